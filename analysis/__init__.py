@@ -1,0 +1,18 @@
+"""Reconstruction, cascades, contribution scores and top-k ablations of a CLT on its ViT."""
+
+from vit_clt.analysis.ablations import ablation_curves, drop_top_k, keep_top_k
+from vit_clt.analysis.cascade import cascade
+from vit_clt.analysis.contributions import contribution_scores, score
+from vit_clt.analysis.moments import contribution_moments
+from vit_clt.analysis.reconstruction import reconstruction
+
+__all__ = [
+    "ablation_curves",
+    "cascade",
+    "contribution_moments",
+    "contribution_scores",
+    "drop_top_k",
+    "keep_top_k",
+    "reconstruction",
+    "score",
+]

@@ -1,0 +1,333 @@
+"""Keep or drop the top-k source layers of one target's reconstruction, and read the model.
+
+The target's MLP output rows are overwritten by b_dec + (kept terms) + (fills of dropped terms),
+through a hook, and zero-shot accuracy and loss are read. Terms come from the teacher trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.analysis.contributions import ContributionScores, contribution_scores
+from vit_clt.analysis.readings import Accuracy, Measure, Readings, gather_readings
+from vit_clt.data import ImageData, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, TokenKind, layer_list, overwrite_mlp_hooks, token_rows
+from vit_clt.hooks.hooked_vit import HOOK_IN
+from vit_clt.transcoder import CrossLayerTranscoder
+from vit_clt.zero_shot import Outcome, ZeroShot
+
+Fill = Literal["zero", "mean", "resample"]
+Mode = Literal["keep", "drop"]
+REFERENCES = ("original", "full", "bias_only", "floor_zero", "floor_mean")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One kept set, beside the lines it is to be read against."""
+
+    top1: float
+    low: float
+    high: float
+    loss: float
+    loss_low: float
+    loss_high: float
+    kept: list[int]
+    """Source layers whose terms stayed."""
+    bias_only: Accuracy
+    """y^ = b_dec: every term dropped, nothing filled in."""
+    floor_zero: Accuracy
+    """The model's own MLP rows at the target set to zero."""
+    floor_mean: Accuracy
+    """The model's own MLP rows at the target set to their mean over the images."""
+    full: Accuracy
+    """Every term kept."""
+    original: Accuracy
+    """The unaltered model."""
+    n: int
+    no_op: bool
+    """Whether these rows cannot reach the output (patch rows of the last layer, CLS pooling)."""
+    readings: Readings
+    name: str
+
+    def recovered(
+        self, floor: Literal["floor_zero", "floor_mean"] = "floor_mean", measure: Measure = "top1"
+    ) -> float:
+        """(value - floor) / (full - floor); NaN where the interval of full - floor contains 0."""
+        return self.readings.recovered(self.name, "full", floor, measure)
+
+
+@dataclass(frozen=True)
+class AblationCurves:
+    """Keep and drop for every k from 0 to the number of sources, one pass over the images."""
+
+    ranking: list[int]
+    """Sources from highest to lowest score."""
+    readings: Readings
+    tokens: TokenKind
+    target: int
+    fill: Fill
+    data: str
+    seed: int
+    no_op: bool
+
+    def at(self, mode: Mode, k: int) -> Accuracy:
+        """The reading with the top k sources kept, or dropped."""
+        return self.readings[f"{mode}_{k}"]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per mode and k, with references and recovered fractions beside it."""
+        original, zero, mean = (
+            self.readings[name] for name in ("original", "floor_zero", "floor_mean")
+        )
+        return pd.DataFrame(
+            {
+                "mode": mode,
+                "k": k,
+                "sources": " ".join(map(str, self.ranking[:k])),
+                **self.at(mode, k).columns(),
+                "baseline": original.top1,
+                "floor_zero": zero.top1,
+                "floor_mean": mean.top1,
+                "loss_baseline": original.loss,
+                "loss_floor_zero": zero.loss,
+                "loss_floor_mean": mean.loss,
+                "recovered_top1": self.readings.recovered(f"{mode}_{k}", "full", "floor_mean"),
+                "recovered_loss": self.readings.recovered(
+                    f"{mode}_{k}", "full", "floor_mean", "loss"
+                ),
+            }
+            for mode in get_args(Mode)
+            for k in range(len(self.ranking) + 1)
+        )
+
+    def figure(self) -> go.Figure:
+        """Accuracy and loss against k, keep and drop, with the reference lines."""
+        from vit_clt.analysis.figures import ablation_figure
+
+        return ablation_figure(self)
+
+
+def keep_top_k(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    k: int = 4,
+    scores: ContributionScores | None = None,
+    target: int = -1,
+    tokens: TokenKind = "cls",
+    fill: Fill = "zero",
+    seed: int = 0,
+    progress: bool = False,
+) -> Ablation:
+    """Keep the k sources with the highest signed score, drop the others.
+
+    Args:
+        vit: the teacher.
+        clt: its transcoder.
+        data: labelled images.
+        zs: the zero-shot classifier.
+        k: how many sources.
+        scores: the ranking; by default projection scores of the same images and rows. Ties go to
+            the later layer.
+        target: the layer whose MLP rows are overwritten; -1 is the last.
+        tokens: rows overwritten.
+        fill: what stands in for a dropped term: "zero", its "mean" over the images at the same
+            row, or "resample", the same term of another image drawn by `seed`.
+        seed: of the resample fill and of the bootstrap.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: an argument out of range, labels without names, or a CLT of another model.
+    """
+    return _one(vit, clt, data, zs, "keep", k, scores, target, tokens, fill, seed, progress)
+
+
+def drop_top_k(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    k: int = 4,
+    scores: ContributionScores | None = None,
+    target: int = -1,
+    tokens: TokenKind = "cls",
+    fill: Fill = "zero",
+    seed: int = 0,
+    progress: bool = False,
+) -> Ablation:
+    """Drop the k sources with the highest signed score, keep the others; see `keep_top_k`."""
+    return _one(vit, clt, data, zs, "drop", k, scores, target, tokens, fill, seed, progress)
+
+
+def ablation_curves(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    scores: ContributionScores | None = None,
+    target: int = -1,
+    tokens: TokenKind = "cls",
+    fill: Fill = "zero",
+    seed: int = 0,
+    progress: bool = False,
+) -> AblationCurves:
+    """Keep and drop for every k from 0 to all sources; arguments as in `keep_top_k`."""
+    data = as_image_data(data)
+    target = _check(vit, target, tokens, fill)
+    scores = scores or contribution_scores(vit, clt, data, tokens=tokens, progress=progress)
+    ranking = rank_sources(scores, target)
+    plans = {
+        f"{mode}_{k}": sorted(ranking[:k] if mode == "keep" else ranking[k:])
+        for mode in get_args(Mode)
+        for k in range(len(ranking) + 1)
+    }
+    readings = read_term_sets(
+        vit, clt, data, zs, plans, scores, target, tokens, fill, seed, progress
+    )
+    return AblationCurves(
+        ranking=ranking,
+        readings=readings,
+        tokens=tokens,
+        target=target,
+        fill=fill,
+        data=data.name,
+        seed=seed,
+        no_op=_is_no_op(vit, target, tokens),
+    )
+
+
+def rank_sources(scores: ContributionScores, target: int) -> list[int]:
+    """Sources of a target from highest to lowest signed score; ties go to the later layer."""
+    row = scores.matrix[target][: target % len(scores.matrix) + 1].tolist()
+    return sorted(range(len(row)), key=lambda s: (-row[s], -s))
+
+
+@torch.no_grad()
+def read_term_sets(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    plans: Mapping[str, Iterable[int]],
+    scores: ContributionScores,
+    target: int,
+    tokens: TokenKind,
+    fill: Fill,
+    seed: int,
+    progress: bool,
+) -> Readings:
+    """Readings of each kept set of sources in `plans`, and of the five references."""
+    rows = token_rows(tokens, vit.cfg.has_cls)
+    device = clt.b_dec.device
+    mean_terms = scores.moments.mean_terms(target)[:, None, rows].float()
+    own_mean = scores.moments.mean_mlp_out(target)[rows].float()
+    donors = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in (*REFERENCES, *plans)}
+    starts = range(0, len(data), data.batch_size)
+    for start in tqdm(starts, f"ablate ({tokens})", disable=not progress):
+        chosen = range(start, min(start + data.batch_size, len(data)))
+        images, labels = data.batch(chosen)
+        terms, resid = _terms(vit, clt, images.to(device), target, rows)
+        if fill == "zero":
+            fills = torch.zeros_like(terms)
+        elif fill == "mean":
+            fills = mean_terms.expand_as(terms)
+        else:
+            other_images, _ = data.batch(donors[list(chosen)].tolist())
+            fills, _ = _terms(vit, clt, other_images.to(device), target, rows)
+        bias = clt.b_dec[target].expand_as(terms[0])
+
+        values: dict[str, Tensor | None] = {
+            "original": None,
+            "full": bias + terms.sum(0),
+            "bias_only": bias,
+            "floor_zero": torch.zeros_like(bias),
+            "floor_mean": own_mean.expand_as(bias),
+        }
+        for name, kept in plans.items():
+            mask = torch.zeros(len(terms), 1, 1, 1, dtype=torch.bool, device=device)
+            mask[list(kept)] = True
+            values[name] = bias + torch.where(mask, terms, fills).sum(0)
+        for name, value in values.items():
+            hooks = overwrite_mlp_hooks([target], tokens, {target: value}) if value is not None else []
+            embeddings = vit.run_with_hooks(resid, start_at_layer=target, fwd_hooks=hooks)
+            outcomes[name].append(zs.read(embeddings, labels))
+    return gather_readings(outcomes, seed)
+
+
+def _terms(
+    vit: HookedViT, clt: CrossLayerTranscoder, images: Tensor, target: int, rows: slice
+) -> tuple[Float[Tensor, "source image row d_model"], Float[Tensor, "image token d_model"]]:
+    # the stream before the target's block is kept: only that block and what follows runs again
+    entry = f"blocks.{target}.hook_resid_pre"
+    names = [HOOK_IN.format(l=s) for s in range(target + 1)]
+    cache = vit.clean_cache(images, [*names, entry])
+    codes = [clt.encode(cache[name][:, rows], layer=s) for s, name in enumerate(names)]
+    return clt.contributions(codes, target=target), cache[entry]
+
+
+def _one(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData | Tensor | Iterable[Any],
+    zs: ZeroShot,
+    mode: Mode,
+    k: int,
+    scores: ContributionScores | None,
+    target: int,
+    tokens: TokenKind,
+    fill: Fill,
+    seed: int,
+    progress: bool,
+) -> Ablation:
+    data = as_image_data(data)
+    target = _check(vit, target, tokens, fill)
+    if not 0 <= k <= target + 1:
+        raise InputError(f"k is {k}; layer {target} has {target + 1} sources, expected 0 to that.")
+    scores = scores or contribution_scores(vit, clt, data, tokens=tokens, progress=progress)
+    ranking = rank_sources(scores, target)
+    kept = sorted(ranking[:k] if mode == "keep" else ranking[k:])
+    name = f"{mode}_{k}"
+    readings = read_term_sets(
+        vit, clt, data, zs, {name: kept}, scores, target, tokens, fill, seed, progress
+    )
+    reading = readings[name]
+    return Ablation(
+        top1=reading.top1,
+        low=reading.low,
+        high=reading.high,
+        loss=reading.loss,
+        loss_low=reading.loss_low,
+        loss_high=reading.loss_high,
+        kept=kept,
+        **{reference: readings[reference] for reference in REFERENCES},
+        n=readings.n,
+        no_op=_is_no_op(vit, target, tokens),
+        readings=readings,
+        name=name,
+    )
+
+
+def _is_no_op(vit: HookedViT, target: int, tokens: TokenKind) -> bool:
+    return tokens == "patch" and target == vit.cfg.n_layers - 1 and vit.cfg.pools_cls
+
+
+def _check(vit: HookedViT, target: int, tokens: TokenKind, fill: str) -> int:
+    token_rows(tokens, vit.cfg.has_cls)
+    if fill not in get_args(Fill):
+        raise InputError(f'fill is "{fill}"; expected "zero", "mean" or "resample".')
+    return layer_list(target, vit.cfg.n_layers)[0]

@@ -1,0 +1,110 @@
+"""open_clip's residual block with TransformerLens hook points, same arithmetic, same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from vit_clt.errors import InputError
+
+# attribute on the block -> TransformerLens 4 name below `blocks.{l}.`
+BLOCK_POINTS = {
+    "hook_resid_pre": "hook_resid_pre",
+    "hook_ln1": "ln1.hook_out",
+    "hook_pattern": "attn.hook_pattern",
+    "hook_attn_out": "hook_attn_out",
+    "hook_resid_mid": "hook_resid_mid",
+    "hook_ln2": "ln2.hook_out",
+    "hook_mlp_in": "mlp.hook_in",
+    "hook_mlp_out": "hook_mlp_out",
+    "hook_resid_post": "hook_resid_post",
+}
+
+
+class Recorder:
+    """Shared by all blocks of a model: while `values` is a dict, no hook fires and it is filled."""
+
+    values: dict[str, Tensor] | None = None
+
+    def __call__(self, point: HookPoint, tensor: Tensor) -> Tensor:
+        """Fire the hook point, or record the tensor under its name."""
+        if self.values is None:
+            return point(tensor)
+        self.values[str(point.name)] = tensor
+        return tensor
+
+
+class HookedBlock(ResidualAttentionBlock):
+    """A block that was a `ResidualAttentionBlock`; made by `adopt`, never constructed.
+
+    x_l is `ln2.hook_out`: the second LayerNorm's output, gain and bias included. It passes
+    `mlp.hook_in` right after, where readers find it with every edit at `ln2.hook_out` applied.
+    y_l is `hook_mlp_out`, before LayerScale where a model has one.
+    """
+
+    at: Recorder
+    use_attn_pattern: bool
+    hook_resid_pre: HookPoint
+    hook_ln1: HookPoint
+    hook_pattern: HookPoint
+    hook_attn_out: HookPoint
+    hook_resid_mid: HookPoint
+    hook_ln2: HookPoint
+    hook_mlp_in: HookPoint
+    hook_mlp_out: HookPoint
+    hook_resid_post: HookPoint
+
+    @staticmethod
+    def adopt(block: nn.Module, recorder: Recorder) -> HookedBlock:
+        """Turn `block` into a HookedBlock in place; its parameters and their names stay.
+
+        Raises:
+            InputError: the block is of another class, whose arithmetic would silently differ.
+        """
+        if type(block) is not ResidualAttentionBlock:
+            raise InputError(
+                f"model has blocks of class {type(block).__name__}; expected open_clip's "
+                "ResidualAttentionBlock (timm and SigLIP towers are not supported)."
+            )
+        block.__class__ = HookedBlock
+        assert isinstance(block, HookedBlock)
+        for attribute in BLOCK_POINTS:
+            setattr(block, attribute, HookPoint())
+        block.at = recorder
+        block.use_attn_pattern = False
+        return block
+
+    def forward(
+        self,
+        q_x: Tensor,
+        k_x: Tensor | None = None,
+        v_x: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Residual stream "batch token d_model" through attention and MLP."""
+        resid_pre = self.at(self.hook_resid_pre, q_x)
+        attn_in = self.at(self.hook_ln1, self.ln_1(resid_pre))
+        if self.use_attn_pattern:
+            attn_out = self._unfused_attention(attn_in)
+        else:
+            attn_out = self.attention(attn_in, attn_mask=attn_mask)
+        attn_out = self.at(self.hook_attn_out, attn_out)
+        resid_mid = self.at(self.hook_resid_mid, resid_pre + self.ls_1(attn_out))
+        x = self.at(self.hook_mlp_in, self.at(self.hook_ln2, self.ln_2(resid_mid)))
+        y = self.at(self.hook_mlp_out, self.mlp(x))
+        return self.at(self.hook_resid_post, resid_mid + self.ls_2(y))
+
+    def _unfused_attention(self, x: Tensor) -> Tensor:
+        # the fused kernel never forms the pattern; this one does, and differs by about 1e-6
+        attn: Any = self.attn
+        qkv = nn.functional.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+        q, k, v = (
+            part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1)
+        )
+        scores = q @ k.mT / attn.head_dim**0.5
+        pattern = self.at(self.hook_pattern, torch.softmax(scores, dim=-1))
+        return attn.out_proj((pattern @ v).transpose(1, 2).flatten(2))

@@ -1,0 +1,331 @@
+"""A frozen CLIP vision tower with TransformerLens hooks, bit-exact to open_clip's `encode_image`."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Float, Int
+from open_clip.transformer import VisionTransformer
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens.hook_points import HookPoint
+
+from vit_clt.config import TeacherIdentity
+from vit_clt.errors import InputError
+from vit_clt.hooks.blocks import BLOCK_POINTS, HookedBlock, Recorder
+from vit_clt.teachers import shipped_teacher
+
+HOOK_IN = "blocks.{l}.ln2.hook_out"
+HOOK_OUT = "blocks.{l}.hook_mlp_out"
+
+NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
+
+
+@dataclass(frozen=True)
+class HookedViTConfig:
+    """Geometry and identity of a hooked ViT; TransformerLens' ActivationCache reads it too."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    image_size: tuple[int, int]
+    """Height and width of an input image, in pixels."""
+    patch_grid: tuple[int, int]
+    """Patches down and across; patch (i, j) is token row 1 + i * across + j."""
+    n_tokens: int
+    """Token rows: the class token (row 0), then the patches."""
+    has_cls: bool
+    pools_cls: bool
+    """Whether the image embedding is read from the class token alone."""
+    d_embed: int
+    activation: str
+    """Class name of the MLPs' activation function."""
+    model: str
+    pretrained: str | None
+    attn_only: bool = False
+    normalization_type: str = "LN"
+
+
+class HookedViT(HookedRootModule):
+    """`vit(images)` equals `clip.encode_image(images)` bit for bit, with hooks on the way.
+
+    Hook points, in order: `hook_input` (fires first in every forward, on what it was given), then
+    per block `blocks.{l}.hook_resid_pre`, `.ln1.hook_out`, `.attn.hook_pattern` (only after
+    `set_use_attn_pattern(True)`), `.hook_attn_out`, `.hook_resid_mid`, `.ln2.hook_out` (x_l),
+    `.mlp.hook_in` (x_l again, after every edit of it), `.hook_mlp_out` (y_l), `.hook_resid_post`.
+
+    The tower is put in eval mode, cast to nothing, and frozen. `state_dict` is open_clip's own.
+    """
+
+    cfg: HookedViTConfig
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        *,
+        model: str = "in memory",
+        pretrained: str | None = None,
+        preprocess: Callable[[Any], Tensor] | None = None,
+        tokenizer: Callable[[list[str]], Tensor] | None = None,
+    ):
+        super().__init__()
+        visual = getattr(clip, "visual", None)
+        if not isinstance(visual, VisionTransformer):
+            raise InputError(
+                f"model has a vision tower of class {type(visual).__name__}; expected open_clip's "
+                "VisionTransformer (timm and SigLIP towers are not supported)."
+            )
+        self.clip = clip.eval().requires_grad_(False)
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.hook_input = HookPoint()
+        self._recorder = Recorder()
+        self.blocks = [HookedBlock.adopt(b, self._recorder) for b in visual.transformer.resblocks]
+        self.cfg = _config_of(visual, self.blocks, model, pretrained)
+        self.setup()
+
+    @classmethod
+    def from_open_clip(
+        cls, model: str, pretrained: str | None = None, *, device: str | torch.device = "cpu"
+    ) -> HookedViT:
+        """Load a CLIP in fp32.
+
+        Args:
+            model: an open_clip name ("ViT-B-32-quickgelu"), `local-dir:PATH` of a folder with
+                open_clip_config.json and open_clip_model.safetensors, or "digits", the teacher
+                that comes with this package.
+            pretrained: an open_clip tag ("openai") or a weights file; None leaves random weights
+                (never with `local-dir:`, which carries its own).
+            device: where to put it.
+
+        Raises:
+            InputError: unknown name or tag, missing or unreadable weights, or a name whose
+                activation function is not the one the weights were trained with.
+        """
+        source = shipped_teacher(model) or model
+        _check_activation(source, pretrained)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="No pretrained weights loaded")
+                clip, _, preprocess = open_clip.create_model_and_transforms(
+                    source, pretrained=pretrained, device=device, precision="fp32"
+                )
+            tokenizer = open_clip.get_tokenizer(source)
+        except (RuntimeError, ValueError, OSError, SafetensorError, KeyError, EOFError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise InputError(
+                f'model "{model}" with pretrained "{pretrained}" cannot be loaded: {reason}'
+            ) from error
+        return cls(
+            clip, model=model, pretrained=pretrained, preprocess=preprocess, tokenizer=tokenizer
+        )
+
+    # ---- running ----------------------------------------------------------------------------
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch *shape"],
+        *,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+    ) -> Float[Tensor, "batch *out"]:
+        """Image embeddings "batch d_embed", not normalised.
+
+        Args:
+            images: "batch 3 height width"; with `start_at_layer`, that block's `hook_resid_pre`,
+                "batch token d_model".
+            start_at_layer: enter at this block.
+            stop_at_layer: return the residual stream "batch token d_model" before this block.
+                Negative layers count from the end, as in TransformerLens.
+
+        Raises:
+            InputError: an input of another shape or kind.
+        """
+        visual: Any = self.clip.visual
+        if start_at_layer is None:
+            self._check_images(images)
+        elif images.shape[1:] != (self.cfg.n_tokens, self.cfg.d_model):
+            raise InputError(
+                f"the residual stream to start from has shape {tuple(images.shape)}; expected "
+                f"(batch, {self.cfg.n_tokens}, {self.cfg.d_model})."
+            )
+        images = self._recorder(self.hook_input, images)
+        # open_clip's own embedding and pooling, so that every pool type stays exact
+        resid = visual._embeds(images) if start_at_layer is None else images
+        for block in self.blocks[start_at_layer:stop_at_layer]:
+            resid = block(resid)
+        if stop_at_layer is not None:
+            return resid
+        pooled, _ = visual._pool(resid)
+        return pooled if visual.proj is None else pooled @ visual.proj
+
+    def encode_image(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
+        """Image embeddings, not normalised; the same as calling the model."""
+        return self(images)
+
+    def encode_text(self, tokens: Int[Tensor, "batch context"]) -> Float[Tensor, "batch d_embed"]:
+        """Text embeddings of token ids (`vit.tokenizer(["a photo of a cat."])`), not normalised."""
+        return self.clip.encode_text(tokens)
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """The factor on cosines, exp(clip.logit_scale)."""
+        return self.clip.logit_scale.exp()
+
+    def clean_cache(
+        self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The unaltered activations `names` of these images; no hook fires, whatever is attached."""
+        unknown = [name for name in names if name not in self.hook_dict]
+        if unknown:
+            raise InputError(f'no hook point is named "{unknown[0]}".')
+        self._recorder.values = recorded = {}
+        try:
+            self.forward(images)
+        finally:
+            self._recorder.values = None
+        return {name: recorded[name] for name in names}
+
+    def run_with_cache(  # type: ignore[override]
+        self, *args: Any, names_filter: NamesFilter = None, **kwargs: Any
+    ) -> tuple[Tensor, ActivationCache]:
+        """TransformerLens' `run_with_cache`; returns (output, ActivationCache).
+
+        Raises:
+            InputError: the filter names a hook point that does not exist, or matches none.
+        """
+        if names_filter is not None:
+            if callable(names_filter):
+                chosen = [name for name in self.hook_dict if names_filter(name)]
+            else:
+                chosen = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+            if not chosen:
+                raise InputError("names_filter matches no hook point; see vit.hook_dict for names.")
+            self._check_names(chosen)
+            names_filter = chosen
+        output, cache = super().run_with_cache(*args, names_filter=names_filter, **kwargs)
+        if not cache:
+            raise InputError("names_filter matches no hook point that this forward reached.")
+        return output, ActivationCache(cache, self)
+
+    @contextmanager
+    def hooks(  # type: ignore[override]
+        self,
+        fwd_hooks: Sequence[tuple[str | Callable[[str], bool], Callable]] = (),
+        bwd_hooks: Sequence[tuple[str | Callable[[str], bool], Callable]] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator[HookedViT]:
+        """TransformerLens' context manager of temporary hooks, with unknown names refused."""
+        self._check_names([n for n, _ in (*fwd_hooks, *bwd_hooks) if isinstance(n, str)])
+        with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
+            yield self
+
+    # ---- set-up -----------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Give hook points their TransformerLens names."""
+        points = {"hook_input": self.hook_input}
+        for l, block in enumerate(self.blocks):
+            for attribute, name in BLOCK_POINTS.items():
+                if attribute != "hook_pattern" or block.use_attn_pattern:
+                    points[f"blocks.{l}.{name}"] = getattr(block, attribute)
+        for name, point in points.items():
+            point.name = name
+        self.hook_dict = dict(points)
+        self.mod_dict = dict(points)
+
+    def set_use_attn_pattern(self, use: bool) -> None:
+        """Compute attention unfused and expose `attn.hook_pattern`.
+
+        Off by default: the unfused path differs from open_clip's by about 1e-6.
+        """
+        for block in self.blocks:
+            block.use_attn_pattern = use
+        self.setup()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """open_clip's state dict, key for key: hook points hold no tensors."""
+        return self.clip.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load an open_clip state dict."""
+        return self.clip.load_state_dict(*args, **kwargs)
+
+    def identity(self) -> TeacherIdentity:
+        """Name, activation function, hooks and weight hash: what a CLT trained on this records."""
+        return TeacherIdentity(
+            model=self.cfg.model,
+            pretrained=self.cfg.pretrained,
+            activation=self.cfg.activation,
+            hook_in=HOOK_IN,
+            hook_out=HOOK_OUT,
+            weights_sha256=self._weights_sha256(),
+        )
+
+    def _weights_sha256(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.clip.visual.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _check_images(self, images: Tensor) -> None:
+        expected = (3, *self.cfg.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise InputError(
+                f"images have shape {tuple(images.shape)}; expected (batch, {expected[0]}, "
+                f"{expected[1]}, {expected[2]})."
+            )
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.hook_dict:
+                hint = "call vit.set_use_attn_pattern(True) first" if "hook_pattern" in name else ""
+                raise InputError(
+                    f'no hook point is named "{name}"; {hint or "see vit.hook_dict for names"}.'
+                )
+
+
+def _config_of(
+    visual: VisionTransformer, blocks: list[HookedBlock], model: str, pretrained: str | None
+) -> HookedViTConfig:
+    if not visual.transformer.batch_first:
+        raise InputError("model has a sequence-first transformer; expected batch_first=True.")
+    width = visual.positional_embedding.shape[-1]
+    return HookedViTConfig(
+        n_layers=len(blocks),
+        d_model=width,
+        n_heads=blocks[0].attn.num_heads,
+        image_size=tuple(visual.image_size),
+        patch_grid=tuple(visual.grid_size),
+        n_tokens=visual.positional_embedding.shape[0],
+        has_cls=True,
+        pools_cls=visual.attn_pool is None and visual.pool_type == "tok",
+        d_embed=visual.proj.shape[-1] if visual.proj is not None else width,
+        activation=type(blocks[0].mlp.gelu).__name__,
+        model=model,
+        pretrained=pretrained,
+    )
+
+
+def _check_activation(model: str, pretrained: str | None) -> None:
+    # open_clip only warns here, and from a file not even that: the numbers would be quietly wrong
+    if pretrained is None or Path(pretrained).exists():
+        return
+    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    config = open_clip.get_model_config(model) or {}
+    if tag and tag.get("quick_gelu", False) and not config.get("quick_gelu", False):
+        raise InputError(
+            f'model is "{model}", which uses GELU; the "{pretrained}" weights expect QuickGELU: '
+            f'use "{model}-quickgelu".'
+        )

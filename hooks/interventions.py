@@ -1,0 +1,44 @@
+"""Interventions on the ViT's own MLPs: rows overwritten by zeros, means, or other images' rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_clt.hooks.hooked_vit import HOOK_OUT
+from vit_clt.hooks.rows import TokenKind, token_rows
+
+FwdHooks = list[tuple[str, Callable[..., Tensor | None]]]
+
+
+def overwrite_mlp_hooks(
+    layers: Iterable[int],
+    tokens: TokenKind,
+    values: Mapping[int, Float[Tensor, "*batch row d_model"]] | None = None,
+) -> FwdHooks:
+    """`fwd_hooks` that overwrite rows of `blocks.{l}.hook_mlp_out`.
+
+    Args:
+        layers: layers to overwrite.
+        tokens: rows to overwrite.
+        values: per layer, what to write on those rows, with or without a batch axis (a mean over
+            images has none). None writes zeros.
+    """
+    rows = token_rows(tokens)
+    return [
+        (
+            HOOK_OUT.format(l=layer),
+            partial(_overwrite, rows=rows, value=None if values is None else values[layer]),
+        )
+        for layer in layers
+    ]
+
+
+def _overwrite(y: Tensor, hook: HookPoint, rows: slice, value: Tensor | None) -> Tensor:
+    out = y.clone()
+    out[:, rows] = 0 if value is None else value.to(y)
+    return out

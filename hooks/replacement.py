@@ -1,0 +1,227 @@
+"""Put a CLT in the place of a ViT's MLPs, through hooks.
+
+At the chosen layers the chosen token rows of `hook_mlp_out` are overwritten by y^_l; other rows
+keep MLP_l(current x_l). With `inputs="stream"` the codes of every source layer, replaced or not,
+come from the live, already altered stream; with "teacher" from a clean pass of the same images.
+An error node makes the row y_clean + (y^_live - y^_clean): bit-exact while nothing intervenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal, get_args
+
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_clt.codes import Codes, DenseCodes
+from vit_clt.errors import InputError
+from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, HookedViT
+from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
+from vit_clt.transcoder import CrossLayerTranscoder
+
+Inputs = Literal["stream", "teacher"]
+FwdHooks = list[tuple[str, Callable[..., Tensor | None]]]
+# read after every edit of x_l, so that it does not matter who registered first
+READ_POINT = "blocks.{l}.mlp.hook_in"
+
+
+def replacement_hooks(
+    clt: CrossLayerTranscoder,
+    *,
+    layers: int | Iterable[int],
+    tokens: TokenKind = "all",
+    inputs: Inputs = "stream",
+    error_node: bool = False,
+    clean: Mapping[str, Tensor] | None = None,
+) -> FwdHooks:
+    """The replacement as a plain TransformerLens `fwd_hooks` list; composes with user hooks.
+
+    Args:
+        clt: the transcoder.
+        layers: layers whose MLP output is overwritten.
+        tokens: rows overwritten: "cls" (row 0), "patch" (the rest) or "all".
+        inputs: where codes come from, "stream" or "teacher".
+        error_node: add the clean pass's reconstruction error back.
+        clean: an activation cache of the same images with `blocks.{l}.ln2.hook_out` (and
+            `blocks.{l}.hook_mlp_out` for error nodes); needed by `inputs="teacher"` and
+            `error_node=True`, because a hook list cannot make a clean pass. `replace_mlps` can.
+
+    Raises:
+        InputError: `clean` is missing or incomplete, or an argument is out of range.
+    """
+    replacement = _Replacement(clt, layers, tokens, inputs, error_node)
+    if replacement.clean_names and clean is None:
+        cause = "error_node=True" if error_node else 'inputs="teacher"'
+        raise InputError(
+            f"clean is None; {cause} needs an activation cache of the same images "
+            "(or use replace_mlps, which makes it)."
+        )
+    for name in replacement.clean_names:
+        if clean is not None and name not in clean:
+            raise InputError(f'clean lacks "{name}"; cache it in a pass of the same images.')
+    replacement.clean = clean or {}
+    return replacement.fwd_hooks()
+
+
+@contextmanager
+def replace_mlps(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    *,
+    layers: int | Iterable[int],
+    tokens: TokenKind = "all",
+    inputs: Inputs = "stream",
+    error_node: bool = False,
+) -> Iterator[HookedViT]:
+    """Within this context every forward of `vit` runs with the CLT in place of its MLPs.
+
+    The clean pass that "teacher" inputs and error nodes need is made for each forward. The CLT's
+    stages are hook points of the model meanwhile: `clt.{s}.hook_codes` "batch token feature" for
+    every source it reads, `clt.{l}.hook_recon` "batch token d_model" for every replaced layer.
+    While one of them has a hook, codes are made for all token rows and written out densely. No
+    hook is left behind, also after an exception.
+
+    Raises:
+        InputError: an argument is out of range, or the CLT belongs to another model.
+    """
+    check_fits(vit, clt)
+    token_rows(tokens, vit.cfg.has_cls)
+    replacement = _Replacement(clt, layers, tokens, inputs, error_node)
+    replacement.vit = vit
+    points = {f"clt.{s}.hook_codes": HookPoint() for s in replacement.sources}
+    points |= {f"clt.{l}.hook_recon": HookPoint() for l in replacement.layers}
+    if shadowed := points.keys() & vit.hook_dict.keys():
+        raise InputError(f'"{min(shadowed)}" exists already; replace_mlps cannot be nested.')
+    for name, point in points.items():
+        point.name = name
+    replacement.points = points
+    vit.hook_dict.update(points)
+    vit.mod_dict.update(points)
+    try:
+        with vit.hooks(fwd_hooks=replacement.fwd_hooks()):
+            yield vit
+    finally:
+        for name in points:
+            vit.hook_dict.pop(name, None)
+            vit.mod_dict.pop(name, None)
+        replacement.forget()
+
+
+def check_fits(vit: HookedViT, clt: CrossLayerTranscoder) -> None:
+    """Refuse a CLT of another shape, or one that names another teacher.
+
+    Raises:
+        InputError: what does not match. `clt.forget_teacher()` lifts the check on the teacher.
+    """
+    have = (clt.config.n_layers, clt.config.d_model)
+    want = (vit.cfg.n_layers, vit.cfg.d_model)
+    if have != want:
+        raise InputError(
+            f"the CLT is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
+            f"width {want[1]}, as in model {vit.cfg.model}."
+        )
+    recorded = clt.config.teacher
+    if recorded is None:
+        return
+    found = vit.identity()
+    for field in ("activation", "hook_in", "hook_out", "weights_sha256"):
+        if getattr(recorded, field) != getattr(found, field):
+            raise InputError(
+                f"the CLT was trained on {recorded.model} ({recorded.pretrained}) with {field} "
+                f"{getattr(recorded, field)[:24]}; this model has {getattr(found, field)[:24]} "
+                "(clt.forget_teacher() lifts this check)."
+            )
+
+
+class _Replacement:
+    """The hooks of one replacement and the codes of the forward they are in."""
+
+    def __init__(
+        self,
+        clt: CrossLayerTranscoder,
+        layers: int | Iterable[int],
+        tokens: TokenKind,
+        inputs: Inputs,
+        error_node: bool,
+    ):
+        if inputs not in get_args(Inputs):
+            raise InputError(f'inputs is "{inputs}"; expected "stream" or "teacher".')
+        self.clt = clt
+        self.layers = layer_list(layers, clt.config.n_layers)
+        self.sources = range(self.layers[-1] + 1)
+        self.rows = token_rows(tokens)
+        self.stream = inputs == "stream"
+        self.error_node = error_node
+        self.points: Mapping[str, HookPoint] = {}
+        self.vit: HookedViT | None = None
+        self.clean: Mapping[str, Tensor] = {}
+        self.clean_names: list[str] = []
+        if error_node or not self.stream:
+            self.clean_names += [HOOK_IN.format(l=s) for s in self.sources]
+        if error_node:
+            self.clean_names += [HOOK_OUT.format(l=l) for l in self.layers]
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what belongs to one forward: codes never outlive it."""
+        self.codes: list[Codes] = []
+        self.clean_codes: list[Codes] = []
+
+    def fwd_hooks(self) -> FwdHooks:
+        hooks: FwdHooks = [("hook_input", self._begin)]
+        hooks += [(READ_POINT.format(l=s), partial(self._read, layer=s)) for s in self.sources]
+        hooks += [(HOOK_OUT.format(l=l), partial(self._write, layer=l)) for l in self.layers]
+        return hooks
+
+    def _begin(self, start: Tensor, hook: HookPoint) -> None:
+        self.forget()
+        listening = any(point.has_hooks() for point in self.points.values())
+        # codes and reconstructions are row-wise: encode only what is written, unless a hook looks
+        self.encoded = slice(None) if listening else self.rows
+        self.written = self.rows if listening else slice(None)
+        if self.vit is not None and self.clean_names:
+            self.clean = self.vit.clean_cache(start, self.clean_names)
+
+    def _read(self, x: Tensor, hook: HookPoint, layer: int) -> None:
+        while self.clean_names and len(self.clean_codes) <= layer:
+            source = len(self.clean_codes)
+            clean_x = self.clean[HOOK_IN.format(l=source)]
+            if clean_x.shape != x.shape:
+                raise InputError(
+                    f"clean has shape {tuple(clean_x.shape)}; expected {tuple(x.shape)}, the same "
+                    "images."
+                )
+            codes = self.clt.encode(clean_x[:, self.encoded], layer=source)
+            self.clean_codes.append(codes)
+            if not self.stream:
+                self.codes.append(self._expose(codes, source))
+        if self.stream:
+            if len(self.codes) != layer:
+                raise InputError(
+                    f"this forward starts after layer {len(self.codes)}, whose codes the stream "
+                    'needs; start at layer 0, or use inputs="teacher".'
+                )
+            self.codes.append(self._expose(self.clt.encode(x[:, self.encoded], layer=layer), layer))
+
+    def _expose(self, codes: Codes, layer: int) -> Codes:
+        point = self.points.get(f"clt.{layer}.hook_codes")
+        if point is None or not point.has_hooks():
+            return codes
+        return DenseCodes(point(codes.to_dense()))
+
+    def _write(self, y: Tensor, hook: HookPoint, layer: int) -> Tensor:
+        recon = self.clt.decode(self.codes, target=layer)
+        point = self.points.get(f"clt.{layer}.hook_recon")
+        if point is not None:
+            recon = point(recon)
+        if self.error_node:
+            clean_y = self.clean[HOOK_OUT.format(l=layer)][:, self.encoded]
+            recon = clean_y + (recon - self.clt.decode(self.clean_codes, target=layer))
+        out = y.clone()
+        out[:, self.rows] = recon[:, self.written].to(y.dtype)
+        if layer == self.layers[-1]:
+            self.forget()
+        return out

@@ -1,0 +1,33 @@
+"""Zero-shot prompts: facts from OpenAI's published CLIP prompt list (openai/CLIP, data/prompts.md)."""
+
+from __future__ import annotations
+
+SINGLE_TEMPLATE = ["a photo of a {}."]
+
+_ADJECTIVES = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
+CIFAR_TEMPLATES = (
+    [f"a {adjective}photo of a {{}}." for adjective in _ADJECTIVES]
+    + [f"a photo of a {size} {{}}." for size in ("small", "big")]
+    + [f"a {adjective}photo of the {{}}." for adjective in _ADJECTIVES]
+    + [f"a photo of the {size} {{}}." for size in ("small", "big")]
+)
+TEMPLATE_SETS = {"single": SINGLE_TEMPLATE, "ensemble": CIFAR_TEMPLATES}
+
+CIFAR10_CLASSES = [
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+]  # fmt: skip
+
+CIFAR100_CLASSES = [
+    "apple", "aquarium fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle",
+    "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle",
+    "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile", "cup",
+    "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house",
+    "kangaroo", "keyboard", "lamp", "lawn mower", "leopard", "lion", "lizard", "lobster", "man",
+    "maple tree", "motorcycle", "mountain", "mouse", "mushroom", "oak tree", "orange", "orchid",
+    "otter", "palm tree", "pear", "pickup truck", "pine tree", "plain", "plate", "poppy",
+    "porcupine", "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal",
+    "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar",
+    "sunflower", "sweet pepper", "table", "tank", "telephone", "television", "tiger", "tractor",
+    "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow tree", "wolf", "woman",
+    "worm",
+]  # fmt: skip

@@ -1,0 +1,92 @@
+"""Zero-shot classification with open_clip's own classifier builder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vit_clt.errors import InputError
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.prompts import TEMPLATE_SETS
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Per image: whether the top class is right, and the cross-entropy in nats."""
+
+    correct: Bool[Tensor, " image"]
+    loss: Float[Tensor, " image"]
+
+
+class ZeroShot:
+    """A linear classifier whose columns are the unit text embeddings of the class names.
+
+    Args:
+        vit: whose text tower and logit scale are used.
+        class_names: put into the templates in label order.
+        templates: "single" ("a photo of a {}."), "ensemble" (the 18 CIFAR templates), or a list.
+
+    Raises:
+        InputError: no class names, a template without "{}", or a model without a tokenizer.
+    """
+
+    weights: Float[Tensor, "d_embed class"]
+
+    def __init__(
+        self,
+        vit: HookedViT,
+        class_names: Sequence[str],
+        templates: str | Sequence[str] = "ensemble",
+    ):
+        if not class_names:
+            raise InputError("class-names is empty; zero-shot accuracy needs a name per label.")
+        if vit.tokenizer is None:
+            raise InputError("vit has no tokenizer; expected one from HookedViT.from_open_clip.")
+        if isinstance(templates, str):
+            if templates not in TEMPLATE_SETS:
+                raise InputError(f'templates is "{templates}"; expected "single" or "ensemble".')
+            self.name = templates
+            templates = TEMPLATE_SETS[templates]
+        else:
+            self.name = f"{len(templates)} templates"
+        for template in templates:
+            if "{}" not in template:
+                raise InputError(f'templates holds "{template}"; expected "{{}}" in each.')
+        self.class_names = list(class_names)
+        with torch.no_grad():
+            self.weights = open_clip.build_zero_shot_classifier(
+                vit.clip,
+                tokenizer=vit.tokenizer,
+                classnames=self.class_names,
+                templates=list(templates),
+                device=vit.logit_scale.device,
+            )
+            self.logit_scale = vit.logit_scale
+
+    def logits(self, embeddings: Float[Tensor, "image d_embed"]) -> Float[Tensor, "image class"]:
+        """exp(logit_scale) times the cosine of image and class."""
+        return self.logit_scale * F.normalize(embeddings, dim=-1) @ self.weights
+
+    def read(
+        self, embeddings: Float[Tensor, "image d_embed"], labels: Int[Tensor, " image"]
+    ) -> Outcome:
+        """Top-1 and loss per image.
+
+        Raises:
+            InputError: a label without a class name.
+        """
+        labels = labels.to(embeddings.device)
+        if labels.min() < 0 or labels.max() >= len(self.class_names):
+            raise InputError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to "
+                f"{len(self.class_names) - 1}, one per class name."
+            )
+        logits = self.logits(embeddings)
+        loss = F.cross_entropy(logits.double(), labels, reduction="none")
+        return Outcome((logits.argmax(-1) == labels).cpu(), loss.float().cpu())
