@@ -23,6 +23,7 @@ from vit_clt.data import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, TokenKind, layer_list, overwrite_mlp_hooks, token_rows
 from vit_clt.hooks.hooked_vit import HOOK_IN
+from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot
 
@@ -78,6 +79,8 @@ class AblationCurves:
     fill: Fill
     data: str
     seed: int
+    l0: float
+    """Active features a token and layer on these rows."""
     no_op: bool
 
     def at(self, mode: Mode, k: int) -> Accuracy:
@@ -109,6 +112,36 @@ class AblationCurves:
             for mode in get_args(Mode)
             for k in range(len(self.ranking) + 1)
         )
+
+    def metrics(self, prefix: str = "") -> list[Metric]:
+        """Accuracy and loss of every point, beside the mean floor and the unaltered model."""
+        original, floor = self.readings["original"], self.readings["floor_mean"]
+        found = []
+        for name in (*REFERENCES[1:], *(n for n in self.readings.names if n not in REFERENCES)):
+            r = self.readings[name]
+            found += [
+                Metric(
+                    f"{prefix}{name}_top1",
+                    r.top1,
+                    "fraction",
+                    r.n,
+                    r.low,
+                    r.high,
+                    floor.top1,
+                    original.top1,
+                ),
+                Metric(
+                    f"{prefix}{name}_loss",
+                    r.loss,
+                    "nats",
+                    r.n,
+                    r.loss_low,
+                    r.loss_high,
+                    floor.loss,
+                    original.loss,
+                ),
+            ]
+        return found
 
     def figure(self) -> go.Figure:
         """Accuracy and loss against k, keep and drop, with the reference lines."""
@@ -206,6 +239,7 @@ def ablation_curves(
         fill=fill,
         data=data.name,
         seed=seed,
+        l0=scores.l0,
         no_op=_is_no_op(vit, target, tokens),
     )
 
@@ -263,7 +297,9 @@ def read_term_sets(
             mask[list(kept)] = True
             values[name] = bias + torch.where(mask, terms, fills).sum(0)
         for name, value in values.items():
-            hooks = overwrite_mlp_hooks([target], tokens, {target: value}) if value is not None else []
+            hooks = (
+                overwrite_mlp_hooks([target], tokens, {target: value}) if value is not None else []
+            )
             embeddings = vit.run_with_hooks(resid, start_at_layer=target, fwd_hooks=hooks)
             outcomes[name].append(zs.read(embeddings, labels))
     return gather_readings(outcomes, seed)

@@ -110,9 +110,7 @@ def cascade(
                 replaced = vit(images)
             zero = vit.run_with_hooks(images, fwd_hooks=overwrite_mlp_hooks(layers, tokens))
             values = {l: means[l, rows] for l in layers}
-            mean = vit.run_with_hooks(
-                images, fwd_hooks=overwrite_mlp_hooks(layers, tokens, values)
-            )
+            mean = vit.run_with_hooks(images, fwd_hooks=overwrite_mlp_hooks(layers, tokens, values))
             for name, embeddings in (
                 ("replaced", replaced),
                 ("floor_zero", zero),

@@ -36,6 +36,15 @@ from vit_clt.transcoder import CrossLayerTranscoder
 
 ScoreKind = Literal["projection", "centred", "norm", "loo", "loo_r2"]
 Reduce = Literal["mean_of_ratios", "ratio_of_means"]
+ALL_SCORES: tuple[tuple[ScoreKind, Reduce], ...] = (
+    ("projection", "mean_of_ratios"),
+    ("projection", "ratio_of_means"),
+    ("centred", "ratio_of_means"),
+    ("norm", "mean_of_ratios"),
+    ("norm", "ratio_of_means"),
+    ("loo", "ratio_of_means"),
+    ("loo_r2", "ratio_of_means"),
+)
 # rows whose ||y^||^2 is below this share of its mean are left out of mean ratios, and counted
 NEGLIGIBLE = 1e-12
 
@@ -51,6 +60,7 @@ class ContributionScores:
     """Rows left out because ||y^||^2 is negligible (mean of ratios only)."""
     kind: ScoreKind
     reduce: Reduce
+    """How it was averaged; centred, loo and loo_r2 are ratios of means by definition."""
     tokens: TokenKind
     n_images: int
     data: str
@@ -118,19 +128,20 @@ def score(
     rows = token_rows(tokens, moments.has_cls)
     if kind == "centred" and moments.n_images < 2:
         raise InputError("images has 1 row; centred scores need at least 2 images.")
+    if kind not in ("projection", "norm"):
+        reduce = "ratio_of_means"
     n = len(moments.targets)
     matrix = torch.full((n, n), torch.nan, dtype=torch.float64)
     bias = torch.zeros(n, dtype=torch.float64)
     excluded = torch.zeros(n, dtype=torch.long)
     for l, target in enumerate(moments.targets):
         b = moments.b_dec[l]
-        if kind in ("projection", "norm") and reduce == "mean_of_ratios":
-            shares, bias_share, left_out = _mean_of_ratios(target, rows, kind)
+        if reduce == "mean_of_ratios":
+            shares, bias[l], left_out = _mean_of_ratios(target, rows, kind)
             excluded[l] = left_out
         else:
-            shares, bias_share = _ratio_of_means(target, rows, kind, b, moments.n_images)
+            shares, bias[l] = _ratio_of_means(target, rows, kind, b, moments.n_images)
         matrix[l, : l + 1] = shares.cpu()
-        bias[l] = float(bias_share)
     return ContributionScores(
         matrix=matrix,
         bias=bias,
@@ -196,4 +207,6 @@ def _ratio_of_means(
 def _check_choice(kind: str, reduce: str) -> None:
     for name, value, choices in (("kind", kind, ScoreKind), ("reduce", reduce, Reduce)):
         if value not in get_args(choices):
-            raise InputError(f'{name} is "{value}"; expected one of {", ".join(get_args(choices))}.')
+            raise InputError(
+                f'{name} is "{value}"; expected one of {", ".join(get_args(choices))}.'
+            )

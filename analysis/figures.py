@@ -28,8 +28,8 @@ def contribution_figure(grid: Sequence[Sequence[ContributionScores]]) -> go.Figu
     cells = [scores for row in grid for scores in row]
     n_columns = max(len(row) for row in grid)
     titles = [
-        f"{ROW_NAMES[scores.tokens]} · {scores.kind}" + (f" ({scores.reduce.replace('_', ' ')})"
-        if scores.kind in ("projection", "norm") else "")
+        f"{ROW_NAMES[scores.tokens]} · {scores.kind}"
+        + (f" ({scores.reduce.replace('_', ' ')})" if scores.kind in ("projection", "norm") else "")
         for scores in cells
     ]
     top = max(float(scores.matrix.nan_to_num().abs().max()) for scores in cells)

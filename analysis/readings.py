@@ -80,7 +80,9 @@ class Readings:
 def gather_readings(outcomes: Mapping[str, list[Outcome]], seed: int = 0) -> Readings:
     """Batches of outcomes per version to readings; every version saw the same images in order."""
     per_image: dict[Measure, np.ndarray] = {
-        "top1": _columns([torch.cat([o.correct for o in batches]) for batches in outcomes.values()]),
+        "top1": _columns(
+            [torch.cat([o.correct for o in batches]) for batches in outcomes.values()]
+        ),
         "loss": _columns([torch.cat([o.loss for o in batches]) for batches in outcomes.values()]),
     }
     return Readings(

@@ -1,4 +1,4 @@
-"""A frozen CLIP vision tower with TransformerLens hooks, bit-exact to open_clip's `encode_image`."""
+"""A frozen CLIP vision tower with TransformerLens hooks, bit-exact to open_clip."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from vit_clt.teachers import shipped_teacher
 HOOK_IN = "blocks.{l}.ln2.hook_out"
 HOOK_OUT = "blocks.{l}.hook_mlp_out"
 
+FwdHooks = list[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 
 
@@ -168,27 +169,32 @@ class HookedViT(HookedRootModule):
         pooled, _ = visual._pool(resid)
         return pooled if visual.proj is None else pooled @ visual.proj
 
-    def encode_image(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d"]:
+    def encode_image(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch d"]:
         """Image embeddings, not normalised; the same as calling the model."""
         return self(images)
 
     def encode_text(self, tokens: Int[Tensor, "batch context"]) -> Float[Tensor, "batch d_embed"]:
         """Text embeddings of token ids (`vit.tokenizer(["a photo of a cat."])`), not normalised."""
-        return self.clip.encode_text(tokens)
+        clip: Any = self.clip
+        return clip.encode_text(tokens)
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
         """The factor on cosines, exp(clip.logit_scale)."""
-        return self.clip.logit_scale.exp()
+        clip: Any = self.clip
+        return clip.logit_scale.exp()
 
     def clean_cache(
         self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
     ) -> dict[str, Tensor]:
-        """The unaltered activations `names` of these images; no hook fires, whatever is attached."""
+        """The unaltered activations `names`; no hook fires, whatever is attached to the model."""
         unknown = [name for name in names if name not in self.hook_dict]
         if unknown:
             raise InputError(f'no hook point is named "{unknown[0]}".')
-        self._recorder.values = recorded = {}
+        recorded: dict[str, Tensor] = {}
+        self._recorder.values = recorded
         try:
             self.forward(images)
         finally:
@@ -220,8 +226,8 @@ class HookedViT(HookedRootModule):
     @contextmanager
     def hooks(  # type: ignore[override]
         self,
-        fwd_hooks: Sequence[tuple[str | Callable[[str], bool], Callable]] = (),
-        bwd_hooks: Sequence[tuple[str | Callable[[str], bool], Callable]] = (),
+        fwd_hooks: FwdHooks | tuple[()] = (),
+        bwd_hooks: FwdHooks | tuple[()] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator[HookedViT]:
@@ -253,7 +259,7 @@ class HookedViT(HookedRootModule):
             block.use_attn_pattern = use
         self.setup()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """open_clip's state dict, key for key: hook points hold no tensors."""
         return self.clip.state_dict(*args, **kwargs)
 
@@ -273,8 +279,9 @@ class HookedViT(HookedRootModule):
         )
 
     def _weights_sha256(self) -> str:
+        visual: Any = self.clip.visual
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.clip.visual.state_dict().items()):
+        for name, tensor in sorted(visual.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

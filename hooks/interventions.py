@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.hooks.hooked_vit import HOOK_OUT
+from vit_clt.hooks.hooked_vit import HOOK_OUT, FwdHooks
 from vit_clt.hooks.rows import TokenKind, token_rows
-
-FwdHooks = list[tuple[str, Callable[..., Tensor | None]]]
 
 
 def overwrite_mlp_hooks(

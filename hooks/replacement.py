@@ -8,7 +8,7 @@ An error node makes the row y_clean + (y^_live - y^_clean): bit-exact while noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal, get_args
@@ -18,12 +18,11 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_clt.codes import Codes, DenseCodes
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, HookedViT
+from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, FwdHooks, HookedViT
 from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
 from vit_clt.transcoder import CrossLayerTranscoder
 
 Inputs = Literal["stream", "teacher"]
-FwdHooks = list[tuple[str, Callable[..., Tensor | None]]]
 # read after every edit of x_l, so that it does not matter who registered first
 READ_POINT = "blocks.{l}.mlp.hook_in"
 

@@ -19,7 +19,9 @@ def token_rows(tokens: TokenKind, has_cls: bool = True) -> slice:
     if tokens not in get_args(TokenKind):
         raise InputError(f'tokens is "{tokens}"; expected "cls", "patch" or "all".')
     if tokens == "cls" and not has_cls:
-        raise InputError('tokens is "cls"; this model has no class token, expected "patch" or "all".')
+        raise InputError(
+            'tokens is "cls"; this model has no class token, expected "patch" or "all".'
+        )
     if tokens == "all":
         return slice(None)
     if tokens == "cls":

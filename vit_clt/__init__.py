@@ -33,7 +33,21 @@ _HOME = {
     "load_data": "data",
     "train": "training",
 }
-__all__ = list(_HOME)
+__all__ = [
+    "AbsTopK",
+    "CLTConfig",
+    "CrossLayerTranscoder",
+    "DenseCodes",
+    "ImageData",
+    "InputError",
+    "JumpReLU",
+    "ReLUTopK",
+    "SparseCodes",
+    "TrainConfig",
+    "ZeroShot",
+    "load_data",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

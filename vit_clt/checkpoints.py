@@ -34,7 +34,7 @@ class PretrainedCLT(
     license="mit",
     tags=["interpretability", "cross-layer-transcoder", "vision-transformer"],
 ):
-    """A module built from a `CLTConfig` that can be saved to and loaded from a folder or the Hub."""
+    """A module built from a `CLTConfig`, saved to and loaded from a folder or the Hub."""
 
     config: CLTConfig
 
@@ -67,9 +67,7 @@ class PretrainedCLT(
         (save_directory / CONFIG_FILE).write_text(text + "\n")
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
-    ) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
         """Load a CLT from a folder or a Hub id.
 
         Raises:

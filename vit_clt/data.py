@@ -1,4 +1,4 @@
-"""Images: one interface over Hugging Face data sets, local files, scikit-learn's digits, tensors."""
+"""Images: one interface over Hugging Face data sets, local files, the digits, and tensors."""
 
 from __future__ import annotations
 

@@ -1,10 +1,18 @@
-"""Zero-shot prompts: facts from OpenAI's published CLIP prompt list (openai/CLIP, data/prompts.md)."""
+"""Zero-shot prompts: facts from OpenAI's published list (openai/CLIP, data/prompts.md)."""
 
 from __future__ import annotations
 
 SINGLE_TEMPLATE = ["a photo of a {}."]
 
-_ADJECTIVES = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
+_ADJECTIVES = (
+    "",
+    "blurry ",
+    "black and white ",
+    "low contrast ",
+    "high contrast ",
+    "bad ",
+    "good ",
+)
 CIFAR_TEMPLATES = (
     [f"a {adjective}photo of a {{}}." for adjective in _ADJECTIVES]
     + [f"a photo of a {size} {{}}." for size in ("small", "big")]

@@ -1,4 +1,4 @@
-"""The three sparsifiers: pre-activations a -> codes z, each one frozen dataclass with its equation."""
+"""The three sparsifiers, pre-activations a -> codes z: a frozen dataclass and equation each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ReLUTopK:
 
 @dataclass(frozen=True)
 class AbsTopK:
-    """z keeps the k entries of a with the largest |a|, sign included, no ReLU (arXiv 2510.00404)."""
+    """z keeps the k entries of a with largest |a|, sign included, no ReLU (arXiv 2510.00404)."""
 
     k: int = 128
     """Active features per token and layer, exactly."""

@@ -236,7 +236,8 @@ def _weights(batch: TokenBatch, settings: TrainConfig) -> Tensor:
 
 
 def _fvu(y_hat: Tensor, y: Tensor, batch: TokenBatch) -> dict[str, float]:
-    rows = {"fvu": slice(None), "fvu_cls": batch.is_cls, "fvu_patch": ~batch.is_cls}
+    everything = torch.ones_like(batch.is_cls)
+    rows = {"fvu": everything, "fvu_cls": batch.is_cls, "fvu_patch": ~batch.is_cls}
     found = {}
     for name, chosen in rows.items():
         true, error = y[:, chosen], (y_hat - y)[:, chosen]

@@ -29,7 +29,8 @@ class CrossLayerTranscoder(PretrainedCLT):
     """A CLT, its parameters public.
 
     W_enc[s] "feature d_model", b_enc "layer feature", W_dec[s] "target feature d_model" (targets
-    s..L-1), b_dec "layer d_model" and, for JumpReLU, log_theta "layer feature" (else None). Weights start at W_enc ~ U(+-1/sqrt(F)), W_dec ~ U(+-1/sqrt(L d)), biases 0 (our choice; the
+    s..L-1), b_dec "layer d_model" and, for JumpReLU, log_theta "layer feature" (else None).
+    Weights start at W_enc ~ U(+-1/sqrt(F)), W_dec ~ U(+-1/sqrt(L d)), biases 0 (our choice; the
     paper is silent).
     """
 
@@ -54,7 +55,7 @@ class CrossLayerTranscoder(PretrainedCLT):
                     decoder[1:] = 0
 
     def encode(self, x: Float[Tensor, "*layer_token d_model"], layer: int | None = None) -> Codes:
-        """Codes of MLP inputs: x "layer *token d_model" for all layers, or one layer's "*token d_model".
+        """Codes of MLP inputs, of all layers ("layer *token d_model") or of one ("*token d_model").
 
         Args:
             x: LayerNorm 2 outputs, raw units.
@@ -114,7 +115,7 @@ class CrossLayerTranscoder(PretrainedCLT):
 
     @torch.no_grad()
     def rescale_(self, x: Float[Tensor, " layer"], y: Float[Tensor, " layer"]) -> None:
-        """Fold normalisation in: what was trained on (x * x_l, y * y_l) then maps raw to raw units."""
+        """Fold normalisation in: a CLT trained on (x * x_l, y * y_l) then maps raw to raw units."""
         for s, (encoder, decoder) in enumerate(zip(self.W_enc, self.W_dec, strict=True)):
             encoder.mul_(x[s])
             decoder.div_(y[s:, None, None])

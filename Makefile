@@ -1,0 +1,45 @@
+# Python 3.10 or newer and a package registry are all that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test check format lint types clean
+
+help:            ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
+
+$(STAMP): pyproject.toml
+	@echo "== setting up $(VENV) (about two minutes and 6 GB the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
+
+setup: $(STAMP)  ## create the environment that all targets share
+
+demo: $(STAMP)   ## train and study a CLT on handwritten digits, offline, under two minutes
+	@echo "== vit-clt demo, into out/demo"
+	@$(BIN)/vit-clt demo --out out/demo --overwrite
+
+test: $(STAMP)   ## run the tests
+	@echo "== tests"
+	@$(BIN)/python -m pytest -q
+
+check: format lint types test  ## exactly what CI runs
+
+format: $(STAMP) ## fail if a file is not formatted
+	@echo "== format"
+	@$(BIN)/ruff format --check .
+
+lint: $(STAMP)   ## ruff
+	@echo "== lint"
+	@$(BIN)/ruff check .
+
+types: $(STAMP)  ## mypy on the package as it is installed
+	@echo "== types"
+	@rm -rf build && mkdir build
+	@$(BIN)/python -c "import setuptools; setuptools.setup()" --quiet build_py --build-lib build/types 2> build/types.log || (cat build/types.log; false)
+	@MYPYPATH=build/types $(BIN)/mypy
+
+clean:           ## remove the environment and everything generated
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,232 @@
+"""The offline study behind `vit-clt demo`: digits model, CLT, replacement, scores, ablations."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import pandas as pd
+import torch
+
+from vit_clt.analysis.ablations import AblationCurves, ablation_curves
+from vit_clt.analysis.cascade import Cascade, cascade
+from vit_clt.analysis.contributions import ContributionScores, contribution_scores, score
+from vit_clt.analysis.figures import (
+    ROW_NAMES,
+    ablation_figure,
+    contribution_figure,
+    reconstruction_figure,
+)
+from vit_clt.analysis.reconstruction import Reconstruction, reconstruction
+from vit_clt.analysis.report import Section, render_report
+from vit_clt.config import CLTConfig
+from vit_clt.data import load_data
+from vit_clt.hooks import HookedViT, TokenKind
+from vit_clt.metrics import Metric
+from vit_clt.sparsifiers import ReLUTopK
+from vit_clt.training import PRESETS, train
+from vit_clt.transcoder import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+MEANING = (
+    "C(s→l) says from which depth y_l, the output of the MLP at layer l, can be sparsely read: the "
+    "share of its reconstruction that is decoded from features computed at layer s. It does not "
+    "say what the MLP at layer s contributed, because those features read the whole stream up to "
+    "that depth, attention included. A reconstruction can be right about outputs and wrong about "
+    "mechanism, so read every score beside a causal ablation, and every accuracy beside its loss "
+    "and floors: where putting the MLPs at their mean costs little, keeping accuracy shows little."
+)
+
+
+@dataclass(frozen=True)
+class DemoStudy:
+    """Everything the demo measured."""
+
+    clt: CrossLayerTranscoder
+    train_name: str
+    test_name: str
+    n_test: int
+    seed: int
+    seconds: float
+    cascades: dict[TokenKind, Cascade]
+    reconstruction: Reconstruction
+    scores: list[list[ContributionScores]]
+    curves: list[AblationCurves]
+
+    def metrics(self) -> list[Metric]:
+        """The study's numbers, as written to metrics.json."""
+        teacher = self.cascades["all"].readings["original"]
+        n = self.n_test
+        found = [
+            Metric("teacher_top1", teacher.top1, "fraction", n, teacher.low, teacher.high, 0.1),
+            Metric("teacher_loss", teacher.loss, "nats", n, teacher.loss_low, teacher.loss_high),
+            Metric("r2_patch", self.reconstruction.mean("patch"), "fraction", n, floor=0.0),
+            Metric("r2_cls", self.reconstruction.mean("cls"), "fraction", n, floor=0.0),
+            Metric("l0", self.reconstruction.mean("all", "l0"), "count", n),
+            Metric("dead", self.reconstruction.mean("all", "dead"), "fraction", n),
+            Metric("seconds", self.seconds, "seconds", n),
+        ]
+        for tokens, result in self.cascades.items():
+            r = result.to_frame().iloc[0]
+            found.append(
+                Metric(
+                    f"replaced_{tokens}_top1",
+                    r.top1,
+                    "fraction",
+                    n,
+                    r.top1_low,
+                    r.top1_high,
+                    r.floor_mean,
+                    r.baseline,
+                )
+            )
+            found.append(
+                Metric(
+                    f"replaced_{tokens}_loss",
+                    r.loss,
+                    "nats",
+                    n,
+                    r.loss_low,
+                    r.loss_high,
+                    r.loss_floor_mean,
+                    r.loss_baseline,
+                )
+            )
+        for curves in self.curves:
+            found += curves.metrics(prefix=f"fill_{curves.fill}_")
+        return found
+
+    def context(self) -> dict[str, object]:
+        """What the numbers were measured on."""
+        return {
+            "command": "demo",
+            "data": self.test_name,
+            "trained_on": self.train_name,
+            "tokens": "cls patch all",
+            "trajectory": "stream for replacement, teacher for scores and ablations",
+            "l0": self.reconstruction.mean("all", "l0"),
+            "fill": " ".join(curves.fill for curves in self.curves),
+            "seed": self.seed,
+            "templates": "ensemble",
+            "clt": self.clt.config.to_json(),
+        }
+
+    def report(self) -> str:
+        """report.html as a string."""
+        config = self.clt.config
+        rows = []
+        for tokens, result in self.cascades.items():
+            r = result.to_frame().iloc[0]
+            rows.append(
+                {
+                    "rows replaced, all layers": ROW_NAMES[tokens],
+                    "with the CLT": f"{_percent(r.top1)} ({_percent(r.top1_low)}–"
+                    f"{_percent(r.top1_high)})",
+                    "unaltered": _percent(r.baseline),
+                    "MLP rows at mean": _percent(r.floor_mean),
+                    "MLP rows at zero": _percent(r.floor_zero),
+                    "loss with the CLT": f"{r.loss:.4f} ({r.loss_low:.4f}–{r.loss_high:.4f})",
+                    "loss unaltered": f"{r.loss_baseline:.4f}",
+                    "loss at mean": f"{r.loss_floor_mean:.4f}",
+                    "loss at zero": f"{r.loss_floor_zero:.4f}",
+                }
+            )
+        mean = self.reconstruction.mean
+        sections = [
+            Section(
+                "What was done",
+                facts={
+                    "Model": "the digits CLIP shipped with vit-clt: 8 layers, width 64, 16 patches "
+                    "and a class token (CLS) a image",
+                    "Images": f"trained on {self.train_name}, measured on {self.test_name}, "
+                    f"N = {self.n_test}, which neither the model nor the CLT was trained on",
+                    "CLT": f"{config.n_features} features a layer, ReLU-TopK, measured L0 "
+                    f"{mean('all', 'l0'):.1f} a token, {config.n_parameters() / 1e6:.1f} M "
+                    "parameters",
+                    "Reconstruction": f"R² as a mean over layers {mean('patch'):.3f} on patch rows "
+                    f"and {mean('cls'):.3f} on CLS rows (0 is predicting the mean)",
+                    "Seed, time": f"{self.seed}; {self.seconds:.0f} s",
+                },
+            ),
+            Section("What the numbers say, and what they do not", [MEANING]),
+            Section(
+                "Accuracy with the MLPs replaced",
+                [
+                    "Every MLP's output rows replaced by the CLT, which reads the live, already "
+                    "altered stream. Accuracy in percent, loss in nats, 95 % bootstrap intervals "
+                    "over images; templates: ensemble of 18."
+                ],
+                [pd.DataFrame(rows)],
+            ),
+            Section(
+                "Which depth is each layer read from?",
+                [
+                    "Rows of each heatmap, bias included, sum to 1. Projection counts what is the "
+                    "same in every image; centred does not."
+                ],
+                figures=[contribution_figure(self.scores)],
+            ),
+            Section(
+                "Does the model need those layers?",
+                [
+                    "The last layer's MLP output on CLS rows, rebuilt from the k highest-scoring "
+                    "source layers alone (keep) or without them (drop). Dropped terms are set to "
+                    "zero, or to their mean over the images."
+                ],
+                figures=[ablation_figure(curves) for curves in self.curves],
+            ),
+            Section(
+                "Reconstruction per layer",
+                figures=[reconstruction_figure(self.reconstruction)],
+            ),
+        ]
+        lead = (
+            "A cross-layer transcoder (CLT) stands in for every MLP of a small vision transformer. "
+            "This page shows how well it does, and which depths it reads each layer from."
+        )
+        return render_report("vit-clt demo: handwritten digits", lead, sections)
+
+
+def demo_study(
+    *, seed: int = 0, device: str | torch.device = "cpu", progress: bool = True
+) -> DemoStudy:
+    """Train on the digits' training split and measure everything on the held-out one."""
+    started = time.perf_counter()
+    vit = HookedViT.from_open_clip("digits", device=device)
+    train_data = load_data("digits", vit=vit, split="train")
+    test_data = load_data("digits", vit=vit, split="test")
+    zs = ZeroShot(vit, test_data.class_names, "ensemble")
+    config = CLTConfig(vit.cfg.n_layers, vit.cfg.d_model, 512, ReLUTopK(k=16))
+    settings = replace(PRESETS["demo"], seed=seed)
+    clt = train(vit, train_data, config, settings, progress=progress)
+
+    cascades: dict[TokenKind, Cascade] = {
+        tokens: cascade(vit, clt, test_data, zs, tokens=tokens, first_layers=[0], seed=seed)
+        for tokens in get_args(TokenKind)
+    }
+    cls_scores = contribution_scores(vit, clt, test_data, tokens="cls")
+    scores = [
+        [score(cls_scores.moments, tokens=tokens, kind=kind) for kind in ("projection", "centred")]
+        for tokens in ("cls", "patch")
+    ]
+    curves = [
+        ablation_curves(vit, clt, test_data, zs, scores=cls_scores, fill=fill, seed=seed)
+        for fill in ("zero", "mean")
+    ]
+    return DemoStudy(
+        clt=clt,
+        train_name=train_data.name,
+        test_name=test_data.name,
+        n_test=len(test_data),
+        seed=seed,
+        cascades=cascades,
+        reconstruction=reconstruction(vit, clt, test_data),
+        scores=scores,
+        curves=curves,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"

@@ -1,0 +1,76 @@
+"""Small models every test can afford. Nothing here is downloaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import open_clip
+import pytest
+import torch
+
+from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK, load_data
+from vit_clt.data import ImageData
+from vit_clt.hooks import HookedViT
+
+TINY = {
+    "embed_dim": 12,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 12, "layers": 4, "width": 16, "head_width": 8, "patch_size": 4},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 8, "heads": 1, "layers": 1},
+}
+
+
+def tiny_clip(seed: int = 0, **vision: object) -> torch.nn.Module:
+    """A random CLIP: 4 layers, width 16, 9 patches of 4x4 on 12x12 images."""
+    config = copy.deepcopy(TINY)
+    config["vision_cfg"].update(vision)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        clip = open_clip.CLIP(**config).eval()
+        # random weights alone give MLP outputs near zero; make the blocks matter
+        for name, parameter in clip.named_parameters():
+            if "visual" in name and parameter.ndim >= 2:
+                parameter.data.mul_(2.0)
+            elif "visual" in name and name.endswith("bias"):
+                parameter.data.normal_(std=0.1)
+    return clip
+
+
+def random_clt(
+    vit: HookedViT, sparsifier: object = None, n_features: int = 24, seed: int = 0
+) -> CrossLayerTranscoder:
+    """An untrained CLT with biases, so that no term of the equations vanishes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        clt = CrossLayerTranscoder(
+            CLTConfig(vit.cfg.n_layers, vit.cfg.d_model, n_features, sparsifier or ReLUTopK(k=5))
+        )
+        for bias in (clt.b_enc, clt.b_dec):
+            bias.data.normal_(std=0.3)
+    return clt.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def tiny_vit() -> HookedViT:
+    return HookedViT(tiny_clip())
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(6, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def make_clt() -> Callable[..., CrossLayerTranscoder]:
+    return random_clt
+
+
+@pytest.fixture(scope="session")
+def digits_vit() -> HookedViT:
+    return HookedViT.from_open_clip("digits")
+
+
+@pytest.fixture(scope="session")
+def digits_test(digits_vit: HookedViT) -> ImageData:
+    return load_data("digits", vit=digits_vit, split="test")

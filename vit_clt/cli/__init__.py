@@ -1,0 +1,92 @@
+"""The `vit-clt` command. Nothing here imports torch before a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from vit_clt import __version__
+from vit_clt.cli.ablate import Ablate
+from vit_clt.cli.contributions import Contributions
+from vit_clt.cli.demo import Demo
+from vit_clt.cli.reconstruct import Reconstruct
+from vit_clt.cli.train import Train
+from vit_clt.errors import InputError
+
+_DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth builds the answer?"
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Contributions, tyro.conf.subcommand("contributions")]
+    | Annotated[Ablate, tyro.conf.subcommand("ablate")]
+    | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0 done, 2 bad input (one sentence on stderr), 1 anything else."""
+    args = list(sys.argv[1:] if args is None else args)
+    if args == ["--version"]:
+        print(f"vit-clt {__version__}")
+        return 0
+    try:
+        command = _parse(args)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if command is None:
+        return 0
+    try:
+        command.run()
+    except InputError as error:
+        if command.traceback:
+            traceback.print_exc()
+        print(_one_sentence(str(error)), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:  # the last stop before the user: one line, or all of it on request
+        if command.traceback:
+            traceback.print_exc()
+        summary = f"{type(error).__name__}: {error}"
+        print(f"{_one_sentence(summary)} (--traceback shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def script() -> None:
+    """Entry point of the console script."""
+    sys.exit(main())
+
+
+def _parse(args: list[str]) -> Demo | Train | Contributions | Ablate | Reconstruct | None:
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(  # type: ignore[call-overload,no-any-return]
+                Command,
+                prog="vit-clt",
+                description=_DESCRIPTION,
+                args=args,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as exit:
+        if not exit.code:
+            return None
+        # tyro draws a box over several lines; the user gets its first statement as one sentence
+        text = complaint.getvalue().split("For full helptext")[0]
+        text = " ".join(re.sub(r"[─│╭╮╰╯]+", " ", text).split())
+        raise InputError(_one_sentence(f"{text} (see vit-clt --help)")) from None
+
+
+def _one_sentence(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) < 300 else f"{flat[:290]} ..."

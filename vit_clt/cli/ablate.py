@@ -1,0 +1,81 @@
+"""`vit-clt ablate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vit_clt.cli.options import CLTOptions, OutputOptions, Tokens, print_table
+
+FILES = ("ablation.html", "ablation.csv", "metrics.json")
+
+
+@dataclass(kw_only=True)
+class Ablate(CLTOptions, OutputOptions):
+    """Keep or drop the top-k source layers of one layer's reconstruction, and read the model.
+
+    Example: vit-clt ablate --clt out/clt --data digits --tokens cls --fill mean --out out/ablation
+    """
+
+    tokens: Tokens = "cls"
+    """Rows overwritten."""
+    target: int = -1
+    """Layer whose MLP output is overwritten; -1 is the last."""
+    fill: Literal["zero", "mean", "resample"] = "zero"
+    """What stands in for a dropped term."""
+
+    def run(self) -> None:
+        """Ablate, draw, and report."""
+        from vit_clt.analysis import ablation_curves
+        from vit_clt.analysis.figures import ablation_figure
+        from vit_clt.metrics import metrics_json
+        from vit_clt.outputs import OutputFolder
+
+        folder = OutputFolder(self.out, FILES, self.overwrite)
+        vit, clt, data = self.load_all(self.device)
+        zs = self.classifier(vit, data)
+        curves = ablation_curves(
+            vit,
+            clt,
+            data,
+            zs,
+            target=self.target,
+            tokens=self.tokens,
+            fill=self.fill,
+            seed=self.seed,
+            progress=True,
+        )
+        frame = curves.to_frame()
+        folder.open()
+        page = ablation_figure(curves).to_html(include_plotlyjs=True, div_id="ablation")
+        folder.write("ablation.html", page)
+        folder.write("ablation.csv", frame.to_csv(index=False))
+        context = {
+            "command": "ablate",
+            "data": data.name,
+            "tokens": self.tokens,
+            "trajectory": "teacher",
+            "l0": curves.l0,
+            "fill": self.fill,
+            "seed": self.seed,
+            "templates": self.templates,
+            "target": curves.target,
+            "ranking": curves.ranking,
+            "no_op": curves.no_op,
+        }
+        folder.write("metrics.json", metrics_json(curves.metrics(), **context))
+        rows = [
+            (f"{r.mode} {r.k}", f"{100 * r.top1:.2f}", f"{r.loss:.4f}", r.sources or "-")
+            for r in frame.itertuples()
+        ]
+        for name in ("original", "full", "bias_only", "floor_mean", "floor_zero"):
+            reading = curves.readings[name]
+            rows.append((name, f"{100 * reading.top1:.2f}", f"{reading.loss:.4f}", "-"))
+        print(
+            f"{data.name}, N = {len(data)}, layer {curves.target}, {self.tokens} rows, dropped "
+            f"terms: {self.fill}, templates: {self.templates}"
+        )
+        print_table(["", "top-1 %", "loss (nats)", "top sources"], rows)
+        if curves.no_op:
+            print("these rows cannot reach the output: a no-op")
+        print(f"written to {folder.path}")

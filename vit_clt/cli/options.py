@@ -1,0 +1,147 @@
+"""Options shared by commands; every option has one name everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vit_clt.errors import InputError
+
+if TYPE_CHECKING:
+    from vit_clt.data import ImageData
+    from vit_clt.hooks import HookedViT
+    from vit_clt.transcoder import CrossLayerTranscoder
+    from vit_clt.zero_shot import ZeroShot
+
+Tokens = Literal["cls", "patch", "all"]
+
+
+@dataclass(kw_only=True)
+class OutputOptions:
+    """Where results go."""
+
+    out: Path
+    """Output folder: absent or empty, unless --overwrite."""
+    overwrite: bool = False
+    """Replace an earlier output; removes only files this command writes."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "cpu"
+    """Torch device, e.g. cpu or cuda."""
+    traceback: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(kw_only=True)
+class ModelOptions:
+    """Which ViT, on which images."""
+
+    model: str = "digits"
+    """open_clip name, local-dir:PATH, or the shipped digits."""
+    pretrained: str | None = None
+    """open_clip tag or weights file (not with local-dir:)."""
+    data: str = "digits"
+    """digits, cifar10, cifar100, parquet:PATH, imagefolder:PATH or hf:NAME."""
+    split: str | None = None
+    """Split; default: train for training, test otherwise."""
+    limit: int | None = None
+    """First N rows only."""
+    image_column: str | None = None
+    """Column of images; default: the one typed Image."""
+    label_column: str | None = None
+    """Column of labels; default: the one typed ClassLabel."""
+    class_names: Path | None = None
+    """Text file with one class name a line, in label order."""
+
+    def load_vit(self, device: str) -> HookedViT:
+        """The hooked teacher on `device`."""
+        import torch
+
+        from vit_clt.hooks import HookedViT
+
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise InputError(f'device is "{device}", which is not usable: {reason}.') from error
+        return HookedViT.from_open_clip(self.model, self.pretrained, device=device)
+
+    def load_images(self, vit: HookedViT, split: str) -> ImageData:
+        """The images in `vit`'s preprocessing; `split` is the command's default."""
+        from vit_clt.data import load_data
+
+        return load_data(
+            self.data,
+            vit=vit,
+            split=self.split or split,
+            limit=self.limit,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            class_names=self._names(),
+        )
+
+    def _names(self) -> list[str] | None:
+        if self.class_names is None:
+            return None
+        try:
+            return [line for line in self.class_names.read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"class-names is {self.class_names}: {error}.") from error
+
+
+@dataclass(kw_only=True)
+class CLTOptions(ModelOptions):
+    """A trained CLT on its ViT."""
+
+    clt: str
+    """CLT folder or Hub id."""
+    any_teacher: bool = False
+    """Attach the CLT also to a model it was not trained on."""
+    templates: Literal["single", "ensemble"] = "ensemble"
+    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+
+    def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
+        """The teacher, its CLT (checked against each other) and the images."""
+        from vit_clt.hooks import check_fits
+        from vit_clt.transcoder import CrossLayerTranscoder
+
+        clt = CrossLayerTranscoder.from_pretrained(self.clt).to(device).eval()
+        if self.any_teacher:
+            clt.forget_teacher()
+        vit = self.load_vit(device)
+        check_fits(vit, clt)
+        return vit, clt, self.load_images(vit, "test")
+
+    def classifier(self, vit: HookedViT, data: ImageData) -> ZeroShot:
+        """The zero-shot classifier over the data's class names."""
+        from vit_clt.zero_shot import ZeroShot
+
+        return ZeroShot(vit, data.class_names, self.templates)
+
+
+def parse_layers(text: str, n_layers: int) -> list[int]:
+    """ "7-11" or "3" or "0-2,5", inclusive.
+
+    Raises:
+        InputError: not of that form, or outside the model.
+    """
+    from vit_clt.hooks import layer_list
+
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InputError(f'layers is "{text}"; expected a range such as 7-{n_layers - 1}.')
+        layers += range(int(first), int(last or first) + 1)
+    return layer_list(layers, n_layers)
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A plain table, first column left, the others right."""
+    cells = [list(headers), *([str(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    for row in cells:
+        first, *rest = (c.rjust(w) for c, w in zip(row, widths, strict=True))
+        print("  ".join([row[0].ljust(len(first)), *rest]))
