@@ -18,6 +18,7 @@ from vit_clt.analysis.figures import (
     contribution_figure,
     reconstruction_figure,
 )
+from vit_clt.analysis.readings import Measure
 from vit_clt.analysis.reconstruction import Reconstruction, reconstruction
 from vit_clt.analysis.report import Section, render_report
 from vit_clt.config import CLTConfig
@@ -115,30 +116,13 @@ class DemoStudy:
     def report(self) -> str:
         """report.html as a string."""
         config = self.clt.config
-        rows = []
-        for tokens, result in self.cascades.items():
-            r = result.to_frame().iloc[0]
-            rows.append(
-                {
-                    "rows replaced, all layers": ROW_NAMES[tokens],
-                    "with the CLT": f"{_percent(r.top1)} ({_percent(r.top1_low)}–"
-                    f"{_percent(r.top1_high)})",
-                    "unaltered": _percent(r.baseline),
-                    "MLP rows at mean": _percent(r.floor_mean),
-                    "MLP rows at zero": _percent(r.floor_zero),
-                    "loss with the CLT": f"{r.loss:.4f} ({r.loss_low:.4f}–{r.loss_high:.4f})",
-                    "loss unaltered": f"{r.loss_baseline:.4f}",
-                    "loss at mean": f"{r.loss_floor_mean:.4f}",
-                    "loss at zero": f"{r.loss_floor_zero:.4f}",
-                }
-            )
         mean = self.reconstruction.mean
         sections = [
             Section(
                 "What was done",
                 facts={
                     "Model": "the digits CLIP shipped with vit-clt: 8 layers, width 64, 16 patches "
-                    "and a class token (CLS) a image",
+                    "and a class token (CLS) an image",
                     "Images": f"trained on {self.train_name}, measured on {self.test_name}, "
                     f"N = {self.n_test}, which neither the model nor the CLT was trained on",
                     "CLT": f"{config.n_features} features a layer, ReLU-TopK, measured L0 "
@@ -157,7 +141,7 @@ class DemoStudy:
                     "altered stream. Accuracy in percent, loss in nats, 95 % bootstrap intervals "
                     "over images; templates: ensemble of 18."
                 ],
-                [pd.DataFrame(rows)],
+                [self._replacement_table("top1"), self._replacement_table("loss")],
             ),
             Section(
                 "Which depth is each layer read from?",
@@ -186,6 +170,25 @@ class DemoStudy:
             "This page shows how well it does, and which depths it reads each layer from."
         )
         return render_report("vit-clt demo: handwritten digits", lead, sections)
+
+    def _replacement_table(self, measure: Measure) -> pd.DataFrame:
+        shown = _percent if measure == "top1" else "{:.4f}".format
+        unit = "accuracy" if measure == "top1" else "loss (nats)"
+        prefix = "" if measure == "top1" else "loss_"
+        rows = []
+        for tokens, result in self.cascades.items():
+            r = result.to_frame().iloc[0]
+            low, high = r[f"{measure}_low"], r[f"{measure}_high"]
+            rows.append(
+                {
+                    f"{unit}, all layers replaced": ROW_NAMES[tokens],
+                    "with the CLT": f"{shown(r[measure])} ({shown(low)} to {shown(high)})",
+                    "unaltered": shown(r[f"{prefix}baseline"]),
+                    "MLP rows at their mean": shown(r[f"{prefix}floor_mean"]),
+                    "MLP rows at zero": shown(r[f"{prefix}floor_zero"]),
+                }
+            )
+        return pd.DataFrame(rows)
 
 
 def demo_study(

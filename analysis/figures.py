@@ -38,7 +38,7 @@ def contribution_figure(grid: Sequence[Sequence[ContributionScores]]) -> go.Figu
         cols=n_columns,
         subplot_titles=titles,
         horizontal_spacing=0.09,
-        vertical_spacing=0.35 / (len(grid) + 1),
+        vertical_spacing=0.42 / (len(grid) + 1),
     )
     n = len(cells[0].matrix)
     for i, row in enumerate(grid, start=1):
@@ -84,7 +84,7 @@ def contribution_figure(grid: Sequence[Sequence[ContributionScores]]) -> go.Figu
             "colorbar": {"title": {"text": "share of ŷ"}, "thickness": 14},
         },
         width=140 + n_columns * max(360, 34 * (n + 1)),
-        height=130 + len(grid) * max(330, 30 * n + 60),
+        height=170 + len(grid) * max(340, 30 * n + 80),
         plot_bgcolor="#eeeeee",
     )
     return _finish(figure)
@@ -208,8 +208,8 @@ def reconstruction_figure(result: Reconstruction) -> go.Figure:
 def _finish(figure: go.Figure) -> go.Figure:
     figure.update_layout(
         font=_FONT,
-        paper_bgcolor="white",
-        margin={"l": 60, "r": 30, "t": 90, "b": 60},
-        title={"x": 0.02, "xanchor": "left", "y": 0.98, "yanchor": "top"},
+        template="plotly_white",
+        margin={"l": 60, "r": 30, "t": 110, "b": 60},
+        title={"x": 0.02, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 22}},
     )
     return figure

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
@@ -27,6 +28,18 @@ from vit_clt.teachers import shipped_teacher
 HOOK_IN = "blocks.{l}.ln2.hook_out"
 HOOK_OUT = "blocks.{l}.hook_mlp_out"
 
+# everything open_clip, torch and safetensors raise for names, files and pickles they refuse
+_LOAD_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    OSError,
+    KeyError,
+    EOFError,
+    AttributeError,
+    SafetensorError,
+    UnpicklingError,
+)
 FwdHooks = list[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 
@@ -121,10 +134,11 @@ class HookedViT(HookedRootModule):
                     source, pretrained=pretrained, device=device, precision="fp32"
                 )
             tokenizer = open_clip.get_tokenizer(source)
-        except (RuntimeError, ValueError, OSError, SafetensorError, KeyError, EOFError) as error:
+        except _LOAD_ERRORS as error:
             reason = " ".join(str(error).split())[:150]
             raise InputError(
-                f'model "{model}" with pretrained "{pretrained}" cannot be loaded: {reason}'
+                f'model is "{model}" and pretrained is "{pretrained}"; expected an open_clip name '
+                f"and tag, or readable weights: {reason}"
             ) from error
         return cls(
             clip, model=model, pretrained=pretrained, preprocess=preprocess, tokenizer=tokenizer
@@ -288,6 +302,8 @@ class HookedViT(HookedRootModule):
 
     def _check_images(self, images: Tensor) -> None:
         expected = (3, *self.cfg.image_size)
+        if not images.is_floating_point():
+            raise InputError(f"images are {images.dtype}; expected a float type, preprocessed.")
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise InputError(
                 f"images have shape {tuple(images.shape)}; expected (batch, {expected[0]}, "

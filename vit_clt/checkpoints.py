@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
@@ -18,13 +18,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from typing_extensions import Self
 
 from vit_clt.config import CLTConfig
 from vit_clt.errors import InputError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+CLT = TypeVar("CLT", bound="PretrainedCLT")
 
 
 class PretrainedCLT(
@@ -67,7 +67,9 @@ class PretrainedCLT(
         (save_directory / CONFIG_FILE).write_text(text + "\n")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls: type[CLT], pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> CLT:
         """Load a CLT from a folder or a Hub id.
 
         Raises:
@@ -88,7 +90,7 @@ class PretrainedCLT(
 
     @classmethod
     def _from_pretrained(
-        cls,
+        cls: type[CLT],
         *,
         model_id: str,
         revision: str | None,
@@ -97,7 +99,7 @@ class PretrainedCLT(
         local_files_only: bool,
         token: str | bool | None,
         **kwargs: Any,
-    ) -> Self:
+    ) -> CLT:
         def locate(name: str) -> Path:
             if Path(model_id).is_dir():
                 return Path(model_id) / name

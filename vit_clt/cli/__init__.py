@@ -44,11 +44,20 @@ def main(args: Sequence[str] | None = None) -> int:
     if command is None:
         return 0
     try:
+        _quiet_libraries()
         command.run()
     except InputError as error:
         if command.traceback:
             traceback.print_exc()
         print(_one_sentence(str(error)), file=sys.stderr)
+        return 2
+    except OSError as error:
+        if command.traceback:
+            traceback.print_exc()
+        reason = (
+            f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}"
+        )
+        print(_one_sentence(f"{reason}."), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -67,6 +76,16 @@ def script() -> None:
     sys.exit(main())
 
 
+def _quiet_libraries() -> None:
+    # their bars and notices would drown ours
+    import logging
+
+    import datasets
+
+    datasets.disable_progress_bars()
+    logging.getLogger().setLevel(logging.CRITICAL)
+
+
 def _parse(args: list[str]) -> Demo | Train | Contributions | Ablate | Reconstruct | None:
     complaint = io.StringIO()
     try:
@@ -83,6 +102,7 @@ def _parse(args: list[str]) -> Demo | Train | Contributions | Ablate | Reconstru
             return None
         # tyro draws a box over several lines; the user gets its first statement as one sentence
         text = complaint.getvalue().split("For full helptext")[0]
+        text = re.sub(r"╭─ (Invalid choice|Value error|Unrecognized options) ─*╮", "", text)
         text = " ".join(re.sub(r"[─│╭╮╰╯]+", " ", text).split())
         raise InputError(_one_sentence(f"{text} (see vit-clt --help)")) from None
 

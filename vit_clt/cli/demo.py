@@ -7,7 +7,13 @@ from pathlib import Path
 
 from vit_clt.cli.options import OutputOptions, print_table
 
-FILES = ("report.html", "metrics.json")
+FILES = (
+    "report.html",
+    "metrics.json",
+    "clt/config.json",
+    "clt/model.safetensors",
+    "clt/README.md",
+)
 
 
 @dataclass(kw_only=True)

@@ -45,6 +45,7 @@ class Train(ModelOptions, OutputOptions):
 
     def run(self) -> None:
         """Train, save, and report."""
+        from vit_clt.activations import capture
         from vit_clt.metrics import Metric, metrics_json
         from vit_clt.outputs import OutputFolder
         from vit_clt.training import as_context, train
@@ -54,6 +55,8 @@ class Train(ModelOptions, OutputOptions):
         vit = self.load_vit(self.device)
         config = self._config(vit.cfg.n_layers, vit.cfg.d_model)
         data = self.load_images(vit, "train")
+        # a first look, so that broken weights or images are refused before anything is written
+        capture(vit, data.batch(range(min(8, len(data))))[0].to(self.device))
         print(
             f"{vit.cfg.model}: {vit.cfg.n_layers} layers, width {vit.cfg.d_model}, "
             f"{vit.cfg.n_tokens} tokens; {data.name}: {len(data)} images; "
