@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import jaxtyping
 import open_clip
 import pytest
 import torch
@@ -454,9 +455,21 @@ def test_identity_follows_the_weights() -> None:
 @pytest.mark.parametrize(
     "shape", [(3, 12, 12), (2, 1, 12, 12), (2, 3, 12, 8), (2, 3, 24, 24), (2, 10, 16)]
 )
-def test_wrong_image_shapes_are_refused(shape: tuple[int, ...], tiny_vit: HookedViT) -> None:
-    with pytest.raises(InputError, match="expected"):
-        tiny_vit(torch.zeros(shape))
+def test_wrong_image_shapes_are_refused(
+    shape: tuple[int, ...], tiny_vit: HookedViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for run in (tiny_vit, tiny_vit.encode_image, tiny_vit.run_with_cache):
+        with pytest.raises(InputError, match=r"expected \(batch, 3, 12, 12\)"):
+            run(torch.zeros(shape))
+
+
+def test_images_of_whole_numbers_are_refused(
+    tiny_vit: HookedViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(InputError, match="uint8"):
+        tiny_vit(torch.zeros(2, 3, 12, 12, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 12, 12), (2, 9, 16), (2, 10, 8)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
+import jaxtyping
 import pytest
 import torch
 from conftest import random_clt, tiny_clip
@@ -417,15 +418,16 @@ def test_steering_a_reconstruction(tiny_vit: HookedViT, images: Tensor) -> None:
     close(moved[:, 1:], shift.expand(6, 9, 16))
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("inputs", ["stream", "teacher"])
 @pytest.mark.parametrize("sparsifier", SPARSIFIERS, ids=lambda s: s.name)
 def test_ablation_with_error_nodes_subtracts_the_term(
-    sparsifier: object, inputs: str, tiny_vit: HookedViT, images: Tensor
+    sparsifier: object, inputs: str, in_place: bool, tiny_vit: HookedViT, images: Tensor
 ) -> None:
     clt = random_clt(tiny_vit, sparsifier)
     clean = everything(tiny_vit, images)
     z = clt.encode(clean["blocks.1.ln2.hook_out"], layer=1).to_dense()
-    ablate = ("clt.1.hook_codes", lambda codes, hook: codes * 0)
+    ablate = ("clt.1.hook_codes", lambda z, hook: z.zero_() if in_place else z * 0)
     replacement = replace_mlps(tiny_vit, clt, layers=[2], inputs=inputs, error_node=True)
     with replacement, tiny_vit.hooks(fwd_hooks=[ablate]):
         _, cache = tiny_vit.run_with_cache(images)
@@ -620,6 +622,22 @@ def test_cls_needs_a_class_token() -> None:
     assert token_rows("patch", has_cls=False) == slice(0, None)
     with pytest.raises(InputError, match="class token"):
         token_rows("cls", has_cls=False)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("tokens", "patches"), ("tokens", "CLS"), ("inputs", "live")]
+)
+def test_unknown_words_are_refused(
+    argument: str, value: str, tiny_vit: HookedViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    clt = random_clt(tiny_vit)
+    mode = {"layers": [0], argument: value}
+    with pytest.raises(InputError, match=f'{argument} is "{value}"'):
+        replacement_hooks(clt, **mode)
+    with pytest.raises(InputError, match=value), replace_mlps(tiny_vit, clt, **mode):
+        pass
+    assert left_behind(tiny_vit) == []
 
 
 def test_nested_replacements_are_refused(tiny_vit: HookedViT, images: Tensor) -> None:
