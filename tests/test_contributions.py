@@ -349,6 +349,16 @@ def test_centred_scores_of_one_image_are_refused(toy: Toy) -> None:
     assert contribution_scores(toy.vit, toy.clts[0], toy.images[:1]).n_images == 1
 
 
+def test_centred_scores_are_undefined_where_nothing_varies(toy: Toy) -> None:
+    same = toy.images[:1].expand(5, -1, -1, -1)
+    assert contribution_scores(toy.vit, toy.clts[0], same, kind="centred").matrix.isnan().all()
+    bias_only = random_clt(toy.vit)
+    bias_only.W_dec[0].data[0] = 0
+    matrix = contribution_scores(toy.vit, bias_only, toy.images, kind="centred").matrix
+    assert matrix[0].isnan().all()
+    assert matrix[1, :2].isfinite().all()
+
+
 @pytest.mark.parametrize("images", [torch.zeros(0, 3, 12, 12), []], ids=["tensor", "list"])
 def test_no_images_are_refused(toy: Toy, images: object) -> None:
     with pytest.raises(InputError, match="empty"):

@@ -17,7 +17,7 @@ from vit_clt.codes import Codes, DenseCodes
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, replace_mlps, replacement_hooks, token_rows
 
-LAYERS = [[0], [3], [1, 2], [0, 3], range(4)]
+LAYERS = [[3], [0, 2], range(4)]
 TOKENS = ["cls", "patch", "all"]
 SPARSIFIERS = [ReLUTopK(k=5), AbsTopK(k=5), JumpReLU(theta=0.2)]
 MODES = [("stream", False), ("stream", True), ("teacher", False), ("teacher", True)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 
-import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,12 +21,6 @@ CLASSES = ["handwritten three", "handwritten eight", "handwritten zero"]
 @pytest.fixture
 def embeddings() -> torch.Tensor:
     return torch.randn(9, 64, generator=torch.Generator().manual_seed(0)) * 3
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lift the run-time check of annotations, so that a wrong choice reaches the package's own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def by_hand(vit: HookedViT, embeddings: torch.Tensor, templates: list[str]) -> torch.Tensor:
@@ -115,6 +108,7 @@ def test_label_without_a_class_name_is_refused(
     ("names", "templates", "message"),
     [
         ([], "single", "class-names is empty"),
+        (CLASSES, [], "templates is empty"),
         (CLASSES, "many", 'templates is "many"'),
         (CLASSES, ["a {}.", "a photo"], 'templates holds "a photo"; expected "{}"'),
     ],

@@ -102,6 +102,6 @@ class _Jump(torch.autograd.Function):
         return grad_z * (a > theta), -(theta**2) / ctx.bandwidth * summed, None
 
 
-def _require_positive(field: str, value: float) -> None:
+def _require_positive(field: str, value: float | int) -> None:
     if not value > 0:
         raise InputError(f"{field} is {value}; expected a value above 0.")

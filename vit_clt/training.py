@@ -33,7 +33,7 @@ from vit_clt.transcoder import CrossLayerTranscoder
 class TrainConfig:
     """How to train. The defaults are the paper's where it speaks."""
 
-    lr: float = 2e-4
+    lr: float | int = 2e-4
     """Peak learning rate of AdamW (betas 0.9 / 0.999, no weight decay)."""
     epochs: int = 10
     """Passes over the images."""
@@ -41,7 +41,7 @@ class TrainConfig:
     """Token rows a step."""
     seed: int = 0
     """Of initialisation, image order and token order."""
-    cls_weight: float = 1.0
+    cls_weight: float | int = 1.0
     """Weight of a CLS row in the loss; CLS is one row in 50 or 197."""
     warmup_steps: int = 1000
     """Linear warm-up, at most 5 % of all steps."""
@@ -51,11 +51,11 @@ class TrainConfig:
     """Batches' worth of tokens that are shuffled together."""
     norm_images: int = 1000
     """Images the normalisation is measured on, at least."""
-    l0: float | None = None
+    l0: float | int | None = None
     """JumpReLU only: steer lambda to this many active features a token and layer."""
-    sparsity: float = 1e-3
+    sparsity: float | int = 1e-3
     """JumpReLU only: final lambda (its starting point, where `l0` steers it)."""
-    sparsity_scale: float = 4.0
+    sparsity_scale: float | int = 4.0
     """JumpReLU only: c in the tanh."""
     log_every: int = 10
     """Steps between log records."""

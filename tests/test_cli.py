@@ -1,0 +1,328 @@
+"""The command line: what each command writes, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vit_clt.cli import main
+from vit_clt.metrics import CONTEXT_KEYS
+
+SMALL = ["--limit", "40", "--epochs", "1", "--n-features", "32", "--k", "4"]
+METRIC_KEYS = {"name", "value", "unit", "n", "low", "high", "floor", "baseline"}
+
+
+@pytest.fixture(scope="session")
+def clt_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "clt"
+    assert main(["train", *SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must be refused; returns its one sentence."""
+
+    def run(*args: str | Path) -> str:
+        capsys.readouterr()
+        assert main([str(a) for a in args]) == 2
+        captured = capsys.readouterr()
+        sentence = captured.err.strip().splitlines()[-1]
+        assert "Traceback" not in captured.err
+        assert len(sentence) < 300
+        return sentence
+
+    return run
+
+
+def read_metrics(folder: Path) -> dict[str, dict]:
+    document = json.loads((folder / "metrics.json").read_text())
+    assert set(document) == {"context", "metrics"}
+    assert set(CONTEXT_KEYS) <= document["context"].keys()
+    assert all(set(metric) == METRIC_KEYS for metric in document["metrics"])
+    return {metric["name"]: metric for metric in document["metrics"]}
+
+
+# ---- what commands write ------------------------------------------------------------------------
+
+
+def test_train_writes_a_clt(clt_folder: Path):
+    files = {"config.json", "model.safetensors", "README.md", "train.jsonl", "metrics.json"}
+    assert {f.name for f in clt_folder.iterdir()} == files
+    config = json.loads((clt_folder / "config.json").read_text())
+    assert config["n_features"] == 32
+    assert config["teacher"]["activation"] == "QuickGELU"
+    events = [json.loads(line) for line in (clt_folder / "train.jsonl").read_text().splitlines()]
+    assert events[0] == {"event": "start", "step": 0}
+    assert events[-1]["step"] == 1
+    assert read_metrics(clt_folder)["l0"]["value"] <= 4
+
+
+@pytest.mark.parametrize("sparsifier", ["abs_topk", "jumprelu"])
+def test_train_with_other_sparsifiers(sparsifier: str, tmp_path: Path):
+    out = tmp_path / "clt"
+    assert main(["train", *SMALL, "--sparsifier", sparsifier, "--out", str(out)]) == 0
+    assert json.loads((out / "config.json").read_text())["sparsifier"]["name"] == sparsifier
+    context = json.loads((out / "metrics.json").read_text())["context"]
+    assert context["train"]["l0"] == (4.0 if sparsifier == "jumprelu" else None)
+
+
+def test_contributions(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "scores"
+    args = ["contributions", "--clt", str(clt_folder), "--limit", "30", "--out", str(out)]
+    assert main(args) == 0
+    table = pd.read_csv(out / "contributions.csv")
+    sums = table.groupby(["tokens", "kind", "reduce", "target"])["score"].sum()
+    assert sums.xs("projection", level="kind").to_numpy() == pytest.approx(1, abs=1e-9)
+    assert sums.xs("centred", level="kind").to_numpy() == pytest.approx(1, abs=1e-9)
+    metrics = read_metrics(out)
+    row = table.query("tokens == 'cls' and kind == 'centred' and target == 7 and source == 7")
+    assert metrics["centred_cls_7_to_7"]["value"] == pytest.approx(row["score"].item())
+    assert "Plotly.newPlot" in (out / "contributions.html").read_text()
+    assert "not what MLP_s contributed" in capsys.readouterr().out
+
+
+def test_ablate(clt_folder: Path, tmp_path: Path):
+    out = tmp_path / "ablation"
+    args = ["ablate", "--clt", clt_folder, "--limit", "30", "--fill", "resample", "--out", out]
+    assert main([str(a) for a in args]) == 0
+    table = pd.read_csv(out / "ablation.csv")
+    assert len(table) == 2 * 9
+    keep_all = table.query("mode == 'keep' and k == 8")["loss"].item()
+    drop_none = table.query("mode == 'drop' and k == 0")["loss"].item()
+    assert keep_all == pytest.approx(drop_none)
+    assert read_metrics(out)["keep_8_loss"]["value"] == pytest.approx(keep_all)
+
+
+def test_reconstruct(clt_folder: Path, tmp_path: Path):
+    out = tmp_path / "fit"
+    assert main(["reconstruct", "--clt", str(clt_folder), "--limit", "30", "--out", str(out)]) == 0
+    table = pd.read_csv(out / "reconstruction.csv")
+    assert len(table) == 8 * 3
+    value = table.query("layer == 3 and tokens == 'patch'")["r2"].item()
+    assert read_metrics(out)["r2_patch_layer_3"]["value"] == pytest.approx(value)
+
+
+@pytest.mark.slow
+def test_demo_is_whole_and_repeatable(tmp_path: Path):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out)]) == 0
+    metrics = read_metrics(out)
+    assert metrics["teacher_top1"]["value"] >= 0.95
+    assert metrics["r2_patch"]["value"] >= 0.85
+    assert metrics["seconds"]["value"] > 0
+    assert metrics["replaced_all_top1"]["value"] > metrics["replaced_all_top1"]["floor"]
+    page = (out / "report.html").read_text()
+    assert page.count("<h2>") == 6
+    assert "http://" not in page.split("<script")[0]
+    # the CLT it leaves behind is one that every command takes
+    check = ["reconstruct", "--clt", str(out / "clt"), "--limit", "5", "--out", str(tmp_path / "r")]
+    assert main(check) == 0
+
+
+# ---- the front door -----------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_names_every_command():
+    program = (
+        "import sys; sys.argv = ['vit-clt', '--help']; from vit_clt.cli import script; script()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    for command in ("demo", "train", "contributions", "ablate", "reconstruct"):
+        assert command in done.stdout
+    lazy = "import sys, vit_clt.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", lazy]).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "contributions", "ablate", "reconstruct"])
+def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]):
+    assert main([command, "--help"]) == 0
+    assert f"Example: vit-clt {command}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("vit-clt 0.")
+
+
+def test_exit_codes_of_the_process(tmp_path: Path):
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        program = "from vit_clt.cli import script; script()"
+        command = [sys.executable, "-c", program, *args]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert run("--version").returncode == 0
+    bad = run("train", "--data", "nothing", "--out", str(tmp_path / "x"))
+    assert bad.returncode == 2
+    assert 'data is "nothing"' in bad.stderr
+    assert not bad.stdout
+
+
+def test_an_unforeseen_error_exits_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("vit_clt.training.train", fail)
+    assert main(["train", *SMALL, "--out", str(tmp_path / "x")]) == 1
+    assert "RuntimeError: boom" in capsys.readouterr().err
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+REFUSALS = {
+    "unknown model": (["train", "--model", "NoSuchModel"], "NoSuchModel"),
+    "unknown tag": (["train", "--model", "ViT-B-32", "--pretrained", "nope"], "nope"),
+    "missing weights": (["train", "--model", "local-dir:/no/such"], "/no/such"),
+    "gelu for quickgelu": (["train", "--model", "ViT-B-32", "--pretrained", "openai"], "quickgelu"),
+    "unknown data form": (["train", "--data", "cats"], "parquet:PATH"),
+    "missing parquet": (["train", "--data", "parquet:/no/such"], "/no/such"),
+    "unknown split": (["train", "--split", "val"], "val"),
+    "zero limit": (["train", "--limit", "0"], "limit is 0"),
+    "negative limit": (["train", "--limit", "-3"], "limit is -3"),
+    "k above F": (["train", "--k", "40", "--n-features", "32"], "k is 40"),
+    "k of zero": (["train", "--k", "0"], "k is 0"),
+    "negative rate": (["train", "--lr", "-1"], "lr is -1"),
+    "no epochs": (["train", "--epochs", "0"], "epochs is 0"),
+    "not a number": (["train", "--epochs", "many"], "many"),
+    "unknown sparsifier": (["train", "--sparsifier", "softmax"], "softmax"),
+    "unknown option": (["train", "--colour", "red"], "--colour"),
+    "unknown command": (["trian"], "trian"),
+    "no command": ([], "subcommand"),
+    "unknown device": (["train", "--device", "abacus"], "abacus"),
+    "missing class names": (["train", "--class-names", "/no/such"], "/no/such"),
+    "missing clt": (["contributions", "--clt", "/no/such/clt"], "/no/such/clt"),
+    "token kind": (["ablate", "--clt", "x", "--tokens", "words"], "words"),
+    "fill": (["ablate", "--clt", "x", "--fill", "foam"], "foam"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refused_with_one_sentence(case: str, refused: Callable[..., str], tmp_path: Path):
+    args, names = REFUSALS[case]
+    out = tmp_path / "out"
+    assert names in refused(*args, *(["--out", out] if args[1:] else []))
+    assert not out.exists()
+
+
+def test_target_out_of_range(clt_folder: Path, refused: Callable[..., str], tmp_path: Path):
+    out = tmp_path / "out"
+    sentence = refused("ablate", "--clt", clt_folder, "--target", "8", "--limit", "4", "--out", out)
+    assert "8" in sentence
+    assert "0 to 7" in sentence
+    assert not out.exists()
+
+
+def test_occupied_out_is_left_alone(refused: Callable[..., str], tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert "not empty" in refused("train", *SMALL, "--out", tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_overwrite_replaces_only_its_own(clt_folder: Path, tmp_path: Path):
+    out = tmp_path / "clt"
+    shutil.copytree(clt_folder, out)
+    (out / "notes.txt").write_text("mine")
+    assert main(["train", *SMALL, "--seed", "7", "--out", str(out), "--overwrite"]) == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert json.loads((out / "metrics.json").read_text())["context"]["seed"] == 7
+
+
+def test_out_beneath_a_file(refused: Callable[..., str], tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in refused("train", "--out", tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "config", "no weights", "no config", "shapes"])
+def test_damaged_clt(damage: str, clt_folder: Path, refused: Callable[..., str], tmp_path: Path):
+    broken = tmp_path / "broken"
+    shutil.copytree(clt_folder, broken)
+    weights, config = broken / "model.safetensors", broken / "config.json"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "config":
+        config.write_text("{")
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "no config":
+        config.unlink()
+    else:
+        tensors = load_file(weights)
+        tensors["b_dec"] = tensors["b_dec"][:, :5].contiguous()
+        save_file(tensors, weights)
+    sentence = refused("contributions", "--clt", broken, "--out", tmp_path / "out")
+    assert str(broken) in sentence or "config.json" in sentence
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("field", ["weights_sha256", "activation", "hook_in"])
+def test_clt_of_another_teacher(
+    field: str, clt_folder: Path, refused: Callable[..., str], tmp_path: Path
+):
+    other = tmp_path / "other"
+    shutil.copytree(clt_folder, other)
+    config = json.loads((other / "config.json").read_text())
+    config["teacher"][field] = "something else"
+    (other / "config.json").write_text(json.dumps(config))
+    args = ["reconstruct", "--clt", other, "--limit", "4", "--out", tmp_path / "out"]
+    assert field in refused(*args)
+    assert main([*map(str, args), "--any-teacher"]) == 0
+
+
+def test_a_pickle_that_is_not_tensors(refused: Callable[..., str], tmp_path: Path):
+    class Payload:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    torch.save({"state_dict": Payload()}, tmp_path / "weights.pt")
+    args = ["train", "--model", "ViT-B-32", "--pretrained", tmp_path / "weights.pt"]
+    refused(*args, "--out", tmp_path / "out")
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_nan_weights_are_refused_before_writing(refused: Callable[..., str], tmp_path: Path):
+    from vit_clt.teachers import shipped_teacher
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(str(shipped_teacher("digits")).removeprefix("local-dir:"), teacher)
+    tensors = load_file(teacher / "open_clip_model.safetensors")
+    tensors["visual.transformer.resblocks.2.mlp.c_proj.bias"][0] = float("nan")
+    save_file(tensors, teacher / "open_clip_model.safetensors")
+    out = tmp_path / "out"
+    sentence = refused("train", "--model", f"local-dir:{teacher}", *SMALL, "--out", out)
+    assert "blocks." in sentence
+    assert "NaN" in sentence
+    assert not out.exists()
+
+
+def test_a_write_that_fails_half_way(clt_folder: Path, tmp_path: Path):
+    out = tmp_path / "clt"
+    shutil.copytree(clt_folder, out)
+    program = "from vit_clt.cli import script; script()"
+    args = ["contributions", "--clt", str(out), "--limit", "4", "--out", str(tmp_path / "out")]
+
+    def small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, *args],
+        capture_output=True,
+        text=True,
+        preexec_fn=small_files_only,
+    )
+    assert done.returncode == 2
+    assert "contributions.html cannot be written" in done.stderr.splitlines()[-1]
+    assert list((tmp_path / "out").iterdir()) == []
