@@ -4,7 +4,8 @@ With terms c_s = W_dec[s->l] z_s and y^_l = b_dec[l] + sum_s c_s, over the score
 
     projection  E[<c_s, y^> / <y^, y^>]; with the bias column it sums to 1; may be negative
     centred     E<c_s - mean c_s, y^ - mean y^> / E||y^ - mean y^||^2, means over images at the
-                same token position; sums to 1; free of what is the same in every image
+                same token position; sums to 1; free of what is the same in every image; NaN where
+                y^ does not vary
     norm        E[||c_s|| / sum_j ||c_j||]
     loo         E||c_s||^2 / E||y^||^2
     loo_r2      fall in R^2 against the true y when c_s is removed
@@ -195,7 +196,9 @@ def _ratio_of_means(
         together = target.cy[:, rows].sum(1) - torch.einsum(
             "std,td->s", target.c_sum[:, rows], y_sum / n
         )
-        return together / spread, 0.0
+        # what is left of the spread is then rounding: nothing varies, and no share is defined
+        varies = spread > NEGLIGIBLE * yy
+        return torch.where(varies, together / spread, torch.nan), 0.0
     true_sum = target.true_sum[rows]
     n_rows = n * len(true_sum)
     variation = target.true_yy[rows].sum() - true_sum.sum(0).square().sum() / n_rows

@@ -86,7 +86,8 @@ class TargetMoments:
 
         ratio, bias_ratio = cy / yy, y_hat @ bias / yy
         norm_ratio = norm / norm.sum(0)
-        suspect = yy < _SUSPECT * self.yy.sum() / self.rows_seen
+        # written so that a zero row is suspect also while the running mean is zero
+        suspect = ~(yy > _SUSPECT * self.yy.sum() / self.rows_seen)
         for image, token in suspect.nonzero().tolist():
             row = (slice(None), image, token)
             bias_part = float(bias_ratio[image, token])

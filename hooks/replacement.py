@@ -14,6 +14,7 @@ from functools import partial
 from typing import Literal, get_args
 
 from torch import Tensor
+from transformer_lens import ActivationCache
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.codes import Codes, DenseCodes
@@ -34,7 +35,7 @@ def replacement_hooks(
     tokens: TokenKind = "all",
     inputs: Inputs = "stream",
     error_node: bool = False,
-    clean: Mapping[str, Tensor] | None = None,
+    clean: Mapping[str, Tensor] | ActivationCache | None = None,
 ) -> FwdHooks:
     """The replacement as a plain TransformerLens `fwd_hooks` list; composes with user hooks.
 
@@ -156,7 +157,7 @@ class _Replacement:
         self.error_node = error_node
         self.points: Mapping[str, HookPoint] = {}
         self.vit: HookedViT | None = None
-        self.clean: Mapping[str, Tensor] = {}
+        self.clean: Mapping[str, Tensor] | ActivationCache = {}
         self.clean_names: list[str] = []
         if error_node or not self.stream:
             self.clean_names += [HOOK_IN.format(l=s) for s in self.sources]
@@ -209,7 +210,8 @@ class _Replacement:
         point = self.points.get(f"clt.{layer}.hook_codes")
         if point is None or not point.has_hooks():
             return codes
-        return DenseCodes(point(codes.to_dense()))
+        # a copy: an edit in place must not reach the clean codes of an error node
+        return DenseCodes(point(codes.to_dense().clone()))
 
     def _write(self, y: Tensor, hook: HookPoint, layer: int) -> Tensor:
         recon = self.clt.decode(self.codes, target=layer)

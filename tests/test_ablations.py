@@ -17,11 +17,12 @@ from torch import Tensor
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot
 from vit_clt.analysis import ablation_curves, contribution_scores, drop_top_k, keep_top_k
 from vit_clt.analysis.ablations import REFERENCES, AblationCurves, rank_sources
+from vit_clt.analysis.contributions import ContributionScores, score
 from vit_clt.data import ImageData, TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.teachers import shipped_teacher
 
-N, LAYERS = 50, 8
+N, LAYERS = 40, 8
 ROWS = {"cls": slice(0, 1), "patch": slice(1, None), "all": slice(None)}
 CASES = [(-1, "cls"), (3, "patch"), (0, "all")]
 
@@ -37,6 +38,8 @@ class Study:
     x: Tensor
     """MLP inputs "layer image token d_model"."""
     y: Tensor
+    scores: dict[str, ContributionScores]
+    """Default scores per token kind."""
 
     def terms(self, target: int) -> Tensor:
         """c_s "source image token d_model", top-k by hand."""
@@ -73,7 +76,7 @@ def study(digits_vit: HookedViT, digits_test: ImageData) -> Study:
     # noise takes the teacher off its ceiling, so that accuracy and loss can move
     images = images + 0.7 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     data = TensorImages(images, labels, digits_test.class_names)
-    data.batch_size = 20
+    data.batch_size = 16
     clip = open_clip.create_model(shipped_teacher("digits"), precision="fp32")
     clip = clip.eval().requires_grad_(False)
     x, y = [], []
@@ -89,7 +92,9 @@ def study(digits_vit: HookedViT, digits_test: ImageData) -> Study:
     for decoder in clt.W_dec:
         decoder.data *= 8
     zs = ZeroShot(digits_vit, data.class_names, "single")
-    return Study(digits_vit, clt, data, zs, clip, torch.stack(x), torch.stack(y))
+    moments = contribution_scores(digits_vit, clt, data).moments
+    scores = {tokens: score(moments, tokens=tokens) for tokens in ROWS}
+    return Study(digits_vit, clt, data, zs, clip, torch.stack(x), torch.stack(y), scores)
 
 
 @pytest.fixture
@@ -110,10 +115,11 @@ def test_ablation_equals_overwriting_by_hand(
 ) -> None:
     layer, rows = target % LAYERS, ROWS[tokens]
     k = max(1, layer // 2)
-    found = ablate(*arguments(study), k=k, target=target, tokens=tokens, fill=fill, seed=7)
+    scores = study.scores[tokens]
+    options = {"target": target, "tokens": tokens, "fill": fill, "seed": 7}
+    found = ablate(*arguments(study), k=k, scores=scores, **options)
 
-    matrix = contribution_scores(study.vit, study.clt, study.data, tokens=tokens).matrix
-    best = torch.topk(matrix[layer, : layer + 1], k).indices.tolist()
+    best = torch.topk(scores.matrix[layer, : layer + 1], k).indices.tolist()
     kept = [s for s in range(layer + 1) if (s in best) == (ablate is keep_top_k)]
     assert found.kept == kept
 
@@ -136,7 +142,8 @@ def test_ablation_equals_overwriting_by_hand(
 @pytest.mark.parametrize(("target", "tokens"), CASES)
 def test_references_equal_overwriting_by_hand(study: Study, target: int, tokens: str) -> None:
     layer, rows = target % LAYERS, ROWS[tokens]
-    found = keep_top_k(*arguments(study), k=1, target=target, tokens=tokens)
+    scores = study.scores[tokens]
+    found = keep_top_k(*arguments(study), k=1, scores=scores, target=target, tokens=tokens)
     bias = study.clt.b_dec[layer]
     values = {
         "original": None,
@@ -158,7 +165,7 @@ def test_references_equal_overwriting_by_hand(study: Study, target: int, tokens:
 
 
 def test_original_is_plain_zero_shot(study: Study) -> None:
-    found = drop_top_k(*arguments(study), k=2)
+    found = drop_top_k(*arguments(study), k=2, scores=study.scores["cls"])
     outcome = study.zs.read(study.vit(study.data.images), study.data.labels)
     assert found.original == outcome.correct.double().mean()
     assert found.original.loss == pytest.approx(float(outcome.loss.double().mean()), rel=1e-6)
@@ -171,7 +178,12 @@ def test_original_is_plain_zero_shot(study: Study) -> None:
 def test_keeping_all_and_dropping_none_are_the_full_reconstruction(
     study: Study, target: int, tokens: str, fill: str
 ) -> None:
-    options = {"target": target, "tokens": tokens, "fill": fill}
+    options = {
+        "target": target,
+        "tokens": tokens,
+        "fill": fill,
+        "scores": study.scores[tokens],
+    }
     full = keep_top_k(*arguments(study), k=target % LAYERS + 1, **options)
     none_dropped = drop_top_k(*arguments(study), k=0, **options)
     assert full.kept == none_dropped.kept == list(range(target % LAYERS + 1))
@@ -184,20 +196,20 @@ def test_keeping_all_and_dropping_none_are_the_full_reconstruction(
 def test_keeping_none_with_zero_fill_is_the_bias_alone(
     study: Study, target: int, tokens: str
 ) -> None:
+    options = {"target": target, "tokens": tokens, "scores": study.scores[tokens]}
     for found in (
-        keep_top_k(*arguments(study), k=0, target=target, tokens=tokens),
-        drop_top_k(*arguments(study), k=target % LAYERS + 1, target=target, tokens=tokens),
+        keep_top_k(*arguments(study), k=0, **options),
+        drop_top_k(*arguments(study), k=target % LAYERS + 1, **options),
     ):
         assert found.kept == []
         assert (found.top1, found.loss) == (found.bias_only.top1, found.bias_only.loss)
 
 
 def test_ranking_is_by_signed_score_with_ties_to_the_later_layer(study: Study) -> None:
-    scores = contribution_scores(study.vit, study.clt, study.data)
     matrix = torch.full((LAYERS, LAYERS), torch.nan, dtype=torch.float64)
     matrix[-1] = torch.tensor([0.5, -2.0, 0.5, 0.1, 0.1, 0.5, -1.0, 3.0])
     matrix[2, :3] = torch.tensor([0.2, 0.9, 0.2])
-    scores = replace(scores, matrix=matrix)
+    scores = replace(study.scores["cls"], matrix=matrix)
     assert rank_sources(scores, -1) == rank_sources(scores, 7) == [7, 5, 2, 0, 4, 3, 6, 1]
     assert rank_sources(scores, 2) == [1, 2, 0]
     assert keep_top_k(*arguments(study), k=3, scores=scores).kept == [2, 5, 7]
@@ -205,7 +217,16 @@ def test_ranking_is_by_signed_score_with_ties_to_the_later_layer(study: Study) -
     assert keep_top_k(*arguments(study), k=1, target=2, scores=scores).kept == [1]
 
 
-@pytest.mark.parametrize("source", [0, 4, 7])
+@pytest.mark.parametrize("tokens", ["cls", "patch", "all"])
+def test_ranking_is_by_default_of_the_same_rows(study: Study, tokens: str) -> None:
+    expected = rank_sources(study.scores[tokens], 5)[:3]
+    others = {tuple(rank_sources(study.scores[t], 5)[:3]) for t in ROWS if t != tokens}
+    assert tuple(expected) not in others or tokens != "cls", "the study must tell rows apart"
+    found = keep_top_k(*arguments(study), k=3, target=5, tokens=tokens)
+    assert found.kept == sorted(expected)
+
+
+@pytest.mark.parametrize("source", [0, 7])
 def test_source_that_alone_matters_is_found(study: Study, source: int) -> None:
     clt = random_clt(study.vit, n_features=64)
     for s in range(LAYERS):
@@ -223,7 +244,8 @@ def test_source_that_alone_matters_is_found(study: Study, source: int) -> None:
 def test_recovered_is_the_share_of_the_way_from_floor_to_full(
     study: Study, floor: str, measure: str
 ) -> None:
-    found = keep_top_k(*arguments(study), k=2, target=2, tokens="all")
+    scores = study.scores["all"]
+    found = keep_top_k(*arguments(study), k=2, scores=scores, target=2, tokens="all")
     value, full, low = (getattr(v, measure) for v in (found, found.full, getattr(found, floor)))
     span, lower, upper = found.readings.difference("full", floor, measure)
     assert span == pytest.approx(full - low)
@@ -234,7 +256,7 @@ def test_recovered_is_the_share_of_the_way_from_floor_to_full(
 
 
 def test_patch_rows_of_the_last_layer_are_marked_as_a_no_op(study: Study) -> None:
-    found = keep_top_k(*arguments(study), k=1, tokens="patch")
+    found = keep_top_k(*arguments(study), k=1, scores=study.scores["patch"], tokens="patch")
     assert found.no_op
     for name in REFERENCES:
         reference = getattr(found, name)
@@ -245,9 +267,8 @@ def test_patch_rows_of_the_last_layer_are_marked_as_a_no_op(study: Study) -> Non
 
 
 def test_all_rows_of_the_last_layer_do_what_its_cls_row_does(study: Study) -> None:
-    scores = contribution_scores(study.vit, study.clt, study.data)
     every, cls = (
-        keep_top_k(*arguments(study), k=3, scores=scores, tokens=tokens)
+        keep_top_k(*arguments(study), k=3, scores=study.scores["cls"], tokens=tokens)
         for tokens in ("all", "cls")
     )
     assert every.top1 == cls.top1
@@ -256,7 +277,8 @@ def test_all_rows_of_the_last_layer_do_what_its_cls_row_does(study: Study) -> No
 
 @pytest.mark.parametrize(("target", "tokens"), [(-1, "cls"), (-1, "all"), (6, "patch")])
 def test_rows_that_reach_the_output_are_no_no_op(study: Study, target: int, tokens: str) -> None:
-    found = keep_top_k(*arguments(study), k=1, target=target, tokens=tokens)
+    scores = study.scores[tokens]
+    found = keep_top_k(*arguments(study), k=1, scores=scores, target=target, tokens=tokens)
     assert not found.no_op
     assert found.loss != found.original.loss
 
@@ -270,8 +292,8 @@ def curves(study: Study) -> AblationCurves:
 def test_curves_equal_single_calls(
     study: Study, curves: AblationCurves, mode: str, ablate: object
 ) -> None:
-    scores = contribution_scores(study.vit, study.clt, study.data, tokens="all")
-    options = {"target": 2, "tokens": "all", "fill": "resample", "seed": 5, "scores": scores}
+    options = {"target": 2, "tokens": "all", "fill": "resample", "seed": 5}
+    options["scores"] = study.scores["all"]
     for k in range(4):
         single, point = ablate(*arguments(study), k=k, **options), curves.at(mode, k)
         top = curves.ranking[:k]

@@ -16,7 +16,7 @@ from vit_clt.analysis.cascade import mean_mlp_outputs
 from vit_clt.data import ImageData, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
 
-N, LAYERS = 40, 8
+N, LAYERS = 30, 8
 ROWS = {"cls": slice(0, 1), "patch": slice(1, None), "all": slice(None)}
 COLUMNS = [
     "tokens", "first_layer", "last_layer", "inputs",

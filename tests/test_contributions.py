@@ -15,6 +15,7 @@ from torch import Tensor
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import contribution_moments, contribution_scores, score
 from vit_clt.analysis.contributions import ALL_SCORES, ContributionScores
+from vit_clt.analysis.moments import ContributionMoments
 from vit_clt.data import TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
 
@@ -99,6 +100,10 @@ class Toy:
     vit: HookedViT
     images: Tensor
     clts: list[CrossLayerTranscoder]
+    moments: list[ContributionMoments]
+    """Gathered in several batches, one per CLT."""
+    expected: list[tuple[list[np.ndarray], np.ndarray, np.ndarray]]
+    """`numpy_terms`, one per CLT."""
 
 
 @pytest.fixture
@@ -111,7 +116,14 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 def toy() -> Toy:
     vit = HookedViT(tiny_clip())
     images = torch.randn(10, 3, 12, 12, generator=torch.Generator().manual_seed(3))
-    return Toy(vit, images, [random_clt(vit, sparsifier) for sparsifier in SPARSIFIERS])
+    clts = [random_clt(vit, sparsifier) for sparsifier in SPARSIFIERS]
+    return Toy(
+        vit,
+        images,
+        clts,
+        [contribution_moments(vit, clt, in_batches(images, 4)) for clt in clts],
+        [numpy_terms(vit, clt, images) for clt in clts],
+    )
 
 
 @pytest.mark.parametrize("i", range(len(SPARSIFIERS)), ids=lambda i: SPARSIFIERS[i].name)
@@ -120,12 +132,9 @@ def toy() -> Toy:
 def test_scores_equal_float64_recomputation(
     toy: Toy, i: int, tokens: str, kind: str, reduce: str
 ) -> None:
-    clt, rows = toy.clts[i], ROWS[tokens]
-    found = contribution_scores(
-        toy.vit, clt, in_batches(toy.images, 4), tokens=tokens, kind=kind, reduce=reduce
-    )
-    terms, z, y = numpy_terms(toy.vit, clt, toy.images)
-    b = clt.b_dec.double().numpy()
+    found = score(toy.moments[i], tokens=tokens, kind=kind, reduce=reduce)
+    rows, b = ROWS[tokens], toy.clts[i].b_dec.double().numpy()
+    terms, z, y = toy.expected[i]
     for l in range(4):
         shares, bias = numpy_score(terms[l][:, :, rows], b[l], y[l][:, rows], kind, reduce)
         np.testing.assert_allclose(found.matrix[l, : l + 1], shares, rtol=2e-5, atol=2e-6)
@@ -139,7 +148,7 @@ def test_scores_equal_float64_recomputation(
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("reduce", ["mean_of_ratios", "ratio_of_means"])
 def test_projection_and_bias_sum_to_one(toy: Toy, tokens: str, reduce: str) -> None:
-    found = contribution_scores(toy.vit, toy.clts[0], toy.images, tokens=tokens, reduce=reduce)
+    found = score(toy.moments[0], tokens=tokens, reduce=reduce)
     total = found.matrix.nansum(1) + found.bias
     torch.testing.assert_close(total, torch.ones(4, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
@@ -147,7 +156,7 @@ def test_projection_and_bias_sum_to_one(toy: Toy, tokens: str, reduce: str) -> N
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("kind", ["centred", "norm"])
 def test_centred_and_norm_sum_to_one_over_sources(toy: Toy, tokens: str, kind: str) -> None:
-    found = contribution_scores(toy.vit, toy.clts[0], toy.images, tokens=tokens, kind=kind)
+    found = score(toy.moments[0], tokens=tokens, kind=kind)
     total = found.matrix.nansum(1)
     torch.testing.assert_close(total, torch.ones(4, dtype=torch.float64), rtol=1e-10, atol=1e-10)
 
@@ -187,13 +196,23 @@ def test_tensor_batches_and_image_data_agree(toy: Toy) -> None:
         assert_same(other, scores[0], rtol=0, atol=0)
 
 
-def test_score_reuses_moments_of_one_pass(toy: Toy) -> None:
-    moments = contribution_moments(toy.vit, toy.clts[0], toy.images)
-    for tokens in TOKENS:
-        for kind, reduce in ALL_SCORES:
-            options = {"tokens": tokens, "kind": kind, "reduce": reduce}
-            direct = contribution_scores(toy.vit, toy.clts[0], toy.images, **options)
-            assert_same(score(moments, **options), direct, rtol=0, atol=0)
+@pytest.mark.parametrize(
+    ("tokens", "kind", "reduce"),
+    [("all", kind, reduce) for kind, reduce in ALL_SCORES]
+    + [(tokens, "projection", "mean_of_ratios") for tokens in ("cls", "patch")],
+)
+def test_scores_are_those_of_moments_gathered_once(
+    toy: Toy, tokens: str, kind: str, reduce: str
+) -> None:
+    options = {"tokens": tokens, "kind": kind, "reduce": reduce}
+    direct = contribution_scores(toy.vit, toy.clts[0], in_batches(toy.images, 4), **options)
+    assert_same(score(toy.moments[0], **options), direct, rtol=0, atol=0)
+
+
+def test_projection_of_the_row_cls_is_the_default(toy: Toy) -> None:
+    default = contribution_scores(toy.vit, toy.clts[0], in_batches(toy.images, 4))
+    assert (default.tokens, default.kind, default.reduce) == ("cls", "projection", "mean_of_ratios")
+    assert_same(default, score(toy.moments[0]), rtol=0, atol=0)
 
 
 def sometimes_silent(vit: HookedViT) -> CrossLayerTranscoder:
@@ -373,7 +392,7 @@ def test_clt_of_another_shape_is_refused(toy: Toy) -> None:
 
 @pytest.mark.parametrize("kind", ["projection", "norm"])
 def test_frame_round_trips(toy: Toy, kind: str) -> None:
-    scores = contribution_scores(toy.vit, toy.clts[0], toy.images, kind=kind)
+    scores = score(toy.moments[0], kind=kind)
     frame = scores.to_frame()
     assert len(frame) == 4 * 5 // 2 + 4
     table = frame.pivot(index="target", columns="source", values="score")
@@ -391,7 +410,7 @@ def test_frame_round_trips(toy: Toy, kind: str) -> None:
     ],
 )
 def test_figure_shows_the_matrix(toy: Toy, tokens: str, kind: str, title: str) -> None:
-    scores = contribution_scores(toy.vit, toy.clts[0], toy.images, tokens=tokens, kind=kind)
+    scores = score(toy.moments[0], tokens=tokens, kind=kind)
     figure = scores.figure()
     assert isinstance(figure, go.Figure)
     (heatmap,) = figure.data

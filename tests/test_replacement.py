@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 
 import jaxtyping
@@ -479,6 +480,29 @@ def test_each_forward_in_a_context_stands_alone(
         for batch, expected in zip(batches, fresh, strict=True):
             close(tiny_vit.run_with_cache(batch, names_filter=names_filter)[0], expected, 1e-6)
             assert torch.equal(tiny_vit(batch), expected)
+
+
+@pytest.mark.parametrize(("inputs", "error_node"), MODES)
+def test_codes_are_freed_with_their_forward(
+    inputs: str,
+    error_node: bool,
+    tiny_vit: HookedViT,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clt = random_clt(tiny_vit)
+    encode, made = clt.encode, []
+
+    def spy(x: Tensor, layer: int) -> Codes:
+        codes = encode(x, layer=layer)
+        made.append(weakref.ref(codes))
+        return codes
+
+    monkeypatch.setattr(clt, "encode", spy)
+    with replace_mlps(tiny_vit, clt, layers=[2], inputs=inputs, error_node=error_node):
+        tiny_vit(images)
+        assert len(made) == (6 if error_node and inputs == "stream" else 3)
+        assert [codes for ref in made if (codes := ref()) is not None] == []
 
 
 class Abort(Exception):

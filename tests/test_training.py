@@ -152,6 +152,23 @@ def test_the_seed_decides_the_result(fit):
         assert not torch.equal(other.state_dict()[name], tensor)
 
 
+def test_the_seed_decides_the_order_of_images_which_changes_every_epoch(vit, data):
+    class Watched(TensorImages):
+        def batch(self, rows):
+            visits.append(tuple(rows))
+            return super().batch(rows)
+
+    orders = []
+    for seed in (0, 0, 1):
+        visits: list[tuple[int, ...]] = []
+        settings = TrainConfig(epochs=2, batch_size=ALL, seed=seed)
+        train(vit, Watched(data.images), SMALL, settings, progress=False)
+        orders.append(visits[-2:])
+    assert orders[0] == orders[1] != orders[2]
+    assert len({*orders[0], *orders[2]}) == 4
+    assert all(sorted(order) == list(range(N_IMAGES)) for order in orders[0])
+
+
 def test_training_does_not_depend_on_the_global_seed_nor_change_it(fit):
     with torch.random.fork_rng():
         torch.manual_seed(11)

@@ -77,7 +77,7 @@ class DecodedImages(ImageData):
 
     def __init__(
         self,
-        fetch: Callable[[list[int]], tuple[list[Image.Image], list[int]]],
+        fetch: Callable[[list[int]], tuple[list[Any], list[Any]]],
         n: int,
         transform: Callable[[Image.Image], Tensor],
         class_names: Sequence[str],
@@ -95,11 +95,16 @@ class DecodedImages(ImageData):
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Decode and preprocess these rows."""
         try:
-            images, labels = self._fetch(list(rows))
-        except (UnidentifiedImageError, OSError) as error:
-            first, last = min(rows), max(rows)
-            raise InputError(f"{self.name}: rows {first} to {last}: {error}.") from error
-        return torch.stack([self._transform(image) for image in images]), torch.tensor(labels)
+            found, labels = self._fetch(list(rows))
+            images = torch.stack([self._transform(image) for image in found])
+        # PIL raises all of these for broken files, and a missing value is no image
+        except (UnidentifiedImageError, OSError, SyntaxError, TypeError, AttributeError) as error:
+            where = f"{self.name}: rows {min(rows)} to {max(rows)}"
+            raise InputError(f"{where} hold an image that cannot be read: {error}.") from error
+        for label in labels:
+            if not isinstance(label, int):
+                raise InputError(f"labels of {self.name} hold {label!r}; expected class numbers.")
+        return images, torch.tensor(labels)
 
 
 def load_data(
@@ -152,7 +157,7 @@ def load_data(
     if names is None:
         names = getattr(dataset.features[label_column], "names", None) or []
 
-    def fetch(rows: list[int]) -> tuple[list[Image.Image], list[int]]:
+    def fetch(rows: list[int]) -> tuple[list[Any], list[Any]]:
         found = dataset[rows]
         return found[image_column], found[label_column]
 

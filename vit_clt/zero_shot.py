@@ -55,6 +55,8 @@ class ZeroShot:
             templates = TEMPLATE_SETS[templates]
         else:
             self.name = f"{len(templates)} templates"
+        if not templates:
+            raise InputError("templates is empty; expected at least one.")
         for template in templates:
             if "{}" not in template:
                 raise InputError(f'templates holds "{template}"; expected "{{}}" in each.')
