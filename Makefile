@@ -22,8 +22,8 @@ demo: $(STAMP)   ## train and study a CLT on handwritten digits, offline, under 
 	@$(BIN)/vit-clt demo --out out/demo --overwrite
 
 test: $(STAMP)   ## run the tests
-	@echo "== tests"
-	@$(BIN)/python -m pytest -q
+	@echo "== tests (about three minutes on two cores)"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=5
 
 check: format lint types test  ## exactly what CI runs
 

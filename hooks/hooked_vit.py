@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -37,6 +37,7 @@ _LOAD_ERRORS = (
     KeyError,
     EOFError,
     AttributeError,
+    StopIteration,
     SafetensorError,
     UnpicklingError,
 )
@@ -77,7 +78,9 @@ class HookedViT(HookedRootModule):
     `set_use_attn_pattern(True)`), `.hook_attn_out`, `.hook_resid_mid`, `.ln2.hook_out` (x_l),
     `.mlp.hook_in` (x_l again, after every edit of it), `.hook_mlp_out` (y_l), `.hook_resid_post`.
 
-    The tower is put in eval mode, cast to nothing, and frozen. `state_dict` is open_clip's own.
+    Edit x_l at `ln2.hook_out`; `mlp.hook_in` is for readers. The tower is put in eval mode and
+    frozen (compare bits with a frozen open_clip model: torch picks its matrix product by whether
+    weights require gradients). `state_dict` is open_clip's own.
     """
 
     cfg: HookedViTConfig
@@ -106,6 +109,7 @@ class HookedViT(HookedRootModule):
         self.blocks = [HookedBlock.adopt(b, self._recorder) for b in visual.transformer.resblocks]
         self.cfg = _config_of(visual, self.blocks, model, pretrained)
         self.setup()
+        self.eval()
 
     @classmethod
     def from_open_clip(
@@ -126,16 +130,27 @@ class HookedViT(HookedRootModule):
                 activation function is not the one the weights were trained with.
         """
         source = shipped_teacher(model) or model
+        own_weights = source.startswith("local-dir:")
+        if own_weights and pretrained is not None:
+            raise InputError(
+                f'pretrained is "{pretrained}"; model "{model}" carries its own weights, expected '
+                "none."
+            )
         _check_activation(source, pretrained)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="No pretrained weights loaded")
                 clip, _, preprocess = open_clip.create_model_and_transforms(
-                    source, pretrained=pretrained, device=device, precision="fp32"
+                    source,
+                    pretrained=pretrained,
+                    device=device,
+                    precision="fp32",
+                    require_pretrained=own_weights,
                 )
             tokenizer = open_clip.get_tokenizer(source)
         except _LOAD_ERRORS as error:
-            reason = " ".join(str(error).split())[:150]
+            plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
+            reason = " ".join(plain.split())[:150]
             raise InputError(
                 f'model is "{model}" and pretrained is "{pretrained}"; expected an open_clip name '
                 f"and tag, or readable weights: {reason}"
@@ -166,6 +181,9 @@ class HookedViT(HookedRootModule):
             InputError: an input of another shape or kind.
         """
         visual: Any = self.clip.visual
+        for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
+            if layer is not None and not -self.cfg.n_layers <= layer <= self.cfg.n_layers:
+                raise InputError(f"{name} is {layer}; expected 0 to {self.cfg.n_layers}.")
         if start_at_layer is None:
             self._check_images(images)
         elif images.shape[1:] != (self.cfg.n_tokens, self.cfg.d_model):
@@ -204,15 +222,15 @@ class HookedViT(HookedRootModule):
         self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
     ) -> dict[str, Tensor]:
         """The unaltered activations `names`; no hook fires, whatever is attached to the model."""
-        unknown = [name for name in names if name not in self.hook_dict]
-        if unknown:
-            raise InputError(f'no hook point is named "{unknown[0]}".')
         recorded: dict[str, Tensor] = {}
         self._recorder.values = recorded
         try:
             self.forward(images)
         finally:
             self._recorder.values = None
+        for name in names:
+            if name not in recorded:
+                raise InputError(f'no activation of the model itself is named "{name}".')
         return {name: recorded[name] for name in names}
 
     def run_with_cache(  # type: ignore[override]
@@ -246,7 +264,11 @@ class HookedViT(HookedRootModule):
         clear_contexts: bool = False,
     ) -> Iterator[HookedViT]:
         """TransformerLens' context manager of temporary hooks, with unknown names refused."""
-        self._check_names([n for n, _ in (*fwd_hooks, *bwd_hooks) if isinstance(n, str)])
+        for name, _ in (*fwd_hooks, *bwd_hooks):
+            if isinstance(name, str):
+                self._check_names([name])
+            elif not any(name(point) for point in self.hook_dict):
+                raise InputError("a hook's name function matches no hook point; see vit.hook_dict.")
         with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
             yield self
 
@@ -271,6 +293,7 @@ class HookedViT(HookedRootModule):
         """
         for block in self.blocks:
             block.use_attn_pattern = use
+            block.hook_pattern.remove_hooks("both", including_permanent=True)
         self.setup()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -302,8 +325,11 @@ class HookedViT(HookedRootModule):
 
     def _check_images(self, images: Tensor) -> None:
         expected = (3, *self.cfg.image_size)
-        if not images.is_floating_point():
-            raise InputError(f"images are {images.dtype}; expected a float type, preprocessed.")
+        visual: Any = self.clip.visual
+        if images.dtype != visual.conv1.weight.dtype:
+            raise InputError(
+                f"images are {images.dtype}; expected {visual.conv1.weight.dtype}, as the weights."
+            )
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise InputError(
                 f"images have shape {tuple(images.shape)}; expected (batch, {expected[0]}, "
@@ -343,8 +369,9 @@ def _config_of(
 
 def _check_activation(model: str, pretrained: str | None) -> None:
     # open_clip only warns here, and from a file not even that: the numbers would be quietly wrong
-    if pretrained is None or Path(pretrained).exists():
+    if pretrained is None:
         return
+    model = model.replace("/", "-")
     tag = open_clip.get_pretrained_cfg(model, pretrained)
     config = open_clip.get_model_config(model) or {}
     if tag and tag.get("quick_gelu", False) and not config.get("quick_gelu", False):

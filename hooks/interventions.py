@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HOOK_OUT, FwdHooks
 from vit_clt.hooks.rows import TokenKind, token_rows
 
@@ -25,7 +26,13 @@ def overwrite_mlp_hooks(
         tokens: rows to overwrite.
         values: per layer, what to write on those rows, with or without a batch axis (a mean over
             images has none). None writes zeros.
+
+    Raises:
+        InputError: a negative layer, or (in the forward) values of another number of rows.
     """
+    layers = list(layers)
+    if layers and min(layers) < 0:
+        raise InputError(f"layers contains {min(layers)}; expected layers counted from 0.")
     rows = token_rows(tokens)
     return [
         (
@@ -38,5 +45,8 @@ def overwrite_mlp_hooks(
 
 def _overwrite(y: Tensor, hook: HookPoint, rows: slice, value: Tensor | None) -> Tensor:
     out = y.clone()
+    n_rows = out[:, rows].shape[1]
+    if value is not None and value.shape[-2] != n_rows:
+        raise InputError(f"values have {value.shape[-2]} rows at {hook.name}; expected {n_rows}.")
     out[:, rows] = 0 if value is None else value.to(y)
     return out

@@ -78,9 +78,10 @@ def replace_mlps(
 ) -> Iterator[HookedViT]:
     """Within this context every forward of `vit` runs with the CLT in place of its MLPs.
 
-    The clean pass that "teacher" inputs and error nodes need is made for each forward. The CLT's
-    stages are hook points of the model meanwhile: `clt.{s}.hook_codes` "batch token feature" for
-    every source it reads, `clt.{l}.hook_recon` "batch token d_model" for every replaced layer.
+    The clean pass that "teacher" inputs and error nodes need is made for each forward, on the
+    images as they arrive here (edited by any `hook_input` hook registered before this context).
+    The CLT's stages are hook points of the model meanwhile: `clt.{s}.hook_codes` "batch token
+    feature" for every source it reads, `clt.{l}.hook_recon` "batch token d_model" for every replaced layer.
     While one of them has a hook, codes are made for all token rows and written out densely. No
     hook is left behind, also after an exception.
 
@@ -167,6 +168,7 @@ class _Replacement:
 
     def forget(self) -> None:
         """Drop what belongs to one forward: codes never outlive it."""
+        self.begun = False
         self.codes: list[Codes] = []
         self.clean_codes: list[Codes] = []
 
@@ -178,6 +180,7 @@ class _Replacement:
 
     def _begin(self, start: Tensor, hook: HookPoint) -> None:
         self.forget()
+        self.begun = True
         listening = any(point.has_hooks() for point in self.points.values())
         # codes and reconstructions are row-wise: encode only what is written, unless a hook looks
         self.encoded = slice(None) if listening else self.rows
@@ -186,6 +189,8 @@ class _Replacement:
             self.clean = self.vit.clean_cache(start, self.clean_names)
 
     def _read(self, x: Tensor, hook: HookPoint, layer: int) -> None:
+        if not self.begun:
+            raise InputError("the blocks run outside a forward of the HookedViT; call vit(images).")
         while self.clean_names and len(self.clean_codes) <= layer:
             source = len(self.clean_codes)
             clean_x = self.clean[HOOK_IN.format(l=source)]
@@ -202,7 +207,8 @@ class _Replacement:
             if len(self.codes) != layer:
                 raise InputError(
                     f"this forward starts after layer {len(self.codes)}, whose codes the stream "
-                    'needs; start at layer 0, or use inputs="teacher".'
+                    'needs; start at layer 0, or use replacement_hooks with inputs="teacher" and '
+                    "clean."
                 )
             self.codes.append(self._expose(self.clt.encode(x[:, self.encoded], layer=layer), layer))
 
