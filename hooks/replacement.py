@@ -81,9 +81,9 @@ def replace_mlps(
     The clean pass that "teacher" inputs and error nodes need is made for each forward, on the
     images as they arrive here (edited by any `hook_input` hook registered before this context).
     The CLT's stages are hook points of the model meanwhile: `clt.{s}.hook_codes` "batch token
-    feature" for every source it reads, `clt.{l}.hook_recon` "batch token d_model" for every replaced layer.
-    While one of them has a hook, codes are made for all token rows and written out densely. No
-    hook is left behind, also after an exception.
+    feature" for every source it reads, `clt.{l}.hook_recon` "batch token d_model" for every
+    replaced layer. While one of them has a hook, codes are made for all token rows and written out
+    densely. No hook is left behind, also after an exception.
 
     Raises:
         InputError: an argument is out of range, or the CLT belongs to another model.
