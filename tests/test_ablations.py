@@ -80,11 +80,12 @@ def study(digits_vit: HookedViT, digits_test: ImageData) -> Study:
     clip = open_clip.create_model(shipped_teacher("digits"), precision="fp32")
     clip = clip.eval().requires_grad_(False)
     x, y = [], []
-    blocks = clip.visual.transformer.resblocks
-    handles = [
-        b.mlp.register_forward_hook(lambda _, i, o: (x.append(i[0]), y.append(o))[2:] or None)
-        for b in blocks
-    ]
+
+    def note(module: object, inputs: tuple[Tensor], output: Tensor) -> None:
+        x.append(inputs[0])
+        y.append(output)
+
+    handles = [b.mlp.register_forward_hook(note) for b in clip.visual.transformer.resblocks]
     clip.encode_image(images)
     for handle in handles:
         handle.remove()
@@ -292,8 +293,8 @@ def curves(study: Study) -> AblationCurves:
 def test_curves_equal_single_calls(
     study: Study, curves: AblationCurves, mode: str, ablate: object
 ) -> None:
-    options = {"target": 2, "tokens": "all", "fill": "resample", "seed": 5}
-    options["scores"] = study.scores["all"]
+    scores = study.scores["all"]
+    options = {"target": 2, "tokens": "all", "fill": "resample", "seed": 5, "scores": scores}
     for k in range(4):
         single, point = ablate(*arguments(study), k=k, **options), curves.at(mode, k)
         top = curves.ranking[:k]

@@ -24,7 +24,7 @@ from vit_clt import activations as activations_module
 from vit_clt.activations import TokenBatch, capture, norm_scales, token_batches
 from vit_clt.data import TensorImages
 from vit_clt.hooks import HookedViT
-from vit_clt.training import reconstruction_loss
+from vit_clt.training import _Sparsity, reconstruction_loss
 
 N_IMAGES, N_TOKENS = 40, 10
 ALL = N_IMAGES * N_TOKENS
@@ -207,10 +207,10 @@ def test_learning_rate_rises_stays_and_falls(fit):
 
 
 def test_warm_up_steps_and_decay_share_are_obeyed(fit):
-    _, records = fit(epochs=40, lr=2e-3, warmup_steps=0, decay_fraction=0.5)
+    _, records = fit(epochs=60, lr=2e-3, warmup_steps=0, decay_fraction=0.5)
     rates = [r["lr"] for r in records]
-    assert rates[:18] == pytest.approx([2e-3] * 18)
-    assert rates[29] == pytest.approx(1e-3, rel=0.11)
+    assert rates[:28] == pytest.approx([2e-3] * 28)
+    assert rates[44] == pytest.approx(1e-3, rel=0.07)
 
 
 # ---- sparsity ---------------------------------------------------------------------------------
@@ -227,6 +227,29 @@ def test_an_l0_target_steers_jumprelu(fit):
     for target, records in ((3, low), (15, high)):
         for before, after in pairwise(records):
             assert (after["sparsity"] > before["sparsity"]) == (after["l0"] > target)
+
+
+def test_the_penalty_is_the_mean_tanh_of_codes_times_decoder_norms():
+    generator = torch.Generator().manual_seed(0)
+    clt = CrossLayerTranscoder(CLTConfig(2, 4, 6, JumpReLU(theta=0.3))).double()
+    for parameter in (*clt.W_enc, *clt.W_dec):
+        parameter.data.normal_(generator=generator).mul_(0.4)
+    codes = clt.encode(torch.randn(2, 5, 4, dtype=torch.float64, generator=generator))
+    sparsity = _Sparsity(TrainConfig(sparsity=0.7, sparsity_scale=3.0), total=10)
+    assert not sparsity.penalty(clt, codes).detach()
+    sparsity.step = 5
+    expected = 0.0
+    for s in range(2):
+        norms = clt.W_dec[s].transpose(0, 1).flatten(1).norm(dim=1)
+        for z in codes[s].to_dense():
+            expected = expected + 0.35 * torch.tanh(3.0 * norms * z).sum() / 5
+    penalty = sparsity.penalty(clt, codes)
+    torch.testing.assert_close(penalty, expected)
+    sources = [clt.log_theta, *clt.W_enc, *clt.W_dec]
+    found = torch.autograd.grad(penalty, sources, retain_graph=True)
+    for grad, wanted in zip(found, torch.autograd.grad(expected, sources), strict=True):
+        assert grad.any()
+        torch.testing.assert_close(grad, wanted)
 
 
 def test_without_a_target_lambda_rises_in_a_line(fit):
@@ -415,3 +438,15 @@ def test_a_loss_that_explodes_is_refused(fit):
 def test_training_on_no_images_is_refused(vit):
     with pytest.raises(InputError, match="images is empty"):
         train(vit, TensorImages(torch.zeros(0, 3, 12, 12)), SMALL, progress=False)
+
+
+def test_a_last_batch_without_variance_logs_null(tiny_vit: HookedViT):
+    images = TensorImages(torch.randn(4, 3, 12, 12))
+    records: list[dict] = []
+    settings = TrainConfig(epochs=1, batch_size=13, log_every=1, norm_images=4)
+    config = CLTConfig(tiny_vit.cfg.n_layers, tiny_vit.cfg.d_model, 24, ReLUTopK(k=4))
+    train(tiny_vit, images, config, settings, on_log=records.append, progress=False)
+    # 40 tokens in batches of 13 leave a last one of a single row
+    assert records[-1]["fvu"] is None
+    assert records[0]["fvu"] > 0
+    assert records[-1]["lr"] > 0

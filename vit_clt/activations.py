@@ -43,7 +43,7 @@ def capture(vit: HookedViT, images: Float[Tensor, "batch 3 height width"]) -> Ac
     Raises:
         InputError: an activation is NaN or infinite.
     """
-    names = [point.format(l=l) for point in (HOOK_IN, HOOK_OUT) for l in range(vit.cfg.n_layers)]
+    names = [point.format(l=l) for l in range(vit.cfg.n_layers) for point in (HOOK_IN, HOOK_OUT)]
     cache = vit.clean_cache(images, names)
     for name in names:
         if not cache[name].sum().isfinite():
@@ -94,6 +94,9 @@ def norm_scales(
     """Factors per layer for x and for y that bring the mean norm of a token to sqrt(d_model).
 
     Measured on `n_images` images drawn without repeats (all, if there are fewer).
+
+    Raises:
+        InputError: a layer reads or writes nothing but zeros.
     """
     order = torch.randperm(len(data), generator=generator).tolist()[:n_images]
     device = next(vit.parameters()).device
@@ -103,6 +106,10 @@ def norm_scales(
         found = capture(vit, images.to(device))
         for i, values in enumerate((found.x, found.y)):
             totals[i] += values.double().norm(dim=-1).sum((1, 2))
+    for values, point in zip(totals, (HOOK_IN, HOOK_OUT), strict=True):
+        if (values == 0).any():
+            silent = point.format(l=int((values == 0).nonzero()[0]))
+            raise InputError(f"{silent} is zero on every token; expected activations that vary.")
     means = totals / (len(order) * vit.cfg.n_tokens)
     scales = (vit.cfg.d_model**0.5 / means).float()
     return scales[0], scales[1]

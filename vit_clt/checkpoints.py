@@ -41,7 +41,8 @@ class PretrainedCLT(
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write config.json, model.safetensors and a model card (README.md) into `save_directory`.
 
-        Each file is complete before it takes its place. Keyword arguments are huggingface_hub's.
+        Each file is complete before it takes its place, the weights last. Keyword arguments are
+        huggingface_hub's.
 
         Raises:
             InputError: the folder cannot be made or written.
@@ -125,6 +126,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"clt is {path.parent}; expected a {path.name} in it.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not readable JSON: {error}.") from error
     if not isinstance(values, dict):
@@ -133,7 +136,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _load_weights(clt: nn.Module, path: Path) -> None:
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"clt is {path.parent}; expected a {path.name} in it.")
     try:
         found = load_file(path)

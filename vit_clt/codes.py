@@ -75,7 +75,8 @@ class DenseCodes:
 
     def fired(self) -> Int[Tensor, "layer feature"]:
         """Tokens on which each feature is active, summed over every token axis."""
-        return self.dense.ne(0).flatten(1, -2).sum(1)
+        n_tokens = self.dense[0, ..., 0].numel()
+        return self.dense.ne(0).reshape(len(self), n_tokens, self.n_features).sum(1)
 
 
 Codes = SparseCodes | DenseCodes

@@ -47,8 +47,8 @@ class CLTConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_model", "n_features"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1.")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected an integer above 0.")
         k = getattr(self.sparsifier, "k", None)
         if k is not None and k > self.n_features:
             raise InputError(f"k is {k}; expected at most n_features, {self.n_features}.")
@@ -78,5 +78,7 @@ class CLTConfig:
                 sparsifier=kind(**sparsifier),
                 teacher=None if teacher is None else TeacherIdentity(**teacher),
             )
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"config.json does not describe a CLT: {error}.") from error

@@ -24,7 +24,7 @@ class Metric:
     """One reported number."""
 
     name: str
-    value: float
+    value: float | None
     unit: str
     """"fraction", "nats", "seconds", "count" or "raw^2"."""
     n: int

@@ -63,9 +63,9 @@ class JumpReLU:
     dL/dlog_theta = -(theta^2 / bandwidth) * sum over tokens of 1[|a - theta| < bandwidth/2] dL/dz.
     """
 
-    theta: float = 0.03
+    theta: float | int = 0.03
     """Initial threshold, in units of the (normalised) pre-activation."""
-    bandwidth: float = 1.0
+    bandwidth: float | int = 1.0
     """Width eps of the rectangle that stands in for the jump's derivative."""
     name: ClassVar[str] = "jumprelu"
 
@@ -98,7 +98,7 @@ class _Jump(torch.autograd.Function):
         a, log_theta = ctx.saved_tensors
         theta = log_theta.exp()
         near = (a - theta).abs() < ctx.bandwidth / 2
-        summed = (grad_z * near).flatten(0, -2).sum(0)
+        summed = (grad_z * near).reshape(-1, a.shape[-1]).sum(0)
         return grad_z * (a > theta), -(theta**2) / ctx.bandwidth * summed, None
 
 

@@ -45,7 +45,7 @@ class TrainConfig:
     """Weight of a CLS row in the loss; CLS is one row in 50 or 197."""
     warmup_steps: int = 1000
     """Linear warm-up, at most 5 % of all steps."""
-    decay_fraction: float = 0.2
+    decay_fraction: float | int = 0.2
     """Linear decay to zero over this last share of the steps."""
     buffer_batches: int = 16
     """Batches' worth of tokens that are shuffled together."""
@@ -61,10 +61,18 @@ class TrainConfig:
     """Steps between log records."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "epochs", "batch_size", "cls_weight", "buffer_batches", "log_every"):
+        for name in (
+            "lr",
+            "epochs",
+            "batch_size",
+            "cls_weight",
+            "buffer_batches",
+            "norm_images",
+            "log_every",
+        ):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a value above 0.")
-        for name in ("warmup_steps", "decay_fraction", "sparsity"):
+        for name in ("warmup_steps", "decay_fraction", "sparsity", "sparsity_scale"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more.")
         if self.l0 is not None and not self.l0 > 0:
@@ -98,7 +106,8 @@ def train(
         train_config: hyperparameters.
         on_log: called with a dict every `log_every` steps and after the last one: step, epoch,
             loss (reconstruction), fvu, fvu_cls, fvu_patch (in normalised space, batch means), l0,
-            dead (share of features silent for an epoch), sparsity (lambda), lr.
+            dead (share of features silent for an epoch), sparsity (lambda), lr. An fvu is None
+            where the batch holds fewer than two such rows.
         progress: show a progress line.
 
     Raises:
@@ -147,6 +156,7 @@ def train(
             optimiser.zero_grad()
             (loss + penalty).backward()
             optimiser.step()
+            lr = schedule.get_last_lr()[0]
             schedule.step()
             step += 1
             l0 = float(codes.l0().float().mean())
@@ -161,7 +171,7 @@ def train(
                     "l0": l0,
                     "dead": activity.dead_share(),
                     "sparsity": sparsity.value,
-                    "lr": schedule.get_last_lr()[0],
+                    "lr": lr,
                 }
                 bar.set_postfix(_short(record))
                 if on_log is not None:
@@ -235,21 +245,23 @@ def _weights(batch: TokenBatch, settings: TrainConfig) -> Tensor:
     return torch.where(batch.is_cls, settings.cls_weight, 1.0)
 
 
-def _fvu(y_hat: Tensor, y: Tensor, batch: TokenBatch) -> dict[str, float]:
+def _fvu(y_hat: Tensor, y: Tensor, batch: TokenBatch) -> dict[str, float | None]:
     everything = torch.ones_like(batch.is_cls)
     rows = {"fvu": everything, "fvu_cls": batch.is_cls, "fvu_patch": ~batch.is_cls}
-    found = {}
+    found: dict[str, float | None] = {}
     for name, chosen in rows.items():
         true, error = y[:, chosen], (y_hat - y)[:, chosen]
         spread = (true - true.mean(1, keepdim=True)).square().sum((1, 2))
-        found[name] = float((error.square().sum((1, 2)) / spread).mean())
+        # a batch with fewer than two such rows (the end of an epoch) has no variance to explain
+        defined = true.shape[1] > 1 and bool((spread > 0).all())
+        found[name] = float((error.square().sum((1, 2)) / spread).mean()) if defined else None
     return found
 
 
 def _short(record: dict[str, Any]) -> dict[str, str]:
     return {
         "loss": f"{record['loss']:.1f}",
-        "fvu": f"{record['fvu']:.3f}",
+        "fvu": "-" if record["fvu"] is None else f"{record['fvu']:.3f}",
         "l0": f"{record['l0']:.1f}",
         "dead": f"{record['dead']:.1%}",
     }

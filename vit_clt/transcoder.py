@@ -66,6 +66,8 @@ class CrossLayerTranscoder(PretrainedCLT):
         """
         if layer is not None:
             return self._encode_one(x, self._check_layer("layer", layer))
+        if x.ndim < 2:
+            raise InputError(f"x has {x.ndim} axes; expected at least layer and d_model.")
         if x.shape[0] != self.config.n_layers:
             raise InputError(
                 f"x has {x.shape[0]} entries on its layer axis; expected {self.config.n_layers}."
@@ -83,8 +85,10 @@ class CrossLayerTranscoder(PretrainedCLT):
         """
         if target is not None:
             target = self._check_layer("target", target)
+            self._check_codes(codes, target + 1)
             terms = (self._term(codes[s], s, target) for s in range(target + 1))
             return sum(terms, start=self.b_dec[target])
+        self._check_codes(codes, self.config.n_layers)
         outputs: list[Tensor] = list(self.b_dec)
         for s, decoder in enumerate(self.W_dec):
             z = codes[s].to_dense()
@@ -101,6 +105,7 @@ class CrossLayerTranscoder(PretrainedCLT):
         says from which depth y_l can be sparsely read, not what MLP_s contributed.
         """
         target = self._check_layer("target", target)
+        self._check_codes(codes, target + 1)
         return torch.stack([self._term(codes[s], s, target) for s in range(target + 1)])
 
     def forward(
@@ -134,6 +139,14 @@ class CrossLayerTranscoder(PretrainedCLT):
 
     def _term(self, codes: Codes, source: int, target: int) -> Tensor:
         return codes.to_dense() @ self.W_dec[source][target - source]
+
+    def _check_codes(self, codes: Codes | Sequence[Codes], n_sources: int) -> None:
+        if len(codes) < n_sources:
+            raise InputError(f"codes has {len(codes)} layers; expected at least {n_sources}.")
+        if codes[0].n_features != self.config.n_features:
+            raise InputError(
+                f"codes have {codes[0].n_features} features; expected {self.config.n_features}."
+            )
 
     def _check_layer(self, name: str, layer: int) -> int:
         n = self.config.n_layers

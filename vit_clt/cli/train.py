@@ -76,7 +76,8 @@ class Train(ModelOptions, OutputOptions):
             clt = train(vit, data, config, settings, on_log=on_log)
         seconds = time.perf_counter() - started
         clt.save_pretrained(folder.path)
-        last = records[-1]
+        # the last batch of an epoch may be too small to have a variance
+        last = next((r for r in reversed(records) if None not in r.values()), records[-1])
         metrics = [
             Metric("train_fvu", last["fvu"], "fraction", len(data), baseline=1.0),
             Metric("train_fvu_cls", last["fvu_cls"], "fraction", len(data), baseline=1.0),
@@ -96,8 +97,8 @@ class Train(ModelOptions, OutputOptions):
         }
         folder.write("metrics.json", metrics_json(metrics, **context))
         print(
-            f"last batch: FVU {last['fvu']:.3f} (CLS {last['fvu_cls']:.3f}, patches "
-            f"{last['fvu_patch']:.3f}), L0 {last['l0']:.1f}, dead {last['dead']:.1%}; "
+            f"last batch: FVU {_shown(last['fvu'])} (CLS {_shown(last['fvu_cls'])}, patches "
+            f"{_shown(last['fvu_patch'])}), L0 {last['l0']:.1f}, dead {last['dead']:.1%}; "
             f"{seconds:.0f} s; saved to {folder.path}"
         )
 
@@ -124,3 +125,7 @@ class Train(ModelOptions, OutputOptions):
             "jumprelu": JumpReLU(),
         }
         return CLTConfig(n_layers, d_model, n_features, sparsifiers[self.sparsifier])
+
+
+def _shown(fvu: float | None) -> str:
+    return "undefined" if fvu is None else f"{fvu:.3f}"
