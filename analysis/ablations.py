@@ -6,30 +6,25 @@ through a hook, and zero-shot accuracy and loss are read. Terms come from the te
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import pandas as pd
 import plotly.graph_objects as go
-import torch
-from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.contributions import ContributionScores, contribution_scores
-from vit_clt.analysis.readings import Accuracy, Measure, Readings, gather_readings
+from vit_clt.analysis.readings import Accuracy, Measure, Readings
+from vit_clt.analysis.term_sets import REFERENCES, Fill, TermSets
 from vit_clt.data import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind, layer_list, overwrite_mlp_hooks, token_rows
-from vit_clt.hooks.hooked_vit import HOOK_IN
+from vit_clt.hooks import HookedViT, TokenKind, layer_list, token_rows
 from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
-from vit_clt.zero_shot import Outcome, ZeroShot
+from vit_clt.zero_shot import ZeroShot
 
-Fill = Literal["zero", "mean", "resample"]
 Mode = Literal["keep", "drop"]
-REFERENCES = ("original", "full", "bias_only", "floor_zero", "floor_mean")
 
 
 @dataclass(frozen=True)
@@ -73,6 +68,8 @@ class AblationCurves:
 
     ranking: list[int]
     """Sources from highest to lowest score."""
+    ranked_by: str
+    """Which score ranked them, on which rows and images."""
     readings: Readings
     tokens: TokenKind
     target: int
@@ -80,7 +77,7 @@ class AblationCurves:
     data: str
     seed: int
     l0: float
-    """Active features a token and layer on these rows."""
+    """Active features a token and layer, on these rows, over the target's sources."""
     no_op: bool
 
     def at(self, mode: Mode, k: int) -> Accuracy:
@@ -176,8 +173,9 @@ def keep_top_k(
             the later layer.
         target: the layer whose MLP rows are overwritten; -1 is the last.
         tokens: rows overwritten.
-        fill: what stands in for a dropped term: "zero", its "mean" over the images at the same
-            row, or "resample", the same term of another image drawn by `seed`.
+        fill: what stands in for a dropped term: "zero", its "mean" over `data` at the same row,
+            or "resample": the same term of another image of `data`, one donor for all terms of an
+            image, drawn by `seed`.
         seed: of the resample fill and of the bootstrap.
         progress: show a progress bar.
 
@@ -228,92 +226,31 @@ def ablation_curves(
         for mode in get_args(Mode)
         for k in range(len(ranking) + 1)
     }
-    readings = read_term_sets(
-        vit, clt, data, zs, plans, scores, target, tokens, fill, seed, progress
-    )
+    study = TermSets(vit, clt, data, zs, target, tokens, fill, seed, progress)
     return AblationCurves(
         ranking=ranking,
-        readings=readings,
+        ranked_by=scores.label,
+        readings=study.read(plans),
         tokens=tokens,
         target=target,
         fill=fill,
         data=data.name,
         seed=seed,
-        l0=scores.l0,
-        no_op=_is_no_op(vit, target, tokens),
+        l0=study.l0(),
+        no_op=study.no_op,
     )
 
 
 def rank_sources(scores: ContributionScores, target: int) -> list[int]:
-    """Sources of a target from highest to lowest signed score; ties go to the later layer."""
+    """Sources of a target from highest to lowest signed score; ties go to the later layer.
+
+    Raises:
+        InputError: a score is undefined (centred scores of a reconstruction that does not vary).
+    """
     row = scores.matrix[target][: target % len(scores.matrix) + 1].tolist()
+    if any(value != value for value in row):
+        raise InputError(f"scores hold NaN at layer {target}; expected a number for every source.")
     return sorted(range(len(row)), key=lambda s: (-row[s], -s))
-
-
-@torch.no_grad()
-def read_term_sets(
-    vit: HookedViT,
-    clt: CrossLayerTranscoder,
-    data: ImageData,
-    zs: ZeroShot,
-    plans: Mapping[str, Iterable[int]],
-    scores: ContributionScores,
-    target: int,
-    tokens: TokenKind,
-    fill: Fill,
-    seed: int,
-    progress: bool,
-) -> Readings:
-    """Readings of each kept set of sources in `plans`, and of the five references."""
-    rows = token_rows(tokens, vit.cfg.has_cls)
-    device = clt.b_dec.device
-    mean_terms = scores.moments.mean_terms(target)[:, None, rows].float()
-    own_mean = scores.moments.mean_mlp_out(target)[rows].float()
-    donors = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in (*REFERENCES, *plans)}
-    starts = range(0, len(data), data.batch_size)
-    for start in tqdm(starts, f"ablate ({tokens})", disable=not progress):
-        chosen = range(start, min(start + data.batch_size, len(data)))
-        images, labels = data.batch(chosen)
-        terms, resid = _terms(vit, clt, images.to(device), target, rows)
-        if fill == "zero":
-            fills = torch.zeros_like(terms)
-        elif fill == "mean":
-            fills = mean_terms.expand_as(terms)
-        else:
-            other_images, _ = data.batch(donors[list(chosen)].tolist())
-            fills, _ = _terms(vit, clt, other_images.to(device), target, rows)
-        bias = clt.b_dec[target].expand_as(terms[0])
-
-        values: dict[str, Tensor | None] = {
-            "original": None,
-            "full": bias + terms.sum(0),
-            "bias_only": bias,
-            "floor_zero": torch.zeros_like(bias),
-            "floor_mean": own_mean.expand_as(bias),
-        }
-        for name, kept in plans.items():
-            mask = torch.zeros(len(terms), 1, 1, 1, dtype=torch.bool, device=device)
-            mask[list(kept)] = True
-            values[name] = bias + torch.where(mask, terms, fills).sum(0)
-        for name, value in values.items():
-            hooks = (
-                overwrite_mlp_hooks([target], tokens, {target: value}) if value is not None else []
-            )
-            embeddings = vit.run_with_hooks(resid, start_at_layer=target, fwd_hooks=hooks)
-            outcomes[name].append(zs.read(embeddings, labels))
-    return gather_readings(outcomes, seed)
-
-
-def _terms(
-    vit: HookedViT, clt: CrossLayerTranscoder, images: Tensor, target: int, rows: slice
-) -> tuple[Float[Tensor, "source image row d_model"], Float[Tensor, "image token d_model"]]:
-    # the stream before the target's block is kept: only that block and what follows runs again
-    entry = f"blocks.{target}.hook_resid_pre"
-    names = [HOOK_IN.format(l=s) for s in range(target + 1)]
-    cache = vit.clean_cache(images, [*names, entry])
-    codes = [clt.encode(cache[name][:, rows], layer=s) for s, name in enumerate(names)]
-    return clt.contributions(codes, target=target), cache[entry]
 
 
 def _one(
@@ -338,9 +275,8 @@ def _one(
     ranking = rank_sources(scores, target)
     kept = sorted(ranking[:k] if mode == "keep" else ranking[k:])
     name = f"{mode}_{k}"
-    readings = read_term_sets(
-        vit, clt, data, zs, {name: kept}, scores, target, tokens, fill, seed, progress
-    )
+    study = TermSets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    readings = study.read({name: kept})
     reading = readings[name]
     return Ablation(
         top1=reading.top1,
@@ -352,14 +288,10 @@ def _one(
         kept=kept,
         **{reference: readings[reference] for reference in REFERENCES},
         n=readings.n,
-        no_op=_is_no_op(vit, target, tokens),
+        no_op=study.no_op,
         readings=readings,
         name=name,
     )
-
-
-def _is_no_op(vit: HookedViT, target: int, tokens: TokenKind) -> bool:
-    return tokens == "patch" and target == vit.cfg.n_layers - 1 and vit.cfg.pools_cls
 
 
 def _check(vit: HookedViT, target: int, tokens: TokenKind, fill: str) -> int:

@@ -20,9 +20,10 @@ from vit_clt.hooks import (
     check_fits,
     layer_list,
     overwrite_mlp_hooks,
-    replace_mlps,
+    replacement_hooks,
     token_rows,
 )
+from vit_clt.hooks.hooked_vit import HOOK_IN
 from vit_clt.hooks.replacement import Inputs
 from vit_clt.transcoder import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot
@@ -100,14 +101,16 @@ def cascade(
     rows = token_rows(tokens, vit.cfg.has_cls)
     means = mean_mlp_outputs(vit, data)
     device = clt.b_dec.device
+    names = [HOOK_IN.format(l=l) for l in range(n)]
     outcomes: dict[str, list[Outcome]] = {"original": []}
     for images, labels in tqdm(data, f"cascade ({tokens})", disable=not progress):
         images = images.to(device)
         outcomes["original"].append(zs.read(vit(images), labels))
+        clean = vit.clean_cache(images, names) if inputs == "teacher" else None
         for s in firsts:
             layers = range(s, n)
-            with replace_mlps(vit, clt, layers=layers, tokens=tokens, inputs=inputs):
-                replaced = vit(images)
+            hooks = replacement_hooks(clt, layers=layers, tokens=tokens, inputs=inputs, clean=clean)
+            replaced = vit.run_with_hooks(images, fwd_hooks=hooks)
             zero = vit.run_with_hooks(images, fwd_hooks=overwrite_mlp_hooks(layers, tokens))
             values = {l: means[l, rows] for l in layers}
             mean = vit.run_with_hooks(images, fwd_hooks=overwrite_mlp_hooks(layers, tokens, values))

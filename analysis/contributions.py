@@ -69,6 +69,11 @@ class ContributionScores:
     """Active features a token and layer, over the scored rows."""
     moments: ContributionMoments
 
+    @property
+    def label(self) -> str:
+        """Kind, reduction, rows and images, for captions."""
+        return f"{self.kind} ({self.reduce.replace('_', ' ')}), {self.tokens} rows, {self.data}"
+
     def to_frame(self) -> pd.DataFrame:
         """One row per (target, source) with its score; `source` is -1 for the bias column."""
         rows = [

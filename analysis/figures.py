@@ -156,11 +156,12 @@ def ablation_figure(curves: AblationCurves) -> go.Figure:
         title={
             "text": f"Keep or drop the top k sources of layer {curves.target}, "
             f"{ROW_NAMES[curves.tokens]}{no_op}<br><sup>{curves.data}, N = {curves.readings.n}, "
-            f"teacher trajectory, dropped terms: {curves.fill}, seed {curves.seed}; ranking "
-            f"{' '.join(map(str, curves.ranking))}; bars: 95 % bootstrap over images</sup>",
+            f"teacher trajectory, L0 = {curves.l0:.1f}, dropped terms: {curves.fill}, seed "
+            f"{curves.seed}; bars: 95 % bootstrap over images<br>ranked by {curves.ranked_by}: "
+            f"{' '.join(map(str, curves.ranking))}</sup>",
         },
         width=1000,
-        height=470,
+        height=490,
         legend={"orientation": "h", "y": -0.2},
     )
     return _finish(figure)

@@ -92,7 +92,13 @@ class TargetMoments:
             row = (slice(None), image, token)
             bias_part = float(bias_ratio[image, token])
             self.suspects.append(
-                SuspectRow(token, float(yy[image, token]), ratio[row], bias_part, norm_ratio[row])
+                SuspectRow(
+                    token,
+                    float(yy[image, token]),
+                    ratio[row].clone(),
+                    bias_part,
+                    norm_ratio[row].clone(),
+                )
             )
         sound = ~suspect
         self.ratio += torch.where(sound, ratio, 0).sum(1)
@@ -115,14 +121,6 @@ class ContributionMoments:
     """Active features, mean over images."""
     data: str
     has_cls: bool
-
-    def mean_terms(self, target: int) -> Float[Tensor, "source token d_model"]:
-        """Mean of each term over images, per token position."""
-        return self.targets[target].c_sum / self.n_images
-
-    def mean_mlp_out(self, target: int) -> Float[Tensor, "token d_model"]:
-        """Mean of the model's own y_l over images, per token position."""
-        return self.targets[target].true_sum / self.n_images
 
 
 @torch.no_grad()

@@ -39,6 +39,8 @@ def replacement_hooks(
 ) -> FwdHooks:
     """The replacement as a plain TransformerLens `fwd_hooks` list; composes with user hooks.
 
+    A list knows no model: check a saved CLT against it with `check_fits(vit, clt)` first.
+
     Args:
         clt: the transcoder.
         layers: layers whose MLP output is overwritten.

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
+
+# before torch is imported: small models gain nothing from threads, and lose much to busy cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import open_clip
 import pytest

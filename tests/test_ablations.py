@@ -125,7 +125,9 @@ def test_ablation_equals_overwriting_by_hand(
     assert found.kept == kept
 
     terms = study.terms(layer)[:, :, rows]
-    donors = torch.randperm(N, generator=torch.Generator().manual_seed(7))
+    cycle = torch.randperm(N, generator=torch.Generator().manual_seed(7))
+    donors = torch.empty_like(cycle)
+    donors[cycle] = cycle.roll(-1)
     fills = {
         "zero": torch.zeros_like(terms),
         "mean": terms.mean(1, keepdim=True).expand_as(terms),

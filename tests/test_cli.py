@@ -66,7 +66,7 @@ def test_train_writes_a_clt(clt_folder: Path):
     events = [json.loads(line) for line in (clt_folder / "train.jsonl").read_text().splitlines()]
     assert events[0] == {"event": "start", "step": 0}
     assert events[-1]["step"] == 1
-    assert read_metrics(clt_folder)["l0"]["value"] <= 4
+    assert read_metrics(clt_folder)["last_batch_l0"]["value"] <= 4
 
 
 @pytest.mark.parametrize("sparsifier", ["abs_topk", "jumprelu"])
@@ -182,7 +182,7 @@ def test_an_unforeseen_error_exits_1(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 # ---- bad input ----------------------------------------------------------------------------------
 
 REFUSALS = {
-    "unknown model": (["train", "--model", "NoSuchModel"], "NoSuchModel"),
+    "unknown model": (["train", "--model", "NoSuchModel", "--pretrained", "x"], "NoSuchModel"),
     "unknown tag": (["train", "--model", "ViT-B-32", "--pretrained", "nope"], "nope"),
     "missing weights": (["train", "--model", "local-dir:/no/such"], "/no/such"),
     "gelu for quickgelu": (["train", "--model", "ViT-B-32", "--pretrained", "openai"], "quickgelu"),
@@ -203,6 +203,8 @@ REFUSALS = {
     "unknown device": (["train", "--device", "abacus"], "abacus"),
     "missing class names": (["train", "--class-names", "/no/such"], "/no/such"),
     "missing clt": (["contributions", "--clt", "/no/such/clt"], "/no/such/clt"),
+    "random weights unasked": (["train", "--model", "ViT-B-32"], "pretrained is missing"),
+    "no images": (["train", "--model", "ViT-B-32", "--pretrained", "random"], "data is missing"),
     "token kind": (["ablate", "--clt", "x", "--tokens", "words"], "words"),
     "fill": (["ablate", "--clt", "x", "--fill", "foam"], "foam"),
 }
@@ -277,7 +279,9 @@ def test_clt_of_another_teacher(
     config["teacher"][field] = "something else"
     (other / "config.json").write_text(json.dumps(config))
     args = ["reconstruct", "--clt", other, "--limit", "4", "--out", tmp_path / "out"]
-    assert field in refused(*args)
+    sentence = refused(*args)
+    assert field in sentence
+    assert "--any-teacher" in sentence
     assert main([*map(str, args), "--any-teacher"]) == 0
 
 
@@ -302,7 +306,8 @@ def test_nan_weights_are_refused_before_writing(refused: Callable[..., str], tmp
     tensors["visual.transformer.resblocks.2.mlp.c_proj.bias"][0] = float("nan")
     save_file(tensors, teacher / "open_clip_model.safetensors")
     out = tmp_path / "out"
-    sentence = refused("train", "--model", f"local-dir:{teacher}", *SMALL, "--out", out)
+    args = ["--model", f"local-dir:{teacher}", "--data", "digits", *SMALL]
+    sentence = refused("train", *args, "--out", out)
     assert "blocks." in sentence
     assert "NaN" in sentence
     assert not out.exists()

@@ -252,7 +252,7 @@ def test_corrupt_image_is_refused_with_its_rows(
     data.batch_size = 3
     batches = iter(data)
     assert next(batches)[1].tolist() == [0, 1, 2]
-    with pytest.raises(InputError, match=r"a\.parquet \(test\): row.*(4|3 to 5)"):
+    with pytest.raises(InputError, match=r"a\.parquet: row.*(4|3 to 5)"):
         next(batches)
 
 

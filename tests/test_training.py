@@ -29,7 +29,19 @@ from vit_clt.training import _Sparsity, reconstruction_loss
 N_IMAGES, N_TOKENS = 40, 10
 ALL = N_IMAGES * N_TOKENS
 SMALL = CLTConfig(4, 16, 24, ReLUTopK(k=4))
-LOG_KEYS = {"step", "epoch", "loss", "fvu", "fvu_cls", "fvu_patch", "l0", "dead", "sparsity", "lr"}
+LOG_KEYS = {
+    "step",
+    "tokens",
+    "epoch",
+    "loss",
+    "fvu",
+    "fvu_cls",
+    "fvu_patch",
+    "l0",
+    "dead",
+    "sparsity",
+    "lr",
+}
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,8 @@ def load_data(
         vit: whose preprocessing is applied.
         split: which split; a single parquet file is its own split.
         limit: keep the first rows only.
-        image_column, label_column: by default the columns typed Image and ClassLabel.
+        image_column, label_column: by default the columns typed Image and ClassLabel. Without a
+            label column labels are -1: enough for training and scores.
         class_names: by default those the data set carries.
 
     Raises:
@@ -139,6 +140,7 @@ def load_data(
         return _digits(vit.preprocess, split, limit, class_names)
     names = class_names
     if form in HUB_FORMS:
+        place = ""
         repository, image_default, label_default, prompted = HUB_FORMS[form]
         dataset = _load("hf", repository, split)
         image_column, label_column = image_column or image_default, label_column or label_default
@@ -154,14 +156,16 @@ def load_data(
         raise InputError(f"data {form} ({split}) has no rows; expected at least one.")
     image_column = _column(dataset, "image", image_column)
     label_column = _column(dataset, "label", label_column)
-    if names is None:
-        names = getattr(dataset.features[label_column], "names", None) or []
+    if names is None and label_column is not None:
+        names = getattr(dataset.features[label_column], "names", None)
 
     def fetch(rows: list[int]) -> tuple[list[Any], list[Any]]:
         found = dataset[rows]
-        return found[image_column], found[label_column]
+        return found[image_column], found[label_column] if label_column else [-1] * len(rows)
 
-    return DecodedImages(fetch, len(dataset), vit.preprocess, names, f"{form} ({split})")
+    # a single file is its own split: calling training images "test" would be a false label
+    name = form if form.startswith("parquet:") and Path(place).is_file() else f"{form} ({split})"
+    return DecodedImages(fetch, len(dataset), vit.preprocess, names or [], name)
 
 
 def as_image_data(images: ImageData | Tensor | Iterable[Any]) -> ImageData:
@@ -237,7 +241,7 @@ def _parquet_files(place: str, split: str) -> list[Path]:
     return files
 
 
-def _column(dataset: Any, kind: str, name: str | None) -> str:
+def _column(dataset: Any, kind: str, name: str | None) -> str | None:
     found = list(dataset.column_names)
     if name is not None:
         if name not in found:
@@ -246,6 +250,8 @@ def _column(dataset: Any, kind: str, name: str | None) -> str:
     typed = {"image": "Image", "label": "ClassLabel"}[kind]
     matches = [c for c in found if type(dataset.features[c]).__name__ == typed]
     matches = matches or [c for c in found if c == kind]
+    if kind == "label" and not matches:
+        return None  # training and scores need none; zero-shot readings refuse label -1
     if len(matches) != 1:
         raise InputError(
             f"{kind}-column is not given and {len(matches)} columns are of type {typed}; "

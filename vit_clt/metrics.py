@@ -28,7 +28,7 @@ class Metric:
     unit: str
     """"fraction", "nats", "seconds", "count" or "raw^2"."""
     n: int
-    """Images it was measured on."""
+    """Images it was measured on (token rows, for `last_batch_` numbers of a training run)."""
     low: float | None = None
     high: float | None = None
     floor: float | None = None

@@ -50,7 +50,7 @@ class TrainConfig:
     buffer_batches: int = 16
     """Batches' worth of tokens that are shuffled together."""
     norm_images: int = 1000
-    """Images the normalisation is measured on, at least."""
+    """Images the normalisation is measured on (all, if fewer)."""
     l0: float | int | None = None
     """JumpReLU only: steer lambda to this many active features a token and layer."""
     sparsity: float | int = 1e-3
@@ -105,9 +105,9 @@ def train(
         config: shape and sparsifier; must fit `vit`.
         train_config: hyperparameters.
         on_log: called with a dict every `log_every` steps and after the last one: step, epoch,
-            loss (reconstruction), fvu, fvu_cls, fvu_patch (in normalised space, batch means), l0,
-            dead (share of features silent for an epoch), sparsity (lambda), lr. An fvu is None
-            where the batch holds fewer than two such rows.
+            tokens (rows of the batch), loss (reconstruction), fvu, fvu_cls, fvu_patch (in
+            normalised space, means over layers for this batch; None where it holds fewer than two
+            such rows), l0, dead (share of features silent for an epoch), sparsity (lambda), lr.
         progress: show a progress line.
 
     Raises:
@@ -166,6 +166,7 @@ def train(
                 record = {
                     "step": step,
                     "epoch": epoch,
+                    "tokens": len(batch),
                     "loss": loss.item(),
                     **_fvu(y_hat.detach(), y, batch),
                     "l0": l0,
@@ -221,7 +222,7 @@ class _Sparsity:
     def steer(self, l0: float) -> None:
         self.step += 1
         if self.settings.l0 is not None:
-            # proportional control in log space: lambda grows while too many features are active
+            # integral control of log lambda: lambda grows while too many features are active
             error = log(max(l0, 1e-3) / self.settings.l0)
             self.log_gain += 0.05 * max(-1.0, min(1.0, error))
 

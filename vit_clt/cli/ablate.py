@@ -23,22 +23,33 @@ class Ablate(CLTOptions, OutputOptions):
     """Layer whose MLP output is overwritten; -1 is the last."""
     fill: Literal["zero", "mean", "resample"] = "zero"
     """What stands in for a dropped term."""
+    kind: Literal["projection", "centred", "norm", "loo", "loo_r2"] = "projection"
+    """Score that ranks the sources."""
+    templates: Literal["single", "ensemble"] = "ensemble"
+    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
 
     def run(self) -> None:
         """Ablate, draw, and report."""
-        from vit_clt.analysis import ablation_curves
+        from vit_clt.analysis import ablation_curves, contribution_scores
         from vit_clt.analysis.figures import ablation_figure
+        from vit_clt.hooks import layer_list
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
+        from vit_clt.zero_shot import ZeroShot
 
         folder = OutputFolder(self.out, FILES, self.overwrite)
         vit, clt, data = self.load_all(self.device)
-        zs = self.classifier(vit, data)
+        zs = ZeroShot(vit, data.class_names, self.templates)
+        layer_list(self.target, vit.cfg.n_layers)
+        scores = contribution_scores(
+            vit, clt, data, tokens=self.tokens, kind=self.kind, progress=True
+        )
         curves = ablation_curves(
             vit,
             clt,
             data,
             zs,
+            scores=scores,
             target=self.target,
             tokens=self.tokens,
             fill=self.fill,
@@ -61,6 +72,7 @@ class Ablate(CLTOptions, OutputOptions):
             "templates": self.templates,
             "target": curves.target,
             "ranking": curves.ranking,
+            "ranked_by": curves.ranked_by,
             "no_op": curves.no_op,
         }
         folder.write("metrics.json", metrics_json(curves.metrics(), **context))
@@ -73,7 +85,7 @@ class Ablate(CLTOptions, OutputOptions):
             rows.append((name, f"{100 * reading.top1:.2f}", f"{reading.loss:.4f}", "-"))
         print(
             f"{data.name}, N = {len(data)}, layer {curves.target}, {self.tokens} rows, dropped "
-            f"terms: {self.fill}, templates: {self.templates}"
+            f"terms: {self.fill}, templates: {self.templates}, ranked by {self.kind}"
         )
         print_table(["", "top-1 %", "loss (nats)", "top sources"], rows)
         if curves.no_op:

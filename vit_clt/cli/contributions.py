@@ -64,7 +64,7 @@ class Contributions(CLTOptions, OutputOptions):
             "data": data.name,
             "tokens": " ".join(shown),
             "trajectory": "teacher",
-            "l0": grid[0][0].l0,
+            "l0": {row[0].tokens: row[0].l0 for row in grid},
             "seed": self.seed,
             "excluded_rows": int(sum(s.excluded.sum() for row in grid for s in row)),
         }

@@ -58,7 +58,8 @@ class Demo(OutputOptions):
         )
         print(
             f"R2, mean over layers: patches {study.reconstruction.mean('patch'):.3f}, "
-            f"CLS {study.reconstruction.mean('cls'):.3f} (0 is predicting the mean); "
+            f"CLS {study.reconstruction.mean('cls'):.3f} (0 is the mean; patches "
+            f"{study.reconstruction.mean('patch', 'r2_position'):.3f} if each position's); "
             f"L0 {study.reconstruction.mean('all', 'l0'):.1f}; {study.seconds:.0f} s"
         )
         print(f"open {folder.path / 'report.html'}")

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from vit_clt.data import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.transcoder import CrossLayerTranscoder
-    from vit_clt.zero_shot import ZeroShot
 
 Tokens = Literal["cls", "patch", "all"]
 
@@ -38,12 +37,14 @@ class OutputOptions:
 class ModelOptions:
     """Which ViT, on which images."""
 
-    model: str = "digits"
-    """open_clip name, local-dir:PATH, or the shipped digits."""
+    model: str | None = None
+    """open_clip name, local-dir:PATH, or digits, which comes with the package. Default: the CLT's
+    own teacher, or digits."""
     pretrained: str | None = None
-    """open_clip tag or weights file (not with local-dir:)."""
-    data: str = "digits"
-    """digits, cifar10, cifar100, parquet:PATH, imagefolder:PATH or hf:NAME."""
+    """open_clip tag or weights file; "random" for random weights (not with local-dir:)."""
+    data: str | None = None
+    """digits, cifar10, cifar100, parquet:PATH, imagefolder:PATH or hf:NAME. Default: digits, for
+    the digits model."""
     split: str | None = None
     """Split; default: train for training, test otherwise."""
     limit: int | None = None
@@ -66,14 +67,24 @@ class ModelOptions:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0][:120]
             raise InputError(f'device is "{device}", which is not usable: {reason}.') from error
-        return HookedViT.from_open_clip(self.model, self.pretrained, device=device)
+        model = self.model or "digits"
+        named = not model.startswith("local-dir:") and model != "digits"
+        if named and self.pretrained is None:
+            raise InputError(
+                f'pretrained is missing; model "{model}" needs an open_clip tag or a weights file '
+                '(or "random").'
+            )
+        pretrained = None if self.pretrained == "random" else self.pretrained
+        return HookedViT.from_open_clip(model, pretrained, device=device)
 
     def load_images(self, vit: HookedViT, split: str) -> ImageData:
         """The images in `vit`'s preprocessing; `split` is the command's default."""
         from vit_clt.data import load_data
 
+        if self.data is None and vit.cfg.model != "digits":
+            raise InputError(f'data is missing; model "{vit.cfg.model}" needs images.')
         return load_data(
-            self.data,
+            self.data or "digits",
             vit=vit,
             split=self.split or split,
             limit=self.limit,
@@ -99,8 +110,6 @@ class CLTOptions(ModelOptions):
     """CLT folder or Hub id."""
     any_teacher: bool = False
     """Attach the CLT also to a model it was not trained on."""
-    templates: Literal["single", "ensemble"] = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
 
     def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
         """The teacher, its CLT (checked against each other) and the images."""
@@ -108,34 +117,18 @@ class CLTOptions(ModelOptions):
         from vit_clt.transcoder import CrossLayerTranscoder
 
         clt = CrossLayerTranscoder.from_pretrained(self.clt).to(device).eval()
+        teacher = clt.config.teacher
+        if self.model is None and teacher is not None:
+            self.model, self.pretrained = teacher.model, self.pretrained or teacher.pretrained
         if self.any_teacher:
             clt.forget_teacher()
         vit = self.load_vit(device)
-        check_fits(vit, clt)
+        try:
+            check_fits(vit, clt)
+        except InputError as error:
+            hint = str(error).replace("clt.forget_teacher() lifts", "--any-teacher lifts")
+            raise InputError(hint) from error
         return vit, clt, self.load_images(vit, "test")
-
-    def classifier(self, vit: HookedViT, data: ImageData) -> ZeroShot:
-        """The zero-shot classifier over the data's class names."""
-        from vit_clt.zero_shot import ZeroShot
-
-        return ZeroShot(vit, data.class_names, self.templates)
-
-
-def parse_layers(text: str, n_layers: int) -> list[int]:
-    """ "7-11" or "3" or "0-2,5", inclusive.
-
-    Raises:
-        InputError: not of that form, or outside the model.
-    """
-    from vit_clt.hooks import layer_list
-
-    layers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise InputError(f'layers is "{text}"; expected a range such as 7-{n_layers - 1}.')
-        layers += range(int(first), int(last or first) + 1)
-    return layer_list(layers, n_layers)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

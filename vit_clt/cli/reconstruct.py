@@ -31,7 +31,12 @@ class Reconstruct(CLTOptions, OutputOptions):
                 f"{column}_{row.tokens}_layer_{row.layer}", getattr(row, column), unit, row.n_images
             )
             for row in result.frame.itertuples()
-            for column, unit in (("r2", "fraction"), ("cosine", "fraction"), ("mse", "raw^2"))
+            for column, unit in (
+                ("r2", "fraction"),
+                ("r2_position", "fraction"),
+                ("cosine", "fraction"),
+                ("mse", "raw^2"),
+            )
         ]
         folder.open()
         figure = reconstruction_figure(result)
@@ -47,11 +52,19 @@ class Reconstruct(CLTOptions, OutputOptions):
             "seed": self.seed,
         }
         folder.write("metrics.json", metrics_json(metrics, **context))
-        wide = result.frame.pivot(index="layer", columns="tokens", values=["r2", "cosine"])
-        rows = [
-            (l, *(f"{wide[c][t][l]:.3f}" for c in ("r2", "cosine") for t in ("cls", "patch")))
-            for l in wide.index
-        ]
+        wide = result.frame.pivot(
+            index="layer", columns="tokens", values=["r2", "r2_position", "cosine"]
+        )
+        columns = (
+            ("r2", "cls"),
+            ("r2", "patch"),
+            ("r2_position", "patch"),
+            ("cosine", "cls"),
+            ("cosine", "patch"),
+        )
+        rows = [(l, *(f"{wide[c][t][l]:.3f}" for c, t in columns)) for l in wide.index]
         print(f"{data.name}, N = {len(data)}, teacher trajectory, L0 {context['l0']:.1f}")
-        print_table(["layer", "R2 CLS", "R2 patch", "cos CLS", "cos patch"], rows)
+        print_table(
+            ["layer", "R2 CLS", "R2 patch", "R2 patch by position", "cos CLS", "cos patch"], rows
+        )
         print(f"written to {folder.path}")

@@ -21,8 +21,7 @@ FILES = ("config.json", "model.safetensors", "README.md", "train.jsonl", "metric
 class Train(ModelOptions, OutputOptions):
     """Train a CLT on a frozen ViT; the output folder is itself a --clt.
 
-    Example: vit-clt train --model ViT-B-32-quickgelu --pretrained openai --data cifar100
-    --preset paper --out out/clt
+    Example: vit-clt train --model digits --data digits --n-features 512 --k 16 --out out/clt
     """
 
     preset: Literal["paper", "small", "demo"] = "small"
@@ -51,9 +50,13 @@ class Train(ModelOptions, OutputOptions):
         from vit_clt.training import as_context, train
 
         folder = OutputFolder(self.out, FILES, self.overwrite)
-        settings = self._settings()
+        if self.k is not None and self.k < 1:
+            raise InputError(f"k is {self.k}; expected at least 1.")
+        self._settings(k=self.k or 1)
         vit = self.load_vit(self.device)
-        config = self._config(vit.cfg.n_layers, vit.cfg.d_model)
+        k = self.k or (128 if self.preset == "paper" else min(32, vit.cfg.d_model // 4))
+        settings = self._settings(k)
+        config = self._config(vit.cfg.n_layers, vit.cfg.d_model, k)
         data = self.load_images(vit, "train")
         # a first look, so that broken weights or images are refused before anything is written
         capture(vit, data.batch(range(min(8, len(data))))[0].to(self.device))
@@ -79,10 +82,11 @@ class Train(ModelOptions, OutputOptions):
         # the last batch of an epoch may be too small to have a variance
         last = next((r for r in reversed(records) if None not in r.values()), records[-1])
         metrics = [
-            Metric("train_fvu", last["fvu"], "fraction", len(data), baseline=1.0),
-            Metric("train_fvu_cls", last["fvu_cls"], "fraction", len(data), baseline=1.0),
-            Metric("train_fvu_patch", last["fvu_patch"], "fraction", len(data), baseline=1.0),
-            Metric("l0", last["l0"], "count", len(data)),
+            *(
+                Metric(f"last_batch_{name}", last[name], "fraction", last["tokens"], floor=1.0)
+                for name in ("fvu", "fvu_cls", "fvu_patch")
+            ),
+            Metric("last_batch_l0", last["l0"], "count", last["tokens"]),
             Metric("dead", last["dead"], "fraction", len(data)),
             Metric("seconds", seconds, "seconds", len(data)),
         ]
@@ -102,22 +106,19 @@ class Train(ModelOptions, OutputOptions):
             f"{seconds:.0f} s; saved to {folder.path}"
         )
 
-    def _settings(self) -> TrainConfig:
+    def _settings(self, k: int) -> TrainConfig:
         from vit_clt.training import PRESETS
 
         names = ("epochs", "batch_size", "lr", "cls_weight")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.sparsifier == "jumprelu" and self.k is not None:
-            given["l0"] = float(self.k)
+        if self.sparsifier == "jumprelu":
+            given["l0"] = float(k)
         return replace(PRESETS[self.preset], seed=self.seed, **given)
 
-    def _config(self, n_layers: int, d_model: int) -> CLTConfig:
+    def _config(self, n_layers: int, d_model: int, k: int) -> CLTConfig:
         from vit_clt.config import CLTConfig
         from vit_clt.sparsifiers import AbsTopK, JumpReLU, ReLUTopK, Sparsifier
 
-        if self.k is not None and self.k < 1:
-            raise InputError(f"k is {self.k}; expected at least 1.")
-        k = self.k or (128 if self.preset == "paper" else min(32, d_model // 4))
         n_features = 16 * d_model if self.n_features is None else self.n_features
         sparsifiers: dict[str, Sparsifier] = {
             "relu_topk": ReLUTopK(k),
