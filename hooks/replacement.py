@@ -200,6 +200,9 @@ class _Replacement:
                     "images."
                 )
             codes = self.clt.encode(clean_x[:, self.encoded], layer=source)
+            if self._watched(source):
+                # the live codes of this source are written out: an error node must decode alike
+                codes = DenseCodes(codes.to_dense())
             self.clean_codes.append(codes)
             if not self.stream:
                 self.codes.append(self._expose(codes, source))
@@ -213,11 +216,14 @@ class _Replacement:
             self.codes.append(self._expose(self.clt.encode(x[:, self.encoded], layer=layer), layer))
 
     def _expose(self, codes: Codes, layer: int) -> Codes:
-        point = self.points.get(f"clt.{layer}.hook_codes")
-        if point is None or not point.has_hooks():
+        if not self._watched(layer):
             return codes
         # a copy: an edit in place must not reach the clean codes of an error node
-        return DenseCodes(point(codes.to_dense().clone()))
+        return DenseCodes(self.points[f"clt.{layer}.hook_codes"](codes.to_dense().clone()))
+
+    def _watched(self, layer: int) -> bool:
+        point = self.points.get(f"clt.{layer}.hook_codes")
+        return point is not None and point.has_hooks()
 
     def _write(self, y: Tensor, hook: HookPoint, layer: int) -> Tensor:
         recon = self.clt.decode(self.codes, target=layer)
