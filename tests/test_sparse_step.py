@@ -243,16 +243,36 @@ def test_second_derivatives_on_the_dense_path_and_a_clear_end_on_the_sparse():
             assert x.grad is not None
 
 
-def test_codes_written_out_again_in_backward_change_nothing(monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", [None, 1])
+def test_second_derivatives_equal_those_through_dense_codes(kind, target):
     found = []
-    for kept in (0, 2**40):
-        monkeypatch.setattr("vit_clt.dense_step._KEPT", kept)
-        clt, x = build(backend="dense"), noise(3, 5, 4).requires_grad_()
-        (grad,) = torch.autograd.grad(clt(x).square().sum(), x, create_graph=True)
-        (grad.square().sum() + clt(x).sum()).backward()
-        found.append([x.grad, *(parameter.grad for parameter in clt.parameters())])
+    for written_out in (False, True):
+        clt, x = build(kind, backend="dense"), noise(3, 2, 5, 4).requires_grad_()
+        codes = clt.encode(x)
+        if written_out:
+            codes = DenseCodes(codes.to_dense())
+        y_hat = clt.decode(codes, target=target)
+        (grad,) = torch.autograd.grad(y_hat.square().sum(), x, create_graph=True)
+        (grad.square().sum() + y_hat.sum()).backward()
+        found.append([x.grad, *(p.grad for p in clt.parameters() if p.grad is not None)])
     for first, second in zip(*found, strict=True):
-        assert torch.equal(first, second)
+        close(first, second)
+
+
+@pytest.mark.parametrize("target", [None, 0, 2])
+def test_ragged_codes_on_the_dense_path(target):
+    clt, x = build("jumprelu"), noise(3, 2, 5, 4)
+    grads = []
+    for backend in ("sparse", "dense"):
+        clt.zero_grad()
+        clt.backend = "sparse"
+        codes = clt.encode(x)
+        clt.backend = backend
+        clt.decode(codes, target=target).square().sum().backward()
+        grads.append([p.grad.clone() for p in clt.parameters() if p.grad is not None])
+    for first, second in zip(*grads, strict=True):
+        close(first, second)
 
 
 def test_a_decoder_reads_sparse_and_dense_codes_side_by_side():

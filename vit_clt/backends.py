@@ -16,10 +16,10 @@ from vit_clt.errors import InputError
 
 Backend = Literal["auto", "dense", "sparse"]
 
-# Density up to which the sparse step wins on CPU, by bytes of one (source, target) decoder block:
-# while the block fits a cache, gathering its rows is cheap. Fitted by `make bench`.
-_BREAK_EVEN = ((4 * 2**20, 0.20), (32 * 2**20, 0.08))
-_BREAK_EVEN_BEYOND = 0.05
+# Density up to which the sparse step wins on CPU, by bytes of one (source, target) decoder block in
+# float32: small blocks pay for more calls, large ones leave the caches. Fitted by `make bench`.
+_BREAK_EVEN = ((2**20, 0.2), (2**25, 0.3))
+_BREAK_EVEN_BEYOND = 0.25
 
 
 def check_backend(backend: str) -> Backend:

@@ -58,6 +58,12 @@ class SparseCodes:
         dense = self.values.new_zeros(*self.values.shape[:-1], self.n_features)
         return dense.scatter(-1, self.indices, self.values)
 
+    def read(
+        self, dense: Float[Tensor, "*layer_token feature"]
+    ) -> Float[Tensor, "*layer_token slot"]:
+        """What `dense` holds at these codes' slots; the transpose of `to_dense`."""
+        return dense.gather(-1, self.indices)
+
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""
         return self.values.ne(0).sum(-1)
@@ -108,12 +114,16 @@ class RaggedCodes:
 
     def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
         """The same codes with every feature written out; differentiable in the values."""
-        n_tokens = len(self.offsets) - 1
-        tokens = torch.arange(n_tokens, device=self.indices.device)
-        tokens = tokens.repeat_interleave(self.offsets.diff())
-        dense = self.values.new_zeros(n_tokens * self.n_features)
-        dense = dense.scatter(0, tokens * self.n_features + self.indices, self.values)
-        return dense.view(*self.tokens, self.n_features)
+        dense = self.values.new_zeros((len(self.offsets) - 1) * self.n_features)
+        return dense.scatter(0, self._flat(), self.values).view(*self.tokens, self.n_features)
+
+    def read(self, dense: Float[Tensor, "*layer_token feature"]) -> Float[Tensor, " entry"]:
+        """What `dense` holds at these codes' entries; the transpose of `to_dense`."""
+        return dense.reshape(-1).gather(0, self._flat())
+
+    def _flat(self) -> Tensor:
+        firsts = torch.arange(len(self.offsets) - 1, device=self.indices.device) * self.n_features
+        return firsts.repeat_interleave(self.offsets.diff()) + self.indices
 
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""
