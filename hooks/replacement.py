@@ -8,7 +8,7 @@ An error node makes the row y_clean + (y^_live - y^_clean): bit-exact while noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal, get_args
@@ -85,6 +85,9 @@ def replace_mlps(
     replaced layer. While one of them has a hook, codes are made for all token rows and written out
     densely. No hook is left behind, also after an exception.
 
+    With tokens="all" a replaced block does not compute its MLP, unless another hook sees its output
+    first.
+
     Raises:
         InputError: an argument is out of range, or the CLT belongs to another model.
     """
@@ -103,8 +106,14 @@ def replace_mlps(
     vit.mod_dict.update(points)
     try:
         with vit.hooks(fwd_hooks=replacement.fwd_hooks()):
+            if tokens == "all":
+                for l in replacement.layers:
+                    block = vit.blocks[l]
+                    block.mlp_is_overwritten = _overwritten(block.hook_mlp_out)
             yield vit
     finally:
+        for l in replacement.layers:
+            vit.blocks[l].mlp_is_overwritten = None
         for name in points:
             vit.hook_dict.pop(name, None)
             vit.mod_dict.pop(name, None)
@@ -135,6 +144,16 @@ def check_fits(vit: HookedViT, clt: CrossLayerTranscoder) -> None:
                 f"{getattr(recorded, field)[:24]}; this model has {getattr(found, field)[:24]} "
                 "(clt.forget_teacher() lifts this check)."
             )
+
+
+def _overwritten(point: HookPoint) -> Callable[[], bool]:
+    """Whether the hook added last to `point`, the replacement's, is still the first to see it."""
+    ours = point.fwd_hooks[-1].hook.id
+
+    def first() -> bool:
+        return next(iter(point._forward_hooks), None) == ours and not point.bwd_hooks
+
+    return first
 
 
 class _Replacement:

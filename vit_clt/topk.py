@@ -25,7 +25,7 @@ _CACHED = 1 << 18
 def top_k(
     a: Float[Tensor, "token feature"], k: int
 ) -> tuple[Float[Tensor, "token slot"], Int[Tensor, "token slot"]]:
-    """The k largest entries of each row, in no order, and their indices; ties by index.
+    """The k largest of each row's finite entries, in no order, and their indices; ties by index.
 
     Not differentiable.
     """
