@@ -28,7 +28,7 @@ test: $(STAMP)   ## run the tests
 bench: $(STAMP)  ## time the training step, its memory and a replaced ViT on this machine
 	@echo "== bench, one thread, into out/bench"
 	@mkdir -p out/bench
-	@$(BIN)/python benchmarks/bench_step.py --growth --out out/bench/step.json
+	@$(BIN)/python benchmarks/bench_step.py --growth --paper --out out/bench/step.json
 	@$(BIN)/python benchmarks/bench_replacement.py --out out/bench/replacement.json
 	@$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json
 

@@ -1,6 +1,6 @@
 """Forward + backward of a CLT step: our back ends beside other stock-torch ways, one thread.
 
-    python benchmarks/bench_step.py [--growth] [--rounds N] [--sizes mid,full] [--out FILE]
+    python benchmarks/bench_step.py [--growth] [--paper] [--sizes mid,full] [--out FILE]
 
 Every contestant runs once a round; ratios are taken within rounds, in CPU seconds. Gradients are
 compared before anything is timed. Exits 1 where a table was made under load.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -146,12 +147,31 @@ def growth(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def paper() -> dict[str, Any]:
+    """Twelve full-width layers, one round, one model in memory at a time (14 GiB)."""
+    size = replace(SIZES["full"], layers=12)
+    torch.manual_seed(0)
+    clt, (x, dy) = size.clt(), size.inputs()
+    run = ours(clt, "auto", x, dy)
+    mine = interleave({"ours": run}, 1)["ours"].cpu[0]  # after a round that does not count
+    clt.zero_grad(set_to_none=True)
+    rival = RIVALS["dense per source"](clt, size.k)
+    del clt, run
+    began = time.process_time()
+    stepper(rival, x, dy)()
+    dense = time.process_time() - began
+    print(f"\npaper size: {size}, one round")
+    print(f"ours, auto {mine:.1f} CPU s, dense per source {dense:.1f}: {dense / mine:.2f} times")
+    return {**asdict(size), "ours": mine, "dense per source": dense}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="mid,full")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--paper", action="store_true", help="12 full-width layers; 14 GiB")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -159,6 +179,8 @@ def main() -> None:
     result: dict[str, Any] = {"races": [race(s, options.rounds) for s in options.sizes.split(",")]}
     if options.growth:
         result["growth"] = growth(max(1, options.rounds // 2))
+    if options.paper:
+        result["paper"] = paper()
     finish(result, watch, options.out)
 
 

@@ -99,12 +99,11 @@ class CrossLayerTranscoder(PretrainedCLT):
             codes: codes of all layers; with `target` l, those of layers 0..l are enough.
             target: decode this layer alone.
         """
-        if target is not None:
-            target = self._check_layer("target", target)
-            return self._decode(codes, range(target + 1), target, self.b_dec[target : target + 1])[
-                0
-            ]
-        return self._decode(codes, range(self.config.n_layers), 0, self.b_dec)
+        if target is None:
+            return self._decode(codes, range(self.config.n_layers), 0, self.b_dec)
+        target = self._check_layer("target", target)
+        bias = self.b_dec[target : target + 1]
+        return self._decode(codes, range(target + 1), target, bias)[0]
 
     def contributions(
         self, codes: Codes | Sequence[Codes], target: int
