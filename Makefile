@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format lint types clean
+.PHONY: help setup demo test bench check format lint types clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -24,6 +24,13 @@ demo: $(STAMP)   ## train and study a CLT on handwritten digits, offline, under 
 test: $(STAMP)   ## run the tests
 	@echo "== tests (about three minutes on two cores)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=5
+
+bench: $(STAMP)  ## time the training step, its memory and a replaced ViT on this machine
+	@echo "== bench, one thread, into out/bench"
+	@mkdir -p out/bench
+	@$(BIN)/python benchmarks/bench_step.py --growth --paper --out out/bench/step.json
+	@$(BIN)/python benchmarks/bench_replacement.py --out out/bench/replacement.json
+	@$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json
 
 check: format lint types test  ## exactly what CI runs
 

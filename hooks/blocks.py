@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ class HookedBlock(ResidualAttentionBlock):
 
     at: Recorder
     use_attn_pattern: bool
+    # asked before each MLP: may its output be left out, because a hook overwrites every row?
+    mlp_is_overwritten: Callable[[], bool] | None = None
     hook_resid_pre: HookPoint
     hook_ln1: HookPoint
     hook_pattern: HookPoint
@@ -95,8 +98,17 @@ class HookedBlock(ResidualAttentionBlock):
         attn_out = self.at(self.hook_attn_out, attn_out)
         resid_mid = self.at(self.hook_resid_mid, resid_pre + self.ls_1(attn_out))
         x = self.at(self.hook_mlp_in, self.at(self.hook_ln2, self.ln_2(resid_mid)))
-        y = self.at(self.hook_mlp_out, self.mlp(x))
+        y = self.at(
+            self.hook_mlp_out, x.new_zeros(()).expand_as(x) if self._idle() else self.mlp(x)
+        )
         return self.at(self.hook_resid_post, resid_mid + self.ls_2(y))
+
+    def _idle(self) -> bool:
+        if self.mlp_is_overwritten is None or self.at.values is not None:
+            return False
+        # hooks inside the MLP want its values, and autocast decides its output's dtype
+        watched = any(m._forward_hooks or m._forward_pre_hooks for m in self.mlp.modules())
+        return not watched and not torch.is_autocast_enabled() and self.mlp_is_overwritten()
 
     def _unfused_attention(self, x: Tensor) -> Tensor:
         # the fused kernel never forms the pattern; this one does, and differs by about 1e-6

@@ -8,7 +8,7 @@ An error node makes the row y_clean + (y^_live - y^_clean): bit-exact while noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal, get_args
@@ -87,6 +87,9 @@ def replace_mlps(
     replaced layer. While one of them has a hook, codes are made for all token rows and written out
     densely. No hook is left behind, also after an exception.
 
+    With tokens="all" a replaced block does not compute its MLP, unless another hook sees its output
+    first.
+
     Raises:
         InputError: an argument is out of range, or the CLT belongs to another model.
     """
@@ -105,8 +108,14 @@ def replace_mlps(
     vit.mod_dict.update(points)
     try:
         with vit.hooks(fwd_hooks=replacement.fwd_hooks()):
+            if tokens == "all":
+                for l in replacement.layers:
+                    block = vit.blocks[l]
+                    block.mlp_is_overwritten = _overwritten(block.hook_mlp_out)
             yield vit
     finally:
+        for l in replacement.layers:
+            vit.blocks[l].mlp_is_overwritten = None
         for name in points:
             vit.hook_dict.pop(name, None)
             vit.mod_dict.pop(name, None)
@@ -137,6 +146,16 @@ def check_fits(vit: HookedViT, clt: CrossLayerTranscoder) -> None:
                 f"{getattr(recorded, field)[:24]}; this model has {getattr(found, field)[:24]} "
                 "(clt.forget_teacher() lifts this check)."
             )
+
+
+def _overwritten(point: HookPoint) -> Callable[[], bool]:
+    """Whether the hook added last to `point`, the replacement's, is still the first to see it."""
+    ours = point.fwd_hooks[-1].hook.id
+
+    def first() -> bool:
+        return next(iter(point._forward_hooks), None) == ours and not point.bwd_hooks
+
+    return first
 
 
 class _Replacement:
@@ -202,6 +221,9 @@ class _Replacement:
                     "images."
                 )
             codes = self.clt.encode(clean_x[:, self.encoded], layer=source)
+            if self._watched(source):
+                # the live codes of this source are written out: an error node must decode alike
+                codes = DenseCodes(codes.to_dense())
             self.clean_codes.append(codes)
             if not self.stream:
                 self.codes.append(self._expose(codes, source))
@@ -215,11 +237,14 @@ class _Replacement:
             self.codes.append(self._expose(self.clt.encode(x[:, self.encoded], layer=layer), layer))
 
     def _expose(self, codes: Codes, layer: int) -> Codes:
-        point = self.points.get(f"clt.{layer}.hook_codes")
-        if point is None or not point.has_hooks():
+        if not self._watched(layer):
             return codes
         # a copy: an edit in place must not reach the clean codes of an error node
-        return DenseCodes(point(codes.to_dense().clone()))
+        return DenseCodes(self.points[f"clt.{layer}.hook_codes"](codes.to_dense().clone()))
+
+    def _watched(self, layer: int) -> bool:
+        point = self.points.get(f"clt.{layer}.hook_codes")
+        return point is not None and point.has_hooks()
 
     def _write(self, y: Tensor, hook: HookPoint, layer: int) -> Tensor:
         recon = self.clt.decode(self.codes, target=layer)

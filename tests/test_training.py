@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from vit_clt import activations as activations_module
 from vit_clt.activations import TokenBatch, capture, norm_scales, token_batches
 from vit_clt.data import TensorImages
 from vit_clt.hooks import HookedViT
-from vit_clt.training import _Sparsity, reconstruction_loss
+from vit_clt.training import _Sparsity, as_context, reconstruction_loss
 
 N_IMAGES, N_TOKENS = 40, 10
 ALL = N_IMAGES * N_TOKENS
@@ -153,8 +154,22 @@ def test_records_have_the_documented_keys_and_are_finite(fit):
     assert [r["step"] for r in records] == [3, 6, 7]
     assert [r["epoch"] for r in records] == [2, 5, 6]
     for record in records:
+        assert record.pop("backend") in ("dense", "sparse")
         assert set(record) == LOG_KEYS
         assert all(math.isfinite(value) for value in record.values())
+
+
+@pytest.mark.parametrize("sparsifier", [ReLUTopK(k=4), JumpReLU(bandwidth=0.2)])
+def test_every_back_end_trains_the_same_clt(fit, sparsifier):
+    found = {}
+    for backend in ("dense", "sparse"):
+        clt, records = fit(replace(SMALL, sparsifier=sparsifier), epochs=2, backend=backend)
+        assert {record["backend"] for record in records} == {backend}
+        found[backend] = clt
+    for name, tensor in found["dense"].state_dict().items():
+        torch.testing.assert_close(found["sparse"].state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    settings = TrainConfig(backend="sparse")
+    assert as_context(found["sparse"], settings)["backend"] == "sparse"
 
 
 def test_the_seed_decides_the_result(fit):

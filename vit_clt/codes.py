@@ -1,17 +1,29 @@
 """Codes z: what the encoders emit and the decoders read.
 
-Two layouts with one interface. Top-k sparsifiers give `SparseCodes` (k slots a token); JumpReLU,
-whose training gradient needs units that are switched off, and codes edited by hand give
+Three layouts with one interface. Top-k sparsifiers give `SparseCodes` (k slots a token); JumpReLU
+gives `RaggedCodes` where few units matter and `DenseCodes` where many do; codes edited by hand are
 `DenseCodes`. Indexing with a layer, `codes[s]`, gives that source's codes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Codes of one layer as a flat list, token after token: what the sparse products work on."""
+
+    values: Float[Tensor, " entry"]
+    indices: Int[Tensor, " entry"]
+    offsets: Int[Tensor, " token_and_one"]
+    """Where each token's entries begin, and their number."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,15 @@ class SparseCodes:
     indices: Int[Tensor, "*layer_token slot"]
     n_features: int
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The axes "*layer_token"."""
+        return tuple(self.values.shape[:-1])
+
+    def density(self) -> float:
+        """Stored entries as a share of all features."""
+        return self.values.shape[-1] / self.n_features
+
     def __getitem__(self, layer: int) -> SparseCodes:
         return SparseCodes(self.values[layer], self.indices[layer], self.n_features)
 
@@ -37,6 +58,12 @@ class SparseCodes:
         dense = self.values.new_zeros(*self.values.shape[:-1], self.n_features)
         return dense.scatter(-1, self.indices, self.values)
 
+    def read(
+        self, dense: Float[Tensor, "*layer_token feature"]
+    ) -> Float[Tensor, "*layer_token slot"]:
+        """What `dense` holds at these codes' slots; the transpose of `to_dense`."""
+        return dense.gather(-1, self.indices)
+
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""
         return self.values.ne(0).sum(-1)
@@ -46,6 +73,75 @@ class SparseCodes:
         active = self.values.ne(0).flatten(1).long()
         counts = active.new_zeros(len(self), self.n_features)
         return counts.scatter_add(1, self.indices.flatten(1), active)
+
+    def entries(self) -> Entries:
+        """The slots of all tokens in a row."""
+        n, slots = self.values.numel(), self.values.shape[-1]
+        offsets = torch.arange(0, n + 1, slots, device=self.indices.device)
+        return Entries(self.values.reshape(-1), self.indices.reshape(-1), offsets)
+
+
+@dataclass(frozen=True)
+class RaggedCodes:
+    """As many entries a token as matter there, possibly none; tokens in a row.
+
+    Entries with value 0 are silent. JumpReLU's training codes hold them: units just below their
+    threshold, which receive a gradient.
+    """
+
+    values: Float[Tensor, " entry"]
+    indices: Int[Tensor, " entry"]
+    offsets: Int[Tensor, " token_and_one"]
+    tokens: tuple[int, ...]
+    """The axes "*layer_token" that the tokens fold into."""
+    n_features: int
+
+    def density(self) -> float:
+        """Stored entries as a share of all features."""
+        return len(self.values) / max(1, prod(self.tokens) * self.n_features)
+
+    def __getitem__(self, layer: int) -> RaggedCodes:
+        n_tokens = prod(self.tokens[1:])
+        first = range(len(self))[layer] * n_tokens
+        offsets = self.offsets[first : first + n_tokens + 1]
+        lo, hi = int(offsets[0]), int(offsets[-1])
+        return RaggedCodes(
+            self.values[lo:hi], self.indices[lo:hi], offsets - lo, self.tokens[1:], self.n_features
+        )
+
+    def __len__(self) -> int:
+        return self.tokens[0]
+
+    def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
+        """The same codes with every feature written out; differentiable in the values."""
+        dense = self.values.new_zeros((len(self.offsets) - 1) * self.n_features)
+        return dense.scatter(0, self._flat(), self.values).view(*self.tokens, self.n_features)
+
+    def read(self, dense: Float[Tensor, "*layer_token feature"]) -> Float[Tensor, " entry"]:
+        """What `dense` holds at these codes' entries; the transpose of `to_dense`."""
+        return dense.reshape(-1).gather(0, self._flat())
+
+    def _flat(self) -> Tensor:
+        firsts = torch.arange(len(self.offsets) - 1, device=self.indices.device) * self.n_features
+        return firsts.repeat_interleave(self.offsets.diff()) + self.indices
+
+    def l0(self) -> Int[Tensor, "*layer_token"]:
+        """Active features per token."""
+        until = torch.cat([self.offsets.new_zeros(1), self.values.ne(0).cumsum(0)])
+        return until[self.offsets].diff().view(self.tokens)
+
+    def fired(self) -> Int[Tensor, "layer feature"]:
+        """Tokens on which each feature is active, summed over every token axis."""
+        return torch.stack(
+            [
+                codes.indices[codes.values != 0].bincount(minlength=self.n_features)
+                for codes in (self[layer] for layer in range(len(self)))
+            ]
+        )
+
+    def entries(self) -> Entries:
+        """The entries as they are."""
+        return Entries(self.values, self.indices, self.offsets)
 
 
 @dataclass(frozen=True)
@@ -58,6 +154,11 @@ class DenseCodes:
     def n_features(self) -> int:
         """Features per layer."""
         return self.dense.shape[-1]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The axes "*layer_token"."""
+        return tuple(self.dense.shape[:-1])
 
     def __getitem__(self, layer: int) -> DenseCodes:
         return DenseCodes(self.dense[layer])
@@ -79,16 +180,27 @@ class DenseCodes:
         return self.dense.ne(0).reshape(len(self), n_tokens, self.n_features).sum(1)
 
 
-Codes = SparseCodes | DenseCodes
+Codes = SparseCodes | RaggedCodes | DenseCodes
 
 
-def stack_codes(per_layer: list[Codes]) -> Codes:
+def stack_codes(per_layer: Sequence[Codes]) -> Codes:
     """Codes of single layers to one object with a leading layer axis."""
+    first = per_layer[0]
     if all(isinstance(codes, SparseCodes) for codes in per_layer):
         sparse = [codes for codes in per_layer if isinstance(codes, SparseCodes)]
         return SparseCodes(
             torch.stack([codes.values for codes in sparse]),
             torch.stack([codes.indices for codes in sparse]),
-            sparse[0].n_features,
+            first.n_features,
+        )
+    if all(isinstance(codes, RaggedCodes) for codes in per_layer):
+        ragged = [codes for codes in per_layer if isinstance(codes, RaggedCodes)]
+        counts = torch.cat([codes.offsets.diff() for codes in ragged])
+        return RaggedCodes(
+            torch.cat([codes.values for codes in ragged]),
+            torch.cat([codes.indices for codes in ragged]),
+            torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            (len(ragged), *ragged[0].tokens),
+            first.n_features,
         )
     return DenseCodes(torch.stack([codes.to_dense() for codes in per_layer]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from math import ceil, exp, log
+from math import ceil, exp, log, prod
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.activations import TokenBatch, norm_scales, token_batches
-from vit_clt.codes import Codes
+from vit_clt.backends import Backend, check_backend
+from vit_clt.codes import Codes, RaggedCodes
 from vit_clt.config import CLTConfig
 from vit_clt.data import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -59,6 +60,8 @@ class TrainConfig:
     """JumpReLU only: c in the tanh."""
     log_every: int = 10
     """Steps between log records."""
+    backend: Backend = "auto"
+    """How steps are computed; all back ends are exact (`vit_clt.backends`)."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -77,6 +80,7 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more.")
         if self.l0 is not None and not self.l0 > 0:
             raise InputError(f"l0 is {self.l0}; expected a value above 0.")
+        check_backend(self.backend)
 
 
 PRESETS: dict[str, TrainConfig] = {
@@ -107,7 +111,8 @@ def train(
         on_log: called with a dict every `log_every` steps and after the last one: step, epoch,
             tokens (rows of the batch), loss (reconstruction), fvu, fvu_cls, fvu_patch (in
             normalised space, means over layers for this batch; None where it holds fewer than two
-            such rows), l0, dead (share of features silent for an epoch), sparsity (lambda), lr.
+            such rows), l0, dead (share of features silent for an epoch), sparsity (lambda), lr,
+            backend (of the step).
         progress: show a progress line.
 
     Raises:
@@ -120,7 +125,8 @@ def train(
     device = next(vit.parameters()).device
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        clt = CrossLayerTranscoder(replace(config, teacher=vit.identity())).to(device)
+        taught = replace(config, teacher=vit.identity())
+        clt = CrossLayerTranscoder(taught, backend=settings.backend).to(device)
     scale_x, scale_y = norm_scales(vit, data, n_images=settings.norm_images, generator=generator)
 
     steps_per_epoch = ceil(len(data) * vit.cfg.n_tokens / settings.batch_size)
@@ -173,6 +179,7 @@ def train(
                     "dead": activity.dead_share(),
                     "sparsity": sparsity.value,
                     "lr": lr,
+                    "backend": clt.backend_for(codes),
                 }
                 bar.set_postfix(_short(record))
                 if on_log is not None:
@@ -215,8 +222,14 @@ class _Sparsity:
         norms = clt.decoder_norms()
         total = clt.b_dec.new_zeros(())
         for s in range(len(codes)):
-            z = codes[s].to_dense()
-            total = total + torch.tanh(self.settings.sparsity_scale * norms[s] * z).sum() / len(z)
+            each = codes[s]
+            if isinstance(each, RaggedCodes):
+                # units that are not stored are 0, and lie outside the threshold's bandwidth
+                z, norm = each.values, norms[s].index_select(0, each.indices)
+            else:
+                z, norm = each.to_dense(), norms[s]
+            summed = torch.tanh(self.settings.sparsity_scale * norm * z).sum()
+            total = total + summed / prod(each.tokens)
         return self.value * total
 
     def steer(self, l0: float) -> None:
@@ -284,6 +297,10 @@ def _check(vit: HookedViT, config: CLTConfig, settings: TrainConfig) -> None:
         raise InputError(f"l0 is {settings.l0}; only JumpReLU is steered to an L0, top-k has k.")
 
 
-def as_context(config: CLTConfig, settings: TrainConfig) -> dict[str, Any]:
-    """Both configurations as JSON values, for metrics files."""
-    return {"clt": config.to_json(), "train": asdict(settings)}
+def as_context(clt: CrossLayerTranscoder, settings: TrainConfig) -> dict[str, Any]:
+    """Both configurations and the back end of the steps as JSON values, for metrics files."""
+    return {
+        "clt": clt.config.to_json(),
+        "train": asdict(settings),
+        "backend": clt.planned_backend(),
+    }

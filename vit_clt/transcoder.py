@@ -10,19 +10,24 @@ runs over targets s, s+1, ..., n_layers-1, so that no zero block is kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import sqrt
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vit_clt.backends import Backend, check_backend, choose
 from vit_clt.checkpoints import PretrainedCLT
-from vit_clt.codes import Codes, stack_codes
+from vit_clt.codes import Codes, DenseCodes, SparseCodes, stack_codes
 from vit_clt.config import CLTConfig
+from vit_clt.dense_step import decode_dense
 from vit_clt.errors import InputError
-from vit_clt.sparsifiers import JumpReLU
+from vit_clt.jump_step import encode_jump, jump_density
+from vit_clt.sparse_step import decode_entries, encode_top_k
+from vit_clt.sparsifiers import AbsTopK, JumpReLU, ReLUTopK
 
 
 class CrossLayerTranscoder(PretrainedCLT):
@@ -30,15 +35,18 @@ class CrossLayerTranscoder(PretrainedCLT):
 
     W_enc[s] "feature d_model", b_enc "layer feature", W_dec[s] "target feature d_model" (targets
     s..L-1), b_dec "layer d_model" and, for JumpReLU, log_theta "layer feature" (else None).
+    `backend` says how codes are computed and read: "dense", "sparse" or, from shape and density,
+    "auto"; all three are exact, and the attribute may be changed at any time (`vit_clt.backends`).
     Weights start at W_enc ~ U(+-1/sqrt(F)), W_dec ~ U(+-1/sqrt(L d)), biases 0 (our choice; the
     paper is silent).
     """
 
     log_theta: nn.Parameter | None
 
-    def __init__(self, config: CLTConfig):
+    def __init__(self, config: CLTConfig, backend: Backend = "auto"):
         super().__init__()
         self.config = config
+        self.backend = backend
         n, f, d = config.n_layers, config.n_features, config.d_model
         self.W_enc = nn.ParameterList(_uniform((f, d), 1 / sqrt(f)) for _ in range(n))
         self.b_enc = nn.Parameter(torch.zeros(n, f))
@@ -54,6 +62,15 @@ class CrossLayerTranscoder(PretrainedCLT):
                 for decoder in self.W_dec:
                     decoder[1:] = 0
 
+    @property
+    def backend(self) -> Backend:
+        """The back end asked for."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: Backend) -> None:
+        self._backend = check_backend(backend)
+
     def encode(self, x: Float[Tensor, "*layer_token d_model"], layer: int | None = None) -> Codes:
         """Codes of MLP inputs, of all layers ("layer *token d_model") or of one ("*token d_model").
 
@@ -65,14 +82,15 @@ class CrossLayerTranscoder(PretrainedCLT):
             InputError: the width or the number of layers does not fit this CLT.
         """
         if layer is not None:
-            return self._encode_one(x, self._check_layer("layer", layer))
+            return self._encode([(self._check_layer("layer", layer), x)])[0]
         if x.ndim < 2:
             raise InputError(f"x has {x.ndim} axes; expected at least layer and d_model.")
         if x.shape[0] != self.config.n_layers:
             raise InputError(
                 f"x has {x.shape[0]} entries on its layer axis; expected {self.config.n_layers}."
             )
-        return stack_codes([self._encode_one(x_s, s) for s, x_s in enumerate(x)])
+        layers = list(enumerate(x))
+        return stack_codes(self._encode(layers))
 
     def decode(
         self, codes: Codes | Sequence[Codes], target: int | None = None
@@ -83,18 +101,13 @@ class CrossLayerTranscoder(PretrainedCLT):
             codes: codes of all layers; with `target` l, those of layers 0..l are enough.
             target: decode this layer alone.
         """
-        if target is not None:
-            target = self._check_layer("target", target)
-            self._check_codes(codes, target + 1)
-            terms = (self._term(codes[s], s, target) for s in range(target + 1))
-            return sum(terms, start=self.b_dec[target])
-        self._check_codes(codes, self.config.n_layers)
-        outputs: list[Tensor] = list(self.b_dec)
-        for s, decoder in enumerate(self.W_dec):
-            z = codes[s].to_dense()
-            for l, W in enumerate(decoder.unbind(0), start=s):
-                outputs[l] = outputs[l] + z @ W
-        return torch.stack(outputs)
+        if target is None:
+            self._check_codes(codes, self.config.n_layers)
+            return self._decode(codes, range(self.config.n_layers), 0, self.b_dec)
+        target = self._check_layer("target", target)
+        self._check_codes(codes, target + 1)
+        bias = self.b_dec[target : target + 1]
+        return self._decode(codes, range(target + 1), target, bias)[0]
 
     def contributions(
         self, codes: Codes | Sequence[Codes], target: int
@@ -106,7 +119,8 @@ class CrossLayerTranscoder(PretrainedCLT):
         """
         target = self._check_layer("target", target)
         self._check_codes(codes, target + 1)
-        return torch.stack([self._term(codes[s], s, target) for s in range(target + 1)])
+        nothing = torch.zeros_like(self.b_dec[:1])
+        return torch.cat([self._decode(codes, [s], target, nothing) for s in range(target + 1)])
 
     def forward(
         self, x: Float[Tensor, "layer *token d_model"]
@@ -130,15 +144,85 @@ class CrossLayerTranscoder(PretrainedCLT):
         """Let this CLT attach to any ViT it fits, also one that is not its teacher."""
         self.config = replace(self.config, teacher=None)
 
-    def _encode_one(self, x: Tensor, layer: int) -> Codes:
-        if x.shape[-1] != self.config.d_model:
-            raise InputError(f"x has width {x.shape[-1]}; expected d_model, {self.config.d_model}.")
-        pre = nn.functional.linear(x.to(self.b_enc.dtype), self.W_enc[layer], self.b_enc[layer])
-        theta = None if self.log_theta is None else self.log_theta[layer]
-        return self.config.sparsifier(pre, theta)
+    def backend_for(self, codes: Codes) -> Literal["dense", "sparse"]:
+        """The back end that decodes `codes`."""
+        if isinstance(codes, DenseCodes):
+            return "dense"
+        return "sparse" if self._is_sparse(codes.density()) else "dense"
 
-    def _term(self, codes: Codes, source: int, target: int) -> Tensor:
-        return codes.to_dense() @ self.W_dec[source][target - source]
+    def planned_backend(self) -> Backend:
+        """What `backend` means for this shape; "auto" where the density of each batch decides."""
+        sparsifier = self.config.sparsifier
+        if isinstance(sparsifier, JumpReLU):
+            return self.backend
+        return "sparse" if self._is_sparse(sparsifier.k / self.config.n_features) else "dense"
+
+    def _encode(self, layers: Sequence[tuple[int, Tensor]]) -> list[Codes]:
+        d = self.config.d_model
+        for _, x in layers:
+            if x.shape[-1] != d:
+                raise InputError(f"x has width {x.shape[-1]}; expected d_model, {d}.")
+        inputs = [(s, x.to(self.b_enc.dtype)) for s, x in layers]
+        sparsifier = self.config.sparsifier
+        if isinstance(sparsifier, JumpReLU):
+            return self._encode_jump(inputs, sparsifier)
+        sparse = self._is_sparse(sparsifier.k / self.config.n_features)
+        return [
+            self._encode_top_k(x, s, sparsifier) if sparse else self._encode_dense(x, s)
+            for s, x in inputs
+        ]
+
+    def _encode_dense(self, x: Tensor, s: int) -> Codes:
+        pre = nn.functional.linear(x, self.W_enc[s], self.b_enc[s])
+        return self.config.sparsifier(pre, None if self.log_theta is None else self.log_theta[s])
+
+    def _encode_top_k(self, x: Tensor, s: int, sparsifier: ReLUTopK | AbsTopK) -> Codes:
+        values, indices = encode_top_k(
+            x.reshape(-1, x.shape[-1]),
+            self.W_enc[s],
+            self.b_enc[s],
+            sparsifier.k,
+            signed=isinstance(sparsifier, AbsTopK),
+        )
+        shape = (*x.shape[:-1], sparsifier.k)
+        return SparseCodes(values.view(shape), indices.view(shape), self.config.n_features)
+
+    def _encode_jump(self, inputs: list[tuple[int, Tensor]], sparsifier: JumpReLU) -> list[Codes]:
+        assert self.log_theta is not None
+        # the threshold's gradient needs units just below it; without gradients only firing ones
+        learns = torch.is_grad_enabled() and self.log_theta.requires_grad
+        margin = sparsifier.bandwidth / 2 if learns else 0.0
+        weights = [(x, self.W_enc[s], self.b_enc[s], self.log_theta[s]) for s, x in inputs]
+        # one choice for all layers, so that their codes stack
+        density = sum(jump_density(*each, margin) for each in weights) / len(weights)
+        if not self._is_sparse(density):
+            return [self._encode_dense(x, s) for s, x in inputs]
+        return [
+            encode_jump(*each, bandwidth=sparsifier.bandwidth, margin=margin) for each in weights
+        ]
+
+    def _decode(
+        self, codes: Codes | Sequence[Codes], sources: Iterable[int], first: int, bias: Tensor
+    ) -> Tensor:
+        """Terms of `sources` and `bias`, for targets first, first + 1, ... one per row of bias."""
+        chosen: dict[int, Codes] = {s: codes[s] for s in sources}
+        tokens = next(iter(chosen.values())).tokens
+        sparse = {
+            s: each.entries()
+            for s, each in chosen.items()
+            if not isinstance(each, DenseCodes) and self.backend_for(each) == "sparse"
+        }
+        if sparse:
+            out = decode_entries(sparse, list(self.W_dec), bias, first)
+            out = out.view(len(bias), *tokens, bias.shape[-1])
+        else:
+            out = bias.view(len(bias), *[1] * len(tokens), bias.shape[-1])
+        rest = {s: each for s, each in chosen.items() if s not in sparse}
+        return decode_dense(rest, list(self.W_dec), out, first) if rest else out
+
+    def _is_sparse(self, density: float) -> bool:
+        config, weight = self.config, self.b_enc
+        return choose(self.backend, config.n_features, config.d_model, density, weight) == "sparse"
 
     def _check_codes(self, codes: Codes | Sequence[Codes], n_sources: int) -> None:
         if len(codes) < n_sources:

@@ -41,6 +41,8 @@ class Train(ModelOptions, OutputOptions):
     """Peak learning rate."""
     cls_weight: float | None = None
     """Weight of CLS rows in the loss."""
+    backend: Literal["auto", "dense", "sparse"] = "auto"
+    """How steps are computed; all are exact, auto chooses from the shape."""
 
     def run(self) -> None:
         """Train, save, and report."""
@@ -97,7 +99,7 @@ class Train(ModelOptions, OutputOptions):
             "trajectory": "teacher",
             "l0": last["l0"],
             "seed": self.seed,
-            **as_context(clt.config, settings),
+            **as_context(clt, settings),
         }
         folder.write("metrics.json", metrics_json(metrics, **context))
         print(
@@ -113,7 +115,7 @@ class Train(ModelOptions, OutputOptions):
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.sparsifier == "jumprelu":
             given["l0"] = float(k)
-        return replace(PRESETS[self.preset], seed=self.seed, **given)
+        return replace(PRESETS[self.preset], seed=self.seed, backend=self.backend, **given)
 
     def _config(self, n_layers: int, d_model: int, k: int) -> CLTConfig:
         from vit_clt.config import CLTConfig

@@ -1,0 +1,53 @@
+"""Which back end computes a step: "dense", "sparse", or "auto", a fixed function of the shape.
+
+Dense: matmuls over all features, one source layer at a time; any device and dtype, differentiable
+twice. Sparse: time and memory in proportion to active features (`vit_clt.sparse_step`); float32
+or float64, differentiable once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from vit_clt.errors import InputError
+
+Backend = Literal["auto", "dense", "sparse"]
+
+# Density up to which the sparse step wins on CPU, by bytes of one (source, target) decoder block in
+# float32: small blocks pay for more calls, large ones leave the caches. Fitted by `make bench`.
+_BREAK_EVEN = ((2**20, 0.2), (2**25, 0.3))
+_BREAK_EVEN_BEYOND = 0.25
+
+
+def check_backend(backend: str) -> Backend:
+    """`backend` itself. Raises InputError if there is no such back end."""
+    for known in get_args(Backend):
+        if backend == known:
+            return known
+    raise InputError(f'backend is "{backend}"; expected "auto", "dense" or "sparse".')
+
+
+def choose(
+    backend: Backend, n_features: int, d_model: int, density: float, weight: Tensor
+) -> Literal["dense", "sparse"]:
+    """The back end for codes that store `density` of all features, parameters being like `weight`.
+
+    On CPU a function of its arguments alone, so that runs repeat. On other devices "auto" is dense.
+    """
+    if backend != "auto":
+        return backend
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
+        return "dense"
+    return "sparse" if density <= break_even(n_features, d_model) else "dense"
+
+
+def break_even(n_features: int, d_model: int) -> float:
+    """Largest share of stored features at which the sparse back end is chosen on CPU."""
+    size = 4 * n_features * d_model
+    for limit, density in _BREAK_EVEN:
+        if size <= limit:
+            return density
+    return _BREAK_EVEN_BEYOND

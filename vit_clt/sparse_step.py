@@ -1,0 +1,200 @@
+"""The sparse back end: encode to top-k codes and decode them without a [token, feature] array.
+
+Forward a_s = W_enc[s] x_s + b_enc[s] exists for one chunk of tokens at a time; backward keeps only
+values and indices. With dz_e the gradient of entry e's value (`vit_clt.bags` has the notation):
+
+    dW_dec[s->l]_i = sum over e of feature i of v_e dy_l[t_e]        dz_e = sum_l <dy_l[t_e], W_i>
+    dW_enc[s]_i    = sum over e of feature i of da_e x_s[t_e]        da_e = dz_e where v_e != 0
+    db_enc[s]_i    = sum over e of feature i of da_e                 dx_t = sum of da_e W_enc[s]_i
+
+These functions have one derivative; for second derivatives choose the dense back end. They compute
+in the parameters' dtype also under autocast, except the encoder's matmul, which follows autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vit_clt.bags import bag_sums, entry_dots, feature_order, feature_sums
+from vit_clt.codes import Entries
+from vit_clt.topk import top_k
+
+# pre-activations held at a time: large enough for matmul to run at full speed
+_CHUNK_BYTES = 24 * 2**20
+
+
+def encode_top_k(
+    x: Float[Tensor, "token d_model"],
+    weight: Float[Tensor, "feature d_model"],
+    bias: Float[Tensor, " feature"],
+    k: int,
+    *,
+    signed: bool,
+) -> tuple[Float[Tensor, "token slot"], Int[Tensor, "token slot"]]:
+    """Values and indices of ReLU top-k codes, or with `signed` of the k largest |a|."""
+    return _EncodeTopK.apply(x, weight, bias, k, signed)
+
+
+def decode_entries(
+    sources: Mapping[int, Entries],
+    tables: Sequence[Float[Tensor, "_ feature d_model"]],
+    bias: Float[Tensor, "target d_model"],
+    first: int = 0,
+) -> Float[Tensor, "target token d_model"]:
+    """Targets l = first, first + 1, ...: bias[l - first] + sum over `sources` s <= l of c_{s->l}.
+
+    Args:
+        sources: codes by source layer, at least one.
+        tables: W_dec of every layer.
+        bias: b_dec of the targets decoded.
+        first: the first of them.
+    """
+    layers = tuple(sources)
+    entries = [sources[s] for s in layers]
+    return _Decode.apply(
+        (first, layers),
+        bias,
+        *[codes.values for codes in entries],
+        *[codes.indices for codes in entries],
+        *[codes.offsets for codes in entries],
+        *[tables[s] for s in layers],
+    )
+
+
+def pre_activation_chunks(
+    x: Tensor, weight: Tensor, bias: Tensor
+) -> Iterator[tuple[int, Float[Tensor, "chunk feature"]]]:
+    """a = x W^T + b, a chunk of tokens at a time, with the chunk's first token."""
+    rows = max(1, _CHUNK_BYTES // (weight.element_size() * len(weight)))
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        weight = weight.to(dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        out = None if _one_dnn(weight) else x.new_empty(min(rows, len(x)), len(weight), dtype=dtype)
+        for start in range(0, len(x), rows):
+            part = x[start : start + rows].to(dtype)
+            if out is None:
+                # oneDNN reaches twice the speed of the default matmul on some CPUs
+                a = torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], "")
+            else:
+                a = torch.addmm(bias.to(dtype), part, weight.T, out=out[: len(part)])
+            yield start, a.to(bias.dtype)
+
+
+def _one_dnn(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+class _EncodeTopK(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int, signed: bool
+    ) -> tuple[Tensor, Tensor]:
+        values = x.new_empty(len(x), k)
+        indices = x.new_empty(len(x), k, dtype=torch.long)
+        for start, a in pre_activation_chunks(x.contiguous(), weight, bias):
+            top, index = top_k(a.abs() if signed else a, k)
+            rows = slice(start, start + len(a))
+            values[rows] = a.gather(1, index) if signed else top.relu_()
+            indices[rows] = index
+        ctx.mark_non_differentiable(indices)
+        ctx.save_for_backward(x, weight, values, indices)
+        return values, indices
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, values, indices = ctx.saved_tensors
+        grad = grads[0] * (values != 0)
+        k = values.shape[1]
+        offsets = torch.arange(0, values.numel() + 1, k, device=x.device)
+        found = encoder_gradients(
+            x, weight, indices.view(-1), offsets, grad.view(-1), ctx.needs_input_grad[:3]
+        )
+        return *found, None, None
+
+
+def encoder_gradients(
+    x: Float[Tensor, "token d_model"],
+    weight: Float[Tensor, "feature d_model"],
+    indices: Int[Tensor, " entry"],
+    offsets: Int[Tensor, " token_and_one"],
+    grad: Float[Tensor, " entry"],
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dW_enc and db_enc of entries' pre-activation gradients, those that are `needed`."""
+    dx = bag_sums(weight, indices, offsets, grad) if needed[0] else None
+    dw = db = None
+    if needed[1]:
+        order = feature_order(indices, offsets, len(weight))
+        dw = feature_sums(x[None], order, order.sort(grad))[0]
+    if needed[2]:
+        db = torch.bincount(indices, grad, minlength=len(weight)).to(grad.dtype)
+    return dx, dw, db
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, which: tuple[int, tuple[int, ...]], bias: Tensor, *flat: Tensor
+    ) -> Tensor:
+        first, layers = which
+        values, indices, offsets, tables = _quarters(flat)
+        out = bias[:, None, :].repeat(1, len(offsets[0]) - 1, 1)
+        for i, s in enumerate(layers):
+            for l in range(max(s, first), first + len(bias)):
+                # one pair at a time: its block of the decoder is contiguous and stays cached
+                out[l - first] += bag_sums(tables[i][l - s], indices[i], offsets[i], values[i])
+        ctx.which = which
+        ctx.save_for_backward(*flat)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        first, layers = ctx.which
+        grad = grads[0].contiguous()
+        end = first + len(grad)
+        values, indices, offsets, tables = _quarters(ctx.saved_tensors)
+        need_values, _, _, need_tables = _quarters(ctx.needs_input_grad[2:])
+        d_values: list[Tensor | None] = [None] * len(layers)
+        d_tables: list[Tensor | None] = [None] * len(layers)
+        for i, s in enumerate(layers):
+            start = max(s, first)
+            if start >= end or not (need_values[i] or need_tables[i]):
+                continue
+            order = feature_order(indices[i], offsets[i], tables[i].shape[1])
+            here, below = slice(start - s, end - s), grad[start - first :]
+            if need_values[i]:
+                d_values[i] = order.unsort(entry_dots(below, tables[i][here], order))
+            if need_tables[i]:
+                d_tables[i] = _placed(
+                    feature_sums(below, order, order.sort(values[i])), tables[i], here
+                )
+        d_bias = grad.sum(1) if ctx.needs_input_grad[1] else None
+        return None, d_bias, *d_values, *[None] * (2 * len(layers)), *d_tables
+
+
+def _placed(part: Tensor, like: Tensor, here: slice) -> Tensor:
+    if len(part) == len(like):
+        return part
+    whole = torch.zeros_like(like)
+    whole[here] = part
+    return whole
+
+
+def _quarters(flat: Sequence[Any]) -> tuple[Sequence[Any], ...]:
+    n = len(flat) // 4
+    return tuple(flat[i * n : (i + 1) * n] for i in range(4))
