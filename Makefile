@@ -26,11 +26,12 @@ test: $(STAMP)   ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=5
 
 bench: $(STAMP)  ## time the training step, its memory and a replaced ViT on this machine
-	@echo "== bench, one thread, into out/bench"
-	@mkdir -p out/bench
-	@$(BIN)/python benchmarks/bench_step.py --growth --paper --out out/bench/step.json
-	@$(BIN)/python benchmarks/bench_replacement.py --out out/bench/replacement.json
-	@$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json
+	@echo "== bench, one thread, into out/bench; fails if the machine is loaded"
+	@failed=0; \
+	$(BIN)/python benchmarks/bench_step.py --growth --paper --out out/bench/step.json || failed=1; \
+	$(BIN)/python benchmarks/bench_replacement.py --out out/bench/replacement.json || failed=1; \
+	$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json || failed=1; \
+	exit $$failed
 
 check: format lint types test  ## exactly what CI runs
 

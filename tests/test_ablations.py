@@ -218,6 +218,7 @@ def test_ranking_is_by_signed_score_with_ties_to_the_later_layer(study: Study) -
     assert keep_top_k(*arguments(study), k=3, scores=scores).kept == [2, 5, 7]
     assert drop_top_k(*arguments(study), k=3, scores=scores).kept == [0, 1, 3, 4, 6]
     assert keep_top_k(*arguments(study), k=1, target=2, scores=scores).kept == [1]
+    assert ablation_curves(*arguments(study), target=2, scores=scores).ranking == [1, 2, 0]
 
 
 @pytest.mark.parametrize("tokens", ["cls", "patch", "all"])

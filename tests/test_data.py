@@ -424,9 +424,14 @@ def tensor() -> torch.Tensor:
 )
 def test_batches_keep_images_and_labels(tensor: torch.Tensor, wrap: Callable[..., object]) -> None:
     labels = torch.tensor([3, 1, 4, 1, 5])
-    images, found = read_all(as_image_data(wrap(tensor, labels)))
+    data = as_image_data(wrap(tensor, labels))
+    data.batch_size = 2
+    images, found = read_all(data)
     assert torch.equal(images, tensor)
     assert found == labels.tolist()
+    images, found = data.batch([4, 0])
+    assert torch.equal(images, tensor[[4, 0]])
+    assert found.tolist() == [5, 3]
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x[:3], x[3:]]], ids=["tensor", "list"])

@@ -1,0 +1,51 @@
+"""The benchmarks' contestants compute the same step, and a loaded machine is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import bench_step
+
+    return bench_step
+
+
+def test_all_contestants_give_the_same_gradients(bench):
+    # `contestants` compares them before it returns
+    runs = bench.contestants(bench.Size(layers=3, d_model=8, features=32, k=4, tokens=16))
+    assert {"ours, dense", "ours, sparse", "ours, auto", "dense per pair"} <= set(runs)
+
+
+def test_a_table_made_under_load_is_marked_and_fails(bench, monkeypatch, tmp_path, capsys):
+    import measure
+
+    for load, code in ((0.0, 0), (64.0, 1)):
+        monkeypatch.setattr(measure.os, "getloadavg", lambda load=load: (load, load, load))
+        monkeypatch.setattr(measure.os, "cpu_count", lambda: 2)
+        with pytest.raises(SystemExit) as ended:
+            measure.finish({"rows": []}, measure.LoadWatch(), tmp_path / "out" / "table.json")
+        assert ended.value.code == code
+        assert ("LOADED" in capsys.readouterr().out) == bool(code)
+        written = json.loads((tmp_path / "out" / "table.json").read_text())
+        assert written["load"]["loaded"] == bool(code)
+        assert written["machine"]["torch"]
+
+
+def test_ratios_are_taken_within_rounds(bench):
+    import measure
+
+    timings = {"slow": measure.Timing([2.0, 9.0]), "fast": measure.Timing([1.0, 3.0])}
+    assert measure.ratios(timings, "fast", "slow") == (2.5, 2.0, 3.0)
+    turns = []
+    runs = {name: (lambda name=name: turns.append(name)) for name in "ab"}
+    timings = measure.interleave(runs, rounds=2)
+    assert turns == list("ababab")
+    assert len(timings["a"].cpu) == 2
