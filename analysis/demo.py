@@ -105,6 +105,7 @@ class DemoStudy:
         return {
             "command": "demo",
             "data": self.test_name,
+            "split": "test",
             "trained_on": self.train_name,
             "tokens": "cls patch all",
             "trajectory": "stream for replacement, teacher for scores and ablations",

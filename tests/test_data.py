@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -467,3 +468,15 @@ def test_real_cifar10_test_rows(digits_vit: HookedViT) -> None:
     assert np.bincount(labels).tolist() == [2] * 10
     assert data.class_names == CIFAR10_CLASSES
     assert (data.class_names[0], data.class_names[-1]) == ("airplane", "truck")
+
+
+def test_images_as_pandas_writes_them(tmp_path: Path, digits_vit: HookedViT) -> None:
+    encoded = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(encoded, format="PNG")
+    rows = [{"img": {"bytes": encoded.getvalue(), "path": None}, "label": 3}] * 2
+    pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    data = load_data(f"parquet:{tmp_path / 'a.parquet'}", vit=digits_vit)
+    images, labels = data.batch([0, 1])
+    assert images.shape == (2, 3, 8, 8)
+    assert labels.tolist() == [3, 3]
+    assert data.split is None

@@ -31,6 +31,8 @@ class ImageData(ABC):
     """Labelled images by row; iterating gives (images, labels) batches in row order."""
 
     name: str
+    split: str | None = None
+    """None where the data is its own split."""
     class_names: list[str]
     batch_size: int = 64
 
@@ -98,7 +100,16 @@ class DecodedImages(ImageData):
             found, labels = self._fetch(list(rows))
             images = torch.stack([self._transform(image) for image in found])
         # PIL raises all of these for broken files, and a missing value is no image
-        except (UnidentifiedImageError, OSError, SyntaxError, TypeError, AttributeError) as error:
+        except (
+            UnidentifiedImageError,
+            Image.DecompressionBombError,
+            OSError,
+            SyntaxError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            EOFError,
+        ) as error:
             where = f"{self.name}: rows {min(rows)} to {max(rows)}"
             raise InputError(f"{where} hold an image that cannot be read: {error}.") from error
         for label in labels:
@@ -154,6 +165,10 @@ def load_data(
         dataset = dataset.select(range(min(limit, len(dataset))))
     if not len(dataset):
         raise InputError(f"data {form} ({split}) has no rows; expected at least one.")
+    for column, feature in dataset.features.items():
+        # how pandas writes encoded images: bytes and path, without the type
+        if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
+            dataset = _as_images(dataset, column)
     image_column = _column(dataset, "image", image_column)
     label_column = _column(dataset, "label", label_column)
     if names is None and label_column is not None:
@@ -165,7 +180,9 @@ def load_data(
 
     # a single file is its own split: calling training images "test" would be a false label
     name = form if form.startswith("parquet:") and Path(place).is_file() else f"{form} ({split})"
-    return DecodedImages(fetch, len(dataset), vit.preprocess, names or [], name)
+    data = DecodedImages(fetch, len(dataset), vit.preprocess, names or [], name)
+    data.split = None if name == form else split
+    return data
 
 
 def as_image_data(images: ImageData | Tensor | Iterable[Any]) -> ImageData:
@@ -204,7 +221,9 @@ def _digits(
         return [Image.fromarray(p) for p in pixels[rows]], np.asarray(labels)[rows].tolist()
 
     names = class_names or DIGITS_CLASSES
-    return DecodedImages(fetch, len(labels), transform, names, f"digits ({split})")
+    data = DecodedImages(fetch, len(labels), transform, names, f"digits ({split})")
+    data.split = split
+    return data
 
 
 def _load(kind: str, place: str, split: str) -> Any:
@@ -227,6 +246,12 @@ def _load(kind: str, place: str, split: str) -> Any:
         raise InputError(
             f"data {kind}:{place} (split {split}) cannot be read: {type(error).__name__}: {reason}"
         ) from error
+
+
+def _as_images(dataset: Any, column: str) -> Any:
+    import datasets
+
+    return dataset.cast_column(column, datasets.Image())
 
 
 def _parquet_files(place: str, split: str) -> list[Path]:

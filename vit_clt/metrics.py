@@ -16,7 +16,17 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-CONTEXT_KEYS = ("command", "data", "tokens", "trajectory", "l0", "fill", "seed", "versions")
+CONTEXT_KEYS = (
+    "command",
+    "data",
+    "split",
+    "tokens",
+    "trajectory",
+    "l0",
+    "fill",
+    "seed",
+    "versions",
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,8 @@ def metrics_json(metrics: Sequence[Metric], **context: Any) -> str:
     filled = {key: context.pop(key, None) for key in CONTEXT_KEYS}
     filled["versions"] = versions()
     document = {
-        "context": {**filled, **context},
-        "metrics": [{k: _finite(v) for k, v in asdict(metric).items()} for metric in metrics],
+        "context": _finite({**filled, **context}),
+        "metrics": [_finite(asdict(metric)) for metric in metrics],
     }
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
@@ -53,4 +63,6 @@ def versions() -> dict[str, str]:
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

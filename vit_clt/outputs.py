@@ -50,7 +50,7 @@ class OutputFolder:
         try:
             staging.write_text(text, encoding="utf-8")
             os.replace(staging, target)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             staging.unlink(missing_ok=True)
             raise InputError(f"{target} cannot be written: {error}.") from error
 

@@ -86,6 +86,7 @@ def _quiet_libraries() -> None:
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
     logging.getLogger().setLevel(logging.CRITICAL)
 
 

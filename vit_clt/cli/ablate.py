@@ -64,6 +64,7 @@ class Ablate(CLTOptions, OutputOptions):
         context = {
             "command": "ablate",
             "data": data.name,
+            "split": data.split,
             "tokens": self.tokens,
             "trajectory": "teacher",
             "l0": curves.l0,

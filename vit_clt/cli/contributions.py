@@ -62,6 +62,7 @@ class Contributions(CLTOptions, OutputOptions):
         context = {
             "command": "contributions",
             "data": data.name,
+            "split": data.split,
             "tokens": " ".join(shown),
             "trajectory": "teacher",
             "l0": {row[0].tokens: row[0].l0 for row in grid},

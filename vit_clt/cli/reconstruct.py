@@ -46,6 +46,7 @@ class Reconstruct(CLTOptions, OutputOptions):
         context = {
             "command": "reconstruct",
             "data": data.name,
+            "split": data.split,
             "tokens": "cls patch all",
             "trajectory": "teacher",
             "l0": result.mean("all", "l0"),

@@ -95,6 +95,7 @@ class Train(ModelOptions, OutputOptions):
         context = {
             "command": "train",
             "data": data.name,
+            "split": data.split,
             "tokens": "all",
             "trajectory": "teacher",
             "l0": last["l0"],
