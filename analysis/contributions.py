@@ -58,8 +58,8 @@ class ContributionScores:
     bias: Float[Tensor, " target"]
     """Share of b_dec; NaN for norm, whose shares are among terms alone; 0 for centred."""
     excluded: Int[Tensor, " target"]
-    """Rows left out because ||y^||^2 is negligible (mean of ratios only; `norm` also leaves out rows
-    on which every term is silent, which have no shares)."""
+    """Rows left out because ||y^||^2 is negligible (mean of ratios only); `norm` also leaves out
+    rows on which every term is silent, which have no shares."""
     kind: ScoreKind
     reduce: Reduce
     """How it was averaged; centred, loo and loo_r2 are ratios of means by definition."""

@@ -17,8 +17,8 @@ from vit_clt.errors import InputError
 Backend = Literal["auto", "dense", "sparse"]
 
 # Density up to which the sparse step wins on CPU, by bytes of one (source, target) decoder block in
-# float32: small blocks pay for more calls, large ones leave the caches. Measured with the mid and full
-# sizes of `make bench`; the limits of larger blocks are extrapolated, on the cautious side.
+# float32: small blocks pay for more calls, large ones leave the caches. Measured near the sizes of
+# `make bench`; the limits of larger blocks are extrapolated, on the cautious side.
 _BREAK_EVEN = ((2**20, 0.2), (2**25, 0.3))
 _BREAK_EVEN_BEYOND = 0.25
 
