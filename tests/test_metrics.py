@@ -20,6 +20,7 @@ CONTEXT = {
     "trajectory": "teacher",
     "l0": 7.5,
     "fill": "zero",
+    "split": "test",
     "seed": 3,
 }
 METRIC_KEYS = {"name", "value", "low", "high", "unit", "n", "floor", "baseline"}
@@ -154,3 +155,8 @@ def test_only_announced_files_are_written(tmp_path: Path, method: str) -> None:
     with pytest.raises(AssertionError, match=r"other\.txt"):
         getattr(folder, method)("other.txt", *(["text"] if method == "write" else []))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_context_that_is_not_finite_is_null():
+    context = json.loads(metrics_json([], l0={"cls": float("nan"), "patch": 2.0}))["context"]
+    assert context["l0"] == {"cls": None, "patch": 2.0}
