@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,21 @@ HUB_FORMS = {
     "cifar100": ("uoft-cs/cifar100", "img", "fine_label", CIFAR100_CLASSES),
 }
 FORMS = ["digits", *HUB_FORMS, "parquet:PATH", "imagefolder:PATH", "hf:NAME"]
+# PIL raises all of these for broken files, and a missing value is no image
+_BROKEN = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    EOFError,
+)
+
+
+class UnreadableImage(InputError):
+    """A row's image cannot be decoded or preprocessed."""
 
 
 class ImageData(ABC):
@@ -44,6 +60,19 @@ class ImageData(ABC):
         self, rows: Sequence[int]
     ) -> tuple[Float[Tensor, "batch 3 height width"], Int[Tensor, " batch"]]:
         """The preprocessed images and labels of these rows."""
+
+    def readable(
+        self, rows: Sequence[int]
+    ) -> tuple[Float[Tensor, "batch 3 height width"] | None, list[int]]:
+        """The images of those rows that can be read (None if none can), and their positions."""
+        try:
+            return self.batch(rows)[0], list(range(len(rows)))
+        except UnreadableImage:
+            found = {}
+            for position, row in enumerate(rows):
+                with contextlib.suppress(UnreadableImage):
+                    found[position] = self.batch([row])[0]
+            return torch.cat(list(found.values())) if found else None, list(found)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self), self.batch_size):
@@ -97,25 +126,45 @@ class DecodedImages(ImageData):
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Decode and preprocess these rows."""
         try:
-            found, labels = self._fetch(list(rows))
-            images = torch.stack([self._transform(image) for image in found])
-        # PIL raises all of these for broken files, and a missing value is no image
-        except (
-            UnidentifiedImageError,
-            Image.DecompressionBombError,
-            OSError,
-            SyntaxError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            EOFError,
-        ) as error:
-            where = f"{self.name}: rows {min(rows)} to {max(rows)}"
-            raise InputError(f"{where} hold an image that cannot be read: {error}.") from error
+            images, labels = self._decode(rows)
+        except _BROKEN as error:
+            row, reason = self._first_broken(rows, error)
+            raise UnreadableImage(
+                f"{self.name}: row {row} holds an image that cannot be read: {reason}."
+            ) from error
         for label in labels:
             if not isinstance(label, int):
                 raise InputError(f"labels of {self.name} hold {label!r}; expected class numbers.")
         return images, torch.tensor(labels)
+
+    def _decode(self, rows: Sequence[int]) -> tuple[Tensor, list[Any]]:
+        found, labels = self._fetch(list(rows))
+        return torch.stack([self._transform(image) for image in found]), labels
+
+    def _first_broken(self, rows: Sequence[int], error: Exception) -> tuple[int, Exception]:
+        # a data set decodes many rows at once and does not say which of them failed
+        for row in rows:
+            try:
+                self._decode([row])
+            except _BROKEN as found:
+                return row, found
+        return rows[0], error
+
+
+class ImageRows(ImageData):
+    """Some rows of other images, in the order given."""
+
+    def __init__(self, data: ImageData, rows: Sequence[int]):
+        self._data = data
+        self._rows = list(rows)
+        self.name, self.split, self.class_names = data.name, data.split, data.class_names
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The images and labels of these of the chosen rows."""
+        return self._data.batch([self._rows[row] for row in rows])
 
 
 def load_data(
