@@ -87,7 +87,7 @@ def contribution_figure(grid: Sequence[Sequence[ContributionScores]]) -> go.Figu
         height=170 + len(grid) * max(340, 30 * n + 80),
         plot_bgcolor="#eeeeee",
     )
-    return _finish(figure)
+    return finish(figure)
 
 
 def ablation_figure(curves: AblationCurves) -> go.Figure:
@@ -164,7 +164,7 @@ def ablation_figure(curves: AblationCurves) -> go.Figure:
         height=490,
         legend={"orientation": "h", "y": -0.2},
     )
-    return _finish(figure)
+    return finish(figure)
 
 
 def reconstruction_figure(result: Reconstruction) -> go.Figure:
@@ -203,10 +203,10 @@ def reconstruction_figure(result: Reconstruction) -> go.Figure:
         height=400,
         legend={"orientation": "h", "y": -0.25},
     )
-    return _finish(figure)
+    return finish(figure)
 
 
-def _finish(figure: go.Figure) -> go.Figure:
+def finish(figure: go.Figure) -> go.Figure:
     figure.update_layout(
         font=_FONT,
         template="plotly_white",

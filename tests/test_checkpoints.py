@@ -303,3 +303,36 @@ def test_saving_over_an_older_clt_replaces_it_and_keeps_other_files(saved):
     assert (saved / "README.md").read_text() == "my notes"
     names = {"config.json", "model.safetensors", "README.md", "train.jsonl"}
     assert {f.name for f in saved.iterdir()} == names
+
+
+@pytest.mark.parametrize("newer", [AbsTopK(k=3), ReLUTopK(k=2)], ids=lambda s: f"{s.name}-{s.k}")
+def test_a_save_killed_between_its_two_files_is_refused(saved, monkeypatch, newer):
+    replace = checkpoints_module.os.replace
+
+    def kill(source, target):
+        if Path(target).name == "model.safetensors":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(checkpoints_module.os, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        build(newer, seed=1).save_pretrained(saved)
+    with pytest.raises(InputError, match=r"was saved with sparsifier .*'k': 3") as error:
+        CrossLayerTranscoder.from_pretrained(saved)
+    assert "of one save" in one_sentence(error)
+
+
+def test_weights_of_other_writers_that_name_no_configuration_still_load(saved):
+    tensors = load_file(saved / "model.safetensors")
+    for metadata in (None, {"format": "pt"}):
+        save_file(tensors, saved / "model.safetensors", metadata=metadata)
+        assert_same(CrossLayerTranscoder.from_pretrained(saved), build())
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}"])
+def test_weights_that_name_no_readable_configuration_are_refused(saved, text):
+    tensors = load_file(saved / "model.safetensors")
+    save_file(tensors, saved / "model.safetensors", metadata={"config": text})
+    with pytest.raises(InputError, match="names no readable configuration") as error:
+        CrossLayerTranscoder.from_pretrained(saved)
+    one_sentence(error)

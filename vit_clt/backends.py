@@ -7,28 +7,18 @@ or float64, differentiable once.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vit_clt.errors import InputError
-
-Backend = Literal["auto", "dense", "sparse"]
+from vit_clt.choices import Backend
 
 # Density up to which the sparse step wins on CPU, by bytes of one (source, target) decoder block in
 # float32: small blocks pay for more calls, large ones leave the caches. Measured near the sizes of
 # `make bench`; the limits of larger blocks are extrapolated, on the cautious side.
 _BREAK_EVEN = ((2**20, 0.2), (2**25, 0.3))
 _BREAK_EVEN_BEYOND = 0.25
-
-
-def check_backend(backend: str) -> Backend:
-    """`backend` itself. Raises InputError if there is no such back end."""
-    for known in get_args(Backend):
-        if backend == known:
-            return known
-    raise InputError(f'backend is "{backend}"; expected "auto", "dense" or "sparse".')
 
 
 def choose(

@@ -1,4 +1,4 @@
-"""The one exception a user's bad input raises."""
+"""What is raised to the user: bad input, and a stop that was asked for."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class InputError(ValueError):
 
     The command line prints it alone and exits with status 2.
     """
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and did so after a whole step."""

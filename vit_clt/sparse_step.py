@@ -26,7 +26,7 @@ from vit_clt.codes import Entries
 from vit_clt.topk import top_k
 
 # pre-activations held at a time: large enough for matmul to run at full speed
-_CHUNK_BYTES = 24 * 2**20
+CHUNK_BYTES = 24 * 2**20
 
 
 def encode_top_k(
@@ -71,7 +71,7 @@ def pre_activation_chunks(
     x: Tensor, weight: Tensor, bias: Tensor
 ) -> Iterator[tuple[int, Float[Tensor, "chunk feature"]]]:
     """a = x W^T + b, a chunk of tokens at a time, with the chunk's first token."""
-    rows = max(1, _CHUNK_BYTES // (weight.element_size() * len(weight)))
+    rows = max(1, CHUNK_BYTES // (weight.element_size() * len(weight)))
     dtype = weight.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)

@@ -1,95 +1,43 @@
-"""Train a CLT on a frozen ViT: teacher-forced, all tokens, AdamW.
+"""Train a CLT on a frozen ViT: teacher-forced, all tokens, AdamW, in normalised space.
 
-Per layer, the squared error is averaged over token rows in normalised space (mean norms of x and
-of y brought to sqrt(d_model)), with weight `cls_weight` on CLS rows; layers are summed. JumpReLU
-adds lambda * mean over tokens of sum_s sum_i tanh(c ||W_dec,i|| z_i), where ||W_dec,i|| runs over
-all targets of feature i together. The normalisation is folded into the returned CLT. The paper
-(arXiv 2604.13304) fixes AdamW, lr 2e-4, 10 epochs, all tokens; the rest is our choice.
+x and y are brought to a mean norm of sqrt(d_model) per layer; the scales are folded into the CLT
+that is returned. `vit_clt.objectives` holds the loss, `vit_clt.stream` the data, `vit_clt.engine`
+processes and precision. The paper (arXiv 2604.13304) fixes AdamW, lr 2e-4, 10 epochs, all tokens;
+the rest is our choice.
+
+Everything random is a function of the seed and of the step, so a run that is killed and resumed
+ends with the same bits as one that was not, on the same machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from math import ceil, exp, log, prod
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from tqdm import tqdm
 
-from vit_clt.activations import TokenBatch, norm_scales, token_batches
-from vit_clt.backends import Backend, check_backend
-from vit_clt.codes import Codes, RaggedCodes
+from vit_clt.activation_cache import ActivationCache
+from vit_clt.backends import choose
 from vit_clt.config import CLTConfig
 from vit_clt.data import ImageData, as_image_data
-from vit_clt.errors import InputError
+from vit_clt.engine import Engine
+from vit_clt.errors import InputError, Stopped
+from vit_clt.fingerprints import data_fingerprint
 from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.run import Log, Run
+from vit_clt.snapshots import Snapshot, Snapshots
 from vit_clt.sparsifiers import JumpReLU
+from vit_clt.stream import Cached, Recomputed, Source, Waits
+from vit_clt.train_config import PRESETS, TrainConfig
 from vit_clt.transcoder import CrossLayerTranscoder
 
+__all__ = ["PRESETS", "Stopped", "TrainConfig", "as_context", "resolved", "train"]
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. The defaults are the paper's where it speaks."""
-
-    lr: float | int = 2e-4
-    """Peak learning rate of AdamW (betas 0.9 / 0.999, no weight decay)."""
-    epochs: int = 10
-    """Passes over the images."""
-    batch_size: int = 4096
-    """Token rows a step."""
-    seed: int = 0
-    """Of initialisation, image order and token order."""
-    cls_weight: float | int = 1.0
-    """Weight of a CLS row in the loss; CLS is one row in 50 or 197."""
-    warmup_steps: int = 1000
-    """Linear warm-up, at most 5 % of all steps."""
-    decay_fraction: float | int = 0.2
-    """Linear decay to zero over this last share of the steps."""
-    buffer_batches: int = 16
-    """Batches' worth of tokens that are shuffled together."""
-    norm_images: int = 1000
-    """Images the normalisation is measured on (all, if fewer)."""
-    l0: float | int | None = None
-    """JumpReLU only: steer lambda to this many active features a token and layer."""
-    sparsity: float | int = 1e-3
-    """JumpReLU only: final lambda (its starting point, where `l0` steers it)."""
-    sparsity_scale: float | int = 4.0
-    """JumpReLU only: c in the tanh."""
-    log_every: int = 10
-    """Steps between log records."""
-    backend: Backend = "auto"
-    """How steps are computed; all back ends are exact (`vit_clt.backends`)."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "lr",
-            "epochs",
-            "batch_size",
-            "cls_weight",
-            "buffer_batches",
-            "norm_images",
-            "log_every",
-        ):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; expected a value above 0.")
-        for name in ("warmup_steps", "decay_fraction", "sparsity", "sparsity_scale"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more.")
-        if self.l0 is not None and not self.l0 > 0:
-            raise InputError(f"l0 is {self.l0}; expected a value above 0.")
-        check_backend(self.backend)
-
-
-PRESETS: dict[str, TrainConfig] = {
-    "paper": TrainConfig(),
-    "small": TrainConfig(lr=1e-3, epochs=3, batch_size=1024),
-    "demo": TrainConfig(lr=2e-3, epochs=12, batch_size=512),
-}
-
-Log = Callable[[dict[str, Any]], None]
+FREE = ("workers", "log_every", "checkpoint_every", "keep_checkpoints")
+"""What a resumed run may set anew without another result."""
 
 
 def train(
@@ -98,7 +46,13 @@ def train(
     config: CLTConfig,
     train_config: TrainConfig | None = None,
     *,
+    checkpoints: Path | str | None = None,
+    resume: bool = False,
+    cache: Path | str | None = None,
+    trackers: Sequence[str] = (),
+    log_dir: Path | None = None,
     on_log: Log | None = None,
+    should_stop: Callable[[], bool] | None = None,
     progress: bool = True,
 ) -> CrossLayerTranscoder:
     """Train a CLT from scratch and return it in raw units, its teacher recorded.
@@ -108,182 +62,151 @@ def train(
         data: training images; labels are not used.
         config: shape and sparsifier; must fit `vit`.
         train_config: hyperparameters.
-        on_log: called with a dict every `log_every` steps and after the last one: step, epoch,
-            tokens (rows of the batch), loss (reconstruction), fvu, fvu_cls, fvu_patch (in
-            normalised space, means over layers for this batch; None where it holds fewer than two
-            such rows), l0, dead (share of features silent for an epoch), sparsity (lambda), lr,
-            backend (of the step).
+        checkpoints: folder for checkpoints (model, optimiser, counters; safetensors and JSON).
+        resume: go on from the newest whole one there; without one, begin.
+        cache: folder of an activation cache (made where missing); None recomputes activations.
+        trackers: "tensorboard", "wandb" or others that accelerate knows.
+        log_dir: where trackers write.
+        on_log: called with a dict, in the main process: {"event": "start", "step"} first; every
+            `log_every` steps and after the last one step, epoch, tokens (rows of the batch), loss
+            (reconstruction), loss_by_layer, fvu, fvu_cls, fvu_patch (in normalised space, means
+            over layers for this batch; None where rows do not vary), l0, l0_by_layer, dead (share
+            of features silent for `dead_tokens` rows), dead_by_layer, sparsity (lambda), lr,
+            grad_norm, aux, backend, tokens_per_second, waits (shares of the time spent reading
+            images, in the ViT, in steps), skipped (unreadable images); after each epoch
+            {"event": "validation", "step", "epoch", "n_images", "loss", "fvu_by_layer",
+            "fvu_cls_by_layer", "fvu_patch_by_layer", "l0_by_layer"} where images are held out; at
+            the end {"event": "end", "step", "seconds", "tokens_per_second"}.
+        should_stop: asked after each step; True saves a checkpoint and raises `Stopped`.
         progress: show a progress line.
 
     Raises:
-        InputError: `config` does not fit `vit`, or activations or loss are not finite.
+        InputError: `config` does not fit `vit`, activations, loss or gradients are not finite, the
+            checkpoints are those of another run, or the disk is full.
+        Stopped: `should_stop` said so (`vit_clt.errors`).
     """
+    data = as_image_data(data)
+    device = next(vit.parameters()).device
     settings = train_config or TrainConfig()
     _check(vit, config, settings)
-    data = as_image_data(data)
-    generator = torch.Generator().manual_seed(settings.seed)
-    device = next(vit.parameters()).device
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        taught = replace(config, teacher=vit.identity())
-        clt = CrossLayerTranscoder(taught, backend=settings.backend).to(device)
-    scale_x, scale_y = norm_scales(vit, data, n_images=settings.norm_images, generator=generator)
+    with Engine(settings, device, trackers, log_dir) as engine:
+        snapshots = (
+            None if checkpoints is None else Snapshots(checkpoints, settings.keep_checkpoints)
+        )
+        settings = resolved(settings, config, device, engine.n_processes)
+        found = _found(snapshots, progress and engine.is_main) if resume else None
+        if found is not None:
+            settings = _continued(settings, config, vit, data, found)
+        waits = Waits()
+        source = _source(vit, data, settings, cache, engine, waits, progress)
+        run = Run(vit, source, len(data), config, settings, engine, waits)
+        run.snapshots, run.facts = snapshots, {"data": data_fingerprint(data)}
+        if found is not None:
+            run.load(found)
+        run.on_log = on_log if engine.is_main else None
+        return run.to_the_end(should_stop or (lambda: False), progress and engine.is_main)
 
-    steps_per_epoch = ceil(len(data) * vit.cfg.n_tokens / settings.batch_size)
-    total = steps_per_epoch * settings.epochs
-    optimiser = torch.optim.AdamW(
-        clt.parameters(), lr=settings.lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True
-    )
-    warmup = max(1, min(settings.warmup_steps, round(0.05 * total)))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: _learning_rate(step, total, warmup, settings.decay_fraction)
-    )
-    sparsity = _Sparsity(settings, total)
-    activity = _Activity(clt, tokens_per_epoch=len(data) * vit.cfg.n_tokens)
 
-    step = 0
-    bar = tqdm(total=total, unit="step", disable=not progress, desc="train")
-    for epoch in range(settings.epochs):
-        for batch in token_batches(
+def resolved(
+    settings: TrainConfig, config: CLTConfig, device: torch.device | str, n_processes: int = 1
+) -> TrainConfig:
+    """`settings` with every "auto" and None decided for this machine.
+
+    Raises:
+        InputError: shards do not divide among the processes, or the batch among the shards.
+    """
+    device = torch.device(device)
+    shards = settings.shards or n_processes
+    if shards % n_processes:
+        raise InputError(f"shards is {shards}; expected a multiple of {n_processes} processes.")
+    if settings.batch_size % shards:
+        raise InputError(
+            f"batch_size is {settings.batch_size}; expected a multiple of shards, {shards}."
+        )
+    workers = settings.workers
+    if workers is None:
+        workers = 0 if device.type == "cpu" else min(8, max(1, torch.get_num_threads() - 1))
+    backend = settings.backend
+    if not isinstance(config.sparsifier, JumpReLU):
+        density = config.sparsifier.k / config.n_features
+        weight = torch.empty(0, device=device)
+        backend = choose(backend, config.n_features, config.d_model, density, weight)
+    return replace(settings, shards=shards, workers=workers, backend=backend)
+
+
+def as_context(config: CLTConfig, settings: TrainConfig) -> dict[str, Any]:
+    """Both configurations as JSON values, for metrics files."""
+    return {"clt": config.to_json(), "train": asdict(settings), "backend": settings.backend}
+
+
+def _source(
+    vit: HookedViT,
+    data: ImageData,
+    settings: TrainConfig,
+    cache: Path | str | None,
+    engine: Engine,
+    waits: Waits,
+    progress: bool,
+) -> Source:
+    if cache is None:
+        assert settings.workers is not None
+        return Recomputed(vit, data, settings.workers, settings.unreadable == "skip", waits)
+    # one process builds what is missing, then all read
+    with engine.accelerator.main_process_first():
+        found = ActivationCache(
+            cache,
             vit,
             data,
-            batch_size=settings.batch_size,
-            buffer_batches=settings.buffer_batches,
-            generator=generator,
-        ):
-            x = batch.x * scale_x[:, None, None]
-            y = batch.y * scale_y[:, None, None]
-            codes = clt.encode(x)
-            y_hat = clt.decode(codes)
-            loss = reconstruction_loss(y_hat, y, _weights(batch, settings))
-            penalty = sparsity.penalty(clt, codes)
-            if not loss.isfinite():
-                raise InputError(f"loss is {loss.item()} at step {step}; lower lr ({settings.lr}).")
-            optimiser.zero_grad()
-            (loss + penalty).backward()
-            optimiser.step()
-            lr = schedule.get_last_lr()[0]
-            schedule.step()
-            step += 1
-            l0 = float(codes.l0().float().mean())
-            sparsity.steer(l0)
-            activity.count(codes, len(batch))
-            if step % settings.log_every == 0 or step == total:
-                record = {
-                    "step": step,
-                    "epoch": epoch,
-                    "tokens": len(batch),
-                    "loss": loss.item(),
-                    **_fvu(y_hat.detach(), y, batch),
-                    "l0": l0,
-                    "dead": activity.dead_share(),
-                    "sparsity": sparsity.value,
-                    "lr": lr,
-                    "backend": clt.backend_for(codes),
-                }
-                bar.set_postfix(_short(record))
-                if on_log is not None:
-                    on_log(record)
-            bar.update()
-    bar.close()
-    clt.rescale_(scale_x, scale_y)
-    return clt.eval()
+            unreadable=settings.unreadable,
+            progress=progress and engine.is_main,
+        )
+    return Cached(found, engine.device, waits)
 
 
-def reconstruction_loss(
-    y_hat: Float[Tensor, "layer token d_model"],
-    y: Float[Tensor, "layer token d_model"],
-    weights: Float[Tensor, " token"],
-) -> Float[Tensor, ""]:
-    """Sum over layers of sum_t w_t ||y^_t - y_t||^2 / sum_t w_t."""
-    squared = (y_hat - y).square().sum(-1)
-    return (squared * weights).sum() / weights.sum()
-
-
-class _Sparsity:
-    """The tanh penalty of JumpReLU: lambda ramps from 0 over the run; an L0 target steers it."""
-
-    def __init__(self, settings: TrainConfig, total: int):
-        self.settings = settings
-        self.total = total
-        self.step = 0
-        self.log_gain = 0.0
-
-    @property
-    def value(self) -> float:
-        """lambda now."""
-        if self.settings.l0 is not None:
-            return self.settings.sparsity * exp(self.log_gain)
-        return self.settings.sparsity * self.step / self.total
-
-    def penalty(self, clt: CrossLayerTranscoder, codes: Codes) -> Tensor:
-        if not isinstance(clt.config.sparsifier, JumpReLU):
-            return clt.b_dec.new_zeros(())
-        norms = clt.decoder_norms()
-        total = clt.b_dec.new_zeros(())
-        for s in range(len(codes)):
-            each = codes[s]
-            if isinstance(each, RaggedCodes):
-                # units that are not stored are 0, and lie outside the threshold's bandwidth
-                z, norm = each.values, norms[s].index_select(0, each.indices)
-            else:
-                z, norm = each.to_dense(), norms[s]
-            summed = torch.tanh(self.settings.sparsity_scale * norm * z).sum()
-            total = total + summed / prod(each.tokens)
-        return self.value * total
-
-    def steer(self, l0: float) -> None:
-        self.step += 1
-        if self.settings.l0 is not None:
-            # integral control of log lambda: lambda grows while too many features are active
-            error = log(max(l0, 1e-3) / self.settings.l0)
-            self.log_gain += 0.05 * max(-1.0, min(1.0, error))
-
-
-class _Activity:
-    """When each feature last fired; dead means silent for one epoch's tokens."""
-
-    def __init__(self, clt: CrossLayerTranscoder, tokens_per_epoch: int):
-        self.window = tokens_per_epoch
-        self.silent = torch.zeros_like(clt.b_enc, dtype=torch.long)
-
-    def count(self, codes: Codes, n_tokens: int) -> None:
-        self.silent += n_tokens
-        self.silent[codes.fired() > 0] = 0
-
-    def dead_share(self) -> float:
-        return float((self.silent >= self.window).float().mean())
-
-
-def _weights(batch: TokenBatch, settings: TrainConfig) -> Tensor:
-    return torch.where(batch.is_cls, settings.cls_weight, 1.0)
-
-
-def _fvu(y_hat: Tensor, y: Tensor, batch: TokenBatch) -> dict[str, float | None]:
-    everything = torch.ones_like(batch.is_cls)
-    rows = {"fvu": everything, "fvu_cls": batch.is_cls, "fvu_patch": ~batch.is_cls}
-    found: dict[str, float | None] = {}
-    for name, chosen in rows.items():
-        true, error = y[:, chosen], (y_hat - y)[:, chosen]
-        spread = (true - true.mean(1, keepdim=True)).square().sum((1, 2))
-        # a batch with fewer than two such rows (the end of an epoch) has no variance to explain
-        defined = true.shape[1] > 1 and bool((spread > 0).all())
-        found[name] = float((error.square().sum((1, 2)) / spread).mean()) if defined else None
+def _found(snapshots: Snapshots | None, show: bool) -> Snapshot | None:
+    if snapshots is None:
+        raise InputError("resume is set without checkpoints; expected a folder of them.")
+    found, torn = snapshots.newest()
+    for reason in torn:
+        back = f"step {found.step}" if found is not None else "the beginning"
+        if show:
+            warnings.warn(f"{reason}; going on from {back}.", RuntimeWarning, stacklevel=3)
     return found
 
 
-def _short(record: dict[str, Any]) -> dict[str, str]:
-    return {
-        "loss": f"{record['loss']:.1f}",
-        "fvu": "-" if record["fvu"] is None else f"{record['fvu']:.3f}",
-        "l0": f"{record['l0']:.1f}",
-        "dead": f"{record['dead']:.1%}",
-    }
-
-
-def _learning_rate(step: int, total: int, warmup: int, decay_fraction: float) -> float:
-    decay = max(1.0, decay_fraction * total)
-    return min(1.0, (step + 1) / warmup, max(0.0, (total - step) / decay))
+def _continued(
+    settings: TrainConfig, config: CLTConfig, vit: HookedViT, data: ImageData, found: Snapshot
+) -> TrainConfig:
+    """The settings of the run that is resumed, which must be these."""
+    before, now = dict(found.state["train"]), asdict(settings)
+    if settings.backend == "auto":
+        now["backend"] = before["backend"]
+    for name in sorted(before.keys() | now.keys()):
+        if name not in FREE and before.get(name) != now.get(name):
+            raise InputError(
+                f"{name} is {now.get(name)!r}; the run that is resumed has {before.get(name)!r}."
+            )
+    was = dict(found.state["clt"])
+    teacher = was.pop("teacher")
+    asked = config.to_json()
+    asked.pop("teacher")
+    for name in sorted(was):
+        if was[name] != asked.get(name):
+            raise InputError(
+                f"{name} is {asked.get(name)!r}; the run that is resumed has {was[name]!r}."
+            )
+    identity = vit.identity()
+    if teacher["weights_sha256"] != identity.weights_sha256:
+        raise InputError(
+            f"model is {identity.model}; the run that is resumed has {teacher['model']} with other "
+            "weights."
+        )
+    if found.state["data"] != data_fingerprint(data):
+        raise InputError(
+            f"data is {data.name} with {len(data)} images; the run that is resumed saw other "
+            "images or another preprocessing."
+        )
+    return replace(settings, backend=now["backend"])
 
 
 def _check(vit: HookedViT, config: CLTConfig, settings: TrainConfig) -> None:
@@ -293,14 +216,13 @@ def _check(vit: HookedViT, config: CLTConfig, settings: TrainConfig) -> None:
             f"config is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
             f"width {want[1]}, as in model {vit.cfg.model}."
         )
-    if settings.l0 is not None and not isinstance(config.sparsifier, JumpReLU):
+    steered = isinstance(config.sparsifier, JumpReLU)
+    if settings.l0 is not None and not steered:
         raise InputError(f"l0 is {settings.l0}; only JumpReLU is steered to an L0, top-k has k.")
-
-
-def as_context(clt: CrossLayerTranscoder, settings: TrainConfig) -> dict[str, Any]:
-    """Both configurations and the back end of the steps as JSON values, for metrics files."""
-    return {
-        "clt": clt.config.to_json(),
-        "train": asdict(settings),
-        "backend": clt.planned_backend(),
-    }
+    for name in ("k_start", "aux_k"):
+        if getattr(settings, name) and steered:
+            raise InputError(f"{name} is {getattr(settings, name)}; expected a top-k sparsifier.")
+    if settings.k_start is not None and settings.k_start > config.n_features:
+        raise InputError(
+            f"k_start is {settings.k_start}; expected at most n_features, {config.n_features}."
+        )

@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_clt.backends import Backend, check_backend, choose
+from vit_clt.backends import choose
 from vit_clt.checkpoints import PretrainedCLT
+from vit_clt.choices import Backend, check_backend
 from vit_clt.codes import Codes, DenseCodes, SparseCodes, stack_codes
 from vit_clt.config import CLTConfig
 from vit_clt.dense_step import decode_dense

@@ -19,16 +19,10 @@ from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.demo import Demo
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.train import Train
-from vit_clt.errors import InputError
+from vit_clt.errors import InputError, Stopped
 
 _DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth builds the answer?"
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Contributions, tyro.conf.subcommand("contributions")]
-    | Annotated[Ablate, tyro.conf.subcommand("ablate")]
-    | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
-)
+Command = Demo | Train | Contributions | Ablate | Reconstruct
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -65,6 +59,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
+    except Stopped as stop:
+        print(f"{stop}; --resume goes on from there", file=sys.stderr)
+        return 1
     except Exception as error:  # the last stop before the user: one line, or all of it on request
         if command.traceback:
             traceback.print_exc()
@@ -82,20 +79,29 @@ def script() -> None:
 def _quiet_libraries() -> None:
     # their bars and notices would drown ours
     import logging
+    import warnings
 
     import datasets
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
     logging.getLogger().setLevel(logging.CRITICAL)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
-def _parse(args: list[str]) -> Demo | Train | Contributions | Ablate | Reconstruct | None:
+def _parse(args: list[str]) -> Command | None:
+    commands = (
+        Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Train, tyro.conf.subcommand("train", default=Train.defaults(args))]
+        | Annotated[Contributions, tyro.conf.subcommand("contributions")]
+        | Annotated[Ablate, tyro.conf.subcommand("ablate")]
+        | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
+    )
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(  # type: ignore[call-overload,no-any-return]
-                Command,
+                commands,
                 prog="vit-clt",
                 description=_DESCRIPTION,
                 args=args,

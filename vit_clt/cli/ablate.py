@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vit_clt.cli.options import CLTOptions, OutputOptions, Tokens, print_table
+from vit_clt.cli.options import CLTOptions, OutputOptions, SeedOptions, Tokens, print_table
 
 FILES = ("ablation.html", "ablation.csv", "metrics.json")
 
 
 @dataclass(kw_only=True)
-class Ablate(CLTOptions, OutputOptions):
+class Ablate(CLTOptions, OutputOptions, SeedOptions):
     """Keep or drop the top-k source layers of one layer's reconstruction, and read the model.
 
     Example: vit-clt ablate --clt out/clt --data digits --tokens cls --fill mean --out out/ablation

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.cli.options import CLTOptions, OutputOptions, Tokens, print_table
+from vit_clt.cli.options import CLTOptions, OutputOptions, SeedOptions, Tokens, print_table
 
 FILES = ("contributions.html", "contributions.csv", "metrics.json")
 
 
 @dataclass(kw_only=True)
-class Contributions(CLTOptions, OutputOptions):
+class Contributions(CLTOptions, OutputOptions, SeedOptions):
     """Contribution scores C(s->l): heatmaps, a table of every kind, metrics.
 
     Example: vit-clt contributions --clt out/clt --data digits --out out/contributions

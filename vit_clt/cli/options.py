@@ -25,12 +25,18 @@ class OutputOptions:
     """Output folder: absent or empty, unless --overwrite."""
     overwrite: bool = False
     """Replace an earlier output; removes only files this command writes."""
-    seed: int = 0
-    """Seed of everything random."""
     device: str = "cpu"
     """Torch device, e.g. cpu or cuda."""
     traceback: bool = False
     """Show the traceback of an error."""
+
+
+@dataclass(kw_only=True)
+class SeedOptions:
+    """What is random."""
+
+    seed: int = 0
+    """Seed of everything random."""
 
 
 @dataclass(kw_only=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.cli.options import CLTOptions, OutputOptions, print_table
+from vit_clt.cli.options import CLTOptions, OutputOptions, SeedOptions, print_table
 
 FILES = ("reconstruction.html", "reconstruction.csv", "metrics.json")
 
 
 @dataclass(kw_only=True)
-class Reconstruct(CLTOptions, OutputOptions):
+class Reconstruct(CLTOptions, OutputOptions, SeedOptions):
     """Reconstruction per layer and token kind: R^2, cosine, MSE, L0, dead features.
 
     Example: vit-clt reconstruct --clt out/clt --data digits --out out/reconstruction

@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
 
 from vit_clt.cli.options import ModelOptions, OutputOptions
 from vit_clt.errors import InputError
+from vit_clt.train_config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
     from vit_clt.config import CLTConfig
-    from vit_clt.training import TrainConfig
+    from vit_clt.data import ImageData
+    from vit_clt.hooks import HookedViT
+    from vit_clt.outputs import OutputFolder
 
-FILES = ("config.json", "model.safetensors", "README.md", "train.jsonl", "metrics.json")
+RUN_FILE, LOG_FILE = "run.json", "train.jsonl"
+FILES = (
+    RUN_FILE,
+    LOG_FILE,
+    "config.json",
+    "model.safetensors",
+    "README.md",
+    "training.html",
+    "metrics.json",
+)
+# of one place or one start, not of the run
+_NOT_OF_THE_RUN = ("out", "overwrite", "resume", "config", "traceback", "device", "trackers")
 
 
 @dataclass(kw_only=True)
 class Train(ModelOptions, OutputOptions):
     """Train a CLT on a frozen ViT; the output folder is itself a --clt.
 
+    A run that was killed goes on with the same command and --resume. Several processes:
+    accelerate launch --multi_gpu --num_processes 4 -m vit_clt train ... (docs/scaling.md).
+
     Example: vit-clt train --model digits --data digits --n-features 512 --k 16 --out out/clt
     """
 
     preset: Literal["paper", "small", "demo"] = "small"
-    """Hyperparameters to start from; the options below override them."""
+    """Hyperparameters to start from; options override them."""
+    config: Path | None = None
+    """run.json of an earlier run, whose options are the defaults instead of a preset's."""
     sparsifier: Literal["relu_topk", "abs_topk", "jumprelu"] = "relu_topk"
     """How codes are made sparse."""
     k: int | None = None
@@ -33,103 +59,319 @@ class Train(ModelOptions, OutputOptions):
     paper preset, else a quarter of the width, at most 32."""
     n_features: int | None = None
     """Features per layer; default: 16 times the width."""
-    epochs: int | None = None
-    """Passes over the images."""
-    batch_size: int | None = None
-    """Token rows a step."""
-    lr: float | None = None
-    """Peak learning rate."""
-    cls_weight: float | None = None
-    """Weight of CLS rows in the loss."""
-    backend: Literal["auto", "dense", "sparse"] = "auto"
-    """How steps are computed; all are exact, auto chooses from the shape."""
+    bandwidth: float = 1.0
+    """JumpReLU only: width of the band in which a threshold learns."""
+    zero_cross_init: bool = False
+    """Start the off-diagonal decoders at zero."""
+    resume: bool = False
+    """Go on with the run in --out (from the beginning, if it has no checkpoint yet)."""
+    cache: Path | None = None
+    """Folder of an activation cache, built where missing; default: recompute activations."""
+    trackers: tuple[str, ...] = ()
+    """tensorboard, wandb or others that accelerate knows (train.jsonl is always written)."""
+    training: tyro.conf.OmitArgPrefixes[TrainConfig] = field(
+        default_factory=lambda: PRESETS["small"]
+    )
+
+    @classmethod
+    def defaults(cls, args: Sequence[str]) -> Train:
+        """What options start from, given those that decide it: --preset and --config."""
+        preset, path = _value_of("--preset", args), _value_of("--config", args)
+        start = cls(out=tyro.MISSING, training=PRESETS.get(preset or "small", PRESETS["small"]))
+        return start if path is None else replace(start, **_options_in(Path(path)))
 
     def run(self) -> None:
         """Train, save, and report."""
-        from vit_clt.activations import capture
-        from vit_clt.metrics import Metric, metrics_json
+        from vit_clt.metrics import metrics_json
+        from vit_clt.model_card import model_card
         from vit_clt.outputs import OutputFolder
         from vit_clt.training import as_context, train
 
-        folder = OutputFolder(self.out, FILES, self.overwrite)
+        if self.resume and self.overwrite:
+            raise InputError("overwrite and resume are both set; expected one of them.")
+        folder = OutputFolder(self.out, FILES, self.overwrite, RUN_FILE if self.resume else None)
+        vit, data, clt_config, settings = self._resolved()
+        checkpoints = folder.path / "checkpoints"
+        run = self._described(clt_config, settings, data, vit)
+        if folder.resumes:
+            _check_same(run, folder.path / RUN_FILE)
+            if (folder.path / "metrics.json").is_file():
+                print(f"{folder.path} is finished; nothing to do")
+                return
+        self._estimate(vit, data, clt_config, settings)
+        log: Callable[[dict], None] | None = None
+        if _is_main():
+            log = self._begin(folder, run)
+        clt = train(
+            vit,
+            data,
+            clt_config,
+            settings,
+            checkpoints=checkpoints,
+            resume=folder.resumes,
+            cache=self.cache,
+            trackers=self.trackers,
+            log_dir=folder.path / "trackers" if self.trackers else None,
+            on_log=log,
+            should_stop=_asked_to_stop(),
+        )
+        if not _is_main():
+            return
+        metrics, facts, html = self._report(folder.path, data, clt_config)
+        document = metrics_json(
+            metrics,
+            command="train",
+            data=data.name,
+            split=data.split,
+            tokens="all",
+            trajectory="teacher",
+            l0=facts["l0"],
+            seed=settings.seed,
+            images=len(data),
+            steps=facts["steps"],
+            **as_context(clt_config, settings),
+        )
+        clt.save_pretrained(folder.path)
+        folder.write("README.md", model_card(clt.config, json.loads(document)))
+        folder.write("training.html", html)
+        # last: it says that the run is finished
+        folder.write("metrics.json", document)
+        print(f"{facts['line']}; saved to {folder.path}, curves in training.html")
+
+    # ---- before -----------------------------------------------------------------------------
+
+    def _resolved(self) -> tuple[HookedViT, ImageData, CLTConfig, TrainConfig]:
+        """What will be trained on what, every default decided."""
+        from vit_clt.activations import capture
+        from vit_clt.training import resolved
+
         if self.k is not None and self.k < 1:
             raise InputError(f"k is {self.k}; expected at least 1.")
-        self._settings(k=self.k or 1)
+        n_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.device == "cuda" and n_processes > 1:
+            self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         vit = self.load_vit(self.device)
         k = self.k or (128 if self.preset == "paper" else min(32, vit.cfg.d_model // 4))
-        settings = self._settings(k)
-        config = self._config(vit.cfg.n_layers, vit.cfg.d_model, k)
+        clt_config = self._clt_config(vit.cfg.n_layers, vit.cfg.d_model, k)
+        settings = self.training
+        if self.sparsifier == "jumprelu" and settings.l0 is None:
+            settings = replace(settings, l0=float(k))
+        settings = resolved(settings, clt_config, self.device, n_processes)
         data = self.load_images(vit, "train")
         # a first look, so that broken weights or images are refused before anything is written
-        capture(vit, data.batch(range(min(8, len(data))))[0].to(self.device))
+        images, _ = data.readable(range(min(8, len(data))))
+        if images is not None and settings.unreadable == "stop":
+            images, _ = data.batch(range(min(8, len(data))))
+        if images is not None:
+            capture(vit, images.to(self.device))
+        return vit, data, clt_config, settings
+
+    def _clt_config(self, n_layers: int, d_model: int, k: int) -> CLTConfig:
+        from vit_clt.config import CLTConfig
+        from vit_clt.sparsifiers import AbsTopK, JumpReLU, ReLUTopK, Sparsifier
+
+        n_features = 16 * d_model if self.n_features is None else self.n_features
+        sparsifiers: dict[str, Callable[[], Sparsifier]] = {
+            "relu_topk": lambda: ReLUTopK(k),
+            "abs_topk": lambda: AbsTopK(k),
+            "jumprelu": lambda: JumpReLU(bandwidth=self.bandwidth),
+        }
+        return CLTConfig(
+            n_layers, d_model, n_features, sparsifiers[self.sparsifier](), self.zero_cross_init
+        )
+
+    def _described(
+        self, config: CLTConfig, settings: TrainConfig, data: ImageData, vit: HookedViT
+    ) -> dict[str, Any]:
+        """run.json: what makes this run, and options that make it again."""
+        from vit_clt.metrics import versions
+
+        options = asdict(replace(self, training=settings, n_features=config.n_features))
+        options = {name: v for name, v in options.items() if name not in _NOT_OF_THE_RUN}
+        return {
+            "command": "train",
+            "options": json.loads(json.dumps(options, default=str)),
+            "clt": config.to_json() | {"teacher": asdict(vit.identity())},
+            "data": {"name": data.name, "split": data.split, "n_images": len(data)},
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "versions": versions(),
+        }
+
+    def _estimate(
+        self, vit: HookedViT, data: ImageData, config: CLTConfig, settings: TrainConfig
+    ) -> None:
+        import torch
+
+        from vit_clt.estimate import check_fits, estimate, seconds_per_step
+        from vit_clt.transcoder import CrossLayerTranscoder
+
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        device = torch.device(self.device)
+        needs = estimate(
+            config,
+            settings,
+            n_images=len(data),
+            n_tokens=vit.cfg.n_tokens,
+            teacher_parameters=sum(p.numel() for p in vit.parameters()),
+            processes=processes,
+            cache=self.cache is not None,
+            device=device,
+        )
+        # the estimate is that of whole copies, which sharded processes do not hold
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+            check_fits(needs, out=self.out, device=device)
+        if not _is_main():
+            return
         print(
             f"{vit.cfg.model}: {vit.cfg.n_layers} layers, width {vit.cfg.d_model}, "
             f"{vit.cfg.n_tokens} tokens; {data.name}: {len(data)} images; "
             f"CLT: {config.n_features} features a layer, {config.n_parameters() / 1e6:.1f} M "
             "parameters"
         )
-        folder.open()
-        started = time.perf_counter()
-        records = []
-        with folder.stream("train.jsonl") as log:
-            log.write(json.dumps({"event": "start", "step": 0}) + "\n")
+        print("\n".join(needs.lines()))
+        clt = CrossLayerTranscoder(config, backend=settings.backend).to(device)
+        if settings.unreadable == "stop":  # the trial needs images that can be read
+            seconds = seconds_per_step(
+                vit, clt, data, settings, processes=processes, cache=self.cache is not None
+            )
+            images = len(data) - min(settings.val_images, len(data) // 10)
+            steps = -(-images * vit.cfg.n_tokens // settings.batch_size) * settings.epochs
+            print(f"time: about {_duration(seconds * steps)} for {steps:,} steps", flush=True)
 
-            def on_log(record: dict) -> None:
-                records.append(record)
-                log.write(json.dumps(record) + "\n")
+    def _begin(self, folder: OutputFolder, run: dict[str, Any]) -> Callable[[dict], None]:
+        """Make the folder; returns where records go."""
+        from vit_clt.snapshots import Snapshots
 
-            clt = train(vit, data, config, settings, on_log=on_log)
-        seconds = time.perf_counter() - started
-        clt.save_pretrained(folder.path)
+        if not folder.resumes:
+            folder.open()
+            Snapshots(folder.path / "checkpoints").remove()
+            folder.write(RUN_FILE, json.dumps(run, indent=1) + "\n")
+        log = folder.stream(LOG_FILE)
+        return lambda record: print(json.dumps(record), file=log)
+
+    # ---- after ------------------------------------------------------------------------------
+
+    def _report(
+        self, out: Path, data: ImageData, config: CLTConfig
+    ) -> tuple[list[Any], dict[str, Any], str]:
+        """Metrics, a few facts, and the page of curves, from the log of all starts."""
+        from vit_clt.analysis.curves import read_log, training_report
+        from vit_clt.metrics import Metric
+
+        records = read_log(out / LOG_FILE)
+        steps = [r for r in records if "event" not in r]
+        held_out = [r for r in records if r.get("event") == "validation"]
+        end = next(r for r in reversed(records) if r.get("event") == "end")
         # the last batch of an epoch may be too small to have a variance
-        last = next((r for r in reversed(records) if None not in r.values()), records[-1])
+        kinds = ("fvu", "fvu_cls", "fvu_patch")
+        last = next((r for r in reversed(steps) if None not in map(r.get, kinds)), steps[-1])
         metrics = [
             *(
                 Metric(f"last_batch_{name}", last[name], "fraction", last["tokens"], floor=1.0)
-                for name in ("fvu", "fvu_cls", "fvu_patch")
+                for name in kinds
             ),
             Metric("last_batch_l0", last["l0"], "count", last["tokens"]),
             Metric("dead", last["dead"], "fraction", len(data)),
-            Metric("seconds", seconds, "seconds", len(data)),
+            Metric("skipped_images", last["skipped"], "count", len(data)),
+            Metric("seconds", end["seconds"], "seconds", len(data)),
+            Metric("tokens_per_second", end["tokens_per_second"], "tokens/s", len(data)),
+            Metric("peak_memory", _peak_memory(self.device), "bytes", len(data)),
         ]
-        context = {
-            "command": "train",
-            "data": data.name,
-            "split": data.split,
-            "tokens": "all",
-            "trajectory": "teacher",
-            "l0": last["l0"],
-            "seed": self.seed,
-            **as_context(clt, settings),
+        shown = {"CLS": last["fvu_cls"], "patches": last["fvu_patch"]}
+        source = "last batch"
+        if held_out:
+            final, source = held_out[-1], f"{held_out[-1]['n_images']} held-out images"
+            shown = {}
+            for kind, label in (("cls", "CLS"), ("patch", "patches")):
+                values = final[f"fvu_{kind}_by_layer"]
+                mean = None if values is None else sum(values) / len(values)
+                shown[label] = mean
+                metrics.append(
+                    Metric(f"held_out_fvu_{kind}", mean, "fraction", final["n_images"], floor=1.0)
+                )
+        target = getattr(config.sparsifier, "k", None) or self.training.l0 or self.k
+        facts = {
+            "Data": f"{data.name}, {len(data)} images",
+            "CLT": f"{config.n_features} features a layer, {config.sparsifier.name}",
+            "Seed": str(self.training.seed),
+            **({"L0 target": str(target)} if target else {}),
         }
-        folder.write("metrics.json", metrics_json(metrics, **context))
+        page = training_report(records, title=f"Training a CLT on {data.name}", facts=facts)
+        fvu = ", ".join(f"{k} {'undefined' if v is None else f'{v:.3f}'}" for k, v in shown.items())
+        line = (
+            f"{source}: FVU {fvu}; L0 {last['l0']:.1f}, dead {last['dead']:.1%}; "
+            f"{_duration(end['seconds'])}, {end['tokens_per_second']:.0f} tokens/s"
+        )
+        return metrics, {"l0": last["l0"], "line": line, "steps": end["step"]}, page
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _asked_to_stop() -> Callable[[], bool]:
+    """Whether SIGTERM has come: a scheduler's warning, which leaves time for a checkpoint."""
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    return lambda: bool(asked)
+
+
+def _value_of(option: str, args: Sequence[str]) -> str | None:
+    for i, arg in enumerate(args):
+        name, joined, value = arg.partition("=")
+        if name == option:
+            return value if joined else next(iter(args[i + 1 :]), None)
+    return None
+
+
+def _options_in(path: Path) -> dict[str, Any]:
+    try:
+        options = dict(json.loads(path.read_text())["options"])
+        options["training"] = TrainConfig(**options["training"])
+        for name in ("cache", "class_names"):
+            options[name] = None if options[name] is None else Path(options[name])
+        return options
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"config is {path}; expected the run.json of a training run ({error})."
+        ) from error
+
+
+def _check_same(run: dict[str, Any], path: Path) -> None:
+    """Refuse to resume a run of other options than these. The checkpoint checks the rest."""
+    from vit_clt.training import FREE
+
+    try:
+        before = json.loads(path.read_text())
+        was, now = before["options"], run["options"]
+        was, now = {**was, **was["training"]}, {**now, **now["training"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); expected a run to resume.") from error
+    for name in now:
+        if name not in (*FREE, "training", "preset", "cache") and was.get(name) != now[name]:
+            raise InputError(
+                f"{name} is {now[name]!r}; the run in {path.parent} was started with "
+                f"{was.get(name)!r}."
+            )
+    if before["versions"] != run["versions"]:
         print(
-            f"last batch: FVU {_shown(last['fvu'])} (CLS {_shown(last['fvu_cls'])}, patches "
-            f"{_shown(last['fvu_patch'])}), L0 {last['l0']:.1f}, dead {last['dead']:.1%}; "
-            f"{seconds:.0f} s; saved to {folder.path}"
+            f"warning: this run was started with {before['versions']}; it may not end with the "
+            "same bits",
+            file=sys.stderr,
         )
 
-    def _settings(self, k: int) -> TrainConfig:
-        from vit_clt.training import PRESETS
 
-        names = ("epochs", "batch_size", "lr", "cls_weight")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.sparsifier == "jumprelu":
-            given["l0"] = float(k)
-        return replace(PRESETS[self.preset], seed=self.seed, backend=self.backend, **given)
+def _peak_memory(device: str) -> int:
+    import torch
 
-    def _config(self, n_layers: int, d_model: int, k: int) -> CLTConfig:
-        from vit_clt.config import CLTConfig
-        from vit_clt.sparsifiers import AbsTopK, JumpReLU, ReLUTopK, Sparsifier
-
-        n_features = 16 * d_model if self.n_features is None else self.n_features
-        sparsifiers: dict[str, Sparsifier] = {
-            "relu_topk": ReLUTopK(k),
-            "abs_topk": AbsTopK(k),
-            "jumprelu": JumpReLU(),
-        }
-        return CLTConfig(n_layers, d_model, n_features, sparsifiers[self.sparsifier])
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _shown(fvu: float | None) -> str:
-    return "undefined" if fvu is None else f"{fvu:.3f}"
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

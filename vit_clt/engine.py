@@ -1,0 +1,223 @@
+"""Hugging Face accelerate, as far as training needs it: processes, precision, trackers.
+
+State is read and written as whole tensors by name, whatever the processes hold of them, so that a
+checkpoint does not depend on how many there were.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vit_clt.errors import InputError
+from vit_clt.objectives import Objective
+from vit_clt.train_config import TrainConfig
+
+
+class Engine:
+    """The processes of one run. Use as a context manager: accelerate keeps global state."""
+
+    def __init__(
+        self,
+        settings: TrainConfig,
+        device: torch.device,
+        trackers: Sequence[str] = (),
+        log_dir: Path | None = None,
+    ):
+        for name in trackers:
+            if name not in map(str, get_available_trackers()):
+                raise InputError(
+                    f'tracker "{name}" is not installed; expected its package, as in '
+                    f"pip install 'vit-clt[{name}]'."
+                )
+        if settings.precision != "fp32" and device.type == "cpu" and settings.precision == "tf32":
+            raise InputError('precision is "tf32" on a CPU; expected a GPU, or "fp32".')
+        self.settings, self.device = settings, device
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if settings.precision == "bf16" else "no",
+            cpu=device.type == "cpu",
+            log_with=list(trackers) or None,
+            project_dir=log_dir,
+            # gradients live in the buckets that are sent: one copy instead of two
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+        if trackers:
+            self.accelerator.init_trackers("vit-clt")
+
+    def __enter__(self) -> Engine:
+        self._tf32 = torch.get_float32_matmul_precision()
+        if self.settings.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_float32_matmul_precision(self._tf32)
+        if error[0] is None:
+            self.accelerator.end_training()
+        # the next run of this process may ask for another precision
+        AcceleratorState._reset_state()
+
+    @property
+    def n_processes(self) -> int:
+        """Processes that train together."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def rank(self) -> int:
+        """This process among them."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and shows."""
+        return bool(self.accelerator.is_main_process)
+
+    def prepare(self, objective: Objective) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The objective as the processes share it, and its optimiser."""
+        sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if sharded and self.device.type == "cpu" and self.n_processes > 1:
+            # accelerate shards on accelerators only; torch does it on CPUs as well
+            mesh = init_device_mesh("cpu", (self.n_processes,))
+            objective = fully_shard(objective, mesh=mesh)
+            return objective, _optimiser(objective, self.settings)
+        optimiser = _optimiser(objective, self.settings)
+        module, prepared = self.accelerator.prepare(
+            objective, optimiser, device_placement=[False, False]
+        )
+        return module, prepared
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum over processes."""
+        if self.n_processes == 1:
+            return value
+        found: Tensor = self.accelerator.reduce(value, "sum")
+        return found
+
+    def unsynchronised(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Gradients stay with the process until the last part of a batch."""
+        if last or self.n_processes == 1:
+            return nullcontext()
+        if isinstance(module, FSDPModule):
+            return nullcontext()  # gradients are scattered as they come, whole ones are never kept
+        context: AbstractContextManager[Any] = self.accelerator.no_sync(module)
+        return context
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Send the numbers of a record to the trackers."""
+        if self.accelerator.trackers:
+            numbers = {name: v for name, v in values.items() if isinstance(v, float | int)}
+            self.accelerator.log(numbers, step=step)
+
+
+def gradient_norm(parameters: Sequence[Tensor], clip: float | int | None) -> float:
+    """Norm of the whole gradient, which is then clipped to `clip`."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, float(clip), norm)
+    return float(_whole(norm))
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """For every parameter."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):  # torchao's optimisers are compiled around it
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def model_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Whole parameters by name. Every process must call this."""
+    return {name: _whole(p.detach()) for name, p in module.named_parameters()}
+
+
+def optimiser_tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Whole optimiser state, "parameter/key". Every process must call this."""
+    return {name: _whole(value) for name, value in _state(module, optimiser)}
+
+
+def restore(
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    model: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+) -> None:
+    """Put back what `model_tensors` and `optimiser_tensors` gave."""
+    # a step without gradients makes the optimiser lay out its state, sharded and typed as it must
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    optimiser.zero_grad()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            _put(parameter, model[name])
+        for name, value in _state(module, optimiser):
+            _put(value, state[name])
+
+
+def _optimiser(objective: Objective, settings: TrainConfig) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"betas": (0.9, 0.999), "weight_decay": 0.0}
+    if settings.optimiser == "adamw":
+        return torch.optim.AdamW(objective.parameters(), lr=settings.lr, fused=True, **options)
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise InputError(
+            "optimiser is \"adamw8bit\", which needs torchao: pip install 'vit-clt[lowbit]'."
+        ) from error
+    optimiser: torch.optim.Optimizer = AdamW8bit(objective.parameters(), lr=settings.lr, **options)
+    return optimiser
+
+
+def _state(module: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    state = getattr(optimiser, "optimizer", optimiser).state
+    for name, parameter in module.named_parameters():
+        for key, value in state[parameter].items():
+            yield from _parts(f"{name}/{key}", value)
+
+
+def _parts(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    # torchao keeps moments as a tensor of codes with their scales
+    local = value.to_local() if isinstance(value, DTensor) else value
+    inner = getattr(local, "__tensor_flatten__", None)
+    if inner is None or isinstance(local, DTensor):
+        yield name, value
+        return
+    if isinstance(value, DTensor):
+        raise InputError('optimiser is "adamw8bit" with sharded parameters; expected "adamw".')
+    for key in inner()[0]:
+        yield f"{name}/{key}", getattr(value, key)
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _put(target: Tensor, value: Tensor) -> None:
+    if isinstance(target, DTensor):
+        value = distribute_tensor(
+            value.to(target.device), target.device_mesh, list(target.placements)
+        )
+    target.copy_(value)
+
+
+@contextmanager
+def seeded_globally(seed: int) -> Iterator[None]:
+    """Random numbers of modules' initialisation, without touching the user's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,348 @@
+"""What a run will need (memory, disk, seconds a step), said before its first step.
+
+Memory counts what lives at once in one process, in three layers: parameters' arrays and the
+shuffle buffer, always; what a step keeps to its end (its batch, its codes); and the larger of what
+only the backward pass and only the teacher's pass need, for these two take turns.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from vit_clt.activation_cache import cache_bytes
+from vit_clt.activations import IMAGES_PER_PASS, capture
+from vit_clt.backends import choose
+from vit_clt.config import CLTConfig
+from vit_clt.data import ImageData
+from vit_clt.errors import InputError
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.sparse_step import CHUNK_BYTES
+from vit_clt.sparsifiers import JumpReLU
+from vit_clt.train_config import TrainConfig
+from vit_clt.transcoder import CrossLayerTranscoder
+
+_FLOAT = 4
+# an entry of sparse codes: a value and a 64-bit index, as encoded and again stacked over layers
+_ENTRY = 2 * (4 + 8)
+# 8-bit AdamW keeps one float32 scale for 256 values of each moment
+_MOMENTS = {"adamw": 2 * 4, "adamw8bit": 2 * (1 + 4 / 256)}
+_TRIAL_IMAGES, _TRIAL_ROWS = 16, (64, 256)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need, in bytes."""
+
+    memory: dict[str, int]
+    """Per process: "weights", "gradients", "optimiser", "shuffle buffer", "step" (batch, codes and
+    temporaries), "teacher" (its weights) and "teacher pass" (what it needs beyond a step's)."""
+    disk: dict[str, int]
+    """ "checkpoints" (those kept and the one being written), "result", "activation cache"."""
+
+    def lines(self) -> list[str]:
+        """Memory and disk in one line each."""
+        return [
+            f"memory: about {_size(sum(self.memory.values()))} a process ({_parts(self.memory)})",
+            f"disk: up to {_size(sum(self.disk.values()))} ({_parts(self.disk)})",
+        ]
+
+
+def estimate(
+    config: CLTConfig,
+    settings: TrainConfig,
+    *,
+    n_images: int,
+    n_tokens: int,
+    teacher_parameters: int,
+    processes: int = 1,
+    cache: bool = False,
+    device: torch.device | str = "cpu",
+) -> Estimate:
+    """Memory and disk of a training run, by formula.
+
+    Args:
+        config: shape and sparsifier of the CLT.
+        settings: how it is trained.
+        n_images, n_tokens: images of the data set, and token rows of each.
+        teacher_parameters: number of the ViT's parameters, kept in float32.
+        processes: that share a batch; each holds the whole CLT (as DDP does).
+        cache: whether activations are read from a cache on disk.
+        device: where the step runs; decides what `backend="auto"` means.
+    """
+    weights = _FLOAT * config.n_parameters()
+    moments = round(config.n_parameters() * _MOMENTS[settings.optimiser])
+    kept, passing = _step(config, settings, processes, torch.device(device))
+    group = _rows_bytes(config, min(n_images, IMAGES_PER_PASS) * n_tokens)
+    # recorded, stacked, and the group before; a cache's is read and widened. A block adds its MLP's
+    # hidden rows before and after the activation, and a few rows of width d
+    hidden = 12 * group // (2 * config.n_layers)
+    teacher = 2 * group if cache else 3 * group + hidden
+    memory = {
+        "weights": weights,
+        "gradients": weights,
+        "optimiser": moments,
+        "shuffle buffer": _buffer(config, settings, n_images, n_tokens, processes),
+        "step": kept + passing,
+        "teacher": _FLOAT * teacher_parameters,
+        "teacher pass": max(0, teacher - passing),
+    }
+    copies = settings.keep_checkpoints + 1 if settings.checkpoint_every else 0
+    disk = {
+        "checkpoints": copies * (weights + moments),
+        "result": weights,
+        "activation cache": cache_bytes(n_images, config.n_layers, n_tokens, config.d_model)
+        if cache
+        else 0,
+    }
+    return Estimate(memory, disk)
+
+
+def check_fits(found: Estimate, *, out: Path, device: torch.device) -> None:
+    """Refuse a run that cannot fit. Call it with the teacher in memory, and nothing else yet.
+
+    Processes on this machine are counted by LOCAL_WORLD_SIZE, which launchers set.
+
+    Raises:
+        InputError: memory on `device`, or disk space where `out` lies, is less than needed.
+    """
+    memory = {part: size for part, size in found.memory.items() if part != "teacher"}
+    needed, sharing = sum(memory.values()), 1
+    if device.type == "cuda":
+        where, available = str(device), torch.cuda.mem_get_info(device)[0]
+    else:
+        where, available = "this machine", _available_memory()
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if needed * sharing > available:
+        eight_bit = memory["optimiser"] >= 2 * memory["weights"]
+        raise InputError(
+            f"memory needed is about {_size(needed)}{f' times {sharing}' if sharing > 1 else ''} "
+            f"({_parts(memory)}), {where} has {_size(available)} free; expected less: lower "
+            f"batch_size, buffer_batches or n_features"
+            f"{', or take optimiser adamw8bit' if eight_bit else ''}."
+        )
+    needed = sum(found.disk.values())
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    available = shutil.disk_usage(folder).free
+    if needed > available:
+        raise InputError(
+            f"disk space needed is up to {_size(needed)} ({_parts(found.disk)}), {folder} has "
+            f"{_size(available)} free; expected less: lower keep_checkpoints or n_features"
+            f"{', or train without a cache' if found.disk['activation cache'] else ''}."
+        )
+
+
+def seconds_per_step(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    settings: TrainConfig,
+    *,
+    processes: int = 1,
+    cache: bool = False,
+) -> float:
+    """Estimated seconds a training step will take, from a short trial on a few images.
+
+    The ViT's pass (none with `cache`) and AdamW are timed and scaled; forward and backward run on
+    at most 64 and 256 rows, and the line through both is followed to the batch: a step's cost is a
+    part that grows with its rows and one that grows with its parameters. Penalties, the exchange
+    between processes and waiting for images are not in it. Weights, gradients and the random state
+    are left as they are.
+
+    Raises:
+        InputError: an image cannot be read, or activations are not finite.
+    """
+    device = clt.b_enc.device
+    images, _ = data.batch(range(min(_TRIAL_IMAGES, len(data))))
+    images = images.to(device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices, device_type=device.type):
+        found = capture(vit, images)
+        seconds = _seconds(partial(capture, vit, images), device)
+        teacher = 0.0 if cache else seconds / found.x[0, ..., 0].numel()
+        # in training's units: the scale decides how many features JumpReLU stores
+        x, y = (_normalised(values.flatten(1, 2)) for values in (found.x, found.y))
+        rows = [min(n, x.shape[1]) for n in _TRIAL_ROWS]
+        _trial(clt, x[:, : rows[0]], y[:, : rows[0]], settings)  # the first one warms up
+        few, many = (
+            _seconds(partial(_trial, clt, x[:, :n], y[:, :n], settings), device) for n in rows
+        )
+    a_row = max(0.0, many - few) / max(1, rows[1] - rows[0])
+    in_batch = ceil(settings.batch_size / processes)
+    # the fixed part comes again in each part of the batch
+    fixed = max(0.0, many - a_row * rows[1]) * settings.accumulate
+    return fixed + in_batch * (a_row + teacher) + _optimiser_seconds(clt)
+
+
+def _step(
+    config: CLTConfig, settings: TrainConfig, processes: int, device: torch.device
+) -> tuple[int, int]:
+    """Bytes a step keeps to its end, and those that only its backward pass needs."""
+    n_layers, d, n_features = config.n_layers, config.d_model, config.n_features
+    batch = ceil(settings.batch_size / processes)
+    rows = ceil(batch / settings.accumulate)
+    in_out = _rows_bytes(config, rows)
+    one_layer = _FLOAT * rows * n_features
+    tables = _FLOAT * n_layers * n_features * d  # all encoders, or the first source's decoder
+    jump, bf16 = isinstance(config.sparsifier, JumpReLU), settings.precision == "bf16"
+    if isinstance(config.sparsifier, JumpReLU):
+        # its density is not known before it is measured; at the start it is near 1
+        k = n_features
+    else:
+        k = min(n_features, max(config.sparsifier.k, settings.k_start or 0))
+    like = torch.empty(0, device="cpu" if device.type == "cpu" else "meta")
+    path = choose(settings.backend, n_features, d, k / n_features, like)
+    # gradients are added to what is there: an earlier part's, or DDP's buckets
+    again = settings.accumulate > 1 or processes > 1
+
+    # the batch as it came; x and y normalised, y^; when features last fired
+    kept = _rows_bytes(config, batch) + in_out + in_out // 2 + 8 * n_layers * n_features
+    # the error and its gradient
+    passing = in_out
+    if path == "sparse":
+        kept += n_layers * rows * k * _ENTRY
+        # values' gradients; rows and values of one source for all its targets; its sorting
+        passing += n_layers * rows * k * (4 + 12) + 40 * rows * k + 2 * CHUNK_BYTES
+        # the penalty's factors and its gradient
+        passing += n_layers * rows * k * 16 if jump else 0
+        # the decoders' come all at once
+        passing += tables * (n_layers + 1) // 2 if again else 0
+    elif jump:
+        kept += n_layers * one_layer
+        # pre-activations, the penalty's tanh, the codes' gradient and one more term of it
+        passing += (4 * n_layers + 3) * one_layer
+        if bf16:
+            # codes, pre-activations and their gradient are half as large, but autograd keeps a
+            # rounded copy of every decoder
+            kept -= n_layers * one_layer // 2
+            passing += tables * (n_layers + 1) // 4 - n_layers * one_layer
+    else:
+        kept += n_layers * rows * k * _ENTRY
+        # codes written out for one source, and their gradient
+        passing += n_layers * rows * k * 4 + 3 * one_layer
+    if path == "dense":
+        # a source's gradient by target, and joined; else these lie where the encoders' will
+        passing += 2 * tables if again else 0
+        # encoders rounded
+        passing += tables // 2 if bf16 else 0
+    if settings.aux_k:
+        # taking half of all features as dead: their codes, and copies of their weights
+        passing += n_layers * one_layer // 2 + tables + tables
+    return kept, passing
+
+
+def _buffer(
+    config: CLTConfig, settings: TrainConfig, n_images: int, n_tokens: int, processes: int
+) -> int:
+    shards = settings.shards or processes
+    batch = ceil(settings.batch_size / shards)
+    # a filling ends with a whole group of images, and starts with less than a batch left over
+    rows = (settings.buffer_batches + 1) * batch + IMAGES_PER_PASS * n_tokens
+    rows = min(rows, ceil(n_images / shards) * n_tokens)
+    return ceil(shards / processes) * _rows_bytes(config, rows)
+
+
+def _rows_bytes(config: CLTConfig, rows: int) -> int:
+    """x and y of these token rows, all layers, float32."""
+    return 2 * _FLOAT * config.n_layers * rows * config.d_model
+
+
+def _available_memory() -> int:
+    """Bytes this process may still take, a container's limit respected."""
+    return min(psutil.virtual_memory().available, *_cgroup_room(Path("/")))
+
+
+def _cgroup_room(root: Path) -> list[int]:
+    """Bytes left under the memory limits on this process; `root` is where /proc and /sys lie."""
+    room = [2**62]
+    try:
+        listed = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return room
+    for line in listed:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit, used, idle = "", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, limit, used, idle = (
+                "memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        top = root / "sys/fs/cgroup" / base
+        # every group above limits too; in a container the path may be the host's, the limit on top
+        own = Path(path.lstrip("/"))
+        for folder in (top / own, *(top / above for above in own.parents)):
+            try:
+                most = (folder / limit).read_text().strip()
+                now = int((folder / used).read_text())
+                stat = dict(
+                    each.split() for each in (folder / "memory.stat").read_text().splitlines()
+                )
+            except OSError:
+                continue
+            if most != "max":
+                # pages of files that nobody uses are given back when memory runs short
+                room.append(max(0, int(most) - now + int(stat.get(idle, 0))))
+    return room
+
+
+def _trial(clt: CrossLayerTranscoder, x: Tensor, y: Tensor, settings: TrainConfig) -> None:
+    learned = [p for p in clt.parameters() if p.requires_grad]
+    bf16 = settings.precision == "bf16"
+    with torch.enable_grad():
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            y_hat = clt(x)
+        loss = (y_hat.float() - y).square().sum(-1).mean()
+        # not backward(): nothing is added to .grad, and no hook that waits for other processes runs
+        torch.autograd.grad(loss, learned)
+
+
+def _normalised(values: Tensor) -> Tensor:
+    norms = values.norm(dim=-1, keepdim=True).mean(1, keepdim=True)
+    return values * (values.shape[-1] ** 0.5 / norms)
+
+
+def _optimiser_seconds(clt: CrossLayerTranscoder) -> float:
+    """AdamW on a stand-in of at most 16 MB, scaled to all parameters."""
+    n = sum(p.numel() for p in clt.parameters())
+    stand_in = nn.Parameter(torch.zeros(min(n, 2**22), device=clt.b_enc.device))
+    stand_in.grad = torch.zeros_like(stand_in)
+    optimiser = torch.optim.AdamW([stand_in], fused=True)
+    optimiser.step()
+    return _seconds(optimiser.step, stand_in.device) * n / stand_in.numel()
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The fastest of three runs, fewer if they are slow: other programs only ever add time."""
+    taken: list[float] = []
+    while len(taken) < 3 and sum(taken) < 0.5:
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def _parts(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size)
+
+
+def _size(n_bytes: int) -> str:
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.1f} GB"
+    return f"{max(n_bytes, 1e5) / 1e6:.1f} MB" if n_bytes < 1e7 else f"{n_bytes / 1e6:.0f} MB"

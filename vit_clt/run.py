@@ -1,0 +1,401 @@
+"""A training run: its state, one step of it, and how it goes on from a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.config import CLTConfig
+from vit_clt.engine import (
+    Engine,
+    gradient_norm,
+    model_tensors,
+    optimiser_tensors,
+    restore,
+    seeded_globally,
+    set_learning_rate,
+)
+from vit_clt.errors import InputError, Stopped
+from vit_clt.fvu import VarianceSums
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.objectives import Activity, Objective, Sparsity, active_features, learning_rate
+from vit_clt.shuffle import ShardPlan, in_groups, seeded
+from vit_clt.snapshots import Snapshot, Snapshots
+from vit_clt.sparsifiers import JumpReLU
+from vit_clt.stream import Group, Source, TokenBatch, Waits, epoch_batches, norm_scales
+from vit_clt.train_config import TrainConfig
+from vit_clt.transcoder import CrossLayerTranscoder
+
+Log = Callable[[dict[str, Any]], None]
+
+
+class Run:
+    """The state of a run and how it goes on."""
+
+    def __init__(
+        self,
+        vit: HookedViT,
+        source: Source,
+        n_images: int,
+        config: CLTConfig,
+        settings: TrainConfig,
+        engine: Engine,
+        waits: Waits,
+    ):
+        self.vit, self.config, self.settings, self.engine = vit, config, settings, engine
+        self.source, self.waits = source, waits
+        self.snapshots: Snapshots | None = None
+        self.on_log: Log | None = None
+        self.facts: dict[str, Any] = {}
+        order = torch.randperm(n_images, generator=seeded(settings.seed, "validation")).tolist()
+        held_out = min(settings.val_images, n_images // 10)
+        self.held_out, self.images = sorted(order[:held_out]), sorted(order[held_out:])
+        self.total = self._plans(0)[0].n_batches * settings.epochs
+        with seeded_globally(settings.seed):
+            taught = replace(config, teacher=vit.identity())
+            self.clt = CrossLayerTranscoder(taught, backend=settings.backend).to(engine.device)
+        self.objective, self.optimiser = engine.prepare(Objective(self.clt, settings))
+        self.parameters = list(self.objective.parameters())
+        self.lr = learning_rate(settings, self.total)
+        self.k = active_features(settings, getattr(config.sparsifier, "k", 0), self.total)
+        self.sparsity = Sparsity(settings, self.total)
+        self.is_jump = isinstance(config.sparsifier, JumpReLU)
+        rows = len(self.images) * vit.cfg.n_tokens
+        self.activity = Activity(
+            (config.n_layers, config.n_features), settings.dead_tokens or rows, engine.device
+        )
+        self.scales: tuple[Tensor, Tensor] | None = None
+        self.step, self.seconds, self.rows = 0, 0.0, 0
+
+    # ---- one step ---------------------------------------------------------------------------
+
+    def train_on(self, batch: TokenBatch, logging: bool) -> dict[str, Any]:
+        """One step; its record, empty unless `logging`."""
+        settings, engine = self.settings, self.engine
+        x, y = self._normalised(batch)
+        weights = torch.where(batch.is_cls, float(settings.cls_weight), 1.0)
+        counted = torch.tensor([float(weights.sum()), float(len(batch))], dtype=torch.float64)
+        weight, n_tokens = engine.total(counted.to(engine.device)).tolist()
+        self._set_k()
+        dead = self.activity.dead() if settings.aux_k else None
+        dead = dead if dead is not None and bool(dead.any()) else None
+        set_learning_rate(self.optimiser, self.lr(self.step))
+        self.optimiser.zero_grad()
+        loss = torch.zeros(self.config.n_layers, device=engine.device)
+        aux = active = fired = 0
+        sums = VarianceSums(self.config.n_layers, self.config.d_model, engine.device)
+        parts = list(torch.arange(len(batch), device=engine.device).chunk(settings.accumulate))
+        for i, rows in enumerate(parts):
+            whole = len(parts) == 1
+            part = (x, y, weights) if whole else (x[:, rows], y[:, rows], weights[rows])
+            with engine.unsynchronised(self.objective, last=i == len(parts) - 1):
+                found = self.objective(*part, weight, int(n_tokens), self.sparsity.value, dead)
+                # processes average their gradients, the loss is already a share of the whole
+                engine.accelerator.backward(found["total"] * engine.n_processes)
+            loss = loss + found["loss_by_layer"].detach()
+            aux = aux + found["aux"].detach()
+            active, fired = active + found["active"], fired + found["fired"].int()
+            if logging:
+                sums.add(part[1], found["y_hat"], batch.is_cls[rows])
+        loss = engine.total(loss)
+        norm = gradient_norm(self.parameters, settings.clip)
+        self._check_finite(loss, norm)
+        self.optimiser.step()
+        self.step += 1
+        self.rows += int(n_tokens)
+        self.activity.count(engine.total(fired) > 0, int(n_tokens))
+        steered = settings.l0 is not None
+        l0 = (engine.total(active) / n_tokens).tolist() if logging or steered else None
+        record = {}
+        if logging:
+            sums.reduce(engine.total)
+            dead_by_layer = self.activity.dead().float().mean(1).tolist()
+            record = {
+                "step": self.step,
+                "epoch": self._epoch(self.step - 1),
+                "tokens": int(n_tokens),
+                "loss": float(loss.sum()),
+                "loss_by_layer": loss.tolist(),
+                **_means(sums),
+                "l0": _mean(l0),
+                "l0_by_layer": l0,
+                "dead": _mean(dead_by_layer),
+                "dead_by_layer": dead_by_layer,
+                "sparsity": self.sparsity.value if self.is_jump else None,
+                "lr": self.lr(self.step - 1),
+                "grad_norm": norm,
+                "aux": float(engine.total(aux)) if settings.aux_k else None,
+                "backend": "sparse" if found["sparse"] else "dense",
+            }
+        self.sparsity.steer(_mean(l0) if steered else None)
+        return record
+
+    def validate(self) -> dict[str, Any]:
+        """Held-out FVU and L0 by layer, as a record."""
+        cfg = self.config
+        sums = VarianceSums(cfg.n_layers, cfg.d_model, self.engine.device)
+        loss, active, n_tokens = 0.0, torch.zeros(cfg.n_layers), 0
+        groups = in_groups(self.held_out)
+        for group in self.source.read(groups):
+            batch = _rows(group, self.vit.cfg.has_cls)
+            if not len(batch):
+                continue
+            x, y = self._normalised(batch)
+            with torch.no_grad():
+                ones = torch.ones(len(batch), device=x.device)
+                found = self.objective(x, y, ones, 1.0, len(batch), 0.0, None)
+            sums.add(y, found["y_hat"], batch.is_cls)
+            loss += float(found["loss_by_layer"].sum())
+            active += found["active"].cpu()
+            n_tokens += len(batch)
+        return {
+            "event": "validation",
+            "step": self.step,
+            "epoch": self._epoch(self.step - 1),
+            "n_images": len(self.held_out),
+            "loss": loss / n_tokens,
+            **{
+                f"fvu{'' if kind == 'all' else f'_{kind}'}_by_layer": values
+                for kind, values in sums.by_layer().items()
+            },
+            "l0_by_layer": (active / n_tokens).tolist(),
+        }
+
+    # ---- the whole run ----------------------------------------------------------------------
+
+    def to_the_end(self, should_stop: Callable[[], bool], progress: bool) -> CrossLayerTranscoder:
+        """Train to the end; the CLT in raw units."""
+        self._log({"event": "start", "step": self.step})
+        if self.scales is None:
+            self.scales = self._measured_scales()
+        bar = tqdm(
+            total=self.total, initial=self.step, unit="step", disable=not progress, desc="train"
+        )
+        began = time.perf_counter() - self.seconds
+        began_rows, last, last_rows = self.rows, time.perf_counter(), self.rows
+        saved = self.step
+        steps_per_epoch = self.total // self.settings.epochs
+        batches = self._batches()
+        while self.step < self.total:
+            batch = self._next(batches)
+            record = self.train_on(batch, self._logs(self.step + 1))
+            self.seconds = time.perf_counter() - began
+            if record:
+                now = time.perf_counter()
+                record["tokens_per_second"] = (self.rows - last_rows) / (now - last)
+                record["waits"] = self.waits.shares()
+                record["skipped"] = len(self.source.skipped)
+                last, last_rows = now, self.rows
+                self._log(record)
+                bar.set_postfix(_short(record))
+            bar.update()
+            if self.held_out and self.step % steps_per_epoch == 0:
+                self._log(self.validate())
+                last, last_rows = time.perf_counter(), self.rows
+                self.waits.shares()
+            every = self.settings.checkpoint_every
+            stop = bool(self.engine.total(torch.tensor(float(should_stop()))) > 0)
+            if stop or self.step == self.total or (every and self.step % every == 0):
+                self.save()
+                saved = self.step
+            if stop and self.step < self.total:
+                bar.close()
+                raise Stopped(f"stopped after step {self.step} of {self.total}")
+        bar.close()
+        assert saved == self.step or self.snapshots is None or not self.total
+        rate = (self.rows - began_rows) / max(time.perf_counter() - began, 1e-9)
+        self._log(
+            {
+                "event": "end",
+                "step": self.step,
+                "seconds": self.seconds,
+                "tokens_per_second": rate,
+            }
+        )
+        return self._result()
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is a folder for them."""
+        if self.snapshots is None:
+            return
+        assert self.scales is not None
+        clt = self._objective().clt
+        tensors = {
+            "model": model_tensors(clt),
+            "optimizer": optimiser_tensors(clt, self.optimiser),
+            "run": {
+                "scale_x": self.scales[0],
+                "scale_y": self.scales[1],
+                "silent": self.activity.silent,
+            },
+        }
+        state = {
+            "step": self.step,
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "skipped": sorted(self.source.skipped),
+            "sparsity": {"step": self.sparsity.step, "log_gain": self.sparsity.log_gain},
+            "train": asdict(self.settings),
+            "clt": self.clt.config.to_json() | {"sparsifier": self.config.to_json()["sparsifier"]},
+            **self.facts,
+        }
+        if self.engine.is_main:
+            self.snapshots.save(self.step, tensors, state)
+        self.engine.accelerator.wait_for_everyone()
+
+    def load(self, found: Snapshot) -> None:
+        """Go on from a checkpoint."""
+        state, tensors = found.state, found.tensors
+        restore(self._objective().clt, self.optimiser, tensors["model"], tensors["optimizer"])
+        device = self.engine.device
+        self.scales = tensors["run"]["scale_x"].to(device), tensors["run"]["scale_y"].to(device)
+        self.activity.silent.copy_(tensors["run"]["silent"])
+        self.sparsity.step = state["sparsity"]["step"]
+        self.sparsity.log_gain = state["sparsity"]["log_gain"]
+        self.source.skipped |= set(state["skipped"])
+        self.step, self.rows, self.seconds = state["step"], state["rows"], state["seconds"]
+
+    # ---- parts ------------------------------------------------------------------------------
+
+    def _plans(self, epoch: int) -> list[ShardPlan]:
+        settings, shards = self.settings, self.settings.shards
+        assert shards is not None
+        rows = settings.batch_size // shards
+        return [
+            ShardPlan(
+                settings.seed,
+                epoch,
+                shard,
+                shards,
+                self.images,
+                self.vit.cfg.n_tokens,
+                rows,
+                settings.buffer_batches * rows,
+            )
+            for shard in range(self.engine.rank, shards, self.engine.n_processes)
+        ]
+
+    def _batches(self) -> Iterator[TokenBatch]:
+        per_epoch = self.total // self.settings.epochs
+        for epoch in range(self.step // per_epoch, self.settings.epochs):
+            skip = self.step - epoch * per_epoch
+            yield from epoch_batches(
+                self._plans(epoch), self.source, has_cls=self.vit.cfg.has_cls, skip=skip
+            )
+
+    def _next(self, batches: Iterator[TokenBatch]) -> TokenBatch:
+        try:
+            return next(batches)
+        except InputError:
+            # the last step was whole: keep it. One process of several cannot do that alone
+            if self.engine.n_processes == 1 and self.step:
+                self.save()
+            raise
+
+    def _measured_scales(self) -> tuple[Tensor, Tensor]:
+        order = torch.randperm(
+            len(self.images), generator=seeded(self.settings.seed, "normalisation")
+        )
+        chosen = [self.images[i] for i in order[: self.settings.norm_images].tolist()]
+        scales = norm_scales(self.source.read(in_groups(chosen)), self.config.d_model)
+        # the same numbers everywhere, whatever kernels the processes chose
+        x, y = (self.engine.total(s) / self.engine.n_processes for s in scales)
+        return x, y
+
+    def _normalised(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        assert self.scales is not None
+        x, y = self.scales
+        return batch.x * x[:, None, None], batch.y * y[:, None, None]
+
+    def _set_k(self) -> None:
+        sparsifier, k = self.clt.config.sparsifier, self.k(self.step)
+        if not isinstance(sparsifier, JumpReLU) and sparsifier.k != k:
+            self.clt.config = replace(self.clt.config, sparsifier=replace(sparsifier, k=k))
+
+    def _check_finite(self, loss: Tensor, norm: float) -> None:
+        per_epoch = self.total // self.settings.epochs
+        where = (
+            f"at step {self.step} (batch {self.step % per_epoch} of epoch "
+            f"{self._epoch(self.step)}); expected finite values: lower lr ({self.settings.lr})"
+        )
+        if not loss.isfinite().all():
+            layer = int((~loss.isfinite()).nonzero()[0])
+            raise InputError(f"loss of layer {layer} is {float(loss[layer])} {where}.")
+        if norm != norm or norm == float("inf"):
+            names = (
+                name
+                for name, p in self._objective().clt.named_parameters()
+                if p.grad is not None and not bool(p.grad.sum().isfinite())
+            )
+            raise InputError(f"the gradient of {next(names, 'the CLT')} is {norm} {where}.")
+
+    def _epoch(self, step: int) -> int:
+        return step // (self.total // self.settings.epochs)
+
+    def _logs(self, step: int) -> bool:
+        return step % self.settings.log_every == 0 or step == self.total
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.on_log is not None:
+            self.on_log(record)
+        self.engine.log(record, self.step)
+
+    def _objective(self) -> Objective:
+        objective: Objective = self.engine.accelerator.unwrap_model(self.objective)
+        return objective
+
+    def _result(self) -> CrossLayerTranscoder:
+        assert self.scales is not None
+        tensors = model_tensors(self._objective().clt)
+        clt = self.clt
+        if self.engine.n_processes > 1:
+            # free of what the processes share
+            config = replace(self.config, teacher=self.vit.identity())
+            clt = CrossLayerTranscoder(config, backend=self.settings.backend)
+            clt.load_state_dict(tensors)
+            clt = clt.to(self.engine.device)
+        clt.rescale_(*self.scales)
+        clt.zero_grad()
+        return clt.eval()
+
+
+def _rows(group: Group, has_cls: bool) -> TokenBatch:
+    n_images, n_tokens = group.x.shape[1:3]
+    is_cls = torch.zeros(n_images, n_tokens, dtype=torch.bool, device=group.x.device)
+    is_cls[:, 0] = has_cls
+    kept = group.readable
+    return TokenBatch(
+        group.x[:, kept].flatten(1, 2), group.y[:, kept].flatten(1, 2), is_cls[kept].flatten()
+    )
+
+
+def _means(sums: VarianceSums) -> dict[str, float | None]:
+    return {
+        "fvu" if kind == "all" else f"fvu_{kind}": None if values is None else _mean(values)
+        for kind, values in sums.by_layer().items()
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _short(record: dict[str, Any]) -> dict[str, str]:
+    def shown(name: str) -> str:
+        return "-" if record[name] is None else f"{record[name]:.3f}"
+
+    waits = max(record["waits"], key=record["waits"].get)
+    return {
+        "FVU cls": shown("fvu_cls"),
+        "patch": shown("fvu_patch"),
+        "L0": f"{record['l0']:.1f}",
+        "dead": f"{record['dead']:.1%}",
+        "tok/s": f"{record['tokens_per_second']:.0f}",
+        "most in": f"{waits} {record['waits'][waits]:.0%}",
+    }

@@ -1,0 +1,146 @@
+"""Checkpoints of a run in progress: safetensors and JSON, whole or not there, verified by hash.
+
+    FOLDER/step-00000500/NAME.safetensors ...  state.json  SHA256SUMS
+
+A checkpoint is written into a hidden folder and renamed, so a kill at any moment leaves the ones
+before it as they were. SHA256SUMS is what `sha256sum -c` reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vit_clt.errors import InputError
+
+STATE_FILE, SUMS_FILE = "state.json", "SHA256SUMS"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A verified checkpoint."""
+
+    step: int
+    state: dict[str, Any]
+    """JSON values."""
+    tensors: dict[str, dict[str, Tensor]]
+    """By file, then by name, on the CPU."""
+
+
+class Snapshots:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they are; made when the first is written.
+        keep: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: Path | str, keep: int = 2):
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
+    ) -> None:
+        """Write a checkpoint, then remove the oldest beyond `keep`.
+
+        Raises:
+            InputError: it cannot be written; those before it are untouched.
+        """
+        target, staging = self.folder / f"step-{step:08d}", self.folder / f".step-{step:08d}.part"
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            for name, found in tensors.items():
+                whole = {key: value.detach().cpu().contiguous() for key, value in found.items()}
+                save_file(whole, staging / f"{name}.safetensors")
+            (staging / STATE_FILE).write_text(json.dumps(state, indent=1, allow_nan=False) + "\n")
+            files = sorted(file.name for file in staging.iterdir())
+            lines = [f"{_sha256(staging / name)}  {name}\n" for name in files]
+            (staging / SUMS_FILE).write_text("".join(lines))
+            for name in (*files, SUMS_FILE):
+                _sync(staging / name)
+            if target.exists():  # torn, or written by a run that went another way
+                shutil.rmtree(target)
+            os.replace(staging, target)
+            _sync(self.folder)
+        except (OSError, SafetensorError, ValueError) as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            kept = self.steps()
+            earlier = f"the one at step {kept[-1]} is untouched" if kept else "there is none before"
+            raise InputError(
+                f"the checkpoint at step {step} cannot be written to {self.folder}: {error}; "
+                f"{earlier}."
+            ) from error
+        for old in [s for s in self.steps() if s <= step][: -self.keep]:
+            shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, whole or torn, in order."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def newest(self) -> tuple[Snapshot | None, list[str]]:
+        """The newest whole checkpoint (None if there is none), and why newer ones are not."""
+        torn = []
+        for step in reversed(self.steps()):
+            try:
+                return self._read(step), torn
+            except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+                torn.append(f"the checkpoint at step {step} is damaged ({error})")
+        return None, torn
+
+    def remove(self) -> None:
+        """Remove every checkpoint, and nothing else."""
+        if not self.folder.is_dir():
+            return
+        for entry in list(self.folder.iterdir()):
+            if _NAME.fullmatch(entry.name.removeprefix(".").removesuffix(".part")):
+                shutil.rmtree(entry, ignore_errors=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _read(self, step: int) -> Snapshot:
+        folder = self.folder / f"step-{step:08d}"
+        sums = [line.split("  ", 1) for line in (folder / SUMS_FILE).read_text().splitlines()]
+        names = [name for _, name in sums]
+        if STATE_FILE not in names:
+            raise ValueError(f"{SUMS_FILE} does not list {STATE_FILE}")
+        for expected, name in sums:
+            if _sha256(folder / name) != expected:
+                raise ValueError(f"{name} does not match its hash")
+        tensors = {
+            Path(name).stem: load_file(folder / name) for name in names if name != STATE_FILE
+        }
+        return Snapshot(step, json.loads((folder / STATE_FILE).read_text()), tensors)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 24):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    # a rename must not reach the disk before what it names
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
