@@ -224,11 +224,14 @@ class _Sparsity:
         for s in range(len(codes)):
             each = codes[s]
             if isinstance(each, RaggedCodes):
-                # units that are not stored are 0, and lie outside the threshold's bandwidth
+                # units neither stored nor in the band are 0, and owe the threshold no gradient
                 z, norm = each.values, norms[s].index_select(0, each.indices)
             else:
                 z, norm = each.to_dense(), norms[s]
             summed = torch.tanh(self.settings.sparsity_scale * norm * z).sum()
+            if isinstance(each, RaggedCodes) and each.band is not None:
+                at_rest = torch.tanh(self.settings.sparsity_scale * norms[s] * each.band.shift)
+                summed = summed + (each.band.counts() * at_rest).sum()
             total = total + summed / prod(each.tokens)
         return self.value * total
 
