@@ -125,6 +125,7 @@ class RaggedCodes:
     """The axes "*layer_token" that the tokens fold into."""
     n_features: int
     band: Band | None = None
+    """Silent near units, where they are not listed. None also where nothing asks for them."""
 
     def density(self) -> float:
         """Stored entries as a share of all features."""
@@ -154,7 +155,7 @@ class RaggedCodes:
         return dense if self.band is None else dense + self.band.to_dense()
 
     def read(self, dense: Float[Tensor, "*layer_token feature"]) -> Float[Tensor, " entry"]:
-        """What `dense` holds at these codes' entries."""
+        """What `dense` holds at these codes' entries; without a band, the transpose of `to_dense`."""
         return dense.reshape(-1).gather(0, self._flat())
 
     def _flat(self) -> Tensor:

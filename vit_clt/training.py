@@ -112,7 +112,7 @@ def train(
             tokens (rows of the batch), loss (reconstruction), fvu, fvu_cls, fvu_patch (in
             normalised space, means over layers for this batch; None where it holds fewer than two
             such rows), l0, dead (share of features silent for an epoch), sparsity (lambda), lr,
-            backend (of the step).
+            backend (of the step: dense, sparse or banded).
         progress: show a progress line.
 
     Raises:
