@@ -155,7 +155,7 @@ class RaggedCodes:
         return dense if self.band is None else dense + self.band.to_dense()
 
     def read(self, dense: Float[Tensor, "*layer_token feature"]) -> Float[Tensor, " entry"]:
-        """What `dense` holds at these codes' entries; without a band, the transpose of `to_dense`."""
+        """What `dense` holds at these codes' entries; without a band, `to_dense` transposed."""
         return dense.reshape(-1).gather(0, self._flat())
 
     def _flat(self) -> Tensor:
