@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
 from vit_clt.backends import check_backend, choose
-from vit_clt.codes import DenseCodes, RaggedCodes, SparseCodes, stack_codes
+from vit_clt.codes import DenseCodes, SparseCodes
 from vit_clt.dense_step import decode_dense
 from vit_clt.sparse_step import decode_entries
 from vit_clt.topk import top_k
@@ -77,20 +77,9 @@ def assert_equals_the_oracle(clt: CrossLayerTranscoder, x: Tensor, seed: int) ->
     dy, dz = noise(L, T, d, seed=seed + 50), noise(L, T, clt.config.n_features, seed=seed + 51)
     codes = clt.encode(x)
     y_hat = clt.decode(codes)
-    if isinstance(clt.config.sparsifier, JumpReLU):
-        # a term on the codes themselves, as the sparsity penalty is, reaches silent near units too
-        kept = codes.to_dense()
-        if isinstance(codes, RaggedCodes):
-            ones = RaggedCodes(
-                torch.ones_like(codes.values),
-                codes.indices,
-                codes.offsets,
-                codes.tokens,
-                codes.n_features,
-            ).to_dense()
-            kept = kept * ones
-    else:
-        kept = codes.to_dense()
+    # a term on the codes themselves, as the sparsity penalty is, reaches silent near units too
+    kept = codes.to_dense()
+    if not isinstance(clt.config.sparsifier, JumpReLU):
         dz = dz * kept.detach().ne(0)
     ((y_hat * dy).sum() + (kept * dz).sum()).backward()
     expected = oracle(clt, x.detach(), dy, dz)
@@ -143,37 +132,6 @@ def test_silent_tokens_and_features_that_never_fire(kind):
     if kind != "abs_topk":
         assert clt.encode(x).l0()[1].sum() == 0
         torch.testing.assert_close(clt.W_dec[1].grad, torch.zeros_like(clt.W_dec[1]))
-
-
-def test_jumprelu_codes_are_ragged_and_hold_near_units_only_for_gradients():
-    clt = build("jumprelu", bandwidth=0.5)
-    x = noise(3, 5, 4)
-    codes = clt.encode(x)
-    assert isinstance(codes, RaggedCodes)
-    assert (codes.values == 0).any()
-    with torch.no_grad():
-        plain = clt.encode(x)
-    assert isinstance(plain, RaggedCodes)
-    assert (plain.values != 0).all()
-    assert torch.equal(plain.to_dense(), codes.to_dense())
-    assert codes.density() == len(codes.values) / codes.to_dense().numel()
-
-
-def test_ragged_codes_stack_and_index():
-    clt = build("jumprelu")
-    x = noise(3, 2, 5, 4)
-    whole = clt.encode(x)
-    layers = [clt.encode(x[s], layer=s) for s in range(3)]
-    stacked = stack_codes(layers)
-    for codes in (whole, stacked):
-        for s in range(3):
-            assert torch.equal(codes[s].to_dense(), layers[s].to_dense())
-            assert torch.equal(codes[s].l0(), layers[s].l0())
-    assert torch.equal(whole[-1].to_dense(), layers[2].to_dense())
-    with pytest.raises(IndexError):
-        whole[3]
-    mixed = stack_codes([layers[0], DenseCodes(layers[1].to_dense())])
-    assert isinstance(mixed, DenseCodes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,21 +215,6 @@ def test_second_derivatives_equal_those_through_dense_codes(kind, target):
         (grad.square().sum() + y_hat.sum()).backward()
         found.append([x.grad, *(p.grad for p in clt.parameters() if p.grad is not None)])
     for first, second in zip(*found, strict=True):
-        close(first, second)
-
-
-@pytest.mark.parametrize("target", [None, 0, 2])
-def test_ragged_codes_on_the_dense_path(target):
-    clt, x = build("jumprelu"), noise(3, 2, 5, 4)
-    grads = []
-    for backend in ("sparse", "dense"):
-        clt.zero_grad()
-        clt.backend = "sparse"
-        codes = clt.encode(x)
-        clt.backend = backend
-        clt.decode(codes, target=target).square().sum().backward()
-        grads.append([p.grad.clone() for p in clt.parameters() if p.grad is not None])
-    for first, second in zip(*grads, strict=True):
         close(first, second)
 
 

@@ -159,12 +159,15 @@ def test_records_have_the_documented_keys_and_are_finite(fit):
         assert all(math.isfinite(value) for value in record.values())
 
 
-@pytest.mark.parametrize("sparsifier", [ReLUTopK(k=4), JumpReLU(bandwidth=0.2)])
-def test_every_back_end_trains_the_same_clt(fit, sparsifier):
+@pytest.mark.parametrize(
+    ("sparsifier", "sparse"),
+    [(ReLUTopK(k=4), "sparse"), (JumpReLU(bandwidth=0.02), "sparse"), (JumpReLU(), "banded")],
+)
+def test_every_back_end_trains_the_same_clt(fit, sparsifier, sparse):
     found = {}
-    for backend in ("dense", "sparse"):
+    for backend, name in (("dense", "dense"), ("sparse", sparse)):
         clt, records = fit(replace(SMALL, sparsifier=sparsifier), epochs=2, backend=backend)
-        assert {record["backend"] for record in records} == {backend}
+        assert {record["backend"] for record in records} == {name}
         found[backend] = clt
     for name, tensor in found["dense"].state_dict().items():
         torch.testing.assert_close(found["sparse"].state_dict()[name], tensor, rtol=1e-3, atol=1e-4)

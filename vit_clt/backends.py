@@ -2,7 +2,7 @@
 
 Dense: matmuls over all features, one source layer at a time; any device and dtype, differentiable
 twice. Sparse: time and memory in proportion to active features (`vit_clt.sparse_step`); float32
-or float64, differentiable once.
+or float64, differentiable once. JumpReLU's sparse step may be banded (`choose_jump`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from vit_clt.choices import Backend
 # `make bench`; the limits of larger blocks are extrapolated, on the cautious side.
 _BREAK_EVEN = ((2**20, 0.2), (2**25, 0.3))
 _BREAK_EVEN_BEYOND = 0.25
+# Share of silent units near their threshold up to which listing them costs less than the banded
+# step's dense product on CPU: between what the sizes of `make bench` ask for.
+_LISTED = 0.04
 
 
 def choose(
@@ -33,6 +36,27 @@ def choose(
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
         return "dense"
     return "sparse" if density <= break_even(n_features, d_model) else "dense"
+
+
+def choose_jump(
+    backend: Backend, n_features: int, d_model: int, firing: float, near: float, weight: Tensor
+) -> Literal["dense", "banded", "sparse"]:
+    """The back end for JumpReLU codes in training, of which theta asks for a gradient.
+
+    Banded: sparse, but for one dense product a pair, dL/dz, which is summed over the silent units
+    near their threshold under a mask. A function of its arguments alone, as `choose` is.
+
+    Args:
+        backend: what was asked for; "sparse" leaves the choice between sparse and banded.
+        n_features: features per layer.
+        d_model: width.
+        firing: share of units with a > theta.
+        near: share of units with a > theta - bandwidth/2.
+        weight: a parameter.
+    """
+    if choose(backend, n_features, d_model, firing, weight) == "dense":
+        return "dense"
+    return "sparse" if near - firing <= _LISTED else "banded"
 
 
 def break_even(n_features: int, d_model: int) -> float:

@@ -12,8 +12,34 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Band:
+    """JumpReLU's silent units near their threshold, theta - bandwidth/2 < a <= theta, as a mask.
+
+    Such a unit's code is `shift`, a zero whose gradient the encoder hands on to the threshold: the
+    straight-through gradient asks for dL/dz there, though nothing is stored or decoded.
+    """
+
+    silent: Bool[Tensor, "*layer_token feature"]
+    shift: Float[Tensor, "*layer feature"]
+
+    def __getitem__(self, layer: int) -> Band:
+        return Band(self.silent[layer], self.shift[layer])
+
+    def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
+        """`shift` at every silent unit near its threshold, 0 elsewhere."""
+        *layers, n_features = self.shift.shape
+        token_axes = [1] * (self.silent.ndim - self.shift.ndim)
+        return self.silent * self.shift.view(*layers, *token_axes, n_features)
+
+    def counts(self) -> Int[Tensor, " feature"]:
+        """Tokens on which each feature of one layer is silent and near its threshold."""
+        # sums of booleans go through a copy in the sum's dtype
+        return self.silent.reshape(-1, self.silent.shape[-1]).sum(0, dtype=torch.int32)
 
 
 @dataclass(frozen=True)
@@ -24,6 +50,8 @@ class Entries:
     indices: Int[Tensor, " entry"]
     offsets: Int[Tensor, " token_and_one"]
     """Where each token's entries begin, and their number."""
+    band: Band | None = None
+    """Units to which the products owe a gradient besides the entries, "token feature"."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +113,9 @@ class SparseCodes:
 class RaggedCodes:
     """As many entries a token as matter there, possibly none; tokens in a row.
 
-    Entries with value 0 are silent. JumpReLU's training codes hold them: units just below their
-    threshold, which receive a gradient.
+    Entries with value 0 are silent. JumpReLU's training codes hold units just below their
+    threshold, which receive a gradient: as such entries where they are few, as a band where they
+    are many.
     """
 
     values: Float[Tensor, " entry"]
@@ -95,6 +124,8 @@ class RaggedCodes:
     tokens: tuple[int, ...]
     """The axes "*layer_token" that the tokens fold into."""
     n_features: int
+    band: Band | None = None
+    """Silent near units, where they are not listed. None also where nothing asks for them."""
 
     def density(self) -> float:
         """Stored entries as a share of all features."""
@@ -106,19 +137,25 @@ class RaggedCodes:
         offsets = self.offsets[first : first + n_tokens + 1]
         lo, hi = int(offsets[0]), int(offsets[-1])
         return RaggedCodes(
-            self.values[lo:hi], self.indices[lo:hi], offsets - lo, self.tokens[1:], self.n_features
+            self.values[lo:hi],
+            self.indices[lo:hi],
+            offsets - lo,
+            self.tokens[1:],
+            self.n_features,
+            None if self.band is None else self.band[layer],
         )
 
     def __len__(self) -> int:
         return self.tokens[0]
 
     def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
-        """The same codes with every feature written out; differentiable in the values."""
+        """The same codes with every feature written out; differentiable in values and band."""
         dense = self.values.new_zeros((len(self.offsets) - 1) * self.n_features)
-        return dense.scatter(0, self._flat(), self.values).view(*self.tokens, self.n_features)
+        dense = dense.scatter(0, self._flat(), self.values).view(*self.tokens, self.n_features)
+        return dense if self.band is None else dense + self.band.to_dense()
 
     def read(self, dense: Float[Tensor, "*layer_token feature"]) -> Float[Tensor, " entry"]:
-        """What `dense` holds at these codes' entries; the transpose of `to_dense`."""
+        """What `dense` holds at these codes' entries; without a band, `to_dense` transposed."""
         return dense.reshape(-1).gather(0, self._flat())
 
     def _flat(self) -> Tensor:
@@ -141,7 +178,10 @@ class RaggedCodes:
 
     def entries(self) -> Entries:
         """The entries as they are."""
-        return Entries(self.values, self.indices, self.offsets)
+        if self.band is None:
+            return Entries(self.values, self.indices, self.offsets)
+        band = Band(self.band.silent.reshape(-1, self.n_features), self.band.shift)
+        return Entries(self.values, self.indices, self.offsets, band)
 
 
 @dataclass(frozen=True)
@@ -193,8 +233,9 @@ def stack_codes(per_layer: Sequence[Codes]) -> Codes:
             torch.stack([codes.indices for codes in sparse]),
             first.n_features,
         )
-    if all(isinstance(codes, RaggedCodes) for codes in per_layer):
-        ragged = [codes for codes in per_layer if isinstance(codes, RaggedCodes)]
+    ragged = [codes for codes in per_layer if isinstance(codes, RaggedCodes)]
+    bands = [codes.band for codes in ragged if codes.band is not None]
+    if len(ragged) == len(per_layer) and len(bands) in (0, len(ragged)):
         counts = torch.cat([codes.offsets.diff() for codes in ragged])
         return RaggedCodes(
             torch.cat([codes.values for codes in ragged]),
@@ -202,5 +243,12 @@ def stack_codes(per_layer: Sequence[Codes]) -> Codes:
             torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
             (len(ragged), *ragged[0].tokens),
             first.n_features,
+            _stack_bands(bands) if bands else None,
         )
     return DenseCodes(torch.stack([codes.to_dense() for codes in per_layer]))
+
+
+def _stack_bands(bands: Sequence[Band]) -> Band:
+    return Band(
+        torch.stack([band.silent for band in bands]), torch.stack([band.shift for band in bands])
+    )

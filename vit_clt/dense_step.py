@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_clt.codes import Codes, DenseCodes
+from vit_clt.codes import Codes, DenseCodes, RaggedCodes
 
 
 def decode_dense(
@@ -42,9 +42,10 @@ def decode_dense(
 
 
 def _terms(codes: Codes, table: Tensor, targets: slice) -> Sequence[Tensor]:
-    if isinstance(codes, DenseCodes):
+    if isinstance(codes, DenseCodes) or (isinstance(codes, RaggedCodes) and codes.band is not None):
         # unbound before it is sliced: a slice's gradient would be a second copy of the table's
-        return [codes.dense @ block for block in table.unbind(0)[targets]]
+        z = codes.to_dense()
+        return [z @ block for block in table.unbind(0)[targets]]
     return _WrittenOut.apply(codes.values, table, codes, targets)
 
 

@@ -25,9 +25,9 @@ from vit_clt.activations import IMAGES_PER_PASS, capture
 from vit_clt.backends import choose
 from vit_clt.config import CLTConfig
 from vit_clt.data import ImageData
+from vit_clt.dense_chunks import CHUNK_BYTES
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
-from vit_clt.sparse_step import CHUNK_BYTES
 from vit_clt.sparsifiers import JumpReLU
 from vit_clt.train_config import TrainConfig
 from vit_clt.transcoder import CrossLayerTranscoder

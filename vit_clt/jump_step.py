@@ -1,43 +1,51 @@
-"""JumpReLU on the sparse back end: ragged codes of the units with a > theta - margin.
+"""JumpReLU on the sparse back end: ragged codes of the firing units, and what theta needs beside.
 
 z = a 1[a > theta]. The straight-through gradient of theta needs dL/dz wherever
-|a - theta| < bandwidth/2, so in training the margin is bandwidth/2 and units just below their
-threshold are stored with value 0; elsewhere it is 0 and only firing units are stored. With dz_e the
-gradient of entry e's value,
+|a - theta| < bandwidth/2, also at silent units. In training these are listed among the entries with
+value 0 where they are few, and kept as a mask, a band, where they are many: there each silent near
+unit's code is a zero h_i of its feature, and dL/dh_i sums dL/dz over them. With dz_e the gradient
+of entry e's value,
 
-    da_e = dz_e where v_e != 0,    dlog_theta_i = -(theta_i^2 / bandwidth) sum over near e of dz_e.
+    da_e = dz_e where v_e != 0,
+    dlog_theta_i = -(theta_i^2 / bandwidth) (sum over near e of feature i of dz_e + dL/dh_i).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vit_clt.codes import RaggedCodes
-from vit_clt.sparse_step import encoder_gradients, pre_activation_chunks
+from vit_clt.codes import Band, RaggedCodes
+from vit_clt.dense_chunks import pre_activation_chunks
+from vit_clt.sparse_step import encoder_gradients
+
+Near = Literal["dropped", "listed", "masked"]
 
 # tokens whose density stands for a batch's
 _SAMPLE = 64
 
 
 @torch.no_grad()
-def jump_density(
+def jump_densities(
     x: Float[Tensor, "*token d_model"],
     weight: Float[Tensor, "feature d_model"],
     bias: Float[Tensor, " feature"],
     log_theta: Float[Tensor, " feature"],
-    margin: float,
-) -> float:
-    """Share of units with a > theta - margin, on tokens evenly spaced over the batch."""
+    bandwidth: float,
+) -> tuple[float, float]:
+    """Shares of units with a > theta and a > theta - bandwidth/2, on evenly spaced tokens."""
     flat = x.reshape(-1, x.shape[-1])
     sample = flat[:: max(1, len(flat) // _SAMPLE)]
-    cut = log_theta.exp() - margin
-    kept = sum(int((a > cut).sum()) for _, a in pre_activation_chunks(sample, weight, bias))
-    return kept / max(1, len(sample) * len(weight))
+    theta, firing, near = log_theta.exp(), 0, 0
+    for _, a in pre_activation_chunks(sample, weight, bias):
+        firing += int((a > theta).sum())
+        near += int((a > theta - bandwidth / 2).sum())
+    n_units = max(1, len(sample) * len(weight))
+    return firing / n_units, near / n_units
 
 
 def encode_jump(
@@ -45,15 +53,16 @@ def encode_jump(
     weight: Float[Tensor, "feature d_model"],
     bias: Float[Tensor, " feature"],
     log_theta: Float[Tensor, " feature"],
-    *,
     bandwidth: float,
-    margin: float,
+    near: Near,
 ) -> RaggedCodes:
-    """JumpReLU codes of MLP inputs x, units with a > theta - margin stored."""
-    values, indices, offsets = _EncodeJump.apply(
-        x.reshape(-1, x.shape[-1]), weight, bias, log_theta, bandwidth, margin
+    """JumpReLU codes of MLP inputs x; `near` says how silent units near theta are kept."""
+    values, indices, offsets, silent, shift = _EncodeJump.apply(
+        x.reshape(-1, x.shape[-1]), weight, bias, log_theta, bandwidth, near
     )
-    return RaggedCodes(values, indices, offsets, tuple(x.shape[:-1]), len(weight))
+    tokens = tuple(x.shape[:-1])
+    band = None if silent is None else Band(silent.view(*tokens, len(weight)), shift)
+    return RaggedCodes(values, indices, offsets, tokens, len(weight), band)
 
 
 class _EncodeJump(torch.autograd.Function):
@@ -65,44 +74,54 @@ class _EncodeJump(torch.autograd.Function):
         bias: Tensor,
         log_theta: Tensor,
         bandwidth: float,
-        margin: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        near: Near,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         theta = log_theta.exp()
-        cut = theta - margin
+        lower = theta - bandwidth / 2
+        silent = shift = None
+        if near == "masked":
+            silent = torch.empty(len(x), len(weight), dtype=torch.bool, device=x.device)
+            shift = torch.zeros_like(bias)
         values, indices = [bias[:0]], [torch.empty(0, dtype=torch.long, device=x.device)]
         counts = [indices[0].new_zeros(1)]
-        for _, a in pre_activation_chunks(x.contiguous(), weight, bias):
-            kept = a > cut
-            counts.append(kept.sum(1))
+        for start, a in pre_activation_chunks(x.contiguous(), weight, bias):
+            kept = a > (lower if near == "listed" else theta)
+            if silent is not None:
+                torch.logical_xor(a > lower, kept, out=silent[start : start + len(a)])
             position = _positions(kept)
+            counts.append(torch.bincount(position // len(weight), minlength=len(a)))
             index = position % len(weight)
             value = a.view(-1).index_select(0, position)
-            if margin > 0:
+            if near == "listed":
                 value = value * (value > theta.index_select(0, index))
             values.append(value)
             indices.append(index)
         z, index = torch.cat(values), torch.cat(indices)
         offsets = torch.cat(counts).cumsum(0)
-        ctx.mark_non_differentiable(index, offsets)
+        ctx.mark_non_differentiable(index, offsets, *([] if silent is None else [silent]))
         ctx.save_for_backward(x, weight, log_theta, z, index, offsets)
         ctx.bandwidth = bandwidth
-        return z, index, offsets
+        return z, index, offsets, silent, shift
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, log_theta, z, index, offsets = ctx.saved_tensors
-        dz = grads[0]
+        dz, _, _, _, d_shift = grads
+        assert dz is not None
         found = encoder_gradients(
             x, weight, index, offsets, dz * (z != 0), ctx.needs_input_grad[:3]
         )
         d_log_theta = None
         if ctx.needs_input_grad[3]:
             theta = log_theta.exp()
-            # an entry of value 0 was stored because it is near
+            # an entry of value 0 was listed because it is near
             near = (z - theta.index_select(0, index)).abs() < ctx.bandwidth / 2
             summed = torch.bincount(index, dz * (near | (z == 0)), minlength=len(theta))
-            d_log_theta = -(theta**2) / ctx.bandwidth * summed.to(theta.dtype)
+            summed = summed.to(theta.dtype)
+            if d_shift is not None:
+                summed += d_shift
+            d_log_theta = -(theta**2) / ctx.bandwidth * summed
         return *found, d_log_theta, None, None
 
 

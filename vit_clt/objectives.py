@@ -23,6 +23,8 @@ from vit_clt.sparsifiers import JumpReLU
 from vit_clt.train_config import TrainConfig
 from vit_clt.transcoder import CrossLayerTranscoder
 
+BACKENDS = ("dense", "banded", "sparse")
+
 
 class Objective(nn.Module):
     """A CLT with its loss: one forward call, as data-parallel wrappers need it."""
@@ -53,7 +55,8 @@ class Objective(nn.Module):
 
         Returns:
             loss_by_layer "layer", penalty "" (times lambda), aux "" (times its weight), total "";
-            active "layer" (nonzero codes, summed over rows), fired "layer feature", y_hat.
+            active "layer" (nonzero codes, summed over rows), fired "layer feature", backend (of
+            the step: its place in BACKENDS), y_hat.
         """
         codes = self.clt.encode(x)
         y_hat = self.clt.decode(codes)
@@ -74,7 +77,7 @@ class Objective(nn.Module):
             "total": loss.sum() + penalty + aux,
             "active": codes.l0().sum(1).detach(),
             "fired": codes.fired() > 0,
-            "sparse": torch.tensor(self.clt.backend_for(codes) == "sparse"),
+            "backend": torch.tensor(BACKENDS.index(self.clt.backend_for(codes))),
             "y_hat": y_hat.detach(),
         }
 
@@ -97,11 +100,14 @@ def tanh_penalty(clt: CrossLayerTranscoder, codes: Codes, scale: float | int) ->
     for s in range(len(codes)):
         each = codes[s]
         if isinstance(each, RaggedCodes):
-            # units that are not stored are 0, and lie outside the threshold's bandwidth
+            # units neither stored nor in the band are 0, and owe the threshold no gradient
             z, norm = each.values, norms[s].index_select(0, each.indices)
         else:
             z, norm = each.to_dense(), norms[s]
         total = total + torch.tanh(scale * norm * z).sum()
+        if isinstance(each, RaggedCodes) and each.band is not None:
+            at_rest = torch.tanh(scale * norms[s] * each.band.shift)
+            total = total + (each.band.counts() * at_rest).sum()
     return total
 
 

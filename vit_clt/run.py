@@ -24,7 +24,14 @@ from vit_clt.engine import (
 from vit_clt.errors import InputError, Stopped
 from vit_clt.fvu import VarianceSums
 from vit_clt.hooks.hooked_vit import HookedViT
-from vit_clt.objectives import Activity, Objective, Sparsity, active_features, learning_rate
+from vit_clt.objectives import (
+    BACKENDS,
+    Activity,
+    Objective,
+    Sparsity,
+    active_features,
+    learning_rate,
+)
 from vit_clt.shuffle import ShardPlan, in_groups, seeded
 from vit_clt.snapshots import Snapshot, Snapshots
 from vit_clt.sparsifiers import JumpReLU
@@ -131,7 +138,7 @@ class Run:
                 "lr": self.lr(self.step - 1),
                 "grad_norm": norm,
                 "aux": float(engine.total(aux)) if settings.aux_k else None,
-                "backend": "sparse" if found["sparse"] else "dense",
+                "backend": BACKENDS[int(found["backend"])],
             }
         self.sparsity.steer(_mean(l0) if steered else None)
         return record

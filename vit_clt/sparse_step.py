@@ -7,26 +7,27 @@ values and indices. With dz_e the gradient of entry e's value (`vit_clt.bags` ha
     dW_enc[s]_i    = sum over e of feature i of da_e x_s[t_e]        da_e = dz_e where v_e != 0
     db_enc[s]_i    = sum over e of feature i of da_e                 dx_t = sum of da_e W_enc[s]_i
 
+Codes that carry a band (`vit_clt.codes.Band`) need dz on about every unit: it is formed densely, a
+chunk of tokens at a time, and the entries' dz_e are read from it. All else stays as above.
+
 These functions have one derivative; for second derivatives choose the dense back end. They compute
 in the parameters' dtype also under autocast, except the encoder's matmul, which follows autocast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vit_clt.bags import bag_sums, entry_dots, feature_order, feature_sums
 from vit_clt.codes import Entries
+from vit_clt.dense_chunks import code_gradient_chunks, pre_activation_chunks
 from vit_clt.topk import top_k
-
-# pre-activations held at a time: large enough for matmul to run at full speed
-CHUNK_BYTES = 24 * 2**20
 
 
 def encode_top_k(
@@ -64,36 +65,8 @@ def decode_entries(
         *[codes.indices for codes in entries],
         *[codes.offsets for codes in entries],
         *[tables[s] for s in layers],
-    )
-
-
-def pre_activation_chunks(
-    x: Tensor, weight: Tensor, bias: Tensor
-) -> Iterator[tuple[int, Float[Tensor, "chunk feature"]]]:
-    """a = x W^T + b, a chunk of tokens at a time, with the chunk's first token."""
-    rows = max(1, CHUNK_BYTES // (weight.element_size() * len(weight)))
-    dtype = weight.dtype
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        weight = weight.to(dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        out = None if _one_dnn(weight) else x.new_empty(min(rows, len(x)), len(weight), dtype=dtype)
-        for start in range(0, len(x), rows):
-            part = x[start : start + rows].to(dtype)
-            if out is None:
-                # oneDNN reaches twice the speed of the default matmul on some CPUs
-                a = torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], "")
-            else:
-                a = torch.addmm(bias.to(dtype), part, weight.T, out=out[: len(part)])
-            yield start, a.to(bias.dtype)
-
-
-def _one_dnn(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        *[None if codes.band is None else codes.band.silent for codes in entries],
+        *[None if codes.band is None else codes.band.shift for codes in entries],
     )
 
 
@@ -148,10 +121,10 @@ def encoder_gradients(
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, which: tuple[int, tuple[int, ...]], bias: Tensor, *flat: Tensor
+        ctx: Any, which: tuple[int, tuple[int, ...]], bias: Tensor, *flat: Tensor | None
     ) -> Tensor:
         first, layers = which
-        values, indices, offsets, tables = _quarters(flat)
+        values, indices, offsets, tables, _, _ = _parts(flat)
         out = bias[:, None, :].repeat(1, len(offsets[0]) - 1, 1)
         for i, s in enumerate(layers):
             for l in range(max(s, first), first + len(bias)):
@@ -167,24 +140,54 @@ class _Decode(torch.autograd.Function):
         first, layers = ctx.which
         grad = grads[0].contiguous()
         end = first + len(grad)
-        values, indices, offsets, tables = _quarters(ctx.saved_tensors)
-        need_values, _, _, need_tables = _quarters(ctx.needs_input_grad[2:])
+        values, indices, offsets, tables, silents, _ = _parts(ctx.saved_tensors)
+        need_values, _, _, need_tables, _, need_shifts = _parts(ctx.needs_input_grad[2:])
         d_values: list[Tensor | None] = [None] * len(layers)
         d_tables: list[Tensor | None] = [None] * len(layers)
+        d_shifts: list[Tensor | None] = [None] * len(layers)
         for i, s in enumerate(layers):
             start = max(s, first)
-            if start >= end or not (need_values[i] or need_tables[i]):
+            if start >= end:
+                continue
+            here, below = slice(start - s, end - s), grad[start - first :]
+            if need_shifts[i]:
+                d_values[i], d_shifts[i] = _band_gradients(
+                    below, tables[i][here], indices[i], offsets[i], silents[i]
+                )
+            if not (need_tables[i] or (need_values[i] and d_values[i] is None)):
                 continue
             order = feature_order(indices[i], offsets[i], tables[i].shape[1])
-            here, below = slice(start - s, end - s), grad[start - first :]
-            if need_values[i]:
+            if need_values[i] and d_values[i] is None:
                 d_values[i] = order.unsort(entry_dots(below, tables[i][here], order))
             if need_tables[i]:
                 d_tables[i] = _placed(
                     feature_sums(below, order, order.sort(values[i])), tables[i], here
                 )
         d_bias = grad.sum(1) if ctx.needs_input_grad[1] else None
-        return None, d_bias, *d_values, *[None] * (2 * len(layers)), *d_tables
+        nothing: list[Tensor | None] = [None] * len(layers)
+        return (
+            *(None, d_bias),
+            *(*d_values, *nothing, *nothing, *d_tables),
+            *(*nothing, *d_shifts),
+        )
+
+
+def _band_gradients(
+    grads: Float[Tensor, "target token d_model"],
+    tables: Float[Tensor, "target feature d_model"],
+    indices: Int[Tensor, " entry"],
+    offsets: Int[Tensor, " token_and_one"],
+    silent: Bool[Tensor, "token feature"],
+) -> tuple[Float[Tensor, " entry"], Float[Tensor, " feature"]]:
+    """Gradients of the values and of the band's shift, both read from the dense dz."""
+    d_values, d_shift = grads.new_empty(len(indices)), grads.new_zeros(tables.shape[1])
+    for start, dz in code_gradient_chunks(grads, tables):
+        near = offsets[start : start + len(dz) + 1]
+        lo, hi = int(near[0]), int(near[-1])
+        rows = torch.arange(len(dz), device=dz.device).repeat_interleave(near.diff())
+        d_values[lo:hi] = dz.view(-1).index_select(0, rows * dz.shape[1] + indices[lo:hi])
+        d_shift += dz.mul_(silent[start : start + len(dz)]).sum(0)
+    return d_values, d_shift
 
 
 def _placed(part: Tensor, like: Tensor, here: slice) -> Tensor:
@@ -195,6 +198,6 @@ def _placed(part: Tensor, like: Tensor, here: slice) -> Tensor:
     return whole
 
 
-def _quarters(flat: Sequence[Any]) -> tuple[Sequence[Any], ...]:
-    n = len(flat) // 4
-    return tuple(flat[i * n : (i + 1) * n] for i in range(4))
+def _parts(flat: Sequence[Any]) -> tuple[Sequence[Any], ...]:
+    n = len(flat) // 6
+    return tuple(flat[i * n : (i + 1) * n] for i in range(6))

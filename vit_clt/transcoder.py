@@ -19,14 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_clt.backends import choose
+from vit_clt.backends import choose, choose_jump
 from vit_clt.checkpoints import PretrainedCLT
 from vit_clt.choices import Backend, check_backend
-from vit_clt.codes import Codes, DenseCodes, SparseCodes, stack_codes
+from vit_clt.codes import Codes, DenseCodes, RaggedCodes, SparseCodes, stack_codes
 from vit_clt.config import CLTConfig
 from vit_clt.dense_step import decode_dense
 from vit_clt.errors import InputError
-from vit_clt.jump_step import encode_jump, jump_density
+from vit_clt.jump_step import Near, encode_jump, jump_densities
 from vit_clt.sparse_step import decode_entries, encode_top_k
 from vit_clt.sparsifiers import AbsTopK, JumpReLU, ReLUTopK
 
@@ -145,11 +145,12 @@ class CrossLayerTranscoder(PretrainedCLT):
         """Let this CLT attach to any ViT it fits, also one that is not its teacher."""
         self.config = replace(self.config, teacher=None)
 
-    def backend_for(self, codes: Codes) -> Literal["dense", "sparse"]:
+    def backend_for(self, codes: Codes) -> Literal["dense", "banded", "sparse"]:
         """The back end that decodes `codes`."""
-        if isinstance(codes, DenseCodes):
+        if isinstance(codes, DenseCodes) or not self._is_sparse(codes.density()):
             return "dense"
-        return "sparse" if self._is_sparse(codes.density()) else "dense"
+        banded = isinstance(codes, RaggedCodes) and codes.band is not None
+        return "banded" if banded else "sparse"
 
     def planned_backend(self) -> Backend:
         """What `backend` means for this shape; "auto" where the density of each batch decides."""
@@ -190,17 +191,21 @@ class CrossLayerTranscoder(PretrainedCLT):
 
     def _encode_jump(self, inputs: list[tuple[int, Tensor]], sparsifier: JumpReLU) -> list[Codes]:
         assert self.log_theta is not None
-        # the threshold's gradient needs units just below it; without gradients only firing ones
-        learns = torch.is_grad_enabled() and self.log_theta.requires_grad
-        margin = sparsifier.bandwidth / 2 if learns else 0.0
+        bandwidth = sparsifier.bandwidth
         weights = [(x, self.W_enc[s], self.b_enc[s], self.log_theta[s]) for s, x in inputs]
         # one choice for all layers, so that their codes stack
-        density = sum(jump_density(*each, margin) for each in weights) / len(weights)
-        if not self._is_sparse(density):
+        densities = [jump_densities(*each, bandwidth) for each in weights]
+        firing, near = (sum(shares) / len(weights) for shares in zip(*densities, strict=True))
+        # the threshold's gradient needs units just below it; without gradients only firing ones
+        if not (torch.is_grad_enabled() and self.log_theta.requires_grad):
+            kept: Near | None = "dropped" if self._is_sparse(firing) else None
+        else:
+            shape = self.config.n_features, self.config.d_model
+            choice = choose_jump(self.backend, *shape, firing, near, self.b_enc)
+            kept = {"dense": None, "banded": "masked", "sparse": "listed"}[choice]
+        if kept is None:
             return [self._encode_dense(x, s) for s, x in inputs]
-        return [
-            encode_jump(*each, bandwidth=sparsifier.bandwidth, margin=margin) for each in weights
-        ]
+        return [encode_jump(*each, bandwidth, kept) for each in weights]
 
     def _decode(
         self, codes: Codes | Sequence[Codes], sources: Iterable[int], first: int, bias: Tensor
@@ -211,7 +216,7 @@ class CrossLayerTranscoder(PretrainedCLT):
         sparse = {
             s: each.entries()
             for s, each in chosen.items()
-            if not isinstance(each, DenseCodes) and self.backend_for(each) == "sparse"
+            if not isinstance(each, DenseCodes) and self.backend_for(each) != "dense"
         }
         if sparse:
             out = decode_entries(sparse, list(self.W_dec), bias, first)

@@ -1,0 +1,76 @@
+"""The dense products of a sparse step, a chunk of tokens at a time, used while they are cached.
+
+Pre-activations a = x W_enc^T + b of one source layer, and gradients of its codes,
+dz = sum over targets j of dy_j W_dec[j]^T. In float32 on CPU both go through oneDNN, which reaches
+twice the speed of the default matmul on some CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# pre-activations held at a time: large enough for matmul to run at full speed
+CHUNK_BYTES = 24 * 2**20
+# tokens whose code gradients are summed at a time: the sum is read and written once a target
+_GRADIENT_ROWS = 256
+
+
+def pre_activation_chunks(
+    x: Float[Tensor, "token d_model"],
+    weight: Float[Tensor, "feature d_model"],
+    bias: Float[Tensor, " feature"],
+) -> Iterator[tuple[int, Float[Tensor, "chunk feature"]]]:
+    """a = x W^T + b, a chunk of tokens at a time, with the chunk's first token."""
+    rows = max(1, CHUNK_BYTES // (weight.element_size() * len(weight)))
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        weight = weight.to(dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        out = None if _one_dnn(weight) else x.new_empty(min(rows, len(x)), len(weight), dtype=dtype)
+        for start in range(0, len(x), rows):
+            part = x[start : start + rows].to(dtype)
+            if out is None:
+                a = torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], "")
+            else:
+                a = torch.addmm(bias.to(dtype), part, weight.T, out=out[: len(part)])
+            yield start, a.to(bias.dtype)
+
+
+def code_gradient_chunks(
+    grads: Float[Tensor, "target token d_model"],
+    tables: Float[Tensor, "target feature d_model"],
+) -> Iterator[tuple[int, Float[Tensor, "chunk feature"]]]:
+    """dz = sum over targets of dy W^T, a chunk of tokens at a time, with the chunk's first token.
+
+    A chunk is overwritten once the next one is asked for.
+    """
+    n_tokens, n_features = grads.shape[1], tables.shape[1]
+    fast = _one_dnn(tables)
+    buffer = grads.new_empty(0 if fast else min(_GRADIENT_ROWS, n_tokens), n_features)
+    for start in range(0, n_tokens, _GRADIENT_ROWS):
+        parts = grads[:, start : start + _GRADIENT_ROWS]
+        dz: Tensor | None = None
+        for part, table in zip(parts, tables, strict=True):
+            if not fast:
+                out = buffer[: len(part)]
+                dz = torch.addmm(out, part, table.T, beta=0 if dz is None else 1, out=out)
+            elif dz is None:
+                dz = torch.ops.mkldnn._linear_pointwise(part, table, None, "none", [], "")
+            else:
+                dz = torch.ops.mkldnn._linear_pointwise.binary(part, dz, table, None, "add")
+        assert dz is not None
+        yield start, dz
+
+
+def _one_dnn(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
