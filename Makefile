@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test bench check format lint types clean
+.PHONY: help setup demo test bench cifar-clts check format lint types clean
 
 help:            ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
 
 $(STAMP): pyproject.toml
 	@echo "== setting up $(VENV) (about two minutes and 6 GB the first time)"
@@ -32,6 +32,10 @@ bench: $(STAMP)  ## time the training step, its memory and a replaced ViT on thi
 	$(BIN)/python benchmarks/bench_replacement.py --out out/bench/replacement.json || failed=1; \
 	$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json || failed=1; \
 	exit $$failed
+
+cifar-clts: $(STAMP)  ## train the four CIFAR-10 CLTs of docs/results (about 80 minutes; resumes)
+	@echo "== CIFAR-10 CLTs, into out/cifar10"
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/cifar_clts.py
 
 check: format lint types test  ## exactly what CI runs
 

@@ -207,6 +207,7 @@ def reconstruction_figure(result: Reconstruction) -> go.Figure:
 
 
 def finish(figure: go.Figure) -> go.Figure:
+    """The font, template and margins that all figures share."""
     figure.update_layout(
         font=_FONT,
         template="plotly_white",

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vit_clt import CrossLayerTranscoder
 from vit_clt.cli import main
 from vit_clt.metrics import CONTEXT_KEYS
 
@@ -59,13 +61,17 @@ def read_metrics(folder: Path) -> dict[str, dict]:
 
 def test_train_writes_a_clt(clt_folder: Path):
     files = {"config.json", "model.safetensors", "README.md", "train.jsonl", "metrics.json"}
+    files |= {"run.json", "training.html", "checkpoints"}
     assert {f.name for f in clt_folder.iterdir()} == files
     config = json.loads((clt_folder / "config.json").read_text())
     assert config["n_features"] == 32
     assert config["teacher"]["activation"] == "QuickGELU"
     events = [json.loads(line) for line in (clt_folder / "train.jsonl").read_text().splitlines()]
     assert events[0] == {"event": "start", "step": 0}
+    assert [event.get("event") for event in events] == ["start", None, "validation", "end"]
     assert events[-1]["step"] == 1
+    assert "Plotly.newPlot" in (clt_folder / "training.html").read_text()
+    assert "last_batch_fvu" in (clt_folder / "README.md").read_text()
     assert read_metrics(clt_folder)["last_batch_l0"]["value"] <= 4
 
 
@@ -274,10 +280,10 @@ def test_clt_of_another_teacher(
     field: str, clt_folder: Path, refused: Callable[..., str], tmp_path: Path
 ):
     other = tmp_path / "other"
-    shutil.copytree(clt_folder, other)
-    config = json.loads((other / "config.json").read_text())
-    config["teacher"][field] = "something else"
-    (other / "config.json").write_text(json.dumps(config))
+    clt = CrossLayerTranscoder.from_pretrained(clt_folder)
+    teacher = replace(clt.config.teacher, **{field: "something else"})
+    clt.config = replace(clt.config, teacher=teacher)
+    clt.save_pretrained(other)
     args = ["reconstruct", "--clt", other, "--limit", "4", "--out", tmp_path / "out"]
     sentence = refused(*args)
     assert field in sentence

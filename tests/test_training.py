@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -21,11 +21,10 @@ from vit_clt import (
     TrainConfig,
     train,
 )
-from vit_clt import activations as activations_module
-from vit_clt.activations import TokenBatch, capture, norm_scales, token_batches
+from vit_clt.activations import capture
 from vit_clt.data import TensorImages
 from vit_clt.hooks import HookedViT
-from vit_clt.training import _Sparsity, as_context, reconstruction_loss
+from vit_clt.training import as_context, resolved
 
 N_IMAGES, N_TOKENS = 40, 10
 ALL = N_IMAGES * N_TOKENS
@@ -42,6 +41,15 @@ LOG_KEYS = {
     "dead",
     "sparsity",
     "lr",
+    "loss_by_layer",
+    "l0_by_layer",
+    "dead_by_layer",
+    "grad_norm",
+    "aux",
+    "backend",
+    "tokens_per_second",
+    "waits",
+    "skipped",
 }
 
 
@@ -68,7 +76,7 @@ def fit(vit, data) -> Callable[..., tuple[CrossLayerTranscoder, list[dict]]]:
         clt = train(
             vit, data, config, TrainConfig(**settings), on_log=records.append, progress=False
         )
-        return clt, records
+        return clt, steps(records)
 
     return run
 
@@ -82,8 +90,17 @@ def trained(vit, data) -> SimpleNamespace:
     clt = train(vit, data, config, settings, on_log=records.append, progress=False)
     found = capture(vit, data.images)
     return SimpleNamespace(
-        clt=clt, config=config, records=records, x=found.x.flatten(1, 2), y=found.y.flatten(1, 2)
+        clt=clt,
+        config=config,
+        records=steps(records),
+        x=found.x.flatten(1, 2),
+        y=found.y.flatten(1, 2),
     )
+
+
+def steps(records: list[dict]) -> list[dict]:
+    """Records of steps, without events."""
+    return [record for record in records if "event" not in record]
 
 
 def fvu(y_hat: Tensor, y: Tensor) -> float:
@@ -154,9 +171,15 @@ def test_records_have_the_documented_keys_and_are_finite(fit):
     assert [r["step"] for r in records] == [3, 6, 7]
     assert [r["epoch"] for r in records] == [2, 5, 6]
     for record in records:
-        assert record.pop("backend") in ("dense", "sparse")
         assert set(record) == LOG_KEYS
-        assert all(math.isfinite(value) for value in record.values())
+        assert record["backend"] in ("dense", "sparse")
+        numbers = [value for value in record.values() if isinstance(value, float | int)]
+        assert all(math.isfinite(value) for value in numbers)
+        assert record["aux"] is record["sparsity"] is None
+        for name in ("loss", "l0", "dead"):
+            total = record[name] * (1 if name == "loss" else 4)
+            assert sum(record[f"{name}_by_layer"]) == pytest.approx(total, rel=1e-5)
+        assert sum(record["waits"].values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +194,15 @@ def test_every_back_end_trains_the_same_clt(fit, sparsifier, sparse):
         found[backend] = clt
     for name, tensor in found["dense"].state_dict().items():
         torch.testing.assert_close(found["sparse"].state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
-    settings = TrainConfig(backend="sparse")
-    assert as_context(found["sparse"], settings)["backend"] == "sparse"
+
+
+def test_the_context_names_the_back_end_that_was_chosen():
+    settings = resolved(TrainConfig(), SMALL, "cpu")
+    assert as_context(SMALL, settings)["backend"] == "sparse"
+    assert as_context(SMALL, resolved(TrainConfig(backend="dense"), SMALL, "cpu"))["backend"] == (
+        "dense"
+    )
+    assert (settings.shards, settings.workers) == (1, 0)
 
 
 def test_the_seed_decides_the_result(fit):
@@ -256,35 +286,12 @@ def test_an_l0_target_steers_jumprelu(fit):
     assert low[-1]["l0"] < 6 < high[-1]["l0"] < 20
     for target, records in ((3, low), (15, high)):
         for before, after in pairwise(records):
-            assert (after["sparsity"] > before["sparsity"]) == (after["l0"] > target)
-
-
-def test_the_penalty_is_the_mean_tanh_of_codes_times_decoder_norms():
-    generator = torch.Generator().manual_seed(0)
-    clt = CrossLayerTranscoder(CLTConfig(2, 4, 6, JumpReLU(theta=0.3))).double()
-    for parameter in (*clt.W_enc, *clt.W_dec):
-        parameter.data.normal_(generator=generator).mul_(0.4)
-    codes = clt.encode(torch.randn(2, 5, 4, dtype=torch.float64, generator=generator))
-    sparsity = _Sparsity(TrainConfig(sparsity=0.7, sparsity_scale=3.0), total=10)
-    assert not sparsity.penalty(clt, codes).detach()
-    sparsity.step = 5
-    expected = 0.0
-    for s in range(2):
-        norms = clt.W_dec[s].transpose(0, 1).flatten(1).norm(dim=1)
-        for z in codes[s].to_dense():
-            expected = expected + 0.35 * torch.tanh(3.0 * norms * z).sum() / 5
-    penalty = sparsity.penalty(clt, codes)
-    torch.testing.assert_close(penalty, expected)
-    sources = [clt.log_theta, *clt.W_enc, *clt.W_dec]
-    found = torch.autograd.grad(penalty, sources, retain_graph=True)
-    for grad, wanted in zip(found, torch.autograd.grad(expected, sources), strict=True):
-        assert grad.any()
-        torch.testing.assert_close(grad, wanted)
+            assert (after["sparsity"] > before["sparsity"]) == (before["l0"] > target)
 
 
 def test_without_a_target_lambda_rises_in_a_line(fit):
     _, records = fit(CLTConfig(4, 16, 24, JumpReLU()), epochs=8, sparsity=0.4)
-    assert [r["sparsity"] for r in records] == pytest.approx([0.05 * i for i in range(1, 9)])
+    assert [r["sparsity"] for r in records] == pytest.approx([0.05 * i for i in range(8)])
 
 
 def test_more_sparsity_gives_a_lower_l0(fit):
@@ -302,20 +309,6 @@ def test_a_larger_scale_counts_small_codes_as_large_ones(fit):
 # ---- loss -------------------------------------------------------------------------------------
 
 
-def test_loss_is_a_weighted_mean_over_tokens_summed_over_layers():
-    generator = torch.Generator().manual_seed(0)
-    y_hat, y = torch.randn(2, 3, 6, 4, dtype=torch.float64, generator=generator)
-    weights = torch.tensor([5.0, 1, 1, 0.5, 1, 2], dtype=torch.float64)
-    expected = 0.0
-    for l in range(3):
-        errors = [float(((y_hat[l, t] - y[l, t]) ** 2).sum()) for t in range(6)]
-        expected += sum(w * e for w, e in zip(weights.tolist(), errors, strict=True)) / 10.5
-    assert float(reconstruction_loss(y_hat, y, weights)) == pytest.approx(expected, rel=1e-12)
-    assert torch.equal(
-        reconstruction_loss(y_hat, y, weights), reconstruction_loss(y_hat, y, weights * 2)
-    )
-
-
 def test_cls_weight_weighs_cls_rows(fit):
     loss = {w: fit(epochs=1, cls_weight=w)[1][0]["loss"] for w in (1.0, 6.0, 1e9)}
     cls, patches = N_IMAGES, ALL - N_IMAGES
@@ -327,68 +320,6 @@ def test_cls_weight_weighs_cls_rows(fit):
 
 
 # ---- activations ------------------------------------------------------------------------------
-
-
-def epoch(vit, data, batch_size=96, buffer_batches=16, seed=0) -> list[TokenBatch]:
-    found: Iterator[TokenBatch] = token_batches(
-        vit,
-        data,
-        batch_size=batch_size,
-        buffer_batches=buffer_batches,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return list(found)
-
-
-def match(batches: list[TokenBatch], vit: HookedViT, data: TensorImages) -> list[int]:
-    """Which row "image * N_TOKENS + token" each row of the batches is."""
-    found = capture(vit, data.images)
-    true = torch.cat([found.x.flatten(1, 2), found.y.flatten(1, 2)], -1).transpose(0, 1).flatten(1)
-    rows = torch.cat([torch.cat([b.x, b.y], -1) for b in batches], 1).transpose(0, 1).flatten(1)
-    distance, index = torch.cdist(rows, true, compute_mode="donot_use_mm_for_euclid_dist").min(1)
-    assert distance.max() < 1e-3
-    return index.tolist()
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "buffer_batches", "per_pass"),
-    [(96, 2, 7), (96, 16, 128), (64, 1, 1), (500, 1, 9)],
-)
-def test_an_epoch_holds_every_token_once(
-    batch_size, buffer_batches, per_pass, vit, data, monkeypatch
-):
-    monkeypatch.setattr(activations_module, "IMAGES_PER_PASS", per_pass)
-    batches = epoch(vit, data, batch_size=batch_size, buffer_batches=buffer_batches)
-    whole, rest = divmod(ALL, batch_size)
-    assert [len(b) for b in batches] == [batch_size] * whole + [rest] * (rest > 0)
-    rows = match(batches, vit, data)
-    assert sorted(rows) == list(range(ALL))
-    is_cls = torch.cat([b.is_cls for b in batches]).tolist()
-    assert is_cls == [row % N_TOKENS == 0 for row in rows]
-
-
-def test_batches_mix_images_and_follow_the_generator(vit, data):
-    batches, again, other = (epoch(vit, data, seed=s) for s in (0, 0, 1))
-    assert len({row // N_TOKENS for row in match(batches[:1], vit, data)}) > 30
-    assert all(torch.equal(a.x, b.x) for a, b in zip(batches, again, strict=True))
-    assert not torch.equal(batches[0].x, other[0].x)
-
-
-def test_norm_scales_bring_mean_norms_to_the_root_of_the_width(vit, data, monkeypatch):
-    monkeypatch.setattr(activations_module, "IMAGES_PER_PASS", 7)
-    found = capture(vit, data.images)
-    scales = norm_scales(vit, data, n_images=1000, generator=torch.Generator().manual_seed(0))
-    for scale, values in zip(scales, (found.x, found.y), strict=True):
-        norms = (scale[:, None, None, None] * values).norm(dim=-1).mean((1, 2))
-        torch.testing.assert_close(norms, torch.full((4,), 4.0), rtol=1e-5, atol=0)
-
-
-def test_norm_scales_measure_as_many_images_as_asked(vit, data):
-    found = capture(vit, data.images).y.norm(dim=-1).mean(-1)
-    x, y = norm_scales(vit, data, n_images=1, generator=torch.Generator().manual_seed(0))
-    each = 4.0 / found
-    assert torch.isclose(each, y[:, None], rtol=1e-5).all(0).sum() == 1
-    assert x.shape == y.shape == (4,)
 
 
 def test_capture_gives_what_the_mlps_read_and_write(vit, images):
@@ -476,6 +407,7 @@ def test_a_last_batch_without_variance_logs_null(tiny_vit: HookedViT):
     settings = TrainConfig(epochs=1, batch_size=13, log_every=1, norm_images=4)
     config = CLTConfig(tiny_vit.cfg.n_layers, tiny_vit.cfg.d_model, 24, ReLUTopK(k=4))
     train(tiny_vit, images, config, settings, on_log=records.append, progress=False)
+    records = steps(records)
     # 40 tokens in batches of 13 leave a last one of a single row
     assert records[-1]["fvu"] is None
     assert records[0]["fvu"] > 0

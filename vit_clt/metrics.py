@@ -34,7 +34,7 @@ class Metric:
     """One reported number."""
 
     name: str
-    value: float | None
+    value: float | int | None
     unit: str
     """"fraction", "nats", "seconds", "count", "bytes", "tokens/s" or "raw^2"."""
     n: int

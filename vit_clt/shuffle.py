@@ -43,7 +43,7 @@ class Filling:
     """The rows it holds: those left over, then those of `groups`."""
     order: Int[Tensor, " row"]
     """The shuffle: positions in `rows`."""
-    batches: list[Int[Tensor, " batch_row"]]
+    batches: list[Int[Tensor, " _"]]
     """Positions in `rows` of each batch."""
     left: Int[Tensor, " rest"]
     """Positions in `rows` of what waits for the next filling."""

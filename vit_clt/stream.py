@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -66,6 +66,7 @@ class Waits:
         return {**found, "step": max(0.0, 1 - sum(found.values()))}
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where activations come from."""
 

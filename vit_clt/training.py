@@ -72,10 +72,11 @@ def train(
             (reconstruction), loss_by_layer, fvu, fvu_cls, fvu_patch (in normalised space, means
             over layers for this batch; None where rows do not vary), l0, l0_by_layer, dead (share
             of features silent for `dead_tokens` rows), dead_by_layer, sparsity (lambda), lr,
-            grad_norm, aux, backend (dense, sparse or banded), tokens_per_second, waits (shares of the time spent reading
-            images, in the ViT, in steps), skipped (unreadable images); after each epoch
-            {"event": "validation", "step", "epoch", "n_images", "loss", "fvu_by_layer",
-            "fvu_cls_by_layer", "fvu_patch_by_layer", "l0_by_layer"} where images are held out; at
+            grad_norm, aux, backend (dense, sparse or banded), tokens_per_second, waits (shares of
+            the time spent reading images, in the ViT, in steps), skipped (unreadable images); after
+            each epoch {"event": "validation", "step", "epoch", "n_images", "loss",
+            "fvu_by_layer", "fvu_cls_by_layer", "fvu_patch_by_layer", "l0_by_layer"} (means over
+            all rows of the images held out, None where rows do not vary), if there are any; at
             the end {"event": "end", "step", "seconds", "tokens_per_second"}.
         should_stop: asked after each step; True saves a checkpoint and raises `Stopped`.
         progress: show a progress line.

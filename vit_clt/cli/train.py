@@ -7,7 +7,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,8 +78,11 @@ class Train(ModelOptions, OutputOptions):
     def defaults(cls, args: Sequence[str]) -> Train:
         """What options start from, given those that decide it: --preset and --config."""
         preset, path = _value_of("--preset", args), _value_of("--config", args)
-        start = cls(out=tyro.MISSING, training=PRESETS.get(preset or "small", PRESETS["small"]))
-        return start if path is None else replace(start, **_options_in(Path(path)))
+        options = {} if path is None else _options_in(Path(path))
+        options.setdefault("training", PRESETS.get(preset or "small", PRESETS["small"]))
+        start = cls(out=Path(), **options)
+        start.out = tyro.MISSING  # it must be given
+        return start
 
     def run(self) -> None:
         """Train, save, and report."""
@@ -91,7 +95,6 @@ class Train(ModelOptions, OutputOptions):
             raise InputError("overwrite and resume are both set; expected one of them.")
         folder = OutputFolder(self.out, FILES, self.overwrite, RUN_FILE if self.resume else None)
         vit, data, clt_config, settings = self._resolved()
-        checkpoints = folder.path / "checkpoints"
         run = self._described(clt_config, settings, data, vit)
         if folder.resumes:
             _check_same(run, folder.path / RUN_FILE)
@@ -99,22 +102,25 @@ class Train(ModelOptions, OutputOptions):
                 print(f"{folder.path} is finished; nothing to do")
                 return
         self._estimate(vit, data, clt_config, settings)
-        log: Callable[[dict], None] | None = None
-        if _is_main():
-            log = self._begin(folder, run)
-        clt = train(
-            vit,
-            data,
-            clt_config,
-            settings,
-            checkpoints=checkpoints,
-            resume=folder.resumes,
-            cache=self.cache,
-            trackers=self.trackers,
-            log_dir=folder.path / "trackers" if self.trackers else None,
-            on_log=log,
-            should_stop=_asked_to_stop(),
-        )
+        if _is_main() and not folder.resumes:
+            self._begin(folder, run)
+        with (
+            folder.stream(LOG_FILE) if _is_main() else nullcontext() as log,
+            _asked_to_stop() as asked,
+        ):
+            clt = train(
+                vit,
+                data,
+                clt_config,
+                settings,
+                checkpoints=folder.path / "checkpoints",
+                resume=folder.resumes,
+                cache=self.cache,
+                trackers=self.trackers,
+                log_dir=folder.path / "trackers" if self.trackers else None,
+                on_log=lambda record: print(json.dumps(record), file=log),
+                should_stop=asked,
+            )
         if not _is_main():
             return
         metrics, facts, html = self._report(folder.path, data, clt_config)
@@ -238,16 +244,12 @@ class Train(ModelOptions, OutputOptions):
             steps = -(-images * vit.cfg.n_tokens // settings.batch_size) * settings.epochs
             print(f"time: about {_duration(seconds * steps)} for {steps:,} steps", flush=True)
 
-    def _begin(self, folder: OutputFolder, run: dict[str, Any]) -> Callable[[dict], None]:
-        """Make the folder; returns where records go."""
+    def _begin(self, folder: OutputFolder, run: dict[str, Any]) -> None:
         from vit_clt.snapshots import Snapshots
 
-        if not folder.resumes:
-            folder.open()
-            Snapshots(folder.path / "checkpoints").remove()
-            folder.write(RUN_FILE, json.dumps(run, indent=1) + "\n")
-        log = folder.stream(LOG_FILE)
-        return lambda record: print(json.dumps(record), file=log)
+        folder.open()
+        Snapshots(folder.path / "checkpoints").remove()
+        folder.write(RUN_FILE, json.dumps(run, indent=1) + "\n")
 
     # ---- after ------------------------------------------------------------------------------
 
@@ -309,11 +311,15 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _asked_to_stop() -> Callable[[], bool]:
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Whether SIGTERM has come: a scheduler's warning, which leaves time for a checkpoint."""
     asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
-    return lambda: bool(asked)
+    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _value_of(option: str, args: Sequence[str]) -> str | None:
