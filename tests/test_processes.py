@@ -11,17 +11,19 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from run_train import DIES, IS_ASKED_TO_STOP, At, Ended, Started, trained
 from safetensors.torch import load_file
+from test_resume import BROKEN, write_parquet
 
 # 12 steps an epoch; rows wait from one filling of the buffers to the next
 RUN = [
     *("--limit", "400", "--n-features", "64", "--k", "4", "--epochs", "2", "--batch-size", "512"),
-    *("--buffer-batches", "2", "--checkpoint-every", "3", "--log-every", "1", "--shards", "2"),
+    *("--buffer-batches", "2", "--checkpoint-every", "6", "--log-every", "1", "--shards", "2"),
     *("--k-start", "8", "--aux-k", "8", "--dead-tokens", "1000", "--cls-weight", "3"),
     *("--clip", "50", "--accumulate", "2", "--backend", "dense"),
 ]
@@ -51,6 +53,27 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = trained(RUN, out)
     assert found.code == 0, found.err
     return out
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What became of two processes, each with an output folder of its own."""
+
+    how: dict[str, str]
+    outs: tuple[Path, Path]
+    ends: tuple[Ended, Ended]
+
+
+@pytest.fixture(scope="module", params=[DDP, FSDP], ids=["ddp", "fsdp"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """The run of two processes that nothing befell."""
+    folder = tmp_path_factory.mktemp("pair")
+    outs = folder / "run", folder / "other"
+    with two(RUN, outs, request.param) as (main, other):
+        ends = main.ended(), other.ended()
+    for found in ends:
+        assert found.code == 0, found.err
+    return Pair(request.param, outs, ends)
 
 
 @contextmanager
@@ -120,19 +143,12 @@ def assert_same_training(out: Path, one: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [DDP, FSDP], ids=["ddp", "fsdp"])
-def test_two_processes_train_as_one_and_only_the_first_writes(
-    how: dict[str, str], one: Path, tmp_path: Path
-):
-    outs = tmp_path / "run", tmp_path / "other"
-    with two(RUN, outs, how) as (main, other):
-        for process in (main, other):
-            found = process.ended()
-            assert found.code == 0, found.err
-    assert_same_training(outs[0], one)
-    assert json.loads((outs[0] / "run.json").read_text())["processes"] == 2
-    assert not outs[1].exists()
-    assert found.out == ""
+def test_two_processes_train_as_one_and_only_the_first_writes(pair: Pair, one: Path):
+    assert_same_training(pair.outs[0], one)
+    assert json.loads((pair.outs[0] / "run.json").read_text())["processes"] == 2
+    assert "saved to" in pair.ends[0].out
+    assert pair.ends[1].out == ""
+    assert not pair.outs[1].exists()
 
 
 @pytest.mark.slow
@@ -155,7 +171,21 @@ def test_accelerate_launches_two_sharded_processes(one: Path, tmp_path: Path):
 # ---- checkpoints --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("how", "lost"), [(DDP, 1), (DDP, 0), (FSDP, 1)])
+@pytest.mark.slow
+def test_two_processes_stop_together_and_end_with_the_same_bytes(pair: Pair, tmp_path: Path):
+    out = tmp_path / "run"
+    for found in trained_by_two(RUN, out, pair.how, ([], [At(STEP, 5, IS_ASKED_TO_STOP)])):
+        assert found.code == 1
+        assert "stopped after step 5" in found.err
+    assert checkpoints(out) == [5]
+    for found in trained_by_two([*RUN, "--resume"], out, pair.how):
+        assert found.code == 0, found.err
+    assert starts(out) == [0, 5]
+    weights = (out / "model.safetensors").read_bytes()
+    assert weights == (pair.outs[0] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("how", "lost"), [(DDP, 0), (FSDP, 1)], ids=["ddp", "fsdp"])
 def test_a_lost_process_ends_the_other_and_one_goes_on(
     how: dict[str, str], lost: int, one: Path, tmp_path: Path
 ):
@@ -164,7 +194,7 @@ def test_a_lost_process_ends_the_other_and_one_goes_on(
     ends = trained_by_two(RUN, out, how, ([], dies) if lost else (dies, []))
     assert ends[lost].code == -signal.SIGKILL
     assert ends[1 - lost].code == 1, ends[1 - lost].err
-    assert checkpoints(out) == [3, 6]
+    assert checkpoints(out) == [6]
     assert trained([*RUN, "--resume"], out).code == 0
     assert starts(out) == [0, 6]
     assert_same_training(out, one)
@@ -180,33 +210,27 @@ def test_two_processes_go_on_with_what_one_began(how: dict[str, str], one: Path,
     assert_same_training(out, one)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [DDP, FSDP], ids=["ddp", "fsdp"])
-def test_two_processes_stop_together_and_end_with_the_same_bytes(
-    how: dict[str, str], tmp_path: Path
-):
-    for found in trained_by_two(RUN, tmp_path / "uninterrupted", how):
-        assert found.code == 0, found.err
-    out = tmp_path / "run"
-    for found in trained_by_two(RUN, out, how, ([], [At(STEP, 5, IS_ASKED_TO_STOP)])):
-        assert found.code == 1
-        assert "stopped after step 5" in found.err
-    assert checkpoints(out) == [3, 5]
-    for found in trained_by_two([*RUN, "--resume"], out, how):
-        assert found.code == 0, found.err
-    weights = (out / "model.safetensors").read_bytes()
-    assert weights == (tmp_path / "uninterrupted/model.safetensors").read_bytes()
-
-
 # ---- one of two in trouble ----------------------------------------------------------------------
+
+
+def test_images_that_either_process_skips_are_counted(tmp_path: Path):
+    write_parquet(tmp_path / "train.parquet")
+    data = ["--data", f"parquet:{tmp_path / 'train.parquet'}", "--image-column", "image"]
+    few = ["--epochs", "1", "--norm-images", "20", "--unreadable", "skip", "--log-every", "1"]
+    small = ["--n-features", "32", "--k", "4", "--batch-size", "1024", "--shards", "2"]
+    for found in trained_by_two([*data, *few, *small], tmp_path / "run", DDP):
+        assert found.code == 0, found.err
+    assert [r["skipped"] for r in steps(tmp_path / "run").values()][-1] == len(BROKEN)
 
 
 def test_a_process_that_comes_late_finds_the_folder_begun(tmp_path: Path):
     out = tmp_path / "run"
 
     late = At("vit_clt.outputs:OutputFolder.__init__", 1, _Until(out / "run.json"))
-    for found in trained_by_two(RUN, out, DDP, ([], [late])):
-        assert found.code == 0, found.err
+    with two(RUN, (out, out), DDP, ([], [late])) as (main, other):
+        for process in (other, main):
+            found = process.ended()
+            assert found.code == 0, found.err
 
 
 class _Until:

@@ -152,11 +152,6 @@ def gone(folder: Path) -> None:
     (folder / "run.safetensors").unlink()
 
 
-def edited(folder: Path) -> None:
-    path = folder / "state.json"
-    path.write_text(path.read_text().replace('"step": 20', '"step": 21'))
-
-
 def rehash(folder: Path, *left_out: str) -> None:
     names = sorted(f.name for f in folder.iterdir() if f.name not in ("SHA256SUMS", *left_out))
     command = ["sha256sum", *names]
@@ -178,30 +173,17 @@ def unlisted(folder: Path) -> None:
     rehash(folder, "state.json")
 
 
-def emptied(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
-
-
-def a_file(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.write_text("not a folder")
-
-
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (truncated, "optimizer.safetensors does not match its hash"),
         (flipped, "model.safetensors does not match its hash"),
-        (edited, "state.json does not match its hash"),
         (unhashed, "SHA256SUMS"),
         (half_hashed, ""),
         (gone, "run.safetensors"),
         (not_json, ""),
         (not_tensors, ""),
         (unlisted, "SHA256SUMS does not list state.json"),
-        (emptied, "SHA256SUMS"),
-        (a_file, ""),
     ],
 )
 def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, reason):
@@ -213,10 +195,9 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, reason):
     assert reason in why
     assert "\n" not in why
     assert_whole(snapshots, 10)
-    if damage is not a_file:
-        save(snapshots, 20)
-        assert_whole(snapshots, 20)
-        assert snapshots.newest()[1] == []
+    save(snapshots, 20)
+    assert_whole(snapshots, 20)
+    assert snapshots.newest()[1] == []
 
 
 def test_all_damaged_is_none_with_every_reason_newest_first(tmp_path):
