@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -14,55 +15,102 @@ from tqdm import tqdm
 from vit_clt.activations import capture
 from vit_clt.analysis.readings import Readings, gather_readings
 from vit_clt.data import ImageData, as_image_data
+from vit_clt.errors import InputError
 from vit_clt.hooks import (
     HookedViT,
+    SharedPrefix,
     TokenKind,
     check_fits,
     layer_list,
-    overwrite_mlp_hooks,
-    replacement_hooks,
     token_rows,
 )
-from vit_clt.hooks.hooked_vit import HOOK_IN
 from vit_clt.hooks.replacement import Inputs
+from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """Readings of the ranges first..L-1 for one token kind, each with its zero and mean floors."""
+    """Readings of the ranges first..L-1 per token kind, each with its zero and mean floors."""
 
     readings: Readings
-    """Versions "original" and, per first layer s, "replaced_s", "floor_zero_s", "floor_mean_s"."""
+    """Versions "original" and, per token kind and first layer s, "{tokens}_{inputs}_{s}" with the
+    CLT, "{tokens}_zero_{s}" and "{tokens}_mean_{s}" with those MLP rows at zero or their mean."""
     first_layers: list[int]
     n_layers: int
-    tokens: TokenKind
-    inputs: Inputs
+    tokens: list[TokenKind]
+    inputs: list[Inputs]
+    l0: dict[str, float]
+    """Per replaced version: active features a token and source layer, on the rows replaced."""
     data: str
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per range; accuracies are fractions, losses nats."""
+        """One row per token kind, inputs and range; accuracies are fractions, losses nats."""
         original = self.readings["original"]
         rows = []
-        for s in self.first_layers:
-            zero, mean = self.readings[f"floor_zero_{s}"], self.readings[f"floor_mean_{s}"]
+        for tokens, inputs, s in self._ranges():
+            name = f"{tokens}_{inputs}_{s}"
+            read = self.readings[name]
+            zero, mean = self.readings[f"{tokens}_zero_{s}"], self.readings[f"{tokens}_mean_{s}"]
             rows.append(
                 {
-                    "tokens": self.tokens,
+                    "tokens": tokens,
                     "first_layer": s,
                     "last_layer": self.n_layers - 1,
-                    "inputs": self.inputs,
-                    **self.readings[f"replaced_{s}"].columns(),
+                    "inputs": inputs,
+                    "top1": read.top1,
+                    "top1_low": read.low,
+                    "top1_high": read.high,
+                    "n": read.n,
                     "baseline": original.top1,
                     "floor_zero": zero.top1,
                     "floor_mean": mean.top1,
+                    "loss": read.loss,
+                    "loss_low": read.loss_low,
+                    "loss_high": read.loss_high,
                     "loss_baseline": original.loss,
                     "loss_floor_zero": zero.loss,
                     "loss_floor_mean": mean.loss,
+                    "l0": self.l0[name],
                 }
             )
         return pd.DataFrame(rows)
+
+    def metrics(self) -> list[Metric]:
+        """Accuracy and loss of the original and of every range; the floor is that of means."""
+        first = self.readings["original"]
+        top1 = Metric("original_top1", first.top1, "fraction", first.n, first.low, first.high)
+        loss = Metric("original_loss", first.loss, "nats", first.n, first.loss_low, first.loss_high)
+        found = [top1, loss]
+        for r in self.to_frame().itertuples():
+            name = f"{r.tokens}_{r.inputs}_{r.first_layer}_to_{r.last_layer}"
+            found += [
+                Metric(
+                    f"{name}_top1",
+                    r.top1,
+                    "fraction",
+                    r.n,
+                    r.top1_low,
+                    r.top1_high,
+                    r.floor_mean,
+                    r.baseline,
+                ),
+                Metric(
+                    f"{name}_loss",
+                    r.loss,
+                    "nats",
+                    r.n,
+                    r.loss_low,
+                    r.loss_high,
+                    r.loss_floor_mean,
+                    r.loss_baseline,
+                ),
+            ]
+        return found
+
+    def _ranges(self) -> list[tuple[TokenKind, Inputs, int]]:
+        return [(t, i, s) for t in self.tokens for i in self.inputs for s in self.first_layers]
 
 
 @torch.no_grad()
@@ -72,64 +120,84 @@ def cascade(
     data: ImageData,
     zs: ZeroShot,
     *,
-    tokens: TokenKind = "cls",
-    inputs: Inputs = "stream",
+    tokens: TokenKind | Sequence[TokenKind] = "cls",
+    inputs: Inputs | Sequence[Inputs] = "stream",
     first_layers: Sequence[int] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Cascade:
     """Zero-shot accuracy and loss with the CLT in place of layers s..L-1, for each s.
 
+    One unaltered pass of each batch serves all ranges, floors, token kinds and inputs.
+
     Args:
-        vit: the teacher.
+        vit: the teacher, with no hooks attached.
         clt: its transcoder.
         data: labelled images.
         zs: the zero-shot classifier.
-        tokens: rows replaced.
-        inputs: where codes come from, "stream" or "teacher".
+        tokens: rows replaced, one kind or several.
+        inputs: where codes come from, "stream", "teacher" or both.
         first_layers: the values of s; all layers by default.
         seed: of the bootstrap.
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, or a CLT of another model.
+        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
+            another model.
     """
     data = as_image_data(data)
     check_fits(vit, clt)
     n = vit.cfg.n_layers
     firsts = layer_list(range(n) if first_layers is None else first_layers, n)
-    rows = token_rows(tokens, vit.cfg.has_cls)
-    means = mean_mlp_outputs(vit, data)
-    device = clt.b_dec.device
-    names = [HOOK_IN.format(l=l) for l in range(n)]
+    kinds: list[TokenKind] = _listed("tokens", tokens, get_args(TokenKind))
+    trajectories: list[Inputs] = _listed("inputs", inputs, get_args(Inputs))
+    rows = {kind: token_rows(kind, vit.cfg.has_cls) for kind in kinds}
+    means = mean_mlp_outputs(vit, data, progress=progress)
     outcomes: dict[str, list[Outcome]] = {"original": []}
-    for images, labels in tqdm(data, f"cascade ({tokens})", disable=not progress):
-        images = images.to(device)
-        outcomes["original"].append(zs.read(vit(images), labels))
-        clean = vit.clean_cache(images, names) if inputs == "teacher" else None
-        for s in firsts:
-            layers = range(s, n)
-            hooks = replacement_hooks(clt, layers=layers, tokens=tokens, inputs=inputs, clean=clean)
-            replaced = vit.run_with_hooks(images, fwd_hooks=hooks)
-            zero = vit.run_with_hooks(images, fwd_hooks=overwrite_mlp_hooks(layers, tokens))
-            values = {l: means[l, rows] for l in layers}
-            mean = vit.run_with_hooks(images, fwd_hooks=overwrite_mlp_hooks(layers, tokens, values))
-            for name, embeddings in (
-                ("replaced", replaced),
-                ("floor_zero", zero),
-                ("floor_mean", mean),
-            ):
-                outcomes.setdefault(f"{name}_{s}", []).append(zs.read(embeddings, labels))
-    return Cascade(gather_readings(outcomes, seed), firsts, n, tokens, inputs, data.name)
+    l0: dict[str, float] = {}
+    with tqdm(total=len(data), desc="cascade", unit=" images", disable=not progress) as bar:
+        for images, labels in data:
+            shared = SharedPrefix(vit, images.to(means.device))
+            read: dict[str, Outcome] = {"original": zs.read(shared.unaltered(), labels)}
+            for kind in kinds:
+                mean = {l: means[l, rows[kind]] for l in range(n)}
+                for s in firsts:
+                    zeroed = shared.overwritten(s, kind)
+                    read[f"{kind}_zero_{s}"] = zs.read(zeroed, labels)
+                    at_mean = shared.overwritten(s, kind, mean)
+                    read[f"{kind}_mean_{s}"] = zs.read(at_mean, labels)
+                for source in trajectories:
+                    for result in shared.replaced(clt, firsts, kind, source):
+                        name = f"{kind}_{source}_{result.first}"
+                        read[name] = zs.read(result.embeddings, labels)
+                        l0[name] = l0.get(name, 0.0) + result.l0 * len(images) / len(data)
+            for name, outcome in read.items():
+                outcomes.setdefault(name, []).append(outcome)
+            bar.update(len(images))
+    return Cascade(gather_readings(outcomes, seed), firsts, n, kinds, trajectories, l0, data.name)
+
+
+def _listed(name: str, chosen: str | Sequence[str], known: Sequence[str]) -> list[Any]:
+    wanted = [chosen] if isinstance(chosen, str) else list(dict.fromkeys(chosen))
+    choices = ", ".join(f'"{each}"' for each in known)
+    for each in wanted:
+        if each not in known:
+            raise InputError(f'{name} is "{each}"; expected {choices}.')
+    if not wanted:
+        raise InputError(f"{name} is empty; expected at least one of {choices}.")
+    return wanted
 
 
 @torch.no_grad()
-def mean_mlp_outputs(vit: HookedViT, data: ImageData) -> Float[Tensor, "layer token d_model"]:
+def mean_mlp_outputs(
+    vit: HookedViT, data: ImageData, *, progress: bool = False
+) -> Float[Tensor, "layer token d_model"]:
     """Mean of every y_l over the images, per token position (summed in float64)."""
     device = next(vit.parameters()).device
     total = torch.zeros(
         vit.cfg.n_layers, vit.cfg.n_tokens, vit.cfg.d_model, dtype=torch.float64, device=device
     )
-    for images, _ in data:
+    n_batches = -(-len(data) // data.batch_size)
+    for images, _ in tqdm(data, "mean MLP outputs", n_batches, disable=not progress):
         total += capture(vit, images.to(device)).y.double().sum(1)
     return (total / len(data)).float()

@@ -50,14 +50,15 @@ class DemoStudy:
     n_test: int
     seed: int
     seconds: float
-    cascades: dict[TokenKind, Cascade]
+    cascade: Cascade
+    """All layers replaced, for the three token kinds."""
     reconstruction: Reconstruction
     scores: list[list[ContributionScores]]
     curves: list[AblationCurves]
 
     def metrics(self) -> list[Metric]:
         """The study's numbers, as written to metrics.json."""
-        teacher = self.cascades["all"].readings["original"]
+        teacher = self.cascade.readings["original"]
         n = self.n_test
         position = self.reconstruction.mean("patch", "r2_position")
         found = [
@@ -70,11 +71,10 @@ class DemoStudy:
             Metric("dead", self.reconstruction.mean("all", "dead"), "fraction", n),
             Metric("seconds", self.seconds, "seconds", n),
         ]
-        for tokens, result in self.cascades.items():
-            r = result.to_frame().iloc[0]
+        for r in self.cascade.to_frame().itertuples():
             found.append(
                 Metric(
-                    f"replaced_{tokens}_top1",
+                    f"replaced_{r.tokens}_top1",
                     r.top1,
                     "fraction",
                     n,
@@ -86,7 +86,7 @@ class DemoStudy:
             )
             found.append(
                 Metric(
-                    f"replaced_{tokens}_loss",
+                    f"replaced_{r.tokens}_loss",
                     r.loss,
                     "nats",
                     n,
@@ -180,12 +180,11 @@ class DemoStudy:
         unit = "accuracy" if measure == "top1" else "loss (nats)"
         prefix = "" if measure == "top1" else "loss_"
         rows = []
-        for tokens, result in self.cascades.items():
-            r = result.to_frame().iloc[0]
+        for _, r in self.cascade.to_frame().iterrows():
             low, high = r[f"{measure}_low"], r[f"{measure}_high"]
             rows.append(
                 {
-                    f"{unit}, all layers replaced": ROW_NAMES[tokens],
+                    f"{unit}, all layers replaced": ROW_NAMES[r.tokens],
                     "with the CLT": f"{shown(r[measure])} ({shown(low)} to {shown(high)})",
                     "unaltered": shown(r[f"{prefix}baseline"]),
                     "MLP rows at their mean": shown(r[f"{prefix}floor_mean"]),
@@ -208,10 +207,9 @@ def demo_study(
     settings = replace(PRESETS["demo"], seed=seed)
     clt = train(vit, train_data, config, settings, progress=progress)
 
-    cascades: dict[TokenKind, Cascade] = {
-        tokens: cascade(vit, clt, test_data, zs, tokens=tokens, first_layers=[0], seed=seed)
-        for tokens in get_args(TokenKind)
-    }
+    all_layers = cascade(
+        vit, clt, test_data, zs, tokens=get_args(TokenKind), first_layers=[0], seed=seed
+    )
     cls_scores = contribution_scores(vit, clt, test_data, tokens="cls")
     scores = [
         [score(cls_scores.moments, tokens=tokens, kind=kind) for kind in ("projection", "centred")]
@@ -227,7 +225,7 @@ def demo_study(
         test_name=test_data.name,
         n_test=len(test_data),
         seed=seed,
-        cascades=cascades,
+        cascade=all_layers,
         reconstruction=reconstruction(vit, clt, test_data),
         scores=scores,
         curves=curves,

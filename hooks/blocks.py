@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,15 +28,20 @@ BLOCK_POINTS = {
 
 
 class Recorder:
-    """Shared by all blocks of a model: while `values` is a dict, no hook fires and it is filled."""
+    """Shared by all blocks of a model: while `values` is a dict, no hook fires and it is filled.
+
+    Only the activations `names` are kept: those of a whole pass can be gigabytes.
+    """
 
     values: dict[str, Tensor] | None = None
+    names: Collection[str] = ()
 
     def __call__(self, point: HookPoint, tensor: Tensor) -> Tensor:
-        """Fire the hook point, or record the tensor under its name."""
+        """Fire the hook point, or record the tensor under its name, if that is asked for."""
         if self.values is None:
             return point(tensor)
-        self.values[str(point.name)] = tensor
+        if point.name in self.names:
+            self.values[str(point.name)] = tensor
         return tensor
 
 
@@ -101,7 +107,11 @@ class HookedBlock(ResidualAttentionBlock):
         y = self.at(
             self.hook_mlp_out, x.new_zeros(()).expand_as(x) if self._idle() else self.mlp(x)
         )
-        return self.at(self.hook_resid_post, resid_mid + self.ls_2(y))
+        return self.at(self.hook_resid_post, self.add_mlp(resid_mid, y))
+
+    def add_mlp(self, resid_mid: Tensor, y: Tensor) -> Tensor:
+        """The block's output "batch token d_model" where its MLP puts out `y`; fires no hook."""
+        return resid_mid + self.ls_2(y)
 
     def _idle(self) -> bool:
         if self.mlp_is_overwritten is None or self.at.values is not None:
@@ -120,3 +130,30 @@ class HookedBlock(ResidualAttentionBlock):
         scores = q @ k.mT / attn.head_dim**0.5
         pattern = self.at(self.hook_pattern, torch.softmax(scores, dim=-1))
         return attn.out_proj((pattern @ v).transpose(1, 2).flatten(2))
+
+
+@contextmanager
+def idle_mlps(blocks: Iterable[HookedBlock]) -> Iterator[None]:
+    """Let blocks leave out an MLP whose every output row is overwritten unseen.
+
+    The hook added last to each `hook_mlp_out` must overwrite all rows. A block computes its MLP
+    all the same while any other hook comes first, or looks into the MLP.
+    """
+    chosen = list(blocks)
+    try:
+        for block in chosen:
+            block.mlp_is_overwritten = _overwritten(block.hook_mlp_out)
+        yield
+    finally:
+        for block in chosen:
+            block.mlp_is_overwritten = None
+
+
+def _overwritten(point: HookPoint) -> Callable[[], bool]:
+    # is the hook added last to `point` still the first to see it?
+    ours = point.fwd_hooks[-1].hook.id
+
+    def first() -> bool:
+        return next(iter(point._forward_hooks), None) == ours and not point.bwd_hooks
+
+    return first

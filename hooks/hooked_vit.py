@@ -27,6 +27,8 @@ from vit_clt.teachers import shipped_teacher
 
 HOOK_IN = "blocks.{l}.ln2.hook_out"
 HOOK_OUT = "blocks.{l}.hook_mlp_out"
+# x_l again, after every edit of it: for readers, whoever registered first
+READ_IN = "blocks.{l}.mlp.hook_in"
 
 # everything open_clip, torch and safetensors raise for names, files and pickles they refuse
 _LOAD_ERRORS = (
@@ -223,11 +225,11 @@ class HookedViT(HookedRootModule):
     ) -> dict[str, Tensor]:
         """The unaltered activations `names`; no hook fires, whatever is attached to the model."""
         recorded: dict[str, Tensor] = {}
-        self._recorder.values = recorded
+        self._recorder.values, self._recorder.names = recorded, frozenset(names)
         try:
             self.forward(images)
         finally:
-            self._recorder.values = None
+            self._recorder.values, self._recorder.names = None, ()
         for name in names:
             if name not in recorded:
                 raise InputError(f'no activation of the model itself is named "{name}".')

@@ -43,10 +43,24 @@ def overwrite_mlp_hooks(
     ]
 
 
-def _overwrite(y: Tensor, hook: HookPoint, rows: slice, value: Tensor | None) -> Tensor:
+def overwrite_rows(
+    y: Float[Tensor, "batch token d_model"],
+    rows: slice,
+    value: Float[Tensor, "*batch row d_model"] | None,
+    name: str = "the MLP output",
+) -> Float[Tensor, "batch token d_model"]:
+    """A copy of `y` with these rows set to `value`, or to zero.
+
+    Raises:
+        InputError: `value` has another number of rows; `name` says where.
+    """
     out = y.clone()
     n_rows = out[:, rows].shape[1]
     if value is not None and value.shape[-2] != n_rows:
-        raise InputError(f"values have {value.shape[-2]} rows at {hook.name}; expected {n_rows}.")
+        raise InputError(f"values have {value.shape[-2]} rows at {name}; expected {n_rows}.")
     out[:, rows] = 0 if value is None else value.to(y)
     return out
+
+
+def _overwrite(y: Tensor, hook: HookPoint, rows: slice, value: Tensor | None) -> Tensor:
+    return overwrite_rows(y, rows, value, str(hook.name))

@@ -8,7 +8,7 @@ An error node makes the row y_clean + (y^_live - y^_clean): bit-exact while noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal, get_args
@@ -19,13 +19,12 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_clt.codes import Codes, DenseCodes
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, FwdHooks, HookedViT
+from vit_clt.hooks.blocks import idle_mlps
+from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, READ_IN, FwdHooks, HookedViT
 from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
 from vit_clt.transcoder import CrossLayerTranscoder
 
 Inputs = Literal["stream", "teacher"]
-# read after every edit of x_l, so that it does not matter who registered first
-READ_POINT = "blocks.{l}.mlp.hook_in"
 
 
 def replacement_hooks(
@@ -107,15 +106,13 @@ def replace_mlps(
     vit.hook_dict.update(points)
     vit.mod_dict.update(points)
     try:
-        with vit.hooks(fwd_hooks=replacement.fwd_hooks()):
-            if tokens == "all":
-                for l in replacement.layers:
-                    block = vit.blocks[l]
-                    block.mlp_is_overwritten = _overwritten(block.hook_mlp_out)
+        idle = replacement.layers if tokens == "all" else []
+        with (
+            vit.hooks(fwd_hooks=replacement.fwd_hooks()),
+            idle_mlps(vit.blocks[l] for l in idle),
+        ):
             yield vit
     finally:
-        for l in replacement.layers:
-            vit.blocks[l].mlp_is_overwritten = None
         for name in points:
             vit.hook_dict.pop(name, None)
             vit.mod_dict.pop(name, None)
@@ -146,16 +143,6 @@ def check_fits(vit: HookedViT, clt: CrossLayerTranscoder) -> None:
                 f"{getattr(recorded, field)[:24]}; this model has {getattr(found, field)[:24]} "
                 "(clt.forget_teacher() lifts this check)."
             )
-
-
-def _overwritten(point: HookPoint) -> Callable[[], bool]:
-    """Whether the hook added last to `point`, the replacement's, is still the first to see it."""
-    ours = point.fwd_hooks[-1].hook.id
-
-    def first() -> bool:
-        return next(iter(point._forward_hooks), None) == ours and not point.bwd_hooks
-
-    return first
 
 
 class _Replacement:
@@ -195,7 +182,7 @@ class _Replacement:
 
     def fwd_hooks(self) -> FwdHooks:
         hooks: FwdHooks = [("hook_input", self._begin)]
-        hooks += [(READ_POINT.format(l=s), partial(self._read, layer=s)) for s in self.sources]
+        hooks += [(READ_IN.format(l=s), partial(self._read, layer=s)) for s in self.sources]
         hooks += [(HOOK_OUT.format(l=l), partial(self._write, layer=l)) for l in self.layers]
         return hooks
 

@@ -24,6 +24,20 @@ def test_all_contestants_give_the_same_gradients(bench):
     assert {"ours, dense", "ours, sparse", "ours, auto", "dense per pair"} <= set(runs)
 
 
+@pytest.mark.parametrize("tokens", ["cls", "patch", "all"])
+def test_a_shared_prefix_gives_what_a_pass_a_range_gives(bench, digits_vit, make_clt, tokens):
+    import bench_cascade
+    import torch
+
+    images = torch.randn(3, 3, *digits_vit.cfg.image_size)
+    with torch.inference_mode():
+        runs = bench_cascade.contestants(digits_vit, make_clt(digits_vit), images, tokens)
+        outputs = {name: run() for name, run in runs.items()}
+    assert len(outputs["full passes"]) == 8
+    for ours, whole in zip(outputs["shared prefix"], outputs["a pass a range"], strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_a_table_made_under_load_is_marked_and_fails(bench, monkeypatch, tmp_path, capsys):
     import measure
 

@@ -13,6 +13,7 @@ from conftest import random_clt
 from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK, ZeroShot
 from vit_clt.analysis import cascade
 from vit_clt.analysis.cascade import mean_mlp_outputs
+from vit_clt.analysis.figures import cascade_figure
 from vit_clt.data import ImageData, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
 
@@ -20,8 +21,8 @@ N, LAYERS = 30, 8
 ROWS = {"cls": slice(0, 1), "patch": slice(1, None), "all": slice(None)}
 COLUMNS = [
     "tokens", "first_layer", "last_layer", "inputs",
-    "top1", "top1_low", "top1_high", "loss", "loss_low", "loss_high", "n",
-    "baseline", "floor_zero", "floor_mean", "loss_baseline", "loss_floor_zero", "loss_floor_mean",
+    "top1", "top1_low", "top1_high", "n", "baseline", "floor_zero", "floor_mean",
+    "loss", "loss_low", "loss_high", "loss_baseline", "loss_floor_zero", "loss_floor_mean", "l0",
 ]  # fmt: skip
 
 
@@ -58,7 +59,9 @@ def study(digits_vit: HookedViT, digits_test: ImageData) -> Study:
     _, cache = digits_vit.run_with_cache(images)
     means = [cache[f"blocks.{l}.hook_mlp_out"].double().mean(0).float() for l in range(LAYERS)]
     zs = ZeroShot(digits_vit, data.class_names, "single")
-    return Study(digits_vit, random_clt(digits_vit, n_features=64), data, zs, means)
+    # a seed without near ties, which rounding decides: there whole passes leave float64 as well
+    clt = random_clt(digits_vit, n_features=64, seed=1)
+    return Study(digits_vit, clt, data, zs, means)
 
 
 @pytest.fixture
@@ -150,6 +153,86 @@ def test_teacher_inputs_give_what_teacher_replacement_gives(study: Study) -> Non
         assert row.loss != pytest.approx(losses["stream"], rel=1e-3)
 
 
+def test_several_kinds_and_inputs_at_once_give_what_each_gives(
+    study: Study, frames: dict[str, pd.DataFrame]
+) -> None:
+    result = cascade(
+        study.vit,
+        study.clt,
+        study.data,
+        study.zs,
+        tokens=["patch", "cls", "patch"],
+        inputs=("stream", "teacher"),
+    )
+    frame = result.to_frame()
+    assert list(dict.fromkeys(frame["tokens"])) == ["patch", "cls"]
+    assert len(frame) == 2 * 2 * LAYERS
+    for tokens in ("patch", "cls"):
+        part = frame.query("tokens == @tokens and inputs == 'stream'").reset_index(drop=True)
+        pd.testing.assert_frame_equal(part, frames[tokens])
+    # the floors and the first layer's inputs are the same for both
+    stream, teacher = (frame[frame["inputs"] == i].reset_index() for i in ("stream", "teacher"))
+    floors = [name for name in COLUMNS if "floor" in name]
+    pd.testing.assert_frame_equal(stream[floors], teacher[floors])
+    loss = [part.loc[part["first_layer"] == LAYERS - 1, "loss"] for part in (stream, teacher)]
+    pd.testing.assert_series_equal(*loss, rtol=1e-5)
+    metrics = {metric.name: metric for metric in result.metrics()}
+    row = teacher.query("tokens == 'cls' and first_layer == 3").iloc[0]
+    metric = metrics["cls_teacher_3_to_7_loss"]
+    assert (metric.value, metric.low, metric.high) == (row.loss, row.loss_low, row.loss_high)
+    assert (metric.floor, metric.baseline) == (row.loss_floor_mean, row.loss_baseline)
+
+
+def test_neither_order_nor_batch_size_of_the_images_matters(
+    study: Study, frames: dict[str, pd.DataFrame]
+) -> None:
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(5))
+    data = TensorImages(
+        study.data.images[order], study.data.labels[order], study.data.class_names, name="shuffled"
+    )
+    data.batch_size = 8
+    shuffled = cascade(study.vit, study.clt, data, study.zs, tokens="all").to_frame()
+    # intervals depend on the order: resamples are drawn by row
+    numbers = [name for name in COLUMNS[4:] if not name.endswith(("low", "high"))]
+    expected = frames["all"][numbers]
+    pd.testing.assert_frame_equal(shuffled[numbers], expected, rtol=1e-5)
+
+
+def test_the_figure_shows_every_range_with_baseline_and_floors(study: Study) -> None:
+    result = cascade(
+        study.vit,
+        study.clt,
+        study.data,
+        study.zs,
+        tokens=["cls", "all"],
+        inputs=["stream", "teacher"],
+        first_layers=[2, 6],
+    )
+    figure = cascade_figure(result, "single")
+    assert len(figure.data) == 2 * 2 * 5
+    frame = result.to_frame().query("tokens == 'all'")
+    drawn = {(t.name, t.yaxis): t for t in figure.data}
+    stream = frame[frame["inputs"] == "stream"]
+    for name, axis, column, factor in (
+        ("CLT, stream inputs", "y3", "top1", 100),
+        ("floor: MLP rows at mean", "y3", "floor_mean", 100),
+        ("floor: at zero", "y4", "loss_floor_zero", 1),
+        ("unaltered model", "y4", "loss_baseline", 1),
+    ):
+        trace = drawn[name, axis]
+        assert list(trace.x) == [2, 6]
+        assert list(trace.y) == pytest.approx((stream[column] * factor).tolist())
+    assert sum(trace.showlegend for trace in figure.data) == 5
+
+
+def test_a_model_with_hooks_is_refused(study: Study) -> None:
+    with (
+        study.vit.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda y, hook: None)]),
+        pytest.raises(InputError, match="expected none"),
+    ):
+        cascade(study.vit, study.clt, study.data, study.zs)
+
+
 def test_mean_outputs_do_not_depend_on_the_batches(study: Study) -> None:
     torch.testing.assert_close(mean_mlp_outputs(study.vit, study.data), torch.stack(study.means))
 
@@ -161,6 +244,8 @@ def test_mean_outputs_do_not_depend_on_the_batches(study: Study) -> None:
         ({"first_layers": []}, "layers is empty"),
         ({"tokens": "registers"}, "registers"),
         ({"inputs": "oracle"}, "oracle"),
+        ({"tokens": []}, "tokens is empty"),
+        ({"inputs": ["stream", "oracle"]}, "oracle"),
     ],
 )
 def test_bad_arguments_are_refused(

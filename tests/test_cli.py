@@ -22,6 +22,7 @@ from vit_clt.cli import main
 from vit_clt.metrics import CONTEXT_KEYS
 
 SMALL = ["--limit", "40", "--epochs", "1", "--n-features", "32", "--k", "4"]
+COMMANDS = ("demo", "train", "contributions", "ablate", "cascade", "reconstruct")
 METRIC_KEYS = {"name", "value", "unit", "n", "low", "high", "floor", "baseline"}
 
 
@@ -120,6 +121,26 @@ def test_reconstruct(clt_folder: Path, tmp_path: Path):
     assert read_metrics(out)["r2_patch_layer_3"]["value"] == pytest.approx(value)
 
 
+def test_cascade(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "cascade"
+    args = ["cascade", "--clt", clt_folder, "--limit", "20", "--layers", "0,6-7", "--out", out]
+    assert main([str(a) for a in args]) == 0
+    table = pd.read_csv(out / "cascade.csv")
+    assert table["tokens"].tolist() == [t for t in ("cls", "patch", "all") for _ in range(3)]
+    assert table["first_layer"].tolist() == [0, 6, 7] * 3
+    assert set(table["inputs"]) == {"stream"}
+    assert "Plotly.newPlot" in (out / "cascade.html").read_text()
+    metrics = read_metrics(out)
+    row = table.query("tokens == 'patch' and first_layer == 6").iloc[0]
+    assert metrics["patch_stream_6_to_7_loss"]["value"] == pytest.approx(row["loss"])
+    assert metrics["patch_stream_6_to_7_top1"]["floor"] == pytest.approx(row["floor_mean"])
+    assert "all 6-7 stream" in capsys.readouterr().out
+    more = ["--tokens", "cls", "--inputs", "teacher", "stream", "--overwrite"]
+    assert main([*map(str, args), *more]) == 0
+    table = pd.read_csv(out / "cascade.csv")
+    assert table["inputs"].tolist() == ["teacher"] * 3 + ["stream"] * 3
+
+
 @pytest.mark.slow
 def test_demo_is_whole_and_repeatable(tmp_path: Path):
     out = tmp_path / "demo"
@@ -146,13 +167,13 @@ def test_help_is_quick_and_names_every_command():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0
-    for command in ("demo", "train", "contributions", "ablate", "reconstruct"):
+    for command in COMMANDS:
         assert command in done.stdout
     lazy = "import sys, vit_clt.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", lazy]).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "contributions", "ablate", "reconstruct"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]):
     assert main([command, "--help"]) == 0
     assert f"Example: vit-clt {command}" in capsys.readouterr().out
@@ -212,6 +233,10 @@ REFUSALS = {
     "random weights unasked": (["train", "--model", "ViT-B-32"], "pretrained is missing"),
     "no images": (["train", "--model", "ViT-B-32", "--pretrained", "random"], "data is missing"),
     "token kind": (["ablate", "--clt", "x", "--tokens", "words"], "words"),
+    "cascade's rows": (["cascade", "--clt", "x", "--tokens", "cls", "words"], "words"),
+    "cascade's inputs": (["cascade", "--clt", "x", "--inputs", "oracle"], "oracle"),
+    "layers": (["cascade", "--clt", "x", "--layers", "7-"], 'layers is "7-"'),
+    "layers backwards": (["cascade", "--clt", "x", "--layers", "7-3"], 'layers is "7-3"'),
     "fill": (["ablate", "--clt", "x", "--fill", "foam"], "foam"),
 }
 
@@ -229,6 +254,13 @@ def test_target_out_of_range(clt_folder: Path, refused: Callable[..., str], tmp_
     sentence = refused("ablate", "--clt", clt_folder, "--target", "8", "--limit", "4", "--out", out)
     assert "8" in sentence
     assert "0 to 7" in sentence
+    assert not out.exists()
+
+
+def test_cascade_out_of_range(clt_folder: Path, refused: Callable[..., str], tmp_path: Path):
+    out = tmp_path / "out"
+    args = ["cascade", "--clt", clt_folder, "--limit", "4", "--out", out]
+    assert "layers contains 8" in refused(*args, "--layers", "6-8")
     assert not out.exists()
 
 

@@ -238,6 +238,34 @@ def test_topk_codes_stay_sparse_and_jumprelu_codes_are_dense():
     assert layouts == [SparseCodes, SparseCodes, DenseCodes]
 
 
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+@each_sparsifier
+def test_codes_by_source_layer_leave_the_other_sources_silent(sparsifier, backend):
+    clt, x = build(sparsifier=sparsifier), inputs(3, 5, 4)
+    clt.backend = backend
+    codes, target = clt.encode(x), 2
+    terms = clt.contributions(codes, target)
+    for chosen in ([1], [2, 0], [0, 1, 2]):
+        some = {s: codes[s] for s in chosen}
+        expected = terms[sorted(chosen)]
+        torch.testing.assert_close(clt.contributions(some, target), expected)
+        torch.testing.assert_close(clt.decode(some, target), expected.sum(0) + clt.b_dec[target])
+    # all targets at once: those above the only source are their biases
+    y_hat = clt.decode({1: codes[1]})
+    torch.testing.assert_close(y_hat[0], clt.b_dec[0].expand_as(y_hat[0]))
+    torch.testing.assert_close(y_hat[2], terms[1] + clt.b_dec[2])
+
+
+def test_codes_of_sources_that_a_target_cannot_read_are_refused():
+    clt = build()
+    codes = clt.encode(inputs(3, 5, 4))
+    for some, target in (({}, 1), ({2: codes[2]}, 1), ({-1: codes[2]}, 2), ({3: codes[2]}, None)):
+        with pytest.raises(InputError, match="source layers"):
+            clt.decode(some, target)
+    with pytest.raises(InputError, match="8 features"):
+        build(n_features=16).decode({1: codes[1]}, 1)
+
+
 def test_edited_dense_codes_decode():
     clt = build()
     z = clt.encode(inputs(3, 5, 4)).to_dense()

@@ -10,7 +10,7 @@ runs over targets s, s+1, ..., n_layers-1, so that no zero block is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
 from typing import Literal
@@ -94,34 +94,37 @@ class CrossLayerTranscoder(PretrainedCLT):
         return stack_codes(self._encode(layers))
 
     def decode(
-        self, codes: Codes | Sequence[Codes], target: int | None = None
+        self, codes: Codes | Sequence[Codes] | Mapping[int, Codes], target: int | None = None
     ) -> Float[Tensor, "*layer_token d_model"]:
         """Reconstruction y^ in raw units: "layer *token d_model", or one target's "*token d_model".
 
         Args:
-            codes: codes of all layers; with `target` l, those of layers 0..l are enough.
+            codes: codes of all layers; with `target` l, those of layers 0..l are enough, or codes
+                by source layer, where the sources left out are silent.
             target: decode this layer alone.
+
+        Raises:
+            InputError: a layer out of range, missing or too deep, or codes of another width.
         """
         if target is None:
-            self._check_codes(codes, self.config.n_layers)
-            return self._decode(codes, range(self.config.n_layers), 0, self.b_dec)
+            sources = self._check_codes(codes, self.config.n_layers)
+            return self._decode(codes, sources, 0, self.b_dec)
         target = self._check_layer("target", target)
-        self._check_codes(codes, target + 1)
-        bias = self.b_dec[target : target + 1]
-        return self._decode(codes, range(target + 1), target, bias)[0]
+        sources = self._check_codes(codes, target + 1)
+        return self._decode(codes, sources, target, self.b_dec[target : target + 1])[0]
 
     def contributions(
-        self, codes: Codes | Sequence[Codes], target: int
+        self, codes: Codes | Sequence[Codes] | Mapping[int, Codes], target: int
     ) -> Float[Tensor, "source *token d_model"]:
-        """The terms c_{s->l} = z_s W_dec[s->l] of one target, sources 0..l.
+        """The terms c_{s->l} = z_s W_dec[s->l] of one target, sources 0..l, or those in a mapping.
 
-        y^_l == terms.sum(0) + b_dec[l]. z_s reads everything in the stream up to depth s: a term
-        says from which depth y_l can be sparsely read, not what MLP_s contributed.
+        With all of them y^_l == terms.sum(0) + b_dec[l]. z_s reads everything in the stream up to
+        depth s: a term says from which depth y_l can be sparsely read, not what MLP_s contributed.
         """
         target = self._check_layer("target", target)
-        self._check_codes(codes, target + 1)
+        sources = self._check_codes(codes, target + 1)
         nothing = torch.zeros_like(self.b_dec[:1])
-        return torch.cat([self._decode(codes, [s], target, nothing) for s in range(target + 1)])
+        return torch.cat([self._decode(codes, [s], target, nothing) for s in sources])
 
     def forward(
         self, x: Float[Tensor, "layer *token d_model"]
@@ -208,7 +211,11 @@ class CrossLayerTranscoder(PretrainedCLT):
         return [encode_jump(*each, bandwidth, kept) for each in weights]
 
     def _decode(
-        self, codes: Codes | Sequence[Codes], sources: Iterable[int], first: int, bias: Tensor
+        self,
+        codes: Codes | Sequence[Codes] | Mapping[int, Codes],
+        sources: Iterable[int],
+        first: int,
+        bias: Tensor,
     ) -> Tensor:
         """Terms of `sources` and `bias`, for targets first, first + 1, ... one per row of bias."""
         chosen: dict[int, Codes] = {s: codes[s] for s in sources}
@@ -230,13 +237,24 @@ class CrossLayerTranscoder(PretrainedCLT):
         config, weight = self.config, self.b_enc
         return choose(self.backend, config.n_features, config.d_model, density, weight) == "sparse"
 
-    def _check_codes(self, codes: Codes | Sequence[Codes], n_sources: int) -> None:
-        if len(codes) < n_sources:
-            raise InputError(f"codes has {len(codes)} layers; expected at least {n_sources}.")
-        if codes[0].n_features != self.config.n_features:
-            raise InputError(
-                f"codes have {codes[0].n_features} features; expected {self.config.n_features}."
-            )
+    def _check_codes(
+        self, codes: Codes | Sequence[Codes] | Mapping[int, Codes], n_sources: int
+    ) -> Sequence[int]:
+        """The sources to decode, of those that targets below `n_sources` can read."""
+        if not isinstance(codes, Mapping):
+            if len(codes) < n_sources:
+                raise InputError(f"codes has {len(codes)} layers; expected at least {n_sources}.")
+            sources: Sequence[int] = range(n_sources)
+        else:
+            sources = sorted(codes)
+            if not sources or sources[0] < 0 or sources[-1] >= n_sources:
+                raise InputError(
+                    f"codes has source layers {sources}; expected some from 0 to {n_sources - 1}."
+                )
+        width = codes[sources[0]].n_features
+        if width != self.config.n_features:
+            raise InputError(f"codes have {width} features; expected {self.config.n_features}.")
+        return sources
 
     def _check_layer(self, name: str, layer: int) -> int:
         n = self.config.n_layers

@@ -15,6 +15,7 @@ import tyro
 
 from vit_clt import __version__
 from vit_clt.cli.ablate import Ablate
+from vit_clt.cli.cascade import Cascade
 from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.demo import Demo
 from vit_clt.cli.reconstruct import Reconstruct
@@ -22,7 +23,7 @@ from vit_clt.cli.train import Train
 from vit_clt.errors import InputError, Stopped
 
 _DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth builds the answer?"
-Command = Demo | Train | Contributions | Ablate | Reconstruct
+Command = Demo | Train | Contributions | Ablate | Cascade | Reconstruct
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -95,6 +96,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Train, tyro.conf.subcommand("train", default=Train.defaults(args))]
         | Annotated[Contributions, tyro.conf.subcommand("contributions")]
         | Annotated[Ablate, tyro.conf.subcommand("ablate")]
+        | Annotated[Cascade, tyro.conf.subcommand("cascade")]
         | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
     )
     complaint = io.StringIO()

@@ -42,13 +42,12 @@ class Demo(OutputOptions, SeedOptions):
 
         print(f"\n{study.test_name}, N = {study.n_test}; all layers replaced, stream inputs")
         rows = []
-        for tokens, cascade in study.cascades.items():
-            r = cascade.to_frame().iloc[0]
+        for r in study.cascade.to_frame().itertuples():
             cells = (r.top1, r.baseline, r.floor_mean, r.floor_zero)
             losses = (r.loss, r.loss_baseline, r.loss_floor_mean, r.loss_floor_zero)
             rows.append(
                 (
-                    ROW_NAMES[tokens],
+                    ROW_NAMES[r.tokens],
                     *(f"{100 * c:.1f} / {x:.3f}" for c, x in zip(cells, losses, strict=True)),
                 )
             )

@@ -137,6 +137,22 @@ class CLTOptions(ModelOptions):
         return vit, clt, self.load_images(vit, "test")
 
 
+def layer_numbers(text: str) -> list[int]:
+    """ "7-11" or "0,4,7-11", ends included, as numbers.
+
+    Raises:
+        InputError: anything else.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last) if dash else (first, first)
+        if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
+            raise InputError(f'layers is "{text}"; expected layers as in 7-11 or 0,4,7-11.')
+        found += range(int(ends[0]), int(ends[1]) + 1)
+    return found
+
+
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A plain table, first column left, the others right."""
     cells = [list(headers), *([str(value) for value in row] for row in rows)]
