@@ -17,12 +17,13 @@ from vit_clt import __version__
 from vit_clt.cli.ablate import Ablate
 from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.demo import Demo
+from vit_clt.cli.faithfulness import Faithfulness
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.train import Train
 from vit_clt.errors import InputError, Stopped
 
 _DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth builds the answer?"
-Command = Demo | Train | Contributions | Ablate | Reconstruct
+Command = Demo | Train | Contributions | Ablate | Reconstruct | Faithfulness
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -96,6 +97,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Contributions, tyro.conf.subcommand("contributions")]
         | Annotated[Ablate, tyro.conf.subcommand("ablate")]
         | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
+        | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
     )
     complaint = io.StringIO()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,22 @@ class CLTOptions(ModelOptions):
             hint = str(error).replace("clt.forget_teacher() lifts", "--any-teacher lifts")
             raise InputError(hint) from error
         return vit, clt, self.load_images(vit, "test")
+
+
+def parse_layers(text: str | None) -> range | None:
+    """The layers that --layers names: "11", or "7-11" with both ends.
+
+    Raises:
+        InputError: anything else. Whether the model has such layers is not checked here.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text)
+    if found is None or (found[2] and int(found[2]) < int(found[1])):
+        raise InputError(
+            f'layers is "{text}"; expected a layer, or an inclusive range such as 7-11.'
+        )
+    return range(int(found[1]), int(found[2] or found[1]) + 1)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
