@@ -56,7 +56,7 @@ def linear_cka(a: Float[Tensor, "image d_a"], b: Float[Tensor, "image d_b"]) -> 
 def similarity_ranks(embeddings: Float[Tensor, "image d_embed"]) -> Float[np.ndarray, " pair"]:
     """Ranks of the cosines of all pairs of images (i < j); ties share their mean rank.
 
-    n (n - 1) / 2 pairs: about half a gigabyte of working memory at 5,000 images.
+    n (n - 1) / 2 pairs: about 1 GB of working memory and some seconds at 5,000 images.
     """
     unit = F.normalize(embeddings.double(), dim=-1).cpu().numpy()
     pairs = np.concatenate([unit[i + 1 :] @ unit[i] for i in range(len(unit))])
