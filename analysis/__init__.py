@@ -1,8 +1,9 @@
-"""Reconstruction, cascades, contribution scores and top-k ablations of a CLT on its ViT."""
+"""Reconstruction, replacement, faithfulness, contribution scores and ablations of a CLT."""
 
 from vit_clt.analysis.ablations import ablation_curves, drop_top_k, keep_top_k
 from vit_clt.analysis.cascade import cascade
 from vit_clt.analysis.contributions import contribution_scores, score
+from vit_clt.analysis.faithfulness import surrogate_faithfulness
 from vit_clt.analysis.moments import contribution_moments
 from vit_clt.analysis.reconstruction import reconstruction
 
@@ -15,4 +16,5 @@ __all__ = [
     "keep_top_k",
     "reconstruction",
     "score",
+    "surrogate_faithfulness",
 ]

@@ -19,10 +19,19 @@ from safetensors.torch import load_file, save_file
 
 from vit_clt import CrossLayerTranscoder
 from vit_clt.cli import main
+from vit_clt.cli.faithfulness import FILES as FAITHFULNESS_FILES
 from vit_clt.metrics import CONTEXT_KEYS
 
 SMALL = ["--limit", "40", "--epochs", "1", "--n-features", "32", "--k", "4"]
-COMMANDS = ("demo", "train", "contributions", "ablate", "cascade", "reconstruct")
+COMMANDS = (
+    "demo",
+    "train",
+    "contributions",
+    "ablate",
+    "cascade",
+    "reconstruct",
+    "faithfulness",
+)
 METRIC_KEYS = {"name", "value", "unit", "n", "low", "high", "floor", "baseline"}
 
 
@@ -139,6 +148,45 @@ def test_cascade(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*map(str, args), *more]) == 0
     table = pd.read_csv(out / "cascade.csv")
     assert table["inputs"].tolist() == ["teacher"] * 3 + ["stream"] * 3
+
+
+def test_faithfulness(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "faithful"
+    args = ["faithfulness", "--clt", clt_folder, "--limit", "30", "--layers", "4-6"]
+    args += ["--tokens", "patch", "--inputs", "teacher", "--out", out]
+    assert main([str(a) for a in args]) == 0
+    assert {f.name for f in out.iterdir()} == set(FAITHFULNESS_FILES)
+    table = pd.read_csv(out / "faithfulness.csv").set_index("measure")
+    assert set(table["layers"]) == {"4-6"}
+    metrics = read_metrics(out)
+    for name in ("flip", "kl", "cka", "spearman", "prompt_kl", "delta_loss"):
+        row, metric = table.loc[name], metrics[name]
+        assert metric["value"] == pytest.approx(row["value"])
+        assert metric["floor"] == pytest.approx(row["floor_mean"])
+        assert metrics[f"floor_zero_{name}"]["value"] == pytest.approx(row["floor_zero"])
+    assert metrics["kl"]["low"] < metrics["kl"]["value"] < metrics["kl"]["high"]
+    context = json.loads((out / "metrics.json").read_text())["context"]
+    assert (context["layers"], context["trajectory"]) == ([4, 5, 6], "teacher")
+    assert 0 < context["l0"] <= 4
+    page = (out / "faithfulness.html").read_text()
+    assert "Surrogate faithfulness: patch rows, layers 4-6" in page
+    assert "a black and white photo of the {}." in page
+    assert "MLP rows at their mean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("layers", "names"),
+    [("6-4", "6-4"), ("last", "last"), ("-1", "-1"), ("4-8", "0 to 7"), ("8", "0 to 7")],
+)
+def test_bad_layer_ranges(
+    layers: str, names: str, clt_folder: Path, refused: Callable[..., str], tmp_path: Path
+):
+    out = tmp_path / "out"
+    args = ["faithfulness", "--clt", clt_folder, "--limit", "4", f"--layers={layers}", "--out", out]
+    sentence = refused(*args)
+    assert "layers" in sentence
+    assert names in sentence
+    assert not out.exists()
 
 
 @pytest.mark.slow

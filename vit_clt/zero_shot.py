@@ -72,8 +72,21 @@ class ZeroShot:
             self.logit_scale = vit.logit_scale
 
     def logits(self, embeddings: Float[Tensor, "image d_embed"]) -> Float[Tensor, "image class"]:
-        """exp(logit_scale) times the cosine of image and class."""
-        return self.logit_scale * F.normalize(embeddings, dim=-1) @ self.weights
+        """exp(logit_scale) times the cosine of image and class, in the embeddings' precision."""
+        unit = F.normalize(embeddings, dim=-1)
+        return self.logit_scale * unit @ self.weights.to(unit.dtype)
+
+    def check_labels(self, labels: Int[Tensor, " image"]) -> None:
+        """Refuse labels that no class name stands for.
+
+        Raises:
+            InputError: a label without a class name.
+        """
+        if labels.min() < 0 or labels.max() >= len(self.class_names):
+            raise InputError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to "
+                f"{len(self.class_names) - 1}, one per class name."
+            )
 
     def read(
         self, embeddings: Float[Tensor, "image d_embed"], labels: Int[Tensor, " image"]
@@ -83,12 +96,8 @@ class ZeroShot:
         Raises:
             InputError: a label without a class name.
         """
+        self.check_labels(labels)
         labels = labels.to(embeddings.device)
-        if labels.min() < 0 or labels.max() >= len(self.class_names):
-            raise InputError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to "
-                f"{len(self.class_names) - 1}, one per class name."
-            )
         logits = self.logits(embeddings)
         loss = F.cross_entropy(logits.double(), labels, reduction="none")
         return Outcome((logits.argmax(-1) == labels).cpu(), loss.float().cpu())

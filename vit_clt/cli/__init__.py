@@ -18,12 +18,13 @@ from vit_clt.cli.ablate import Ablate
 from vit_clt.cli.cascade import Cascade
 from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.demo import Demo
+from vit_clt.cli.faithfulness import Faithfulness
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.train import Train
 from vit_clt.errors import InputError, Stopped
 
 _DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth builds the answer?"
-Command = Demo | Train | Contributions | Ablate | Cascade | Reconstruct
+Command = Demo | Train | Contributions | Ablate | Cascade | Reconstruct | Faithfulness
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -98,6 +99,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Ablate, tyro.conf.subcommand("ablate")]
         | Annotated[Cascade, tyro.conf.subcommand("cascade")]
         | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
+        | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
     )
     complaint = io.StringIO()
     try:

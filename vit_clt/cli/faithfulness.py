@@ -1,0 +1,86 @@
+"""`vit-clt faithfulness`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vit_clt.cli.options import (
+    CLTOptions,
+    OutputOptions,
+    SeedOptions,
+    Tokens,
+    layer_numbers,
+    print_table,
+)
+
+FILES = ("faithfulness.html", "faithfulness.csv", "metrics.json")
+
+
+@dataclass(kw_only=True)
+class Faithfulness(CLTOptions, OutputOptions, SeedOptions):
+    """How closely the model with the CLT in its MLPs' place follows the original, and its floors.
+
+    Example: vit-clt faithfulness --clt out/clt --data digits --layers 4-7 --out out/faithfulness
+    """
+
+    layers: str | None = None
+    """Layers replaced: one, or an inclusive range such as 7-11. Default: all."""
+    tokens: Tokens = "cls"
+    """Rows replaced."""
+    inputs: Literal["stream", "teacher"] = "stream"
+    """Where codes come from: the live, altered stream, or a clean pass."""
+    templates: Literal["single", "ensemble"] = "ensemble"
+    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates. Prompt sensitivity always
+    compares the 18."""
+
+    def run(self) -> None:
+        """Compare, draw, and report."""
+        from vit_clt.analysis import surrogate_faithfulness
+        from vit_clt.analysis.faithfulness_figure import faithfulness_report, measure_table
+        from vit_clt.metrics import metrics_json
+        from vit_clt.outputs import OutputFolder
+        from vit_clt.zero_shot import ZeroShot
+
+        folder = OutputFolder(self.out, FILES, self.overwrite)
+        layers = None if self.layers is None else layer_numbers(self.layers)
+        vit, clt, data = self.load_all(self.device)
+        zs = ZeroShot(vit, data.class_names, self.templates)
+        result = surrogate_faithfulness(
+            vit,
+            clt,
+            data,
+            zs,
+            layers=layers,
+            tokens=self.tokens,
+            inputs=self.inputs,
+            seed=self.seed,
+            progress=True,
+        )
+        folder.open()
+        folder.write("faithfulness.html", faithfulness_report(result))
+        folder.write("faithfulness.csv", result.to_frame().to_csv(index=False))
+        context = {
+            "command": "faithfulness",
+            "data": data.name,
+            "split": data.split,
+            "tokens": self.tokens,
+            "trajectory": self.inputs,
+            "l0": result.l0,
+            "seed": self.seed,
+            "layers": result.layers,
+            "templates": self.templates,
+            "prompt_templates": result.by_template["template"].tolist(),
+            "no_op": result.no_op,
+        }
+        folder.write("metrics.json", metrics_json(result.metrics(), **context))
+        print(
+            f"{data.name}, N = {result.n} (similarities of {result.at('spearman').n}), "
+            f"{self.tokens} rows of layers {result.layer_range}, {self.inputs} inputs, templates: "
+            f"{self.templates}, L0 {result.l0:.1f}"
+        )
+        table = measure_table(result)
+        print_table(list(table.columns), table.to_numpy().tolist())
+        if result.no_op:
+            print("these rows cannot reach the output: a no-op")
+        print(f"written to {folder.path}")
