@@ -120,7 +120,8 @@ def cascade(
                 ("floor_mean", mean),
             ):
                 outcomes.setdefault(f"{name}_{s}", []).append(zs.read(embeddings, labels))
-    return Cascade(gather_readings(outcomes, seed), firsts, n, tokens, inputs, data.name)
+    readings = gather_readings(outcomes, seed, data.label_sets)
+    return Cascade(readings, firsts, n, tokens, inputs, data.name)
 
 
 @torch.no_grad()
