@@ -138,6 +138,19 @@ class AblationCurves:
                     original.loss,
                 ),
             ]
+            if r.any_hit is not None:
+                found.append(
+                    Metric(
+                        f"{prefix}{name}_any_hit",
+                        r.any_hit,
+                        "fraction",
+                        r.n,
+                        r.any_hit_low,
+                        r.any_hit_high,
+                        floor.any_hit,
+                        original.any_hit,
+                    )
+                )
         return found
 
     def figure(self) -> go.Figure:

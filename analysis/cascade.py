@@ -174,7 +174,8 @@ def cascade(
             for name, outcome in read.items():
                 outcomes.setdefault(name, []).append(outcome)
             bar.update(len(images))
-    return Cascade(gather_readings(outcomes, seed), firsts, n, kinds, trajectories, l0, data.name)
+    readings = gather_readings(outcomes, seed, data.label_sets)
+    return Cascade(readings, firsts, n, kinds, trajectories, l0, data.name)
 
 
 def _listed(name: str, chosen: str | Sequence[str], known: Sequence[str]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,17 +12,24 @@ import torch
 from vit_clt.analysis.intervals import bootstrap_means, interval
 from vit_clt.zero_shot import Outcome
 
-Measure = Literal["top1", "loss"]
+Measure = Literal["top1", "loss", "any_hit"]
 
 
 class Accuracy(float):
-    """Top-1 accuracy as a fraction, with its interval, and its loss in nats with its interval."""
+    """Top-1 accuracy as a fraction and its loss in nats, each with its interval.
+
+    `any_hit` is the share of images whose top class is any of the classes they show; None where
+    only one class an image is known.
+    """
 
     low: float
     high: float
     loss: float
     loss_low: float
     loss_high: float
+    any_hit: float | None = None
+    any_hit_low: float | None = None
+    any_hit_high: float | None = None
     n: int
 
     @property
@@ -31,8 +38,11 @@ class Accuracy(float):
         return float(self)
 
     def columns(self) -> dict[str, float]:
-        """For tables: top1, top1_low, top1_high, loss, loss_low, loss_high, n."""
-        return {
+        """For tables: top1, top1_low, top1_high, loss, loss_low, loss_high, n.
+
+        Where several classes an image are known also any_hit, any_hit_low, any_hit_high.
+        """
+        columns = {
             "top1": self.top1,
             "top1_low": self.low,
             "top1_high": self.high,
@@ -41,6 +51,11 @@ class Accuracy(float):
             "loss_high": self.loss_high,
             "n": self.n,
         }
+        for name in ("any_hit", "any_hit_low", "any_hit_high"):
+            value = getattr(self, name)
+            if value is not None:
+                columns[name] = value
+        return columns
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,9 @@ class Readings:
         accuracy.low, accuracy.high = interval(self.samples["top1"][:, i])
         accuracy.loss = float(self.means["loss"][i])
         accuracy.loss_low, accuracy.loss_high = interval(self.samples["loss"][:, i])
+        if "any_hit" in self.means:
+            accuracy.any_hit = float(self.means["any_hit"][i])
+            accuracy.any_hit_low, accuracy.any_hit_high = interval(self.samples["any_hit"][:, i])
         accuracy.n = self.n
         return accuracy
 
@@ -77,14 +95,30 @@ class Readings:
         return self.difference(name, floor, measure)[0] / span
 
 
-def gather_readings(outcomes: Mapping[str, list[Outcome]], seed: int = 0) -> Readings:
-    """Batches of outcomes per version to readings; every version saw the same images in order."""
+def gather_readings(
+    outcomes: Mapping[str, list[Outcome]],
+    seed: int = 0,
+    label_sets: Sequence[frozenset[int]] | None = None,
+) -> Readings:
+    """Batches of outcomes per version to readings; every version saw the same images in order.
+
+    With `label_sets` (`ImageData.label_sets`, one per image in that order) the readings also say
+    how often the top class is any of an image's classes.
+    """
     per_image: dict[Measure, np.ndarray] = {
         "top1": _columns(
             [torch.cat([o.correct for o in batches]) for batches in outcomes.values()]
         ),
         "loss": _columns([torch.cat([o.loss for o in batches]) for batches in outcomes.values()]),
     }
+    if label_sets is not None:
+        tops = [torch.cat([o.top for o in batches]).tolist() for batches in outcomes.values()]
+        per_image["any_hit"] = _columns(
+            [
+                torch.tensor([c in shown for c, shown in zip(top, label_sets, strict=True)])
+                for top in tops
+            ]
+        )
     return Readings(
         names=list(outcomes),
         samples={measure: bootstrap_means(values, seed) for measure, values in per_image.items()},

@@ -88,7 +88,7 @@ class TermSets:
                 values[name] = bias + torch.where(mask, batch.terms, fills).sum(0)
             for name, value in values.items():
                 outcomes[name].append(self.zs.read(self._run(batch.resid, value), labels))
-        return gather_readings(outcomes, self.seed)
+        return gather_readings(outcomes, self.seed, self.data.label_sets)
 
     def l0(self) -> float:
         """Active features a token and layer, on these rows, over the target's sources."""

@@ -23,6 +23,7 @@ from transformer_lens.hook_points import HookPoint
 from vit_clt.config import TeacherIdentity
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import BLOCK_POINTS, HookedBlock, Recorder
+from vit_clt.hooks.tokenizers import load_tokenizer
 from vit_clt.teachers import shipped_teacher
 
 HOOK_IN = "blocks.{l}.ln2.hook_out"
@@ -149,7 +150,6 @@ class HookedViT(HookedRootModule):
                     precision="fp32",
                     require_pretrained=own_weights,
                 )
-            tokenizer = open_clip.get_tokenizer(source)
         except _LOAD_ERRORS as error:
             plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
             reason = " ".join(plain.split())[:150]
@@ -158,7 +158,11 @@ class HookedViT(HookedRootModule):
                 f"and tag, or readable weights: {reason}"
             ) from error
         return cls(
-            clip, model=model, pretrained=pretrained, preprocess=preprocess, tokenizer=tokenizer
+            clip,
+            model=model,
+            pretrained=pretrained,
+            preprocess=preprocess,
+            tokenizer=load_tokenizer(source),
         )
 
     # ---- running ----------------------------------------------------------------------------

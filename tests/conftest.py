@@ -70,6 +70,17 @@ def make_clt() -> Callable[..., CrossLayerTranscoder]:
     return random_clt
 
 
+@pytest.fixture
+def offline_datasets(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hugging Face datasets without the Hub, and without files left in the user's cache."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture(scope="session")
 def digits_vit() -> HookedViT:
     return HookedViT.from_open_clip("digits")

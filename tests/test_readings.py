@@ -21,8 +21,10 @@ def values() -> np.ndarray:
     return np.stack([rng.normal(3, 2, N), rng.random(N) < 0.8, rng.exponential(1, N)], axis=1)
 
 
-def outcome(correct: list[bool], loss: list[float]) -> Outcome:
-    return Outcome(torch.tensor(correct), torch.tensor(loss))
+def outcome(correct: list[bool], loss: list[float], top: list[int] | None = None) -> Outcome:
+    return Outcome(
+        torch.tensor(correct), torch.tensor(loss), torch.tensor(top or [0] * len(correct))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +161,25 @@ def test_accuracy_behaves_as_its_float(readings: Readings) -> None:
         "loss_high": accuracy.loss_high,
         "n": N,
     }
+
+
+def test_any_hit_counts_every_class_an_image_shows() -> None:
+    sets = [frozenset({0, 2}), frozenset({1}), frozenset({0, 1, 2})]
+    batches = {
+        "a": [outcome([False, True], [1.0, 1.0], [2, 1]), outcome([False], [1.0], [0])],
+        "b": [outcome([False, False], [1.0, 1.0], [1, 0]), outcome([True], [1.0], [1])],
+    }
+    found = gather_readings(batches, 4, sets)
+    assert (found["a"].any_hit, found["b"].any_hit) == pytest.approx((1, 1 / 3))
+    assert (found["a"].any_hit_low, found["a"].any_hit_high) == (1, 1)
+    direct = bootstrap_means(np.array([[0.0], [0.0], [1.0]]), 4)
+    assert (found["b"].any_hit_low, found["b"].any_hit_high) == interval(direct[:, 0])
+    assert found["b"].columns()["any_hit"] == found["b"].any_hit
+    assert found.difference("a", "b", "any_hit")[0] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="shorter"):
+        gather_readings(batches, 4, sets[:2])
+
+
+def test_any_hit_is_undefined_without_label_sets(readings: Readings) -> None:
+    assert readings["strong"].any_hit is None
+    assert "any_hit" not in readings["strong"].columns()

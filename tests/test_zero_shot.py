@@ -87,6 +87,7 @@ def test_loss_is_cross_entropy_in_nats(digits_vit: HookedViT, embeddings: torch.
     expected = F.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(outcome.loss.double(), expected, rtol=1e-5, atol=1e-4)
     assert outcome.correct.tolist() == (logits.argmax(-1) == labels).tolist()
+    assert outcome.top.tolist() == logits.argmax(-1).tolist()
     assert 0 < outcome.correct.sum() < 9
     exact = zs.logits(embeddings).double()
     torch.testing.assert_close(

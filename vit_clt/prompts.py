@@ -1,4 +1,5 @@
-"""Zero-shot prompts: facts from OpenAI's published list (openai/CLIP, data/prompts.md)."""
+"""Zero-shot prompts: templates and CIFAR names of OpenAI's published list (openai/CLIP,
+data/prompts.md), and COCO's 80 category names."""
 
 from __future__ import annotations
 
@@ -38,4 +39,18 @@ CIFAR100_CLASSES = [
     "sunflower", "sweet pepper", "table", "tank", "telephone", "television", "tiger", "tractor",
     "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow tree", "wolf", "woman",
     "worm",
+]  # fmt: skip
+
+# in the order of their ids, which leave gaps between 1 and 90
+COCO_CLASSES = [
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
+    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
+    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
+    "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
+    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush",
 ]  # fmt: skip

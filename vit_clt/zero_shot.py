@@ -18,10 +18,11 @@ from vit_clt.prompts import TEMPLATE_SETS
 
 @dataclass(frozen=True)
 class Outcome:
-    """Per image: whether the top class is right, and the cross-entropy in nats."""
+    """Per image: whether the top class is right, the cross-entropy in nats, and the top class."""
 
     correct: Bool[Tensor, " image"]
     loss: Float[Tensor, " image"]
+    top: Int[Tensor, " image"]
 
 
 class ZeroShot:
@@ -33,7 +34,8 @@ class ZeroShot:
         templates: "single" ("a photo of a {}."), "ensemble" (the 18 CIFAR templates), or a list.
 
     Raises:
-        InputError: no class names, a template without "{}", or a model without a tokenizer.
+        InputError: no class names, a template without "{}", or a model without a tokenizer (or
+            whose tokenizer cannot be loaded: it is not needed before).
     """
 
     weights: Float[Tensor, "d_embed class"]
@@ -100,4 +102,5 @@ class ZeroShot:
         labels = labels.to(embeddings.device)
         logits = self.logits(embeddings)
         loss = F.cross_entropy(logits.double(), labels, reduction="none")
-        return Outcome((logits.argmax(-1) == labels).cpu(), loss.float().cpu())
+        top = logits.argmax(-1)
+        return Outcome((top == labels).cpu(), loss.float().cpu(), top.cpu())

@@ -49,10 +49,11 @@ class ModelOptions:
     pretrained: str | None = None
     """open_clip tag or weights file; "random" for random weights (not with local-dir:)."""
     data: str | None = None
-    """digits, cifar10, cifar100, parquet:PATH, imagefolder:PATH or hf:NAME. Default: digits, for
-    the digits model."""
+    """digits, cifar10, cifar100, imagenet100 or coco (from the Hub, or with :PATH from local
+    files), parquet:PATH, imagefolder:PATH or hf:NAME. Default: digits, for the digits model."""
     split: str | None = None
-    """Split; default: train for training, test otherwise."""
+    """Split; default: train for training, otherwise the held-out one (test; imagenet100:
+    validation; coco: val)."""
     limit: int | None = None
     """First N rows only."""
     image_column: str | None = None
@@ -83,13 +84,13 @@ class ModelOptions:
         pretrained = None if self.pretrained == "random" else self.pretrained
         return HookedViT.from_open_clip(model, pretrained, device=device)
 
-    def load_images(self, vit: HookedViT, split: str) -> ImageData:
-        """The images in `vit`'s preprocessing; `split` is the command's default."""
+    def load_images(self, vit: HookedViT, split: str | None = None) -> ImageData:
+        """The images in `vit`'s preprocessing; `split` is the command's default, None held-out."""
         from vit_clt.data import load_data
 
         if self.data is None and vit.cfg.model != "digits":
             raise InputError(f'data is missing; model "{vit.cfg.model}" needs images.')
-        return load_data(
+        data = load_data(
             self.data or "digits",
             vit=vit,
             split=self.split or split,
@@ -98,6 +99,9 @@ class ModelOptions:
             label_column=self.label_column,
             class_names=self._names(),
         )
+        if data.left_out:
+            print(f"{data.name}: images without a box left out: {data.left_out}")
+        return data
 
     def _names(self) -> list[str] | None:
         if self.class_names is None:
@@ -134,7 +138,7 @@ class CLTOptions(ModelOptions):
         except InputError as error:
             hint = str(error).replace("clt.forget_teacher() lifts", "--any-teacher lifts")
             raise InputError(hint) from error
-        return vit, clt, self.load_images(vit, "test")
+        return vit, clt, self.load_images(vit)
 
 
 def layer_numbers(text: str) -> list[int]:
