@@ -215,7 +215,6 @@ def test_an_engine_after_one_that_failed_has_its_own_precision():
 
 
 def test_the_next_engine_may_be_on_another_device(monkeypatch):
-    # Fails: accelerate's device outlives the engine, and it is the one that autocast works on, so
     # bf16 on a GPU after a run on the CPU silently computes in float32, and the other way round.
     with Engine(TrainConfig(), CPU) as engine:
         assert engine.accelerator.device.type == "cpu"

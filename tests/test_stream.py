@@ -15,10 +15,11 @@ import torch
 from conftest import tiny_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from vit_clt import InputError
+from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, train
 from vit_clt import stream as module
 from vit_clt.activation_cache import ActivationCache
 from vit_clt.activations import Activations, capture
@@ -60,10 +61,17 @@ def pixels() -> Tensor:
 def with_broken(pixels: Tensor, *broken: int) -> ImageData:
     """Decoded as files are, in rows that cannot be decoded too."""
 
-    def fetch(rows: list[int]) -> tuple[list[Tensor | None], list[int]]:
-        return [None if row in broken else pixels[row] for row in rows], [0] * len(rows)
+    # an image's only pixel says which row it is
+    def fetch(rows: list[int]) -> tuple[list[Image.Image], list[int]]:
+        return [Image.new("L", (1, 1), row) for row in rows], [0] * len(rows)
 
-    return DecodedImages(fetch, len(pixels), lambda image: image, [], "photos")
+    def transform(image: Image.Image) -> Tensor:
+        row = image.getpixel((0, 0))
+        if row in broken:
+            raise OSError("image file is truncated")
+        return pixels[row]
+
+    return DecodedImages(fetch, len(pixels), transform, [], "photos")
 
 
 def planned(n_images=N, n_shards=1, n_tokens=TOKENS, batch_rows=24, buffer_rows=60, epoch=1):
@@ -207,15 +215,14 @@ def test_rows_of_unreadable_images_are_left_out_and_counted(vit, pixels, workers
     assert sum(map(len, batches)) == (N - 3) * TOKENS
 
 
-def test_a_batch_without_a_readable_image_is_refused(vit, pixels):
+def test_a_batch_without_a_readable_image_is_empty(vit, pixels):
     source = recomputed(vit, with_broken(pixels, *range(N)), skip=True)
-    with pytest.raises(InputError) as error:
-        next(epoch_batches(planned(), source, has_cls=True))
-    assert "none of the images of a batch can be read" in one_sentence(error)
+    batches = list(epoch_batches(planned(), source, has_cls=True))
+    assert len(batches) == planned()[0].n_batches
+    assert not any(map(len, batches))
 
 
 def test_a_shard_without_a_readable_image_leaves_the_batch_to_the_others(vit, pixels):
-    # Fails: the sentence above is raised though half of the batch could be read.
     plans = planned(n_shards=2)
     broken = [image for group in plans[1].groups() for image in group]
     source = recomputed(vit, with_broken(pixels, *broken), skip=True)
@@ -280,25 +287,30 @@ def test_a_killed_worker_is_named_as_such(vit, pixels):
 
 
 @forks
-def test_a_worker_killed_while_this_process_is_at_work_is_named_as_such(vit, pixels):
-    # Fails: torch raises its RuntimeError wherever the main process is when the signal arrives,
-    # which is mostly in a step.
-    source = recomputed(vit, Failing(pixels, "killed later"), workers=2)
+def test_a_worker_killed_while_a_step_is_at_work_is_named_as_such(vit, pixels):
+    # torch raises wherever the main process is when the signal arrives: mostly in a step
+    def busy() -> bool:
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            pass
+        return False
 
-    def at_work() -> None:
-        for _ in source.read(in_groups(range(N))):
-            until = time.monotonic() + 1.0
-            while time.monotonic() < until:
-                pass
-
+    config = CLTConfig(vit.cfg.n_layers, vit.cfg.d_model, 8, ReLUTopK(2))
+    settings = TrainConfig(epochs=1, batch_size=24, buffer_batches=1, workers=2)
     with pytest.raises(InputError) as error:
-        at_work()
+        train(
+            vit,
+            Failing(pixels, "killed later"),
+            config,
+            settings,
+            should_stop=busy,
+            progress=False,
+        )
     assert "a process that decodes images was lost" in one_sentence(error)
 
 
 @forks
 def test_a_fault_of_the_data_in_a_worker_is_not_called_a_lost_process(vit, pixels):
-    # Fails: "Caught RuntimeError in DataLoader worker process 0." is taken for a lost process.
     source = recomputed(vit, Failing(pixels, "RuntimeError"), workers=2)
     with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
         list(source.read(in_groups(range(N))))

@@ -26,6 +26,9 @@ from vit_clt.errors import InputError
 from vit_clt.objectives import Objective
 from vit_clt.train_config import TrainConfig
 
+# trackers that come as extras of this package
+EXTRAS = ("tensorboard", "wandb")
+
 
 class Engine:
     """The processes of one run. Use as a context manager: accelerate keeps global state."""
@@ -39,11 +42,12 @@ class Engine:
     ):
         for name in trackers:
             if name not in map(str, get_available_trackers()):
+                extra = f"vit-clt[{name}]" if name in EXTRAS else name
                 raise InputError(
-                    f'tracker "{name}" is not installed; expected its package, as in '
-                    f"pip install 'vit-clt[{name}]'."
+                    f'tracker "{name}" is not installed; expected its package: '
+                    f"pip install '{extra}'."
                 )
-        if settings.precision != "fp32" and device.type == "cpu" and settings.precision == "tf32":
+        if settings.precision == "tf32" and device.type == "cpu":
             raise InputError('precision is "tf32" on a CPU; expected a GPU, or "fp32".')
         self.settings, self.device = settings, device
         self.accelerator = Accelerator(
@@ -67,8 +71,9 @@ class Engine:
         torch.set_float32_matmul_precision(self._tf32)
         if error[0] is None:
             self.accelerator.end_training()
-        # the next run of this process may ask for another precision
-        AcceleratorState._reset_state()
+        # the next run of this process may ask for another precision or device; several processes
+        # stay in touch
+        AcceleratorState._reset_state(reset_partial_state=self.n_processes == 1)
 
     @property
     def n_processes(self) -> int:

@@ -63,6 +63,12 @@ class Run:
         order = torch.randperm(n_images, generator=seeded(settings.seed, "validation")).tolist()
         held_out = min(settings.val_images, n_images // 10)
         self.held_out, self.images = sorted(order[:held_out]), sorted(order[held_out:])
+        assert settings.shards is not None
+        if len(self.images) < settings.shards:
+            raise InputError(
+                f"shards is {settings.shards}; expected at most one for each of the "
+                f"{len(self.images)} training images."
+            )
         self.total = self._plans(0)[0].n_batches * settings.epochs
         with seeded_globally(settings.seed):
             taught = replace(config, teacher=vit.identity())
@@ -79,6 +85,8 @@ class Run:
         )
         self.scales: tuple[Tensor, Tensor] | None = None
         self.step, self.seconds, self.rows = 0, 0.0, 0
+        self.saved_step: int | None = None
+        self.n_images = n_images
 
     # ---- one step ---------------------------------------------------------------------------
 
@@ -89,6 +97,10 @@ class Run:
         weights = torch.where(batch.is_cls, float(settings.cls_weight), 1.0)
         counted = torch.tensor([float(weights.sum()), float(len(batch))], dtype=torch.float64)
         weight, n_tokens = engine.total(counted.to(engine.device)).tolist()
+        if n_tokens == 0:  # all its images were unreadable: the step counts, nothing is learned
+            self.step += 1
+            self.sparsity.steer(None)
+            return {}
         self._set_k()
         dead = self.activity.dead() if settings.aux_k else None
         dead = dead if dead is not None and bool(dead.any()) else None
@@ -181,12 +193,18 @@ class Run:
         self._log({"event": "start", "step": self.step})
         if self.scales is None:
             self.scales = self._measured_scales()
-        bar = tqdm(
+        with tqdm(
             total=self.total, initial=self.step, unit="step", disable=not progress, desc="train"
-        )
+        ) as bar:
+            self._remaining_steps(should_stop, bar)
+        rate = self.rows / max(self.seconds, 1e-9)
+        end = {"step": self.step, "seconds": self.seconds, "tokens_per_second": rate}
+        self._log({"event": "end", **end})
+        return self._result()
+
+    def _remaining_steps(self, should_stop: Callable[[], bool], bar: Any) -> None:
         began = time.perf_counter() - self.seconds
-        began_rows, last, last_rows = self.rows, time.perf_counter(), self.rows
-        saved = self.step
+        last, last_rows = time.perf_counter(), self.rows
         steps_per_epoch = self.total // self.settings.epochs
         batches = self._batches()
         while self.step < self.total:
@@ -197,7 +215,7 @@ class Run:
                 now = time.perf_counter()
                 record["tokens_per_second"] = (self.rows - last_rows) / (now - last)
                 record["waits"] = self.waits.shares()
-                record["skipped"] = len(self.source.skipped)
+                record["skipped"] = len(self._skipped())
                 last, last_rows = now, self.rows
                 self._log(record)
                 bar.set_postfix(_short(record))
@@ -210,26 +228,12 @@ class Run:
             stop = bool(self.engine.total(torch.tensor(float(should_stop()))) > 0)
             if stop or self.step == self.total or (every and self.step % every == 0):
                 self.save()
-                saved = self.step
             if stop and self.step < self.total:
-                bar.close()
                 raise Stopped(f"stopped after step {self.step} of {self.total}")
-        bar.close()
-        assert saved == self.step or self.snapshots is None or not self.total
-        rate = (self.rows - began_rows) / max(time.perf_counter() - began, 1e-9)
-        self._log(
-            {
-                "event": "end",
-                "step": self.step,
-                "seconds": self.seconds,
-                "tokens_per_second": rate,
-            }
-        )
-        return self._result()
 
     def save(self) -> None:
-        """Write a checkpoint, if there is a folder for them."""
-        if self.snapshots is None:
+        """Write a checkpoint, if there is a folder for them and none of this step."""
+        if self.snapshots is None or self.saved_step == self.step:
             return
         assert self.scales is not None
         clt = self._objective().clt
@@ -246,7 +250,7 @@ class Run:
             "step": self.step,
             "rows": self.rows,
             "seconds": self.seconds,
-            "skipped": sorted(self.source.skipped),
+            "skipped": sorted(self._skipped()),
             "sparsity": {"step": self.sparsity.step, "log_gain": self.sparsity.log_gain},
             "train": asdict(self.settings),
             "clt": self.clt.config.to_json() | {"sparsifier": self.config.to_json()["sparsifier"]},
@@ -255,6 +259,7 @@ class Run:
         if self.engine.is_main:
             self.snapshots.save(self.step, tensors, state)
         self.engine.accelerator.wait_for_everyone()
+        self.saved_step = self.step
 
     def load(self, found: Snapshot) -> None:
         """Go on from a checkpoint."""
@@ -267,6 +272,7 @@ class Run:
         self.sparsity.log_gain = state["sparsity"]["log_gain"]
         self.source.skipped |= set(state["skipped"])
         self.step, self.rows, self.seconds = state["step"], state["rows"], state["seconds"]
+        self.saved_step = self.step
 
     # ---- parts ------------------------------------------------------------------------------
 
@@ -314,6 +320,14 @@ class Run:
         # the same numbers everywhere, whatever kernels the processes chose
         x, y = (self.engine.total(s) / self.engine.n_processes for s in scales)
         return x, y
+
+    def _skipped(self) -> set[int]:
+        """Unreadable images that any process met. Every process must call this."""
+        if self.engine.n_processes == 1:
+            return self.source.skipped
+        met = torch.zeros(self.n_images, device=self.engine.device)
+        met[list(self.source.skipped)] = 1
+        return set(self.engine.total(met).nonzero()[:, 0].tolist())
 
     def _normalised(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         assert self.scales is not None

@@ -8,6 +8,7 @@ before it as they were. SHA256SUMS is what `sha256sum -c` reads.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -72,7 +73,7 @@ class Snapshots:
             (staging / SUMS_FILE).write_text("".join(lines))
             for name in (*files, SUMS_FILE):
                 _sync(staging / name)
-            if target.exists():  # torn, or written by a run that went another way
+            if target.exists():  # damaged, or this would be a second one of its step
                 shutil.rmtree(target)
             os.replace(staging, target)
             _sync(self.folder)
@@ -95,13 +96,20 @@ class Snapshots:
         return sorted(int(match[1]) for match in matches if match)
 
     def newest(self) -> tuple[Snapshot | None, list[str]]:
-        """The newest whole checkpoint (None if there is none), and why newer ones are not."""
+        """The newest whole checkpoint (None if there is none), and why newer ones are not.
+
+        Damaged ones are renamed to damaged-..., so that they count no more.
+        """
         torn = []
         for step in reversed(self.steps()):
             try:
                 return self._read(step), torn
             except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
                 torn.append(f"the checkpoint at step {step} is damaged ({error})")
+                damaged = self.folder / f"damaged-{step:08d}"
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(damaged, ignore_errors=True)
+                    os.replace(self.folder / f"step-{step:08d}", damaged)
         return None, torn
 
     def remove(self) -> None:
@@ -109,7 +117,8 @@ class Snapshots:
         if not self.folder.is_dir():
             return
         for entry in list(self.folder.iterdir()):
-            if _NAME.fullmatch(entry.name.removeprefix(".").removesuffix(".part")):
+            name = entry.name.removeprefix(".").removesuffix(".part")
+            if _NAME.fullmatch(name.replace("damaged-", "step-")):
                 shutil.rmtree(entry, ignore_errors=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()

@@ -7,6 +7,8 @@ it, in the same groups, so that the same kernels give the same bits.
 
 from __future__ import annotations
 
+import multiprocessing
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,9 @@ from vit_clt.data import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, HookedViT
 from vit_clt.shuffle import Filling, ShardPlan
+
+# other ways to start a process would have to pickle the data set's reader
+_START_METHOD = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,7 @@ def _loaded(
         _Groups(data, groups, skip),
         batch_size=None,
         num_workers=workers,
+        multiprocessing_context=_START_METHOD if workers else None,
         collate_fn=_as_is,
         pin_memory=pin,
         # otherwise the loader draws its workers' seeds from the user's generator
@@ -182,13 +188,21 @@ def _loaded(
                 raise found
             yield found
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(
-            f"a process that decodes images was lost (killed, or out of memory); expected {workers}"
-            " of them to live: fewer workers need less memory, and resuming goes on from the last "
-            "checkpoint."
-        ) from error
+        raise lost_worker(error) or error from None
+
+
+def lost_worker(error: RuntimeError) -> InputError | None:
+    """What to tell the user if `error` is torch's, for a process that died while it decoded images.
+
+    torch raises it from a signal handler: wherever the main process is at that moment.
+    """
+    # a worker's own exception says "in DataLoader worker process"
+    if not re.search(r"DataLoader worker \(pid", str(error)):
+        return None
+    return InputError(
+        "a process that decodes images was lost (killed, or out of memory); expected all of them "
+        "to live: fewer workers need less memory, and resuming goes on from the last checkpoint."
+    )
 
 
 def _as_is(value: Any) -> Any:
@@ -233,7 +247,7 @@ def epoch_batches(
         skip: batches that are counted, not read: where a resumed run goes on.
 
     Raises:
-        InputError: not one image of a batch can be read, or what `source.read` raises.
+        InputError: what `source.read` raises.
     """
     shards = [_shard_batches(plan, source, has_cls, skip) for plan in plans]
     for parts in zip(*shards, strict=True):
@@ -308,13 +322,11 @@ class _Buffer:
         self.readable[position] = group.readable.repeat_interleave(n_tokens)[held]
 
     def batch(self, positions: Tensor) -> TokenBatch:
-        """The rows at these positions, without those of unreadable images."""
+        """The rows at these positions, without those of unreadable images: perhaps none."""
         is_cls = self.rows[positions] % self.plan.n_tokens == 0
         index = positions.to(self.x.device)
         kept = self.readable[index]
         index, is_cls = index[kept], is_cls.to(kept.device)[kept] & self.has_cls
-        if not len(index):
-            raise InputError("none of the images of a batch can be read; expected at least one.")
         return TokenBatch(self.x[:, index], self.y[:, index], is_cls)
 
     def _allocate(self, group: Group) -> None:

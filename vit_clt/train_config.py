@@ -94,8 +94,10 @@ class TrainConfig:
         )
         optional = ("clip", "shards", "l0", "k_start", "dead_tokens")
         for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}; expected a value above 0.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; expected 0 to 2^63 - 1.")
         for name in (
             "warmup_steps",
             "decay_fraction",
@@ -110,7 +112,7 @@ class TrainConfig:
             "checkpoint_every",
         ):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
+            if value is not None and not 0 <= value < float("inf"):
                 raise InputError(f"{name} is {value}; expected 0 or more.")
         for name, choices in (
             ("lr_schedule", get_args(LrSchedule)),

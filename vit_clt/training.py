@@ -30,7 +30,7 @@ from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.run import Log, Run
 from vit_clt.snapshots import Snapshot, Snapshots
 from vit_clt.sparsifiers import JumpReLU
-from vit_clt.stream import Cached, Recomputed, Source, Waits
+from vit_clt.stream import Cached, Recomputed, Source, Waits, lost_worker
 from vit_clt.train_config import PRESETS, TrainConfig
 from vit_clt.transcoder import CrossLayerTranscoder
 
@@ -96,16 +96,30 @@ def train(
         )
         settings = resolved(settings, config, device, engine.n_processes)
         found = _found(snapshots, progress and engine.is_main) if resume else None
+        if snapshots is not None and not resume and engine.is_main and snapshots.steps():
+            raise InputError(
+                f"checkpoints is {checkpoints}, which holds those of another run; expected a new "
+                "folder, or to resume it."
+            )
         if found is not None:
-            settings = _continued(settings, config, vit, data, found)
+            settings = _continued(settings, config, vit, data, cache is not None, found)
         waits = Waits()
         source = _source(vit, data, settings, cache, engine, waits, progress)
         run = Run(vit, source, len(data), config, settings, engine, waits)
-        run.snapshots, run.facts = snapshots, {"data": data_fingerprint(data)}
+        run.snapshots, run.facts = (
+            snapshots,
+            {
+                "data": data_fingerprint(data),
+                "cached": cache is not None,
+            },
+        )
         if found is not None:
             run.load(found)
         run.on_log = on_log if engine.is_main else None
-        return run.to_the_end(should_stop or (lambda: False), progress and engine.is_main)
+        try:
+            return run.to_the_end(should_stop or (lambda: False), progress and engine.is_main)
+        except RuntimeError as error:
+            raise lost_worker(error) or error from None
 
 
 def resolved(
@@ -176,7 +190,12 @@ def _found(snapshots: Snapshots | None, show: bool) -> Snapshot | None:
 
 
 def _continued(
-    settings: TrainConfig, config: CLTConfig, vit: HookedViT, data: ImageData, found: Snapshot
+    settings: TrainConfig,
+    config: CLTConfig,
+    vit: HookedViT,
+    data: ImageData,
+    cached: bool,
+    found: Snapshot,
 ) -> TrainConfig:
     """The settings of the run that is resumed, which must be these."""
     before, now = dict(found.state["train"]), asdict(settings)
@@ -196,6 +215,11 @@ def _continued(
             raise InputError(
                 f"{name} is {asked.get(name)!r}; the run that is resumed has {was[name]!r}."
             )
+    if found.state["cached"] != cached:
+        raise InputError(
+            f"this start is {'with' if cached else 'without'} a cache; the run that is resumed is "
+            f"{'with' if found.state['cached'] else 'without'} one."
+        )
     identity = vit.identity()
     if teacher["weights_sha256"] != identity.weights_sha256:
         raise InputError(

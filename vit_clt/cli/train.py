@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -93,7 +94,9 @@ class Train(ModelOptions, OutputOptions):
 
         if self.resume and self.overwrite:
             raise InputError("overwrite and resume are both set; expected one of them.")
-        folder = OutputFolder(self.out, FILES, self.overwrite, RUN_FILE if self.resume else None)
+        # a process that starts late finds what the main one has begun
+        overwrite = self.overwrite or not _is_main()
+        folder = OutputFolder(self.out, FILES, overwrite, RUN_FILE if self.resume else None)
         vit, data, clt_config, settings = self._resolved()
         run = self._described(clt_config, settings, data, vit)
         if folder.resumes:
@@ -118,7 +121,7 @@ class Train(ModelOptions, OutputOptions):
                 cache=self.cache,
                 trackers=self.trackers,
                 log_dir=folder.path / "trackers" if self.trackers else None,
-                on_log=lambda record: print(json.dumps(record), file=log),
+                on_log=partial(_write_record, log),
                 should_stop=asked,
             )
         if not _is_main():
@@ -305,6 +308,13 @@ class Train(ModelOptions, OutputOptions):
             f"{_duration(end['seconds'])}, {end['tokens_per_second']:.0f} tokens/s"
         )
         return metrics, {"l0": last["l0"], "line": line, "steps": end["step"]}, page
+
+
+def _write_record(log: IO[str], record: dict[str, Any]) -> None:
+    try:
+        log.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise InputError(f"{log.name} cannot be written: {error.strerror}.") from error
 
 
 def _is_main() -> bool:
