@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, TrainConfig
+from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU
 from vit_clt.backends import choose_jump
 from vit_clt.codes import DenseCodes, RaggedCodes, stack_codes
 from vit_clt.dense_chunks import code_gradient_chunks
-from vit_clt.training import _Sparsity
+from vit_clt.objectives import tanh_penalty
 
 LAYOUTS = ["listed", "masked"]
 
@@ -84,9 +84,8 @@ def assert_equals_the_oracle(clt: CrossLayerTranscoder, x: Tensor, seed: int) ->
     codes = clt.encode(x)
     assert isinstance(codes, RaggedCodes)
     y_hat = clt.decode(codes)
-    sparsity = _Sparsity(TrainConfig(sparsity=0.7, sparsity_scale=2.0), total=1)
-    sparsity.step = 1
-    ((y_hat * dy).sum() + sparsity.penalty(clt, codes)).backward()
+    penalty = 0.7 * tanh_penalty(clt, codes, 2.0) / x.shape[1]
+    ((y_hat * dy).sum() + penalty).backward()
     expected = oracle(clt, x.detach(), dy, 0.7 / x.shape[1])
     close(codes.to_dense(), expected["z"])
     assert torch.equal(codes.l0(), (expected["z"] != 0).sum(-1))

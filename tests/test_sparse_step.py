@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
-from vit_clt.backends import check_backend, choose
+from vit_clt.backends import choose
+from vit_clt.choices import check_backend
 from vit_clt.codes import DenseCodes, SparseCodes
 from vit_clt.dense_step import decode_dense
 from vit_clt.sparse_step import decode_entries

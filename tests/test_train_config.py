@@ -48,7 +48,7 @@ CHOICES = {
     "unreadable": Unreadable,
     "backend": Backend,
 }
-OPTIONAL = {"clip", "shards", "l0", "k_start", "dead_tokens", "workers"}
+OPTIONAL = ("clip", "shards", "l0", "k_start", "dead_tokens", "workers")
 
 
 def refused(**settings: object) -> str:

@@ -96,7 +96,7 @@ class Engine:
         if sharded and self.device.type == "cpu" and self.n_processes > 1:
             # accelerate shards on accelerators only; torch does it on CPUs as well
             mesh = init_device_mesh("cpu", (self.n_processes,))
-            objective = fully_shard(objective, mesh=mesh)
+            fully_shard(objective, mesh=mesh)
             return objective, _optimiser(objective, self.settings)
         optimiser = _optimiser(objective, self.settings)
         module, prepared = self.accelerator.prepare(

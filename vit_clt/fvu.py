@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,11 +16,11 @@ class VarianceSums:
     """Sums in float64 over token rows; the mean is taken over all rows of a kind."""
 
     def __init__(self, n_layers: int, d_model: int, device: torch.device):
-        options = {"dtype": torch.float64, "device": device}
-        self.count = torch.zeros(2, **options)
-        self.error = torch.zeros(2, n_layers, **options)
-        self.power = torch.zeros(2, n_layers, **options)
-        self.total = torch.zeros(2, n_layers, d_model, **options)
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        self.count = zeros(2)
+        self.error = zeros(2, n_layers)
+        self.power = zeros(2, n_layers)
+        self.total = zeros(2, n_layers, d_model)
 
     def add(
         self,

@@ -14,18 +14,15 @@ from tqdm import tqdm
 from vit_clt.config import CLTConfig
 from vit_clt.engine import (
     Engine,
-    gradient_norm,
     model_tensors,
     optimiser_tensors,
     restore,
     seeded_globally,
-    set_learning_rate,
 )
 from vit_clt.errors import InputError, Stopped
 from vit_clt.fvu import VarianceSums
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.objectives import (
-    BACKENDS,
     Activity,
     Objective,
     Sparsity,
@@ -35,6 +32,7 @@ from vit_clt.objectives import (
 from vit_clt.shuffle import ShardPlan, in_groups, seeded
 from vit_clt.snapshots import Snapshot, Snapshots
 from vit_clt.sparsifiers import JumpReLU
+from vit_clt.step import Stepper
 from vit_clt.stream import Group, Source, TokenBatch, Waits, epoch_batches, norm_scales
 from vit_clt.train_config import TrainConfig
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -74,11 +72,11 @@ class Run:
             taught = replace(config, teacher=vit.identity())
             self.clt = CrossLayerTranscoder(taught, backend=settings.backend).to(engine.device)
         self.objective, self.optimiser = engine.prepare(Objective(self.clt, settings))
-        self.parameters = list(self.objective.parameters())
+        shape = config.n_layers, config.n_features, config.d_model
+        self.stepper = Stepper(self.objective, self.optimiser, settings, engine, shape)
         self.lr = learning_rate(settings, self.total)
         self.k = active_features(settings, getattr(config.sparsifier, "k", 0), self.total)
         self.sparsity = Sparsity(settings, self.total)
-        self.is_jump = isinstance(config.sparsifier, JumpReLU)
         rows = len(self.images) * vit.cfg.n_tokens
         self.activity = Activity(
             (config.n_layers, config.n_features), settings.dead_tokens or rows, engine.device
@@ -92,68 +90,49 @@ class Run:
 
     def train_on(self, batch: TokenBatch, logging: bool) -> dict[str, Any]:
         """One step; its record, empty unless `logging`."""
-        settings, engine = self.settings, self.engine
-        x, y = self._normalised(batch)
-        weights = torch.where(batch.is_cls, float(settings.cls_weight), 1.0)
-        counted = torch.tensor([float(weights.sum()), float(len(batch))], dtype=torch.float64)
-        weight, n_tokens = engine.total(counted.to(engine.device)).tolist()
-        if n_tokens == 0:  # all its images were unreadable: the step counts, nothing is learned
-            self.step += 1
-            self.sparsity.steer(None)
-            return {}
+        settings = self.settings
         self._set_k()
         dead = self.activity.dead() if settings.aux_k else None
-        dead = dead if dead is not None and bool(dead.any()) else None
-        set_learning_rate(self.optimiser, self.lr(self.step))
-        self.optimiser.zero_grad()
-        loss = torch.zeros(self.config.n_layers, device=engine.device)
-        aux = active = fired = 0
-        sums = VarianceSums(self.config.n_layers, self.config.d_model, engine.device)
-        parts = list(torch.arange(len(batch), device=engine.device).chunk(settings.accumulate))
-        for i, rows in enumerate(parts):
-            whole = len(parts) == 1
-            part = (x, y, weights) if whole else (x[:, rows], y[:, rows], weights[rows])
-            with engine.unsynchronised(self.objective, last=i == len(parts) - 1):
-                found = self.objective(*part, weight, int(n_tokens), self.sparsity.value, dead)
-                # processes average their gradients, the loss is already a share of the whole
-                engine.accelerator.backward(found["total"] * engine.n_processes)
-            loss = loss + found["loss_by_layer"].detach()
-            aux = aux + found["aux"].detach()
-            active, fired = active + found["active"], fired + found["fired"].int()
-            if logging:
-                sums.add(part[1], found["y_hat"], batch.is_cls[rows])
-        loss = engine.total(loss)
-        norm = gradient_norm(self.parameters, settings.clip)
-        self._check_finite(loss, norm)
-        self.optimiser.step()
+        lr, sparsity, epoch = self.lr(self.step), self.sparsity.value, self._epoch(self.step)
+        place = self.step % (self.total // settings.epochs)
+        done = self.stepper.step(
+            *self._normalised(batch),
+            batch.is_cls,
+            lr=lr,
+            sparsity=sparsity,
+            dead=dead if dead is not None and bool(dead.any()) else None,
+            measure=logging,
+            where=f"at step {self.step} (batch {place} of epoch {epoch})",
+        )
         self.step += 1
-        self.rows += int(n_tokens)
-        self.activity.count(engine.total(fired) > 0, int(n_tokens))
+        if done is None:  # all images of the batch were unreadable
+            self.sparsity.steer(None)
+            return {}
+        self.rows += done.n_tokens
+        self.activity.count(done.fired, done.n_tokens)
         steered = settings.l0 is not None
-        l0 = (engine.total(active) / n_tokens).tolist() if logging or steered else None
-        record = {}
-        if logging:
-            sums.reduce(engine.total)
-            dead_by_layer = self.activity.dead().float().mean(1).tolist()
-            record = {
-                "step": self.step,
-                "epoch": self._epoch(self.step - 1),
-                "tokens": int(n_tokens),
-                "loss": float(loss.sum()),
-                "loss_by_layer": loss.tolist(),
-                **_means(sums),
-                "l0": _mean(l0),
-                "l0_by_layer": l0,
-                "dead": _mean(dead_by_layer),
-                "dead_by_layer": dead_by_layer,
-                "sparsity": self.sparsity.value if self.is_jump else None,
-                "lr": self.lr(self.step - 1),
-                "grad_norm": norm,
-                "aux": float(engine.total(aux)) if settings.aux_k else None,
-                "backend": BACKENDS[int(found["backend"])],
-            }
+        l0 = (done.active / done.n_tokens).tolist() if logging or steered else []
         self.sparsity.steer(_mean(l0) if steered else None)
-        return record
+        if done.variance is None:
+            return {}
+        dead_by_layer = self.activity.dead().float().mean(1).tolist()
+        return {
+            "step": self.step,
+            "epoch": epoch,
+            "tokens": done.n_tokens,
+            "loss": float(done.loss.sum()),
+            "loss_by_layer": done.loss.tolist(),
+            **_means(done.variance),
+            "l0": _mean(l0),
+            "l0_by_layer": l0,
+            "dead": _mean(dead_by_layer),
+            "dead_by_layer": dead_by_layer,
+            "sparsity": sparsity if isinstance(self.config.sparsifier, JumpReLU) else None,
+            "lr": lr,
+            "grad_norm": done.grad_norm,
+            "aux": float(done.aux) if settings.aux_k else None,
+            "backend": done.backend,
+        }
 
     def validate(self) -> dict[str, Any]:
         """Held-out FVU and L0 by layer, as a record."""
@@ -338,23 +317,6 @@ class Run:
         sparsifier, k = self.clt.config.sparsifier, self.k(self.step)
         if not isinstance(sparsifier, JumpReLU) and sparsifier.k != k:
             self.clt.config = replace(self.clt.config, sparsifier=replace(sparsifier, k=k))
-
-    def _check_finite(self, loss: Tensor, norm: float) -> None:
-        per_epoch = self.total // self.settings.epochs
-        where = (
-            f"at step {self.step} (batch {self.step % per_epoch} of epoch "
-            f"{self._epoch(self.step)}); expected finite values: lower lr ({self.settings.lr})"
-        )
-        if not loss.isfinite().all():
-            layer = int((~loss.isfinite()).nonzero()[0])
-            raise InputError(f"loss of layer {layer} is {float(loss[layer])} {where}.")
-        if norm != norm or norm == float("inf"):
-            names = (
-                name
-                for name, p in self._objective().clt.named_parameters()
-                if p.grad is not None and not bool(p.grad.sum().isfinite())
-            )
-            raise InputError(f"the gradient of {next(names, 'the CLT')} is {norm} {where}.")
 
     def _epoch(self, step: int) -> int:
         return step // (self.total // self.settings.epochs)

@@ -100,7 +100,7 @@ class Snapshots:
 
         Damaged ones are renamed to damaged-..., so that they count no more.
         """
-        torn = []
+        torn: list[str] = []
         for step in reversed(self.steps()):
             try:
                 return self._read(step), torn

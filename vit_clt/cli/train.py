@@ -310,7 +310,8 @@ class Train(ModelOptions, OutputOptions):
         return metrics, {"l0": last["l0"], "line": line, "steps": end["step"]}, page
 
 
-def _write_record(log: IO[str], record: dict[str, Any]) -> None:
+def _write_record(log: IO[str] | None, record: dict[str, Any]) -> None:
+    assert log is not None  # only the main process is given records
     try:
         log.write(json.dumps(record) + "\n")
     except OSError as error:
