@@ -75,6 +75,11 @@ class Cascade:
                     "l0": self.l0[name],
                 }
             )
+            hits = {key: v for key, v in read.columns().items() if key.startswith("any_hit")}
+            if hits:
+                floors = {"baseline": original, "floor_zero": zero, "floor_mean": mean}
+                of_floors = {f"any_hit_{key}": each.any_hit for key, each in floors.items()}
+                rows[-1] |= {**hits, **of_floors}
         return pd.DataFrame(rows)
 
     def metrics(self) -> list[Metric]:

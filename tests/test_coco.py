@@ -260,7 +260,10 @@ def test_readings_count_any_hit(
     assert curves.to_frame()["any_hit"].between(0, 1).all()
     found = cascade(digits_vit, clt, data, zs, first_layers=[7])
     assert found.readings["original"].any_hit == np.mean(hits)
-    assert found.to_frame()["any_hit"].tolist() == [found.readings["replaced_7"].any_hit]
+    table = found.to_frame()
+    assert table["any_hit"].tolist() == [found.readings["cls_stream_7"].any_hit]
+    assert table["any_hit_baseline"].tolist() == [np.mean(hits)]
+    assert table["any_hit_floor_mean"].tolist() == [found.readings["cls_mean_7"].any_hit]
 
 
 def test_a_command_says_what_is_left_out_and_writes_any_hit(

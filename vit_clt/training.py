@@ -217,7 +217,7 @@ def _continued(
             )
     if found.state["cached"] != cached:
         raise InputError(
-            f"this start is {'with' if cached else 'without'} a cache; the run that is resumed is "
+            f"cache is {'given' if cached else 'missing'}; the run that is resumed was started "
             f"{'with' if found.state['cached'] else 'without'} one."
         )
     identity = vit.identity()
