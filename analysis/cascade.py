@@ -48,7 +48,7 @@ class Cascade:
     def to_frame(self) -> pd.DataFrame:
         """One row per token kind, inputs and range; accuracies are fractions, losses nats."""
         original = self.readings["original"]
-        rows = []
+        rows: list[dict[str, Any]] = []
         for tokens, inputs, s in self._ranges():
             name = f"{tokens}_{inputs}_{s}"
             read = self.readings[name]

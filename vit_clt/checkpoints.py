@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,8 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
             target.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as staging:
                 super().save_pretrained(staging, model_card_kwargs=kwargs.get("model_card_kwargs"))
+                # safetensors lets nobody else read its files
+                shutil.copymode(Path(staging) / CONFIG_FILE, Path(staging) / WEIGHTS_FILE)
                 for file in sorted(Path(staging).iterdir()):
                     if file.name != CARD_FILE or not (target / file.name).exists():
                         os.replace(file, target / file.name)

@@ -6,6 +6,7 @@ checkpoint does not depend on how many there were.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -40,15 +41,7 @@ class Engine:
         trackers: Sequence[str] = (),
         log_dir: Path | None = None,
     ):
-        for name in trackers:
-            if name not in map(str, get_available_trackers()):
-                extra = f"vit-clt[{name}]" if name in EXTRAS else name
-                raise InputError(
-                    f'tracker "{name}" is not installed; expected its package: '
-                    f"pip install '{extra}'."
-                )
-        if settings.precision == "tf32" and device.type == "cpu":
-            raise InputError('precision is "tf32" on a CPU; expected a GPU, or "fp32".')
+        check_engine(settings, device, trackers)
         self.settings, self.device = settings, device
         self.accelerator = Accelerator(
             mixed_precision="bf16" if settings.precision == "bf16" else "no",
@@ -125,6 +118,25 @@ class Engine:
         if self.accelerator.trackers:
             numbers = {name: v for name, v in values.items() if isinstance(v, float | int)}
             self.accelerator.log(numbers, step=step)
+
+
+def check_engine(settings: TrainConfig, device: torch.device, trackers: Sequence[str]) -> None:
+    """Raise InputError if this machine cannot run so."""
+    known = [str(each) for each in LoggerType if each != LoggerType.ALL]
+    for name in trackers:
+        if name not in known:
+            raise InputError(f'tracker is "{name}"; expected one of {", ".join(known)}.')
+        if name not in map(str, get_available_trackers()):
+            extra = f"vit-clt[{name}]" if name in EXTRAS else name
+            raise InputError(
+                f"tracker \"{name}\" is not installed; expected its package: pip install '{extra}'."
+            )
+    if settings.precision == "tf32" and device.type == "cpu":
+        raise InputError('precision is "tf32" on a CPU; expected a GPU, or "fp32".')
+    if settings.optimiser == "adamw8bit" and importlib.util.find_spec("torchao") is None:
+        raise InputError(
+            "optimiser is \"adamw8bit\", which needs torchao: pip install 'vit-clt[lowbit]'."
+        )
 
 
 def gradient_norm(parameters: Sequence[Tensor], clip: float | int | None) -> float:

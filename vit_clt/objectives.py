@@ -130,9 +130,11 @@ def auxiliary_error(
         if not len(features):
             found.append(torch.zeros_like(error[l]))
             continue
-        pre = nn.functional.linear(x[l], clt.W_enc[l][features], clt.b_enc[l][features])
-        z = replace(sparsifier, k=min(k, len(features)))(pre).to_dense()
-        found.append(error[l] + (z @ clt.W_dec[l][0, features]).float())
+        # index_select: the gradient of indexing with a tensor is many times slower on CPU
+        W_enc, b_enc = (v.index_select(0, features) for v in (clt.W_enc[l], clt.b_enc[l]))
+        z = replace(sparsifier, k=min(k, len(features)))(nn.functional.linear(x[l], W_enc, b_enc))
+        e_hat = z.to_dense() @ clt.W_dec[l][0].index_select(0, features)
+        found.append(error[l] + e_hat.float())
     return torch.stack(found)
 
 
@@ -158,7 +160,9 @@ class Sparsity:
         if self.settings.l0 is not None and l0 is not None:
             # integral control of log lambda: lambda grows while too many features are active
             error = log(max(l0, 1e-3) / self.settings.l0)
-            self.log_gain += 0.05 * max(-1.0, min(1.0, error))
+            gain = self.log_gain + 0.05 * max(-1.0, min(1.0, error))
+            # a target that cannot be reached must not end in an overflow
+            self.log_gain = max(-50.0, min(50.0, gain))
 
 
 class Activity:

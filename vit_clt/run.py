@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from vit_clt.train_config import TrainConfig
 from vit_clt.transcoder import CrossLayerTranscoder
 
 Log = Callable[[dict[str, Any]], None]
+Result = TypeVar("Result")
 
 
 class Run:
@@ -61,12 +62,6 @@ class Run:
         order = torch.randperm(n_images, generator=seeded(settings.seed, "validation")).tolist()
         held_out = min(settings.val_images, n_images // 10)
         self.held_out, self.images = sorted(order[:held_out]), sorted(order[held_out:])
-        assert settings.shards is not None
-        if len(self.images) < settings.shards:
-            raise InputError(
-                f"shards is {settings.shards}; expected at most one for each of the "
-                f"{len(self.images)} training images."
-            )
         self.total = self._plans(0)[0].n_batches * settings.epochs
         with seeded_globally(settings.seed):
             taught = replace(config, teacher=vit.identity())
@@ -136,27 +131,35 @@ class Run:
 
     def validate(self) -> dict[str, Any]:
         """Held-out FVU and L0 by layer, as a record."""
+        self._set_k()
         cfg = self.config
         sums = VarianceSums(cfg.n_layers, cfg.d_model, self.engine.device)
-        loss, active, n_tokens = 0.0, torch.zeros(cfg.n_layers), 0
+        loss, active, n_tokens, n_images = 0.0, torch.zeros(cfg.n_layers), 0, 0
         groups = in_groups(self.held_out)
         for group in self.source.read(groups):
             batch = _rows(group, self.vit.cfg.has_cls)
             if not len(batch):
                 continue
-            x, y = self._normalised(batch)
-            with torch.no_grad():
-                ones = torch.ones(len(batch), device=x.device)
-                found = self.objective(x, y, ones, 1.0, len(batch), 0.0, None)
-            sums.add(y, found["y_hat"], batch.is_cls)
-            loss += float(found["loss_by_layer"].sum())
-            active += found["active"].cpu()
-            n_tokens += len(batch)
+            n_images += int(group.readable.sum())
+            normalised = self._normalised(batch)
+            # no more rows at a time than in a step
+            size = max(1, self.settings.batch_size // self.engine.n_processes)
+            for rows in torch.arange(len(batch), device=self.engine.device).split(size):
+                x, y = (values[:, rows] for values in normalised)
+                with torch.no_grad():
+                    ones = torch.ones(len(rows), device=x.device)
+                    found = self.objective(x, y, ones, 1.0, len(rows), 0.0, None)
+                sums.add(y, found["y_hat"], batch.is_cls[rows])
+                loss += float(found["loss_by_layer"].sum())
+                active += found["active"].cpu()
+                n_tokens += len(rows)
+        if not n_tokens:
+            raise InputError("none of the held-out images can be read; expected at least one.")
         return {
             "event": "validation",
             "step": self.step,
             "epoch": self._epoch(self.step - 1),
-            "n_images": len(self.held_out),
+            "n_images": n_images,
             "loss": loss / n_tokens,
             **{
                 f"fvu{'' if kind == 'all' else f'_{kind}'}_by_layer": values
@@ -187,7 +190,7 @@ class Run:
         steps_per_epoch = self.total // self.settings.epochs
         batches = self._batches()
         while self.step < self.total:
-            batch = self._next(batches)
+            batch = self._or_save(lambda: next(batches))
             record = self.train_on(batch, self._logs(self.step + 1))
             self.seconds = time.perf_counter() - began
             if record:
@@ -200,7 +203,7 @@ class Run:
                 bar.set_postfix(_short(record))
             bar.update()
             if self.held_out and self.step % steps_per_epoch == 0:
-                self._log(self.validate())
+                self._log(self._or_save(self.validate))
                 last, last_rows = time.perf_counter(), self.rows
                 self.waits.shares()
             every = self.settings.checkpoint_every
@@ -281,11 +284,12 @@ class Run:
                 self._plans(epoch), self.source, has_cls=self.vit.cfg.has_cls, skip=skip
             )
 
-    def _next(self, batches: Iterator[TokenBatch]) -> TokenBatch:
+    def _or_save(self, work: Callable[[], Result]) -> Result:
+        """The result of work between steps, whose failure must not cost the last whole step."""
         try:
-            return next(batches)
+            return work()
         except InputError:
-            # the last step was whole: keep it. One process of several cannot do that alone
+            # one process of several cannot save alone
             if self.engine.n_processes == 1 and self.step:
                 self.save()
             raise
@@ -327,7 +331,12 @@ class Run:
     def _log(self, record: dict[str, Any]) -> None:
         if self.on_log is not None:
             self.on_log(record)
-        self.engine.log(record, self.step)
+        prefix = "validation/" if record.get("event") == "validation" else ""
+        numbers = {
+            f"{prefix}{name}": _mean(value) if isinstance(value, list) else value
+            for name, value in record.items()
+        }
+        self.engine.log(numbers, self.step)
 
     def _objective(self) -> Objective:
         objective: Objective = self.engine.accelerator.unwrap_model(self.objective)
@@ -337,6 +346,7 @@ class Run:
         assert self.scales is not None
         tensors = model_tensors(self._objective().clt)
         clt = self.clt
+        clt.config = replace(clt.config, sparsifier=self.config.sparsifier)
         if self.engine.n_processes > 1:
             # free of what the processes share
             config = replace(self.config, teacher=self.vit.identity())

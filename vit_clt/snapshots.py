@@ -71,6 +71,8 @@ class Snapshots:
             files = sorted(file.name for file in staging.iterdir())
             lines = [f"{_sha256(staging / name)}  {name}\n" for name in files]
             (staging / SUMS_FILE).write_text("".join(lines))
+            for name in files:  # safetensors lets nobody else read its files
+                shutil.copymode(staging / SUMS_FILE, staging / name)
             for name in (*files, SUMS_FILE):
                 _sync(staging / name)
             if target.exists():  # damaged, or this would be a second one of its step

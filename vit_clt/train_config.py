@@ -74,7 +74,7 @@ class TrainConfig:
     log_every: int = 10
     """Steps between log records."""
     checkpoint_every: int = 500
-    """Steps between checkpoints, where a folder for them is given; 0 writes none."""
+    """Steps between checkpoints, where a folder for them is given; 0 writes only the last one."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
     backend: Backend = "auto"
@@ -114,6 +114,13 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise InputError(f"{name} is {value}; expected 0 or more.")
+        for name in ("decay_fraction", "sparsity_ramp", "k_ramp"):
+            if getattr(self, name) > 1:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}; expected a share of the run, at most 1."
+                )
+        if self.l0 is not None and self.sparsity == 0:
+            raise InputError("sparsity is 0 with an l0 target; expected a start above 0.")
         for name, choices in (
             ("lr_schedule", get_args(LrSchedule)),
             ("optimiser", get_args(Optimiser)),

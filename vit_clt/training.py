@@ -23,7 +23,7 @@ from vit_clt.activation_cache import ActivationCache
 from vit_clt.backends import choose
 from vit_clt.config import CLTConfig
 from vit_clt.data import ImageData, as_image_data
-from vit_clt.engine import Engine
+from vit_clt.engine import Engine, check_engine
 from vit_clt.errors import InputError, Stopped
 from vit_clt.fingerprints import data_fingerprint
 from vit_clt.hooks.hooked_vit import HookedViT
@@ -89,7 +89,7 @@ def train(
     data = as_image_data(data)
     device = next(vit.parameters()).device
     settings = train_config or TrainConfig()
-    _check(vit, config, settings)
+    check_run(vit, config, settings, len(data), device, trackers)
     with Engine(settings, device, trackers, log_dir) as engine:
         snapshots = (
             None if checkpoints is None else Snapshots(checkpoints, settings.keep_checkpoints)
@@ -102,7 +102,12 @@ def train(
                 "folder, or to resume it."
             )
         if found is not None:
-            settings = _continued(settings, config, vit, data, cache is not None, found)
+            if train_config is None or train_config.backend == "auto":
+                settings = replace(settings, backend=found.state["train"]["backend"])
+            if train_config is None or train_config.shards is None:
+                settings = replace(settings, shards=found.state["train"]["shards"])
+            settings = resolved(settings, config, device, engine.n_processes)
+            _check_same(settings, config, vit, data, cache is not None, found)
         waits = Waits()
         source = _source(vit, data, settings, cache, engine, waits, progress)
         run = Run(vit, source, len(data), config, settings, engine, waits)
@@ -189,18 +194,16 @@ def _found(snapshots: Snapshots | None, show: bool) -> Snapshot | None:
     return found
 
 
-def _continued(
+def _check_same(
     settings: TrainConfig,
     config: CLTConfig,
     vit: HookedViT,
     data: ImageData,
     cached: bool,
     found: Snapshot,
-) -> TrainConfig:
-    """The settings of the run that is resumed, which must be these."""
-    before, now = dict(found.state["train"]), asdict(settings)
-    if settings.backend == "auto":
-        now["backend"] = before["backend"]
+) -> None:
+    """Refuse to resume a run of other settings, another CLT, teacher or data."""
+    before, now = found.state["train"], asdict(settings)
     for name in sorted(before.keys() | now.keys()):
         if name not in FREE and before.get(name) != now.get(name):
             raise InputError(
@@ -231,10 +234,18 @@ def _continued(
             f"data is {data.name} with {len(data)} images; the run that is resumed saw other "
             "images or another preprocessing."
         )
-    return replace(settings, backend=now["backend"])
 
 
-def _check(vit: HookedViT, config: CLTConfig, settings: TrainConfig) -> None:
+def check_run(
+    vit: HookedViT,
+    config: CLTConfig,
+    settings: TrainConfig,
+    n_images: int,
+    device: torch.device,
+    trackers: Sequence[str] = (),
+) -> None:
+    """Raise InputError, in one sentence, for a run that `train` would refuse at its start."""
+    check_engine(settings, device, trackers)
     have, want = (config.n_layers, config.d_model), (vit.cfg.n_layers, vit.cfg.d_model)
     if have != want:
         raise InputError(
@@ -247,7 +258,16 @@ def _check(vit: HookedViT, config: CLTConfig, settings: TrainConfig) -> None:
     for name in ("k_start", "aux_k"):
         if getattr(settings, name) and steered:
             raise InputError(f"{name} is {getattr(settings, name)}; expected a top-k sparsifier.")
-    if settings.k_start is not None and settings.k_start > config.n_features:
+    if settings.l0 is not None and settings.l0 > config.n_features:
+        raise InputError(f"l0 is {settings.l0}; expected at most n_features, {config.n_features}.")
+    k = getattr(config.sparsifier, "k", 0)
+    if settings.k_start is not None and not k <= settings.k_start <= config.n_features:
         raise InputError(
-            f"k_start is {settings.k_start}; expected at most n_features, {config.n_features}."
+            f"k_start is {settings.k_start}; expected k, {k}, to n_features, {config.n_features}."
+        )
+    n_images -= min(settings.val_images, n_images // 10)
+    if settings.shards is not None and n_images < settings.shards:
+        raise InputError(
+            f"shards is {settings.shards}; expected at most one for each of the {n_images} "
+            "training images."
         )

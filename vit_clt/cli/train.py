@@ -63,6 +63,8 @@ class Train(ModelOptions, OutputOptions):
     """Features per layer; default: 16 times the width."""
     bandwidth: float = 1.0
     """JumpReLU only: width of the band in which a threshold learns."""
+    ramp: bool = False
+    """JumpReLU only: let lambda rise to --sparsity instead of steering it to an L0 of --k."""
     zero_cross_init: bool = False
     """Start the off-diagonal decoders at zero."""
     resume: bool = False
@@ -79,6 +81,8 @@ class Train(ModelOptions, OutputOptions):
     def defaults(cls, args: Sequence[str]) -> Train:
         """What options start from, given those that decide it: --preset and --config."""
         preset, path = _value_of("--preset", args), _value_of("--config", args)
+        if preset is not None and path is not None:
+            raise InputError("preset and config are both set; expected one of them.")
         options = {} if path is None else _options_in(Path(path))
         options.setdefault("training", PRESETS.get(preset or "small", PRESETS["small"]))
         start = cls(out=Path(), **options)
@@ -87,6 +91,7 @@ class Train(ModelOptions, OutputOptions):
 
     def run(self) -> None:
         """Train, save, and report."""
+        from vit_clt.activation_cache import ActivationCache
         from vit_clt.metrics import metrics_json
         from vit_clt.model_card import model_card
         from vit_clt.outputs import OutputFolder
@@ -97,7 +102,7 @@ class Train(ModelOptions, OutputOptions):
         # a process that starts late finds what the main one has begun
         overwrite = self.overwrite or not _is_main()
         folder = OutputFolder(self.out, FILES, overwrite, RUN_FILE if self.resume else None)
-        vit, data, clt_config, settings = self._resolved()
+        vit, data, clt_config, asked, settings = self._resolved()
         run = self._described(clt_config, settings, data, vit)
         if folder.resumes:
             _check_same(run, folder.path / RUN_FILE)
@@ -105,28 +110,33 @@ class Train(ModelOptions, OutputOptions):
                 print(f"{folder.path} is finished; nothing to do")
                 return
         self._estimate(vit, data, clt_config, settings)
+        if self.cache is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            # refused before anything is overwritten
+            cache = ActivationCache(self.cache, vit, data, unreadable=settings.unreadable)
+            print(cache.description, flush=True)
         if _is_main() and not folder.resumes:
             self._begin(folder, run)
         with (
             folder.stream(LOG_FILE) if _is_main() else nullcontext() as log,
-            _asked_to_stop() as asked,
+            _asked_to_stop() as stop,
         ):
             clt = train(
                 vit,
                 data,
                 clt_config,
-                settings,
+                asked,
                 checkpoints=folder.path / "checkpoints",
                 resume=folder.resumes,
                 cache=self.cache,
                 trackers=self.trackers,
                 log_dir=folder.path / "trackers" if self.trackers else None,
                 on_log=partial(_write_record, log),
-                should_stop=asked,
+                should_stop=stop,
             )
         if not _is_main():
             return
-        metrics, facts, html = self._report(folder.path, data, clt_config)
+        clt.save_pretrained(folder.path)
+        metrics, facts, html = self._report(folder.path, data, clt_config, settings)
         document = metrics_json(
             metrics,
             command="train",
@@ -136,11 +146,11 @@ class Train(ModelOptions, OutputOptions):
             trajectory="teacher",
             l0=facts["l0"],
             seed=settings.seed,
-            images=len(data),
+            images=len(data) - min(settings.val_images, len(data) // 10),
             steps=facts["steps"],
-            **as_context(clt_config, settings),
+            device=self.device,
+            **as_context(clt.config, settings),
         )
-        clt.save_pretrained(folder.path)
         folder.write("README.md", model_card(clt.config, json.loads(document)))
         folder.write("training.html", html)
         # last: it says that the run is finished
@@ -149,10 +159,14 @@ class Train(ModelOptions, OutputOptions):
 
     # ---- before -----------------------------------------------------------------------------
 
-    def _resolved(self) -> tuple[HookedViT, ImageData, CLTConfig, TrainConfig]:
-        """What will be trained on what, every default decided."""
+    def _resolved(
+        self,
+    ) -> tuple[HookedViT, ImageData, CLTConfig, TrainConfig, TrainConfig]:
+        """What will be trained on what: as asked, and with every default decided."""
+        import torch
+
         from vit_clt.activations import capture
-        from vit_clt.training import resolved
+        from vit_clt.training import check_run, resolved
 
         if self.k is not None and self.k < 1:
             raise InputError(f"k is {self.k}; expected at least 1.")
@@ -161,11 +175,12 @@ class Train(ModelOptions, OutputOptions):
             self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         vit = self.load_vit(self.device)
         k = self.k or (128 if self.preset == "paper" else min(32, vit.cfg.d_model // 4))
+        self.k = k
         clt_config = self._clt_config(vit.cfg.n_layers, vit.cfg.d_model, k)
-        settings = self.training
-        if self.sparsifier == "jumprelu" and settings.l0 is None:
-            settings = replace(settings, l0=float(k))
-        settings = resolved(settings, clt_config, self.device, n_processes)
+        asked = self.training
+        if self.sparsifier == "jumprelu" and asked.l0 is None and not self.ramp:
+            asked = replace(asked, l0=float(k))
+        settings = resolved(asked, clt_config, self.device, n_processes)
         data = self.load_images(vit, "train")
         # a first look, so that broken weights or images are refused before anything is written
         images, _ = data.readable(range(min(8, len(data))))
@@ -173,13 +188,20 @@ class Train(ModelOptions, OutputOptions):
             images, _ = data.batch(range(min(8, len(data))))
         if images is not None:
             capture(vit, images.to(self.device))
-        return vit, data, clt_config, settings
+        device = torch.device(self.device)
+        check_run(vit, clt_config, settings, len(data), device, self.trackers)
+        return vit, data, clt_config, asked, settings
 
     def _clt_config(self, n_layers: int, d_model: int, k: int) -> CLTConfig:
         from vit_clt.config import CLTConfig
         from vit_clt.sparsifiers import AbsTopK, JumpReLU, ReLUTopK, Sparsifier
 
         n_features = 16 * d_model if self.n_features is None else self.n_features
+        for name, default in (("bandwidth", 1.0), ("ramp", False)):
+            if getattr(self, name) != default and self.sparsifier != "jumprelu":
+                raise InputError(
+                    f"{name} is {getattr(self, name)}; expected only with sparsifier jumprelu."
+                )
         sparsifiers: dict[str, Callable[[], Sparsifier]] = {
             "relu_topk": lambda: ReLUTopK(k),
             "abs_topk": lambda: AbsTopK(k),
@@ -195,7 +217,9 @@ class Train(ModelOptions, OutputOptions):
         """run.json: what makes this run, and options that make it again."""
         from vit_clt.metrics import versions
 
-        options = asdict(replace(self, training=settings, n_features=config.n_features))
+        # an L0 that comes from --k is left to it
+        kept = replace(settings, l0=self.training.l0)
+        options = asdict(replace(self, training=kept, n_features=config.n_features))
         options = {name: v for name, v in options.items() if name not in _NOT_OF_THE_RUN}
         return {
             "command": "train",
@@ -257,7 +281,7 @@ class Train(ModelOptions, OutputOptions):
     # ---- after ------------------------------------------------------------------------------
 
     def _report(
-        self, out: Path, data: ImageData, config: CLTConfig
+        self, out: Path, data: ImageData, config: CLTConfig, settings: TrainConfig
     ) -> tuple[list[Any], dict[str, Any], str]:
         """Metrics, a few facts, and the page of curves, from the log of all starts."""
         from vit_clt.analysis.curves import read_log, training_report
@@ -294,11 +318,11 @@ class Train(ModelOptions, OutputOptions):
                 metrics.append(
                     Metric(f"held_out_fvu_{kind}", mean, "fraction", final["n_images"], floor=1.0)
                 )
-        target = getattr(config.sparsifier, "k", None) or self.training.l0 or self.k
+        target = getattr(config.sparsifier, "k", None) or settings.l0
         facts = {
             "Data": f"{data.name}, {len(data)} images",
             "CLT": f"{config.n_features} features a layer, {config.sparsifier.name}",
-            "Seed": str(self.training.seed),
+            "Seed": str(settings.seed),
             **({"L0 target": str(target)} if target else {}),
         }
         page = training_report(records, title=f"Training a CLT on {data.name}", facts=facts)
@@ -367,7 +391,9 @@ def _check_same(run: dict[str, Any], path: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); expected a run to resume.") from error
     for name in now:
-        if name not in (*FREE, "training", "preset", "cache") and was.get(name) != now[name]:
+        # the checkpoint settles what "auto" and None stand for
+        free = (*FREE, "training", "preset", "cache", "backend", "shards")
+        if name not in free and was.get(name) != now[name]:
             raise InputError(
                 f"{name} is {now[name]!r}; the run in {path.parent} was started with "
                 f"{was.get(name)!r}."
