@@ -56,9 +56,10 @@ def reconstruction(
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(n, t, *shape, dtype=torch.float64, device=device)
 
+    n_batches = -(-len(data) // data.batch_size)
     cosine, error, power, active, total = zeros(), zeros(), zeros(), zeros(), zeros(d)
     fired = torch.zeros(n, clt.config.n_features, dtype=torch.long, device=device)
-    for batch, _ in tqdm(data, "reconstruct", disable=not progress):
+    for batch, _ in tqdm(data, "reconstruct", n_batches, disable=not progress):
         found = capture(vit, batch.to(device))
         codes = clt.encode(found.x)
         y, y_hat = found.y.double(), clt.decode(codes).double()

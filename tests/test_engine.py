@@ -10,8 +10,17 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK, TrainConfig
+from vit_clt import (
+    CLTConfig,
+    CrossLayerTranscoder,
+    InputError,
+    JumpReLU,
+    ReLUTopK,
+    TrainConfig,
+    train,
+)
 from vit_clt import engine as module
+from vit_clt.data import TensorImages
 from vit_clt.engine import (
     Engine,
     gradient_norm,
@@ -278,3 +287,17 @@ def test_the_eight_bit_optimiser_names_its_package(monkeypatch):
     assert one_sentence(error) == (
         "optimiser is \"adamw8bit\", which needs torchao: pip install 'vit-clt[lowbit]'."
     )
+
+
+@pytest.mark.slow
+def test_eight_bit_moments_learn_as_float_ones_do(tiny_vit):
+    pytest.importorskip("torchao", reason="the extra lowbit is not installed")
+    images = TensorImages(torch.randn(60, 3, 12, 12, generator=torch.Generator().manual_seed(0)))
+    config = CLTConfig(4, 16, 512, ReLUTopK(4))
+    last = {}
+    for optimiser in ("adamw", "adamw8bit"):
+        records: list[dict] = []
+        settings = TrainConfig(lr=5e-3, epochs=8, batch_size=60, log_every=1, optimiser=optimiser)
+        train(tiny_vit, images, config, settings, on_log=records.append, progress=False)
+        last[optimiser] = [r["loss"] for r in records if "event" not in r][-1]
+    assert last["adamw8bit"] == pytest.approx(last["adamw"], rel=0.05)

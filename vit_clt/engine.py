@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +191,21 @@ def _optimiser(objective: Objective, settings: TrainConfig) -> torch.optim.Optim
     options: dict[str, Any] = {"betas": (0.9, 0.999), "weight_decay": 0.0}
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(objective.parameters(), lr=settings.lr, fused=True, **options)
-    try:
-        from torchao.optim import AdamW8bit
-    except ImportError as error:
-        raise InputError(
-            "optimiser is \"adamw8bit\", which needs torchao: pip install 'vit-clt[lowbit]'."
-        ) from error
-    optimiser: torch.optim.Optimizer = AdamW8bit(objective.parameters(), lr=settings.lr, **options)
+    from torchao.optim import AdamW8bit
+
+    width = objective.clt.config.d_model
+
+    class FeatureWise(AdamW8bit):  # type: ignore[misc]
+        # Features fire at very different rates. Where one scale spans several, the rare ones'
+        # second moment rounds to 0 while their first does not, and the weights explode.
+        def _new_buffer(self, p: Tensor, signed: bool) -> Tensor:
+            found = super()._new_buffer(p, signed) if p.shape[-1] == width else torch.zeros_like(p)
+            assert isinstance(found, Tensor)
+            return found
+
+    optimiser: torch.optim.Optimizer = FeatureWise(
+        objective.parameters(), lr=settings.lr, block_size=gcd(width, 256), **options
+    )
     return optimiser
 
 
