@@ -60,7 +60,7 @@ class Run:
         self.on_log: Log | None = None
         self.facts: dict[str, Any] = {}
         order = torch.randperm(n_images, generator=seeded(settings.seed, "validation")).tolist()
-        held_out = min(settings.val_images, n_images // 10)
+        held_out = settings.held_out(n_images)
         self.held_out, self.images = sorted(order[:held_out]), sorted(order[held_out:])
         self.total = self._plans(0)[0].n_batches * settings.epochs
         with seeded_globally(settings.seed):
@@ -207,7 +207,9 @@ class Run:
                 last, last_rows = time.perf_counter(), self.rows
                 self.waits.shares()
             every = self.settings.checkpoint_every
-            stop = bool(self.engine.total(torch.tensor(float(should_stop()))) > 0)
+            stop = bool(
+                self.engine.total(torch.tensor(float(should_stop()), device=self.engine.device)) > 0
+            )
             if stop or self.step == self.total or (every and self.step % every == 0):
                 self.save()
             if stop and self.step < self.total:

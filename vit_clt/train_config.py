@@ -132,6 +132,10 @@ class TrainConfig:
                 raise InputError(f'{name} is "{getattr(self, name)}"; expected one of {listed}.')
         check_backend(self.backend)
 
+    def held_out(self, n_images: int) -> int:
+        """How many of `n_images` are held out: `val_images`, at most a tenth."""
+        return min(self.val_images, n_images // 10)
+
 
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(),

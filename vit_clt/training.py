@@ -111,13 +111,8 @@ def train(
         waits = Waits()
         source = _source(vit, data, settings, cache, engine, waits, progress)
         run = Run(vit, source, len(data), config, settings, engine, waits)
-        run.snapshots, run.facts = (
-            snapshots,
-            {
-                "data": data_fingerprint(data),
-                "cached": cache is not None,
-            },
-        )
+        run.snapshots = snapshots
+        run.facts = {"data": data_fingerprint(data), "cached": cache is not None}
         if found is not None:
             run.load(found)
         run.on_log = on_log if engine.is_main else None
@@ -265,7 +260,7 @@ def check_run(
         raise InputError(
             f"k_start is {settings.k_start}; expected k, {k}, to n_features, {config.n_features}."
         )
-    n_images -= min(settings.val_images, n_images // 10)
+    n_images -= settings.held_out(n_images)
     if settings.shards is not None and n_images < settings.shards:
         raise InputError(
             f"shards is {settings.shards}; expected at most one for each of the {n_images} "

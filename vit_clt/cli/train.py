@@ -146,7 +146,7 @@ class Train(ModelOptions, OutputOptions):
             trajectory="teacher",
             l0=facts["l0"],
             seed=settings.seed,
-            images=len(data) - min(settings.val_images, len(data) // 10),
+            images=len(data) - settings.held_out(len(data)),
             steps=facts["steps"],
             device=self.device,
             **as_context(clt.config, settings),
@@ -267,7 +267,7 @@ class Train(ModelOptions, OutputOptions):
             seconds = seconds_per_step(
                 vit, clt, data, settings, processes=processes, cache=self.cache is not None
             )
-            images = len(data) - min(settings.val_images, len(data) // 10)
+            images = len(data) - settings.held_out(len(data))
             steps = -(-images * vit.cfg.n_tokens // settings.batch_size) * settings.epochs
             print(f"time: about {_duration(seconds * steps)} for {steps:,} steps", flush=True)
 
