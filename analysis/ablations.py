@@ -155,7 +155,7 @@ class AblationCurves:
 
     def figure(self) -> go.Figure:
         """Accuracy and loss against k, keep and drop, with the reference lines."""
-        from vit_clt.analysis.figures import ablation_figure
+        from vit_clt.analysis.ablation_figure import ablation_figure
 
         return ablation_figure(self)
 

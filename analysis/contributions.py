@@ -87,7 +87,7 @@ class ContributionScores:
 
     def figure(self) -> go.Figure:
         """A heatmap of targets against sources."""
-        from vit_clt.analysis.figures import contribution_figure
+        from vit_clt.analysis.contribution_figure import contribution_figure
 
         return contribution_figure([[self]])
 

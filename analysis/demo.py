@@ -9,17 +9,15 @@ from typing import get_args
 import pandas as pd
 import torch
 
+from vit_clt.analysis.ablation_figure import ablation_figure
 from vit_clt.analysis.ablations import AblationCurves, ablation_curves
 from vit_clt.analysis.cascade import Cascade, cascade
+from vit_clt.analysis.contribution_figure import contribution_figure
 from vit_clt.analysis.contributions import ContributionScores, contribution_scores, score
-from vit_clt.analysis.figures import (
-    ROW_NAMES,
-    ablation_figure,
-    contribution_figure,
-    reconstruction_figure,
-)
+from vit_clt.analysis.figures import ROW_NAMES
 from vit_clt.analysis.readings import Measure
 from vit_clt.analysis.reconstruction import Reconstruction, reconstruction
+from vit_clt.analysis.reconstruction_figure import reconstruction_figure
 from vit_clt.analysis.report import Section, render_report
 from vit_clt.config import CLTConfig
 from vit_clt.data import load_data

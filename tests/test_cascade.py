@@ -13,7 +13,7 @@ from conftest import random_clt
 from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK, ZeroShot
 from vit_clt.analysis import cascade
 from vit_clt.analysis.cascade import mean_mlp_outputs
-from vit_clt.analysis.figures import cascade_figure
+from vit_clt.analysis.cascade_figure import cascade_figure
 from vit_clt.data import ImageData, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
 

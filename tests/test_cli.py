@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vit_clt import CrossLayerTranscoder
+from vit_clt.analysis.exports import study_files
 from vit_clt.cli import main
-from vit_clt.cli.faithfulness import FILES as FAITHFULNESS_FILES
 from vit_clt.metrics import CONTEXT_KEYS
 
 SMALL = ["--limit", "40", "--epochs", "1", "--n-features", "32", "--k", "4"]
@@ -155,7 +155,9 @@ def test_faithfulness(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     args = ["faithfulness", "--clt", clt_folder, "--limit", "30", "--layers", "4-6"]
     args += ["--tokens", "patch", "--inputs", "teacher", "--out", out]
     assert main([str(a) for a in args]) == 0
-    assert {f.name for f in out.iterdir()} == set(FAITHFULNESS_FILES)
+    assert {f.name for f in out.iterdir()} == set(study_files("faithfulness")) - {
+        "faithfulness.png"
+    }
     table = pd.read_csv(out / "faithfulness.csv").set_index("measure")
     assert set(table["layers"]) == {"4-6"}
     metrics = read_metrics(out)

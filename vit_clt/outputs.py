@@ -60,12 +60,12 @@ class OutputFolder:
             raise InputError(f"out is {self.path}, which cannot be written: {error}.") from error
         return self
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Write a whole file; a failed write leaves no part of it."""
         assert name in self.files, name
         target, staging = self.path / name, self.path / f".{name}.part"
         try:
-            staging.write_text(text, encoding="utf-8")
+            staging.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
             os.replace(staging, target)
         except (OSError, UnicodeError) as error:
             staging.unlink(missing_ok=True)

@@ -7,18 +7,16 @@ from typing import Literal
 
 from vit_clt.cli.options import (
     CLTOptions,
-    OutputOptions,
     SeedOptions,
+    StudyOptions,
     Tokens,
     layer_numbers,
     print_table,
 )
 
-FILES = ("cascade.html", "cascade.csv", "metrics.json")
-
 
 @dataclass(kw_only=True)
-class Cascade(CLTOptions, OutputOptions, SeedOptions):
+class Cascade(CLTOptions, StudyOptions, SeedOptions):
     """The CLT in place of layers s to the last, for every s: accuracy, loss and floors.
 
     Example: vit-clt cascade --clt out/clt --data digits --inputs stream teacher --out out/cascade
@@ -35,13 +33,15 @@ class Cascade(CLTOptions, OutputOptions, SeedOptions):
 
     def run(self) -> None:
         """Replace, read, draw, and report."""
+        import pandas as pd
+
         from vit_clt.analysis import cascade
-        from vit_clt.analysis.figures import cascade_figure
+        from vit_clt.analysis.cascade_figure import cascade_figure
+        from vit_clt.analysis.exports import write_study
         from vit_clt.metrics import metrics_json
-        from vit_clt.outputs import OutputFolder
         from vit_clt.zero_shot import ZeroShot
 
-        folder = OutputFolder(self.out, FILES, self.overwrite)
+        folder = self.study_folder("cascade")
         firsts = None if self.layers is None else layer_numbers(self.layers)
         vit, clt, data = self.load_all(self.device)
         result = cascade(
@@ -57,28 +57,7 @@ class Cascade(CLTOptions, OutputOptions, SeedOptions):
         )
         frame = result.to_frame()
         folder.open()
-        page = cascade_figure(result, self.templates).to_html(
-            include_plotlyjs=True, div_id="cascade"
-        )
-        folder.write("cascade.html", page)
-        folder.write("cascade.csv", frame.to_csv(index=False))
-        context = {
-            "command": "cascade",
-            "data": data.name,
-            "split": data.split,
-            "tokens": " ".join(result.tokens),
-            "trajectory": " ".join(result.inputs),
-            "l0": float(frame["l0"].mean()),
-            "seed": self.seed,
-            "templates": self.templates,
-            "first_layers": result.first_layers,
-            "floor": "those MLP rows at their mean over the images",
-        }
-        folder.write("metrics.json", metrics_json(result.metrics(), **context))
-        print(
-            f"{data.name}, N = {len(data)}, templates: {self.templates}, L0 {context['l0']:.1f}; "
-            "top-1 % / loss (nats)"
-        )
+        l0 = float(frame["l0"].mean())
         rows = []
         for r in frame.itertuples():
             cells = (r.top1, r.baseline, r.floor_mean, r.floor_zero)
@@ -90,5 +69,28 @@ class Cascade(CLTOptions, OutputOptions, SeedOptions):
                     *(f"{100 * c:.2f} / {x:.4f}" for c, x in pairs),
                 )
             )
-        print_table(["rows, layers, inputs", "CLT", "unaltered", "at mean", "at zero"], rows)
+        shown = pd.DataFrame(
+            rows, columns=["rows, layers, inputs", "CLT", "unaltered", "at mean", "at zero"]
+        )
+        caption = (
+            f"{data.name}, N = {len(data)}, templates: {self.templates}, L0 {l0:.1f}; "
+            "top-1 % / loss (nats)"
+        )
+        figure = cascade_figure(result, self.templates)
+        write_study(folder, "cascade", figure, frame, caption, shown=shown, png=self.png)
+        context = {
+            "command": "cascade",
+            "data": data.name,
+            "split": data.split,
+            "tokens": " ".join(result.tokens),
+            "trajectory": " ".join(result.inputs),
+            "l0": l0,
+            "seed": self.seed,
+            "templates": self.templates,
+            "first_layers": result.first_layers,
+            "floor": "those MLP rows at their mean over the images",
+        }
+        folder.write("metrics.json", metrics_json(result.metrics(), **context))
+        print(caption)
+        print_table(shown)
         print(f"written to {folder.path}")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.cli.options import CLTOptions, OutputOptions, SeedOptions, Tokens, print_table
-
-FILES = ("contributions.html", "contributions.csv", "metrics.json")
+from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, Tokens, print_table
 
 
 @dataclass(kw_only=True)
-class Contributions(CLTOptions, OutputOptions, SeedOptions):
+class Contributions(CLTOptions, StudyOptions, SeedOptions):
     """Contribution scores C(s->l): heatmaps, a table of every kind, metrics.
 
     Example: vit-clt contributions --clt out/clt --data digits --out out/contributions
@@ -24,19 +22,20 @@ class Contributions(CLTOptions, OutputOptions, SeedOptions):
         import pandas as pd
 
         from vit_clt.analysis import contribution_moments, score
+        from vit_clt.analysis.contribution_figure import contribution_figure
         from vit_clt.analysis.contributions import ALL_SCORES, ScoreKind
-        from vit_clt.analysis.figures import ROW_NAMES, contribution_figure
+        from vit_clt.analysis.exports import write_study
+        from vit_clt.analysis.figures import ROW_NAMES
         from vit_clt.metrics import Metric, metrics_json
-        from vit_clt.outputs import OutputFolder
 
-        folder = OutputFolder(self.out, FILES, self.overwrite)
+        folder = self.study_folder("contributions")
         vit, clt, data = self.load_all(self.device)
         moments = contribution_moments(vit, clt, data, progress=True)
-        shown: list[Tokens] = [self.tokens] if self.tokens else ["cls", "patch"]
+        shown_tokens: list[Tokens] = [self.tokens] if self.tokens else ["cls", "patch"]
         # centred scores compare images: one image has none
         kinds: list[ScoreKind] = ["projection", "centred"] if len(data) > 1 else ["projection"]
         tables = []
-        for tokens in shown:
+        for tokens in shown_tokens:
             for kind, reduce in ALL_SCORES:
                 if kind == "centred" and len(data) == 1:
                     continue
@@ -46,7 +45,7 @@ class Contributions(CLTOptions, OutputOptions, SeedOptions):
                         tokens=tokens, kind=kind, reduce=reduce, l0=scores.l0, n=len(data)
                     )
                 )
-        grid = [[score(moments, tokens=t, kind=kind) for kind in kinds] for t in shown]
+        grid = [[score(moments, tokens=t, kind=kind) for kind in kinds] for t in shown_tokens]
         last = vit.cfg.n_layers - 1
         metrics = [
             Metric(f"{s.kind}_{s.tokens}_{source}_to_{last}", value, "fraction", len(data))
@@ -55,15 +54,30 @@ class Contributions(CLTOptions, OutputOptions, SeedOptions):
             for source, value in enumerate(s.matrix[-1].tolist())
         ]
         folder.open()
-        figure = contribution_figure(grid)
-        page = figure.to_html(include_plotlyjs=True, div_id="contributions")
-        folder.write("contributions.html", page)
-        folder.write("contributions.csv", pd.concat(tables).to_csv(index=False))
+        rows = [
+            (f"{ROW_NAMES[s.tokens]}, {s.kind}", *(f"{v:.3f}" for v in s.matrix[-1].tolist()))
+            for row in grid
+            for s in row
+        ]
+        shown = pd.DataFrame(rows, columns=["source layer", *map(str, range(last + 1))])
+        caption = (
+            f"shares of the last layer's reconstruction, {data.name}, N = {len(data)}, teacher "
+            f"trajectory, L0 {grid[0][0].l0:.1f} ({ROW_NAMES[shown_tokens[0]]})"
+        )
+        write_study(
+            folder,
+            "contributions",
+            contribution_figure(grid),
+            pd.concat(tables),
+            caption,
+            shown=shown,
+            png=self.png,
+        )
         context = {
             "command": "contributions",
             "data": data.name,
             "split": data.split,
-            "tokens": " ".join(shown),
+            "tokens": " ".join(shown_tokens),
             "trajectory": "teacher",
             "l0": {row[0].tokens: row[0].l0 for row in grid},
             "seed": self.seed,
@@ -71,13 +85,8 @@ class Contributions(CLTOptions, OutputOptions, SeedOptions):
         }
         folder.write("metrics.json", metrics_json(metrics, **context))
 
-        print(f"shares of the last layer's reconstruction, {data.name}, N = {len(data)}")
-        rows = [
-            (f"{ROW_NAMES[s.tokens]}, {s.kind}", *(f"{v:.3f}" for v in s.matrix[-1].tolist()))
-            for row in grid
-            for s in row
-        ]
-        print_table(["source layer", *map(str, range(last + 1))], rows)
+        print(caption)
+        print_table(shown)
         print(
             "C(s->l) says from which depth y_l can be sparsely read, not what MLP_s contributed.\n"
             f"written to {folder.path}"

@@ -28,6 +28,8 @@ class Demo(OutputOptions, SeedOptions):
 
     def run(self) -> None:
         """Run the study and write its report."""
+        import pandas as pd
+
         from vit_clt.analysis.demo import demo_study
         from vit_clt.analysis.figures import ROW_NAMES
         from vit_clt.metrics import metrics_json
@@ -51,10 +53,8 @@ class Demo(OutputOptions, SeedOptions):
                     *(f"{100 * c:.1f} / {x:.3f}" for c, x in zip(cells, losses, strict=True)),
                 )
             )
-        print_table(
-            ["top-1 % / loss (nats)", "with the CLT", "unaltered", "MLPs at mean", "MLPs at zero"],
-            rows,
-        )
+        headers = ["with the CLT", "unaltered", "MLPs at mean", "MLPs at zero"]
+        print_table(pd.DataFrame(rows, columns=["top-1 % / loss (nats)", *headers]))
         print(
             f"R2, mean over layers: patches {study.reconstruction.mean('patch'):.3f}, "
             f"CLS {study.reconstruction.mean('cls'):.3f} (0 is the mean; patches "

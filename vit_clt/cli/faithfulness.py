@@ -7,18 +7,16 @@ from typing import Literal
 
 from vit_clt.cli.options import (
     CLTOptions,
-    OutputOptions,
     SeedOptions,
+    StudyOptions,
     Tokens,
     layer_numbers,
     print_table,
 )
 
-FILES = ("faithfulness.html", "faithfulness.csv", "metrics.json")
-
 
 @dataclass(kw_only=True)
-class Faithfulness(CLTOptions, OutputOptions, SeedOptions):
+class Faithfulness(CLTOptions, StudyOptions, SeedOptions):
     """How closely the model with the CLT in its MLPs' place follows the original, and its floors.
 
     Example: vit-clt faithfulness --clt out/clt --data digits --layers 4-7 --out out/faithfulness
@@ -37,12 +35,12 @@ class Faithfulness(CLTOptions, OutputOptions, SeedOptions):
     def run(self) -> None:
         """Compare, draw, and report."""
         from vit_clt.analysis import surrogate_faithfulness
+        from vit_clt.analysis.exports import write_study
         from vit_clt.analysis.faithfulness_figure import faithfulness_report, measure_table
         from vit_clt.metrics import metrics_json
-        from vit_clt.outputs import OutputFolder
         from vit_clt.zero_shot import ZeroShot
 
-        folder = OutputFolder(self.out, FILES, self.overwrite)
+        folder = self.study_folder("faithfulness")
         layers = None if self.layers is None else layer_numbers(self.layers)
         vit, clt, data = self.load_all(self.device)
         zs = ZeroShot(vit, data.class_names, self.templates)
@@ -58,8 +56,22 @@ class Faithfulness(CLTOptions, OutputOptions, SeedOptions):
             progress=True,
         )
         folder.open()
-        folder.write("faithfulness.html", faithfulness_report(result))
-        folder.write("faithfulness.csv", result.to_frame().to_csv(index=False))
+        shown = measure_table(result)
+        caption = (
+            f"{data.name}, N = {result.n} (similarities of {result.at('spearman').n}), "
+            f"{self.tokens} rows of layers {result.layer_range}, {self.inputs} inputs, templates: "
+            f"{self.templates}, L0 {result.l0:.1f}"
+        )
+        write_study(
+            folder,
+            "faithfulness",
+            result.figure(),
+            result.to_frame(),
+            caption,
+            shown=shown,
+            page=faithfulness_report(result),
+            png=self.png,
+        )
         context = {
             "command": "faithfulness",
             "data": data.name,
@@ -74,13 +86,8 @@ class Faithfulness(CLTOptions, OutputOptions, SeedOptions):
             "no_op": result.no_op,
         }
         folder.write("metrics.json", metrics_json(result.metrics(), **context))
-        print(
-            f"{data.name}, N = {result.n} (similarities of {result.at('spearman').n}), "
-            f"{self.tokens} rows of layers {result.layer_range}, {self.inputs} inputs, templates: "
-            f"{self.templates}, L0 {result.l0:.1f}"
-        )
-        table = measure_table(result)
-        print_table(list(table.columns), table.to_numpy().tolist())
+        print(caption)
+        print_table(shown)
         if result.no_op:
             print("these rows cannot reach the output: a no-op")
         print(f"written to {folder.path}")

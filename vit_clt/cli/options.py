@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from tabulate import tabulate
 
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vit_clt.data import ImageData
     from vit_clt.hooks import HookedViT
+    from vit_clt.outputs import OutputFolder
     from vit_clt.transcoder import CrossLayerTranscoder
 
 Tokens = Literal["cls", "patch", "all"]
@@ -29,6 +33,23 @@ class OutputOptions:
     """Torch device, e.g. cpu or cuda."""
     traceback: bool = False
     """Show the traceback of an error."""
+
+
+@dataclass(kw_only=True)
+class StudyOptions(OutputOptions):
+    """Where a study's figure and table go."""
+
+    png: bool = False
+    """Also a PNG of the figure; needs the extra "png" and Chrome or Chromium."""
+
+    def study_folder(self, name: str) -> OutputFolder:
+        """The folder of a study called `name`, checked before anything is loaded."""
+        from vit_clt.analysis.exports import check_png, study_files
+        from vit_clt.outputs import OutputFolder
+
+        if self.png:
+            check_png()
+        return OutputFolder(self.out, study_files(name), self.overwrite)
 
 
 @dataclass(kw_only=True)
@@ -157,10 +178,8 @@ def layer_numbers(text: str) -> list[int]:
     return found
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(table: pd.DataFrame) -> None:
     """A plain table, first column left, the others right."""
-    cells = [list(headers), *([str(value) for value in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    for row in cells:
-        first, *rest = (c.rjust(w) for c, w in zip(row, widths, strict=True))
-        print("  ".join([row[0].ljust(len(first)), *rest]))
+    align = ["left", *["right"] * (len(table.columns) - 1)]
+    rows = table.astype(str).to_numpy().tolist()
+    print(tabulate(rows, list(table.columns), "plain", colalign=align, disable_numparse=True))

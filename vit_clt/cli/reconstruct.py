@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.cli.options import CLTOptions, OutputOptions, SeedOptions, print_table
-
-FILES = ("reconstruction.html", "reconstruction.csv", "metrics.json")
+from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, print_table
 
 
 @dataclass(kw_only=True)
-class Reconstruct(CLTOptions, OutputOptions, SeedOptions):
+class Reconstruct(CLTOptions, StudyOptions, SeedOptions):
     """Reconstruction per layer and token kind: R^2, cosine, MSE, L0, dead features.
 
     Example: vit-clt reconstruct --clt out/clt --data digits --out out/reconstruction
@@ -18,12 +16,14 @@ class Reconstruct(CLTOptions, OutputOptions, SeedOptions):
 
     def run(self) -> None:
         """Measure, draw, and report."""
-        from vit_clt.analysis import reconstruction
-        from vit_clt.analysis.figures import reconstruction_figure
-        from vit_clt.metrics import Metric, metrics_json
-        from vit_clt.outputs import OutputFolder
+        import pandas as pd
 
-        folder = OutputFolder(self.out, FILES, self.overwrite)
+        from vit_clt.analysis import reconstruction
+        from vit_clt.analysis.exports import write_study
+        from vit_clt.analysis.reconstruction_figure import reconstruction_figure
+        from vit_clt.metrics import Metric, metrics_json
+
+        folder = self.study_folder("reconstruction")
         vit, clt, data = self.load_all(self.device)
         result = reconstruction(vit, clt, data, progress=True)
         metrics = [
@@ -39,20 +39,6 @@ class Reconstruct(CLTOptions, OutputOptions, SeedOptions):
             )
         ]
         folder.open()
-        figure = reconstruction_figure(result)
-        page = figure.to_html(include_plotlyjs=True, div_id="reconstruction")
-        folder.write("reconstruction.html", page)
-        folder.write("reconstruction.csv", result.frame.to_csv(index=False))
-        context = {
-            "command": "reconstruct",
-            "data": data.name,
-            "split": data.split,
-            "tokens": "cls patch all",
-            "trajectory": "teacher",
-            "l0": result.mean("all", "l0"),
-            "seed": self.seed,
-        }
-        folder.write("metrics.json", metrics_json(metrics, **context))
         wide = result.frame.pivot(
             index="layer", columns="tokens", values=["r2", "r2_position", "cosine"]
         )
@@ -64,8 +50,26 @@ class Reconstruct(CLTOptions, OutputOptions, SeedOptions):
             ("cosine", "patch"),
         )
         rows = [(l, *(f"{wide[c][t][l]:.3f}" for c, t in columns)) for l in wide.index]
-        print(f"{data.name}, N = {len(data)}, teacher trajectory, L0 {context['l0']:.1f}")
-        print_table(
-            ["layer", "R2 CLS", "R2 patch", "R2 patch by position", "cos CLS", "cos patch"], rows
+        l0 = result.mean("all", "l0")
+        shown = pd.DataFrame(
+            rows,
+            columns=["layer", "R2 CLS", "R2 patch", "R2 patch by position", "cos CLS", "cos patch"],
         )
+        caption = f"{data.name}, N = {len(data)}, teacher trajectory, L0 {l0:.1f}"
+        figure = reconstruction_figure(result)
+        write_study(
+            folder, "reconstruction", figure, result.frame, caption, shown=shown, png=self.png
+        )
+        context = {
+            "command": "reconstruct",
+            "data": data.name,
+            "split": data.split,
+            "tokens": "cls patch all",
+            "trajectory": "teacher",
+            "l0": l0,
+            "seed": self.seed,
+        }
+        folder.write("metrics.json", metrics_json(metrics, **context))
+        print(caption)
+        print_table(shown)
         print(f"written to {folder.path}")
