@@ -29,6 +29,7 @@ bench: $(STAMP)  ## time the step, its memory, a replaced ViT and a cascade on t
 	@echo "== bench, one thread, into out/bench; fails if the machine is loaded"
 	@failed=0; \
 	$(BIN)/python benchmarks/bench_step.py --growth --paper --out out/bench/step.json || failed=1; \
+	$(BIN)/python benchmarks/bench_jump.py --out out/bench/jump.json || failed=1; \
 	$(BIN)/python benchmarks/bench_replacement.py --out out/bench/replacement.json || failed=1; \
 	$(BIN)/python benchmarks/bench_cascade.py --out out/bench/cascade.json || failed=1; \
 	$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json || failed=1; \

@@ -63,3 +63,16 @@ def test_ratios_are_taken_within_rounds(bench):
     timings = measure.interleave(runs, rounds=2)
     assert turns == list("ababab")
     assert len(timings["a"].cpu) == 2
+
+
+@pytest.mark.parametrize("bandwidth", [1.0, 0.1])
+def test_a_jump_relu_step_fires_as_often_as_it_says(bench, bandwidth):
+    import bench_jump
+    import torch
+
+    size = bench.Size(layers=2, d_model=32, features=256, k=4, tokens=512)
+    torch.manual_seed(0)
+    clt = bench_jump.firing_clt(size, bandwidth, 0.05)
+    with torch.no_grad():
+        density = clt.encode(size.inputs()[0]).density()
+    assert density == pytest.approx(0.05, rel=0.2)
