@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREY, ORANGE, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.figures import BLUE, GREY, INK, ORANGE, PURPLE, ROW_NAMES, finish, log_axis
 
 if TYPE_CHECKING:
     from vit_clt.analysis.cascade import Cascade
@@ -26,7 +26,7 @@ def cascade_figure(result: Cascade, templates: str) -> go.Figure:
         vertical_spacing=0.28 / (n_rows + 1),
     )
     lines = (
-        ("baseline", "unaltered model", "#222222", "solid"),
+        ("baseline", "unaltered model", INK, "solid"),
         ("floor_mean", "floor: MLP rows at mean", PURPLE, "dashdot"),
         ("floor_zero", "floor: at zero", GREY, "dot"),
     )
@@ -77,11 +77,11 @@ def cascade_figure(result: Cascade, templates: str) -> go.Figure:
                     row=i,
                     col=column,
                 )
+        losses = of_kind.filter(like="loss")
+        log_axis(figure, losses.to_numpy().ravel().tolist(), row=i, col=2)
     last = result.n_layers - 1
-    ticks = [float(f"{digit}e{power}") for power in range(-4, 2) for digit in (1, 2, 5)]
     figure.update_xaxes(dtick=1)
     figure.update_xaxes(title_text=f"first layer s replaced (s to {last})", row=n_rows)
-    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks], col=2)
     figure.update_layout(
         title={
             "text": f"The CLT in place of layers s to {last}<br><sup>{result.data}, "

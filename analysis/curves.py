@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREEN, GREY, ORANGE, finish
+from vit_clt.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, finish, log_axis
 from vit_clt.analysis.report import Section, render_report
 from vit_clt.errors import InputError
 
@@ -27,7 +27,6 @@ LEAD = (
     "Layers run from dark (layer 0) to light (the last); hover to read a value, click a legend "
     "entry to hide its line, double-click to see it alone."
 )
-_INK = "#222222"
 _Record = dict[str, Any]
 _Points = list[tuple[int, float]]
 
@@ -49,6 +48,11 @@ class _Panel:
     stacked: bool = False
     level: tuple[float, str] | None = None
     """Height and label of a horizontal line: a floor or a target."""
+
+    def heights(self) -> list[float]:
+        """Every height that is drawn."""
+        level = [] if self.level is None else [self.level[0]]
+        return [value for line in self.lines for _, value in line.points] + level
 
 
 def read_log(path: str | Path) -> list[_Record]:
@@ -93,13 +97,13 @@ def training_report(records: Sequence[_Record], *, title: str, facts: dict[str, 
         return render_report(title, lead, [run])
     loss = _by_layer(steps, "loss_by_layer")
     total = [
-        _line("sum over layers", steps, "loss", _INK),
+        _line("sum over layers", steps, "loss", INK),
         _line("auxiliary term", steps, "aux", ORANGE, "dash"),
     ]
-    active = [*_by_layer(steps, "l0_by_layer"), _line("mean", steps, "l0", _INK, "dash")]
+    active = [*_by_layer(steps, "l0_by_layer"), _line("mean", steps, "l0", INK, "dash")]
     dead = [
         *_by_layer(steps, "dead_by_layer", 100),
-        _line("mean", steps, "dead", _INK, "dash", 100),
+        _line("mean", steps, "dead", INK, "dash", 100),
     ]
     lr, penalty, gradient, rate = (
         [_line(key, steps, key)] for key in ("lr", "sparsity", "grad_norm", "tokens_per_second")
@@ -246,7 +250,11 @@ def _fvu_figure(steps: Sequence[_Record], validations: Sequence[_Record]) -> go.
     else:
         heading = "FVU of the training batches"
         note = "means over layers; nothing was validated yet"
-    return _draw(heading, note, *panels).update_yaxes(matches="y", nticks=3)
+    figure = _draw(heading, note, *panels)
+    if figure.data:  # on one scale, which then needs one set of ticks
+        log_axis(figure, [v for panel in panels for v in panel.heights()])
+        figure.update_yaxes(matches="y")
+    return figure
 
 
 def _draw(title: str, note: str, *panels: _Panel) -> go.Figure:
@@ -289,21 +297,18 @@ def _draw(title: str, note: str, *panels: _Panel) -> go.Figure:
                 legendgroup=label,
                 showlegend=label not in named,
                 mode="lines",
-                line={"color": _INK, "dash": "longdash", "width": 1.5},
+                line={"color": INK, "dash": "longdash", "width": 1.5},
                 hoverinfo="skip",
             )
             figure.add_trace(trace, row=1, col=column)
             named.add(label)
         figure.update_yaxes(title_text=panel.unit + " (log)" * panel.log, col=column)
         if panel.log:
-            # on more than a decade plotly sets ticks so densely that they overlap
-            values = [value for line in lines for _, value in line.points]
-            n_ticks = 3 if max(values) > 6 * min(values) else 8
-            figure.update_yaxes(type="log", nticks=n_ticks, col=column)
+            log_axis(figure, panel.heights(), col=column)
         if panel.stacked:
             figure.update_yaxes(range=[0, 100], col=column)
     figure.update_xaxes(title_text="step", rangemode="tozero")
-    # else plotly writes 150µ for 0.00015, and a lone 2 for 0.2 on a logarithmic axis
+    # else plotly writes 150µ for 0.00015
     figure.update_xaxes(tickformat="~r").update_yaxes(tickformat="~r")
     figure.update_layout(
         title={"text": f"{title}<br><sup>{note}</sup>"},

@@ -1,13 +1,20 @@
-"""What all plotly figures share: row names, colour-blind-safe colours, font and margins."""
+"""What all plotly figures share: row names, colour-blind-safe colours, log axes, font, margins."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil, floor, isfinite, log10
+from typing import Any
 
 import plotly.graph_objects as go
 
 ROW_NAMES = {"cls": "CLS rows", "patch": "patch rows", "all": "all rows"}
 # Okabe and Ito's palette: distinguishable with every common form of colour blindness
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
-_FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#222222"}
+INK = "#222222"
+_FONT = {"family": "system-ui, sans-serif", "size": 13, "color": INK}
+_FEWEST, _MOST = 3, 8  # ticks of a logarithmic axis
+_AIR = 1.02  # between the data and the ends of a logarithmic axis
 
 
 def finish(figure: go.Figure) -> go.Figure:
@@ -19,3 +26,53 @@ def finish(figure: go.Figure) -> go.Figure:
         title={"x": 0.02, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 22}},
     )
     return figure
+
+
+def log_axis(figure: go.Figure, values: Iterable[float | int], **where: Any) -> None:
+    """Make y axes logarithmic, with ticks that suit `values`.
+
+    Plotly's own choice shows a lone tick, or none, on less than a decade, and on several decades
+    ticks so dense that they overlap.
+
+    Args:
+        figure: whose axes.
+        values: all that is drawn there; those not above 0 have no place on such an axis.
+        where: which axes, as `update_yaxes` takes it (row, col, selector).
+    """
+    ticks = log_ticks(values)
+    texts = [f"{tick:,.12g}".replace("e-0", "e-") for tick in ticks]
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=texts, **where)
+
+
+def log_ticks(values: Iterable[float | int]) -> list[float]:
+    """Round numbers for a logarithmic axis: three to eight within the range of `values`, ascending.
+
+    Decades (every second, third, ... of many), 1-3 or 1-2-5 in each, or even steps where the range
+    is narrow; two at the least around a single value.
+    """
+    positive = [float(v) for v in values if isfinite(v) and v > 0]
+    if not positive:
+        return []
+    # plotly leaves a margin around the data, wide enough for ticks on a range without extent
+    low, high = min(positive) / _AIR, max(positive) * _AIR
+    first, last = floor(log10(low)), ceil(log10(high))
+    for digits in ((1,), (1, 3), (1, 2, 5)):
+        found = [
+            tick
+            for power in range(first, last + 1)
+            for digit in digits
+            if low <= (tick := float(f"{digit}e{power}")) <= high
+        ]
+        if len(found) >= _FEWEST:
+            return found[:: ceil(len(found) / _MOST)]
+    return _even_ticks(low, high)
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    power = floor(log10(high - low))
+    for step in (float(f"{digit}e{p}") for p in (power, power - 1) for digit in (5, 2, 1)):
+        inside = range(ceil(low / step), floor(high / step) + 1)
+        if len(inside) >= _FEWEST:
+            break
+    # a multiple of 0.1 is not always the float that is written so
+    return [float(f"{i * step:.12g}") for i in inside]
