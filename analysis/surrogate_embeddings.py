@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from vit_clt.analysis.cascade import mean_mlp_outputs
 from vit_clt.data import ImageData
 from vit_clt.errors import InputError
+from vit_clt.fingerprints import image_keys
 from vit_clt.hooks import (
     HookedViT,
     TokenKind,
@@ -92,7 +92,7 @@ def gather_embeddings(
         data, f"faithfulness ({tokens})", total=n_batches, disable=not progress
     ):
         zs.check_labels(labels)
-        keys += _keys(images, labels, seed)
+        keys += image_keys(images, labels, seed)
         all_labels.append(labels)
         images = images.to(device)
         original, cache = vit.run_with_cache(images, names_filter=names)
@@ -118,13 +118,3 @@ def gather_embeddings(
                 "ones."
             )
     return SurrogateEmbeddings(versions, torch.cat(all_labels)[order], active / len(keys))
-
-
-def _keys(images: Tensor, labels: Tensor, seed: int) -> list[bytes]:
-    """What images are sorted by: a hash, so that the first of them are a random sample."""
-    return [
-        hashlib.blake2b(
-            image.contiguous().numpy().tobytes(), digest_size=16, key=f"{seed} {label}".encode()
-        ).digest()
-        for image, label in zip(images.cpu(), labels.tolist(), strict=True)
-    ]

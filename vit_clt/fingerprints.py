@@ -1,10 +1,12 @@
-"""One hash for a set of images as a model sees them, to tell whether two sets are the same."""
+"""Hashes of images as a model sees them: is a set the same, and an order free of that of rows."""
 
 from __future__ import annotations
 
 import hashlib
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from vit_clt.data import ImageData
 
@@ -34,6 +36,21 @@ def data_fingerprint(data: ImageData) -> str:
         digest.update(f"\n{image.dtype} {tuple(image.shape)} ".encode())
         digest.update(image.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def image_keys(
+    images: Float[Tensor, "image 3 height width"], labels: Int[Tensor, " image"], seed: int
+) -> list[bytes]:
+    """What images are sorted by where neither their order nor their batches may matter.
+
+    A hash of seed, label and pixels, so that the first of them are a random sample.
+    """
+    return [
+        hashlib.blake2b(
+            image.contiguous().numpy().tobytes(), digest_size=16, key=f"{seed} {label}".encode()
+        ).digest()
+        for image, label in zip(images.cpu(), labels.tolist(), strict=True)
+    ]
 
 
 def _evenly_spaced(n: int) -> list[int]:
