@@ -5,7 +5,7 @@ from vit_clt.analysis.cascade import cascade
 from vit_clt.analysis.contributions import contribution_scores, score
 from vit_clt.analysis.faithfulness import surrogate_faithfulness
 from vit_clt.analysis.moments import contribution_moments
-from vit_clt.analysis.reconstruction import reconstruction
+from vit_clt.analysis.reconstruction import reconstruction, reconstructions
 
 __all__ = [
     "ablation_curves",
@@ -15,6 +15,7 @@ __all__ = [
     "drop_top_k",
     "keep_top_k",
     "reconstruction",
+    "reconstructions",
     "score",
     "surrogate_faithfulness",
 ]

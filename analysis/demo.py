@@ -164,7 +164,7 @@ class DemoStudy:
             ),
             Section(
                 "Reconstruction per layer",
-                figures=[reconstruction_figure(self.reconstruction)],
+                figures=[reconstruction_figure([self.reconstruction])],
             ),
         ]
         lead = (
@@ -224,7 +224,7 @@ def demo_study(
         n_test=len(test_data),
         seed=seed,
         cascade=all_layers,
-        reconstruction=reconstruction(vit, clt, test_data),
+        reconstruction=reconstruction(vit, clt, test_data, seed=seed),
         scores=scores,
         curves=curves,
         seconds=time.perf_counter() - started,

@@ -130,6 +130,43 @@ def test_reconstruct(clt_folder: Path, tmp_path: Path):
     assert read_metrics(out)["r2_patch_layer_3"]["value"] == pytest.approx(value)
 
 
+def test_reconstruct_several(
+    clt_folder: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+):
+    clt = CrossLayerTranscoder.from_pretrained(clt_folder)
+    for decoder in clt.W_dec:
+        decoder.data.mul_(0.5)
+    clt.save_pretrained(tmp_path / "half")
+    args = ["reconstruct", "--clt", clt_folder, "--limit", "30"]
+    assert main([*map(str, args), "--out", str(tmp_path / "alone")]) == 0
+    out = tmp_path / "both"
+    both = [*args, "--compare", tmp_path / "half", "--out", out]
+    assert main([*map(str, both)]) == 0
+    table = pd.read_csv(out / "reconstruction.csv")
+    assert table["clt"].tolist() == ["clt"] * 24 + ["half"] * 24
+    alone = pd.read_csv(tmp_path / "alone" / "reconstruction.csv")
+    pd.testing.assert_frame_equal(table[:24], alone)
+    half = table.query("clt == 'half' and tokens == 'patch' and layer == 3")["r2"].item()
+    metrics = read_metrics(out)
+    assert metrics["half_r2_patch_layer_3"]["value"] == pytest.approx(half)
+    assert abs(metrics["r2_patch_layer_3"]["value"] - half) > 1e-4
+    printed = capsys.readouterr().out
+    assert "clt L0" in printed
+    assert "half L0" in printed
+    # one not of this teacher, or named twice, is refused before anything is replaced
+    clt.config = replace(clt.config, teacher=replace(clt.config.teacher, weights_sha256="0" * 64))
+    clt.save_pretrained(tmp_path / "other")
+    sentence = refused(*args, "--compare", tmp_path / "other", "--out", out, "--overwrite")
+    assert f'compare holds "{tmp_path / "other"}": ' in sentence
+    assert "--any-teacher" in sentence
+    sentence = refused(*args, "--compare", clt_folder, "--out", out, "--overwrite")
+    assert "second time" in sentence
+    pd.testing.assert_frame_equal(pd.read_csv(out / "reconstruction.csv"), table)
+
+
 def test_cascade(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "cascade"
     args = ["cascade", "--clt", clt_folder, "--limit", "20", "--layers", "0,6-7", "--out", out]

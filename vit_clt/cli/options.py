@@ -144,22 +144,27 @@ class CLTOptions(ModelOptions):
 
     def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
         """The teacher, its CLT (checked against each other) and the images."""
-        from vit_clt.hooks import check_fits
         from vit_clt.transcoder import CrossLayerTranscoder
 
         clt = CrossLayerTranscoder.from_pretrained(self.clt).to(device).eval()
         teacher = clt.config.teacher
         if self.model is None and teacher is not None:
             self.model, self.pretrained = teacher.model, self.pretrained or teacher.pretrained
+        vit = self.load_vit(device)
+        self.check_teacher(vit, clt)
+        return vit, clt, self.load_images(vit)
+
+    def check_teacher(self, vit: HookedViT, clt: CrossLayerTranscoder) -> None:
+        """Refuse a CLT of another model, unless --any-teacher."""
+        from vit_clt.hooks import check_fits
+
         if self.any_teacher:
             clt.forget_teacher()
-        vit = self.load_vit(device)
         try:
             check_fits(vit, clt)
         except InputError as error:
             hint = str(error).replace("clt.forget_teacher() lifts", "--any-teacher lifts")
             raise InputError(hint) from error
-        return vit, clt, self.load_images(vit)
 
 
 def layer_numbers(text: str) -> list[int]:

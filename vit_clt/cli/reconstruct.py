@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, print_table
+from vit_clt.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vit_clt.hooks import HookedViT
+    from vit_clt.transcoder import CrossLayerTranscoder
+
+_SHOWN = {
+    ("r2", "cls"): "R2 CLS",
+    ("r2", "patch"): "R2 patch",
+    ("r2_typical", "patch"): "R2 patch, typical",
+    ("r2_position", "patch"): "R2 patch by position",
+    ("cosine", "cls"): "cos CLS",
+    ("cosine", "patch"): "cos patch",
+    ("cross_layer", "all"): "cross-layer",
+}
 
 
 @dataclass(kw_only=True)
@@ -14,62 +34,86 @@ class Reconstruct(CLTOptions, StudyOptions, SeedOptions):
     Example: vit-clt reconstruct --clt out/clt --data digits --out out/reconstruction
     """
 
+    compare: tuple[str, ...] = ()
+    """Further CLTs of the same teacher (folders or Hub ids), measured on the same images."""
+
     def run(self) -> None:
         """Measure, draw, and report."""
         import pandas as pd
 
-        from vit_clt.analysis import reconstruction
         from vit_clt.analysis.exports import write_study
+        from vit_clt.analysis.reconstruction import reconstructions
         from vit_clt.analysis.reconstruction_figure import reconstruction_figure
-        from vit_clt.metrics import Metric, metrics_json
+        from vit_clt.metrics import metrics_json
 
         folder = self.study_folder("reconstruction")
+        names = _names([self.clt, *self.compare])
         vit, clt, data = self.load_all(self.device)
-        result = reconstruction(vit, clt, data, progress=True)
-        metrics = [
-            Metric(
-                f"{column}_{row.tokens}_layer_{row.layer}", getattr(row, column), unit, row.n_images
-            )
-            for row in result.frame.itertuples()
-            for column, unit in (
-                ("r2", "fraction"),
-                ("r2_position", "fraction"),
-                ("cosine", "fraction"),
-                ("mse", "raw^2"),
-            )
-        ]
+        clts = [clt, *(self._compared(source, vit) for source in self.compare)]
+        results = reconstructions(vit, clts, data, seed=self.seed, progress=True)
+        figure = reconstruction_figure(results, names)
         folder.open()
-        wide = result.frame.pivot(
-            index="layer", columns="tokens", values=["r2", "r2_position", "cosine"]
+        frames = [r.frame.assign(clt=name) for name, r in zip(names, results, strict=True)]
+        frame = pd.concat(frames, ignore_index=True)
+        frame.insert(0, "clt", frame.pop("clt"))
+        shown = _readable(frame)
+        l0s = {name: r.mean("all", "l0") for name, r in zip(names, results, strict=True)}
+        listed = ", ".join(f"{name} L0 {l0:.1f}" for name, l0 in l0s.items())
+        caption = (
+            f"{data.name}, N = {len(data)}, teacher trajectory, {listed}, seed {self.seed}; "
+            "predicting the mean has R2 0"
         )
-        columns = (
-            ("r2", "cls"),
-            ("r2", "patch"),
-            ("r2_position", "patch"),
-            ("cosine", "cls"),
-            ("cosine", "patch"),
-        )
-        rows = [(l, *(f"{wide[c][t][l]:.3f}" for c, t in columns)) for l in wide.index]
-        l0 = result.mean("all", "l0")
-        shown = pd.DataFrame(
-            rows,
-            columns=["layer", "R2 CLS", "R2 patch", "R2 patch by position", "cos CLS", "cos patch"],
-        )
-        caption = f"{data.name}, N = {len(data)}, teacher trajectory, L0 {l0:.1f}"
-        figure = reconstruction_figure(result)
-        write_study(
-            folder, "reconstruction", figure, result.frame, caption, shown=shown, png=self.png
-        )
+        write_study(folder, "reconstruction", figure, frame, caption, shown=shown, png=self.png)
         context = {
             "command": "reconstruct",
             "data": data.name,
             "split": data.split,
             "tokens": "cls patch all",
             "trajectory": "teacher",
-            "l0": l0,
+            "l0": l0s[names[0]],
             "seed": self.seed,
+            "clt": names[0],
+            "compared": {name: {"l0": l0s[name]} for name in names[1:]},
+            "floor": "predicting the mean of the same rows",
         }
+        metrics = results[0].metrics()
+        for name, result in zip(names[1:], results[1:], strict=True):
+            metrics += result.metrics(prefix=f"{name}_")
         folder.write("metrics.json", metrics_json(metrics, **context))
         print(caption)
         print_table(shown)
         print(f"written to {folder.path}")
+
+    def _compared(self, source: str, vit: HookedViT) -> CrossLayerTranscoder:
+        from vit_clt.transcoder import CrossLayerTranscoder
+
+        try:
+            clt = CrossLayerTranscoder.from_pretrained(source).to(self.device).eval()
+            self.check_teacher(vit, clt)
+        except InputError as error:
+            raise InputError(f'compare holds "{source}": {error}') from error
+        return clt
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """The last parts of the sources, or all of them where the last parts do not tell them apart.
+
+    Raises:
+        InputError: a CLT is given twice.
+    """
+    for i, source in enumerate(sources):
+        if source in sources[:i]:
+            raise InputError(f'compare holds "{source}" a second time; expected different CLTs.')
+    short = [Path(source).resolve().name for source in sources]
+    return short if len(set(short)) == len(short) else list(sources)
+
+
+def _readable(frame: pd.DataFrame) -> pd.DataFrame:
+    wide = frame.pivot(
+        index=["clt", "layer"], columns="tokens", values=list({column for column, _ in _SHOWN})
+    )
+    # pivot sorts by name; the order asked for stays
+    wide = wide.reindex(frame["clt"].unique(), level="clt")
+    table = wide[list(_SHOWN)].set_axis(list(_SHOWN.values()), axis=1)
+    # + 0.0: rounding at layer 0, which has no other source, is not to read -0.000
+    return (table.round(3) + 0.0).map("{:.3f}".format).reset_index()
