@@ -165,5 +165,5 @@ def _panel(
             )
     if column == "mse":
         log_axis(figure, drawn, **place)
-    elif column in _PERCENT:
+    elif column in dict(_DEPTH):
         figure.update_yaxes(rangemode="tozero", **place)
