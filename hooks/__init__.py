@@ -1,19 +1,23 @@
-"""Hooked ViT, token rows, CLT replacement, and interventions on the ViT's own MLPs."""
+"""Hooked ViT, token rows, CLT replacement, and interventions on the ViT's own parts."""
 
 from vit_clt.hooks.hooked_vit import HookedViT, HookedViTConfig
-from vit_clt.hooks.interventions import overwrite_mlp_hooks
+from vit_clt.hooks.interventions import Site, overwrite_attn_hooks, overwrite_mlp_hooks
 from vit_clt.hooks.ranges import ReplacedRange, SharedPrefix
 from vit_clt.hooks.replacement import check_fits, replace_mlps, replacement_hooks
 from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
+from vit_clt.hooks.unaltered import UnalteredPass
 
 __all__ = [
     "HookedViT",
     "HookedViTConfig",
     "ReplacedRange",
     "SharedPrefix",
+    "Site",
     "TokenKind",
+    "UnalteredPass",
     "check_fits",
     "layer_list",
+    "overwrite_attn_hooks",
     "overwrite_mlp_hooks",
     "replace_mlps",
     "replacement_hooks",

@@ -1,17 +1,25 @@
-"""Interventions on the ViT's own MLPs: rows overwritten by zeros, means, or other images' rows."""
+"""Interventions on the ViT's own parts: rows of what an MLP or an attention layer puts out,
+overwritten by zeros, means, or other images' rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import HOOK_OUT, FwdHooks
+from vit_clt.hooks.hooked_vit import HOOK_OUT, FwdHooks, HookedViT
 from vit_clt.hooks.rows import TokenKind, token_rows
+
+Site = Literal["mlp", "attn"]
+"""Which part of a block: its MLP or its attention layer."""
+SITE_OUT: dict[Site, str] = {"mlp": HOOK_OUT, "attn": "blocks.{l}.hook_attn_out"}
+"""Where each puts out: a hook point of every layer, before LayerScale where a model has one."""
 
 
 def overwrite_mlp_hooks(
@@ -30,17 +38,30 @@ def overwrite_mlp_hooks(
     Raises:
         InputError: a negative layer, or (in the forward) values of another number of rows.
     """
-    layers = list(layers)
-    if layers and min(layers) < 0:
-        raise InputError(f"layers contains {min(layers)}; expected layers counted from 0.")
-    rows = token_rows(tokens)
-    return [
-        (
-            HOOK_OUT.format(l=layer),
-            partial(_overwrite, rows=rows, value=None if values is None else values[layer]),
+    return _hooks("mlp", layers, tokens, values)
+
+
+def overwrite_attn_hooks(
+    layers: Iterable[int],
+    tokens: TokenKind,
+    values: Mapping[int, Float[Tensor, "*batch row d_model"]] | None = None,
+) -> FwdHooks:
+    """`fwd_hooks` that overwrite rows of `blocks.{l}.hook_attn_out`; see `overwrite_mlp_hooks`."""
+    return _hooks("attn", layers, tokens, values)
+
+
+def check_unhooked(vit: HookedViT) -> None:
+    """Refuse a model with hooks attached, where parts of a forward are shared: they would fire in
+    some forwards only.
+
+    Raises:
+        InputError: there is a hook.
+    """
+    hooked = [name for name, point in vit.hook_dict.items() if point.has_hooks()]
+    if hooked:
+        raise InputError(
+            f'vit has a hook at "{hooked[0]}"; expected none (vit.reset_hooks() removes them).'
         )
-        for layer in layers
-    ]
 
 
 def overwrite_rows(
@@ -60,6 +81,25 @@ def overwrite_rows(
         raise InputError(f"values have {value.shape[-2]} rows at {name}; expected {n_rows}.")
     out[:, rows] = 0 if value is None else value.to(y)
     return out
+
+
+def _hooks(
+    site: Site,
+    layers: Iterable[int],
+    tokens: TokenKind,
+    values: Mapping[int, Tensor] | None,
+) -> FwdHooks:
+    layers = list(layers)
+    if layers and min(layers) < 0:
+        raise InputError(f"layers contains {min(layers)}; expected layers counted from 0.")
+    rows = token_rows(tokens)
+    return [
+        (
+            SITE_OUT[site].format(l=layer),
+            partial(_overwrite, rows=rows, value=None if values is None else values[layer]),
+        )
+        for layer in layers
+    ]
 
 
 def _overwrite(y: Tensor, hook: HookPoint, rows: slice, value: Tensor | None) -> Tensor:

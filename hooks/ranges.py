@@ -24,7 +24,7 @@ from vit_clt.codes import Codes
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import idle_mlps
 from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, READ_IN, FwdHooks, HookedViT
-from vit_clt.hooks.interventions import overwrite_rows
+from vit_clt.hooks.interventions import check_unhooked, overwrite_rows
 from vit_clt.hooks.replacement import Inputs
 from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -59,11 +59,7 @@ class SharedPrefix:
 
     @torch.no_grad()
     def __init__(self, vit: HookedViT, images: Float[Tensor, "batch 3 height width"]):
-        hooked = [name for name, point in vit.hook_dict.items() if point.has_hooks()]
-        if hooked:
-            raise InputError(
-                f'vit has a hook at "{hooked[0]}"; expected none (vit.reset_hooks() removes them).'
-            )
+        check_unhooked(vit)
         self.vit = vit
         layers = range(vit.cfg.n_layers)
         points = (RESID_MID, HOOK_IN, HOOK_OUT)

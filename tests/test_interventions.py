@@ -1,4 +1,4 @@
-"""Rows of the ViT's own MLP outputs, overwritten."""
+"""Rows of the ViT's own MLP and attention outputs, overwritten."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, overwrite_mlp_hooks, replacement_hooks, token_rows
+from vit_clt.hooks import (
+    HookedViT,
+    overwrite_attn_hooks,
+    overwrite_mlp_hooks,
+    replacement_hooks,
+    token_rows,
+)
 
 TOKENS = ["cls", "patch", "all"]
 
@@ -59,6 +65,27 @@ def test_the_chosen_rows_and_no_others(
         assert torch.equal(cache["resid_post", l], resid_post)
     assert torch.equal(out, vit(cache["resid_post", 3], start_at_layer=4))
     assert not torch.equal(out, vit(images))
+
+
+@pytest.mark.parametrize("fill", [zeros, mean, others])
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_attention_outputs_alike(
+    tokens: str, fill: Callable[[Tensor], Tensor | None], images: Tensor
+) -> None:
+    vit, rows, layers = HookedViT(tiny_clip(ls_init_value=0.5)), token_rows(tokens), [0, 2]
+    _, clean = vit.run_with_cache(images)
+    filled = {l: fill(clean["attn_out", l][:, rows]) for l in layers}
+    hooks = overwrite_attn_hooks(layers, tokens, None if fill is zeros else filled)
+    with vit.hooks(fwd_hooks=hooks):
+        _, cache = vit.run_with_cache(images)
+    for l, block in enumerate(vit.blocks):
+        expected = block.attention(cache[f"blocks.{l}.ln1.hook_out"])
+        if l in layers:
+            expected[:, rows] = 0 if filled[l] is None else filled[l]
+        assert torch.equal(cache["attn_out", l], expected)
+        resid_mid = cache["resid_pre", l] + block.ls_1(expected)
+        assert torch.equal(cache["resid_mid", l], resid_mid)
+        assert torch.equal(cache["mlp_out", l], block.mlp(block.ln_2(resid_mid)))
 
 
 def test_zeros_are_zeros(tiny_vit: HookedViT, images: Tensor) -> None:

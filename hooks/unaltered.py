@@ -1,0 +1,182 @@
+"""One unaltered pass of a batch, and what overwriting its own parts changes: on every path, or one.
+
+What the MLP (or the attention layer) of block s puts out is added to the residual stream and read
+by everything above. **Total**: its rows are overwritten in the running model and everything
+downstream recomputes. **Direct**: they are overwritten in the stream that one reader sees, all
+else stays as it was. The reader is MLP_l, through its LayerNorm,
+
+    x_l' = LN2_l(resid_mid_l + ls_s(out_s') - ls_s(out_s)),    y_l' = MLP_l(x_l'),
+
+or the output, through the final LayerNorm and pooling (ls_s is LayerScale, where a model has one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_clt.errors import InputError
+from vit_clt.hooks.hooked_vit import HOOK_OUT, READ_IN, FwdHooks, HookedViT
+from vit_clt.hooks.interventions import (
+    SITE_OUT,
+    Site,
+    check_unhooked,
+    overwrite_attn_hooks,
+    overwrite_mlp_hooks,
+    overwrite_rows,
+)
+from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
+
+RESID_PRE = "blocks.{l}.hook_resid_pre"
+RESID_MID = "blocks.{l}.hook_resid_mid"
+Values = Mapping[int, Float[Tensor, "*batch row d_model"]]
+
+
+@dataclass(frozen=True)
+class AlteredPass:
+    """A forward with rows of some layers overwritten."""
+
+    embeddings: Float[Tensor, "batch d_embed"]
+    """Not normalised, as `vit(images)`."""
+    x: dict[int, Float[Tensor, "batch scored d_model"]]
+    """What MLP_l read, on the scored rows, per layer the change can reach."""
+    y: dict[int, Float[Tensor, "batch scored d_model"]]
+    """What it put out."""
+
+
+class UnalteredPass:
+    """The unaltered pass of one batch; overwritten passes go on from it.
+
+    Args:
+        vit: the model, with no hooks attached.
+        images: one batch.
+        site: whose outputs are overwritten, "mlp" or "attn".
+        ablated: rows that are overwritten.
+        scored: rows of x_l and y_l that are compared.
+
+    Raises:
+        InputError: hooks are attached, an unknown site or token kind, or images of another shape.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        vit: HookedViT,
+        images: Float[Tensor, "batch 3 height width"],
+        *,
+        site: Site = "mlp",
+        ablated: TokenKind = "all",
+        scored: TokenKind = "cls",
+    ):
+        check_unhooked(vit)
+        if site not in get_args(Site):
+            raise InputError(f'site is "{site}"; expected "mlp" or "attn".')
+        self.vit, self.site, self.ablated = vit, site, ablated
+        self._rows = token_rows(ablated, vit.cfg.has_cls)
+        self._scored = token_rows(scored, vit.cfg.has_cls)
+        n = vit.cfg.n_layers
+        end = f"blocks.{n - 1}.hook_resid_post"
+        points = {RESID_PRE, RESID_MID, HOOK_OUT, SITE_OUT[site]}
+        cache = vit.clean_cache(images, [*(p.format(l=l) for l in range(n) for p in points), end])
+        self._pre = [cache[RESID_PRE.format(l=l)] for l in range(n)]
+        self._mid = [cache[RESID_MID.format(l=l)][:, self._scored] for l in range(n)]
+        self._out = [cache[SITE_OUT[site].format(l=l)] for l in range(n)]
+        self._end = cache[end]
+        self.y = [cache[HOOK_OUT.format(l=l)][:, self._scored] for l in range(n)]
+        """y_l on the scored rows, "batch scored d_model" per layer."""
+        self.x = [block.ln_2(mid) for block, mid in zip(vit.blocks, self._mid, strict=True)]
+        """x_l on the scored rows."""
+        # torch picks another matrix product for fewer rows: what is compared must take the same
+        self._y_alone = [block.mlp(x) for block, x in zip(vit.blocks, self.x, strict=True)]
+
+    @torch.no_grad()
+    def embeddings(self) -> Float[Tensor, "batch d_embed"]:
+        """`vit(images)`, bit for bit."""
+        return self.vit(self._end, start_at_layer=self.vit.cfg.n_layers)
+
+    def readers(self, source: int) -> range:
+        """Layers whose MLP reads what `source` puts out; an attention layer's own block does."""
+        return range(source + (self.site == "mlp"), self.vit.cfg.n_layers)
+
+    @torch.no_grad()
+    def total(self, layers: int | Iterable[int], values: Values | None = None) -> AlteredPass:
+        """Overwrite these layers' rows, and let everything downstream recompute.
+
+        Only blocks from the first of them on run again.
+
+        Args:
+            layers: layers overwritten.
+            values: per layer, what to write on the ablated rows, with or without a batch axis;
+                None writes zeros.
+
+        Raises:
+            InputError: a layer out of range, or values of another number of rows.
+        """
+        chosen = layer_list(layers, self.vit.cfg.n_layers)
+        x: dict[int, Tensor] = {}
+        y: dict[int, Tensor] = {}
+
+        def keep(into: dict[int, Tensor], layer: int, tensor: Tensor, hook: HookPoint) -> None:
+            into[layer] = tensor[:, self._scored]
+
+        overwrite = overwrite_mlp_hooks if self.site == "mlp" else overwrite_attn_hooks
+        hooks: FwdHooks = overwrite(chosen, self.ablated, values)
+        for l in self.readers(chosen[0]):
+            hooks += [(READ_IN.format(l=l), partial(keep, x, l))]
+            hooks += [(HOOK_OUT.format(l=l), partial(keep, y, l))]
+        with self.vit.hooks(fwd_hooks=hooks):
+            embeddings = self.vit(self._pre[chosen[0]], start_at_layer=chosen[0])
+        return AlteredPass(embeddings, x, y)
+
+    @torch.no_grad()
+    def direct_on_mlp(
+        self, source: int, target: int, values: Values | None = None
+    ) -> tuple[Float[Tensor, "batch scored d_model"], Float[Tensor, "batch scored d_model"]]:
+        """How far x_l and y_l move (x_l' - x_l, y_l' - y_l) where only MLP_l sees the change.
+
+        Exactly 0 where the overwritten rows keep their values or are not among the scored ones:
+        LayerNorm and MLP work row by row.
+
+        Raises:
+            InputError: a layer out of range, `target` does not read `source`, or values of another
+                number of rows.
+        """
+        [source], [target] = (layer_list(l, self.vit.cfg.n_layers) for l in (source, target))
+        if target not in self.readers(source):
+            raise InputError(
+                f"target is {target}, whose MLP does not read the {self.site} output of layer "
+                f"{source}; expected a layer from {source + (self.site == 'mlp')} on."
+            )
+        block = self.vit.blocks[target]
+        x = block.ln_2(self._mid[target] + self._change(source, values)[:, self._scored])
+        return x - self.x[target], block.mlp(x) - self._y_alone[target]
+
+    @torch.no_grad()
+    def direct_on_output(
+        self, layers: int | Iterable[int], values: Values | None = None
+    ) -> Float[Tensor, "batch d_embed"]:
+        """Embeddings where only the final LayerNorm and pooling see these layers' changes.
+
+        Raises:
+            InputError: a layer out of range, or values of another number of rows.
+        """
+        n = self.vit.cfg.n_layers
+        resid = self._end
+        for layer in layer_list(layers, n):
+            resid = resid + self._change(layer, values)
+        return self.vit(resid, start_at_layer=n)
+
+    def _change(self, layer: int, values: Values | None) -> Tensor:
+        # in the residual stream, behind LayerScale
+        out, block = self._out[layer], self.vit.blocks[layer]
+        value = None if values is None else values[layer]
+        altered = overwrite_rows(out, self._rows, value, SITE_OUT[self.site].format(l=layer))
+        scale = block.ls_2 if self.site == "mlp" else block.ls_1
+        return scale(altered) - scale(out)
