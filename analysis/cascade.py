@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.activations import capture
+from vit_clt.analysis.means import position_means
 from vit_clt.analysis.readings import Readings, gather_readings
 from vit_clt.data import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -24,6 +24,7 @@ from vit_clt.hooks import (
     layer_list,
     token_rows,
 )
+from vit_clt.hooks.hooked_vit import HOOK_OUT
 from vit_clt.hooks.replacement import Inputs
 from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -194,16 +195,10 @@ def _listed(name: str, chosen: str | Sequence[str], known: Sequence[str]) -> lis
     return wanted
 
 
-@torch.no_grad()
 def mean_mlp_outputs(
     vit: HookedViT, data: ImageData, *, progress: bool = False
 ) -> Float[Tensor, "layer token d_model"]:
     """Mean of every y_l over the images, per token position (summed in float64)."""
-    device = next(vit.parameters()).device
-    total = torch.zeros(
-        vit.cfg.n_layers, vit.cfg.n_tokens, vit.cfg.d_model, dtype=torch.float64, device=device
-    )
-    n_batches = -(-len(data) // data.batch_size)
-    for images, _ in tqdm(data, "mean MLP outputs", n_batches, disable=not progress):
-        total += capture(vit, images.to(device)).y.double().sum(1)
-    return (total / len(data)).float()
+    names = [HOOK_OUT.format(l=l) for l in range(vit.cfg.n_layers)]
+    means = position_means(vit, data, names, title="mean MLP outputs", progress=progress)
+    return torch.stack([means[name] for name in names])

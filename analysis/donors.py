@@ -1,0 +1,21 @@
+"""Which other image stands in for an image, for every resample ablation."""
+
+from __future__ import annotations
+
+import torch
+
+from vit_clt.errors import InputError
+
+
+def donor_cycle(n: int, seed: int = 0) -> list[int]:
+    """One random cycle through n images: each is another one's donor, never its own.
+
+    Raises:
+        InputError: fewer than two images.
+    """
+    if n < 2:
+        raise InputError(f'data has {n} image; fill "resample" needs another one to draw from.')
+    cycle = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    donors = torch.empty_like(cycle)
+    donors[cycle] = cycle.roll(-1)
+    return donors.tolist()
