@@ -2,18 +2,22 @@
 
 from vit_clt.analysis.ablations import ablation_curves, drop_top_k, keep_top_k
 from vit_clt.analysis.cascade import cascade
+from vit_clt.analysis.causal import causal_effects
 from vit_clt.analysis.contributions import contribution_scores, score
 from vit_clt.analysis.faithfulness import surrogate_faithfulness
 from vit_clt.analysis.moments import contribution_moments
+from vit_clt.analysis.rank_agreement import rank_agreement
 from vit_clt.analysis.reconstruction import reconstruction, reconstructions
 
 __all__ = [
     "ablation_curves",
     "cascade",
+    "causal_effects",
     "contribution_moments",
     "contribution_scores",
     "drop_top_k",
     "keep_top_k",
+    "rank_agreement",
     "reconstruction",
     "reconstructions",
     "score",

@@ -16,6 +16,7 @@ import tyro
 from vit_clt import __version__
 from vit_clt.cli.ablate import Ablate
 from vit_clt.cli.cascade import Cascade
+from vit_clt.cli.causal import Causal
 from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.demo import Demo
 from vit_clt.cli.faithfulness import Faithfulness
@@ -24,7 +25,7 @@ from vit_clt.cli.train import Train
 from vit_clt.errors import InputError, Stopped
 
 _DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth builds the answer?"
-Command = Demo | Train | Contributions | Ablate | Cascade | Reconstruct | Faithfulness
+Command = Demo | Train | Contributions | Ablate | Cascade | Reconstruct | Faithfulness | Causal
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -100,6 +101,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Cascade, tyro.conf.subcommand("cascade")]
         | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
         | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
+        | Annotated[Causal, tyro.conf.subcommand("causal")]
     )
     complaint = io.StringIO()
     try:

@@ -1,0 +1,93 @@
+"""`vit-clt causal`, with and without a CLT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import random_clt
+
+from vit_clt import InputError, load_data
+from vit_clt.analysis import causal_effects, contribution_scores, rank_agreement
+from vit_clt.analysis.causal_agreement import score_agreement
+from vit_clt.cli import main
+from vit_clt.hooks import HookedViT
+
+
+def test_without_a_clt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "causal"
+    args = ["causal", "--limit", "12", "--site", "attn", "--fill", "resample", "--seed", "2"]
+    assert main([*args, "--ablated", "patch", "--pairs", "--out", str(out)]) == 0
+    frame = pd.read_csv(out / "causal.csv")
+    on_y = frame.query("measure == 'y' and path == 'total'")
+    # an attention layer is read by its own block's MLP
+    assert len(on_y) == 8 * 9 // 2
+    assert {"0+7", "3-7", "0-7", "0-4"} <= set(frame["layers"])
+    document = json.loads((out / "metrics.json").read_text())
+    context = document["context"]
+    assert [context[k] for k in ("tokens", "ablated", "site", "fill", "seed", "l0", "clt")] == [
+        "cls", "patch", "attn", "resample", 2, None, None,
+    ]  # fmt: skip
+    named = {m["name"]: m for m in document["metrics"]}
+    row = frame.query("path == 'total' and layers == '3-7' and measure == 'delta_loss'").iloc[0]
+    assert named["total_3-7_to_output_delta_loss"]["value"] == pytest.approx(row["value"])
+    assert named["total_3-7_to_output_delta_loss"]["floor"] == pytest.approx(row["floor"])
+    page = (out / "causal.html").read_text()
+    assert "Causal effects of attention outputs on CLS rows, patch rows ablated" in page
+    assert "Agreement with contribution scores" not in page
+    printed = capsys.readouterr().out
+    assert "none (unaltered)" in printed
+    assert "C(s->l)" not in printed
+
+
+def test_with_a_clt(
+    digits_vit: HookedViT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clt = random_clt(digits_vit)
+    clt.save_pretrained(tmp_path / "clt")
+    out = tmp_path / "causal"
+    args = ["causal", "--clt", str(tmp_path / "clt"), "--limit", "12", "--tokens", "patch"]
+    assert main([*args, "--out", str(out)]) == 0
+    document = json.loads((out / "metrics.json").read_text())
+    assert document["context"]["l0"] > 0
+    named = {m["name"]: m for m in document["metrics"]}
+    data = load_data("digits", vit=digits_vit, limit=12)
+    effects = causal_effects(digits_vit, data, tokens="patch")
+    scores = contribution_scores(digits_vit, clt, data, tokens="patch", kind="centred")
+    for path in ("total", "direct"):
+        expected = rank_agreement(
+            scores.matrix.numpy(), effects.matrix(path), effect_draws=effects.draws(path)
+        )
+        found = named[f"centred_C_{path}_effect_on_y_spearman"]
+        assert found["value"] == pytest.approx(expected.spearman.value)
+        assert found["low"] == pytest.approx(expected.spearman.low)
+        assert found["floor"] == pytest.approx(expected.spearman.floor)
+    assert "projection_C_direct_effect_on_loss_kendall" in named
+    assert "centred C, total effect on loss" in capsys.readouterr().out
+    assert "C(s→l)" in (out / "causal.html").read_text()
+
+    found = score_agreement(effects, [scores])
+    assert list(found) == ["centred C, total effect on y", "centred C, direct effect on y"]
+    cls = contribution_scores(digits_vit, clt, data, tokens="cls")
+    with pytest.raises(InputError, match="scores were measured on cls rows of digits"):
+        score_agreement(effects, [cls])
+    assert np.isfinite(found["centred C, total effect on y"].spearman.low)
+
+
+def test_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for args, names in (
+        (["--any-teacher"], "any-teacher is given without a CLT"),
+        (["--clt", "/no/such/clt"], "/no/such/clt"),
+        (["--fill", "foam"], "foam"),
+        (["--ablated", "words"], "words"),
+        (["--limit", "1"], "data has 1 image"),
+    ):
+        assert main(["causal", *args, "--out", str(out)]) == 2
+        assert names in capsys.readouterr().err.strip().splitlines()[-1]
+        assert not out.exists()

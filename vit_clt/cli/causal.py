@@ -1,0 +1,126 @@
+"""`vit-clt causal`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from vit_clt.cli.options import (
+    CLTOptions,
+    ModelOptions,
+    SeedOptions,
+    StudyOptions,
+    Tokens,
+    print_table,
+)
+from vit_clt.errors import InputError
+
+
+@dataclass(kw_only=True)
+class Causal(ModelOptions, StudyOptions, SeedOptions):
+    """What changes in the ViT itself when a layer is ablated; with --clt, does C agree?
+
+    Example: vit-clt causal --model digits --tokens cls --fill mean --out out/causal
+    """
+
+    clt: str | None = None
+    """CLT folder or Hub id whose contribution scores are compared. The effects need none."""
+    any_teacher: bool = False
+    """Compare the CLT also with a model it was not trained on."""
+    tokens: Tokens = "cls"
+    """Rows scored at the targets."""
+    ablated: Tokens = "all"
+    """Rows overwritten at the ablated layers."""
+    site: Literal["mlp", "attn"] = "mlp"
+    """Outputs that are overwritten: those of MLPs or of attention layers."""
+    fill: Literal["mean", "resample", "zero"] = "mean"
+    """What is written there: the mean over the images, another image's rows, or zeros."""
+    pairs: bool = False
+    """Ablate every two layers together as well."""
+    templates: Literal["single", "ensemble"] = "ensemble"
+    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+
+    def run(self) -> None:
+        """Ablate, draw, and report."""
+        from vit_clt.analysis import causal_effects, contribution_moments, score
+        from vit_clt.analysis.causal_agreement import score_agreement
+        from vit_clt.analysis.causal_figure import agreement_table, causal_report, output_table
+        from vit_clt.analysis.contributions import ScoreKind
+        from vit_clt.analysis.exports import write_study
+        from vit_clt.analysis.layer_sets import layer_sets
+        from vit_clt.analysis.rank_agreement import RankAgreement
+        from vit_clt.metrics import metrics_json
+        from vit_clt.zero_shot import ZeroShot
+
+        folder = self.study_folder("causal")
+        if self.any_teacher and self.clt is None:
+            raise InputError("any-teacher is given without a CLT; expected --clt beside it.")
+        clt = None
+        if self.clt is None:
+            vit = self.load_vit(self.device)
+            data = self.load_images(vit)
+        else:
+            shared = {field.name: getattr(self, field.name) for field in fields(ModelOptions)}
+            options = CLTOptions(**shared, clt=self.clt, any_teacher=self.any_teacher)
+            vit, clt, data = options.load_all(self.device)
+        effects = causal_effects(
+            vit,
+            data,
+            ZeroShot(vit, data.class_names, self.templates),
+            tokens=self.tokens,
+            ablated=self.ablated,
+            fill=self.fill,
+            site=self.site,
+            sets=layer_sets(vit.cfg.n_layers, pairs=self.pairs),
+            seed=self.seed,
+            progress=True,
+        )
+        agreement: dict[str, RankAgreement] = {}
+        metrics, described, l0 = effects.metrics(), "", None
+        if clt is not None:
+            moments = contribution_moments(vit, clt, data, progress=True)
+            kinds: tuple[ScoreKind, ...] = ("centred", "projection")
+            scores = [score(moments, tokens=self.tokens, kind=kind) for kind in kinds]
+            agreement, l0 = score_agreement(effects, scores), scores[0].l0
+            for name, found in agreement.items():
+                metrics += found.metrics(name.replace(", ", "_").replace(" ", "_"), effects.n)
+            described = f"CLT {self.clt}, L0 = {l0:.1f} a token on these rows"
+        folder.open()
+        shown = output_table(effects)
+        caption = (
+            f"{data.name}, N = {effects.n}, {self.site} outputs, {self.ablated} rows ablated "
+            f"(fill: {self.fill}, seed {self.seed}), templates: {self.templates}; top-1 % / loss "
+            "(nats)"
+        )
+        write_study(
+            folder,
+            "causal",
+            effects.figure(),
+            effects.to_frame(),
+            caption,
+            shown=shown,
+            page=causal_report(effects, agreement, described),
+            png=self.png,
+        )
+        context = {
+            "command": "causal",
+            "data": data.name,
+            "split": data.split,
+            "tokens": self.tokens,
+            "trajectory": "teacher",
+            "l0": l0,
+            "fill": self.fill,
+            "seed": self.seed,
+            "ablated": self.ablated,
+            "site": self.site,
+            "templates": self.templates,
+            "model": vit.cfg.model,
+            "clt": self.clt,
+        }
+        folder.write("metrics.json", metrics_json(metrics, **context))
+        print(caption)
+        print_table(shown)
+        if agreement:
+            print(f"\nC(s->l) against these effects on {self.tokens} rows, {described}")
+            print_table(agreement_table(agreement))
+        print(f"written to {folder.path}")
