@@ -19,7 +19,7 @@ from vit_clt.hooks import HookedViT
 
 def test_without_a_clt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "causal"
-    args = ["causal", "--limit", "12", "--site", "attn", "--fill", "resample", "--seed", "2"]
+    args = ["causal", "--limit", "6", "--site", "attn", "--fill", "resample", "--seed", "2"]
     assert main([*args, "--ablated", "patch", "--pairs", "--out", str(out)]) == 0
     frame = pd.read_csv(out / "causal.csv")
     on_y = frame.query("measure == 'y' and path == 'total'")

@@ -73,7 +73,7 @@ def test_the_floor_is_what_shuffled_rows_give() -> None:
     rng = np.random.default_rng(9)
     means = [
         np.mean([kendalltau(rng.permutation(c[l, :l]), effect[l, :l])[0] for l in range(3, L)])
-        for _ in range(300)
+        for _ in range(200)
     ]
     assert found.floor == pytest.approx(np.mean(means), abs=0.06)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -82,8 +82,8 @@ def test_the_floor_is_what_shuffled_rows_give() -> None:
 
 def test_intervals_are_those_of_the_draws() -> None:
     c, effect = triangle(6), triangle(7)
-    draws = effect + triangle(8, 200, noise=0.3)
-    c_draws = c + triangle(9, 200, noise=0.3)
+    draws = effect + triangle(8, 80, noise=0.3)
+    c_draws = c + triangle(9, 80, noise=0.3)
 
     def by_hand(cs, effects) -> tuple[float, float]:
         means = [
@@ -93,7 +93,7 @@ def test_intervals_are_those_of_the_draws() -> None:
         return tuple(np.quantile(means, [0.025, 0.975]))
 
     one = rank_agreement(c, effect, effect_draws=draws).spearman
-    assert (one.low, one.high) == pytest.approx(by_hand([c] * 200, draws))
+    assert (one.low, one.high) == pytest.approx(by_hand([c] * 80, draws))
     both = rank_agreement(c, effect, score_draws=c_draws, effect_draws=draws).spearman
     assert (both.low, both.high) == pytest.approx(by_hand(c_draws, draws))
     assert one.value == both.value
