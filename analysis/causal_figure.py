@@ -298,7 +298,10 @@ def _plain(value: float) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.095 else f"{value:.1g}" if value > 0 else "0"
+    # a cell of twelve is narrow; hovering shows every digit
+    if value == 0 or value >= 0.01:
+        return f"{value:.2f}" if value else "0"
+    return f"{value:.3f}"[1:] if value >= 0.0005 else "<.001"
 
 
 def _or_none(value: float) -> float | None:
