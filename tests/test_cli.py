@@ -31,6 +31,7 @@ COMMANDS = (
     "cascade",
     "reconstruct",
     "faithfulness",
+    "fidelity",
 )
 METRIC_KEYS = {"name", "value", "unit", "n", "low", "high", "floor", "baseline"}
 

@@ -23,6 +23,7 @@ from vit_clt import (
     train,
 )
 from vit_clt import transcoder as module
+from vit_clt.cli import main
 from vit_clt.data import TensorImages
 from vit_clt.estimate import estimate
 from vit_clt.hooks import SharedPrefix, replace_mlps
@@ -81,7 +82,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("backend", ["dense", "sparse", "auto"])
 @each_kind
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     L=st.integers(1, 4),
     d=st.integers(1, 5),
@@ -306,20 +307,20 @@ def test_dead_features_rebuild_through_the_diagonal_decoder():
 
 @pytest.mark.parametrize(
     ("sparsifier", "backend"),
-    [(ReLUTopK(4), "sparse"), (ReLUTopK(4), "dense"), (JumpReLU(), "auto")],
-    ids=["sparse", "dense", "jumprelu"],
+    [(ReLUTopK(4), "sparse"), (JumpReLU(), "auto")],
+    ids=["sparse", "jumprelu"],
 )
 def test_it_trains_saves_and_replaces(tiny_vit, images, sparsifier, backend, tmp_path):
     data = TensorImages(images)
     config = CLTConfig(4, 16, 24, sparsifier, cross_layer=False)
     topk = isinstance(sparsifier, ReLUTopK)
     how = TrainConfig(
-        lr=1e-2, epochs=60, batch_size=20, backend=backend, aux_k=8 if topk else 0, log_every=1
+        lr=1e-2, epochs=16, batch_size=20, backend=backend, aux_k=8 if topk else 0, log_every=1
     )
     log: list[dict] = []
     plt = train(tiny_vit, data, config, how, on_log=log.append, progress=False)
     losses = [record["loss"] for record in log if "loss" in record]
-    assert sum(losses[-6:]) < 0.5 * sum(losses[:6])
+    assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
     plt.save_pretrained(tmp_path)
     loaded = CrossLayerTranscoder.from_pretrained(tmp_path).requires_grad_(False)
     for layers in (range(4), [2]):
@@ -339,6 +340,21 @@ def test_a_run_of_the_other_kind_is_not_resumed(tiny_vit, images, tmp_path):
     other = replace(per_layer, cross_layer=True)
     with pytest.raises(InputError, match="cross_layer is True; the run that is resumed has False"):
         train(tiny_vit, data, other, how, checkpoints=tmp_path, resume=True, progress=False)
+
+
+def test_a_run_from_before_the_option_is_a_clts(tmp_path, capsys):
+    command = ["train", "--limit", "40", "--epochs", "1", "--n-features", "32", "--k", "4"]
+    command += ["--resume", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    path = tmp_path / "run" / "run.json"
+    run = json.loads(path.read_text())
+    assert run["options"].pop("cross_layer") is True
+    path.write_text(json.dumps(run))
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert main([*command, "--no-cross-layer"]) == 2
+    assert "cross_layer is False; the run in" in capsys.readouterr().err
 
 
 def test_it_is_estimated_at_its_own_size():
