@@ -52,13 +52,14 @@ def fidelity_figure(result: Fidelity, trained_on: str | None = None) -> go.Figur
         vertical_spacing=0.17,
     )
     groups = _groups(result.frame)
-    span = [result.frame["l0"].min(), result.frame["l0"].max()]
+    # room at both sides, so that measured L0s that hardly differ are not drawn far apart
+    span = [result.frame["l0"].min() / 1.2, result.frame["l0"].max() * 1.2]
     for i, (column, _, factor, bars) in enumerate(_PANELS):
         place = {"row": i // _COLUMNS + 1, "col": i % _COLUMNS + 1}
         for name, level, colour, dash in _levels(result, column):
             figure.add_trace(
                 go.Scatter(
-                    x=span if span[0] < span[1] else [span[0] / 2, span[0] * 2],
+                    x=span,
                     y=[level * factor] * 2,
                     mode="lines",
                     name=name,
