@@ -25,6 +25,7 @@ from vit_clt import (
     train,
 )
 from vit_clt.analysis import fidelity
+from vit_clt.analysis.exports import study_files
 from vit_clt.analysis.fidelity import Fidelity
 from vit_clt.analysis.fidelity_figure import fidelity_figure, fidelity_report, fidelity_table
 from vit_clt.analysis.intervals import bootstrap_means
@@ -281,10 +282,12 @@ def test_the_command_trains_both_kinds_and_goes_on(folder: Path, capsys):
 
     before = (folder / "runs/clt_k2/model.safetensors").stat().st_mtime_ns
     command = ["fidelity", *SMALL, "--lr", "0.002", "--out", str(folder)]
+    (folder / "fidelity.png").write_text("of an earlier start")
     assert main([*command, "--k", "2", "4", "--kinds", "plt", "--resume"]) == 0
     assert "plt_k2 is finished" in capsys.readouterr().out
     assert (folder / "runs/clt_k2/model.safetensors").stat().st_mtime_ns == before
     assert pd.read_csv(folder / "fidelity.csv")["name"].tolist() == ["plt_k2", "plt_k4"]
+    assert not (folder / "fidelity.png").exists()
     # other options are another study
     assert main([*command, "--k", "2", "--lr", "0.001", "--resume"]) == 2
     assert "lr is 0.001" in capsys.readouterr().err
@@ -299,7 +302,7 @@ def test_the_command_measures_what_is_there(folder: Path, tmp_path: Path, capsys
     assert main(args) == 0
     frame = pd.read_csv(out / "fidelity.csv")
     assert frame["name"].tolist() == ["clt_k2", "plt_k2"]
-    assert {f.name for f in out.iterdir()} == {"fidelity.html", "fidelity.csv", "metrics.json"}
+    assert {f.name for f in out.iterdir()} == {*study_files("fidelity")} - {"fidelity.png"}
     printed = capsys.readouterr().out
     assert "N = 12, cls rows of all layers" in printed
     assert "L0" in printed

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from vit_clt.cli.options import ModelOptions, OutputOptions, Tokens, print_table
+from vit_clt.cli.options import ModelOptions, StudyOptions, Tokens, print_table
 from vit_clt.cli.train import Train
 from vit_clt.cli.training_options import TrainingOptions, preset_in
 from vit_clt.errors import InputError
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
     from vit_clt.transcoder import CrossLayerTranscoder
 
 STUDY_FILE = "study.json"
-FILES = (STUDY_FILE, "fidelity.html", "fidelity.csv", "metrics.json")
 
 
 @dataclass(kw_only=True)
-class Fidelity(ModelOptions, OutputOptions, TrainingOptions):
+class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
     """Fidelity against sparsity: a CLT and a per-layer transcoder trained at each k, side by side.
 
     Each run lies in OUT/runs, is itself a --clt, and is skipped by --resume once it is finished.
@@ -64,14 +63,21 @@ class Fidelity(ModelOptions, OutputOptions, TrainingOptions):
     def run(self) -> None:
         """Train what is missing, measure, draw, and report."""
         from vit_clt.analysis import fidelity
-        from vit_clt.analysis.fidelity_figure import fidelity_report, fidelity_table
+        from vit_clt.analysis.exports import check_png, study_files, write_study
+        from vit_clt.analysis.fidelity_figure import (
+            fidelity_figure,
+            fidelity_report,
+            fidelity_table,
+        )
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
         from vit_clt.zero_shot import ZeroShot
 
         self._check()
-        resume = STUDY_FILE if self.resume else None
-        folder = OutputFolder(self.out, FILES, self.overwrite, resume)
+        if self.png:
+            check_png()
+        resume, files = STUDY_FILE if self.resume else None, study_files("fidelity")
+        folder = OutputFolder(self.out, (STUDY_FILE, *files), self.overwrite, resume)
         if self.clts:
             folders = {_name(clt, self.clts): clt for clt in self.clts}
             vit, data, trained_on = *self._measured(folders), None
@@ -90,8 +96,27 @@ class Fidelity(ModelOptions, OutputOptions, TrainingOptions):
         )
         if self.clts:
             folder.open()
-        folder.write("fidelity.html", fidelity_report(result, trained_on))
-        folder.write("fidelity.csv", result.frame.to_csv(index=False))
+        elif folder.resumes:
+            # what was measured before may hold other k, and a picture of them
+            OutputFolder(self.out, files, overwrite=True).open()
+        shown, at = fidelity_table(result), "{:.2f} / {:.4f}".format
+        caption = (
+            f"{data.name}, N = {result.n}, {self.tokens} rows of all layers, stream inputs, "
+            f"templates: {self.templates}, seed {self.training.seed}; top-1 % / loss (nats): "
+            f"unaltered {at(100 * result.original, result.original.loss)}, at mean "
+            f"{at(100 * result.floor_mean, result.floor_mean.loss)}, at zero "
+            f"{at(100 * result.floor_zero, result.floor_zero.loss)}"
+        )
+        write_study(
+            folder,
+            "fidelity",
+            fidelity_figure(result, trained_on),
+            result.frame,
+            caption,
+            shown=shown,
+            page=fidelity_report(result, trained_on),
+            png=self.png,
+        )
         context = {
             "command": "fidelity",
             "data": data.name,
@@ -108,15 +133,8 @@ class Fidelity(ModelOptions, OutputOptions, TrainingOptions):
         if not self.clts:
             context["train"] = asdict(self.training)
         folder.write("metrics.json", metrics_json(result.metrics(), **context))
-        print(
-            f"{data.name}, N = {result.n}, {self.tokens} rows of all layers, stream inputs, "
-            f"templates: {self.templates}; top-1 % / loss (nats): unaltered "
-            f"{100 * result.original:.2f} / {result.original.loss:.4f}, at mean "
-            f"{100 * result.floor_mean:.2f} / {result.floor_mean.loss:.4f}, at zero "
-            f"{100 * result.floor_zero:.2f} / {result.floor_zero.loss:.4f}"
-        )
-        table = fidelity_table(result)
-        print_table(list(table.columns), table.to_numpy().tolist())
+        print(caption)
+        print_table(shown)
         print(f"written to {folder.path}")
 
     # ---- what is asked ----------------------------------------------------------------------
