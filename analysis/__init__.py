@@ -1,10 +1,11 @@
-"""Reconstruction, replacement, faithfulness, contribution scores and ablations of a CLT."""
+"""Reconstruction, replacement, fidelity, faithfulness, contribution scores, ablations of a CLT."""
 
 from vit_clt.analysis.ablations import ablation_curves, drop_top_k, keep_top_k
 from vit_clt.analysis.cascade import cascade
 from vit_clt.analysis.causal import causal_effects
 from vit_clt.analysis.contributions import contribution_scores, score
 from vit_clt.analysis.faithfulness import surrogate_faithfulness
+from vit_clt.analysis.fidelity import fidelity
 from vit_clt.analysis.moments import contribution_moments
 from vit_clt.analysis.rank_agreement import rank_agreement
 from vit_clt.analysis.reconstruction import reconstruction, reconstructions
@@ -16,6 +17,7 @@ __all__ = [
     "contribution_moments",
     "contribution_scores",
     "drop_top_k",
+    "fidelity",
     "keep_top_k",
     "rank_agreement",
     "reconstruction",

@@ -89,10 +89,24 @@ class Readings:
 
     def recovered(self, name: str, full: str, floor: str, measure: Measure = "top1") -> float:
         """(value - floor) / (full - floor); NaN where the interval of full - floor contains 0."""
+        return self.recovered_interval(name, full, floor, measure)[0]
+
+    def recovered_interval(
+        self, name: str, full: str, floor: str, measure: Measure = "top1"
+    ) -> tuple[float, float, float]:
+        """`recovered` with its 95 % interval: (value, low, high), NaN where it is undefined.
+
+        Value, full and floor share their resamples; those in which full equals floor are left out.
+        """
         span, low, high = self.difference(full, floor, measure)
         if low <= 0 <= high:
-            return float("nan")
-        return self.difference(name, floor, measure)[0] / span
+            return float("nan"), float("nan"), float("nan")
+        i, j, k = (self.names.index(each) for each in (name, full, floor))
+        samples = self.samples[measure]
+        spans = samples[:, j] - samples[:, k]
+        defined = spans != 0
+        ratios = (samples[:, i] - samples[:, k])[defined] / spans[defined]
+        return self.difference(name, floor, measure)[0] / span, *interval(ratios)
 
 
 def gather_readings(

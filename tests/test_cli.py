@@ -32,6 +32,7 @@ COMMANDS = (
     "reconstruct",
     "faithfulness",
     "causal",
+    "fidelity",
 )
 METRIC_KEYS = {"name", "value", "unit", "n", "low", "high", "floor", "baseline"}
 

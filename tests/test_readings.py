@@ -127,6 +127,30 @@ def test_recovered_arithmetic(readings: Readings, measure: str) -> None:
 
 
 @pytest.mark.parametrize("measure", ["top1", "loss"])
+def test_the_interval_of_what_is_recovered_shares_its_draws(readings: Readings, measure) -> None:
+    value, low, high = readings.recovered_interval("weak", "strong", "floor", measure)
+    assert value == readings.recovered("weak", "strong", "floor", measure)
+    weak, strong, floor = (
+        readings.samples[measure][:, readings.names.index(name)]
+        for name in ("weak", "strong", "floor")
+    )
+    shares = np.sort((weak - floor) / (strong - floor))
+    assert np.mean(shares < low) == pytest.approx(0.025, abs=0.002)
+    assert np.mean(shares > high) == pytest.approx(0.025, abs=0.002)
+    # the whole of it is recovered in every draw
+    assert readings.recovered_interval("strong", "strong", "floor", measure) == (1.0, 1.0, 1.0)
+
+
+def test_draws_without_a_span_are_left_out() -> None:
+    # 40 images, accuracies that agree in some draw
+    full, floor = np.repeat([1.0, 0.0], [8, 32]), np.repeat([0.0, 0.0], [8, 32])
+    samples = {"top1": bootstrap_means(np.stack([full, floor], 1))}
+    samples["top1"][0] = 0.5
+    found = Readings(["full", "floor"], samples, {"top1": np.array([0.2, 0.0])}, 40)
+    assert found.recovered_interval("full", "full", "floor") == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("measure", ["top1", "loss"])
 def test_recovered_is_undefined_where_full_may_equal_floor(measure: str) -> None:
     rng = np.random.default_rng(2)
     full, floor = rng.random(50) < 0.52, rng.random(50) < 0.5

@@ -1,4 +1,4 @@
-"""What a CLT is (shape, sparsifier, teacher), and the same as JSON."""
+"""What a CLT is (shape, targets, sparsifier, teacher), and the same as JSON."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ class CLTConfig:
     """`ReLUTopK(k)`, `AbsTopK(k)` or `JumpReLU(theta, bandwidth)`."""
     zero_cross_init: bool = False
     """Start the off-diagonal decoders (s < l) at zero: shows what initialisation decides."""
+    cross_layer: bool = True
+    """False: a per-layer transcoder, whose features write to their own layer's output alone."""
     teacher: TeacherIdentity | None = None
     """The ViT it was trained on; None for one built in memory, which attaches wherever it fits."""
 
@@ -52,12 +54,25 @@ class CLTConfig:
         k = getattr(self.sparsifier, "k", None)
         if k is not None and k > self.n_features:
             raise InputError(f"k is {k}; expected at most n_features, {self.n_features}.")
+        if self.zero_cross_init and not self.cross_layer:
+            raise InputError(
+                "zero_cross_init is True with cross_layer False, which has no off-diagonal "
+                "decoders; expected one of them."
+            )
+
+    def targets(self, source: int) -> range:
+        """Layers that features of `source` write to: source..L-1, or per layer `source` alone."""
+        return range(source, self.n_layers if self.cross_layer else source + 1)
+
+    def n_decoders(self) -> int:
+        """Pairs (source, target) with a decoder: L(L+1)/2, or per layer L."""
+        return sum(len(self.targets(s)) for s in range(self.n_layers))
 
     def n_parameters(self) -> int:
-        """L F d + L(L+1)/2 F d + L F + L d, and L F thresholds for JumpReLU."""
+        """L F d + `n_decoders` F d + L F + L d, and L F thresholds for JumpReLU."""
         n, f, d = self.n_layers, self.n_features, self.d_model
         thresholds = n * f if isinstance(self.sparsifier, JumpReLU) else 0
-        return n * f * d + n * (n + 1) // 2 * f * d + n * f + n * d + thresholds
+        return n * f * d + self.n_decoders() * f * d + n * f + n * d + thresholds
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the sparsifier carries its `name`."""

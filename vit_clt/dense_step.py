@@ -26,8 +26,8 @@ def decode_dense(
     """Targets l = first, first + 1, ...: start[l - first] + sum over `sources` s <= l of c_{s->l}.
 
     Args:
-        sources: codes by source layer, at least one.
-        tables: W_dec of every layer.
+        sources: codes by source layer, at least one, each writing to one of the targets.
+        tables: W_dec of every layer; that of s has targets s, s + 1, ... as far as it goes.
         start: what the terms are added to; token axes of length 1 broadcast.
         first: the first target.
     """

@@ -193,7 +193,9 @@ def _step(
     rows = ceil(batch / settings.accumulate)
     in_out = _rows_bytes(config, rows)
     one_layer = _FLOAT * rows * n_features
-    tables = _FLOAT * n_layers * n_features * d  # all encoders, or the first source's decoder
+    block = _FLOAT * n_features * d
+    encoders, decoders = n_layers * block, config.n_decoders() * block
+    first_decoder = len(config.targets(0)) * block
     jump, bf16 = isinstance(config.sparsifier, JumpReLU), settings.precision == "bf16"
     if isinstance(config.sparsifier, JumpReLU):
         # its density is not known before it is measured; at the start it is near 1
@@ -216,7 +218,7 @@ def _step(
         # the penalty's factors and its gradient
         passing += n_layers * rows * k * 16 if jump else 0
         # the decoders' come all at once
-        passing += tables * (n_layers + 1) // 2 if again else 0
+        passing += decoders if again else 0
     elif jump:
         kept += n_layers * one_layer
         # pre-activations, the penalty's tanh, the codes' gradient and one more term of it
@@ -225,19 +227,20 @@ def _step(
             # codes, pre-activations and their gradient are half as large, but autograd keeps a
             # rounded copy of every decoder
             kept -= n_layers * one_layer // 2
-            passing += tables * (n_layers + 1) // 4 - n_layers * one_layer
+            passing += decoders // 2 - n_layers * one_layer
     else:
         kept += n_layers * rows * k * _ENTRY
         # codes written out for one source, and their gradient
         passing += n_layers * rows * k * 4 + 3 * one_layer
     if path == "dense":
         # a source's gradient by target, and joined; else these lie where the encoders' will
-        passing += 2 * tables if again else 0
+        passing += 2 * first_decoder if again else 0
         # encoders rounded
-        passing += tables // 2 if bf16 else 0
+        passing += encoders // 2 if bf16 else 0
     if settings.aux_k:
-        # taking half of all features as dead: their codes, and copies of their weights
-        passing += n_layers * one_layer // 2 + tables + tables
+        # taking half of all features as dead: their codes, and copies of their weights (an encoder
+        # and the own layer's decoder) with gradients
+        passing += n_layers * one_layer // 2 + encoders + encoders
     return kept, passing
 
 

@@ -18,7 +18,6 @@ from vit_clt.errors import InputError
 
 TAGS = [
     "interpretability",
-    "cross-layer-transcoder",
     "vision-transformer",
     # what huggingface_hub's mixin adds to every card it writes
     "model_hub_mixin",
@@ -32,6 +31,12 @@ C(s->l) says from which depth y_l can be sparsely read, not what MLP_s contribut
 layer s read the whole stream up to there, attention included, and a transcoder can be right about
 outputs and wrong about mechanism. Read `centred` scores beside `projection` (the latter also counts
 what is the same in every image), and every accuracy beside its loss and its floors."""
+
+MEANING_PER_LAYER = """\
+Every reconstruction y_l is decoded from features of layer l alone, so that C(s->l) is 0 off the
+diagonal by construction and says nothing about depth: this is a baseline for cross-layer
+transcoders. Features of layer l read the whole stream up to there, and a transcoder can be right
+about outputs and wrong about mechanism. Read every accuracy beside its loss and its floors."""
 
 LIMITS = """\
 - It stands in for the MLPs of one ViT; on other weights or with another activation function its
@@ -60,19 +65,24 @@ def model_card(config: CLTConfig, report: Mapping[str, Any] | None = None) -> st
         ("## Training", _table(("what", "value"), _training(context))),
         ("## Measured", _measured(context, metrics)),
         ("## Use", _use(config)),
-        ("## What its attributions mean", MEANING),
+        ("## What its attributions mean", MEANING if config.cross_layer else MEANING_PER_LAYER),
         ("## Limits", LIMITS),
     ]
     body = "\n\n".join(f"{title}\n\n{text}".strip() for title, text in sections if text)
-    return f"---\n{_front_matter(config.teacher)}\n---\n\n# Cross-layer transcoder\n\n{body}\n"
+    return f"---\n{_front_matter(config)}\n---\n\n# {_kind(config)} transcoder\n\n{body}\n"
 
 
-def _front_matter(teacher: TeacherIdentity | None) -> str:
+def _kind(config: CLTConfig) -> str:
+    return "Cross-layer" if config.cross_layer else "Per-layer"
+
+
+def _front_matter(config: CLTConfig) -> str:
+    teacher = config.teacher
     base = None if teacher is None else _base_model(teacher)
     data = ModelCardData(
         library_name="vit-clt",
         license="mit",
-        tags=TAGS,
+        tags=[f"{_kind(config).lower()}-transcoder", *TAGS],
         base_model=base,
         # the Hub would take a model that names a base for a fine-tune of it
         base_model_relation=None if base is None else "adapter",
@@ -96,10 +106,13 @@ def _base_model(teacher: TeacherIdentity) -> str | None:
 
 def _summary(config: CLTConfig) -> str:
     replaced = "a Vision Transformer" if config.teacher is None else _code(config.teacher.model)
+    written = "its MLP output y_s alone"
+    if config.cross_layer:
+        written = "the MLP outputs y_l of all layers l >= s"
     return (
         "A sparse, linear-in-its-codes stand-in for the MLPs of all "
         f"{config.n_layers} layers of {replaced}.\nFeatures of layer s read that layer's MLP input "
-        "x_s and write to the MLP outputs y_l of all layers l >= s."
+        f"x_s and write to {written}."
     )
 
 
@@ -198,7 +211,7 @@ def _read_report(
     measured = context.get("clt")
     if isinstance(measured, Mapping):
         own = json.loads(json.dumps(config.to_json()))
-        for name in ("n_layers", "d_model", "n_features", "sparsifier"):
+        for name in ("n_layers", "d_model", "n_features", "cross_layer", "sparsifier"):
             if name in measured and measured[name] != own[name]:
                 raise InputError(
                     f"report is about a CLT whose {name} is {measured[name]}; expected {own[name]}."

@@ -52,7 +52,7 @@ def decode_entries(
 
     Args:
         sources: codes by source layer, at least one.
-        tables: W_dec of every layer.
+        tables: W_dec of every layer; that of s has targets s, s + 1, ... as far as it goes.
         bias: b_dec of the targets decoded.
         first: the first of them.
     """
@@ -127,7 +127,7 @@ class _Decode(torch.autograd.Function):
         values, indices, offsets, tables, _, _ = _parts(flat)
         out = bias[:, None, :].repeat(1, len(offsets[0]) - 1, 1)
         for i, s in enumerate(layers):
-            for l in range(max(s, first), first + len(bias)):
+            for l in range(max(s, first), min(first + len(bias), s + len(tables[i]))):
                 # one pair at a time: its block of the decoder is contiguous and stays cached
                 out[l - first] += bag_sums(tables[i][l - s], indices[i], offsets[i], values[i])
         ctx.which = which
@@ -146,10 +146,10 @@ class _Decode(torch.autograd.Function):
         d_tables: list[Tensor | None] = [None] * len(layers)
         d_shifts: list[Tensor | None] = [None] * len(layers)
         for i, s in enumerate(layers):
-            start = max(s, first)
-            if start >= end:
+            start, stop = max(s, first), min(end, s + len(tables[i]))
+            if start >= stop:
                 continue
-            here, below = slice(start - s, end - s), grad[start - first :]
+            here, below = slice(start - s, stop - s), grad[start - first : stop - first]
             if need_shifts[i]:
                 d_values[i], d_shifts[i] = _band_gradients(
                     below, tables[i][here], indices[i], offsets[i], silents[i]

@@ -204,7 +204,8 @@ def _check_same(
             raise InputError(
                 f"{name} is {now.get(name)!r}; the run that is resumed has {before.get(name)!r}."
             )
-    was = dict(found.state["clt"])
+    # as this version writes it: a field the run did not know has its default
+    was = CLTConfig.from_json(found.state["clt"]).to_json()
     teacher = was.pop("teacher")
     asked = config.to_json()
     asked.pop("teacher")

@@ -6,6 +6,9 @@
 x_l is the MLP's input at layer l (LayerNorm 2's output), y_l its output (arXiv 2604.13304). The
 decoder of source s is stored as one tensor `W_dec[s]` "target feature d_model" whose first axis
 runs over targets s, s+1, ..., n_layers-1, so that no zero block is kept.
+
+With `CLTConfig(cross_layer=False)` it is a per-layer transcoder: c_{s->l} is 0 for s < l, and
+`W_dec[s]` has the one target s.
 """
 
 from __future__ import annotations
@@ -35,11 +38,13 @@ class CrossLayerTranscoder(PretrainedCLT):
     """A CLT, its parameters public.
 
     W_enc[s] "feature d_model", b_enc "layer feature", W_dec[s] "target feature d_model" (targets
-    s..L-1), b_dec "layer d_model" and, for JumpReLU, log_theta "layer feature" (else None).
+    `config.targets(s)`), b_dec "layer d_model" and, for JumpReLU, log_theta "layer feature" (else
+    None).
     `backend` says how codes are computed and read: "dense", "sparse" or, from shape and density,
     "auto"; all three are exact, and the attribute may be changed at any time (`vit_clt.backends`).
     Weights start at W_enc ~ U(+-1/sqrt(F)), W_dec ~ U(+-1/sqrt(L d)), biases 0 (our choice; the
-    paper is silent).
+    paper is silent). Per layer W_dec ~ U(+-1/sqrt(d)): y^ of the last layer, which a CLT sums over
+    L sources, starts at the same scale when one source alone makes it.
     """
 
     log_theta: nn.Parameter | None
@@ -51,7 +56,10 @@ class CrossLayerTranscoder(PretrainedCLT):
         n, f, d = config.n_layers, config.n_features, config.d_model
         self.W_enc = nn.ParameterList(_uniform((f, d), 1 / sqrt(f)) for _ in range(n))
         self.b_enc = nn.Parameter(torch.zeros(n, f))
-        self.W_dec = nn.ParameterList(_uniform((n - s, f, d), 1 / sqrt(n * d)) for s in range(n))
+        # L terms of variance 1/(3 L d) a feature sum to the variance of the one term per layer
+        bound = 1 / sqrt((n if config.cross_layer else 1) * d)
+        shapes = [(len(config.targets(s)), f, d) for s in range(n)]
+        self.W_dec = nn.ParameterList(_uniform(shape, bound) for shape in shapes)
         self.b_dec = nn.Parameter(torch.zeros(n, d))
         if isinstance(config.sparsifier, JumpReLU):
             theta = torch.tensor(config.sparsifier.theta)
@@ -118,7 +126,8 @@ class CrossLayerTranscoder(PretrainedCLT):
     ) -> Float[Tensor, "source *token d_model"]:
         """The terms c_{s->l} = z_s W_dec[s->l] of one target, sources 0..l, or those in a mapping.
 
-        With all of them y^_l == terms.sum(0) + b_dec[l]. z_s reads everything in the stream up to
+        With all of them y^_l == terms.sum(0) + b_dec[l]; per layer all but source l's are 0. z_s
+        reads everything in the stream up to
         depth s: a term says from which depth y_l can be sparsely read, not what MLP_s contributed.
         """
         target = self._check_layer("target", target)
@@ -141,7 +150,7 @@ class CrossLayerTranscoder(PretrainedCLT):
         """Fold normalisation in: a CLT trained on (x * x_l, y * y_l) then maps raw to raw units."""
         for s, (encoder, decoder) in enumerate(zip(self.W_enc, self.W_dec, strict=True)):
             encoder.mul_(x[s])
-            decoder.div_(y[s:, None, None])
+            decoder.div_(y[s : s + len(decoder), None, None])
         self.b_dec.div_(y[:, None])
 
     def forget_teacher(self) -> None:
@@ -218,8 +227,11 @@ class CrossLayerTranscoder(PretrainedCLT):
         bias: Tensor,
     ) -> Tensor:
         """Terms of `sources` and `bias`, for targets first, first + 1, ... one per row of bias."""
-        chosen: dict[int, Codes] = {s: codes[s] for s in sources}
-        tokens = next(iter(chosen.values())).tokens
+        available: dict[int, Codes] = {s: codes[s] for s in sources}
+        tokens = next(iter(available.values())).tokens
+        targets = range(first, first + len(bias))
+        # per layer most sources write to none of them, and cost nothing
+        chosen = {s: each for s, each in available.items() if self._writes_to(s, targets)}
         sparse = {
             s: each.entries()
             for s, each in chosen.items()
@@ -231,7 +243,12 @@ class CrossLayerTranscoder(PretrainedCLT):
         else:
             out = bias.view(len(bias), *[1] * len(tokens), bias.shape[-1])
         rest = {s: each for s, each in chosen.items() if s not in sparse}
-        return decode_dense(rest, list(self.W_dec), out, first) if rest else out
+        if rest:
+            return decode_dense(rest, list(self.W_dec), out, first)
+        return out if sparse else out.expand(len(bias), *tokens, bias.shape[-1]).clone()
+
+    def _writes_to(self, source: int, targets: range) -> bool:
+        return any(l in targets for l in self.config.targets(source))
 
     def _is_sparse(self, density: float) -> bool:
         config, weight = self.config, self.b_enc

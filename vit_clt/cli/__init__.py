@@ -20,12 +20,15 @@ from vit_clt.cli.causal import Causal
 from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.demo import Demo
 from vit_clt.cli.faithfulness import Faithfulness
+from vit_clt.cli.fidelity import Fidelity
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.train import Train
 from vit_clt.errors import InputError, Stopped
 
 _DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth builds the answer?"
-Command = Demo | Train | Contributions | Ablate | Cascade | Reconstruct | Faithfulness | Causal
+Command = (
+    Demo | Train | Contributions | Ablate | Cascade | Reconstruct | Faithfulness | Causal | Fidelity
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -102,6 +105,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
         | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
         | Annotated[Causal, tyro.conf.subcommand("causal")]
+        | Annotated[Fidelity, tyro.conf.subcommand("fidelity", default=Fidelity.defaults(args))]
     )
     complaint = io.StringIO()
     try:

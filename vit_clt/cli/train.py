@@ -9,16 +9,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 import tyro
 
 from vit_clt.cli.options import ModelOptions, OutputOptions
+from vit_clt.cli.training_options import TrainingOptions, preset_in, value_of
 from vit_clt.errors import InputError
-from vit_clt.train_config import PRESETS, TrainConfig
+from vit_clt.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from vit_clt.config import CLTConfig
@@ -41,7 +42,7 @@ _NOT_OF_THE_RUN = ("out", "overwrite", "resume", "config", "traceback", "device"
 
 
 @dataclass(kw_only=True)
-class Train(ModelOptions, OutputOptions):
+class Train(ModelOptions, OutputOptions, TrainingOptions):
     """Train a CLT on a frozen ViT; the output folder is itself a --clt.
 
     A run that was killed goes on with the same command and --resume. Several processes:
@@ -50,41 +51,31 @@ class Train(ModelOptions, OutputOptions):
     Example: vit-clt train --model digits --data digits --n-features 512 --k 16 --out out/clt
     """
 
-    preset: Literal["paper", "small", "demo"] = "small"
-    """Hyperparameters to start from; options override them."""
     config: Path | None = None
     """run.json of an earlier run, whose options are the defaults instead of a preset's."""
-    sparsifier: Literal["relu_topk", "abs_topk", "jumprelu"] = "relu_topk"
-    """How codes are made sparse."""
     k: int | None = None
     """Active features a token and layer (JumpReLU: the L0 it is steered to). Default: 128 for the
     paper preset, else a quarter of the width, at most 32."""
-    n_features: int | None = None
-    """Features per layer; default: 16 times the width."""
-    bandwidth: float = 1.0
-    """JumpReLU only: width of the band in which a threshold learns."""
     ramp: bool = False
     """JumpReLU only: let lambda rise to --sparsity instead of steering it to an L0 of --k."""
     zero_cross_init: bool = False
     """Start the off-diagonal decoders at zero."""
+    cross_layer: bool = True
+    """Whether features also write to deeper layers; --no-cross-layer trains a per-layer transcoder,
+    whose features write to their own layer alone."""
     resume: bool = False
     """Go on with the run in --out (from the beginning, if it has no checkpoint yet)."""
-    cache: Path | None = None
-    """Folder of an activation cache, built where missing; default: recompute activations."""
     trackers: tuple[str, ...] = ()
     """tensorboard, wandb or others that accelerate knows (train.jsonl is always written)."""
-    training: tyro.conf.OmitArgPrefixes[TrainConfig] = field(
-        default_factory=lambda: PRESETS["small"]
-    )
 
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Train:
         """What options start from, given those that decide it: --preset and --config."""
-        preset, path = _value_of("--preset", args), _value_of("--config", args)
+        preset, path = value_of("--preset", args), value_of("--config", args)
         if preset is not None and path is not None:
             raise InputError("preset and config are both set; expected one of them.")
         options = {} if path is None else _options_in(Path(path))
-        options.setdefault("training", PRESETS.get(preset or "small", PRESETS["small"]))
+        options.setdefault("training", preset_in(args))
         start = cls(out=Path(), **options)
         start.out = tyro.MISSING  # it must be given
         return start
@@ -176,7 +167,7 @@ class Train(ModelOptions, OutputOptions):
         vit = self.load_vit(self.device)
         k = self.k or (128 if self.preset == "paper" else min(32, vit.cfg.d_model // 4))
         self.k = k
-        clt_config = self._clt_config(vit.cfg.n_layers, vit.cfg.d_model, k)
+        clt_config = self.clt_config(vit.cfg.n_layers, vit.cfg.d_model, k)
         asked = self.training
         if self.sparsifier == "jumprelu" and asked.l0 is None and not self.ramp:
             asked = replace(asked, l0=float(k))
@@ -192,7 +183,12 @@ class Train(ModelOptions, OutputOptions):
         check_run(vit, clt_config, settings, len(data), device, self.trackers)
         return vit, data, clt_config, asked, settings
 
-    def _clt_config(self, n_layers: int, d_model: int, k: int) -> CLTConfig:
+    def clt_config(self, n_layers: int, d_model: int, k: int) -> CLTConfig:
+        """What will be trained for a ViT of this depth and width.
+
+        Raises:
+            InputError: options that do not go together, or do not fit the width.
+        """
         from vit_clt.config import CLTConfig
         from vit_clt.sparsifiers import AbsTopK, JumpReLU, ReLUTopK, Sparsifier
 
@@ -208,7 +204,12 @@ class Train(ModelOptions, OutputOptions):
             "jumprelu": lambda: JumpReLU(bandwidth=self.bandwidth),
         }
         return CLTConfig(
-            n_layers, d_model, n_features, sparsifiers[self.sparsifier](), self.zero_cross_init
+            n_layers,
+            d_model,
+            n_features,
+            sparsifiers[self.sparsifier](),
+            zero_cross_init=self.zero_cross_init,
+            cross_layer=self.cross_layer,
         )
 
     def _described(
@@ -258,8 +259,8 @@ class Train(ModelOptions, OutputOptions):
         print(
             f"{vit.cfg.model}: {vit.cfg.n_layers} layers, width {vit.cfg.d_model}, "
             f"{vit.cfg.n_tokens} tokens; {data.name}: {len(data)} images; "
-            f"CLT: {config.n_features} features a layer, {config.n_parameters() / 1e6:.1f} M "
-            "parameters"
+            f"{_kind(config)}: {config.n_features} features a layer, "
+            f"{config.n_parameters() / 1e6:.1f} M parameters"
         )
         print("\n".join(needs.lines()))
         clt = CrossLayerTranscoder(config, backend=settings.backend).to(device)
@@ -321,11 +322,12 @@ class Train(ModelOptions, OutputOptions):
         target = getattr(config.sparsifier, "k", None) or settings.l0
         facts = {
             "Data": f"{data.name}, {len(data)} images",
-            "CLT": f"{config.n_features} features a layer, {config.sparsifier.name}",
+            _kind(config): f"{config.n_features} features a layer, {config.sparsifier.name}",
             "Seed": str(settings.seed),
             **({"L0 target": str(target)} if target else {}),
         }
-        page = training_report(records, title=f"Training a CLT on {data.name}", facts=facts)
+        title = f"Training a {_kind(config)} on {data.name}"
+        page = training_report(records, title=title, facts=facts)
         fvu = ", ".join(f"{k} {'undefined' if v is None else f'{v:.3f}'}" for k, v in shown.items())
         line = (
             f"{source}: FVU {fvu}; L0 {last['l0']:.1f}, dead {last['dead']:.1%}; "
@@ -342,6 +344,10 @@ def _write_record(log: IO[str] | None, record: dict[str, Any]) -> None:
         raise InputError(f"{log.name} cannot be written: {error.strerror}.") from error
 
 
+def _kind(config: CLTConfig) -> str:
+    return "CLT" if config.cross_layer else "per-layer transcoder"
+
+
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
@@ -355,14 +361,6 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _value_of(option: str, args: Sequence[str]) -> str | None:
-    for i, arg in enumerate(args):
-        name, joined, value = arg.partition("=")
-        if name == option:
-            return value if joined else next(iter(args[i + 1 :]), None)
-    return None
 
 
 def _options_in(path: Path) -> dict[str, Any]:
@@ -393,10 +391,11 @@ def _check_same(run: dict[str, Any], path: Path) -> None:
     for name in now:
         # the checkpoint settles what "auto" and None stand for
         free = (*FREE, "training", "preset", "cache", "backend", "shards")
-        if name not in free and was.get(name) != now[name]:
+        # an option that the run did not know has its default
+        then = was.get(name, getattr(Train, name, None))
+        if name not in free and then != now[name]:
             raise InputError(
-                f"{name} is {now[name]!r}; the run in {path.parent} was started with "
-                f"{was.get(name)!r}."
+                f"{name} is {now[name]!r}; the run in {path.parent} was started with {then!r}."
             )
     if before["versions"] != run["versions"]:
         print(

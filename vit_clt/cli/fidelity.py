@@ -1,0 +1,262 @@
+"""`vit-clt fidelity`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from vit_clt.cli.options import ModelOptions, StudyOptions, Tokens, print_table
+from vit_clt.cli.train import Train
+from vit_clt.cli.training_options import TrainingOptions, preset_in
+from vit_clt.errors import InputError
+
+if TYPE_CHECKING:
+    from vit_clt.data import ImageData
+    from vit_clt.hooks import HookedViT
+    from vit_clt.outputs import OutputFolder
+    from vit_clt.transcoder import CrossLayerTranscoder
+
+STUDY_FILE = "study.json"
+
+
+@dataclass(kw_only=True)
+class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
+    """Fidelity against sparsity: a CLT and a per-layer transcoder trained at each k, side by side.
+
+    Each run lies in OUT/runs, is itself a --clt, and is skipped by --resume once it is finished.
+    The data options say what is measured; --train-data what is trained on.
+
+    Example: vit-clt fidelity --data digits --k 4 8 16 32 --n-features 512 --out out/fidelity
+    """
+
+    k: tuple[int, ...] = ()
+    """Active features a token and layer, one run of each kind for each (JumpReLU: the L0 it is
+    steered to)."""
+    kinds: tuple[Literal["clt", "plt"], ...] = ("clt", "plt")
+    """Cross-layer (clt) and per-layer (plt) transcoders."""
+    clts: tuple[str, ...] = ()
+    """Measure these CLT folders or Hub ids, already trained, instead of training."""
+    train_data: str | None = None
+    """Images trained on, a form as in --data; default: the train split of --data."""
+    train_limit: int | None = None
+    """First N of them only."""
+    tokens: Tokens = "all"
+    """Rows replaced in every layer."""
+    templates: Literal["single", "ensemble"] = "ensemble"
+    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    resume: bool = False
+    """Go on with the study in --out; finished runs stay, and more k may be added."""
+
+    @classmethod
+    def defaults(cls, args: Sequence[str]) -> Fidelity:
+        """What options start from, given the --preset among them."""
+        start = cls(out=Path(), training=preset_in(args))
+        start.out = tyro.MISSING  # it must be given
+        return start
+
+    def run(self) -> None:
+        """Train what is missing, measure, draw, and report."""
+        from vit_clt.analysis import fidelity
+        from vit_clt.analysis.exports import check_png, study_files, write_study
+        from vit_clt.analysis.fidelity_figure import (
+            fidelity_figure,
+            fidelity_report,
+            fidelity_table,
+        )
+        from vit_clt.metrics import metrics_json
+        from vit_clt.outputs import OutputFolder
+        from vit_clt.zero_shot import ZeroShot
+
+        self._check()
+        if self.png:
+            check_png()
+        resume, files = STUDY_FILE if self.resume else None, study_files("fidelity")
+        folder = OutputFolder(self.out, (STUDY_FILE, *files), self.overwrite, resume)
+        if self.clts:
+            folders = {_name(clt, self.clts): clt for clt in self.clts}
+            vit, data, trained_on = *self._measured(folders), None
+        else:
+            runs = self._runs()
+            vit, data, trained_on = self._trained(runs, folder)
+            folders = {name: str(run.out) for name, run in runs.items()}
+        result = fidelity(
+            vit,
+            self._loaded(folders),
+            data,
+            ZeroShot(vit, data.class_names, self.templates),
+            tokens=self.tokens,
+            seed=self.training.seed,
+            progress=True,
+        )
+        if self.clts:
+            folder.open()
+        elif folder.resumes:
+            # what was measured before may hold other k, and a picture of them
+            OutputFolder(self.out, files, overwrite=True).open()
+        shown, at = fidelity_table(result), "{:.2f} / {:.4f}".format
+        caption = (
+            f"{data.name}, N = {result.n}, {self.tokens} rows of all layers, stream inputs, "
+            f"templates: {self.templates}, seed {self.training.seed}; top-1 % / loss (nats): "
+            f"unaltered {at(100 * result.original, result.original.loss)}, at mean "
+            f"{at(100 * result.floor_mean, result.floor_mean.loss)}, at zero "
+            f"{at(100 * result.floor_zero, result.floor_zero.loss)}"
+        )
+        write_study(
+            folder,
+            "fidelity",
+            fidelity_figure(result, trained_on),
+            result.frame,
+            caption,
+            shown=shown,
+            page=fidelity_report(result, trained_on),
+            png=self.png,
+        )
+        context = {
+            "command": "fidelity",
+            "data": data.name,
+            "split": data.split,
+            "tokens": self.tokens,
+            "trajectory": "stream; teacher for R², L0 and codes read",
+            "l0": dict(zip(result.frame["name"], result.frame["l0"], strict=True)),
+            "seed": self.training.seed,
+            "templates": self.templates,
+            "floor": "all MLPs' rows at their mean over the images",
+            "trained_on": trained_on,
+            "clts": folders,
+        }
+        if not self.clts:
+            context["train"] = asdict(self.training)
+        folder.write("metrics.json", metrics_json(result.metrics(), **context))
+        print(caption)
+        print_table(shown)
+        print(f"written to {folder.path}")
+
+    # ---- what is asked ----------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if bool(self.k) == bool(self.clts):
+            found = "both set" if self.k else "both missing"
+            raise InputError(f"k and clts are {found}; expected one of them.")
+        if self.resume and self.overwrite:
+            raise InputError("overwrite and resume are both set; expected one of them.")
+        if self.resume and self.clts:
+            raise InputError("resume is set with clts, which are not trained; expected k with it.")
+        for name in ("k", "clts", "kinds"):
+            given = getattr(self, name)
+            for each in given:
+                if given.count(each) > 1:
+                    raise InputError(f"{name} holds {each} twice; expected each once.")
+        if not self.kinds:
+            raise InputError('kinds is empty; expected "clt", "plt" or both.')
+        if self.k and min(self.k) < 1:
+            raise InputError(f"k is {min(self.k)}; expected at least 1.")
+        if self.training.l0 is not None:
+            raise InputError(f"l0 is {self.training.l0}; expected k, which each run is steered to.")
+        processes = os.environ.get("WORLD_SIZE", "1")
+        if processes != "1":
+            raise InputError(
+                f"processes are {processes}; expected one: train on several with vit-clt train, "
+                "then give the results as clts."
+            )
+
+    def _runs(self) -> dict[str, Train]:
+        """A training run for each k and kind, by name."""
+        found = {}
+        for k in self.k:
+            for kind in self.kinds:
+                name = f"{kind}_k{k}"
+                found[name] = Train(
+                    **{each: getattr(self, each) for each in _SHARED},
+                    data=self.train_data or self.data,
+                    limit=self.train_limit,
+                    k=k,
+                    cross_layer=kind == "clt",
+                    out=self.out / "runs" / name,
+                    overwrite=self.overwrite,
+                    resume=not self.overwrite,
+                )
+        return found
+
+    # ---- training ---------------------------------------------------------------------------
+
+    def _trained(
+        self, runs: dict[str, Train], folder: OutputFolder
+    ) -> tuple[HookedViT, ImageData, str]:
+        """Every run to its end; the model, the images to measure on, and those trained on."""
+        import torch
+
+        from vit_clt.training import check_run
+
+        vit = self.load_vit(self.device)
+        data = self.load_images(vit)
+        trained = next(iter(runs.values())).load_images(vit, "train")
+        _check_held_out(trained, data)
+        for run in runs.values():
+            assert run.k is not None
+            config = run.clt_config(vit.cfg.n_layers, vit.cfg.d_model, run.k)
+            check_run(vit, config, run.training, len(trained), torch.device(self.device))
+        folder.open()
+        if not folder.resumes:
+            folder.write(STUDY_FILE, json.dumps(asdict(self), indent=1, default=str) + "\n")
+        for i, (name, run) in enumerate(runs.items(), start=1):
+            print(f"{name} ({i} of {len(runs)})", flush=True)
+            run.run()
+        trained_on = f"{trained.name}, {len(trained)} images, seed {self.training.seed}"
+        return vit, data, trained_on
+
+    # ---- what is there ----------------------------------------------------------------------
+
+    def _measured(self, folders: dict[str, str]) -> tuple[HookedViT, ImageData]:
+        """The model of CLTs that are there, checked against each, and the images."""
+        from vit_clt.hooks import check_fits
+
+        vit: HookedViT | None = None
+        for name, clt in self._loaded(folders):
+            if vit is None:
+                teacher = clt.config.teacher
+                if self.model is None and teacher is not None:
+                    self.model = teacher.model
+                    self.pretrained = self.pretrained or teacher.pretrained
+                vit = self.load_vit(self.device)
+            try:
+                check_fits(vit, clt)
+            except InputError as error:
+                reason = str(error).split(" (clt.forget_teacher()")[0].rstrip(".")
+                raise InputError(f"{folders[name]}: {reason}.") from error
+        assert vit is not None
+        return vit, self.load_images(vit)
+
+    def _loaded(self, folders: dict[str, str]) -> Iterator[tuple[str, CrossLayerTranscoder]]:
+        from vit_clt.transcoder import CrossLayerTranscoder
+
+        for name, folder in folders.items():
+            yield name, CrossLayerTranscoder.from_pretrained(folder).to(self.device).eval()
+
+
+_SHARED = (
+    *("model", "pretrained", "image_column", "label_column", "class_names", "device"),
+    *("preset", "sparsifier", "n_features", "bandwidth", "cache", "training"),
+)
+
+
+def _check_held_out(trained: ImageData, data: ImageData) -> None:
+    from vit_clt.fingerprints import data_fingerprint
+
+    same_source = (trained.name, trained.split) == (data.name, data.split)
+    if same_source or data_fingerprint(trained) == data_fingerprint(data):
+        raise InputError(
+            f"data is {data.name}, the images trained on; expected held-out ones, with train-data "
+            "naming the others."
+        )
+
+
+def _name(clt: str, others: Sequence[str]) -> str:
+    """The last part of a folder or id, or all of it where others end alike."""
+    ends = [Path(each).name for each in others]
+    return Path(clt).name if ends.count(Path(clt).name) == 1 else clt
