@@ -93,7 +93,9 @@ def fidelity_figure(result: Fidelity, trained_on: str | None = None) -> go.Figur
             )
         if result.frame[column].isna().all():
             figure.add_annotation(
-                text="undefined: the interval of<br>unaltered − floor contains 0",
+                text="undefined: these outputs<br>do not vary"
+                if column.startswith("r2")
+                else "undefined: the interval of<br>unaltered − floor contains 0",
                 x=0.5,
                 y=0.5,
                 xref="x domain",
@@ -168,8 +170,8 @@ def fidelity_table(result: Fidelity) -> pd.DataFrame:
             "L0": f"{r.l0:.1f}",
             "codes read a target, mean (last)": f"{r.codes_read:.1f} ({r.codes_read_last:.1f})",
             "dead %": f"{100 * r.dead:.1f}",
-            "R² CLS": f"{r.r2_cls:.3f}",
-            "R² patch (of positions)": f"{r.r2_patch:.3f} ({r.r2_position_patch:.3f})",
+            "R² CLS": _r2(r.r2_cls),
+            "R² patch (of positions)": f"{_r2(r.r2_patch)} ({_r2(r.r2_position_patch)})",
             "top-1 % / loss": f"{100 * r.top1:.2f} / {r.loss:.4f}",
             "loss recovered %": _share(
                 r.recovered_loss, r.recovered_loss_low, r.recovered_loss_high
@@ -239,6 +241,10 @@ def _share(value: float, low: float, high: float) -> str:
     if isnan(value):
         return "undefined"
     return f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _r2(value: float) -> str:
+    return "undefined" if isnan(value) else f"{value:.3f}"
 
 
 def _or_none(value: float) -> float | None:

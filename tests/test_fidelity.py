@@ -208,9 +208,11 @@ def test_nothing_is_recovered_where_there_is_nothing_to_recover(silent: Fidelity
     values = {metric.name: metric.value for metric in silent.metrics()}
     assert isnan(values["plt_recovered_loss"])
     assert not isnan(values["plt_loss"])
-    assert fidelity_table(silent)["loss recovered %"].item() == "undefined"
+    table = fidelity_table(silent)
+    assert table["loss recovered %"].item() == table["R² CLS"].item() == "undefined"
     notes = [a.text for a in fidelity_figure(silent).layout.annotations]
-    assert sum("undefined" in text for text in notes) == 2
+    assert sum("unaltered − floor contains 0" in text for text in notes) == 2
+    assert sum("do not vary" in text for text in notes) == 2
 
 
 # ---- the figure and the page -----------------------------------------------------------------
