@@ -35,7 +35,7 @@ bench: $(STAMP)  ## time the step, its memory, a replaced ViT and a cascade on t
 	$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json || failed=1; \
 	exit $$failed
 
-cifar-clts: $(STAMP)  ## train the four CIFAR-10 CLTs of docs/results (about 80 minutes; resumes)
+cifar-clts: $(STAMP)  ## train the five CIFAR-10 transcoders of docs/results (about 95 minutes; resumes)
 	@echo "== CIFAR-10 CLTs, into out/cifar10"
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/cifar_clts.py
 

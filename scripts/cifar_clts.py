@@ -1,6 +1,6 @@
 """Train the CIFAR-10 CLTs that studies use, and write their table: `make cifar-clts`.
 
-Three sparsifiers and a second seed, F = 2,048, k = 32, 3 passes over 20,000 images, 1,024 token
+Three sparsifiers, a second seed and a per-layer transcoder, F = 2,048, k = 32, 3 passes over 20,000 images, 1,024 token
 rows a step, on the teacher in $VIT_CLT_DATA/teachers/cifar10. Killed, it goes on where it was.
 """
 
@@ -20,19 +20,21 @@ from vit_clt.analysis import reconstruction
 from vit_clt.analysis.curves import read_log
 from vit_clt.hooks import HookedViT
 
-RUNS = {
-    "relu_topk": ("relu_topk", 0),
-    "relu_topk_seed1": ("relu_topk", 1),
-    "abs_topk": ("abs_topk", 0),
-    "jumprelu": ("jumprelu", 0),
+RUNS: dict[str, tuple[str, int, list[str]]] = {
+    "relu_topk": ("relu_topk", 0, []),
+    "relu_topk_seed1": ("relu_topk", 1, []),
+    "abs_topk": ("abs_topk", 0, []),
+    "jumprelu": ("jumprelu", 0, []),
+    "per_layer": ("relu_topk", 0, ["--no-cross-layer"]),
 }
+"""Sparsifier, seed and further options of each run."""
 OUT = Path("out/cifar10")
 EVALUATED = 2000
 
 
 def train(name: str, root: Path) -> None:
     """One run, or the rest of it."""
-    sparsifier, seed = RUNS[name]
+    sparsifier, seed, more = RUNS[name]
     options = {
         "model": f"local-dir:{root}/teachers/cifar10",
         "data": f"parquet:{root}/data/cifar10/train.parquet",
@@ -49,7 +51,7 @@ def train(name: str, root: Path) -> None:
         "out": OUT / name,
     }
     args = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
-    subprocess.run([sys.executable, "-m", "vit_clt", "train", *args, "--resume"], check=True)
+    subprocess.run([sys.executable, "-m", "vit_clt", "train", *args, *more, "--resume"], check=True)
 
 
 def tables(root: Path) -> str:
@@ -59,14 +61,14 @@ def tables(root: Path) -> str:
         f"parquet:{root}/data/cifar10/test.parquet", split="test", limit=EVALUATED, vit=vit
     )
     fits, rows = {}, []
-    for name, (sparsifier, seed) in RUNS.items():
+    for name, (_, seed, _) in RUNS.items():
         clt = CrossLayerTranscoder.from_pretrained(OUT / name).eval().requires_grad_(False)
         fits[name] = fit = reconstruction(vit, clt, data, progress=True)
         document = json.loads((OUT / name / "metrics.json").read_text())
         measured = {metric["name"]: metric["value"] for metric in document["metrics"]}
         steps = [r for r in read_log(OUT / name / "train.jsonl") if "event" not in r]
         rows.append(
-            f"| {sparsifier}, seed {seed} | {fit.mean('cls'):.3f} | {fit.mean('patch'):.3f} | "
+            f"| {name}, seed {seed} | {fit.mean('cls'):.3f} | {fit.mean('patch'):.3f} | "
             f"{fit.mean('patch', 'r2_position'):.3f} | {fit.mean('all', 'l0'):.1f} | "
             f"{fit.mean('all', 'dead'):.1%} | {steps[0]['loss']:.0f} → {steps[-1]['loss']:.0f} | "
             f"{measured['tokens_per_second']:,.0f} | {measured['seconds'] / 60:.0f} | "
