@@ -1,7 +1,8 @@
 """Train the CIFAR-10 CLTs that studies use, and write their table: `make cifar-clts`.
 
-Three sparsifiers, a second seed and a per-layer transcoder, F = 2,048, k = 32, 3 passes over 20,000 images, 1,024 token
-rows a step, on the teacher in $VIT_CLT_DATA/teachers/cifar10. Killed, it goes on where it was.
+Three sparsifiers, a second seed and a per-layer transcoder, F = 2,048, k = 32, 3 passes over
+20,000 images, 1,024 token rows a step, on the teacher in $VIT_CLT_DATA/teachers/cifar10. Killed,
+it goes on where it was.
 """
 
 from __future__ import annotations
