@@ -1,6 +1,7 @@
 """Reconstruction, replacement, fidelity, faithfulness, contribution scores, ablations of a CLT."""
 
-from vit_clt.analysis.ablations import ablation_curves, drop_top_k, keep_top_k
+from vit_clt.analysis.ablation_curves import ablation_curves
+from vit_clt.analysis.ablations import drop_sources, drop_top_k, keep_sources, keep_top_k
 from vit_clt.analysis.cascade import cascade
 from vit_clt.analysis.causal import causal_effects
 from vit_clt.analysis.contributions import contribution_scores, score
@@ -16,8 +17,10 @@ __all__ = [
     "causal_effects",
     "contribution_moments",
     "contribution_scores",
+    "drop_sources",
     "drop_top_k",
     "fidelity",
+    "keep_sources",
     "keep_top_k",
     "rank_agreement",
     "reconstruction",
