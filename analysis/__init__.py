@@ -7,6 +7,7 @@ from vit_clt.analysis.causal import causal_effects
 from vit_clt.analysis.contributions import contribution_scores, score
 from vit_clt.analysis.faithfulness import surrogate_faithfulness
 from vit_clt.analysis.fidelity import fidelity
+from vit_clt.analysis.keep_sets import keep_sets
 from vit_clt.analysis.moments import contribution_moments
 from vit_clt.analysis.rank_agreement import rank_agreement
 from vit_clt.analysis.reconstruction import reconstruction, reconstructions
@@ -20,6 +21,7 @@ __all__ = [
     "drop_sources",
     "drop_top_k",
     "fidelity",
+    "keep_sets",
     "keep_sources",
     "keep_top_k",
     "rank_agreement",
