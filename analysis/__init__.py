@@ -1,11 +1,13 @@
 """Reconstruction, replacement, fidelity, faithfulness, contribution scores, ablations of a CLT."""
 
-from vit_clt.analysis.ablations import ablation_curves, drop_top_k, keep_top_k
+from vit_clt.analysis.ablation_curves import ablation_curves
+from vit_clt.analysis.ablations import drop_sources, drop_top_k, keep_sources, keep_top_k
 from vit_clt.analysis.cascade import cascade
 from vit_clt.analysis.causal import causal_effects
 from vit_clt.analysis.contributions import contribution_scores, score
 from vit_clt.analysis.faithfulness import surrogate_faithfulness
 from vit_clt.analysis.fidelity import fidelity
+from vit_clt.analysis.keep_sets import keep_sets
 from vit_clt.analysis.moments import contribution_moments
 from vit_clt.analysis.rank_agreement import rank_agreement
 from vit_clt.analysis.reconstruction import reconstruction, reconstructions
@@ -16,8 +18,11 @@ __all__ = [
     "causal_effects",
     "contribution_moments",
     "contribution_scores",
+    "drop_sources",
     "drop_top_k",
     "fidelity",
+    "keep_sets",
+    "keep_sources",
     "keep_top_k",
     "rank_agreement",
     "reconstruction",

@@ -9,8 +9,8 @@ from typing import get_args
 import pandas as pd
 import torch
 
+from vit_clt.analysis.ablation_curves import AblationCurves, ablation_curves
 from vit_clt.analysis.ablation_figure import ablation_figure
-from vit_clt.analysis.ablations import AblationCurves, ablation_curves
 from vit_clt.analysis.cascade import Cascade, cascade
 from vit_clt.analysis.contribution_figure import contribution_figure
 from vit_clt.analysis.contributions import ContributionScores, contribution_scores, score

@@ -108,6 +108,12 @@ class Readings:
         ratios = (samples[:, i] - samples[:, k])[defined] / spans[defined]
         return self.difference(name, floor, measure)[0] / span, *interval(ratios)
 
+    def mean(self, names: Sequence[str], measure: Measure = "top1") -> tuple[float, float, float]:
+        """The mean over several versions with its 95 % interval over images: (value, low, high)."""
+        chosen = [self.names.index(name) for name in names]
+        value = float(self.means[measure][chosen].mean())
+        return value, *interval(self.samples[measure][:, chosen].mean(1))
+
 
 def gather_readings(
     outcomes: Mapping[str, list[Outcome]],

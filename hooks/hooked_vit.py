@@ -204,6 +204,15 @@ class HookedViT(HookedRootModule):
             resid = block(resid)
         if stop_at_layer is not None:
             return resid
+        return self.head(resid)
+
+    def head(self, resid: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch *out"]:
+        """What follows the last block: LayerNorm, pooling and projection. No hook fires.
+
+        Where `cfg.pools_cls`, the rows after the first change nothing: "batch 1 d_model", the class
+        token's row alone, gives the same embeddings.
+        """
+        visual: Any = self.clip.visual
         pooled, _ = visual._pool(resid)
         return pooled if visual.proj is None else pooled @ visual.proj
 

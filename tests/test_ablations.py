@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import jaxtyping
+import numpy as np
 import open_clip
 import plotly.graph_objects as go
 import pytest
@@ -15,9 +17,18 @@ from conftest import random_clt
 from torch import Tensor
 
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot
-from vit_clt.analysis import ablation_curves, contribution_scores, drop_top_k, keep_top_k
-from vit_clt.analysis.ablations import REFERENCES, AblationCurves, rank_sources
+from vit_clt.analysis import (
+    ablation_curves,
+    contribution_scores,
+    drop_sources,
+    drop_top_k,
+    keep_sources,
+    keep_top_k,
+)
+from vit_clt.analysis.ablation_curves import AblationCurves
 from vit_clt.analysis.contributions import ContributionScores, score
+from vit_clt.analysis.rankings import rank_sources
+from vit_clt.analysis.term_sets import REFERENCES, TermSets
 from vit_clt.data import ImageData, TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.teachers import shipped_teacher
@@ -51,19 +62,39 @@ class Study:
             found.append(z @ self.clt.W_dec[s][target - s])
         return torch.stack(found)
 
-    def read(self, layer: int, rows: slice, value: Tensor | None) -> tuple[float, float]:
-        """Accuracy and mean loss with rows of one layer's MLP output overwritten."""
+    def value(
+        self, layer: int, rows: slice, kept: Iterable[int], fill: str, seed: int = 7
+    ) -> Tensor:
+        """y^_S by hand "image row d_model"."""
+        terms = self.terms(layer)[:, :, rows]
+        cycle = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+        donors = torch.empty_like(cycle)
+        donors[cycle] = cycle.roll(-1)
+        fills = {
+            "zero": torch.zeros_like(terms),
+            "mean": terms.mean(1, keepdim=True).expand_as(terms),
+            "resample": terms[:, donors],
+        }[fill]
+        parts = [(terms if s in kept else fills)[s] for s in range(layer + 1)]
+        return self.clt.b_dec[layer] + sum(parts)
 
-        def overwrite(module: object, inputs: object, y: Tensor) -> Tensor:
+    def read(self, rows: slice, values: dict[int, Tensor | None]) -> tuple[float, float]:
+        """Accuracy and mean loss with rows of layers' MLP outputs overwritten."""
+
+        def overwrite(y: Tensor, value: Tensor | None) -> Tensor:
             y = y.clone()
             if value is not None:
                 y[:, rows] = value
             return y
 
-        mlp = self.clip.visual.transformer.resblocks[layer].mlp
-        handle = mlp.register_forward_hook(overwrite)
+        blocks = self.clip.visual.transformer.resblocks
+        handles = [
+            blocks[l].mlp.register_forward_hook(lambda m, x, y, v=value: overwrite(y, v))
+            for l, value in values.items()
+        ]
         embeddings = self.clip.encode_image(self.data.images).double()
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         scale = self.clip.logit_scale.double().exp()
         logits = scale * F.normalize(embeddings, dim=-1) @ self.zs.weights.double()
         right = (logits.argmax(-1) == self.data.labels).double().mean()
@@ -124,19 +155,8 @@ def test_ablation_equals_overwriting_by_hand(
     kept = [s for s in range(layer + 1) if (s in best) == (ablate is keep_top_k)]
     assert found.kept == kept
 
-    terms = study.terms(layer)[:, :, rows]
-    cycle = torch.randperm(N, generator=torch.Generator().manual_seed(7))
-    donors = torch.empty_like(cycle)
-    donors[cycle] = cycle.roll(-1)
-    fills = {
-        "zero": torch.zeros_like(terms),
-        "mean": terms.mean(1, keepdim=True).expand_as(terms),
-        "resample": terms[:, donors],
-    }[fill]
-    value = study.clt.b_dec[layer] + sum(
-        (terms if s in kept else fills)[s] for s in range(layer + 1)
-    )
-    top1, loss = study.read(layer, rows, value)
+    value = study.value(layer, rows, kept, fill)
+    top1, loss = study.read(rows, {layer: value})
     assert found.top1 == top1
     assert found.loss == pytest.approx(loss, abs=1e-5)
     assert found.n == N
@@ -157,7 +177,7 @@ def test_references_equal_overwriting_by_hand(study: Study, target: int, tokens:
     }
     losses = set()
     for name, value in values.items():
-        top1, loss = study.read(layer, rows, value)
+        top1, loss = study.read(rows, {layer: value})
         reference = getattr(found, name)
         assert reference == reference.top1 == top1, name
         assert reference.loss == pytest.approx(loss, abs=1e-5), name
@@ -332,10 +352,13 @@ def test_curves_as_table_carry_floors_baseline_and_recovered(curves: AblationCur
         ):
             assert getattr(row, column) == getattr(curves.readings[name], measure)
         for measure in ("top1", "loss"):
-            assert getattr(row, f"recovered_{measure}") == pytest.approx(
-                curves.readings.recovered(f"{row.mode}_{row.k}", "full", "floor_mean", measure),
-                nan_ok=True,
-            )
+            name = f"projection_0_{row.mode}_{row.k}"
+            share = curves.readings.recovered_interval(name, "full", "floor_mean", measure)
+            above = curves.readings.difference(name, "full", measure)
+            for i, end in enumerate(("", "_low", "_high")):
+                column = f"recovered_{measure}{end}"
+                assert getattr(row, column) == pytest.approx(share[i], nan_ok=True)
+                assert getattr(row, f"{measure}_above_full{end}") == above[i]
     assert frame.loc[frame["k"] == 0, "loss"].nunique() == 2
 
 
@@ -355,8 +378,15 @@ def test_curves_figure_names_rows_fill_and_seed(curves: AblationCurves) -> None:
     assert isinstance(figure, go.Figure)
     for words in ("layer 2", "all rows", "resample", "seed 5", f"N = {N}"):
         assert words in figure.layout.title.text
-    keep = next(t for t in figure.data if t.name == "keep top k")
-    assert list(keep.y) == [100 * curves.at("keep", k).top1 for k in range(4)]
+    by_score = [t for t in figure.data if t.name == "by projection"]
+    readings = [("keep", "top1"), ("drop", "top1"), ("keep", "loss"), ("drop", "loss")]
+    for trace, (mode, measure) in zip(by_score, readings, strict=True):
+        factor = 100 if measure == "top1" else 1
+        drawn = [factor * getattr(curves.at(mode, k), measure) for k in range(4)]
+        assert list(trace.y) == pytest.approx(drawn)
+        above = curves.readings.difference(f"projection_0_{mode}_1", "full", measure)
+        full = getattr(curves.readings["full"], measure)
+        assert trace.y[1] + trace.error_y.array[1] == pytest.approx(factor * (full + above[2]))
 
 
 @pytest.mark.parametrize("ablate", [keep_top_k, drop_top_k])
@@ -382,3 +412,167 @@ def test_images_without_labels_are_refused(study: Study) -> None:
     unlabelled = TensorImages(study.data.images[:4])
     with pytest.raises(InputError, match="labels run from -1"):
         keep_top_k(study.vit, study.clt, unlabelled, study.zs, k=1)
+
+
+@pytest.mark.parametrize(
+    ("target", "tokens", "fill", "sources"),
+    [
+        (-1, "cls", "resample", [0, 5]),
+        ("all", "all", "mean", [1, 2, 6]),
+        ([6, 2, 4], "cls", "resample", [4, 0, 3]),
+        ([3, -1], "patch", "zero", []),
+    ],
+)
+def test_any_set_at_any_targets_equals_overwriting_by_hand(
+    study: Study, target: object, tokens: str, fill: str, sources: list[int]
+) -> None:
+    layers = range(LAYERS) if target == "all" else np.atleast_1d(target).tolist()
+    targets = sorted(l % LAYERS for l in layers)
+    rows = ROWS[tokens]
+    options = {"target": target, "tokens": tokens, "fill": fill, "seed": 7}
+    for ablate, keeps in ((keep_sources, True), (drop_sources, False)):
+        found = ablate(*arguments(study), sources=sources, **options)
+        kept = {l: [s for s in range(l + 1) if (s in sources) == keeps] for l in targets}
+        assert found.kept_at == kept
+        assert found.kept == kept[targets[-1]]
+        values = {l: study.value(l, rows, kept[l], fill) for l in targets}
+        top1, loss = study.read(rows, values)
+        assert found.top1 == pytest.approx(top1, abs=1e-9)
+        assert found.loss == pytest.approx(loss, abs=2e-5)
+    bias = {l: study.clt.b_dec[l] for l in targets}
+    everything = {l: study.value(l, rows, range(l + 1), fill) for l in targets}
+    at_mean = {l: study.y[l][:, rows].mean(0) for l in targets}
+    for name, values in (
+        ("full", everything),
+        ("bias_only", bias),
+        ("floor_zero", {l: torch.zeros_like(b) for l, b in bias.items()}),
+        ("floor_mean", at_mean),
+    ):
+        top1, loss = study.read(rows, values)
+        assert getattr(found, name) == top1, name
+        assert getattr(found, name).loss == pytest.approx(loss, abs=2e-5), name
+
+
+def test_of_several_targets_each_keeps_its_own_top_k(study: Study) -> None:
+    scores = study.scores["cls"]
+    found = keep_top_k(*arguments(study), k=3, scores=scores, target=[1, 4])
+    assert found.kept_at == {1: [0, 1], 4: sorted(rank_sources(scores, 4)[:3])}
+    single = keep_sources(*arguments(study), sources=found.kept, target=4)
+    alone = keep_top_k(*arguments(study), k=3, scores=scores, target=4)
+    assert (single.top1, single.loss) == (alone.top1, alone.loss)
+
+
+def test_ablations_do_not_depend_on_what_stays_in_memory(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"sources": [1], "target": 2, "fill": "resample"}
+    cached = keep_sources(*arguments(study), **options)
+    batches: list[object] = []
+    made = TermSets._batch
+    monkeypatch.setattr("vit_clt.analysis.term_sets.CACHE_BYTES", 0)
+    monkeypatch.setattr(TermSets, "_batch", lambda *a: batches.append(a) or made(*a))
+    streamed = keep_sources(*arguments(study), **options)
+    assert len(batches) == 2 * -(-N // study.data.batch_size)
+    assert (streamed.top1, streamed.loss) == (cached.top1, cached.loss)
+
+
+@pytest.fixture(scope="module")
+def rankings(study: Study) -> AblationCurves:
+    return ablation_curves(
+        *arguments(study),
+        scores=study.scores["all"],
+        rankings=("centred", "last", "bottom", "random"),
+        sources=[0, 3],
+        draws=3,
+        target=[1, 3],
+        tokens="all",
+        fill="mean",
+        seed=5,
+    )
+
+
+def test_every_ranking_keeps_and_drops_its_own_sources(
+    study: Study, rankings: AblationCurves
+) -> None:
+    centred = score(study.scores["all"].moments, tokens="all", kind="centred")
+    for target in (1, 3):
+        orders = {(o.ranking, o.draw): o.sources[target] for o in rankings.orders}
+        assert orders["centred", 0] == rank_sources(centred, target)
+        assert orders["last", 0] == list(range(target, -1, -1))
+        # the lowest of the scores given, whatever other rankings stand beside them
+        assert orders["bottom", 0] == rank_sources(study.scores["all"], target)[::-1]
+        assert {tuple(sorted(orders["random", draw])) for draw in range(3)} == {
+            tuple(range(target + 1))
+        }
+    assert len({tuple(orders["random", draw]) for draw in range(3)}) > 1
+    frame = rankings.to_frame()
+    assert len(frame) == 6 * 2 * 5 + 2
+    for row in frame.itertuples():
+        chosen = {
+            int(part.split(":")[0]): [int(s) for s in part.split(":")[1].split()]
+            for part in row.sources.split("|")
+        }
+        if row.ranking != "given":
+            for target in (1, 3):
+                order = next(
+                    o for o in rankings.orders if (o.ranking, o.draw) == (row.ranking, row.draw)
+                )
+                assert chosen[target] == order.sources[target][: row.k]
+        else:
+            assert chosen == {1: [0], 3: [0, 3]}
+    row = frame.query("ranking == 'random' and draw == 2 and mode == 'drop' and k == 2").iloc[0]
+    order = rankings.orders[-1].sources
+    left = {l: [s for s in range(l + 1) if s not in order[l][:2]] for l in (1, 3)}
+    values = {l: study.value(l, slice(None), left[l], "mean") for l in (1, 3)}
+    top1, loss = study.read(slice(None), values)
+    assert row.top1 == top1
+    assert row.loss == pytest.approx(loss, abs=2e-5)
+
+
+def test_lowest_first_kept_is_highest_first_dropped(study: Study) -> None:
+    curves = ablation_curves(
+        *arguments(study), scores=study.scores["cls"], rankings=["projection", "bottom"]
+    )
+    for k in range(LAYERS + 1):
+        kept, dropped = curves.at("keep", k, "bottom"), curves.at("drop", LAYERS - k)
+        assert (kept.top1, kept.loss) == (dropped.top1, dropped.loss)
+
+
+def test_random_orders_stand_as_the_mean_of_their_draws(rankings: AblationCurves) -> None:
+    frame = rankings.to_frame().query("ranking == 'random' and mode == 'keep' and k == 2")
+    metrics = {metric.name: metric for metric in rankings.metrics()}
+    metric = metrics["random_keep_2_loss"]
+    assert metric.value == pytest.approx(frame["loss"].mean())
+    assert metric.low < metric.value < metric.high
+    assert (metric.value, metric.low, metric.high) == rankings.mean("keep", 2, "random", "loss")
+    assert metrics["keep_2_loss"].value == rankings.at("keep", 2, "centred").loss
+    assert metrics["last_drop_1_top1"].value == rankings.at("drop", 1, "last").top1
+    figure = rankings.figure()
+    for words in ("layers 1, 3", "all rows", "mean", "seed 5"):
+        assert words in figure.layout.title.text
+    names = {trace.name for trace in figure.data if trace.showlegend}
+    assert {"by centred", "deepest first", "lowest score first", "given set"} <= names
+    band = next(trace for trace in figure.data if trace.fill == "toself")
+    drawn = rankings.to_frame().query("ranking == 'random' and mode == 'keep'").groupby("k")
+    low, high = drawn["top1"].min(), drawn["top1"].max()
+    assert list(band.y) == pytest.approx([*(100 * low), *(100 * high[::-1])])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rankings": ["projection", "best"]}, 'rankings holds "best"'),
+        ({"rankings": []}, "rankings is empty"),
+        ({"rankings": ["random"], "draws": 0}, "draws is 0"),
+        ({"sources": [0, LAYERS]}, "sources holds 8; expected source layers from 0 to 7"),
+        ({"sources": [3], "target": 2}, "sources holds 3"),
+        ({"sources": [-1]}, "sources holds -1"),
+        ({"target": "some"}, 'target is "some"'),
+        ({"target": []}, "layers is empty"),
+    ],
+)
+def test_bad_curves_are_refused(
+    study: Study, options: dict[str, object], message: str, unchecked: None
+) -> None:
+    with pytest.raises(InputError, match=message):
+        ablation_curves(*arguments(study), scores=study.scores["cls"], **options)

@@ -38,6 +38,19 @@ def test_a_shared_prefix_gives_what_a_pass_a_range_gives(bench, digits_vit, make
         torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-5)
 
 
+def test_keep_sets_read_at_once_are_those_of_a_pass_a_set(bench, digits_vit, make_clt):
+    import bench_keep_sets
+    import torch
+
+    images = torch.randn(5, 3, *digits_vit.cfg.image_size)
+    data = bench_keep_sets.TensorImages(images, torch.arange(5), list("abcdefghij"))
+    with torch.inference_mode():
+        runs = bench_keep_sets.contestants(digits_vit, make_clt(digits_vit), data, n_passes=4)
+        at_once, each = (run() for run in runs.values())
+    assert (len(at_once), len(each)) == (70, 4)
+    torch.testing.assert_close(at_once[:4], each, rtol=1e-4, atol=1e-5)
+
+
 def test_a_table_made_under_load_is_marked_and_fails(bench, monkeypatch, tmp_path, capsys):
     import measure
 

@@ -28,6 +28,7 @@ COMMANDS = (
     "train",
     "contributions",
     "ablate",
+    "keep-sets",
     "cascade",
     "reconstruct",
     "faithfulness",
@@ -121,6 +122,47 @@ def test_ablate(clt_folder: Path, tmp_path: Path):
     drop_none = table.query("mode == 'drop' and k == 0")["loss"].item()
     assert keep_all == pytest.approx(drop_none)
     assert read_metrics(out)["keep_8_loss"]["value"] == pytest.approx(keep_all)
+
+
+def test_ablate_several_targets_and_a_given_set(
+    clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "ablation"
+    args = ["ablate", "--clt", clt_folder, "--limit", "12", "--target", "1,3", "--out", out]
+    more = ["--rankings", "last", "random", "--draws", "2", "--sources", "0,2-3"]
+    assert main([str(a) for a in (*args, *more)]) == 0
+    table = pd.read_csv(out / "ablation.csv")
+    assert table["ranking"].tolist() == ["last"] * 10 + ["random"] * 20 + ["given"] * 2
+    assert table["sources"].iloc[-1] == "1: 0 | 3: 0 2 3"
+    context = json.loads((out / "metrics.json").read_text())["context"]
+    assert (context["target"], context["sources"]) == ([1, 3], [0, 2, 3])
+    printed = capsys.readouterr().out
+    for words in ("layer 1, 3", "random keep 2", "given drop 3", "2 draws"):
+        assert words in printed
+    assert read_metrics(out)["given_keep_3_loss"]["value"] == table["loss"].iloc[-2]
+
+
+def test_keep_sets(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "sets"
+    args = ["keep-sets", "--clt", clt_folder, "--limit", "20", "--k", "2", "--fill", "mean"]
+    assert main([str(a) for a in (*args, "--out", out)]) == 0
+    table = pd.read_csv(out / "keep_sets.csv")
+    assert len(table) == 28
+    rank = (
+        1
+        + (
+            table["loss"]
+            < table.set_index("marks").filter(like="projection", axis=0)["loss"].item()
+        ).sum()
+    )
+    metrics = read_metrics(out)
+    assert metrics["projection_rank_loss"]["value"] == rank
+    assert metrics["n_sets"]["value"] == 28
+    printed = capsys.readouterr().out
+    assert "all 28 sets of 2 sources of layer 7" in printed
+    assert "explains most of the loss" in printed
+    for kind in ("html", "json", "md", "tex"):
+        assert (out / f"keep_sets.{kind}").exists()
 
 
 def test_reconstruct(clt_folder: Path, tmp_path: Path):
@@ -327,6 +369,9 @@ REFUSALS = {
     "layers": (["cascade", "--clt", "x", "--layers", "7-"], 'layers is "7-"'),
     "layers backwards": (["cascade", "--clt", "x", "--layers", "7-3"], 'layers is "7-3"'),
     "fill": (["ablate", "--clt", "x", "--fill", "foam"], "foam"),
+    "targets": (["ablate", "--clt", "x", "--target", "some"], 'target is "some"'),
+    "sources": (["ablate", "--clt", "x", "--sources", "3-"], 'sources is "3-"'),
+    "ranking": (["ablate", "--clt", "x", "--rankings", "best"], "best"),
 }
 
 
@@ -343,6 +388,15 @@ def test_target_out_of_range(clt_folder: Path, refused: Callable[..., str], tmp_
     sentence = refused("ablate", "--clt", clt_folder, "--target", "8", "--limit", "4", "--out", out)
     assert "8" in sentence
     assert "0 to 7" in sentence
+    assert not out.exists()
+
+
+def test_sets_out_of_range(clt_folder: Path, refused: Callable[..., str], tmp_path: Path):
+    out = tmp_path / "out"
+    where = ["--clt", clt_folder, "--limit", "4", "--out", out]
+    assert "k is 8" in refused("keep-sets", *where, "--k", "8")
+    assert "sources holds 5" in refused("ablate", *where, "--target", "4", "--sources", "5")
+    assert "draws is 0" in refused("ablate", *where, "--rankings", "random", "--draws", "0")
     assert not out.exists()
 
 

@@ -276,7 +276,9 @@ def test_a_command_says_what_is_left_out_and_writes_any_hit(
     make_clt(digits_vit).save_pretrained(tmp_path / "clt")
     where = ["--clt", str(tmp_path / "clt"), "--data", f"coco:{coco}", "--model", "digits"]
     assert main(["ablate", *where, "--out", str(tmp_path / "out")]) == 0
-    assert "images without a box left out: 1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "images without a box left out: 1" in printed
+    assert "any hit %" in printed
     document = json.loads((tmp_path / "out/metrics.json").read_text())
     assert document["context"]["split"] == "val"
     assert "keep_1_any_hit" in {m["name"] for m in document["metrics"]}

@@ -431,6 +431,15 @@ def test_pools_cls(variant: str, pools_cls: bool, images: Tensor) -> None:
     assert (vit.cfg.pools_cls, unmoved) == (pools_cls, pools_cls)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_head_is_what_follows_the_last_block(variant: str, images: Tensor) -> None:
+    clip, vit = plain_and_hooked(**VARIANTS[variant])
+    resid = vit(images, stop_at_layer=4)
+    assert torch.equal(vit.head(resid), clip.encode_image(images))
+    if vit.cfg.pools_cls:
+        torch.testing.assert_close(vit.head(resid[:, :1]), vit(images), rtol=1e-6, atol=1e-6)
+
+
 def test_identity_follows_the_weights() -> None:
     first, same, other = (HookedViT(tiny_clip(seed=seed)) for seed in (0, 0, 1))
     identity = first.identity()

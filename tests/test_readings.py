@@ -167,6 +167,16 @@ def test_recovered_is_undefined_where_full_may_equal_floor(measure: str) -> None
     assert math.isnan(found.recovered("full", "full", "full", measure))
 
 
+def test_mean_over_versions_keeps_images_paired(readings: Readings) -> None:
+    value, low, high = readings.mean(["weak", "strong"], "loss")
+    assert value == pytest.approx((readings["weak"].loss + readings["strong"].loss) / 2)
+    both = readings.samples["loss"][:, [readings.names.index(n) for n in ("weak", "strong")]]
+    assert (low, high) == pytest.approx(tuple(np.quantile(both.mean(1), [0.025, 0.975])))
+    alone = readings["weak"]
+    expected = (alone.loss, alone.loss_low, alone.loss_high)
+    assert readings.mean(["weak"], "loss") == pytest.approx(expected)
+
+
 def test_accuracy_behaves_as_its_float(readings: Readings) -> None:
     accuracy = readings["strong"]
     assert isinstance(accuracy, Accuracy)

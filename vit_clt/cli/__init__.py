@@ -21,13 +21,23 @@ from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.demo import Demo
 from vit_clt.cli.faithfulness import Faithfulness
 from vit_clt.cli.fidelity import Fidelity
+from vit_clt.cli.keep_sets import KeepSets
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.train import Train
 from vit_clt.errors import InputError, Stopped
 
 _DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth builds the answer?"
 Command = (
-    Demo | Train | Contributions | Ablate | Cascade | Reconstruct | Faithfulness | Causal | Fidelity
+    Demo
+    | Train
+    | Contributions
+    | Ablate
+    | KeepSets
+    | Cascade
+    | Reconstruct
+    | Faithfulness
+    | Causal
+    | Fidelity
 )
 
 
@@ -101,6 +111,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Train, tyro.conf.subcommand("train", default=Train.defaults(args))]
         | Annotated[Contributions, tyro.conf.subcommand("contributions")]
         | Annotated[Ablate, tyro.conf.subcommand("ablate")]
+        | Annotated[KeepSets, tyro.conf.subcommand("keep-sets")]
         | Annotated[Cascade, tyro.conf.subcommand("cascade")]
         | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
         | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]

@@ -167,8 +167,8 @@ class CLTOptions(ModelOptions):
             raise InputError(hint) from error
 
 
-def layer_numbers(text: str) -> list[int]:
-    """ "7-11" or "0,4,7-11", ends included, as numbers.
+def layer_numbers(text: str, name: str = "layers") -> list[int]:
+    """ "7-11" or "0,4,7-11", ends included, as numbers; `name` is the option's.
 
     Raises:
         InputError: anything else.
@@ -178,7 +178,7 @@ def layer_numbers(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         ends = (first, last) if dash else (first, first)
         if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
-            raise InputError(f'layers is "{text}"; expected layers as in 7-11 or 0,4,7-11.')
+            raise InputError(f'{name} is "{text}"; expected layers as in 7-11 or 0,4,7-11.')
         found += range(int(ends[0]), int(ends[1]) + 1)
     return found
 
