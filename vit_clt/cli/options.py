@@ -144,15 +144,18 @@ class CLTOptions(ModelOptions):
 
     def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
         """The teacher, its CLT (checked against each other) and the images."""
-        from vit_clt.transcoder import CrossLayerTranscoder
-
-        clt = CrossLayerTranscoder.from_pretrained(self.clt).to(device).eval()
+        clt = self._load_clt(self.clt, device)
         teacher = clt.config.teacher
         if self.model is None and teacher is not None:
             self.model, self.pretrained = teacher.model, self.pretrained or teacher.pretrained
         vit = self.load_vit(device)
         self.check_teacher(vit, clt)
         return vit, clt, self.load_images(vit)
+
+    def _load_clt(self, place: str, device: str) -> CrossLayerTranscoder:
+        from vit_clt.transcoder import CrossLayerTranscoder
+
+        return CrossLayerTranscoder.from_pretrained(place).to(device).eval()
 
     def check_teacher(self, vit: HookedViT, clt: CrossLayerTranscoder) -> None:
         """Refuse a CLT of another model, unless --any-teacher."""
@@ -165,6 +168,38 @@ class CLTOptions(ModelOptions):
         except InputError as error:
             hint = str(error).replace("clt.forget_teacher() lifts", "--any-teacher lifts")
             raise InputError(hint) from error
+
+
+@dataclass(kw_only=True)
+class CompareOptions(CLTOptions):
+    """Several CLTs of one teacher, on the same images."""
+
+    compare: tuple[str, ...] = ()
+    """Further CLTs of the same teacher, beside --clt."""
+
+    def load_compared(
+        self, device: str
+    ) -> tuple[HookedViT, list[tuple[str, CrossLayerTranscoder]], ImageData]:
+        """The teacher, every CLT with its name (--clt first), and the images.
+
+        A CLT is named by its folder or Hub id's last part, or, where two would share that, by all
+        of what was given.
+
+        Raises:
+            InputError: a CLT given twice, or one of another teacher or shape.
+        """
+        places = [self.clt, *self.compare]
+        twice = [place for place in self.compare if places.count(place) > 1]
+        if twice:
+            raise InputError(f"compare names {twice[0]} twice; expected CLTs that differ.")
+        vit, first, data = self.load_all(device)
+        clts = [first]
+        for place in self.compare:
+            clts.append(self._load_clt(place, device))
+            self.check_teacher(vit, clts[-1])
+        last_parts = [Path(place).name for place in places]
+        unique = len(set(last_parts)) == len(places)
+        return vit, list(zip(last_parts if unique else places, clts, strict=True)), data
 
 
 def layer_numbers(text: str) -> list[int]:
