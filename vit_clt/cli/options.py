@@ -42,14 +42,15 @@ class StudyOptions(OutputOptions):
     png: bool = False
     """Also a PNG of the figure; needs the extra "png" and Chrome or Chromium."""
 
-    def study_folder(self, name: str) -> OutputFolder:
-        """The folder of a study called `name`, checked before anything is loaded."""
+    def study_folder(self, *names: str) -> OutputFolder:
+        """The folder of studies of these names, checked before anything is loaded."""
         from vit_clt.analysis.exports import check_png, study_files
         from vit_clt.outputs import OutputFolder
 
         if self.png:
             check_png()
-        return OutputFolder(self.out, study_files(name), self.overwrite)
+        files = dict.fromkeys(file for name in names for file in study_files(name))
+        return OutputFolder(self.out, list(files), self.overwrite)
 
 
 @dataclass(kw_only=True)
