@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 import torch
@@ -125,7 +125,7 @@ def _draw(
     """One panel; cells that are not `clear` go into a heatmap of their own, all grey."""
     n = len(values)
     coloured = values.isfinite() if clear is None else clear
-    parts = [(coloured, {"coloraxis": "coloraxis"})]
+    parts: list[tuple[Tensor, dict[str, Any]]] = [(coloured, {"coloraxis": "coloraxis"})]
     if clear is not None:
         grey = [[0, _UNCLEAR], [1, _UNCLEAR]]
         parts.append((values.isfinite() & ~clear, {"colorscale": grey, "showscale": False}))
@@ -192,7 +192,8 @@ def _finished(
             "colorbar": {"title": {"text": unit}, "thickness": 14},
         },
         width=140 + n_columns * max(360, 34 * (n + 1)),
-        height=170 + n_rows * max(340, 30 * n + 80),
+        height=195 + n_rows * max(340, 30 * n + 80),
         plot_bgcolor="#eeeeee",
     )
-    return finish(figure)
+    # two lines of context above panel titles of two lines
+    return finish(figure).update_layout(margin_t=135)

@@ -102,7 +102,8 @@ class ContributionScores:
             bootstrap_means(values, self.seed), np.cumsum([len(c) for c in columns])[:-1], axis=1
         )
         for l, drawn in enumerate(means):
-            shares = _shares(*(torch.from_numpy(x) for x in (drawn[:, :-2], *drawn[:, -2:].T)))
+            sums = torch.from_numpy(drawn)
+            shares = _shares(sums[:, :-2], sums[:, -2], sums[:, -1])
             found[:, l, : l + 1], found[:, l, -1] = shares[:, :-1], shares[:, -1]
         return found
 
@@ -213,8 +214,11 @@ def score(
     excluded = torch.zeros(n, dtype=torch.long)
     for l in range(n):
         parts = score_parts(moments, l, tokens, kind, reduce)
-        sums = (part[..., chosen].sum(-1) for part in (parts.numerator, parts.denominator))
-        shares = _shares(*sums, parts.scale[chosen].sum(-1))
+        shares = _shares(
+            parts.numerator[:, chosen].sum(-1),
+            parts.denominator[chosen].sum(),
+            parts.scale[chosen].sum(),
+        )
         matrix[l, : l + 1], bias[l] = shares[:-1], shares[-1]
         excluded[l] = parts.excluded[chosen].sum()
     return ContributionScores(

@@ -54,8 +54,10 @@ class ScoreStudy:
     def differences(self) -> dict[Key, ScoreDifference]:
         """The first CLT less each of the others, by the other's name."""
         return {
-            (name, *rest): ScoreDifference(self.scores[(self.names[0], *rest)], scores)
-            for (name, *rest), scores in self.scores.items()
+            (name, tokens, kind, how): ScoreDifference(
+                self.scores[self.names[0], tokens, kind, how], scores
+            )
+            for (name, tokens, kind, how), scores in self.scores.items()
             if name != self.names[0]
         }
 
