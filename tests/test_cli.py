@@ -141,7 +141,7 @@ def test_contributions_of_two_clts_on_one_class(
     for extra, sentence in (
         (["--label", "eleven"], 'label is "eleven"; expected one of'),
         (["--image", "30"], "image is 30; expected a row from 0 to 29."),
-        (["--compare", str(clt_folder)], "twice; expected CLTs that differ"),
+        (["--compare", str(clt_folder)], "a second time; expected different CLTs"),
     ):
         assert sentence in refused(*args, *extra, "--out", tmp_path / "refused")
     assert not (tmp_path / "refused").exists()

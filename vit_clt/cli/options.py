@@ -176,29 +176,32 @@ class CompareOptions(CLTOptions):
     """Several CLTs of one teacher, on the same images."""
 
     compare: tuple[str, ...] = ()
-    """Further CLTs of the same teacher, beside --clt."""
+    """Further CLTs of the same teacher (folders or Hub ids), measured on the same images."""
 
     def load_compared(
         self, device: str
     ) -> tuple[HookedViT, list[tuple[str, CrossLayerTranscoder]], ImageData]:
         """The teacher, every CLT with its name (--clt first), and the images.
 
-        A CLT is named by its folder or Hub id's last part, or, where two would share that, by all
-        of what was given.
+        A CLT is named by the last part of its folder or Hub id, or, where two would share that, by
+        all of what was given.
 
         Raises:
             InputError: a CLT given twice, or one of another teacher or shape.
         """
         places = [self.clt, *self.compare]
-        twice = [place for place in self.compare if places.count(place) > 1]
-        if twice:
-            raise InputError(f"compare names {twice[0]} twice; expected CLTs that differ.")
+        for i, place in enumerate(places):
+            if place in places[:i]:
+                raise InputError(f'compare holds "{place}" a second time; expected different CLTs.')
         vit, first, data = self.load_all(device)
         clts = [first]
         for place in self.compare:
-            clts.append(self._load_clt(place, device))
-            self.check_teacher(vit, clts[-1])
-        last_parts = [Path(place).name for place in places]
+            try:
+                clts.append(self._load_clt(place, device))
+                self.check_teacher(vit, clts[-1])
+            except InputError as error:
+                raise InputError(f'compare holds "{place}": {error}') from error
+        last_parts = [Path(place).resolve().name for place in places]
         unique = len(set(last_parts)) == len(places)
         return vit, list(zip(last_parts if unique else places, clts, strict=True)), data
 
