@@ -25,7 +25,7 @@ test: $(STAMP)   ## run the tests
 	@echo "== tests (about three minutes on two cores)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=5
 
-bench: $(STAMP)  ## time the step, its memory, a replaced ViT, a cascade and keep-sets here
+bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies on this machine
 	@echo "== bench, one thread, into out/bench; fails if the machine is loaded"
 	@failed=0; \
 	$(BIN)/python benchmarks/bench_step.py --growth --paper --out out/bench/step.json || failed=1; \
@@ -33,6 +33,7 @@ bench: $(STAMP)  ## time the step, its memory, a replaced ViT, a cascade and kee
 	$(BIN)/python benchmarks/bench_replacement.py --out out/bench/replacement.json || failed=1; \
 	$(BIN)/python benchmarks/bench_cascade.py --out out/bench/cascade.json || failed=1; \
 	$(BIN)/python benchmarks/bench_keep_sets.py --out out/bench/keep_sets.json || failed=1; \
+	$(BIN)/python benchmarks/bench_scores.py --out out/bench/scores.json || failed=1; \
 	$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json || failed=1; \
 	exit $$failed
 

@@ -5,6 +5,7 @@ from vit_clt.analysis.ablations import drop_sources, drop_top_k, keep_sources, k
 from vit_clt.analysis.cascade import cascade
 from vit_clt.analysis.causal import causal_effects
 from vit_clt.analysis.contributions import contribution_scores, score
+from vit_clt.analysis.decoder_norms import decoder_norms
 from vit_clt.analysis.faithfulness import surrogate_faithfulness
 from vit_clt.analysis.fidelity import fidelity
 from vit_clt.analysis.keep_sets import keep_sets
@@ -18,6 +19,7 @@ __all__ = [
     "causal_effects",
     "contribution_moments",
     "contribution_scores",
+    "decoder_norms",
     "drop_sources",
     "drop_top_k",
     "fidelity",

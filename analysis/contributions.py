@@ -10,6 +10,8 @@ With terms c_s = W_dec[s->l] z_s and y^_l = b_dec[l] + sum_s c_s, over the score
     loo         E||c_s||^2 / E||y^||^2
     loo_r2      fall in R^2 against the true y when c_s is removed
 
+Scored on all images, those of one class (`label`), or one (`image`). Means that a definition takes
+over images (centred's, and that of y in loo_r2's R^2) are over all of them, whichever are scored.
 `reduce="ratio_of_means"` divides means instead of averaging ratios, for projection and norm; the
 other kinds are ratios of means by definition. That the paper's score is a projection normalised by
 the reconstruction is known second-hand; the inner form and the other kinds are ours.
@@ -19,24 +21,26 @@ z_s reads everything in the stream up to depth s: C(s->l) does not say what MLP_
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_clt.analysis.moments import ContributionMoments, TargetMoments, contribution_moments
-from vit_clt.data import ImageData
+from vit_clt.analysis.intervals import RESAMPLES, bootstrap_means, intervals
+from vit_clt.analysis.moments import ContributionMoments, contribution_moments
+from vit_clt.analysis.score_parts import NEGLIGIBLE, Reduce, ScoreKind, ScoreParts, score_parts
+from vit_clt.data import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, TokenKind, token_rows
 from vit_clt.transcoder import CrossLayerTranscoder
 
-ScoreKind = Literal["projection", "centred", "norm", "loo", "loo_r2"]
-Reduce = Literal["mean_of_ratios", "ratio_of_means"]
 ALL_SCORES: tuple[tuple[ScoreKind, Reduce], ...] = (
     ("projection", "mean_of_ratios"),
     ("projection", "ratio_of_means"),
@@ -46,8 +50,6 @@ ALL_SCORES: tuple[tuple[ScoreKind, Reduce], ...] = (
     ("loo", "ratio_of_means"),
     ("loo_r2", "ratio_of_means"),
 )
-# rows whose ||y^||^2 is below this share of its mean are left out of mean ratios, and counted
-NEGLIGIBLE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,13 @@ class ContributionScores:
     tokens: TokenKind
     n_images: int
     data: str
+    """Data set, and the class or image of it that was scored."""
     l0: float
     """Active features a token and layer, over the scored rows."""
+    seed: int
+    """Of the bootstrap."""
+    chosen: Int[Tensor, " chosen"]
+    """The images scored, by row."""
     moments: ContributionMoments
 
     @property
@@ -75,21 +82,71 @@ class ContributionScores:
         """Kind, reduction, rows and images, for captions."""
         return f"{self.kind} ({self.reduce.replace('_', ' ')}), {self.tokens} rows, {self.data}"
 
+    @cached_property
+    def draws(self) -> Float[np.ndarray, "draw target source_and_bias"]:
+        """The matrix, with the bias as its last column, on bootstrap draws of the scored images.
+
+        Every score is a ratio of two sums over images; each draw divides its own sums. Means over
+        images inside centred and loo_r2 stay those of all images (a draw's own would differ by a
+        share of 1/N). Scores of one seed and as many images share their draws, so differences
+        pair. NaN with one image, which says nothing about its spread.
+        """
+        n = len(self.moments.targets)
+        found = np.full((RESAMPLES, n, n + 1), np.nan)
+        if self.n_images < 2:
+            return found
+        parts = [self._parts(l) for l in range(n)]
+        columns = [torch.cat([p.numerator, p.denominator[None], p.scale[None]]) for p in parts]
+        values = torch.cat(columns)[:, self.chosen].T.numpy()
+        means = np.split(
+            bootstrap_means(values, self.seed), np.cumsum([len(c) for c in columns])[:-1], axis=1
+        )
+        for l, drawn in enumerate(means):
+            sums = torch.from_numpy(drawn)
+            shares = _shares(sums[:, :-2], sums[:, -2], sums[:, -1])
+            found[:, l, : l + 1], found[:, l, -1] = shares[:, :-1], shares[:, -1]
+        return found
+
+    @cached_property
+    def low(self) -> Float[Tensor, "target source_and_bias"]:
+        """Lower ends of the 95 % intervals; the last column is the bias'."""
+        return self._ends[0]
+
+    @cached_property
+    def high(self) -> Float[Tensor, "target source_and_bias"]:
+        """Upper ends of the 95 % intervals; the last column is the bias'."""
+        return self._ends[1]
+
     def to_frame(self) -> pd.DataFrame:
-        """One row per (target, source) with its score; `source` is -1 for the bias column."""
-        rows = [
-            {"target": l, "source": s, "score": float(self.matrix[l, s])}
-            for l in range(len(self.matrix))
-            for s in range(l + 1)
-        ]
-        rows += [{"target": l, "source": -1, "score": float(b)} for l, b in enumerate(self.bias)]
-        return pd.DataFrame(rows)
+        """One row per (target, source): score, low, high; `source` is -1 for the bias column."""
+        n = len(self.matrix)
+        whole = torch.cat([self.matrix, self.bias[:, None]], 1)
+        cells = [(l, s, s) for l in range(n) for s in range(l + 1)]
+        cells += [(l, -1, n) for l in range(n)]
+        return pd.DataFrame(
+            {
+                "target": l,
+                "source": s,
+                "score": float(whole[l, column]),
+                "low": float(self.low[l, column]),
+                "high": float(self.high[l, column]),
+            }
+            for l, s, column in cells
+        )
 
     def figure(self) -> go.Figure:
         """A heatmap of targets against sources."""
         from vit_clt.analysis.contribution_figure import contribution_figure
 
         return contribution_figure([[self]])
+
+    @cached_property
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        low, high = intervals(self.draws)
+        return torch.from_numpy(low), torch.from_numpy(high)
+
+    def _parts(self, target: int) -> ScoreParts:
+        return score_parts(self.moments, target, self.tokens, self.kind, self.reduce)
 
 
 def contribution_scores(
@@ -100,6 +157,9 @@ def contribution_scores(
     tokens: TokenKind = "cls",
     kind: ScoreKind = "projection",
     reduce: Reduce = "mean_of_ratios",
+    label: int | str | None = None,
+    image: int | None = None,
+    seed: int = 0,
     progress: bool = False,
 ) -> ContributionScores:
     """Scores of every source at every target, on the teacher trajectory.
@@ -111,16 +171,23 @@ def contribution_scores(
         tokens: rows that are scored.
         kind: see the module's table.
         reduce: how projection and norm are averaged.
+        label: score the images of this class alone, a class's number or name.
+        image: score this image alone, by its row in `images`.
+        seed: of the bootstrap.
         progress: show a progress bar.
 
     Raises:
-        InputError: an unknown kind, reduction or token kind; one image with `centred`; no images;
-            or a CLT of another model.
+        InputError: an unknown kind, reduction or token kind; a class or image that is not there, or
+            both named; one image in all with `centred`; no images; or a CLT of another model.
     """
     _check_choice(kind, reduce)
     token_rows(tokens, vit.cfg.has_cls)
-    moments = contribution_moments(vit, clt, images, progress=progress)
-    return score(moments, tokens=tokens, kind=kind, reduce=reduce)
+    data = as_image_data(images)
+    check_chosen(label, image, data.class_names, len(data))
+    moments = contribution_moments(vit, clt, data, progress=progress)
+    return score(
+        moments, tokens=tokens, kind=kind, reduce=reduce, label=label, image=image, seed=seed
+    )
 
 
 def score(
@@ -129,26 +196,31 @@ def score(
     tokens: TokenKind = "cls",
     kind: ScoreKind = "projection",
     reduce: Reduce = "mean_of_ratios",
+    label: int | str | None = None,
+    image: int | None = None,
+    seed: int = 0,
 ) -> ContributionScores:
     """Any score from moments already gathered; arguments as in `contribution_scores`."""
     _check_choice(kind, reduce)
-    rows = token_rows(tokens, moments.has_cls)
+    token_rows(tokens, moments.has_cls)
     if kind == "centred" and moments.n_images < 2:
         raise InputError("images has 1 row; centred scores need at least 2 images.")
     if kind not in ("projection", "norm"):
         reduce = "ratio_of_means"
+    chosen, which = _chosen(moments, label, image)
     n = len(moments.targets)
     matrix = torch.full((n, n), torch.nan, dtype=torch.float64)
     bias = torch.zeros(n, dtype=torch.float64)
     excluded = torch.zeros(n, dtype=torch.long)
-    for l, target in enumerate(moments.targets):
-        b = moments.b_dec[l]
-        if reduce == "mean_of_ratios":
-            shares, bias[l], left_out = _mean_of_ratios(target, rows, kind)
-            excluded[l] = left_out
-        else:
-            shares, bias[l] = _ratio_of_means(target, rows, kind, b, moments.n_images)
-        matrix[l, : l + 1] = shares.cpu()
+    for l in range(n):
+        parts = score_parts(moments, l, tokens, kind, reduce)
+        shares = _shares(
+            parts.numerator[:, chosen].sum(-1),
+            parts.denominator[chosen].sum(),
+            parts.scale[chosen].sum(),
+        )
+        matrix[l, : l + 1], bias[l] = shares[:-1], shares[-1]
+        excluded[l] = parts.excluded[chosen].sum()
     return ContributionScores(
         matrix=matrix,
         bias=bias,
@@ -156,61 +228,61 @@ def score(
         kind=kind,
         reduce=reduce,
         tokens=tokens,
-        n_images=moments.n_images,
-        data=moments.data,
-        l0=float(moments.l0[:, rows].mean()),
+        n_images=len(chosen),
+        data=moments.data + which,
+        l0=moments.mean_l0(tokens, chosen),
+        seed=seed,
+        chosen=chosen,
         moments=moments,
     )
 
 
-def _mean_of_ratios(
-    target: TargetMoments, rows: slice, kind: ScoreKind
-) -> tuple[Tensor, float, int]:
-    scored = list(range(*rows.indices(len(target.yy))))
-    n_rows = target.rows_seen // len(target.yy) * len(scored)
-    negligible = NEGLIGIBLE * float(target.yy[rows].sum()) / n_rows
-    waiting = [row for row in target.suspects if row.token in scored]
-    kept = [row for row in waiting if row.yy >= negligible and row.yy > 0]
-    left_out = len(waiting) - len(kept)
-    if kind == "norm":
-        kept = [row for row in kept if row.norm_ratio.isfinite().all()]
-        total, count = target.norm_ratio[:, rows].sum(1), float(target.norm_rows[rows].sum())
-        total = total + sum(row.norm_ratio for row in kept)
-        return total / (count + len(kept)), float("nan"), left_out
-    total, count = target.ratio[:, rows].sum(1), float(target.ratio_rows[rows].sum())
-    total = total + sum(row.ratio for row in kept)
-    bias = float(target.bias_ratio[rows].sum()) + sum(row.bias_ratio for row in kept)
-    n = count + len(kept)
-    return total / n, bias / n if n else float("nan"), left_out
+def _shares(
+    numerator: Float[Tensor, "*draw source_and_bias"],
+    denominator: Float[Tensor, "*draw"],
+    scale: Float[Tensor, "*draw"],
+) -> Float[Tensor, "*draw source_and_bias"]:
+    # what is left of a denominator below its scale is rounding: no share is defined
+    defined = denominator > NEGLIGIBLE * scale
+    return torch.where(defined[..., None], numerator / denominator[..., None], torch.nan)
 
 
-def _ratio_of_means(
-    target: TargetMoments, rows: slice, kind: ScoreKind, b: Tensor, n: int
-) -> tuple[Tensor, float | Tensor]:
-    y_sum = target.y_sum[rows]
-    yy = target.yy[rows].sum()
-    if kind == "projection":
-        return target.cy[:, rows].sum(1) / yy, (y_sum @ b).sum() / yy
-    if kind == "norm":
-        norms = target.norm[:, rows].sum(1)
-        return norms / norms.sum(), float("nan")
-    if kind == "loo":
-        n_rows = n * len(y_sum)
-        return target.cc[:, rows].sum(1) / yy, n_rows * b.square().sum() / yy
-    if kind == "centred":
-        spread = yy - y_sum.square().sum() / n
-        together = target.cy[:, rows].sum(1) - torch.einsum(
-            "std,td->s", target.c_sum[:, rows], y_sum / n
+def check_chosen(
+    label: int | str | None, image: int | None, class_names: Sequence[str], n_images: int
+) -> None:
+    """What can be said of a class or image to score before any image is read.
+
+    Raises:
+        InputError: both are named, a class without such a name, or an image out of range.
+    """
+    if image is not None and label is not None:
+        raise InputError(f"image is {image} and label is {label}; expected one of them.")
+    if image is not None and not 0 <= image < n_images:
+        raise InputError(f"image is {image}; expected a row from 0 to {n_images - 1}.")
+    if isinstance(label, str) and label not in class_names:
+        known = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
+        raise InputError(
+            f'label is "{label}"; expected one of {known}.'
+            if known
+            else f'label is "{label}", but the images come without class names; expected a number.'
         )
-        # what is left of the spread is then rounding: nothing varies, and no share is defined
-        varies = spread > NEGLIGIBLE * yy
-        return torch.where(varies, together / spread, torch.nan), 0.0
-    true_sum = target.true_sum[rows]
-    n_rows = n * len(true_sum)
-    variation = target.true_yy[rows].sum() - true_sum.sum(0).square().sum() / n_rows
-    fall = 2 * target.ce[:, rows].sum(1) + target.cc[:, rows].sum(1)
-    bias_fall = 2 * ((true_sum - y_sum) @ b).sum() + n_rows * b.square().sum()
-    return fall / variation, bias_fall / variation
+
+
+def _chosen(
+    moments: ContributionMoments, label: int | str | None, image: int | None
+) -> tuple[Tensor, str]:
+    """Rows of the images to score, and how captions call them."""
+    names, n = moments.class_names, moments.n_images
+    check_chosen(label, image, names, n)
+    if image is not None:
+        return torch.tensor([image]), f", image {image}"
+    if label is None:
+        return torch.arange(n), ""
+    number = names.index(label) if isinstance(label, str) else label
+    chosen = (moments.labels == number).nonzero()[:, 0]
+    if not len(chosen):
+        raise InputError(f"label is {label}, which no image has; expected one they have.")
+    return chosen, f", class {names[number] if 0 <= number < len(names) else number}"
 
 
 def _check_choice(kind: str, reduce: str) -> None:

@@ -26,6 +26,14 @@ def bootstrap_means(
 
 def interval(samples: Float[np.ndarray, " resample"]) -> tuple[float, float]:
     """The central 95 % of bootstrap samples."""
+    low, high = intervals(samples[:, None])
+    return float(low[0]), float(high[0])
+
+
+def intervals(
+    samples: Float[np.ndarray, "resample *quantity"],
+) -> tuple[Float[np.ndarray, "*quantity"], Float[np.ndarray, "*quantity"]]:
+    """`interval` of every quantity: low ends and high ends; NaN where a sample is."""
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(samples, [tail, 1 - tail])
-    return float(low), float(high)
+    low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
+    return low, high

@@ -30,7 +30,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.activations import capture
-from vit_clt.analysis.contributions import NEGLIGIBLE
 from vit_clt.analysis.intervals import bootstrap_means, interval
 from vit_clt.analysis.reconstruction_sums import (
     FitSums,
@@ -38,6 +37,7 @@ from vit_clt.analysis.reconstruction_sums import (
     OutputSurvey,
     survey_outputs,
 )
+from vit_clt.analysis.score_parts import NEGLIGIBLE
 from vit_clt.data import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.fingerprints import image_keys

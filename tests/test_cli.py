@@ -34,6 +34,7 @@ COMMANDS = (
     "faithfulness",
     "causal",
     "fidelity",
+    "weights",
 )
 METRIC_KEYS = {"name", "value", "unit", "n", "low", "high", "floor", "baseline"}
 
@@ -110,6 +111,41 @@ def test_contributions(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert metrics["centred_cls_7_to_7"]["value"] == pytest.approx(row["score"].item())
     assert "Plotly.newPlot" in (out / "contributions.html").read_text()
     assert "not what MLP_s contributed" in capsys.readouterr().out
+
+
+def test_contributions_of_two_clts_on_one_class(
+    clt_folder: Path, tmp_path: Path, refused: Callable[..., str]
+):
+    clt = CrossLayerTranscoder.from_pretrained(clt_folder)
+    clt.W_dec[0].data *= 1.5
+    clt.save_pretrained(tmp_path / "other")
+    out = tmp_path / "scores"
+    args = ["contributions", "--clt", clt_folder, "--compare", tmp_path / "other", "--limit", "30"]
+    args = [*map(str, args), "--kind", "centred", "--tokens", "cls"]
+    assert main([*args, "--label", "handwritten three", "--seed", "2", "--out", str(out)]) == 0
+    files = [f"{n}.{kind}" for n in ("contributions", "difference") for kind in ("html", "csv")]
+    assert all((out / file).is_file() for file in files)
+    table = pd.read_csv(out / "contributions.csv").query("kind == 'centred' and source >= 0")
+    assert table["clt"].unique().tolist() == ["clt", "other"]
+    by_clt = table.set_index(["clt", "target", "source"])
+    differences = pd.read_csv(out / "difference.csv").query("kind == 'centred'")
+    found = differences.set_index(["target", "source"]).loc[(7, 0)]
+    shares = [by_clt.loc[(name, 7, 0), "score"] for name in ("clt", "other")]
+    assert found["difference"] == pytest.approx(shares[0] - shares[1])
+    assert found["low"] <= found["difference"] <= found["high"]
+    metrics = read_metrics(out)
+    assert metrics["other_centred_cls_0_to_7"]["value"] == pytest.approx(shares[1])
+    assert metrics["clt_less_other_centred_cls_0_to_7"]["low"] == pytest.approx(found["low"])
+    context = json.loads((out / "metrics.json").read_text())["context"]
+    assert context["data"] == "digits (test), class handwritten three"
+    assert metrics["clt_centred_cls_0_to_7"]["n"] == table["n"].iloc[0] < 30
+    for extra, sentence in (
+        (["--label", "eleven"], 'label is "eleven"; expected one of'),
+        (["--image", "30"], "image is 30; expected a row from 0 to 29."),
+        (["--compare", str(clt_folder)], "a second time; expected different CLTs"),
+    ):
+        assert sentence in refused(*args, *extra, "--out", tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_ablate(clt_folder: Path, tmp_path: Path):

@@ -24,6 +24,7 @@ from vit_clt.cli.fidelity import Fidelity
 from vit_clt.cli.keep_sets import KeepSets
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.train import Train
+from vit_clt.cli.weights import Weights
 from vit_clt.errors import InputError, Stopped
 
 _DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth builds the answer?"
@@ -38,6 +39,7 @@ Command = (
     | Faithfulness
     | Causal
     | Fidelity
+    | Weights
 )
 
 
@@ -117,6 +119,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
         | Annotated[Causal, tyro.conf.subcommand("causal")]
         | Annotated[Fidelity, tyro.conf.subcommand("fidelity", default=Fidelity.defaults(args))]
+        | Annotated[Weights, tyro.conf.subcommand("weights")]
     )
     complaint = io.StringIO()
     try:

@@ -3,87 +3,99 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, Tokens, print_table
+from vit_clt.cli.options import CompareOptions, SeedOptions, StudyOptions, Tokens, print_table
 
 
 @dataclass(kw_only=True)
-class Contributions(CLTOptions, StudyOptions, SeedOptions):
+class Contributions(CompareOptions, StudyOptions, SeedOptions):
     """Contribution scores C(s->l): heatmaps, a table of every kind, metrics.
+
+    With --compare also difference.html and its tables: --clt less each of the others.
 
     Example: vit-clt contributions --clt out/clt --data digits --out out/contributions
     """
 
     tokens: Tokens | None = None
     """Rows to score; default: CLS above patches."""
+    kind: tuple[Literal["projection", "centred", "norm", "loo", "loo_r2"], ...] = (
+        "projection",
+        "centred",
+    )
+    """Scores drawn, one or several; the CSV holds every kind."""
+    label: str | None = None
+    """Score the images of this class alone (its name); means stay those of all images."""
+    image: int | None = None
+    """Score this image alone (its row); means stay those of all images."""
 
     def run(self) -> None:
         """Score, draw, and report."""
-        import pandas as pd
-
-        from vit_clt.analysis import contribution_moments, score
-        from vit_clt.analysis.contribution_figure import contribution_figure
-        from vit_clt.analysis.contributions import ALL_SCORES, ScoreKind
         from vit_clt.analysis.exports import write_study
         from vit_clt.analysis.figures import ROW_NAMES
-        from vit_clt.metrics import Metric, metrics_json
+        from vit_clt.analysis.score_study import score_study
+        from vit_clt.metrics import metrics_json
 
-        folder = self.study_folder("contributions")
-        vit, clt, data = self.load_all(self.device)
-        moments = contribution_moments(vit, clt, data, progress=True)
-        shown_tokens: list[Tokens] = [self.tokens] if self.tokens else ["cls", "patch"]
-        # centred scores compare images: one image has none
-        kinds: list[ScoreKind] = ["projection", "centred"] if len(data) > 1 else ["projection"]
-        tables = []
-        for tokens in shown_tokens:
-            for kind, reduce in ALL_SCORES:
-                if kind == "centred" and len(data) == 1:
-                    continue
-                scores = score(moments, tokens=tokens, kind=kind, reduce=reduce)
-                tables.append(
-                    scores.to_frame().assign(
-                        tokens=tokens, kind=kind, reduce=reduce, l0=scores.l0, n=len(data)
-                    )
-                )
-        grid = [[score(moments, tokens=t, kind=kind) for kind in kinds] for t in shown_tokens]
-        last = vit.cfg.n_layers - 1
-        metrics = [
-            Metric(f"{s.kind}_{s.tokens}_{source}_to_{last}", value, "fraction", len(data))
-            for row in grid
-            for s in row
-            for source, value in enumerate(s.matrix[-1].tolist())
-        ]
-        folder.open()
-        rows = [
-            (f"{ROW_NAMES[s.tokens]}, {s.kind}", *(f"{v:.3f}" for v in s.matrix[-1].tolist()))
-            for row in grid
-            for s in row
-        ]
-        shown = pd.DataFrame(rows, columns=["source layer", *map(str, range(last + 1))])
-        caption = (
-            f"shares of the last layer's reconstruction, {data.name}, N = {len(data)}, teacher "
-            f"trajectory, L0 {grid[0][0].l0:.1f} ({ROW_NAMES[shown_tokens[0]]})"
+        names = ("contributions", "difference") if self.compare else ("contributions",)
+        folder = self.study_folder(*names)
+        vit, clts, data = self.load_compared(self.device)
+        tokens: list[Tokens] = [self.tokens] if self.tokens else ["cls", "patch"]
+        study = score_study(
+            vit,
+            dict(clts),
+            data,
+            tokens=tokens,
+            kinds=self.kind,
+            label=self.label,
+            image=self.image,
+            seed=self.seed,
+            progress=True,
         )
+        first, shown = study.first, study.last_layer()
+        l0 = {
+            name: {t: study.drawn(name, t, first.kind).l0 for t in tokens} for name in study.names
+        }
+        on_rows = ", ".join(f"{of_clt[tokens[0]]:.1f}" for of_clt in l0.values())
+        facts = (
+            f"{first.data}, N = {first.n_images}, teacher trajectory, L0 {on_rows} "
+            f"({ROW_NAMES[tokens[0]]}); intervals in the CSV: 95 % bootstrap over images, "
+            f"seed {self.seed}"
+        )
+        caption = f"shares of the last layer's reconstruction, {facts}"
+        folder.open()
         write_study(
             folder,
             "contributions",
-            contribution_figure(grid),
-            pd.concat(tables),
+            study.figure(),
+            study.to_frame(),
             caption,
             shown=shown,
             png=self.png,
         )
+        if self.compare:
+            write_study(
+                folder,
+                "difference",
+                study.difference_figure(),
+                study.difference_frame(),
+                f"shares of the last layer's reconstruction, {study.names[0]} less another CLT, "
+                f"95 % bootstrap paired by image, {facts}",
+                shown=study.last_layer_differences(),
+                png=self.png,
+            )
+        drawn = [study.drawn(n, t, k) for n in study.names for t in tokens for k in study.kinds]
         context = {
             "command": "contributions",
-            "data": data.name,
+            "data": first.data,
             "split": data.split,
-            "tokens": " ".join(shown_tokens),
+            "tokens": " ".join(tokens),
             "trajectory": "teacher",
-            "l0": {row[0].tokens: row[0].l0 for row in grid},
+            "l0": l0 if self.compare else l0[study.names[0]],
             "seed": self.seed,
-            "excluded_rows": int(sum(s.excluded.sum() for row in grid for s in row)),
+            "clts": study.names,
+            "excluded_rows": int(sum(each.excluded.sum() for each in drawn)),
         }
-        folder.write("metrics.json", metrics_json(metrics, **context))
+        folder.write("metrics.json", metrics_json(study.metrics(), **context))
 
         print(caption)
         print_table(shown)

@@ -42,14 +42,15 @@ class StudyOptions(OutputOptions):
     png: bool = False
     """Also a PNG of the figure; needs the extra "png" and Chrome or Chromium."""
 
-    def study_folder(self, name: str) -> OutputFolder:
-        """The folder of a study called `name`, checked before anything is loaded."""
+    def study_folder(self, *names: str) -> OutputFolder:
+        """The folder of studies of these names, checked before anything is loaded."""
         from vit_clt.analysis.exports import check_png, study_files
         from vit_clt.outputs import OutputFolder
 
         if self.png:
             check_png()
-        return OutputFolder(self.out, study_files(name), self.overwrite)
+        files = dict.fromkeys(file for name in names for file in study_files(name))
+        return OutputFolder(self.out, list(files), self.overwrite)
 
 
 @dataclass(kw_only=True)
@@ -144,15 +145,18 @@ class CLTOptions(ModelOptions):
 
     def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
         """The teacher, its CLT (checked against each other) and the images."""
-        from vit_clt.transcoder import CrossLayerTranscoder
-
-        clt = CrossLayerTranscoder.from_pretrained(self.clt).to(device).eval()
+        clt = self._load_clt(self.clt, device)
         teacher = clt.config.teacher
         if self.model is None and teacher is not None:
             self.model, self.pretrained = teacher.model, self.pretrained or teacher.pretrained
         vit = self.load_vit(device)
         self.check_teacher(vit, clt)
         return vit, clt, self.load_images(vit)
+
+    def _load_clt(self, place: str, device: str) -> CrossLayerTranscoder:
+        from vit_clt.transcoder import CrossLayerTranscoder
+
+        return CrossLayerTranscoder.from_pretrained(place).to(device).eval()
 
     def check_teacher(self, vit: HookedViT, clt: CrossLayerTranscoder) -> None:
         """Refuse a CLT of another model, unless --any-teacher."""
@@ -165,6 +169,41 @@ class CLTOptions(ModelOptions):
         except InputError as error:
             hint = str(error).replace("clt.forget_teacher() lifts", "--any-teacher lifts")
             raise InputError(hint) from error
+
+
+@dataclass(kw_only=True)
+class CompareOptions(CLTOptions):
+    """Several CLTs of one teacher, on the same images."""
+
+    compare: tuple[str, ...] = ()
+    """Further CLTs of the same teacher (folders or Hub ids), measured on the same images."""
+
+    def load_compared(
+        self, device: str
+    ) -> tuple[HookedViT, list[tuple[str, CrossLayerTranscoder]], ImageData]:
+        """The teacher, every CLT with its name (--clt first), and the images.
+
+        A CLT is named by the last part of its folder or Hub id, or, where two would share that, by
+        all of what was given.
+
+        Raises:
+            InputError: a CLT given twice, or one of another teacher or shape.
+        """
+        places = [self.clt, *self.compare]
+        for i, place in enumerate(places):
+            if place in places[:i]:
+                raise InputError(f'compare holds "{place}" a second time; expected different CLTs.')
+        vit, first, data = self.load_all(device)
+        clts = [first]
+        for place in self.compare:
+            try:
+                clts.append(self._load_clt(place, device))
+                self.check_teacher(vit, clts[-1])
+            except InputError as error:
+                raise InputError(f'compare holds "{place}": {error}') from error
+        last_parts = [Path(place).resolve().name for place in places]
+        unique = len(set(last_parts)) == len(places)
+        return vit, list(zip(last_parts if unique else places, clts, strict=True)), data
 
 
 def layer_numbers(text: str, name: str = "layers") -> list[int]:

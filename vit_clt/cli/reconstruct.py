@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, print_table
-from vit_clt.errors import InputError
+from vit_clt.cli.options import CompareOptions, SeedOptions, StudyOptions, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from vit_clt.hooks import HookedViT
-    from vit_clt.transcoder import CrossLayerTranscoder
 
 _SHOWN = {
     ("r2", "cls"): "R2 CLS",
@@ -28,14 +22,11 @@ _SHOWN = {
 
 
 @dataclass(kw_only=True)
-class Reconstruct(CLTOptions, StudyOptions, SeedOptions):
+class Reconstruct(CompareOptions, StudyOptions, SeedOptions):
     """Reconstruction per layer and token kind: R^2, cosine, MSE, L0, dead features.
 
     Example: vit-clt reconstruct --clt out/clt --data digits --out out/reconstruction
     """
-
-    compare: tuple[str, ...] = ()
-    """Further CLTs of the same teacher (folders or Hub ids), measured on the same images."""
 
     def run(self) -> None:
         """Measure, draw, and report."""
@@ -47,9 +38,8 @@ class Reconstruct(CLTOptions, StudyOptions, SeedOptions):
         from vit_clt.metrics import metrics_json
 
         folder = self.study_folder("reconstruction")
-        names = _names([self.clt, *self.compare])
-        vit, clt, data = self.load_all(self.device)
-        clts = [clt, *(self._compared(source, vit) for source in self.compare)]
+        vit, named, data = self.load_compared(self.device)
+        names, clts = [name for name, _ in named], [clt for _, clt in named]
         results = reconstructions(vit, clts, data, seed=self.seed, progress=True)
         figure = reconstruction_figure(results, names)
         folder.open()
@@ -83,29 +73,6 @@ class Reconstruct(CLTOptions, StudyOptions, SeedOptions):
         print(caption)
         print_table(shown)
         print(f"written to {folder.path}")
-
-    def _compared(self, source: str, vit: HookedViT) -> CrossLayerTranscoder:
-        from vit_clt.transcoder import CrossLayerTranscoder
-
-        try:
-            clt = CrossLayerTranscoder.from_pretrained(source).to(self.device).eval()
-            self.check_teacher(vit, clt)
-        except InputError as error:
-            raise InputError(f'compare holds "{source}": {error}') from error
-        return clt
-
-
-def _names(sources: Sequence[str]) -> list[str]:
-    """The last parts of the sources, or all of them where the last parts do not tell them apart.
-
-    Raises:
-        InputError: a CLT is given twice.
-    """
-    for i, source in enumerate(sources):
-        if source in sources[:i]:
-            raise InputError(f'compare holds "{source}" a second time; expected different CLTs.')
-    short = [Path(source).resolve().name for source in sources]
-    return short if len(set(short)) == len(short) else list(sources)
 
 
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
