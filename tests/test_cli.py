@@ -34,6 +34,7 @@ COMMANDS = (
     "faithfulness",
     "causal",
     "fidelity",
+    "reproduce",
 )
 METRIC_KEYS = {"name", "value", "unit", "n", "low", "high", "floor", "baseline"}
 

@@ -23,6 +23,7 @@ from vit_clt.cli.faithfulness import Faithfulness
 from vit_clt.cli.fidelity import Fidelity
 from vit_clt.cli.keep_sets import KeepSets
 from vit_clt.cli.reconstruct import Reconstruct
+from vit_clt.cli.reproduce import Reproduce
 from vit_clt.cli.train import Train
 from vit_clt.errors import InputError, Stopped
 
@@ -38,6 +39,7 @@ Command = (
     | Faithfulness
     | Causal
     | Fidelity
+    | Reproduce
 )
 
 
@@ -117,6 +119,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
         | Annotated[Causal, tyro.conf.subcommand("causal")]
         | Annotated[Fidelity, tyro.conf.subcommand("fidelity", default=Fidelity.defaults(args))]
+        | Annotated[Reproduce, tyro.conf.subcommand("reproduce", default=Reproduce.defaults(args))]
     )
     complaint = io.StringIO()
     try:
