@@ -197,7 +197,7 @@ def _measure(
     zs = bench.classifiers[recipe.templates]
     last = vit.cfg.n_layers - 1
 
-    fit = reconstruction(vit, clt, data, progress=progress)
+    fit = reconstruction(vit, clt, data, seed=seed, progress=progress)
     folder.write("reconstruction.csv", fit.frame.to_csv(index=False))
     ranges = cascade(
         vit, clt, data, zs, tokens=KINDS, inputs=recipe.inputs, seed=seed, progress=progress
@@ -246,11 +246,10 @@ def _measure(
     folder.write("contributions.html", page)
 
     for column, unit in (("r2", "fraction"), ("cosine", "fraction"), ("mse", "raw^2")):
-        floor = 0.0 if column == "r2" else None
-        metrics += [
-            Metric(f"{column}_{t}", fit.mean(t, column), unit, len(data), floor=floor)
-            for t in KINDS
-        ]
+        for t in KINDS:
+            floor = 0.0 if column == "r2" else fit.mean(t, f"{column}_floor")
+            value = fit.mean(t, column)
+            metrics.append(Metric(f"{column}_{t}", value, unit, len(data), floor=floor))
     context = {
         "command": "reproduce",
         "data": data.name,

@@ -10,6 +10,8 @@ from plotly.subplots import make_subplots
 
 from vit_clt.analysis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, ROW_NAMES, finish
 from vit_clt.analysis.paper import baseline_of, paper_baselines, paper_cascade
+from vit_clt.analysis.reconstruction import Reconstruction
+from vit_clt.analysis.reconstruction_figure import reconstruction_figure
 from vit_clt.analysis.reproduce import KINDS
 from vit_clt.analysis.reproduce_comparison import FinishedCell
 
@@ -138,63 +140,37 @@ def replacement_comparison(group: Sequence[FinishedCell]) -> go.Figure:
     figure.update_xaxes(title_text=f"first layer s replaced (s to {last})", row=2)
     figure.update_yaxes(title_text="zero-shot accuracy (%)", row=1, col=1)
     figure.update_yaxes(title_text="ours − paper (points)", row=2, col=1)
-    title = f"Layers s to {last} replaced"
-    figure = _titled(figure, title, group, "stream inputs", "over images")
-    return figure.update_layout(height=780, legend={"y": -0.1})
+    facts, recipe = group[0].facts, group[0].recipe
+    smoke = "<b>SMOKE RUN, NUMBERS MEAN NOTHING</b><br>" if recipe["smoke"] else ""
+    figure.update_layout(
+        title={
+            "text": f"Layers s to {last} replaced: {cell.dataset}, {cell.backbone}<br><sup>{smoke}"
+            f"{facts['measured_on']['name']}, N = {facts['n']}, stream inputs<br>templates: "
+            f"{recipe['templates']}, seed {recipe['training']['seed']}; bars: 95 % bootstrap over "
+            "images</sup>"
+        },
+        width=1000,
+        height=780,
+        legend={"orientation": "h", "y": -0.1},
+    )
+    return finish(figure).update_layout(margin={"t": 140})
 
 
 def reconstruction_comparison(group: Sequence[FinishedCell]) -> go.Figure:
-    """Cosine, MSE and R^2 per layer, all rows (solid) and CLS rows (dashed), three sparsifiers.
+    """Reconstruction per layer, the sparsifiers overlaid.
 
     Args:
         group: finished cells of one data set and backbone.
     """
-    panels = (("cosine", "cosine"), ("mse", "MSE (log, raw units)"), ("r2", "R²"))
-    figure = make_subplots(
-        rows=1, cols=3, subplot_titles=[title for _, title in panels], horizontal_spacing=0.07
+    smoke = "SMOKE RUN, " if group[0].recipe["smoke"] else ""
+    results = [
+        Reconstruction(
+            each.reconstruction,
+            each.facts["measured_on"]["name"],
+            each.recipe["training"]["seed"],
+        )
+        for each in group
+    ]
+    return reconstruction_figure(
+        results, [smoke + STYLES[each.cell.sparsifier][0] for each in group]
     )
-    for column, (name, _) in enumerate(panels, start=1):
-        for each in group:
-            label, colour, symbol = STYLES[each.cell.sparsifier]
-            for tokens, dash in (("all", "solid"), ("cls", "dash")):
-                rows = each.reconstruction.query("tokens == @tokens")
-                figure.add_trace(
-                    go.Scatter(
-                        x=rows["layer"].tolist(),
-                        y=rows[name].tolist(),
-                        name=f"{label}, {ROW_NAMES[tokens]}",
-                        legendgroup=label + tokens,
-                        showlegend=column == 1,
-                        mode="lines+markers",
-                        line={"color": colour, "dash": dash},
-                        marker={"symbol": symbol, "size": 6},
-                        hovertemplate=f"{label}, layer %{{x}}: %{{y:.4g}}<extra></extra>",
-                    ),
-                    row=1,
-                    col=column,
-                )
-    figure.update_xaxes(title_text="layer", dtick=1)
-    figure.update_yaxes(type="log", col=2)
-    l0 = ", ".join(f"{STYLES[e.cell.sparsifier][0]} {e.facts['l0']:.0f}" for e in group)
-    note = f"teacher trajectory, L0: {l0}; R² = 0 is predicting the mean"
-    return _titled(figure, "Reconstruction per layer", group, note)
-
-
-def _titled(
-    figure: go.Figure, title: str, group: Sequence[FinishedCell], note: str, bars: str = ""
-) -> go.Figure:
-    first = group[0]
-    smoke = "<b>SMOKE RUN, NUMBERS MEAN NOTHING</b><br>" if first.recipe["smoke"] else ""
-    templates = f"templates: {first.recipe['templates']}, " if bars else ""
-    ends = f"; bars: 95 % bootstrap {bars}" if bars else ""
-    figure.update_layout(
-        title={
-            "text": f"{title}: {first.cell.dataset}, {first.cell.backbone}<br><sup>{smoke}"
-            f"{first.facts['measured_on']['name']}, N = {first.facts['n']}, {note}<br>{templates}"
-            f"seed {first.recipe['training']['seed']}{ends}</sup>"
-        },
-        width=1000,
-        height=540,
-        legend={"orientation": "h", "y": -0.18},
-    )
-    return finish(figure).update_layout(margin={"t": 140})

@@ -212,7 +212,8 @@ def as_the_paper(sparsifier: str, shift: float) -> FinishedCell:
         keys.assign(measure=name, unit="fraction", value=0.5, low=0.0, high=1.0, n=10_000, l0=128.0)
         for name in names
     ).assign(inputs="stream", baseline=0.0, floor_mean=0.9, floor_zero=0.9)
-    fit = pd.DataFrame({"layer": range(12), "r2": 0.5, "cosine": 0.9, "mse": 0.1})
+    fit = pd.DataFrame({"layer": range(12), "r2": 0.5, "cosine": 0.9, "mse": 0.1, "l0": 128.0})
+    fit = fit.assign(dead=0.1, cross_layer=0.5, n_images=10_000)
     facts = {
         "l0": 128.0,
         "n": 10_000,
@@ -290,7 +291,7 @@ def test_report_says_first_what_differs_and_what_is_missing(study: Path) -> None
     assert "2 of 18 finished" in first
     assert "cifar100 ViT-B/32 abs_topk" in first
     assert "cifar100 ViT-B/32 relu_topk" not in first
-    assert page.count("SMOKE RUN, NUMBERS MEAN NOTHING") == 2
+    assert page.count("SMOKE RUN, NUMBERS MEAN NOTHING") == 1
     assert "43.50 against a baseline of 43.56" in page
 
 

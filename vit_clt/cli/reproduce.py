@@ -118,7 +118,8 @@ class Reproduce(OutputOptions):
         if not folder.resumes:
             self._begin(folder, json.dumps(started, indent=1) + "\n")
         self._run_cells(folder, left, recipe, teachers, images)
-        self._report(folder, recipe)
+        if not left:
+            self._report(folder, recipe)
 
     # ---- before -----------------------------------------------------------------------------
 
