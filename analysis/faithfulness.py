@@ -159,7 +159,7 @@ def surrogate_faithfulness(
     layers: int | Iterable[int] | None = None,
     tokens: TokenKind = "cls",
     inputs: Inputs = "stream",
-    templates: Sequence[str] = CIFAR_TEMPLATES,
+    templates: Sequence[str | ZeroShot] = CIFAR_TEMPLATES,
     seed: int = 0,
     progress: bool = False,
 ) -> SurrogateFaithfulness:
@@ -176,7 +176,8 @@ def surrogate_faithfulness(
         layers: layers replaced; all by default.
         tokens: rows replaced.
         inputs: where codes come from, "stream" or "teacher".
-        templates: prompts that the prompt measures compare, at least two.
+        templates: prompts that the prompt measures compare, at least two; or the classifiers of
+            one template each, already made, as several studies of one teacher share them.
         seed: of the bootstrap, and of the images whose similarities are ranked.
         progress: show a progress bar.
 
@@ -194,7 +195,10 @@ def surrogate_faithfulness(
             f"templates has {len(templates)} of them; expected at least 2, which prompt "
             "sensitivity compares."
         )
-    heads = [ZeroShot(vit, zs.class_names, [template]) for template in templates]
+    heads = [
+        each if isinstance(each, ZeroShot) else ZeroShot(vit, zs.class_names, [each])
+        for each in templates
+    ]
     gathered = gather_embeddings(
         vit,
         clt,
@@ -235,7 +239,7 @@ def surrogate_faithfulness(
     return SurrogateFaithfulness(
         measures=measures,
         estimates=estimates,
-        by_template=_by_template(list(templates), means),
+        by_template=_by_template([head.templates[0] for head in heads], means),
         layers=chosen,
         tokens=tokens,
         inputs=inputs,

@@ -35,6 +35,7 @@ COMMANDS = (
     "causal",
     "fidelity",
     "weights",
+    "reproduce",
 )
 METRIC_KEYS = {"name", "value", "unit", "n", "low", "high", "floor", "baseline"}
 

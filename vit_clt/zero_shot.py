@@ -63,12 +63,13 @@ class ZeroShot:
             if "{}" not in template:
                 raise InputError(f'templates holds "{template}"; expected "{{}}" in each.')
         self.class_names = list(class_names)
+        self.templates = list(templates)
         with torch.no_grad():
             self.weights = open_clip.build_zero_shot_classifier(
                 vit.clip,
                 tokenizer=vit.tokenizer,
                 classnames=self.class_names,
-                templates=list(templates),
+                templates=self.templates,
                 device=vit.logit_scale.device,
             )
             self.logit_scale = vit.logit_scale

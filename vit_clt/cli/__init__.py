@@ -23,6 +23,7 @@ from vit_clt.cli.faithfulness import Faithfulness
 from vit_clt.cli.fidelity import Fidelity
 from vit_clt.cli.keep_sets import KeepSets
 from vit_clt.cli.reconstruct import Reconstruct
+from vit_clt.cli.reproduce import Reproduce
 from vit_clt.cli.train import Train
 from vit_clt.cli.weights import Weights
 from vit_clt.errors import InputError, Stopped
@@ -40,6 +41,7 @@ Command = (
     | Causal
     | Fidelity
     | Weights
+    | Reproduce
 )
 
 
@@ -120,6 +122,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Causal, tyro.conf.subcommand("causal")]
         | Annotated[Fidelity, tyro.conf.subcommand("fidelity", default=Fidelity.defaults(args))]
         | Annotated[Weights, tyro.conf.subcommand("weights")]
+        | Annotated[Reproduce, tyro.conf.subcommand("reproduce", default=Reproduce.defaults(args))]
     )
     complaint = io.StringIO()
     try:
