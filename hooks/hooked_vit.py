@@ -122,8 +122,8 @@ class HookedViT(HookedRootModule):
 
         Args:
             model: an open_clip name ("ViT-B-32-quickgelu"), `local-dir:PATH` of a folder with
-                open_clip_config.json and open_clip_model.safetensors, or "digits", the teacher
-                that comes with this package.
+                open_clip_config.json and open_clip_model.safetensors, or "digits" or "adding",
+                the teachers that come with this package.
             pretrained: an open_clip tag ("openai") or a weights file; None leaves random weights
                 (never with `local-dir:`, which carries its own).
             device: where to put it.

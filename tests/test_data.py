@@ -328,7 +328,7 @@ def one_sentence(message: str) -> bool:
 @pytest.mark.parametrize(
     ("form", "options", "message"),
     [
-        ("mnist", {}, 'data is "mnist"; expected one of digits, cifar10'),
+        ("mnist", {}, 'data is "mnist"; expected one of digits, adding, cifar10'),
         ("parquet:", {}, 'data is "parquet:"'),
         ("zip:here", {}, 'data is "zip:here"'),
         ("digits", {"split": "validation"}, 'split is "validation"; digits has "train" and "test"'),

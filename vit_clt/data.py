@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from vit_clt.adding import CLASS_NAMES as ADDING_CLASSES
+from vit_clt.adding import adding_arrays
 from vit_clt.coco import hub_coco, local_coco
 from vit_clt.digits import CLASS_NAMES as DIGITS_CLASSES
 from vit_clt.digits import digits_arrays
@@ -78,8 +80,10 @@ NAMED = {
     ),
 }
 COCO_SPLITS = ("train", "val")
+OFFLINE = {"digits": DIGITS_CLASSES, "adding": ADDING_CLASSES}
+"""Class names of what comes with scikit-learn."""
 FORMS = [
-    "digits",
+    *OFFLINE,
     *NAMED,
     "coco",
     *(f"{name}:PATH" for name in (*NAMED, "coco", "parquet", "imagefolder")),
@@ -100,10 +104,11 @@ def load_data(
     """Images in the preprocessing of `vit`.
 
     Args:
-        form: "digits" (offline); "cifar10", "cifar100", "imagenet100" or "coco" from the Hub; the
-            same from local files, "cifar10:PATH", "cifar100:PATH", "imagenet100:PATH" (each what
-            parquet: or imagefolder: reads) and "coco:PATH" (official layout); "parquet:PATH" (a
-            file, or a folder of SPLIT*.parquet), "imagefolder:PATH" or "hf:NAME".
+        form: "digits" or "adding" (offline; the latter knows both digits, `.factors`); "cifar10",
+            "cifar100", "imagenet100" or "coco" from the Hub; the same from local files,
+            "cifar10:PATH", "cifar100:PATH", "imagenet100:PATH" (each what parquet: or imagefolder:
+            reads) and "coco:PATH" (official layout); "parquet:PATH" (a file, or a folder of
+            SPLIT*.parquet), "imagefolder:PATH" or "hf:NAME".
         vit: whose preprocessing is applied.
         split: which split; by default the held-out one: "test", for imagenet100 "validation", for
             coco "val". A single parquet file is its own split.
@@ -123,12 +128,12 @@ def load_data(
     kind, colon, place = form.partition(":")
     if bool(colon) != bool(place) or not (
         kind in (*NAMED, "coco")
-        or (kind == "digits" and not place)
+        or (kind in OFFLINE and not place)
         or (kind in get_args(Kind) and place)
     ):
         raise InputError(f'data is "{form}"; expected one of {", ".join(FORMS)}.')
-    if kind == "digits":
-        return _digits(vit.preprocess, split or "test", limit, class_names)
+    if kind in OFFLINE:
+        return _offline(kind, vit.preprocess, split or "test", limit, class_names)
     columns = {"image": image_column, "label": label_column}
     if kind == "coco":
         return _coco(place, vit.preprocess, split or "val", limit, columns, class_names)
@@ -185,20 +190,28 @@ def _coco(
     return data
 
 
-def _digits(
-    transform: Transform, split: str, limit: int | None, class_names: Sequence[str] | None
+def _offline(
+    kind: str,
+    transform: Transform,
+    split: str,
+    limit: int | None,
+    class_names: Sequence[str] | None,
 ) -> ImageData:
-    _check_split("digits", split, ("train", "test"))
+    _check_split(kind, split, ("train", "test"))
     if class_names is not None:
-        check_names(class_names, len(DIGITS_CLASSES), "digits")
-    pixels, labels = (values[:limit] for values in digits_arrays(split))
+        check_names(class_names, len(OFFLINE[kind]), kind)
+    arrays = adding_arrays(split) if kind == "adding" else digits_arrays(split)
+    pixels, labels, *factors = (values[:limit] for values in arrays)
 
     def fetch(rows: list[int]) -> tuple[list[Any], list[int]]:
-        return [Image.fromarray(p) for p in pixels[rows]], np.asarray(labels)[rows].tolist()
+        return [Image.fromarray(p) for p in pixels[rows]], labels[rows].tolist()
 
-    names = class_names or DIGITS_CLASSES
-    data = DecodedImages(fetch, len(labels), transform, names, f"digits ({split})")
+    names = class_names or OFFLINE[kind]
+    data = DecodedImages(fetch, len(labels), transform, names, f"{kind} ({split})")
     data.split = split
+    if factors:
+        left, right = map(torch.from_numpy, factors)
+        data.factors = {"left": left, "right": right}
     return data
 
 

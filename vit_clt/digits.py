@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-CLASS_NAMES = [
-    f"handwritten {word}"
-    for word in ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-]
+NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+)  # fmt: skip
+CLASS_NAMES = [f"handwritten {word}" for word in NUMBER_WORDS]
 N_TEST = 360
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class ImageData(ABC):
     class_names: list[str]
     label_sets: list[frozenset[int]] | None = None
     """Every class that a row's image shows, where known (COCO); its label is one of them."""
+    factors: Mapping[str, Int[Tensor, " image"]] | None = None
+    """What else is known of each row's image, by name (adding: its digits, "left" and "right")."""
     left_out: int = 0
     """Images of the source that are no rows, as they have no label (COCO: no box)."""
     batch_size: int = 64
@@ -156,6 +158,8 @@ class ImageRows(ImageData):
         self.name, self.split, self.class_names = data.name, data.split, data.class_names
         if data.label_sets is not None:
             self.label_sets = [data.label_sets[row] for row in self._rows]
+        if data.factors is not None:
+            self.factors = {name: values[self._rows] for name, values in data.factors.items()}
 
     def __len__(self) -> int:
         return len(self._rows)

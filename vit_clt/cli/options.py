@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from tabulate import tabulate
 
 from vit_clt.errors import InputError
+from vit_clt.teachers import SHIPPED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,13 +67,14 @@ class ModelOptions:
     """Which ViT, on which images."""
 
     model: str | None = None
-    """open_clip name, local-dir:PATH, or digits, which comes with the package. Default: the CLT's
-    own teacher, or digits."""
+    """open_clip name, local-dir:PATH, or digits or adding, which come with the package. Default:
+    the CLT's own teacher, or digits."""
     pretrained: str | None = None
     """open_clip tag or weights file; "random" for random weights (not with local-dir:)."""
     data: str | None = None
-    """digits, cifar10, cifar100, imagenet100 or coco (from the Hub, or with :PATH from local
-    files), parquet:PATH, imagefolder:PATH or hf:NAME. Default: digits, for the digits model."""
+    """digits, adding, cifar10, cifar100, imagenet100 or coco (the last four from the Hub, or with
+    :PATH from local files), parquet:PATH, imagefolder:PATH or hf:NAME. Default, for a model that
+    comes with the package: its own."""
     split: str | None = None
     """Split; default: train for training, otherwise the held-out one (test; imagenet100:
     validation; coco: val)."""
@@ -97,7 +99,7 @@ class ModelOptions:
             reason = str(error).splitlines()[0][:120]
             raise InputError(f'device is "{device}", which is not usable: {reason}.') from error
         model = self.model or "digits"
-        named = not model.startswith("local-dir:") and model != "digits"
+        named = not model.startswith("local-dir:") and model not in SHIPPED
         if named and self.pretrained is None:
             raise InputError(
                 f'pretrained is missing; model "{model}" needs an open_clip tag or a weights file '
@@ -110,10 +112,10 @@ class ModelOptions:
         """The images in `vit`'s preprocessing; `split` is the command's default, None held-out."""
         from vit_clt.data import load_data
 
-        if self.data is None and vit.cfg.model != "digits":
+        if self.data is None and vit.cfg.model not in SHIPPED:
             raise InputError(f'data is missing; model "{vit.cfg.model}" needs images.')
         data = load_data(
-            self.data or "digits",
+            self.data or vit.cfg.model,
             vit=vit,
             split=self.split or split,
             limit=self.limit,
