@@ -2,6 +2,7 @@
 
 from vit_clt.analysis.ablation_curves import ablation_curves
 from vit_clt.analysis.ablations import drop_sources, drop_top_k, keep_sources, keep_top_k
+from vit_clt.analysis.audit import audit
 from vit_clt.analysis.cascade import cascade
 from vit_clt.analysis.causal import causal_effects
 from vit_clt.analysis.contributions import contribution_scores, score
@@ -15,6 +16,7 @@ from vit_clt.analysis.reconstruction import reconstruction, reconstructions
 
 __all__ = [
     "ablation_curves",
+    "audit",
     "cascade",
     "causal_effects",
     "contribution_moments",

@@ -18,7 +18,7 @@ import torch
 from vit_clt.activations import capture
 from vit_clt.analysis.reproduce import KINDS, Cell, Recipe
 from vit_clt.data import TensorImages
-from vit_clt.estimate import Estimate, estimate, seconds_per_step
+from vit_clt.estimate import Estimate, duration, estimate, seconds_per_step
 from vit_clt.hooks import HookedViT
 from vit_clt.training import resolved
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -137,14 +137,6 @@ def plan_table(costs: Sequence[CellCost]) -> pd.DataFrame:
         }
         for cost in costs
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes, hours or days, as fits."""
-    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {name}"
-    return f"{seconds:.0f} s"
 
 
 def _evaluation_passes(n_layers: int, recipe: Recipe) -> tuple[float, float]:

@@ -33,6 +33,7 @@ COMMANDS = (
     "reconstruct",
     "faithfulness",
     "causal",
+    "audit",
     "fidelity",
     "weights",
     "reproduce",

@@ -345,6 +345,14 @@ def _parts(sizes: dict[str, int]) -> str:
     return ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size)
 
 
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days, as fits."""
+    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:.0f} s"
+
+
 def _size(n_bytes: int) -> str:
     if n_bytes >= 1e9:
         return f"{n_bytes / 1e9:.1f} GB"

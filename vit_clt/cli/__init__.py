@@ -15,6 +15,7 @@ import tyro
 
 from vit_clt import __version__
 from vit_clt.cli.ablate import Ablate
+from vit_clt.cli.audit import Audit
 from vit_clt.cli.cascade import Cascade
 from vit_clt.cli.causal import Causal
 from vit_clt.cli.contributions import Contributions
@@ -39,6 +40,7 @@ Command = (
     | Reconstruct
     | Faithfulness
     | Causal
+    | Audit
     | Fidelity
     | Weights
     | Reproduce
@@ -120,6 +122,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
         | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
         | Annotated[Causal, tyro.conf.subcommand("causal")]
+        | Annotated[Audit, tyro.conf.subcommand("audit", default=Audit.defaults(args))]
         | Annotated[Fidelity, tyro.conf.subcommand("fidelity", default=Fidelity.defaults(args))]
         | Annotated[Weights, tyro.conf.subcommand("weights")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce", default=Reproduce.defaults(args))]

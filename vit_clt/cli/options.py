@@ -147,7 +147,7 @@ class CLTOptions(ModelOptions):
 
     def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
         """The teacher, its CLT (checked against each other) and the images."""
-        clt = self._load_clt(self.clt, device)
+        clt = self.load_clt(self.clt, device)
         teacher = clt.config.teacher
         if self.model is None and teacher is not None:
             self.model, self.pretrained = teacher.model, self.pretrained or teacher.pretrained
@@ -155,7 +155,8 @@ class CLTOptions(ModelOptions):
         self.check_teacher(vit, clt)
         return vit, clt, self.load_images(vit)
 
-    def _load_clt(self, place: str, device: str) -> CrossLayerTranscoder:
+    def load_clt(self, place: str, device: str) -> CrossLayerTranscoder:
+        """A CLT from its folder or Hub id."""
         from vit_clt.transcoder import CrossLayerTranscoder
 
         return CrossLayerTranscoder.from_pretrained(place).to(device).eval()
@@ -199,7 +200,7 @@ class CompareOptions(CLTOptions):
         clts = [first]
         for place in self.compare:
             try:
-                clts.append(self._load_clt(place, device))
+                clts.append(self.load_clt(place, device))
                 self.check_teacher(vit, clts[-1])
             except InputError as error:
                 raise InputError(f'compare holds "{place}": {error}') from error

@@ -224,7 +224,8 @@ class Reproduce(OutputOptions):
         teachers: dict[str, HookedViT],
         images: dict[tuple[str, str], tuple[ImageData, ImageData]],
     ) -> Estimate:
-        from vit_clt.analysis.reproduce_plan import IMAGES, duration, plan, plan_table, total_needs
+        from vit_clt.analysis.reproduce_plan import IMAGES, plan, plan_table, total_needs
+        from vit_clt.estimate import duration
 
         counts = IMAGES | {name: (len(a), len(b)) for (name, _), (a, b) in images.items()}
         costs = plan(left, recipe, teachers, counts)

@@ -109,7 +109,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
             self._begin(folder, run)
         with (
             folder.stream(LOG_FILE) if _is_main() else nullcontext() as log,
-            _asked_to_stop() as stop,
+            asked_to_stop() as stop,
         ):
             clt = train(
                 vit,
@@ -236,7 +236,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
     ) -> None:
         import torch
 
-        from vit_clt.estimate import check_fits, estimate, seconds_per_step
+        from vit_clt.estimate import check_fits, duration, estimate, seconds_per_step
         from vit_clt.transcoder import CrossLayerTranscoder
 
         processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -270,7 +270,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
             )
             images = len(data) - settings.held_out(len(data))
             steps = -(-images * vit.cfg.n_tokens // settings.batch_size) * settings.epochs
-            print(f"time: about {_duration(seconds * steps)} for {steps:,} steps", flush=True)
+            print(f"time: about {duration(seconds * steps)} for {steps:,} steps", flush=True)
 
     def _begin(self, folder: OutputFolder, run: dict[str, Any]) -> None:
         from vit_clt.snapshots import Snapshots
@@ -286,6 +286,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
     ) -> tuple[list[Any], dict[str, Any], str]:
         """Metrics, a few facts, and the page of curves, from the log of all starts."""
         from vit_clt.analysis.curves import read_log, training_report
+        from vit_clt.estimate import duration
         from vit_clt.metrics import Metric
 
         records = read_log(out / LOG_FILE)
@@ -331,7 +332,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         fvu = ", ".join(f"{k} {'undefined' if v is None else f'{v:.3f}'}" for k, v in shown.items())
         line = (
             f"{source}: FVU {fvu}; L0 {last['l0']:.1f}, dead {last['dead']:.1%}; "
-            f"{_duration(end['seconds'])}, {end['tokens_per_second']:.0f} tokens/s"
+            f"{duration(end['seconds'])}, {end['tokens_per_second']:.0f} tokens/s"
         )
         return metrics, {"l0": last["l0"], "line": line, "steps": end["step"]}, page
 
@@ -353,7 +354,7 @@ def _is_main() -> bool:
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
     """Whether SIGTERM has come: a scheduler's warning, which leaves time for a checkpoint."""
     asked: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
@@ -411,9 +412,3 @@ def _peak_memory(device: str) -> int:
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,235 @@
+"""`vit-clt audit`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from vit_clt.cli.options import CLTOptions, OutputOptions, Tokens, print_table
+from vit_clt.cli.training_options import preset_in
+from vit_clt.errors import InputError
+from vit_clt.train_config import PRESETS, TrainConfig
+
+if TYPE_CHECKING:
+    from vit_clt.analysis.rivals import RivalRun, Rivals
+    from vit_clt.data import ImageData
+    from vit_clt.hooks import HookedViT
+    from vit_clt.transcoder import CrossLayerTranscoder
+
+STUDY_FILE = "study.json"
+FILES = (STUDY_FILE, "audit.html", "audit.csv", "metrics.json")
+
+
+@dataclass(kw_only=True)
+class Audit(CLTOptions, OutputOptions):
+    """Can this CLT's attribution be believed? Diagnostics D1 to D11, and a verdict by rule.
+
+    The plan and its cost are printed first. Rivals are trained into OUT/runs, where --resume goes
+    on, or given with --per-layer and --variants; --no-train leaves out what is not given.
+
+    Example: vit-clt audit --clt out/clt --data digits --preset demo --out out/audit
+    """
+
+    tokens: Tokens = "cls"
+    """Rows scored, and overwritten at the target."""
+    target: int = -1
+    """Layer whose reconstruction is taken apart; -1 is the last."""
+    keep: int = 4
+    """Sources a keep-set holds."""
+    templates: Literal["single", "ensemble"] = "ensemble"
+    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    train_data: str | None = None
+    """Images for rivals and ridge, a form as in --data; default: the train split of --data."""
+    train_limit: int | None = None
+    """First N of them only."""
+    train: bool = True
+    """Train the rivals that are not given."""
+    full: bool = False
+    """Variants: every seed x sparsifier x initialisation, at the CLT's own width."""
+    per_layer: tuple[str, ...] = ()
+    """Per-layer transcoders of the same teacher, already trained (D1), instead of training them."""
+    variants: tuple[str, ...] = ()
+    """CLTs of the same teacher, already trained (D8), instead of training them."""
+    k: int | None = None
+    """Active features a token and layer of the rivals; default: the CLT's own k."""
+    plan: bool = False
+    """Print what would be trained and what it costs, and stop."""
+    resume: bool = False
+    """Go on with the audit in --out; finished rivals stay."""
+    preset: Literal["paper", "small", "demo"] = "small"
+    """Hyperparameters of the rivals to start from; options override them."""
+    training: tyro.conf.OmitArgPrefixes[TrainConfig] = field(
+        default_factory=lambda: PRESETS["small"]
+    )
+
+    @classmethod
+    def defaults(cls, args: Sequence[str]) -> Audit:
+        """What options start from, given the --preset among them."""
+        start = cls(out=Path(), clt="", training=preset_in(args))
+        start.out = start.clt = tyro.MISSING  # they must be given
+        return start
+
+    def run(self) -> None:
+        """Plan, train what is missing, audit, and report."""
+        import pandas as pd
+
+        from vit_clt.analysis import audit
+        from vit_clt.cli.train import asked_to_stop
+        from vit_clt.metrics import metrics_json
+        from vit_clt.outputs import OutputFolder
+        from vit_clt.zero_shot import ZeroShot
+
+        if self.resume and self.overwrite:
+            raise InputError("overwrite and resume are both set; expected one of them.")
+        folder = OutputFolder(self.out, FILES, self.overwrite, STUDY_FILE if self.resume else None)
+        vit, clt, data = self.load_all(self.device)
+        fit = self._training_images(vit, data)
+        zs = ZeroShot(vit, data.class_names, self.templates)
+        runs = self._planned(clt)
+        given = self._given(vit)
+        self._print_plan(vit, fit, runs)
+        if self.plan:
+            return
+        folder.open()
+        if not folder.resumes:
+            folder.write(STUDY_FILE, json.dumps(asdict(self), indent=1, default=str) + "\n")
+        with asked_to_stop() as stop:
+            rivals = self._rivals(vit, fit, runs, given, stop)
+        found = audit(
+            vit,
+            clt,
+            data,
+            zs,
+            fit=fit,
+            rivals=rivals,
+            tokens=self.tokens,
+            target=self.target,
+            k=self.keep,
+            seed=self.training.seed,
+            progress=True,
+        )
+        folder.write("audit.html", found.report())
+        metrics = found.metrics()
+        folder.write("audit.csv", pd.DataFrame(map(asdict, metrics)).to_csv(index=False))
+        context = {
+            "command": "audit",
+            "data": data.name,
+            "split": data.split,
+            "tokens": self.tokens,
+            "trajectory": "teacher; stream for D1's accuracies",
+            "l0": found.l0,
+            "fill": "zero, mean, resample",
+            "seed": self.training.seed,
+            "templates": self.templates,
+            "target": found.target,
+            "verdict": found.verdict,
+            "left_out": found.left_out,
+            "fitted_on": fit.name,
+            "rivals": [run.name for run in runs],
+        }
+        folder.write("metrics.json", metrics_json(metrics, **context))
+        print(f"{found.data}, N = {found.n}, {self.tokens} rows of layer {found.target}")
+        rows = [(c.name, "yes" if c.holds else "no", c.reason) for c in found.evidence.conditions]
+        print_table(pd.DataFrame(rows, columns=["condition", "holds", "measured"]))
+        print(f"verdict: {found.verdict}; open {folder.path / 'audit.html'}")
+
+    def _training_images(self, vit: HookedViT, data: ImageData) -> ImageData:
+        from vit_clt.fingerprints import data_fingerprint
+
+        options = replace(self, data=self.train_data or self.data, limit=self.train_limit)
+        if self.train_data is not None:
+            options = replace(options, split=None)
+        fit = options.load_images(vit, "train")
+        if data_fingerprint(fit) == data_fingerprint(data):
+            raise InputError(
+                f"data is {data.name}, the images rivals would be fitted on; expected held-out "
+                "ones, with train-data naming the others."
+            )
+        return fit
+
+    def _planned(self, clt: CrossLayerTranscoder) -> list[RivalRun]:
+        from vit_clt.analysis.rivals import planned_rivals
+
+        if not self.train:
+            return []
+        k = self.k or getattr(clt.config.sparsifier, "k", None)
+        if k is None:
+            raise InputError(
+                "k is missing; a JumpReLU CLT does not say the L0 its rivals should have, expected "
+                "a number (vit-clt reconstruct measures its own)."
+            )
+        runs = planned_rivals(clt.config, self.training, k, full=self.full)
+        given = {"per_layer": self.per_layer, "variant": self.variants}
+        return [run for run in runs if not given.get(run.role)]
+
+    def _given(self, vit: HookedViT) -> dict[str, dict[str, CrossLayerTranscoder]]:
+        """Rivals already trained, by role and name, checked against the teacher."""
+        found: dict[str, dict[str, CrossLayerTranscoder]] = {}
+        for option, places in (("per-layer", self.per_layer), ("variants", self.variants)):
+            for place in places:
+                each = self.load_clt(place, self.device)
+                if each.config.cross_layer == (option == "per-layer"):
+                    kind = "cross-layer" if each.config.cross_layer else "per-layer"
+                    raise InputError(f"{option} names {place}, which is a {kind} transcoder.")
+                self.check_teacher(vit, each)
+                found.setdefault(option, {})[Path(place).name] = each
+        return found
+
+    def _rivals(
+        self,
+        vit: HookedViT,
+        fit: ImageData,
+        runs: Sequence[RivalRun],
+        given: dict[str, dict[str, CrossLayerTranscoder]],
+        stop: Callable[[], bool],
+    ) -> Rivals:
+        from vit_clt.analysis.rivals import train_rivals
+
+        trained = train_rivals(vit, fit, runs, self.out / "runs", should_stop=stop, progress=True)
+        return replace(
+            trained,
+            per_layer={**given.get("per-layer", {}), **trained.per_layer},
+            variants={**given.get("variants", {}), **trained.variants},
+        )
+
+    def _print_plan(self, vit: HookedViT, fit: ImageData, runs: Sequence[RivalRun]) -> None:
+        """What will be trained, and its cost by formula and short trials, before anything is."""
+        from vit_clt.estimate import duration, estimate, seconds_per_step
+        from vit_clt.transcoder import CrossLayerTranscoder
+
+        if not runs:
+            print("nothing is trained")
+            return
+        total, memory, disk = 0.0, 0, 0
+        for run in runs:
+            needs = estimate(
+                run.config,
+                run.settings,
+                n_images=len(fit),
+                n_tokens=vit.cfg.n_tokens,
+                teacher_parameters=sum(p.numel() for p in vit.parameters()),
+                device=self.device,
+            )
+            clt = CrossLayerTranscoder(run.config, backend=run.settings.backend).to(self.device)
+            images = len(fit) - run.settings.held_out(len(fit))
+            steps = -(-images * vit.cfg.n_tokens // run.settings.batch_size) * run.settings.epochs
+            seconds = steps * seconds_per_step(vit, clt, fit, run.settings)
+            print(
+                f"{run.name}: {run.config.n_features} features a layer, "
+                f"{run.config.n_parameters() / 1e6:.1f} M parameters, {steps:,} steps, about "
+                f"{duration(seconds)}",
+                flush=True,
+            )
+            total += seconds
+            memory = max(memory, sum(needs.memory.values()))
+            disk += sum(needs.disk.values())
+        print(
+            f"{len(runs)} trainings on {fit.name} ({len(fit)} images): about {duration(total)}, "
+            f"{memory / 2**30:.1f} GiB of memory, {disk / 2**30:.1f} GiB of disk",
+            flush=True,
+        )
