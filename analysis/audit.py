@@ -16,7 +16,7 @@ from vit_clt.analysis import diagnostics
 from vit_clt.analysis.causal import causal_effects
 from vit_clt.analysis.contributions import ContributionScores, contribution_scores
 from vit_clt.analysis.diagnostics import Diagnostic
-from vit_clt.analysis.evidence import Evidence, Verdict, gather_evidence
+from vit_clt.analysis.evidence import Evidence, Verdict, check_question, gather_evidence
 from vit_clt.analysis.fidelity import fidelity
 from vit_clt.analysis.reconstruction import reconstruction
 from vit_clt.analysis.reconstruction_figure import reconstruction_figure
@@ -133,6 +133,7 @@ def audit(
             that cannot reach the output.
     """
     data = as_image_data(data)
+    check_question(vit, tokens, target, k)
     rivals = rivals or Rivals()
     effects = [
         causal_effects(vit, data, zs, tokens=tokens, fill=fill, seed=seed, progress=progress)

@@ -34,7 +34,7 @@ from vit_clt.analysis.target_effects import PATHS, Path
 from vit_clt.analysis.term_sets import Fill
 from vit_clt.data import ImageData
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT
+from vit_clt.hooks import HookedViT, TokenKind, layer_list
 from vit_clt.transcoder import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
@@ -132,8 +132,8 @@ def gather_evidence(
         progress: show progress bars.
 
     Raises:
-        InputError: no effects by mean ablation, effects of other images, or rows that cannot reach
-            the output.
+        InputError: no effects by mean ablation, effects of other images, k out of range, or rows
+            that cannot reach the output.
     """
     by_fill = {each.fill: each for each in effects}
     if "mean" not in by_fill:
@@ -145,6 +145,7 @@ def gather_evidence(
                 f"effects were measured on {each.tokens} rows of {each.data} (N = {each.n}); "
                 f"expected {tokens} rows of {data.name} (N = {len(data)})."
             )
+    check_question(vit, tokens, target, k)
     moments = contribution_moments(vit, clt, data, progress=progress)
     scores = {kind: score(moments, tokens=tokens, kind=kind, seed=seed) for kind in KINDS}
     agreement = {
@@ -183,12 +184,25 @@ def gather_evidence(
         )
         for fill in get_args(Fill)
     }
-    if sets["zero"].no_op:
+    return Evidence(scores, agreement, by_depth, sets)
+
+
+def check_question(vit: HookedViT, tokens: TokenKind, target: int, k: int) -> None:
+    """Refuse what no keep-set could answer, before anything is computed.
+
+    Raises:
+        InputError: a target or k out of range, or rows that cannot reach the output.
+    """
+    [layer] = layer_list(target, vit.cfg.n_layers)
+    if not 0 < k <= layer:
         raise InputError(
-            f"tokens is {tokens} at the last layer, whose rows cannot reach the output; expected "
+            f"k is {k}; layer {layer} has {layer + 1} sources, expected at least 1 and fewer."
+        )
+    if tokens == "patch" and layer == vit.cfg.n_layers - 1 and vit.cfg.pools_cls:
+        raise InputError(
+            "tokens is patch at the last layer, whose rows cannot reach the output; expected "
             "another target or cls."
         )
-    return Evidence(scores, agreement, by_depth, sets)
 
 
 def _lead(sets: KeepSets) -> tuple[float, float, float]:

@@ -79,6 +79,7 @@ class Audit(CLTOptions, OutputOptions):
         import pandas as pd
 
         from vit_clt.analysis import audit
+        from vit_clt.analysis.evidence import check_question
         from vit_clt.cli.train import asked_to_stop
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
@@ -88,6 +89,7 @@ class Audit(CLTOptions, OutputOptions):
             raise InputError("overwrite and resume are both set; expected one of them.")
         folder = OutputFolder(self.out, FILES, self.overwrite, STUDY_FILE if self.resume else None)
         vit, clt, data = self.load_all(self.device)
+        check_question(vit, self.tokens, self.target, self.keep)
         fit = self._training_images(vit, data)
         zs = ZeroShot(vit, data.class_names, self.templates)
         runs = self._planned(clt)

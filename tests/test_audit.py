@@ -1,0 +1,119 @@
+"""`vit-clt audit`, from the plan to the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import random_clt
+
+from vit_clt import CLTConfig, CrossLayerTranscoder
+from vit_clt.cli import main
+from vit_clt.hooks import HookedViT
+
+TRAINING = ["--train-limit", "30", "--epochs", "1", "--batch-size", "256"]
+
+
+@pytest.fixture(scope="module")
+def folders(digits_vit: HookedViT, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A CLT, another seed of it, and a per-layer transcoder, untrained but saved as trained."""
+    root = tmp_path_factory.mktemp("audit")
+    found = {}
+    for name, seed in (("own", 0), ("other", 1)):
+        random_clt(digits_vit, seed=seed).save_pretrained(root / name)
+        found[name] = root / name
+    config = CLTConfig(8, 64, 24, random_clt(digits_vit).config.sparsifier, cross_layer=False)
+    CrossLayerTranscoder(config).save_pretrained(root / "per_layer")
+    return {**found, "per_layer": root / "per_layer"}
+
+
+def test_the_plan_is_printed_and_nothing_is_written(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["audit", "--clt", str(folders["own"]), "--limit", "8", *TRAINING]
+    assert main([*args, "--plan", "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("features a layer" in line for line in lines) == 10
+    assert lines[-1].startswith("10 trainings on digits (train) (30 images): about ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_whole_audit(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    args = ["audit", "--clt", str(folders["own"]), "--limit", "12", *TRAINING, "--keep", "2"]
+    args += ["--per-layer", str(folders["per_layer"]), "--variants", str(folders["other"])]
+    assert main([*args, "--templates", "single", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "1 trainings on digits (train) (30 images)" in printed
+    document = json.loads((out / "metrics.json").read_text())
+    context, metrics = document["context"], {m["name"]: m for m in document["metrics"]}
+    assert context["verdict"] in ("supported", "mixed", "unsupported")
+    held = [metrics[f"condition_{n}"]["value"] for n in ("causes", "best_sets", "fill")]
+    expected = {0: "unsupported", 3: "supported"}.get(sum(held), "mixed")
+    assert context["verdict"] == expected
+    assert f"verdict: {expected}" in printed
+    assert context["left_out"] == {}
+    assert context["rivals"] == ["shuffled weights"]
+    page = (out / "audit.html").read_text()
+    for code in (*(f"D{i}" for i in range(1, 9)), "D10", "D11"):
+        assert f"<h2>{code} " in page
+    assert page.count("A bad answer") == 10
+    frame = pd.read_csv(out / "audit.csv")
+    assert len(frame) == len(metrics)
+    assert metrics["D8_other_kendall"]["value"] == pytest.approx(
+        frame.set_index("name").loc["D8_other_kendall", "value"]
+    )
+    # finished rivals are not trained again
+    before = (out / "runs" / "shuffled-weights" / "model.safetensors").stat().st_mtime_ns
+    assert main([*args, "--templates", "single", "--out", str(out), "--resume"]) == 0
+    assert (out / "runs" / "shuffled-weights" / "model.safetensors").stat().st_mtime_ns == before
+    again = {m["name"]: m for m in json.loads((out / "metrics.json").read_text())["metrics"]}
+    assert again == metrics
+
+
+def test_what_was_not_given_is_said_to_be_missing(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    args = ["audit", "--clt", str(folders["own"]), "--limit", "6", "--train-limit", "10"]
+    assert main([*args, "--no-train", "--keep", "2", "--out", str(out)]) == 0
+    assert "nothing is trained" in capsys.readouterr().out
+    context = json.loads((out / "metrics.json").read_text())["context"]
+    assert set(context["left_out"]) == {"D1", "D8", "D11, in part"}
+    assert "no per-layer transcoder was given" in (out / "audit.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--train-data", "digits", "--split", "test"], None),
+        (["--split", "train"], "the images rivals would be fitted on; expected held-out ones"),
+        (["--per-layer", "own"], "per-layer names .*own, which is a cross-layer transcoder"),
+        (["--variants", "per_layer"], "variants names .*, which is a per-layer transcoder"),
+        (["--resume", "--overwrite"], "overwrite and resume are both set; expected one of them"),
+        (["--k", "500"], "l0 is 500; expected at least 1 and at most 24 features"),
+        (["--keep", "8"], "k is 8; layer 7 has 8 sources"),
+        (["--tokens", "patch"], "tokens is patch at the last layer, whose rows cannot reach"),
+    ],
+)
+def test_bad_input(
+    more: list[str],
+    sentence: str | None,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = [str(folders.get(each, each)) for each in more]
+    args = ["audit", "--clt", str(folders["own"]), "--limit", "6", "--train-limit", "6", *more]
+    code = main([*args, "--plan", "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err.strip().splitlines()
+    if sentence is None:
+        assert code == 0
+    else:
+        assert code == 2
+        assert re.search(sentence, error[-1]), error[-1]

@@ -1,0 +1,145 @@
+"""The verdict's rule, on evidence made by hand, and on a CLT whose terms were dealt by chance."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, ZeroShot, load_data, train
+from vit_clt.analysis.causal import causal_effects
+from vit_clt.analysis.evidence import Evidence, gather_evidence
+from vit_clt.analysis.keep_sets import KeepSets, MarkedSet
+from vit_clt.analysis.rank_agreement import Agreement, RankAgreement
+from vit_clt.analysis.readings import gather_readings
+from vit_clt.analysis.shuffled import ShuffledSources
+from vit_clt.zero_shot import Outcome
+
+N = 60
+
+
+def sets(lead: float, noise: float, better: float, same: bool = False) -> KeepSets:
+    """Keep-sets whose deepest set loses `lead` nats to the chosen one, give or take `noise`."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.rand(200, generator=generator)
+    last = chosen + lead + noise * torch.randn(200, generator=generator)
+    names = {"projection": chosen, "last": chosen if same else last}
+    wrong = torch.zeros(200, dtype=torch.bool)
+    outcomes = {
+        name: [Outcome(correct=wrong, loss=loss, top=torch.zeros(200, dtype=torch.long))]
+        for name, loss in names.items()
+    }
+    marks = [
+        MarkedSet("projection", (0, 1), 0.0, 0.5, {"loss": better, "top1": 0.0}, {}),
+        MarkedSet("last", (0, 1) if same else (1, 2), 0.0, 0.6, {"loss": 0.5, "top1": 0.0}, {}),
+    ]
+    return KeepSets(
+        sets=[(0, 1)] * 40,
+        top1=torch.zeros(40),
+        loss=torch.zeros(40),
+        marked=marks,
+        readings=gather_readings(outcomes),
+        n_possible=40,
+        scores=[0.0] * 3,
+        ranked_by="",
+        k=2,
+        target=2,
+        tokens="cls",
+        fill="zero",
+        data="hand-made",
+        seed=0,
+        l0=1.0,
+        no_op=False,
+    )
+
+
+def agreement(low: float | int) -> RankAgreement:
+    found = Agreement(low + 0.1, low, low + 0.2, 0.0, -0.2, 0.2, 0.5)
+    return RankAgreement(pd.DataFrame(), found, found, 1)
+
+
+def evidence(low: float, zero: KeepSets, mean: KeepSets) -> Evidence:
+    return Evidence(
+        scores={},
+        agreement={("projection", "mean", "total"): agreement(low)},
+        depth_agreement=agreement(0.0),
+        sets={"zero": zero, "mean": mean},
+    )
+
+
+GOOD, WEAK = sets(0.3, 0.1, 0.0), sets(-0.001, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "zero", "mean", "holds", "verdict"),
+    [
+        (0.1, GOOD, GOOD, [True, True, True], "supported"),
+        (0.0, GOOD, GOOD, [False, True, True], "mixed"),
+        (0.1, sets(0.3, 0.1, 0.06), GOOD, [True, False, True], "mixed"),
+        (0.1, WEAK, GOOD, [True, False, False], "mixed"),
+        (0.1, GOOD, WEAK, [True, True, False], "mixed"),
+        (-0.1, WEAK, WEAK, [False, False, False], "unsupported"),
+        (-0.1, sets(-0.3, 0.1, 0.0), GOOD, [False, False, False], "unsupported"),
+    ],
+)  # fmt: skip
+def test_each_condition_counts(low, zero, mean, holds, verdict):
+    found = evidence(low, zero, mean)
+    assert [c.holds for c in found.conditions] == holds
+    assert found.verdict == verdict
+
+
+def test_a_chosen_set_that_is_the_deepest_has_no_lead():
+    same = sets(0.3, 0.1, 0.0, same=True)
+    found = evidence(-0.1, same, same)
+    assert found.verdict == "unsupported"
+    assert "the chosen set is the deepest one" in found.conditions[1].reason
+
+
+@pytest.fixture(scope="module")
+def study(digits_vit):
+    images = load_data("digits", split="train", vit=digits_vit, limit=300)
+    clt = train(
+        digits_vit,
+        images,
+        CLTConfig(8, 64, 128, ReLUTopK(k=8)),
+        TrainConfig(lr=2e-3, epochs=4, batch_size=512),
+        progress=False,
+    )
+    data = load_data("digits", split="test", vit=digits_vit, limit=N)
+    zs = ZeroShot(digits_vit, data.class_names, "single")
+    effects = [causal_effects(digits_vit, data, zs, tokens="cls", fill="mean")]
+    return digits_vit, clt, data, zs, effects
+
+
+def test_terms_dealt_by_chance_come_out_unsupported(study):
+    vit, clt, data, zs, effects = study
+    found = gather_evidence(vit, ShuffledSources.of(clt), data, zs, effects, k=4)
+    assert found.verdict == "unsupported", [c.reason for c in found.conditions]
+
+
+def test_what_was_gathered_is_what_each_study_gives(study):
+    vit, clt, data, zs, effects = study
+    found = gather_evidence(vit, clt, data, zs, effects, k=2)
+    row = found.scores["projection"].matrix[-1]
+    assert found.sets["zero"].chosen.sources == tuple(sorted(row.topk(2).indices.tolist()))
+    assert set(found.sets) == {"zero", "mean", "resample"}
+    assert {(kind, path) for kind, _, path in found.agreement} == {
+        (kind, path) for kind in ("projection", "centred") for path in ("total", "direct")
+    }
+    # depth alone ranks the deepest source first, whatever the CLT
+    by_target = found.depth_agreement.by_target.set_index("target")["spearman"]
+    effect = effects[0].matrix("total")
+    order = torch.from_numpy(effect[7, :7]).argsort().argsort().double()
+    expected = torch.corrcoef(torch.stack([order, torch.arange(7.0, dtype=torch.float64)]))[0, 1]
+    assert by_target[7] == pytest.approx(float(expected))
+
+
+def test_bad_input(study):
+    vit, clt, data, zs, effects = study
+    with pytest.raises(InputError, match=r"effects hold fills .*; expected mean among them"):
+        gather_evidence(vit, clt, data, zs, [replace(effects[0], fill="zero")])
+    with pytest.raises(InputError, match=r"effects were measured on cls rows of .* .N = 60"):
+        gather_evidence(vit, clt, load_data("digits", vit=vit, limit=8), zs, effects)
+    patches = [replace(effects[0], tokens="patch")]
+    with pytest.raises(InputError, match="tokens is patch at the last layer"):
+        gather_evidence(vit, clt, data, zs, patches)

@@ -1,0 +1,82 @@
+"""What the audit trains: sizes that are equal where they say so, resumed and reused."""
+
+import pytest
+import torch
+
+from vit_clt import AbsTopK, CLTConfig, InputError, JumpReLU, ReLUTopK, TrainConfig
+from vit_clt.analysis.rivals import planned_rivals, shuffled_weights, train_rivals
+from vit_clt.data import TensorImages
+
+SETTINGS = TrainConfig(epochs=1, batch_size=32, seed=5, checkpoint_every=0)
+
+
+def named(runs):
+    return {run.name: run for run in runs}
+
+
+@pytest.mark.parametrize("n_layers", [4, 7, 12])
+def test_per_layer_rivals_are_equal_in_what_they_say(n_layers):
+    config = CLTConfig(n_layers, 16, 240, ReLUTopK(k=5))
+    runs = named(planned_rivals(config, SETTINGS, 5))
+    rivals = [run.config for run in runs.values() if run.role == "per_layer"]
+    assert all(not each.cross_layer and each.sparsifier.k == 5 for each in rivals)
+    assert runs["per-layer, equal features"].config.n_features == 240
+    # sources a target reads times features, as a mean over targets
+    read = sum((l + 1) * 240 for l in range(n_layers)) / n_layers
+    assert runs["per-layer, equal features a target"].config.n_features == pytest.approx(
+        read, abs=1
+    )
+    same = runs["per-layer, equal parameters"].config.n_parameters()
+    # of 16 numbers a feature here, biases are some; at real widths they are nothing
+    assert same == pytest.approx(config.n_parameters(), rel=0.03)
+
+
+def test_variants_by_default_and_in_full():
+    config = CLTConfig(4, 16, 2048, ReLUTopK(k=5))
+    small = [r for r in planned_rivals(config, SETTINGS, 5) if r.role == "variant"]
+    assert [r.settings.seed for r in small] == [5, 6, 7, 5, 5, 5]
+    assert {r.config.n_features for r in small} == {1024}
+    kinds = [type(r.config.sparsifier) for r in small]
+    assert kinds == [ReLUTopK, ReLUTopK, ReLUTopK, AbsTopK, JumpReLU, ReLUTopK]
+    assert [r.settings.l0 for r in small] == [None, None, None, None, 5, None]
+    assert [r.config.zero_cross_init for r in small] == [False] * 5 + [True]
+    full = [r for r in planned_rivals(config, SETTINGS, 5, full=True) if r.role == "variant"]
+    assert len({r.name for r in full}) == len(full) == 18
+    assert {r.config.n_features for r in full} == {2048}
+
+
+def test_a_number_of_active_features_that_does_not_fit():
+    with pytest.raises(InputError, match="l0 is 0; expected at least 1 and at most 24 features"):
+        planned_rivals(CLTConfig(4, 16, 24, ReLUTopK(k=5)), SETTINGS, 0)
+
+
+def test_shuffled_weights_keep_their_values_and_lose_their_places(tiny_vit, images):
+    shuffled = shuffled_weights(tiny_vit)
+    before, after = tiny_vit.state_dict(), shuffled.state_dict()
+    for name, value in before.items():
+        assert torch.equal(value.flatten().sort().values, after[name].flatten().sort().values)
+        if "visual." not in name:
+            assert torch.equal(value, after[name]), name
+    assert not torch.equal(tiny_vit(images), shuffled(images))
+    assert torch.equal(shuffled(images), shuffled_weights(tiny_vit)(images))
+
+
+def test_rivals_are_trained_once_and_reused(tiny_vit, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    data = TensorImages(torch.randn(24, 3, 12, 12, generator=generator), name="noise")
+    config = CLTConfig(4, 16, 24, ReLUTopK(k=3))
+    runs = [r for r in planned_rivals(config, SETTINGS, 3) if r.role != "variant"]
+    first = train_rivals(tiny_vit, data, runs, tmp_path)
+    assert set(first.per_layer) == {r.name for r in runs if r.role == "per_layer"}
+    (model, clt), *_ = first.untrained.values()
+    assert clt.config.teacher.weights_sha256 == model.identity().weights_sha256
+    assert clt.config.teacher.weights_sha256 != tiny_vit.identity().weights_sha256
+    written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/model.safetensors")}
+    assert len(written) == len(runs)
+    again = train_rivals(tiny_vit, data, runs, tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/model.safetensors")} == written
+    for name, each in again.per_layer.items():
+        assert torch.equal(each.b_dec, first.per_layer[name].b_dec)
+    wider = planned_rivals(CLTConfig(4, 16, 48, ReLUTopK(k=3)), SETTINGS, 3)
+    with pytest.raises(InputError, match="of another shape or sparsifier than per-layer"):
+        train_rivals(tiny_vit, data, wider, tmp_path)
