@@ -1,0 +1,182 @@
+"""The nearest rows of one matrix to the rows of another, sparse or dense, by cosine or dot product.
+
+    cosine  <q, c> / (|q| |c|);  0 where either is all zero
+    dot     <q, c>
+
+Similarities are computed in float64 and rounded to 12 decimals; equal ones go to the lower row.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.sparse import csr_array
+from sklearn.preprocessing import normalize
+
+from vit_clt.errors import InputError
+
+Similarity = Literal["cosine", "dot"]
+SearchBackend = Literal["exact", "faiss"]
+Matrix = TypeVar("Matrix", csr_array, np.ndarray)
+DECIMALS = 12
+# a block of the corpus against a chunk of the queries: 34 MB of float64 similarities at a time
+_BLOCK, _CHUNK = 8192, 512
+_SPARE = 32  # faiss' own order is that of rounded numbers: it proposes this many more than asked
+
+
+def nearest(
+    queries: Matrix,
+    corpus: Matrix,
+    k: int,
+    *,
+    similarity: Similarity = "cosine",
+    own_rows: Int[np.ndarray, " query"] | None = None,
+    backend: SearchBackend = "exact",
+) -> tuple[Int[np.ndarray, "query k"], Float[np.ndarray, "query k"]]:
+    """The k rows of the corpus most similar to each query, nearest first, and their similarities.
+
+    "exact" compares every row. "faiss" has a flat index of half-precision vectors propose k + 32
+    rows, whose similarities are then exact: only rows nearer to the k-th than that rounding, or
+    more than 32 ties, can come out differently.
+
+    Args:
+        queries: CSR or dense, "query column".
+        corpus: of the same kind, "row column".
+        k: neighbours a query.
+        similarity: "cosine" or "dot".
+        own_rows: a query's own row in the corpus, which is then no neighbour of it; -1: it has
+            none. Other rows equal to it stay.
+        backend: "exact" or "faiss".
+
+    Raises:
+        InputError: unknown choices, other widths, k above the rows there are, or no faiss.
+    """
+    for name, value, choices in (
+        ("similarity", similarity, get_args(Similarity)),
+        ("backend", backend, get_args(SearchBackend)),
+    ):
+        if value not in choices:
+            raise InputError(f'{name} is "{value}"; expected "{choices[0]}" or "{choices[1]}".')
+    (n_queries, width), (n_rows, expected) = queries.shape, corpus.shape
+    if width != expected:
+        raise InputError(f"queries have {width} columns; expected {expected}, as the corpus has.")
+    own = np.full(n_queries, -1) if own_rows is None else own_rows
+    if len(own) != n_queries or own.min(initial=-1) < -1 or own.max(initial=-1) >= n_rows:
+        raise InputError(
+            f"own_rows has {len(own)} entries up to {own.max(initial=-1)}; expected a row below "
+            f"{n_rows}, or -1, for each of {n_queries} queries."
+        )
+    available = n_rows - bool((own >= 0).any())
+    if not 1 <= k <= available:
+        left_out = "" if available == n_rows else " (a query's own row is left out)"
+        raise InputError(f"k is {k}; expected 1 to {available}, the rows of the corpus{left_out}.")
+    find = _exact if backend == "exact" else _with_faiss
+    scaled = _in_float64(queries, similarity)
+    chunks = [slice(start, start + _CHUNK) for start in range(0, n_queries, _CHUNK)]
+    return find(scaled, corpus, k, similarity, own, chunks)
+
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # query, row, similarity: flat, one a candidate
+
+
+def _exact(
+    queries: Matrix,
+    corpus: Matrix,
+    k: int,
+    similarity: Similarity,
+    own: np.ndarray,
+    chunks: list[slice],
+) -> tuple[np.ndarray, np.ndarray]:
+    nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+    best: list[Found] = [nothing for _ in chunks]
+    for first in range(0, corpus.shape[0], _BLOCK):
+        # as rows of features: a query then visits only rows that share a feature with it
+        block = _in_float64(corpus[first : first + _BLOCK], similarity).T
+        if not isinstance(block, np.ndarray):
+            block = block.tocsr()
+        for i, chunk in enumerate(chunks):
+            product = queries[chunk] @ block
+            scores = _dense(product).round(DECIMALS)
+            mine = own[chunk] - first
+            inside = (mine >= 0) & (mine < scores.shape[1])
+            scores[inside.nonzero()[0], mine[inside]] = -np.inf
+            kept = min(k, scores.shape[1])
+            least = np.partition(scores, -kept, axis=1)[:, -kept]
+            query, row = (scores >= least[:, None]).nonzero()
+            found = (query, row + first, scores[query, row])
+            merged = tuple(np.concatenate(pair) for pair in zip(best[i], found, strict=True))
+            best[i] = _first(k, *merged)
+    rows = np.concatenate([found[1] for found in best]).reshape(-1, k)
+    return rows, np.concatenate([found[2] for found in best]).reshape(-1, k)
+
+
+def _with_faiss(
+    queries: Matrix,
+    corpus: Matrix,
+    k: int,
+    similarity: Similarity,
+    own: np.ndarray,
+    chunks: list[slice],
+) -> tuple[np.ndarray, np.ndarray]:
+    faiss = check_faiss()
+    n_rows, width = corpus.shape
+    quantiser = faiss.ScalarQuantizer.QT_fp16
+    index = faiss.IndexScalarQuantizer(width, quantiser, faiss.METRIC_INNER_PRODUCT)
+    # dot products of a scaled corpus have the same order, and half precision ends at 65,504
+    largest = 1.0 if similarity == "cosine" else max(float(abs(corpus).max()), 1e-30)
+    for first in range(0, n_rows, _BLOCK):
+        block = _in_float64(corpus[first : first + _BLOCK], similarity) / largest
+        index.add(_dense(block).astype(np.float32))
+    proposed = min(n_rows, k + 1 + _SPARE)
+    rows, similarities = [], []
+    for chunk in chunks:
+        mine = queries[chunk]
+        _, candidates = index.search(_dense(mine).astype(np.float32), proposed)
+        scores = np.empty(candidates.shape)
+        for i in range(len(candidates)):
+            chosen = _in_float64(corpus[candidates[i]], similarity)
+            product = chosen @ mine[[i]].T
+            scores[i] = _dense(product)[:, 0]
+        scores = scores.round(DECIMALS)
+        scores[candidates == own[chunk][:, None]] = -np.inf
+        query = np.repeat(np.arange(len(candidates)), proposed)
+        _, row, score = _first(k, query, candidates.ravel(), scores.ravel())
+        rows.append(row.reshape(-1, k))
+        similarities.append(score.reshape(-1, k))
+    return np.concatenate(rows), np.concatenate(similarities)
+
+
+def _first(k: int, query: np.ndarray, row: np.ndarray, score: np.ndarray) -> Found:
+    """The k candidates of each query that score highest, or all of fewer, in that order."""
+    order = np.lexsort((row, -score, query))
+    counts = np.bincount(query)
+    ranks = np.arange(len(query)) - np.repeat(counts.cumsum() - counts, counts)
+    kept = order[ranks < k]
+    return query[kept], row[kept], score[kept]
+
+
+def _in_float64(matrix: Matrix, similarity: Similarity) -> Matrix:
+    doubled = matrix.astype(np.float64)
+    return normalize(doubled, copy=False) if similarity == "cosine" else doubled
+
+
+def _dense(matrix: Matrix) -> np.ndarray:
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
+
+
+def check_faiss() -> ModuleType:
+    """The optional package.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError(
+            "backend is \"faiss\", which is not installed; expected pip install 'vit-clt[faiss]'."
+        ) from error
+    return faiss
