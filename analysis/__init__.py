@@ -1,10 +1,11 @@
-"""Reconstruction, replacement, fidelity, faithfulness, contribution scores, ablations of a CLT."""
+"""Reconstruction, replacement, fidelity, faithfulness, scores, ablations, retrieval of a CLT."""
 
 from vit_clt.analysis.ablation_curves import ablation_curves
 from vit_clt.analysis.ablations import drop_sources, drop_top_k, keep_sources, keep_top_k
 from vit_clt.analysis.audit import audit
 from vit_clt.analysis.cascade import cascade
 from vit_clt.analysis.causal import causal_effects
+from vit_clt.analysis.class_consistency import class_consistency
 from vit_clt.analysis.contributions import contribution_scores, score
 from vit_clt.analysis.decoder_norms import decoder_norms
 from vit_clt.analysis.faithfulness import surrogate_faithfulness
@@ -13,12 +14,15 @@ from vit_clt.analysis.keep_sets import keep_sets
 from vit_clt.analysis.moments import contribution_moments
 from vit_clt.analysis.rank_agreement import rank_agreement
 from vit_clt.analysis.reconstruction import reconstruction, reconstructions
+from vit_clt.analysis.retrieval import RetrievalIndex
 
 __all__ = [
+    "RetrievalIndex",
     "ablation_curves",
     "audit",
     "cascade",
     "causal_effects",
+    "class_consistency",
     "contribution_moments",
     "contribution_scores",
     "decoder_norms",

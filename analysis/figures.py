@@ -68,6 +68,13 @@ def log_ticks(values: Iterable[float | int]) -> list[float]:
     return _even_ticks(low, high)
 
 
+def span(values: Iterable[float | int]) -> str:
+    """Lowest to highest with one decimal, for captions; one number where they are the same."""
+    found = list(values)
+    low, high = f"{min(found):.1f}", f"{max(found):.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def _even_ticks(low: float, high: float) -> list[float]:
     power = floor(log10(high - low))
     for step in (float(f"{digit}e{p}") for p in (power, power - 1) for digit in (5, 2, 1)):

@@ -1,0 +1,50 @@
+"""Images as the model sees them, back in plain pixels, as PNG data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import Normalize
+
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT
+
+SIDE = 96
+"""Longest side of a thumbnail in pixels; smaller images keep their size."""
+
+
+def pixels(
+    vit: HookedViT, images: Float[Tensor, "image 3 height width"]
+) -> UInt8[np.ndarray, "image height width 3"]:
+    """Preprocessed images with the model's normalisation undone: mean + std * value, 8 bits.
+
+    Resized and cropped as they were for the model, the first row on top.
+
+    Raises:
+        InputError: the model came without its preprocessing.
+    """
+    steps = getattr(vit.preprocess, "transforms", ())
+    normalise = next((step for step in steps if isinstance(step, Normalize)), None)
+    if normalise is None:
+        raise InputError(
+            "vit has no preprocessing with a Normalize step; expected one from "
+            "HookedViT.from_open_clip."
+        )
+    mean, std = (torch.as_tensor(v).view(3, 1, 1) for v in (normalise.mean, normalise.std))
+    plain = (images.cpu() * std + mean).clamp(0, 1) * 255
+    return plain.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def data_uri(image: UInt8[np.ndarray, "height width 3"]) -> str:
+    """A PNG of at most `SIDE` pixels a side, for a page that stands alone."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
