@@ -7,20 +7,26 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 
 from vit_clt.analysis.ablation_curves import AblationCurves, ablation_curves
 from vit_clt.analysis.ablation_figure import ablation_figure
 from vit_clt.analysis.cascade import Cascade, cascade
+from vit_clt.analysis.class_consistency import ClassConsistency, class_consistency
 from vit_clt.analysis.contribution_figure import contribution_figure
 from vit_clt.analysis.contributions import ContributionScores, contribution_scores, score
+from vit_clt.analysis.descriptors import untrained
 from vit_clt.analysis.figures import ROW_NAMES
 from vit_clt.analysis.readings import Measure
 from vit_clt.analysis.reconstruction import Reconstruction, reconstruction
 from vit_clt.analysis.reconstruction_figure import reconstruction_figure
 from vit_clt.analysis.report import Section, render_report
+from vit_clt.analysis.retrieval import RetrievalIndex
+from vit_clt.analysis.retrieval_figure import retrieval_figure
+from vit_clt.analysis.retrieval_report import retrieval_section
 from vit_clt.config import CLTConfig
-from vit_clt.data import load_data
+from vit_clt.data import ImageData, ImageRows, load_data
 from vit_clt.hooks import HookedViT, TokenKind
 from vit_clt.metrics import Metric
 from vit_clt.sparsifiers import ReLUTopK
@@ -36,6 +42,8 @@ MEANING = (
     "mechanism, so read every score beside a causal ablation, and every accuracy beside its loss "
     "and floors: where putting the MLPs at their mean costs little, keeping accuracy shows little."
 )
+SHOWN = (0, 1, 2)
+"""Held-out images whose nearest training images are shown."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,9 @@ class DemoStudy:
     reconstruction: Reconstruction
     scores: list[list[ContributionScores]]
     curves: list[AblationCurves]
+    consistency: ClassConsistency
+    """Of what is retrieved from the training split."""
+    retrieved: go.Figure
 
     def metrics(self) -> list[Metric]:
         """The study's numbers, as written to metrics.json."""
@@ -96,6 +107,7 @@ class DemoStudy:
             )
         for curves in self.curves:
             found += curves.metrics(prefix=f"fill_{curves.fill}_")
+        found += self.consistency.metrics(prefix="retrieval_")
         return found
 
     def context(self) -> dict[str, object]:
@@ -166,6 +178,7 @@ class DemoStudy:
                 "Reconstruction per layer",
                 figures=[reconstruction_figure([self.reconstruction])],
             ),
+            retrieval_section(self.consistency, [self.retrieved]),
         ]
         lead = (
             "A cross-layer transcoder (CLT) stands in for every MLP of a small vision transformer. "
@@ -217,6 +230,7 @@ def demo_study(
         ablation_curves(vit, clt, test_data, zs, scores=cls_scores, fill=fill, seed=seed)
         for fill in ("zero", "mean")
     ]
+    consistency, retrieved = _retrieval(vit, clt, train_data, test_data, seed)
     return DemoStudy(
         clt=clt,
         train_name=train_data.name,
@@ -227,8 +241,22 @@ def demo_study(
         reconstruction=reconstruction(vit, clt, test_data, seed=seed),
         scores=scores,
         curves=curves,
+        consistency=consistency,
+        retrieved=retrieved,
         seconds=time.perf_counter() - started,
     )
+
+
+def _retrieval(
+    vit: HookedViT, clt: CrossLayerTranscoder, corpus: ImageData, queries: ImageData, seed: int
+) -> tuple[ClassConsistency, go.Figure]:
+    index = RetrievalIndex.build(vit, clt, corpus, tokens=("cls", "patch"))
+    described = index.describe(queries)
+    found = index.search(described.take(SHOWN), 5)
+    random = RetrievalIndex.build(vit, untrained(clt, seed), corpus, tokens=("cls", "patch"))
+    control = random, random.describe(queries)
+    grid = retrieval_figure(index, found, ImageRows(queries, SHOWN), corpus, rows=SHOWN, size=38)
+    return class_consistency(index, described, control=control, seed=seed), grid
 
 
 def _percent(fraction: float) -> str:

@@ -37,6 +37,7 @@ COMMANDS = (
     "fidelity",
     "weights",
     "reproduce",
+    "retrieve",
 )
 METRIC_KEYS = {"name", "value", "unit", "n", "low", "high", "floor", "baseline"}
 
@@ -320,7 +321,7 @@ def test_demo_is_whole_and_repeatable(tmp_path: Path):
     assert metrics["seconds"]["value"] > 0
     assert metrics["replaced_all_top1"]["value"] > metrics["replaced_all_top1"]["floor"]
     page = (out / "report.html").read_text()
-    assert page.count("<h2>") == 6
+    assert page.count("<h2>") == 7
     assert "http://" not in page.split("<script")[0]
     # the CLT it leaves behind is one that every command takes
     check = ["reconstruct", "--clt", str(out / "clt"), "--limit", "5", "--out", str(tmp_path / "r")]
@@ -406,6 +407,7 @@ REFUSALS = {
     "cascade's inputs": (["cascade", "--clt", "x", "--inputs", "oracle"], "oracle"),
     "layers": (["cascade", "--clt", "x", "--layers", "7-"], 'layers is "7-"'),
     "layers backwards": (["cascade", "--clt", "x", "--layers", "7-3"], 'layers is "7-3"'),
+    "search": (["retrieve", "--clt", "x", "--search", "psychic"], "psychic"),
     "fill": (["ablate", "--clt", "x", "--fill", "foam"], "foam"),
     "targets": (["ablate", "--clt", "x", "--target", "some"], 'target is "some"'),
     "sources": (["ablate", "--clt", "x", "--sources", "3-"], 'sources is "3-"'),

@@ -25,6 +25,7 @@ from vit_clt.cli.fidelity import Fidelity
 from vit_clt.cli.keep_sets import KeepSets
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.reproduce import Reproduce
+from vit_clt.cli.retrieve import Retrieve
 from vit_clt.cli.train import Train
 from vit_clt.cli.weights import Weights
 from vit_clt.errors import InputError, Stopped
@@ -44,6 +45,7 @@ Command = (
     | Fidelity
     | Weights
     | Reproduce
+    | Retrieve
 )
 
 
@@ -126,6 +128,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Fidelity, tyro.conf.subcommand("fidelity", default=Fidelity.defaults(args))]
         | Annotated[Weights, tyro.conf.subcommand("weights")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce", default=Reproduce.defaults(args))]
+        | Annotated[Retrieve, tyro.conf.subcommand("retrieve")]
     )
     complaint = io.StringIO()
     try:
