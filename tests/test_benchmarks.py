@@ -89,3 +89,26 @@ def test_a_jump_relu_step_fires_as_often_as_it_says(bench, bandwidth):
     with torch.no_grad():
         density = clt.encode(size.inputs()[0]).density()
     assert density == pytest.approx(0.05, rel=0.2)
+
+
+@pytest.mark.parametrize("zipf", [False, True])
+def test_every_search_finds_the_same_neighbours(bench, zipf):
+    import bench_retrieval
+    import numpy as np
+
+    corpus, queries = (
+        bench_retrieval.random_codes(n, 300, 20, seed, zipf) for seed, n in enumerate((150, 9))
+    )
+    assert (np.diff(corpus.indptr) == 20).all()
+    runs = bench_retrieval.contestants(queries, corpus)
+    assert {"dense", "exact"} <= set(runs)
+    for run in runs.values():
+        np.testing.assert_array_equal(run(), runs["dense"]())
+
+
+def test_gathered_codes_take_eight_bytes_an_entry(bench):
+    import bench_retrieval
+
+    found = bench_retrieval.build(200, 300, 20)
+    assert found["rows"] == 200
+    assert found["matrix"] * 2**20 == 200 * 20 * 8 + 201 * 4
