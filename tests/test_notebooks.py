@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import nbformat
@@ -21,3 +22,19 @@ def test_notebook_has_no_outputs(path: Path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_prose_holds_no_measured_number(path: Path):
+    """What was measured is written by the cells that measured it."""
+    notebook = nbformat.read(path, as_version=4)
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert prose
+    assert not [found for text in prose for found in re.findall(r"\d+\.\d+", text)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_numbered_in_order(path: Path):
+    """Ids that an editor draws anew would make every change look like a new notebook."""
+    ids = [cell.id for cell in nbformat.read(path, as_version=4).cells]
+    assert ids == [f"cell-{i}" for i in range(len(ids))]
