@@ -15,6 +15,8 @@ def test_notebook_runs(path: Path, tmp_path: Path):
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
     assert any("application/vnd.plotly.v1+json" in o.get("data", {}) for o in outputs)
+    said = [text for o in outputs if (text := o.get("data", {}).get("text/markdown"))]
+    assert not [text for text in said if re.search(r"\b(nan|inf)\b", text)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
