@@ -8,7 +8,7 @@ question of it, says what a bad answer looks like, and what it was. The verdict 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from itertools import chain
 
 import pandas as pd
 
@@ -24,8 +24,8 @@ from vit_clt.analysis.report import Section, render_report
 from vit_clt.analysis.ridge import ridge_transcoder
 from vit_clt.analysis.rivals import Rivals
 from vit_clt.analysis.shuffled import ShuffledSources
-from vit_clt.analysis.term_sets import Fill
 from vit_clt.data import ImageData, as_image_data
+from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, TokenKind
 from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -71,11 +71,14 @@ class Audit:
             Section(
                 "Verdict",
                 [
-                    f"C(s→l) of layer {self.target}, {self.tokens} rows, is {self.verdict} as an "
-                    'account of what the model does. Rule: "supported" if all three conditions '
-                    'hold, "unsupported" if none does, else "mixed".',
+                    f"The ranking of source layers by C, {self.tokens} rows, passes "
+                    f"{sum(c.holds for c in self.evidence.conditions)} of 3 checks: "
+                    f'{self.verdict}. ("supported" if all hold, "unsupported" if none does, else '
+                    f'"mixed"; the first is over all targets, the others are of layer '
+                    f"{self.target}.)",
                     "Whatever the verdict: C says from which depth y_l can be sparsely read, not "
-                    "what MLP_s contributed (see D10).",
+                    "what MLP_s contributed (see D10), and it says little where D3 finds nothing "
+                    "to explain.",
                 ],
                 facts=facts,
             )
@@ -133,12 +136,14 @@ def audit(
             that cannot reach the output.
     """
     data = as_image_data(data)
-    check_question(vit, tokens, target, k)
+    check_question(vit, data, tokens, target, k)
+    if not clt.config.cross_layer:
+        raise InputError("clt is a per-layer transcoder; expected one that reads across layers.")
     rivals = rivals or Rivals()
+    # accuracy and loss are read once; the other fill is for the ranking alone
     effects = [
-        causal_effects(vit, data, zs, tokens=tokens, fill=fill, seed=seed, progress=progress)
-        for fill in get_args(Fill)
-        if fill != "zero"
+        causal_effects(vit, data, zs, tokens=tokens, fill="mean", seed=seed, progress=progress),
+        causal_effects(vit, data, tokens=tokens, fill="resample", seed=seed, progress=progress),
     ]
 
     def evidence_of(each: CrossLayerTranscoder) -> Evidence:
@@ -153,11 +158,12 @@ def audit(
 
     evidence = evidence_of(clt)
     own = evidence.scores["projection"]
+    layer = evidence.sets["zero"].target
     made, left_out = [], {}
     if rivals.per_layer:
-        clts = {"this CLT": clt, **rivals.per_layer}
-        found = fidelity(vit, clts.items(), data, zs, seed=seed, progress=progress)
-        made.append(diagnostics.per_layer_rivals(found))
+        clts = chain([("this CLT", clt)], rivals.per_layer)
+        found = fidelity(vit, clts, data, zs, seed=seed, progress=progress)
+        made.append(diagnostics.per_layer_rivals(found, "this CLT", rivals.trained_on))
     else:
         left_out["D1"] = "no per-layer transcoder was given"
     made += [
@@ -167,34 +173,43 @@ def audit(
         diagnostics.fills(evidence),
     ]
     if fit is not None:
-        linear = ridge_transcoder(vit, fit, progress=progress)
-        made.append(diagnostics.ridge(evidence, linear, scores_of(vit, linear.clt)))
+        linear = ridge_transcoder(vit, fit, tokens=tokens, progress=progress)
+        made.append(diagnostics.ridge(evidence, linear, scores_of(vit, linear.clt), layer))
     else:
         left_out["D6"] = "no images to fit on were given"
-    profile = reconstruction(vit, clt, data, progress=progress)
+    profile = reconstruction(vit, clt, data, seed=seed, progress=progress)
     made.append(diagnostics.depth_profile(profile, tokens, (reconstruction_figure([profile]),)))
-    if rivals.variants:
-        others = {name: scores_of(vit, each) for name, each in rivals.variants.items()}
-        made.append(diagnostics.variants(own, others))
+    others, shapes = {"this CLT": own}, {"this CLT": _shape(clt)}
+    for name, each in rivals.variants:
+        others[name], shapes[name] = scores_of(vit, each), _shape(each)
+    if len(others) > 1:
+        made.append(diagnostics.variants(others, shapes, rivals.trained_on))
     else:
         left_out["D8"] = "no other CLT of this ViT was given"
     made.append(diagnostics.shortcut())
-    random = {name: scores_of(*each) for name, each in rivals.untrained.items()}
-    made.append(diagnostics.controls(evidence, evidence_of(ShuffledSources.of(clt)), random))
+    random = {name: scores_of(model, each) for name, model, each in rivals.untrained}
+    shuffled = evidence_of(ShuffledSources.of(clt))
+    made.append(diagnostics.controls(evidence, shuffled, random, rivals.trained_on))
     if not random:
-        left_out["D11, in part"] = "no CLT of a ViT with random weights was given"
+        left_out["D11, in part"] = "no CLT of a ViT with shuffled weights was given"
     return Audit(
         evidence=evidence,
         diagnostics=made,
         left_out=left_out,
         tokens=tokens,
-        target=evidence.sets["zero"].target,
+        target=layer,
         data=data.name,
         n=len(data),
         l0=own.l0,
         templates=zs.name,
         seed=seed,
     )
+
+
+def _shape(clt: CrossLayerTranscoder) -> str:
+    config = clt.config
+    start = ", zero off-diagonal start" if config.zero_cross_init else ""
+    return f"{config.sparsifier.name}, {config.n_features} features a layer{start}"
 
 
 def _rounded(diagnostic: Diagnostic) -> pd.DataFrame:

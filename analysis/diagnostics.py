@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from vit_clt.analysis.contributions import ContributionScores
-from vit_clt.analysis.evidence import Evidence
+from vit_clt.analysis.evidence import Evidence, causes_by_target
 from vit_clt.analysis.fidelity import Fidelity
-from vit_clt.analysis.rank_agreement import rank_agreement, row_agreement
+from vit_clt.analysis.rank_agreement import RankAgreement, rank_agreement
 from vit_clt.analysis.readings import Measure
 from vit_clt.analysis.reconstruction import Reconstruction
 from vit_clt.analysis.ridge import RidgeFit
@@ -35,7 +36,7 @@ class Diagnostic:
     metrics: tuple[Metric, ...] = ()
 
 
-def per_layer_rivals(found: Fidelity) -> Diagnostic:
+def per_layer_rivals(found: Fidelity, own: str, trained_on: str) -> Diagnostic:
     """D1: does a per-layer transcoder, which can read no other depth, do as well?"""
     columns = {
         "name": "transcoder",
@@ -49,9 +50,20 @@ def per_layer_rivals(found: Fidelity) -> Diagnostic:
         "loss": "loss (nats)",
     }
     table = found.frame[list(columns)].rename(columns=columns)
-    rows = [
-        f"{r.name}: R² CLS {r.r2_cls:.3f}, patches {r.r2_patch:.3f}, loss {r.loss:.4f} nats"
-        for r in found.frame.itertuples()
+    rivals = [name for name in found.frame["name"] if name != own]
+    ahead = {name: found.difference(name, own) for name in rivals}
+    table["loss above this CLT's"] = [
+        "" if name == own else "{:+.4f} ({:+.4f} to {:+.4f})".format(*ahead[name])
+        for name in found.frame["name"]
+    ]
+    said = [
+        "{}: {:+.4f} nats ({:+.4f} to {:+.4f})".format(name, *values)
+        for name, values in ahead.items()
+    ]
+    metrics = [replace(metric, name=f"D1_{metric.name}") for metric in found.metrics()]
+    metrics += [
+        Metric(f"D1_{name}_loss_above", value, "nats", found.n, low, high, 0.0)
+        for name, (value, low, high) in ahead.items()
     ]
     return Diagnostic(
         "D1",
@@ -59,12 +71,13 @@ def per_layer_rivals(found: Fidelity) -> Diagnostic:
         f"Transcoders in the place of every MLP, {found.tokens} rows, stream inputs; "
         f"{found.data}, N = {found.n}. Unaltered {100 * found.original:.2f} % / "
         f"{found.original.loss:.4f} nats, MLP rows at their mean {100 * found.floor_mean:.2f} % / "
-        f"{found.floor_mean.loss:.4f}.",
+        f"{found.floor_mean.loss:.4f}. Rivals: {trained_on}. How long this CLT was trained is not "
+        "known here: a rival of another budget is no fair one.",
         "A per-layer transcoder does as well: terms from other depths are then a choice of the "
         "fit, not something the model's outputs need.",
-        "; ".join(rows) + ".",
+        "Loss above this CLT's, paired. " + "; ".join(said) + ".",
         table,
-        metrics=tuple(found.metrics()),
+        metrics=tuple(metrics),
     )
 
 
@@ -78,7 +91,8 @@ def causes(evidence: Evidence, figures: tuple[go.Figure, ...]) -> Diagnostic:
             "Spearman": a.spearman.value,
             "low": a.spearman.low,
             "high": a.spearman.high,
-            "permuted rows": a.spearman.floor,
+            "97.5 % of permuted rows": a.spearman.floor_high,
+            "p": a.spearman.p,
             "Kendall": a.kendall.value,
             "targets": a.n_targets,
         }
@@ -98,7 +112,8 @@ def causes(evidence: Evidence, figures: tuple[go.Figure, ...]) -> Diagnostic:
         "Rank correlation, off the diagonal, of rows of C with the effect on y_l of ablating MLP_s "
         f"(all rows) of the ViT itself; {score.tokens} rows scored, {score.data}, N = "
         f"{score.n_images}; mean over targets, 95 % bootstrap over images.",
-        "An interval that holds 0; or a correlation no higher than that of depth alone, which "
+        "An interval that holds 0; a correlation that permuted rows of C reach, too (an interval "
+        "over images says nothing about that); or one no higher than that of depth alone, which "
         f"needs no CLT ({by_depth.value:.2f}, {by_depth.low:.2f} to {by_depth.high:.2f}).",
         evidence.conditions[0].reason + ".",
         table,
@@ -130,7 +145,9 @@ def floors(evidence: Evidence) -> Diagnostic:
         "Is there an effect to be explained?",
         f"The model's own MLP output at layer {sets.target}, {sets.tokens} rows, at its mean and "
         f"at zero, against the unaltered model; N = {readings.n}, paired intervals.",
-        "Intervals that hold 0: these rows hardly matter, and no ablation of terms can say much.",
+        "Intervals that hold 0: these rows hardly matter, and no ablation of terms can say much. A "
+        "floor whose loss is below the unaltered model's: lower loss is then not closer to the "
+        "model, and D4 and D5 ask the wrong question.",
         f"At its mean: loss {loss[0]:+.4f} nats ({loss[1]:+.4f} to {loss[2]:+.4f}), accuracy "
         f"{100 * top1[0]:+.2f} points ({100 * top1[1]:+.2f} to {100 * top1[2]:+.2f}).",
         table,
@@ -179,40 +196,36 @@ def fills(evidence: Evidence) -> Diagnostic:
     )
 
 
-def ridge(evidence: Evidence, fit: RidgeFit, scores: ContributionScores) -> Diagnostic:
+def ridge(evidence: Evidence, fit: RidgeFit, scores: ContributionScores, target: int) -> Diagnostic:
     """D6: does a dense linear readout split y_l over depths in the same way?"""
     own = evidence.scores[scores.kind]
-    agreement = rank_agreement(
-        own.matrix.numpy(),
-        scores.matrix.numpy(),
-        score_draws=own.draws[:, :, :-1],
-        effect_draws=scores.draws[:, :, :-1],
-        seed=own.seed,
-    )
-    last = row_agreement(own.matrix[-1].numpy(), scores.matrix[-1].numpy(), seed=own.seed)
+    agreement = _agreement(own, scores)
+    here = causes_by_target(agreement, target)
     table = pd.DataFrame(
         {
-            "source": range(len(own.matrix)),
-            "C of the CLT": own.matrix[-1].tolist(),
-            "C of ridge": scores.matrix[-1].tolist(),
+            "source": range(target + 1),
+            "C of the CLT": own.matrix[target, : target + 1].tolist(),
+            "C of ridge": scores.matrix[target, : target + 1].tolist(),
         }
     )
     s = agreement.spearman
+    r2 = float(np.mean(fit.r2))
     return Diagnostic(
         "D6",
         "Does a dense linear readout tell the same story?",
-        f"y_l from x_0..x_l by ridge regression, fitted on {fit.n_images} other images, R² "
-        f"{np.mean(fit.r2):.3f} as a mean over layers on images held out from the fit; its C by "
-        f"the same formula ({own.kind}); table: shares of the last layer.",
+        f"y_l from x_0..x_l by ridge regression on {fit.tokens} rows of {fit.n_images} other "
+        f"images; R² {r2:.3f} as a mean over layers on the {fit.n_held_out} that chose the "
+        f"penalty; its C by the same formula ({own.kind}, {own.tokens} rows), {own.data}, N = "
+        f"{own.n_images}; table: shares of layer {target}.",
         "The same ranking: C then says where y_l is linearly readable, and neither sparsity nor "
         "features had a part in it.",
-        f"Mean Spearman with ridge's C, off the diagonal, {s.value:.2f} ({s.low:.2f} to "
-        f"{s.high:.2f}); permuted rows {s.floor:.2f}; last layer, all sources, "
-        f"{last.spearman.value:.2f}.",
+        f"Mean Spearman with ridge's C over targets, off the diagonal, {s.value:.2f} ({s.low:.2f} "
+        f"to {s.high:.2f}), 97.5 % of permuted rows below {s.floor_high:.2f}; layer {target} "
+        f"{here:.2f}.",
         table,
         metrics=(
             *agreement.metrics("D6_ridge", own.n_images),
-            Metric("D6_ridge_r2", float(np.mean(fit.r2)), "fraction", fit.n_images, floor=0.0),
+            Metric("D6_ridge_r2", r2, "fraction", fit.n_held_out, floor=0.0),
         ),
     )
 
@@ -238,39 +251,54 @@ def depth_profile(fit: Reconstruction, tokens: str, figures: tuple[go.Figure, ..
         table,
         figures,
         tuple(
-            Metric(f"D7_cross_layer_{r.layer}", r.cross_layer, "fraction", n)
+            Metric(f"D7_{name}_{r.layer}", getattr(r, name), unit, n)
+            for name, unit in (("cross_layer", "fraction"), ("l0", "count"), ("dead", "fraction"))
             for r in rows.itertuples()
         ),
     )
 
 
-def variants(own: ContributionScores, others: Mapping[str, ContributionScores]) -> Diagnostic:
-    """D8: do other seeds, sparsifiers and initialisations give the same ranking?"""
+def variants(
+    scores: Mapping[str, ContributionScores], shapes: Mapping[str, str], trained_on: str
+) -> Diagnostic:
+    """D8: do other seeds, sparsifiers and initialisations give the same ranking?
+
+    Args:
+        scores: of this CLT first, then of every variant, on the same images.
+        shapes: what each one is, for the text.
+        trained_on: how the variants were trained.
+    """
+    own, *_ = scores.values()
     rows, metrics = [], []
-    for name, scores in others.items():
-        agreement = rank_agreement(
-            own.matrix.numpy(),
-            scores.matrix.numpy(),
-            score_draws=own.draws[:, :, :-1],
-            effect_draws=scores.draws[:, :, :-1],
-            seed=own.seed,
-        )
-        last = row_agreement(own.matrix[-1].numpy(), scores.matrix[-1].numpy(), seed=own.seed)
+    for (a, first), (b, second) in combinations(scores.items(), 2):
+        agreement = _agreement(first, second)
         tau = agreement.kendall
-        rows.append((name, tau.value, tau.low, tau.high, tau.floor, last.kendall.value, scores.l0))
-        metrics += agreement.metrics(f"D8_{name}", own.n_images)
-    columns = ["CLT", "Kendall, rows", "low", "high", "permuted", "Kendall, last row", "L0"]
+        rows.append((a, b, tau.value, tau.low, tau.high, tau.floor_high, tau.p))
+        metrics += agreement.metrics(f"D8_{a}_with_{b}", own.n_images)
+    columns = ["CLT", "with", "Kendall's tau", "low", "high", "97.5 % of permuted rows", "p"]
     table = pd.DataFrame(rows, columns=columns)
-    lowest = table.loc[table["Kendall, rows"].idxmin()]
+    defined = table.dropna(subset="Kendall's tau")
+    said = "No pair has a correlation: rows of C do not vary."
+    if len(defined):
+        lowest, highest = (
+            defined.loc[getattr(defined["Kendall's tau"], end)()] for end in ("idxmin", "idxmax")
+        )
+        said = " ".join(
+            f"{word}: {r['CLT']} with {r['with']}, {r[columns[2]]:.2f} "
+            f"({r['low']:.2f} to {r['high']:.2f})."
+            for word, r in (("Lowest", lowest), ("Highest", highest))
+        )
     return Diagnostic(
         "D8",
         "Would another training tell the same story?",
-        f"Kendall's tau between rows of C ({own.kind}, {own.tokens} rows, off the diagonal) of "
-        f"this CLT and of others of the same ViT; {own.data}, N = {own.n_images}.",
-        "Low tau between seeds: the ranking is the training's, not the model's. Low tau between "
-        "sparsifiers or initialisations: it is the method's.",
-        f"Lowest: {lowest['CLT']} with {lowest['Kendall, rows']:.2f} "
-        f"({lowest['low']:.2f} to {lowest['high']:.2f}).",
+        f"Kendall's tau between rows of C ({own.kind}, {own.tokens} rows, off the diagonal, mean "
+        f"over targets) of every two CLTs of the same ViT; {own.data}, N = {own.n_images}. "
+        + "; ".join(f"{name}: {what}" for name, what in shapes.items())
+        + f". Variants: {trained_on}.",
+        "Low tau between two that differ in the seed alone: the ranking is the training's, not the "
+        "model's. Low tau between sparsifiers or initialisations at one seed: it is the method's. "
+        "(This CLT may differ from the variants in width and training as well.)",
+        said,
         table,
         metrics=tuple(metrics),
     )
@@ -301,27 +329,51 @@ def shortcut() -> Diagnostic:
 
 
 def controls(
-    evidence: Evidence, shuffled: Evidence, random: Mapping[str, ContributionScores]
+    evidence: Evidence,
+    shuffled: Evidence,
+    random: Mapping[str, ContributionScores],
+    trained_on: str,
 ) -> Diagnostic:
     """D11: what do terms dealt by chance, and an untrained ViT, give?"""
     own = evidence.scores["projection"]
     rows = [(c.name, c.holds, c.reason) for c in shuffled.conditions]
     table = pd.DataFrame(rows, columns=["condition", "holds for shuffled terms", "reason"])
     found = f"Terms shuffled over sources: {shuffled.verdict}."
-    metrics = []
+    metrics = [
+        Metric(f"D11_shuffled_{c.name.replace(' ', '_')}", int(c.holds), "count", own.n_images)
+        for c in shuffled.conditions
+    ]
+    causes = shuffled.agreement["projection", "mean", "total"]
+    metrics += causes.metrics("D11_shuffled_causes", own.n_images)
     for name, scores in random.items():
-        agreement = rank_agreement(own.matrix.numpy(), scores.matrix.numpy(), seed=own.seed)
+        agreement = _agreement(own, scores)
         tau = agreement.kendall
-        found += f" Kendall's tau with C of {name}: {tau.value:.2f}."
+        found += (
+            f" Kendall's tau with C of {name}: {tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f}), "
+            f"97.5 % of permuted rows below {tau.floor_high:.2f}."
+        )
         metrics += agreement.metrics(f"D11_{name}", own.n_images)
+    more = f" ({trained_on})" if random else ""
     return Diagnostic(
         "D11",
         "What do controls give?",
         "The same CLT with the terms of every row dealt to sources by chance, judged by the same "
-        "rule; and C of CLTs of the same ViT with random weights.",
+        f"rule; and C of CLTs of the same ViT with the entries of every weight permuted{more}; "
+        f"{own.data}, N = {own.n_images}, {own.tokens} rows.",
         'Anything but "unsupported" for shuffled terms; a high tau with an untrained network, '
         "whose layers build no answer.",
         found,
         table,
         metrics=tuple(metrics),
+    )
+
+
+def _agreement(a: ContributionScores, b: ContributionScores) -> RankAgreement:
+    """Rows of C of two transcoders on the same images, paired."""
+    return rank_agreement(
+        a.matrix.numpy(),
+        b.matrix.numpy(),
+        score_draws=a.draws[:, :, :-1],
+        effect_draws=b.draws[:, :, :-1],
+        seed=a.seed,
     )

@@ -1,9 +1,12 @@
 """Evidence for a CLT's attribution of one layer, and the verdict drawn from it by a fixed rule.
 
-    1. causes    C ranks layers as true ablation does: the interval of the mean rank correlation
-                 with the ViT's own causal effects, off-diagonal, lies above 0
+    1. causes    C ranks layers as true ablation does: over all targets, the interval of the mean
+                 rank correlation with the ViT's own causal effects, off-diagonal, lies above 0, and
+                 its value above what 97.5 % of permuted rows of C reach (an interval over images
+                 alone shrinks around any number, chance agreement of a few layers included)
     2. best sets the k sources with the highest C are among the best 5 % of all sets of k when kept
-                 (loss, dropped terms at zero), and better than the k deepest (paired interval)
+                 (loss, dropped terms at zero), and better than the k deepest (paired interval);
+                 chosen on every other image, read on those between
     3. fill      their lead over the k deepest is there at zero fill, and its paired interval stays
                  above 0 when dropped terms are at their mean
 
@@ -25,14 +28,15 @@ from vit_clt.analysis.causal import CausalEffects
 from vit_clt.analysis.contributions import (
     ContributionScores,
     ScoreKind,
-    contribution_moments,
+    contribution_scores,
     score,
 )
 from vit_clt.analysis.keep_sets import KeepSets, keep_sets
-from vit_clt.analysis.rank_agreement import RankAgreement, rank_agreement
+from vit_clt.analysis.moments import contribution_moments
+from vit_clt.analysis.rank_agreement import MIN_SOURCES, RankAgreement, rank_agreement
 from vit_clt.analysis.target_effects import PATHS, Path
 from vit_clt.analysis.term_sets import Fill
-from vit_clt.data import ImageData
+from vit_clt.data import ImageData, ImageRows
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, TokenKind, layer_list
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -65,6 +69,7 @@ class Evidence:
     """The same for a ranking by depth alone (deeper source first), total effects, mean ablation:
     what needs no CLT."""
     sets: dict[Fill, KeepSets]
+    """Chosen by `projection` on every other image, read on those between."""
 
     @cached_property
     def conditions(self) -> list[Condition]:
@@ -77,13 +82,15 @@ class Evidence:
         last = next(mark for mark in zero.marked if mark.name == "last")
         same = last.sources == zero.chosen.sources
         note = " (the chosen set is the deepest one)" if same else ""
+        own = causes_by_target(self.agreement["projection", "mean", "total"], zero.target)
         return [
             Condition(
                 "causes",
-                causes.low > 0,
-                f"mean Spearman {causes.value:.2f} ({causes.low:.2f} to {causes.high:.2f}), "
-                f"permuted rows {causes.floor:.2f}, depth alone "
-                f"{self.depth_agreement.spearman.value:.2f}",
+                causes.low > 0 and causes.value > causes.floor_high,
+                f"mean Spearman over targets {causes.value:.2f} ({causes.low:.2f} to "
+                f"{causes.high:.2f}), 97.5 % of permuted rows below {causes.floor_high:.2f}, p "
+                f"{causes.p:.3f}; depth alone {self.depth_agreement.spearman.value:.2f}; layer "
+                f"{zero.target} {own:.2f}",
             ),
             Condition(
                 "best sets",
@@ -94,8 +101,8 @@ class Evidence:
             Condition(
                 "fill",
                 lead > 0 and mean_low > 0,
-                f"with dropped terms at their mean {mean_lead:+.4f} nats "
-                f"({mean_low:+.4f} to {mean_high:+.4f}){note}",
+                f"{lead:+.4f} nats at zero fill, {mean_lead:+.4f} ({mean_low:+.4f} to "
+                f"{mean_high:+.4f}) with dropped terms at their mean{note}",
             ),
         ]
 
@@ -140,12 +147,14 @@ def gather_evidence(
         raise InputError(f"effects hold fills {sorted(by_fill)}; expected mean among them.")
     tokens = by_fill["mean"].tokens
     for each in effects:
-        if (each.tokens, each.data, each.n) != (tokens, data.name, len(data)):
+        measured = (each.site, each.ablated, each.tokens, each.data, each.n, each.seed)
+        if measured != ("mlp", "all", tokens, data.name, len(data), seed):
             raise InputError(
-                f"effects were measured on {each.tokens} rows of {each.data} (N = {each.n}); "
-                f"expected {tokens} rows of {data.name} (N = {len(data)})."
+                f"effects are of {each.ablated} rows of {each.site} on {each.tokens} rows of "
+                f"{each.data} (N = {each.n}, seed {each.seed}); expected all rows of mlp on "
+                f"{tokens} rows of {data.name} (N = {len(data)}, seed {seed})."
             )
-    check_question(vit, tokens, target, k)
+    check_question(vit, data, tokens, target, k)
     moments = contribution_moments(vit, clt, data, progress=progress)
     scores = {kind: score(moments, tokens=tokens, kind=kind, seed=seed) for kind in KINDS}
     agreement = {
@@ -160,6 +169,11 @@ def gather_evidence(
         for fill, found in by_fill.items()
         for path in PATHS
     }
+    # a set chosen and read on the same images could owe its place to them
+    chosen_on, read_on = (ImageRows(data, range(first, len(data), 2)) for first in (0, 1))
+    ranking = contribution_scores(
+        vit, clt, chosen_on, tokens=tokens, kind="projection", seed=seed, progress=progress
+    )
     n = len(scores["projection"].matrix)
     total = by_fill["mean"]
     by_depth = rank_agreement(
@@ -172,10 +186,10 @@ def gather_evidence(
         fill: keep_sets(
             vit,
             clt,
-            data,
+            read_on,
             zs,
             k=k,
-            scores=scores["projection"],
+            scores=ranking,
             target=target,
             tokens=tokens,
             fill=fill,
@@ -187,22 +201,48 @@ def gather_evidence(
     return Evidence(scores, agreement, by_depth, sets)
 
 
-def check_question(vit: HookedViT, tokens: TokenKind, target: int, k: int) -> None:
-    """Refuse what no keep-set could answer, before anything is computed.
+def check_question(
+    vit: HookedViT, data: ImageData, tokens: TokenKind, target: int, k: int, name: str = "k"
+) -> None:
+    """Refuse what could not be answered, before anything is computed.
+
+    Args:
+        vit: the model.
+        data: the images.
+        tokens: rows scored.
+        target: the layer whose reconstruction is taken apart.
+        k: sources a keep-set holds.
+        name: what the caller calls k.
 
     Raises:
-        InputError: a target or k out of range, or rows that cannot reach the output.
+        InputError: a model of fewer than 4 layers, fewer than 4 images, no class names, a target
+            or k out of range, or rows that cannot reach the output.
     """
-    [layer] = layer_list(target, vit.cfg.n_layers)
+    n = vit.cfg.n_layers
+    if n <= MIN_SOURCES:
+        raise InputError(
+            f"the model has {n} layers; ranking sources needs at least {MIN_SOURCES + 1}."
+        )
+    if len(data) < 4:
+        raise InputError(f"data has {len(data)} images; expected at least 4, two halves of two.")
+    if not data.class_names:
+        raise InputError(f"data is {data.name}, which has no class names; expected labels.")
+    [layer] = layer_list(target, n)
     if not 0 < k <= layer:
         raise InputError(
-            f"k is {k}; layer {layer} has {layer + 1} sources, expected at least 1 and fewer."
+            f"{name} is {k}; layer {layer} has {layer + 1} sources, expected 1 to {layer}."
         )
-    if tokens == "patch" and layer == vit.cfg.n_layers - 1 and vit.cfg.pools_cls:
+    if tokens == "patch" and layer == n - 1 and vit.cfg.pools_cls:
         raise InputError(
             "tokens is patch at the last layer, whose rows cannot reach the output; expected "
             "another target or cls."
         )
+
+
+def causes_by_target(agreement: RankAgreement, target: int) -> float:
+    """Spearman correlation of one target's row, NaN where it has too few sources."""
+    rows = agreement.by_target.set_index("target")["spearman"]
+    return float(rows.get(target, float("nan")))
 
 
 def _lead(sets: KeepSets) -> tuple[float, float, float]:

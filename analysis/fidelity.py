@@ -16,10 +16,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 
 from vit_clt.analysis.cascade import Cascade, cascade
+from vit_clt.analysis.intervals import interval
 from vit_clt.analysis.readings import Accuracy, Measure
 from vit_clt.analysis.reconstruction import Reconstruction, reconstruction
 from vit_clt.config import CLTConfig
@@ -55,6 +58,14 @@ class Fidelity:
     data: str
     seed: int
     """Of the bootstrap."""
+    draws: dict[str, dict[Measure, Float[np.ndarray, " resample"]]]
+    """Per transcoder, accuracy and loss of the replaced model on the shared resamples."""
+
+    def difference(self, a: str, b: str, measure: Measure = "loss") -> tuple[float, float, float]:
+        """a - b of two transcoders with its paired 95 % interval: (value, low, high)."""
+        values = self.frame.set_index("name")[measure]
+        apart = self.draws[a][measure] - self.draws[b][measure]
+        return float(values[a] - values[b]), *interval(apart)
 
     @property
     def n(self) -> int:
@@ -114,6 +125,7 @@ def fidelity(
     """
     data = as_image_data(data)
     rows: list[dict[str, Any]] = []
+    draws: dict[str, dict[Measure, np.ndarray]] = {}
     read: Cascade | None = None
     for name, clt in clts:
         if name in {row["name"] for row in rows}:
@@ -123,12 +135,23 @@ def fidelity(
             vit, clt, data, zs, tokens=tokens, first_layers=[0], seed=seed, progress=progress
         )
         rows.append({"name": name, **_size(clt.config, fit, tokens), **_readings(read, tokens)})
+        version = read.readings.names.index(f"{tokens}_stream_0")
+        samples = read.readings.samples
+        draws[name] = {measure: drawn[:, version] for measure, drawn in samples.items()}
     if read is None:
         raise InputError("clts is empty; expected at least one transcoder.")
     names = ("original", f"{tokens}_mean_0", f"{tokens}_zero_0")
     original, floor_mean, floor_zero = (read.readings[name] for name in names)
     return Fidelity(
-        pd.DataFrame(rows), original, floor_mean, floor_zero, tokens, zs.name, data.name, seed
+        frame=pd.DataFrame(rows),
+        original=original,
+        floor_mean=floor_mean,
+        floor_zero=floor_zero,
+        tokens=tokens,
+        templates=zs.name,
+        data=data.name,
+        seed=seed,
+        draws=draws,
     )
 
 

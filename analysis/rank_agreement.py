@@ -55,16 +55,21 @@ class RankAgreement:
     """Targets in the mean: at least three sources, and both rows defined and varying."""
 
     def metrics(self, prefix: str, n: int) -> list[Metric]:
-        """Both means with their intervals; the floor is that of permuted rows.
+        """Both means with their intervals, what permuted rows reach (97.5 %), and p.
 
         Args:
             prefix: what is compared, the start of each name.
             n: images.
         """
-        return [
-            Metric(f"{prefix}_{name}", a.value, "fraction", n, a.low, a.high, a.floor)
-            for name, a in (("spearman", self.spearman), ("kendall", self.kendall))
-        ]
+        found = []
+        for name, a in (("spearman", self.spearman), ("kendall", self.kendall)):
+            whole = f"{prefix}_{name}"
+            found += [
+                Metric(whole, a.value, "fraction", n, a.low, a.high, a.floor),
+                Metric(f"{whole}_permuted_high", a.floor_high, "fraction", n),
+                Metric(f"{whole}_p", a.p, "fraction", n),
+            ]
+        return found
 
 
 def rank_agreement(

@@ -42,6 +42,10 @@ class RidgeFit:
     """Per target, on the images that chose the penalty (mean of all rows as the baseline)."""
     n_images: int
     """Images the coefficients were fitted on."""
+    n_held_out: int
+    """Images that chose the penalties."""
+    tokens: TokenKind
+    """Rows fitted."""
 
 
 @torch.no_grad()
@@ -55,8 +59,9 @@ def ridge_transcoder(
 ) -> RidgeFit:
     """Fit the regression on the teacher trajectory, sums in float64.
 
-    Every fifth image is left out of the fit and chooses the penalty of each target. Memory: two
-    matrices of (n_layers d_model)^2 float64 numbers, 1.4 GB at ViT-B.
+    Every fifth image is left out of the fit and chooses the penalty of each target. Memory: for
+    those and for the others (n_layers d_model)^2 float64 numbers and as many again over d_model /
+    n_layers, and two such matrices while solving: 4 GB at ViT-B.
 
     Args:
         vit: the teacher.
@@ -106,7 +111,8 @@ def ridge_transcoder(
         clt.b_dec[l].copy_(bias)
         chosen.append(penalty)
         scores.append(r2)
-    return RidgeFit(clt, chosen, scores, len(data) - -(-len(data) // HELD_OUT_EVERY))
+    n_held_out = -(-len(data) // HELD_OUT_EVERY)
+    return RidgeFit(clt, chosen, scores, len(data) - n_held_out, n_held_out, tokens)
 
 
 @dataclass

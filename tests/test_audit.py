@@ -37,7 +37,7 @@ def test_the_plan_is_printed_and_nothing_is_written(
     assert main([*args, "--plan", "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum("features a layer" in line for line in lines) == 10
-    assert lines[-1].startswith("10 trainings on digits (train) (30 images): about ")
+    assert lines[-1].startswith("to train: 10, on digits (train) (30 images), about ")
     assert not (tmp_path / "out").exists()
 
 
@@ -49,7 +49,7 @@ def test_a_whole_audit(
     args += ["--per-layer", str(folders["per_layer"]), "--variants", str(folders["other"])]
     assert main([*args, "--templates", "single", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "1 trainings on digits (train) (30 images)" in printed
+    assert "to train: 1, on digits (train) (30 images)" in printed
     document = json.loads((out / "metrics.json").read_text())
     context, metrics = document["context"], {m["name"]: m for m in document["metrics"]}
     assert context["verdict"] in ("supported", "mixed", "unsupported")
@@ -65,10 +65,11 @@ def test_a_whole_audit(
     assert page.count("A bad answer") == 10
     frame = pd.read_csv(out / "audit.csv")
     assert len(frame) == len(metrics)
-    assert metrics["D8_other_kendall"]["value"] == pytest.approx(
-        frame.set_index("name").loc["D8_other_kendall", "value"]
+    assert metrics["D8_this CLT_with_other_kendall"]["value"] == pytest.approx(
+        frame.set_index("name").loc["D8_this CLT_with_other_kendall", "value"]
     )
     # finished rivals are not trained again
+    assert not (out / "runs" / "shuffled-weights" / "checkpoints").exists()
     before = (out / "runs" / "shuffled-weights" / "model.safetensors").stat().st_mtime_ns
     assert main([*args, "--templates", "single", "--out", str(out), "--resume"]) == 0
     assert (out / "runs" / "shuffled-weights" / "model.safetensors").stat().st_mtime_ns == before
@@ -91,13 +92,17 @@ def test_what_was_not_given_is_said_to_be_missing(
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--train-data", "digits", "--split", "test"], None),
-        (["--split", "train"], "the images rivals would be fitted on; expected held-out ones"),
+        (["--split", "test"], None),
+        (["--split", "train"], "the images trained on; expected held-out ones"),
         (["--per-layer", "own"], "per-layer names .*own, which is a cross-layer transcoder"),
         (["--variants", "per_layer"], "variants names .*, which is a per-layer transcoder"),
-        (["--resume", "--overwrite"], "overwrite and resume are both set; expected one of them"),
+        (["--resume", "--overwrite"], "resume and overwrite are both set; expected one of them"),
         (["--k", "500"], "l0 is 500; expected at least 1 and at most 24 features"),
-        (["--keep", "8"], "k is 8; layer 7 has 8 sources"),
+        (["--k", "0"], "k is 0; expected at least 1"),
+        (["--clt", "per_layer"], "clt is a per-layer transcoder; expected one that reads across"),
+        (["--full", "--no-train"], "full and no-train are both set; expected one of them"),
+        (["--variants", "other", "--full"], "full and variants are both set; expected one of"),
+        (["--keep", "8"], "keep is 8; layer 7 has 8 sources, expected 1 to 7"),
         (["--tokens", "patch"], "tokens is patch at the last layer, whose rows cannot reach"),
     ],
 )
@@ -109,7 +114,8 @@ def test_bad_input(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     more = [str(folders.get(each, each)) for each in more]
-    args = ["audit", "--clt", str(folders["own"]), "--limit", "6", "--train-limit", "6", *more]
+    args = ["audit", "--limit", "6", "--train-limit", "6", *more]
+    args += [] if "--clt" in more else ["--clt", str(folders["own"])]
     code = main([*args, "--plan", "--out", str(tmp_path / "out")])
     error = capsys.readouterr().err.strip().splitlines()
     if sentence is None:

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, ZeroShot, load_data, train
+from vit_clt.analysis import contribution_scores, keep_sources
 from vit_clt.analysis.causal import causal_effects
-from vit_clt.analysis.evidence import Evidence, gather_evidence
+from vit_clt.analysis.evidence import Evidence, check_question, gather_evidence
 from vit_clt.analysis.keep_sets import KeepSets, MarkedSet
 from vit_clt.analysis.rank_agreement import Agreement, RankAgreement
 from vit_clt.analysis.readings import gather_readings
 from vit_clt.analysis.shuffled import ShuffledSources
+from vit_clt.data import ImageRows, TensorImages
 from vit_clt.zero_shot import Outcome
 
 N = 60
@@ -53,15 +55,17 @@ def sets(lead: float, noise: float, better: float, same: bool = False) -> KeepSe
     )
 
 
-def agreement(low: float | int) -> RankAgreement:
-    found = Agreement(low + 0.1, low, low + 0.2, 0.0, -0.2, 0.2, 0.5)
-    return RankAgreement(pd.DataFrame(), found, found, 1)
+def agreement(low: float | int, chance: float | int = 0.05) -> RankAgreement:
+    found = Agreement(low + 0.1, low, low + 0.2, 0.0, -chance, chance, 0.5)
+    return RankAgreement(pd.DataFrame({"target": [2], "spearman": [0.5]}), found, found, 1)
 
 
-def evidence(low: float, zero: KeepSets, mean: KeepSets) -> Evidence:
+def evidence(
+    low: float | int, zero: KeepSets, mean: KeepSets, chance: float | int = 0.05
+) -> Evidence:
     return Evidence(
         scores={},
-        agreement={("projection", "mean", "total"): agreement(low)},
+        agreement={("projection", "mean", "total"): agreement(low, chance)},
         depth_agreement=agreement(0.0),
         sets={"zero": zero, "mean": mean},
     )
@@ -86,6 +90,13 @@ def test_each_condition_counts(low, zero, mean, holds, verdict):
     found = evidence(low, zero, mean)
     assert [c.holds for c in found.conditions] == holds
     assert found.verdict == verdict
+
+
+def test_agreement_that_permuted_rows_reach_is_none():
+    assert evidence(0.1, GOOD, GOOD, chance=0.19).conditions[0].holds
+    found = evidence(0.1, GOOD, GOOD, chance=0.2)
+    assert not found.conditions[0].holds
+    assert "97.5 % of permuted rows below 0.20" in found.conditions[0].reason
 
 
 def test_a_chosen_set_that_is_the_deepest_has_no_lead():
@@ -120,8 +131,13 @@ def test_terms_dealt_by_chance_come_out_unsupported(study):
 def test_what_was_gathered_is_what_each_study_gives(study):
     vit, clt, data, zs, effects = study
     found = gather_evidence(vit, clt, data, zs, effects, k=2)
-    row = found.scores["projection"].matrix[-1]
+    # chosen on every other image, read on those between
+    row = contribution_scores(vit, clt, ImageRows(data, range(0, N, 2))).matrix[-1]
     assert found.sets["zero"].chosen.sources == tuple(sorted(row.topk(2).indices.tolist()))
+    between = ImageRows(data, range(1, N, 2))
+    kept = keep_sources(vit, clt, between, zs, sources=found.sets["zero"].chosen.sources)
+    assert found.sets["zero"].chosen.loss == pytest.approx(kept.loss, abs=1e-5)
+    assert found.sets["zero"].readings.n == N // 2
     assert set(found.sets) == {"zero", "mean", "resample"}
     assert {(kind, path) for kind, _, path in found.agreement} == {
         (kind, path) for kind in ("projection", "centred") for path in ("total", "direct")
@@ -134,12 +150,31 @@ def test_what_was_gathered_is_what_each_study_gives(study):
     assert by_target[7] == pytest.approx(float(expected))
 
 
-def test_bad_input(study):
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"fill": "zero"}, r"effects hold fills .*; expected mean among them"),
+        ({"n": 8}, r"on cls rows of digits .*N = 8, seed 0.; expected all rows of mlp"),
+        ({"seed": 3}, r"seed 3.; expected all rows of mlp on cls rows of .*seed 0"),
+        ({"site": "attn"}, r"effects are of all rows of attn"),
+        ({"ablated": "cls"}, r"effects are of cls rows of mlp"),
+        ({"tokens": "patch"}, r"tokens is patch at the last layer"),
+    ],
+)
+def test_effects_of_something_else(study, changes, sentence):
     vit, clt, data, zs, effects = study
-    with pytest.raises(InputError, match=r"effects hold fills .*; expected mean among them"):
-        gather_evidence(vit, clt, data, zs, [replace(effects[0], fill="zero")])
-    with pytest.raises(InputError, match=r"effects were measured on cls rows of .* .N = 60"):
-        gather_evidence(vit, clt, load_data("digits", vit=vit, limit=8), zs, effects)
-    patches = [replace(effects[0], tokens="patch")]
-    with pytest.raises(InputError, match="tokens is patch at the last layer"):
-        gather_evidence(vit, clt, data, zs, patches)
+    with pytest.raises(InputError, match=sentence):
+        gather_evidence(vit, clt, data, zs, [replace(effects[0], **changes)])
+
+
+def test_questions_that_cannot_be_answered(study):
+    vit, _, data, *_ = study
+    for k in (0, 8):
+        with pytest.raises(
+            InputError, match=f"keep is {k}; layer 7 has 8 sources, expected 1 to 7"
+        ):
+            check_question(vit, data, "cls", -1, k, "keep")
+    with pytest.raises(InputError, match="data has 3 images; expected at least 4"):
+        check_question(vit, load_data("digits", vit=vit, limit=3), "cls", -1, 2)
+    with pytest.raises(InputError, match="which has no class names"):
+        check_question(vit, TensorImages(data.batch(range(4))[0]), "cls", -1, 2)

@@ -120,7 +120,12 @@ def test_one_row_over_all_its_sources() -> None:
     assert found.spearman.value == pytest.approx(spearmanr(c, rise).statistic)
     assert found.kendall.value == pytest.approx(kendalltau(c, rise).statistic)
     assert found.spearman.low <= found.spearman.high
-    assert [m.name for m in found.metrics("x", 9)] == ["x_spearman", "x_kendall"]
+    values = {m.name: m.value for m in found.metrics("x", 9)}
+    for name, agreement in (("x_spearman", found.spearman), ("x_kendall", found.kendall)):
+        assert values[name] == agreement.value
+        assert values[f"{name}_permuted_high"] == agreement.floor_high
+        assert values[f"{name}_p"] == agreement.p
+    assert len(values) == 6
     assert found.metrics("x", 9)[0].floor == found.spearman.floor
 
 

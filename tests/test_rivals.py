@@ -1,5 +1,7 @@
 """What the audit trains: sizes that are equal where they say so, resumed and reused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -34,7 +36,7 @@ def test_per_layer_rivals_are_equal_in_what_they_say(n_layers):
 def test_variants_by_default_and_in_full():
     config = CLTConfig(4, 16, 2048, ReLUTopK(k=5))
     small = [r for r in planned_rivals(config, SETTINGS, 5) if r.role == "variant"]
-    assert [r.settings.seed for r in small] == [5, 6, 7, 5, 5, 5]
+    assert [r.settings.seed for r in small] == [6, 7, 8, 6, 6, 6]
     assert {r.config.n_features for r in small} == {1024}
     kinds = [type(r.config.sparsifier) for r in small]
     assert kinds == [ReLUTopK, ReLUTopK, ReLUTopK, AbsTopK, JumpReLU, ReLUTopK]
@@ -67,16 +69,45 @@ def test_rivals_are_trained_once_and_reused(tiny_vit, tmp_path):
     config = CLTConfig(4, 16, 24, ReLUTopK(k=3))
     runs = [r for r in planned_rivals(config, SETTINGS, 3) if r.role != "variant"]
     first = train_rivals(tiny_vit, data, runs, tmp_path)
-    assert set(first.per_layer) == {r.name for r in runs if r.role == "per_layer"}
-    (model, clt), *_ = first.untrained.values()
+    assert [name for name, _ in first.per_layer] == [r.name for r in runs if r.role == "per_layer"]
+    ((_, model, clt),) = first.untrained
     assert clt.config.teacher.weights_sha256 == model.identity().weights_sha256
     assert clt.config.teacher.weights_sha256 != tiny_vit.identity().weights_sha256
+    assert first.trained_on == "noise, 24 images, 1 epochs of 32 rows a step, lr 0.0002"
     written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/model.safetensors")}
     assert len(written) == len(runs)
     again = train_rivals(tiny_vit, data, runs, tmp_path)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/model.safetensors")} == written
-    for name, each in again.per_layer.items():
-        assert torch.equal(each.b_dec, first.per_layer[name].b_dec)
-    wider = planned_rivals(CLTConfig(4, 16, 48, ReLUTopK(k=3)), SETTINGS, 3)
-    with pytest.raises(InputError, match="of another shape or sparsifier than per-layer"):
-        train_rivals(tiny_vit, data, wider, tmp_path)
+    for (_, one), (_, other) in zip(first.per_layer, again.per_layer, strict=True):
+        assert torch.equal(one.b_dec, other.b_dec)
+    # started anew, they come out the same, to the bit
+    before = [clt.state_dict() for _, clt in first.per_layer]
+    fresh = train_rivals(tiny_vit, data, runs, tmp_path, fresh=True)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/model.safetensors")} != written
+    for state, (_, clt) in zip(before, fresh.per_layer, strict=True):
+        assert all(torch.equal(state[name], value) for name, value in clt.state_dict().items())
+
+
+def test_rivals_trained_otherwise_are_not_taken_for_these(tiny_vit, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    data = TensorImages(torch.randn(24, 3, 12, 12, generator=generator), name="noise")
+    config = CLTConfig(4, 16, 24, ReLUTopK(k=3))
+
+    def first_of(settings, config=config):
+        return [r for r in planned_rivals(config, settings, 3) if r.role == "per_layer"][:1]
+
+    train_rivals(tiny_vit, data, first_of(SETTINGS), tmp_path)
+    for runs, images, sentence in (
+        (first_of(replace(SETTINGS, seed=77)), data, "holds a rival with seed 5; expected 77"),
+        (first_of(replace(SETTINGS, lr=1.0)), data, "holds a rival with lr 0.0002; expected 1.0"),
+        (first_of(SETTINGS, replace(config, n_features=48)), data, "n_features 24; expected 48"),
+        (first_of(SETTINGS), TensorImages(data.images[:20], name="fewer"), "a rival with data '"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            train_rivals(tiny_vit, images, runs, tmp_path)
+
+
+def test_a_per_layer_transcoder_has_no_such_rivals():
+    config = CLTConfig(4, 16, 24, ReLUTopK(k=3), cross_layer=False)
+    with pytest.raises(InputError, match="clt is a per-layer transcoder; expected one that reads"):
+        planned_rivals(config, SETTINGS, 3)

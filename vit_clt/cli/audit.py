@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from vit_clt.cli.options import CLTOptions, OutputOptions, Tokens, print_table
+from vit_clt.cli.options import (
+    CLTOptions,
+    OutputOptions,
+    Tokens,
+    check_held_out,
+    distinct_names,
+    print_table,
+)
 from vit_clt.cli.training_options import preset_in
 from vit_clt.errors import InputError
 from vit_clt.train_config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
-    from vit_clt.analysis.rivals import RivalRun, Rivals
+    from vit_clt.analysis.rivals import RivalRun, SavedCLTs
     from vit_clt.data import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.transcoder import CrossLayerTranscoder
 
-STUDY_FILE = "study.json"
+STUDY_FILE, RUNS = "study.json", "runs"
 FILES = (STUDY_FILE, "audit.html", "audit.csv", "metrics.json")
 
 
 @dataclass(kw_only=True)
 class Audit(CLTOptions, OutputOptions):
-    """Can this CLT's attribution be believed? Diagnostics D1 to D11, and a verdict by rule.
+    """Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10, D11) and a verdict.
 
     The plan and its cost are printed first. Rivals are trained into OUT/runs, where --resume goes
     on, or given with --per-layer and --variants; --no-train leaves out what is not given.
@@ -80,16 +87,23 @@ class Audit(CLTOptions, OutputOptions):
 
         from vit_clt.analysis import audit
         from vit_clt.analysis.evidence import check_question
+        from vit_clt.analysis.rivals import train_rivals
         from vit_clt.cli.train import asked_to_stop
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
         from vit_clt.zero_shot import ZeroShot
 
-        if self.resume and self.overwrite:
-            raise InputError("overwrite and resume are both set; expected one of them.")
+        for one, other in (
+            ("resume", "overwrite"),
+            ("full", "variants"),
+            ("full", "no-train"),
+            ("k", "no-train"),
+        ):
+            if self._is_set(one) and self._is_set(other):
+                raise InputError(f"{one} and {other} are both set; expected one of them.")
         folder = OutputFolder(self.out, FILES, self.overwrite, STUDY_FILE if self.resume else None)
         vit, clt, data = self.load_all(self.device)
-        check_question(vit, self.tokens, self.target, self.keep)
+        check_question(vit, data, self.tokens, self.target, self.keep, "keep")
         fit = self._training_images(vit, data)
         zs = ZeroShot(vit, data.class_names, self.templates)
         runs = self._planned(clt)
@@ -101,7 +115,20 @@ class Audit(CLTOptions, OutputOptions):
         if not folder.resumes:
             folder.write(STUDY_FILE, json.dumps(asdict(self), indent=1, default=str) + "\n")
         with asked_to_stop() as stop:
-            rivals = self._rivals(vit, fit, runs, given, stop)
+            rivals = train_rivals(
+                vit,
+                fit,
+                runs,
+                self.out / RUNS,
+                fresh=self.overwrite,
+                should_stop=stop,
+                progress=True,
+            )
+        rivals = replace(
+            rivals,
+            per_layer=given.get("per-layer", rivals.per_layer),
+            variants=given.get("variants", rivals.variants),
+        )
         found = audit(
             vit,
             clt,
@@ -133,6 +160,9 @@ class Audit(CLTOptions, OutputOptions):
             "left_out": found.left_out,
             "fitted_on": fit.name,
             "rivals": [run.name for run in runs],
+            "rivals_trained_on": rivals.trained_on,
+            "per_layer": list(self.per_layer),
+            "variants": list(self.variants),
         }
         folder.write("metrics.json", metrics_json(metrics, **context))
         print(f"{found.data}, N = {found.n}, {self.tokens} rows of layer {found.target}")
@@ -140,18 +170,16 @@ class Audit(CLTOptions, OutputOptions):
         print_table(pd.DataFrame(rows, columns=["condition", "holds", "measured"]))
         print(f"verdict: {found.verdict}; open {folder.path / 'audit.html'}")
 
-    def _training_images(self, vit: HookedViT, data: ImageData) -> ImageData:
-        from vit_clt.fingerprints import data_fingerprint
+    def _is_set(self, option: str) -> bool:
+        return not self.train if option == "no-train" else bool(getattr(self, option) or 0)
 
-        options = replace(self, data=self.train_data or self.data, limit=self.train_limit)
-        if self.train_data is not None:
-            options = replace(options, split=None)
+    def _training_images(self, vit: HookedViT, data: ImageData) -> ImageData:
+        # --split names the images that are studied, never those that are trained on
+        options = replace(
+            self, data=self.train_data or self.data, limit=self.train_limit, split=None
+        )
         fit = options.load_images(vit, "train")
-        if data_fingerprint(fit) == data_fingerprint(data):
-            raise InputError(
-                f"data is {data.name}, the images rivals would be fitted on; expected held-out "
-                "ones, with train-data naming the others."
-            )
+        check_held_out(fit, data)
         return fit
 
     def _planned(self, clt: CrossLayerTranscoder) -> list[RivalRun]:
@@ -159,56 +187,50 @@ class Audit(CLTOptions, OutputOptions):
 
         if not self.train:
             return []
-        k = self.k or getattr(clt.config.sparsifier, "k", None)
+        k = getattr(clt.config.sparsifier, "k", None) if self.k is None else self.k
         if k is None:
             raise InputError(
                 "k is missing; a JumpReLU CLT does not say the L0 its rivals should have, expected "
                 "a number (vit-clt reconstruct measures its own)."
             )
+        if k < 1:
+            raise InputError(f"k is {k}; expected at least 1.")
         runs = planned_rivals(clt.config, self.training, k, full=self.full)
         given = {"per_layer": self.per_layer, "variant": self.variants}
         return [run for run in runs if not given.get(run.role)]
 
-    def _given(self, vit: HookedViT) -> dict[str, dict[str, CrossLayerTranscoder]]:
-        """Rivals already trained, by role and name, checked against the teacher."""
-        found: dict[str, dict[str, CrossLayerTranscoder]] = {}
+    def _given(self, vit: HookedViT) -> dict[str, SavedCLTs]:
+        """Rivals already trained, by option, each checked against the teacher."""
+        from vit_clt.analysis.rivals import SavedCLTs
+
+        found = {}
         for option, places in (("per-layer", self.per_layer), ("variants", self.variants)):
-            for place in places:
-                each = self.load_clt(place, self.device)
+            if not places:
+                continue
+            if len(set(places)) < len(places):
+                raise InputError(f"{option} names one folder twice; expected different ones.")
+            saved = SavedCLTs(dict(zip(distinct_names(places), places, strict=True)), self.device)
+            for name, each in saved:
                 if each.config.cross_layer == (option == "per-layer"):
                     kind = "cross-layer" if each.config.cross_layer else "per-layer"
-                    raise InputError(f"{option} names {place}, which is a {kind} transcoder.")
+                    raise InputError(f"{option} names {name}, which is a {kind} transcoder.")
                 self.check_teacher(vit, each)
-                found.setdefault(option, {})[Path(place).name] = each
+            found[option] = saved
         return found
-
-    def _rivals(
-        self,
-        vit: HookedViT,
-        fit: ImageData,
-        runs: Sequence[RivalRun],
-        given: dict[str, dict[str, CrossLayerTranscoder]],
-        stop: Callable[[], bool],
-    ) -> Rivals:
-        from vit_clt.analysis.rivals import train_rivals
-
-        trained = train_rivals(vit, fit, runs, self.out / "runs", should_stop=stop, progress=True)
-        return replace(
-            trained,
-            per_layer={**given.get("per-layer", {}), **trained.per_layer},
-            variants={**given.get("variants", {}), **trained.variants},
-        )
 
     def _print_plan(self, vit: HookedViT, fit: ImageData, runs: Sequence[RivalRun]) -> None:
         """What will be trained, and its cost by formula and short trials, before anything is."""
+        from vit_clt.analysis.rivals import is_finished
         from vit_clt.estimate import duration, estimate, seconds_per_step
         from vit_clt.transcoder import CrossLayerTranscoder
 
-        if not runs:
-            print("nothing is trained")
+        missing = [run for run in runs if not is_finished(run, self.out / RUNS) or self.overwrite]
+        done = f"; {len(runs) - len(missing)} are finished" if len(missing) < len(runs) else ""
+        if not missing:
+            print(f"nothing is trained{done}")
             return
         total, memory, disk = 0.0, 0, 0
-        for run in runs:
+        for run in missing:
             needs = estimate(
                 run.config,
                 run.settings,
@@ -229,9 +251,10 @@ class Audit(CLTOptions, OutputOptions):
             )
             total += seconds
             memory = max(memory, sum(needs.memory.values()))
-            disk += sum(needs.disk.values())
+            disk += needs.disk["result"]
         print(
-            f"{len(runs)} trainings on {fit.name} ({len(fit)} images): about {duration(total)}, "
-            f"{memory / 2**30:.1f} GiB of memory, {disk / 2**30:.1f} GiB of disk",
+            f"to train: {len(missing)}, on {fit.name} ({len(fit)} images), about "
+            f"{duration(total)}, {memory / 2**30:.1f} GiB of memory, {disk / 2**30:.1f} GiB of "
+            f"disk{done}; then the studies, a few passes of the ViT for each layer",
             flush=True,
         )

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from vit_clt.cli.options import ModelOptions, StudyOptions, Tokens, print_table
+from vit_clt.cli.options import (
+    ModelOptions,
+    StudyOptions,
+    Tokens,
+    check_held_out,
+    distinct_names,
+    print_table,
+)
 from vit_clt.cli.train import Train
 from vit_clt.cli.training_options import TrainingOptions, preset_in
 from vit_clt.errors import InputError
@@ -79,7 +86,7 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         resume, files = STUDY_FILE if self.resume else None, study_files("fidelity")
         folder = OutputFolder(self.out, (STUDY_FILE, *files), self.overwrite, resume)
         if self.clts:
-            folders = {_name(clt, self.clts): clt for clt in self.clts}
+            folders = dict(zip(distinct_names(self.clts), self.clts, strict=True))
             vit, data, trained_on = *self._measured(folders), None
         else:
             runs = self._runs()
@@ -196,7 +203,7 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         vit = self.load_vit(self.device)
         data = self.load_images(vit)
         trained = next(iter(runs.values())).load_images(vit, "train")
-        _check_held_out(trained, data)
+        check_held_out(trained, data)
         for run in runs.values():
             assert run.k is not None
             config = run.clt_config(vit.cfg.n_layers, vit.cfg.d_model, run.k)
@@ -243,20 +250,3 @@ _SHARED = (
     *("model", "pretrained", "image_column", "label_column", "class_names", "device"),
     *("preset", "sparsifier", "n_features", "bandwidth", "cache", "training"),
 )
-
-
-def _check_held_out(trained: ImageData, data: ImageData) -> None:
-    from vit_clt.fingerprints import data_fingerprint
-
-    same_source = (trained.name, trained.split) == (data.name, data.split)
-    if same_source or data_fingerprint(trained) == data_fingerprint(data):
-        raise InputError(
-            f"data is {data.name}, the images trained on; expected held-out ones, with train-data "
-            "naming the others."
-        )
-
-
-def _name(clt: str, others: Sequence[str]) -> str:
-    """The last part of a folder or id, or all of it where others end alike."""
-    ends = [Path(each).name for each in others]
-    return Path(clt).name if ends.count(Path(clt).name) == 1 else clt

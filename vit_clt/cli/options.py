@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -204,9 +205,29 @@ class CompareOptions(CLTOptions):
                 self.check_teacher(vit, clts[-1])
             except InputError as error:
                 raise InputError(f'compare holds "{place}": {error}') from error
-        last_parts = [Path(place).resolve().name for place in places]
-        unique = len(set(last_parts)) == len(places)
-        return vit, list(zip(last_parts if unique else places, clts, strict=True)), data
+        return vit, list(zip(distinct_names(places), clts, strict=True)), data
+
+
+def distinct_names(places: Sequence[str]) -> list[str]:
+    """The last part of each folder or Hub id, or all of each where two last parts are alike."""
+    last_parts = [Path(place).resolve().name for place in places]
+    return last_parts if len(set(last_parts)) == len(places) else list(places)
+
+
+def check_held_out(trained: ImageData, data: ImageData) -> None:
+    """Refuse to measure on the images that something is trained on.
+
+    Raises:
+        InputError: both are one split of one source, or begin alike to the last pixel.
+    """
+    from vit_clt.fingerprints import data_fingerprint
+
+    same_source = (trained.name, trained.split) == (data.name, data.split)
+    if same_source or data_fingerprint(trained) == data_fingerprint(data):
+        raise InputError(
+            f"data is {data.name}, the images trained on; expected held-out ones, with train-data "
+            "naming the others."
+        )
 
 
 def layer_numbers(text: str, name: str = "layers") -> list[int]:
