@@ -35,7 +35,14 @@ from torch import Tensor
 
 from vit_clt.analysis.intervals import RESAMPLES, bootstrap_means, intervals
 from vit_clt.analysis.moments import ContributionMoments, contribution_moments
-from vit_clt.analysis.score_parts import NEGLIGIBLE, Reduce, ScoreKind, ScoreParts, score_parts
+from vit_clt.analysis.score_parts import (
+    NEGLIGIBLE,
+    REDUCIBLE,
+    Reduce,
+    ScoreKind,
+    ScoreParts,
+    score_parts,
+)
 from vit_clt.data import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, TokenKind, token_rows
@@ -116,6 +123,20 @@ class ContributionScores:
     def high(self) -> Float[Tensor, "target source_and_bias"]:
         """Upper ends of the 95 % intervals; the last column is the bias'."""
         return self._ends[1]
+
+    def rescored(self, kind: ScoreKind) -> ContributionScores:
+        """Another kind of score of the same rows and images, with the same seed.
+
+        It is reduced as these are, where both kinds leave a choice; else by means of ratios, as
+        `score` does.
+
+        Raises:
+            InputError: an unknown kind, or centred scores of one image in all.
+        """
+        reduce: Reduce = self.reduce if self.kind in REDUCIBLE else "mean_of_ratios"
+        return _scored(
+            self.moments, self.chosen, self.data, self.tokens, kind, reduce, seed=self.seed
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """One row per (target, source): score, low, high; `source` is -1 for the bias column."""
@@ -201,13 +222,25 @@ def score(
     seed: int = 0,
 ) -> ContributionScores:
     """Any score from moments already gathered; arguments as in `contribution_scores`."""
-    _check_choice(kind, reduce)
     token_rows(tokens, moments.has_cls)
+    chosen, which = _chosen(moments, label, image)
+    return _scored(moments, chosen, moments.data + which, tokens, kind, reduce, seed)
+
+
+def _scored(
+    moments: ContributionMoments,
+    chosen: Int[Tensor, " chosen"],
+    data: str,
+    tokens: TokenKind,
+    kind: ScoreKind,
+    reduce: Reduce,
+    seed: int,
+) -> ContributionScores:
+    _check_choice(kind, reduce)
     if kind == "centred" and moments.n_images < 2:
         raise InputError("images has 1 row; centred scores need at least 2 images.")
-    if kind not in ("projection", "norm"):
+    if kind not in REDUCIBLE:
         reduce = "ratio_of_means"
-    chosen, which = _chosen(moments, label, image)
     n = len(moments.targets)
     matrix = torch.full((n, n), torch.nan, dtype=torch.float64)
     bias = torch.zeros(n, dtype=torch.float64)
@@ -229,7 +262,7 @@ def score(
         reduce=reduce,
         tokens=tokens,
         n_images=len(chosen),
-        data=moments.data + which,
+        data=data,
         l0=moments.mean_l0(tokens, chosen),
         seed=seed,
         chosen=chosen,

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from vit_clt.analysis.contributions import ContributionScores, ScoreKind, score
+from vit_clt.analysis.contributions import ContributionScores, ScoreKind
 from vit_clt.errors import InputError
 
 Ranking = Literal[ScoreKind, "last", "bottom", "random"]
@@ -53,7 +53,7 @@ def source_orders(
     """The orders that `rankings` name, without repeats; "random" gives `draws` of them.
 
     Args:
-        scores: the main ranking; "bottom" is its reverse, other kinds come from its moments.
+        scores: the main ranking; "bottom" is its reverse, other kinds score the same images.
         targets: layers whose sources are ordered, each by its own row of the scores.
         rankings: at least one.
         draws: random orders.
@@ -81,8 +81,6 @@ def source_orders(
         elif ranking == "bottom":
             orders.append(Order(ranking, 0, {t: rank_sources(scores, t)[::-1] for t in targets}))
         else:
-            by = scores
-            if ranking != scores.kind:
-                by = score(scores.moments, tokens=scores.tokens, kind=ranking)
+            by = scores if ranking == scores.kind else scores.rescored(ranking)
             orders.append(Order(ranking, 0, {t: rank_sources(by, t) for t in targets}))
     return orders

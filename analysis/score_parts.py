@@ -18,6 +18,8 @@ from vit_clt.hooks import TokenKind
 
 ScoreKind = Literal["projection", "centred", "norm", "loo", "loo_r2"]
 Reduce = Literal["mean_of_ratios", "ratio_of_means"]
+REDUCIBLE: tuple[ScoreKind, ...] = ("projection", "norm")
+"""Kinds that can be averaged either way; the others are ratios of means by definition."""
 # rows whose ||y^||^2 is below this share of its mean are left out of mean ratios, and counted
 NEGLIGIBLE = 1e-12
 
@@ -50,7 +52,7 @@ def score_parts(
     nothing = torch.zeros_like(power)
     undefined = torch.full_like(power, torch.nan)
     excluded = torch.zeros(len(power), dtype=torch.long)
-    if reduce == "mean_of_ratios" and kind in ("projection", "norm"):
+    if reduce == "mean_of_ratios" and kind in REDUCIBLE:
         ratios = found.ratio if kind == "projection" else found.norm_ratio
         bias = summed(found.bias_ratio) if kind == "projection" else undefined
         rows = summed(found.ratio_rows if kind == "projection" else found.norm_rows)

@@ -15,7 +15,7 @@ from conftest import random_clt, tiny_clip
 from torch import Tensor
 
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot
-from vit_clt.analysis import contribution_scores, keep_sets, keep_sources
+from vit_clt.analysis import contribution_scores, keep_sets, keep_sources, score
 from vit_clt.analysis.contributions import ContributionScores
 from vit_clt.analysis.keep_sets import KeepSets
 from vit_clt.analysis.rankings import rank_sources
@@ -208,6 +208,22 @@ def test_the_one_source_that_matters_is_named_and_ranks_first(planted: tuple) ->
 @pytest.fixture(scope="module")
 def result(study: Study) -> KeepSets:
     return keep_sets(*study, k=3, scores=study.scores, target=5, tokens="cls", fill="mean", seed=3)
+
+
+def test_scores_of_a_class_choose_by_that_class_under_every_ranking(study: Study) -> None:
+    differ = 0
+    for label in sorted(set(study.data.labels.tolist())):
+        own, rows = score(study.scores.moments, label=label), {}
+        found = keep_sets(*study, k=3, scores=own, target=5)
+        for kind in ("centred", "norm"):
+            by_class, by_all = (
+                score(study.scores.moments, kind=kind, **which).matrix[5, :6]
+                for which in ({"label": label}, {})
+            )
+            rows[kind] = tuple(sorted(by_class.topk(3).indices.tolist()))
+            differ += rows[kind] != tuple(sorted(by_all.topk(3).indices.tolist()))
+        assert {m.name: m.sources for m in found.marked if m.name in rows} == rows
+    assert differ > 0
 
 
 def test_ranks_count_the_sets_that_are_strictly_better(study: Study, result: KeepSets) -> None:

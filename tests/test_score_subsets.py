@@ -17,6 +17,7 @@ from vit_clt.analysis import contribution_scores, moments, score
 from vit_clt.analysis.contribution_figure import contribution_figure, difference_figure
 from vit_clt.analysis.contributions import ALL_SCORES
 from vit_clt.analysis.moments import ContributionMoments, compared_moments
+from vit_clt.analysis.rankings import source_orders
 from vit_clt.analysis.score_difference import ScoreDifference
 from vit_clt.analysis.score_study import score_study
 from vit_clt.data import TensorImages
@@ -93,6 +94,27 @@ def test_mean_ratios_of_classes_average_to_those_of_all_images(toy: Toy) -> None
         of_class = [score(toy.moments[0], tokens=tokens, label=c) for c in range(3)]
         mean = sum(each.n_images * each.matrix for each in of_class) / 12
         torch.testing.assert_close(mean, whole.matrix, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("which", [{"label": "bee"}, {"image": 6}, {}], ids=str)
+def test_other_rankings_score_the_same_images(toy: Toy, which: dict[str, Any]) -> None:
+    scores = score(toy.moments[0], tokens="all", reduce="ratio_of_means", seed=3, **which)
+    images = scores.chosen.tolist()
+    rankings = ["projection", "centred", "norm", "loo", "loo_r2"]
+    orders = {o.ranking: o.sources for o in source_orders(scores, [2, 3], rankings)}
+    for kind in rankings:
+        for l in (2, 3):
+            shares, _ = toy.expected(0, l, "all", kind, "ratio_of_means", images)
+            assert orders[kind][l] == np.argsort(-shares).tolist(), (kind, l)
+    whole = score(toy.moments[0], tokens="all", reduce="ratio_of_means")
+    of_all = {o.ranking: o.sources for o in source_orders(whole, [2, 3], rankings[1:])}
+    # the subset must matter for this to say anything
+    assert not which or any(orders[kind] != of_all[kind] for kind in of_all)
+    other = scores.rescored("norm")
+    assert (other.kind, other.reduce, other.seed) == ("norm", "ratio_of_means", 3)
+    assert (other.data, other.chosen.tolist()) == (scores.data, images)
+    # centred leaves no choice to pass on
+    assert scores.rescored("centred").rescored("norm").reduce == "mean_of_ratios"
 
 
 def test_one_call_scores_a_class(toy: Toy) -> None:
