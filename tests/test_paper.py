@@ -140,12 +140,55 @@ def test_checks_notice_changed_tables() -> None:
     assert all(check.holds for check in about(rule, checks(baselines=baselines)))
 
 
+def test_conclusions_follow_from_the_tables() -> None:
+    rule = "improves as more layers"
+    cascade = paper_cascade()
+    patch = cascade["tokens"] == "patch"
+    column = patch & (cascade["table"] == 7) & (cascade["sparsifier"] == "relu_topk")
+
+    def change_of(which: np.ndarray) -> float:
+        first, last = (
+            float(cascade.loc[which & (cascade["first_layer"] == layer), "top1_percent"].iloc[0])
+            for layer in (0, 11)
+        )
+        return first - last
+
+    # one column that rises far: the average of the falls must not feel it
+    settings = cascade[patch].groupby(["table", "sparsifier"]).size().index
+    assert column.sum() == 12
+    cascade.loc[column & (cascade["first_layer"] == 0), "top1_percent"] = 99.0
+    assert change_of(column) > 0
+    changes = [
+        change_of(patch & (cascade["table"] == table) & (cascade["sparsifier"] == name))
+        for table, name in settings
+    ]
+    falls = [-change for change in changes if change < 0]
+    (mixed,) = about(rule, checks(cascade=cascade))
+    assert mixed.holds is False
+    assert mixed.found == (
+        f"accuracy falls in 17 of 18 columns, by {np.mean(falls):.1f} points there on average and "
+        f"up to {max(falls):.1f}"
+    )
+    # the paper as its text has it
+    cascade.loc[patch, "top1_percent"] = 80.0 - cascade.loc[patch, "first_layer"]
+    (held,) = about(rule, checks(cascade=cascade))
+    assert (held.holds, held.mismatch) == (True, 0)
+    assert held.found == "accuracy falls in 0 of 18 columns"
+
+    table_5 = paper_faithfulness()
+    table_5.loc[6, "delta_top1_points"] = table_5.loc[6, "flip_percent"] + 2
+    (more,) = about("cannot change by more", checks(faithfulness=table_5))
+    assert (more.holds, more.found) == (False, "it changes by up to 2.0 points more")
+
+
 def test_table_5_fits_where_it_was_made_from_the_others() -> None:
     cascade, table_5 = paper_cascade(), paper_faithfulness()
     keys = ["dataset", "backbone", "tokens", "first_layer"]
     own = table_5.merge(cascade.query("sparsifier == 'abs_topk'"), on=keys)
     table_5["delta_top1_points"] = (own["top1_percent"] - 61.65).to_numpy()
-    assert about("Accuracy changes of table 5", checks(faithfulness=table_5))[0].holds
+    (check,) = about("Accuracy changes of table 5", checks(faithfulness=table_5))
+    assert check.holds
+    assert check.found.startswith("abs_topk fits: abs_topk misses by up to 0.00")
 
 
 @given(st.integers(1, 20_000), st.lists(st.floats(0, 1), min_size=1, max_size=5))
