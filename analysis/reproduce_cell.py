@@ -231,15 +231,22 @@ def _measure(
 
     moments = contribution_moments(vit, clt, data, progress=progress)
     tables = [
-        score(moments, tokens=tokens, kind=kind, reduce=reduce)
-        .to_frame()
-        .assign(tokens=tokens, kind=kind, reduce=reduce, n=len(data))
+        scores.to_frame().assign(
+            tokens=tokens,
+            kind=kind,
+            reduce=reduce,
+            data=scores.data,
+            n=scores.n_images,
+            l0=scores.l0,
+            seed=scores.seed,
+        )
         for tokens in ("cls", "patch")
         for kind, reduce in ALL_SCORES
+        for scores in [score(moments, tokens=tokens, kind=kind, reduce=reduce, seed=seed)]
     ]
     folder.write("contributions.csv", pd.concat(tables).to_csv(index=False))
     grid = [
-        [score(moments, tokens=tokens, kind=kind) for kind in ("projection", "centred")]
+        [score(moments, tokens=tokens, kind=kind, seed=seed) for kind in ("projection", "centred")]
         for tokens in ("cls", "patch")
     ]
     page = contribution_figure(grid).to_html(include_plotlyjs=True, div_id="contributions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import subprocess
@@ -16,8 +17,8 @@ import pytest
 from safetensors.torch import load_file
 
 from vit_clt import CrossLayerTranscoder, InputError, TrainConfig, ZeroShot, load_data
-from vit_clt.analysis import cascade, reproduce_cell
-from vit_clt.analysis.paper import paper_cascade, paper_faithfulness
+from vit_clt.analysis import cascade, contribution_scores, reproduce_cell, reproduce_report
+from vit_clt.analysis.paper import Check, paper_cascade, paper_faithfulness
 from vit_clt.analysis.reproduce import (
     BACKBONES,
     FILES,
@@ -41,7 +42,9 @@ from vit_clt.hooks import HookedViT
 
 CELL = Cell("cifar100", "ViT-B/32", "relu_topk")
 RECIPE = Recipe(
-    training=TrainConfig(epochs=2, batch_size=128, log_every=1, checkpoint_every=1, lr=1e-3),
+    training=TrainConfig(
+        epochs=2, batch_size=128, log_every=1, checkpoint_every=1, lr=1e-3, seed=3
+    ),
     n_features=32,
     k=4,
     prompts=2,
@@ -98,7 +101,8 @@ def test_a_cell_holds_what_it_says(study: Path, bench: Bench) -> None:
     clt = CrossLayerTranscoder.from_pretrained(folder / "clt").eval().requires_grad_(False)
     # measured again, from the files alone
     zs = ZeroShot(bench.vit, bench.held_out.class_names, "single")
-    again = cascade(bench.vit, clt, bench.held_out, zs, tokens=["cls", "patch", "all"]).to_frame()
+    kinds = ["cls", "patch", "all"]
+    again = cascade(bench.vit, clt, bench.held_out, zs, tokens=kinds, seed=3).to_frame()
     saved = pd.read_csv(folder / "cascade.csv")
     pd.testing.assert_frame_equal(saved, again, check_exact=False, rtol=1e-6)
     facts = json.loads((folder / "cell.json").read_text())
@@ -110,6 +114,19 @@ def test_a_cell_holds_what_it_says(study: Path, bench: Bench) -> None:
     no_op = faithful.query("tokens == 'patch' and first_layer == 7").set_index("measure")
     assert no_op.loc["flip", "value"] == 0
     assert no_op["no_op"].all()
+    scores = pd.read_csv(folder / "contributions.csv")
+    facts = json.loads((folder / "metrics.json").read_text())["context"]
+    assert set(scores["seed"]) == {facts["seed"]} == {3}
+    assert (set(scores["data"]), set(scores["n"])) == ({facts["data"]}, {16})
+    for tokens in ("cls", "patch"):
+        of_kind, measured = (table[table["tokens"] == tokens]["l0"] for table in (scores, fit))
+        assert of_kind.to_numpy() == pytest.approx(measured.mean())
+    remade = contribution_scores(bench.vit, clt, bench.held_out, tokens="patch", seed=3).to_frame()
+    drawn = scores.query(
+        "tokens == 'patch' and kind == 'projection' and reduce == 'mean_of_ratios'"
+    )
+    columns = list(remade)
+    pd.testing.assert_frame_equal(drawn[columns].reset_index(drop=True), remade, rtol=1e-6)
     baseline = pd.read_csv(folder.parent / "baseline.csv").set_index("templates")
     assert baseline.loc["single", "top1"] == saved["baseline"].iloc[0]
     jump = json.loads((folder.parent / "jumprelu" / "run.json").read_text())
@@ -312,6 +329,48 @@ def test_report_of_paper_sized_cells_is_not_called_smoke() -> None:
 def test_an_empty_study_still_has_a_report(tmp_path: Path) -> None:
     page = study_report(finished_cells(tmp_path), comparison([]), smoke_recipe())
     assert "0 of 18 finished" in page
+
+
+@pytest.mark.parametrize(
+    ("wrong", "unknown", "said"),
+    [
+        (0, 0, "3 checks of the paper's tables: 3 hold and 0 do not. They"),
+        (2, 0, "5 checks of the paper's tables: 3 hold and 2 do not. They"),
+        (0, 1, "4 checks of the paper's tables: 3 hold and 0 do not; 1 cannot be decided"),
+    ],
+)
+def test_the_report_counts_checks_as_they_came_out(
+    wrong: int, unknown: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[bool | None] = [True] * 3 + [False] * wrong + [None] * unknown
+    made = [Check(f"rule {i}", "table", "found", holds) for i, holds in enumerate(outcomes)]
+    monkeypatch.setattr(reproduce_report, "checks", lambda: made)
+    page = html.unescape(study_report([], comparison([]), Recipe()))
+    assert said in page
+    for i, holds in enumerate(outcomes):
+        assert (f"rule {i}" in page) == (holds is not True)
+    assert page.count("unknown") == unknown
+
+
+@pytest.mark.parametrize(
+    ("percents", "said"),
+    [
+        ([100 * 1000 / 5000], "shares of 5,000 images. 4,952 of the 5,000 validation images have a "
+         "box, so the paper seems to give every image a label"),
+        ([100 * 991 / 4952], "shares of 4,952 images. 4,952 of the 5,000 validation images have a "
+         "box, so the paper seems to leave the others out."),
+        ([50.0], "shares of 5,000 or 4,952 images. 4,952 of the 5,000 validation images have a "
+         "box; they do not tell"),
+        ([0.01], "shares of neither 5,000 nor 4,952 images. 4,952 of the 5,000 validation images "
+         "have a box."),
+    ],
+)  # fmt: skip
+def test_what_the_report_says_of_coco_follows_from_its_accuracies(
+    percents: list[float], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pd.DataFrame({"dataset": "coco", "top1_percent": np.round(percents, 2)})
+    monkeypatch.setattr(reproduce_report, "paper_cascade", lambda: frame)
+    assert said in html.unescape(study_report([], comparison([]), Recipe()))
 
 
 def test_broken_cells_are_named(study: Path, tmp_path: Path) -> None:
