@@ -229,17 +229,19 @@ def causal_effects(
             for s in range(n):
                 for l in clean.readers(s):
                     sums.add(batch, "direct", l, s, *clean.direct_on_mlp(s, l, values))
-            versions = {"original": clean.embeddings()}
+            # the output is read by a classifier alone
+            versions = {"original": clean.embeddings()} if zs else {}
             for layers in chosen:
                 altered = clean.total(layers, values)
                 if layers in alone:
                     for l in clean.readers(layers[0]):
                         dx, dy = altered.x[l] - clean.x[l], altered.y[l] - clean.y[l]
                         sums.add(batch, "total", l, layers[0], dx, dy)
-                versions[f"total {layers_text(layers)}"] = altered.embeddings
-                direct = clean.direct_on_output(layers, values)
-                versions[f"direct {layers_text(layers)}"] = direct
-            if zs is not None:
+                if zs:
+                    versions[f"total {layers_text(layers)}"] = altered.embeddings
+                    direct = clean.direct_on_output(layers, values)
+                    versions[f"direct {layers_text(layers)}"] = direct
+            if zs:
                 for name, embeddings in versions.items():
                     outcomes.setdefault(name, []).append(zs.read(embeddings, labels))
             bar.update(len(batch))

@@ -21,7 +21,7 @@ from vit_clt.analysis.intervals import bootstrap_means, interval
 from vit_clt.analysis.layer_sets import layer_sets, layers_text
 from vit_clt.analysis.target_effects import PATHS, READS
 from vit_clt.data import ImageData, TensorImages
-from vit_clt.hooks import HookedViT, token_rows
+from vit_clt.hooks import HookedViT, UnalteredPass, token_rows
 
 N, N_IMAGES = 4, 14
 POINTS = {"mlp": "hook_mlp_out", "attn": "hook_attn_out"}
@@ -223,6 +223,20 @@ def test_readings_by_hand(
         frame.loc[("direct", str(s), "output", "delta_loss"), "value"] for s in range(8)
     ]
     assert interval(draws[:, 3])[1] == frame.loc[("direct", "3", "output", "delta_loss"), "high"]
+
+
+def test_without_a_classifier_the_output_is_not_read(
+    digits_vit: HookedViT, noisy: TensorImages, effects: CausalEffects, monkeypatch
+) -> None:
+    def unread(*_: object) -> Tensor:
+        raise AssertionError("nothing reads this")
+
+    for name in ("embeddings", "direct_on_output"):
+        monkeypatch.setattr(UnalteredPass, name, unread)
+    found = causal_effects(digits_vit, noisy, seed=1)
+    assert found.readings is None
+    for key in effects.on_targets:
+        np.testing.assert_array_equal(found.matrix(*key), effects.matrix(*key))
 
 
 def test_the_table_of_targets(effects: CausalEffects) -> None:
