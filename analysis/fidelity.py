@@ -158,8 +158,7 @@ def fidelity(
 def _size(config: CLTConfig, fit: Reconstruction, tokens: TokenKind) -> dict[str, Any]:
     of_rows = fit.frame[fit.frame["tokens"] == tokens].sort_values("layer")
     l0 = of_rows["l0"].tolist()
-    sources = [[s for s in range(l + 1) if l in config.targets(s)] for l in range(config.n_layers)]
-    read = [sum(l0[s] for s in those) for those in sources]
+    read = [sum(l0[s] for s in config.sources(l)) for l in range(config.n_layers)]
     return {
         "cross_layer": config.cross_layer,
         "sparsifier": config.sparsifier.name,

@@ -40,7 +40,8 @@ class ReplacedRange:
     embeddings: Float[Tensor, "batch d_embed"]
     """Not normalised, as `vit(images)`."""
     l0: float
-    """Active features a token and source layer, over the rows replaced."""
+    """Active features a token and source layer, over the rows replaced and the sources that write
+    to layers first..L-1: all L of a CLT, those layers themselves of a per-layer transcoder."""
 
 
 class SharedPrefix:
@@ -117,31 +118,39 @@ class SharedPrefix:
         if inputs == "stream":
             yield from self._from_stream(clt, x, firsts, tokens)
             return
-        codes = [clt.encode(x_s, layer=s) for s, x_s in enumerate(x)]
-        recon = {l: clt.decode(codes, target=l) for l in range(firsts[0], len(x))}
-        l0 = fmean(map(_l0, codes))
+        sources, replaced = clt.config.sources, range(firsts[0], len(x))
+        codes = {s: clt.encode(x[s], layer=s) for s in sources(*replaced)}
+        recon = {l: clt.decode({s: codes[s] for s in sources(l)}, target=l) for l in replaced}
+        l0 = {s: _l0(each) for s, each in codes.items()}
         for first in firsts:
-            yield ReplacedRange(first, self._run(first, tokens, recon.__getitem__), l0)
+            mean = fmean(l0[s] for s in sources(*range(first, len(x))))
+            yield ReplacedRange(first, self._run(first, tokens, recon.__getitem__), mean)
 
     def _from_stream(
         self, clt: CrossLayerTranscoder, x: list[Tensor], firsts: list[int], tokens: TokenKind
     ) -> Iterator[ReplacedRange]:
         # what sources up to the running one add to each deeper target
         below: dict[int, Tensor] = {}
-        l0: list[float] = []
+        l0: dict[int, float] = {}
         for s in range(firsts[-1] + 1):
+            targets = clt.config.targets(s)
+            # a per-layer transcoder's codes of a layer that stays serve no range
+            if not any(first in targets for first in firsts):
+                continue
             # nothing is altered before MLP_s has been read: these codes serve every range from s on
             codes = {s: clt.encode(x[s], layer=s)}
-            l0.append(_l0(codes[s]))
+            l0[s] = _l0(codes[s])
             recon = clt.decode(codes, target=s)
-            if s > 0:
+            if s in below:
                 recon = recon + below.pop(s)
-            for target in range(s + 1, len(x)):
+            for target in targets[1:]:
                 term = clt.contributions(codes, target)[0]
-                below[target] = term if s == 0 else below[target].add_(term)
+                below[target] = below[target].add_(term) if target in below else term
             if s in firsts:
                 embeddings, live = self._run_live(clt, s, recon, below, tokens)
-                yield ReplacedRange(s, embeddings, fmean([*l0, *map(_l0, live.values())]))
+                read = clt.config.sources(*range(s, len(x)))
+                shares = [_l0(live[source]) if source in live else l0[source] for source in read]
+                yield ReplacedRange(s, embeddings, fmean(shares))
 
     def _run_live(
         self,
@@ -158,7 +167,10 @@ class SharedPrefix:
             live[layer] = clt.encode(x[:, rows], layer=layer)
 
         def value(layer: int) -> Tensor:
-            return recon if layer == first else below[layer] + clt.decode(live, target=layer)
+            if layer == first:
+                return recon
+            own = clt.decode(live, target=layer)
+            return below[layer] + own if layer in below else own
 
         later = range(first + 1, self.vit.cfg.n_layers)
         reads: FwdHooks = [(READ_IN.format(l=l), partial(read, layer=l)) for l in later]

@@ -1,8 +1,9 @@
 """Put a CLT in the place of a ViT's MLPs, through hooks.
 
 At the chosen layers the chosen token rows of `hook_mlp_out` are overwritten by y^_l; other rows
-keep MLP_l(current x_l). With `inputs="stream"` the codes of every source layer, replaced or not,
-come from the live, already altered stream; with "teacher" from a clean pass of the same images.
+keep MLP_l(current x_l). With `inputs="stream"` the codes of every source layer that writes to one
+of them, replaced or not, come from the live, already altered stream; with "teacher" from a clean
+pass of the same images. Other sources (all but the replaced layers, per layer) are not encoded.
 An error node makes the row y_clean + (y^_live - y^_clean): bit-exact while nothing intervenes.
 """
 
@@ -46,8 +47,8 @@ def replacement_hooks(
         tokens: rows overwritten: "cls" (row 0), "patch" (the rest) or "all".
         inputs: where codes come from, "stream" or "teacher".
         error_node: add the clean pass's reconstruction error back.
-        clean: an activation cache of the same images with `blocks.{l}.ln2.hook_out` (and
-            `blocks.{l}.hook_mlp_out` for error nodes); needed by `inputs="teacher"` and
+        clean: an activation cache of the same images with `blocks.{s}.ln2.hook_out` of the sources
+            (and `blocks.{l}.hook_mlp_out` for error nodes); needed by `inputs="teacher"` and
             `error_node=True`, because a hook list cannot make a clean pass. `replace_mlps` can.
 
     Raises:
@@ -160,7 +161,7 @@ class _Replacement:
             raise InputError(f'inputs is "{inputs}"; expected "stream" or "teacher".')
         self.clt = clt
         self.layers = layer_list(layers, clt.config.n_layers)
-        self.sources = range(self.layers[-1] + 1)
+        self.sources = clt.config.sources(*self.layers)
         self.rows = token_rows(tokens)
         self.stream = inputs == "stream"
         self.error_node = error_node
@@ -177,8 +178,8 @@ class _Replacement:
     def forget(self) -> None:
         """Drop what belongs to one forward: codes never outlive it."""
         self.begun = False
-        self.codes: list[Codes] = []
-        self.clean_codes: list[Codes] = []
+        self.codes: dict[int, Codes] = {}
+        self.clean_codes: dict[int, Codes] = {}
 
     def fwd_hooks(self) -> FwdHooks:
         hooks: FwdHooks = [("hook_input", self._begin)]
@@ -199,8 +200,8 @@ class _Replacement:
     def _read(self, x: Tensor, hook: HookPoint, layer: int) -> None:
         if not self.begun:
             raise InputError("the blocks run outside a forward of the HookedViT; call vit(images).")
-        while self.clean_names and len(self.clean_codes) <= layer:
-            source = len(self.clean_codes)
+        up_to_here = [s for s in self.sources if s <= layer] if self.clean_names else []
+        for source in up_to_here[len(self.clean_codes) :]:
             clean_x = self.clean[HOOK_IN.format(l=source)]
             if clean_x.shape != x.shape:
                 raise InputError(
@@ -211,17 +212,12 @@ class _Replacement:
             if self._watched(source):
                 # the live codes of this source are written out: an error node must decode alike
                 codes = DenseCodes(codes.to_dense())
-            self.clean_codes.append(codes)
+            self.clean_codes[source] = codes
             if not self.stream:
-                self.codes.append(self._expose(codes, source))
+                self.codes[source] = self._expose(codes, source)
         if self.stream:
-            if len(self.codes) != layer:
-                raise InputError(
-                    f"this forward starts after layer {len(self.codes)}, whose codes the stream "
-                    'needs; start at layer 0, or use replacement_hooks with inputs="teacher" and '
-                    "clean."
-                )
-            self.codes.append(self._expose(self.clt.encode(x[:, self.encoded], layer=layer), layer))
+            codes = self.clt.encode(x[:, self.encoded], layer=layer)
+            self.codes[layer] = self._expose(codes, layer)
 
     def _expose(self, codes: Codes, layer: int) -> Codes:
         if not self._watched(layer):
@@ -234,6 +230,11 @@ class _Replacement:
         return point is not None and point.has_hooks()
 
     def _write(self, y: Tensor, hook: HookPoint, layer: int) -> Tensor:
+        if missing := [s for s in self.clt.config.sources(layer) if s not in self.codes]:
+            raise InputError(
+                f"this forward starts after layer {missing[0]}, whose codes the stream needs; "
+                'start at layer 0, or use replacement_hooks with inputs="teacher" and clean.'
+            )
         recon = self.clt.decode(self.codes, target=layer)
         point = self.points.get(f"clt.{layer}.hook_recon")
         if point is not None:

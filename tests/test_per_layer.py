@@ -333,6 +333,72 @@ def test_it_trains_saves_and_replaces(tiny_vit, images, sparsifier, backend, tmp
             torch.testing.assert_close(found.embeddings, tiny_vit.encode_image(images))
 
 
+def counted_encodes(clt: CrossLayerTranscoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The layers that are encoded from here on."""
+    encode, seen = clt.encode, []
+    monkeypatch.setattr(clt, "encode", lambda x, layer: seen.append(layer) or encode(x, layer))
+    return seen
+
+
+def in_the_tiny_vit(kind: str) -> tuple[CrossLayerTranscoder, CrossLayerTranscoder]:
+    """A per-layer transcoder of the tiny ViT's shape, and the CLT with zero decoders beside it."""
+    plt = build(kind, L=4, d=16, F=24, k=4)
+    return tuple(each.float().requires_grad_(False) for each in (plt, with_zero_decoders(plt)))
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("inputs", "error_node"), [("stream", False), ("teacher", False), ("stream", True)]
+)
+def test_a_replacement_encodes_the_layers_it_replaces_alone(
+    tiny_vit, images, kind, inputs, error_node, monkeypatch
+):
+    plt, clt = in_the_tiny_vit(kind)
+    how = {"layers": [1, 3], "inputs": inputs, "error_node": error_node}
+    with replace_mlps(tiny_vit, clt, **how):
+        expected = tiny_vit(images)
+    seen = counted_encodes(plt, monkeypatch)
+    with replace_mlps(tiny_vit, plt, **how):
+        torch.testing.assert_close(tiny_vit(images), expected)
+        assert sorted(seen) == ([1, 1, 3, 3] if error_node else [1, 3])
+        # nothing below is needed: a forward may start at the first layer replaced
+        if inputs == "stream" and not error_node:
+            resid = tiny_vit(images, stop_at_layer=1)
+            torch.testing.assert_close(tiny_vit(resid, start_at_layer=1), expected)
+    assert "clt.0.hook_codes" not in tiny_vit.hook_dict
+
+
+@each_kind
+@pytest.mark.parametrize("tokens", ["cls", "all"])
+@pytest.mark.parametrize("inputs", ["stream", "teacher"])
+def test_ranges_encode_what_they_replace_alone(tiny_vit, images, kind, tokens, inputs, monkeypatch):
+    plt, clt = in_the_tiny_vit(kind)
+    prefix = SharedPrefix(tiny_vit, images)
+    expected = {r.first: r for r in prefix.replaced(clt, [1, 3], tokens, inputs)}
+    names = [f"clt.{s}.hook_codes" for s in range(4)]
+    rows = slice(0, 1) if tokens == "cls" else slice(None)
+    seen = counted_encodes(plt, monkeypatch)
+    found = list(prefix.replaced(plt, [1, 3], tokens, inputs))
+    # the stream's layer 3: once unaltered, and once behind layers 1 and 2
+    assert sorted(seen) == ([1, 2, 3, 3] if inputs == "stream" else [1, 2, 3])
+    for each in found:
+        torch.testing.assert_close(each.embeddings, expected[each.first].embeddings)
+        layers = range(each.first, 4)
+        with replace_mlps(tiny_vit, clt, layers=layers, tokens=tokens, inputs=inputs):
+            _, cache = tiny_vit.run_with_cache(images, names_filter=names)
+        active = [cache[names[s]][:, rows].ne(0).sum(-1).double().mean() for s in layers]
+        assert each.l0 == pytest.approx(float(torch.stack(active).mean()), rel=1e-6)
+
+
+@each_kind
+def test_the_sources_of_targets_are_those_that_write_there(kind):
+    for cross_layer in (True, False):
+        config = replace(build(kind, L=5).config, cross_layer=cross_layer)
+        for targets in ([0], [3], [1, 4]):
+            writers = [s for s in range(5) for l in targets if l in config.targets(s)]
+            assert config.sources(*targets) == sorted(set(writers))
+
+
 def test_a_run_of_the_other_kind_is_not_resumed(tiny_vit, images, tmp_path):
     data, how = TensorImages(images), TrainConfig(epochs=1, batch_size=30)
     per_layer = CLTConfig(4, 16, 24, ReLUTopK(4), cross_layer=False)

@@ -64,6 +64,10 @@ class CLTConfig:
         """Layers that features of `source` write to: source..L-1, or per layer `source` alone."""
         return range(source, self.n_layers if self.cross_layer else source + 1)
 
+    def sources(self, *targets: int) -> list[int]:
+        """Layers whose features write to any of `targets`: what y^ there is decoded from."""
+        return [s for s in range(self.n_layers) if any(l in self.targets(s) for l in targets)]
+
     def n_decoders(self) -> int:
         """Pairs (source, target) with a decoder: L(L+1)/2, or per layer L."""
         return sum(len(self.targets(s)) for s in range(self.n_layers))
