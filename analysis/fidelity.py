@@ -43,10 +43,11 @@ class Fidelity:
     n_features, parameters; l0 (active features a token and layer, teacher trajectory), l0_stream
     (the same with all MLPs replaced), codes_read and codes_read_last (active codes that a target
     reads a token, mean over targets and of the last one, teacher trajectory), all on rows of
-    `tokens`; dead (share); r2_cls, r2_patch and r2_position_cls, r2_position_patch (means over
-    layers, against the mean of all rows or of each position; teacher trajectory); with all MLPs
-    replaced top1 and loss (nats), each with _low, _high, _baseline (unaltered), _floor_mean and
-    _floor_zero, and recovered_top1 and recovered_loss, each with _low, _high; n (images)."""
+    `tokens`; dead (share of features silent on all rows); r2_cls, r2_patch and r2_position_cls,
+    r2_position_patch (means over layers, against the mean of all rows or of each position; teacher
+    trajectory); with all MLPs replaced top1 and loss (nats), each with _low, _high, _baseline
+    (unaltered), _floor_mean and _floor_zero, and recovered_top1 and recovered_loss, each with _low,
+    _high; n (images)."""
     original: Accuracy
     """The unaltered model."""
     floor_mean: Accuracy
@@ -168,7 +169,7 @@ def _size(config: CLTConfig, fit: Reconstruction, tokens: TokenKind) -> dict[str
         "l0": sum(l0) / len(l0),
         "codes_read": sum(read) / len(read),
         "codes_read_last": read[-1],
-        "dead": fit.mean(tokens, "dead"),
+        "dead": fit.mean("all", "dead"),
         "r2_cls": fit.mean("cls"),
         "r2_patch": fit.mean("patch"),
         "r2_position_cls": fit.mean("cls", "r2_position"),

@@ -10,7 +10,7 @@ Over the N rows of a token kind at one layer, on the teacher trajectory:
                  out, around the mean of those that stay; outlier tokens steer both sums of r2
     fvu          1 - r2
     cross_layer  1 - centred C(l->l): share of y^ that earlier layers' features decode
-    l0, dead     active features a row; share of features silent on all evaluated rows
+    l0, dead     active features a row; share of features silent on every one of those rows
 
 The floors are what the mean alone achieves: r2 0, `cosine_floor`, `mse_floor`. Names and the plain
 forms are the paper's; means, positions, typical rows and the cross-layer share are ours.
@@ -150,7 +150,6 @@ def _frame(
     seed: int,
 ) -> pd.DataFrame:
     n, d = survey.mean.shape[0], survey.mean.shape[2]
-    dead = (fit.fired == 0).double().mean(1)
     found = []
     for tokens, sums in outputs.items():
         n_rows, power = survey.n_rows(tokens), survey.power[:, sums.rows].sum(1)
@@ -181,7 +180,7 @@ def _frame(
             ),
             "fvu": 1 - r2,
             "l0": fit.active[:, sums.rows].sum(1) / n_rows,
-            "dead": dead,
+            "dead": (fit.fired[tokens] == 0).double().mean(1),
             "cross_layer": _cross_layer(fit, sums.rows, survey.n_images),
         }
         frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})

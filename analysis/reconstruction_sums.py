@@ -134,7 +134,9 @@ class FitSums:
         self.cosine: dict[TokenKind, list[Tensor]] = {tokens: [] for tokens in survey.rows}
         self.typical_error = {tokens: zeros(n) for tokens in survey.rows}
         self.active = zeros(n, t)
-        self.fired = torch.zeros(n, clt.config.n_features, dtype=torch.long, device=zeros(0).device)
+        # token rows on which each feature is active
+        counts = torch.zeros(n, clt.config.n_features, dtype=torch.long, device=survey.mean.device)
+        self.fired = {tokens: counts.clone() for tokens in survey.rows}
         # y^ and its own layer's term c = c_{l->l}
         self.power = zeros(n, t)
         self.together = zeros(n, t)  # <c, y^>
@@ -150,7 +152,6 @@ class FitSums:
         codes = self.clt.encode(found.x)
         decoded = self.clt.decode(codes)
         self.active += codes.l0().sum(1)
-        self.fired += codes.fired()
         errors, cosines = [], []
         for l, y in enumerate(found.y):
             y_hat = decoded[l].double()
@@ -163,6 +164,7 @@ class FitSums:
             self.own_total[l] += own.sum(0)
         error, cosine = torch.stack(errors), torch.stack(cosines)
         for tokens, chosen in self._rows.items():
+            self.fired[tokens] += codes.at_rows(chosen).fired()
             self.error[tokens].append(error[:, :, chosen].sum(2))
             self.cosine[tokens].append(cosine[:, :, chosen].mean(2))
             kept = error[:, :, chosen] * typical[tokens]

@@ -107,6 +107,8 @@ def test_reconstruction_and_size_are_what_the_tensors_say(study: Study):
             assert row[f"r2_position_{kind}"] == pytest.approx(np.mean(own), abs=1e-5)
         l0 = (codes.to_dense() != 0).double().sum(-1).mean((1, 2))
         assert row["l0"] == pytest.approx(float(l0.mean()))
+        silent = (codes.to_dense() == 0).flatten(1, 2).all(1)
+        assert row["dead"] == pytest.approx(float(silent.double().mean()))
         read = l0.cumsum(0) if clt.config.cross_layer else l0
         assert row["codes_read"] == pytest.approx(float(read.mean()))
         assert row["codes_read_last"] == pytest.approx(float(read[-1]))
@@ -162,7 +164,10 @@ def test_rows_of_one_kind_alone(study: Study):
         outcome = study.zs.read(study.vit.encode_image(study.data.images), study.data.labels)
     assert found.frame["loss"].item() == pytest.approx(float(outcome.loss.mean()), abs=1e-4)
     # the same reconstruction, whatever is replaced
-    assert found.frame["r2_patch"].item() == study.result.frame["r2_patch"].iloc[0]
+    for column in ("r2_patch", "dead"):
+        assert found.frame[column].item() == study.result.frame[column].iloc[0]
+    of_cls = (clt.encode(study.x[:, :, :1]).to_dense() == 0).flatten(1, 2).all(1)
+    assert found.frame["dead"].item() < float(of_cls.double().mean())
 
 
 def test_metrics_carry_floor_baseline_and_interval(study: Study):

@@ -104,7 +104,7 @@ def test_measures_equal_float64_recomputation(toy: Toy, tokens: str, sparsifier:
             "r2_position": 1 - sse / np.square(y - y.mean(0)).sum(),
             "fvu": sse / np.square(flat - flat.mean(0)).sum(),
             "l0": (z[l][:, ROWS[tokens]] != 0).sum(-1).mean(),
-            "dead": (z[l] == 0).all((0, 1)).mean(),
+            "dead": (z[l][:, ROWS[tokens]] == 0).all((0, 1)).mean(),
         }
         row = row_of(frame, l, tokens)
         for name, value in expected.items():
@@ -324,6 +324,24 @@ def test_features_that_never_fire_give_the_bias_alone(toy: Toy) -> None:
     y = toy.y[3].double()
     expected = (y - clt.b_dec[3].double()).square().mean().item()
     assert row_of(frame, 3, "all").mse == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+@pytest.mark.parametrize("sparsifier", SPARSIFIERS, ids=lambda s: s.name)
+def test_a_feature_dead_on_one_kind_of_rows_may_live_on_the_other(
+    toy: Toy, sparsifier: object, backend: str
+) -> None:
+    clt = random_clt(toy.vit, sparsifier, n_features=40)
+    clt.backend = backend
+    z = clt.encode(toy.x).to_dense()
+    silent = {t: (z[:, :, rows] == 0).all(2).all(1) for t, rows in ROWS.items()}
+    assert (silent["cls"] & ~silent["patch"]).any()  # what one count over all rows would hide
+    frame = reconstruction(toy.vit, clt, in_batches(toy.images, 4)).frame
+    for tokens, of_kind in silent.items():
+        found = frame.loc[frame["tokens"] == tokens, "dead"].tolist()
+        assert found == pytest.approx(of_kind.double().mean(1).tolist())
+    both = (silent["cls"] & silent["patch"]).double().mean(1).tolist()
+    assert frame.loc[frame["tokens"] == "all", "dead"].tolist() == pytest.approx(both)
 
 
 def test_one_image(toy: Toy) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vit_clt import AbsTopK, DenseCodes, InputError, JumpReLU, ReLUTopK, SparseCodes
-from vit_clt.codes import stack_codes
+from vit_clt.codes import RaggedCodes, stack_codes
 from vit_clt.sparsifiers import SPARSIFIERS
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
@@ -183,6 +183,27 @@ def test_activity_of_sparse_and_dense_codes_is_that_of_plain_torch(signed):
         assert (len(codes), codes.n_features) == (2, 7)
         assert torch.equal(codes[1].to_dense(), z[1])
     assert int(sparse.fired().sum()) == int(sparse.l0().sum()) == 2 * 3 * 4 * 2
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(1, None), slice(None)], ids=str)
+def test_codes_at_some_rows_are_those_of_the_dense_matrix(rows):
+    sparse = random_codes()
+    z = sparse.to_dense()
+    active = z != 0
+    ragged = RaggedCodes(
+        z[active],
+        active.nonzero()[:, -1],
+        torch.cat([torch.zeros(1, dtype=torch.long), active.sum(-1).flatten().cumsum(0)]),
+        tuple(z.shape[:-1]),
+        z.shape[-1],
+    )
+    for codes in (sparse, ragged, DenseCodes(z)):
+        found = codes.at_rows(rows)
+        assert type(found) is type(codes)
+        assert found.tokens == z[..., rows, :].shape[:-1]
+        assert torch.equal(found.to_dense(), z[..., rows, :])
+        assert torch.equal(found.fired(), active[..., rows, :].sum((1, 2)))
+        assert torch.equal(codes[1].at_rows(rows).to_dense(), z[1][..., rows, :])
 
 
 def test_to_dense_is_differentiable_in_the_values():

@@ -92,6 +92,11 @@ class SparseCodes:
         """What `dense` holds at these codes' slots; the transpose of `to_dense`."""
         return dense.gather(-1, self.indices)
 
+    def at_rows(self, rows: slice) -> SparseCodes:
+        """The same codes at some places of the last token axis."""
+        chosen = (..., rows, slice(None))
+        return SparseCodes(self.values[chosen], self.indices[chosen], self.n_features)
+
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""
         return self.values.ne(0).sum(-1)
@@ -162,6 +167,19 @@ class RaggedCodes:
         firsts = torch.arange(len(self.offsets) - 1, device=self.indices.device) * self.n_features
         return firsts.repeat_interleave(self.offsets.diff()) + self.indices
 
+    def at_rows(self, rows: slice) -> RaggedCodes:
+        """The same codes at some places of the last token axis; without a band."""
+        counts = self.offsets.diff()
+        kept = torch.zeros_like(counts, dtype=torch.bool).view(self.tokens)
+        kept[..., rows] = True
+        tokens = tuple(kept[..., rows].shape)
+        kept = kept.flatten()
+        entries = kept.repeat_interleave(counts)
+        offsets = torch.cat([counts.new_zeros(1), counts[kept].cumsum(0)])
+        return RaggedCodes(
+            self.values[entries], self.indices[entries], offsets, tokens, self.n_features
+        )
+
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""
         until = torch.cat([self.offsets.new_zeros(1), self.values.ne(0).cumsum(0)])
@@ -209,6 +227,10 @@ class DenseCodes:
     def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
         """The codes themselves."""
         return self.dense
+
+    def at_rows(self, rows: slice) -> DenseCodes:
+        """The same codes at some places of the last token axis."""
+        return DenseCodes(self.dense[..., rows, :])
 
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""
