@@ -115,7 +115,7 @@ def test_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
         folder.open()
 
 
-@pytest.mark.parametrize("broken", ["replace", "write_text"])
+@pytest.mark.parametrize("broken", ["replace", "write_bytes"])
 def test_failed_write_leaves_the_earlier_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -123,8 +123,8 @@ def test_failed_write_leaves_the_earlier_file_and_nothing_else(
     folder.write("metrics.json", "earlier")
 
     def full_disk(path: Path, *args: object, **kwargs: object) -> None:
-        if broken == "write_text":
-            path.write_bytes(b"part")
+        if broken == "write_bytes":
+            path.write_text("part")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os if broken == "replace" else Path, broken, full_disk)
