@@ -6,7 +6,7 @@
                  alone shrinks around any number, chance agreement of a few layers included)
     2. best sets the k sources with the highest C are among the best 5 % of all sets of k when kept
                  (loss, dropped terms at zero), and better than the k deepest (paired interval);
-                 chosen on every other image, read on those between
+                 chosen on a random half of the images, read on the other
     3. fill      their lead over the k deepest is there at zero fill, and its paired interval stays
                  above 0 when dropped terms are at their mean
 
@@ -23,6 +23,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 
 from vit_clt.analysis.causal import CausalEffects
 from vit_clt.analysis.contributions import (
@@ -69,7 +70,7 @@ class Evidence:
     """The same for a ranking by depth alone (deeper source first), total effects, mean ablation:
     what needs no CLT."""
     sets: dict[Fill, KeepSets]
-    """Chosen by `projection` on every other image, read on those between."""
+    """Chosen by `projection` on a random half of the images, read on the other."""
 
     @cached_property
     def conditions(self) -> list[Condition]:
@@ -169,8 +170,7 @@ def gather_evidence(
         for fill, found in by_fill.items()
         for path in PATHS
     }
-    # a set chosen and read on the same images could owe its place to them
-    chosen_on, read_on = (ImageRows(data, range(first, len(data), 2)) for first in (0, 1))
+    chosen_on, read_on = halves(data, seed)
     ranking = contribution_scores(
         vit, clt, chosen_on, tokens=tokens, kind="projection", seed=seed, progress=progress
     )
@@ -199,6 +199,16 @@ def gather_evidence(
         for fill in get_args(Fill)
     }
     return Evidence(scores, agreement, by_depth, sets)
+
+
+def halves(data: ImageData, seed: int) -> tuple[ImageRows, ImageRows]:
+    """Two random halves: a set chosen and read on the same images could owe its place to them.
+
+    Not every other row: data sets are often ordered, by alternating classes even.
+    """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+    middle = len(data) // 2
+    return ImageRows(data, sorted(order[:middle])), ImageRows(data, sorted(order[middle:]))
 
 
 def check_question(

@@ -9,12 +9,12 @@ import torch
 from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, ZeroShot, load_data, train
 from vit_clt.analysis import contribution_scores, keep_sources
 from vit_clt.analysis.causal import causal_effects
-from vit_clt.analysis.evidence import Evidence, check_question, gather_evidence
+from vit_clt.analysis.evidence import Evidence, check_question, gather_evidence, halves
 from vit_clt.analysis.keep_sets import KeepSets, MarkedSet
 from vit_clt.analysis.rank_agreement import Agreement, RankAgreement
 from vit_clt.analysis.readings import gather_readings
 from vit_clt.analysis.shuffled import ShuffledSources
-from vit_clt.data import ImageRows, TensorImages
+from vit_clt.data import TensorImages
 from vit_clt.zero_shot import Outcome
 
 N = 60
@@ -131,11 +131,11 @@ def test_terms_dealt_by_chance_come_out_unsupported(study):
 def test_what_was_gathered_is_what_each_study_gives(study):
     vit, clt, data, zs, effects = study
     found = gather_evidence(vit, clt, data, zs, effects, k=2)
-    # chosen on every other image, read on those between
-    row = contribution_scores(vit, clt, ImageRows(data, range(0, N, 2))).matrix[-1]
+    # chosen on one half of the images, read on the other
+    chosen_on, read_on = halves(data, 0)
+    row = contribution_scores(vit, clt, chosen_on).matrix[-1]
     assert found.sets["zero"].chosen.sources == tuple(sorted(row.topk(2).indices.tolist()))
-    between = ImageRows(data, range(1, N, 2))
-    kept = keep_sources(vit, clt, between, zs, sources=found.sets["zero"].chosen.sources)
+    kept = keep_sources(vit, clt, read_on, zs, sources=found.sets["zero"].chosen.sources)
     assert found.sets["zero"].chosen.loss == pytest.approx(kept.loss, abs=1e-5)
     assert found.sets["zero"].readings.n == N // 2
     assert set(found.sets) == {"zero", "mean", "resample"}
@@ -165,6 +165,20 @@ def test_effects_of_something_else(study, changes, sentence):
     vit, clt, data, zs, effects = study
     with pytest.raises(InputError, match=sentence):
         gather_evidence(vit, clt, data, zs, [replace(effects[0], **changes)])
+
+
+def test_halves_share_no_image_and_do_not_follow_the_rows(study):
+    _, _, data, *_ = study
+    first, second = (torch.cat([images for images, _ in half]) for half in halves(data, 0))
+    whole = torch.cat([images for images, _ in data])
+    rows = [
+        [int((whole == image).flatten(1).all(1).nonzero()[0, 0]) for image in half]
+        for half in (first, second)
+    ]
+    assert sorted(rows[0] + rows[1]) == list(range(N))
+    # classes may alternate by row, as in sorted or dealt data sets: parity must not decide
+    assert 0.25 < sum(row % 2 for row in rows[0]) / len(rows[0]) < 0.75
+    assert halves(data, 1)[0].batch([0])[1].shape == (1,)
 
 
 def test_questions_that_cannot_be_answered(study):
