@@ -225,7 +225,7 @@ class Audit(CLTOptions, OutputOptions):
         from vit_clt.transcoder import CrossLayerTranscoder
 
         missing = [run for run in runs if not is_finished(run, self.out / RUNS) or self.overwrite]
-        done = f"; {len(runs) - len(missing)} are finished" if len(missing) < len(runs) else ""
+        done = f"; finished already: {len(runs) - len(missing)}" if len(missing) < len(runs) else ""
         if not missing:
             print(f"nothing is trained{done}")
             return
