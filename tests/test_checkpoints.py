@@ -305,6 +305,14 @@ def test_saving_over_an_older_clt_replaces_it_and_keeps_other_files(saved):
     assert {f.name for f in saved.iterdir()} == names
 
 
+def test_what_a_killed_save_left_is_removed_by_the_next(saved):
+    left = saved / ".saving-2m4q3ar9"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"part")
+    build(seed=1).save_pretrained(saved)
+    assert {f.name for f in saved.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+
+
 @pytest.mark.parametrize("newer", [AbsTopK(k=3), ReLUTopK(k=2)], ids=lambda s: f"{s.name}-{s.k}")
 def test_a_save_killed_between_its_two_files_is_refused(saved, monkeypatch, newer):
     replace = checkpoints_module.os.replace

@@ -36,6 +36,8 @@ from vit_clt.model_card import model_card
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
+STAGING = ".saving-"
+"""Files of a save that is under way; a kill leaves them, the next save removes them."""
 CLT = TypeVar("CLT", bound="PretrainedCLT")
 
 
@@ -58,7 +60,9 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
         target = Path(save_directory)
         try:
             target.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as staging:
+            for left_by_a_kill in target.glob(f"{STAGING}*"):
+                shutil.rmtree(left_by_a_kill)
+            with tempfile.TemporaryDirectory(dir=target, prefix=STAGING) as staging:
                 super().save_pretrained(staging, model_card_kwargs=kwargs.get("model_card_kwargs"))
                 # safetensors lets nobody else read its files
                 shutil.copymode(Path(staging) / CONFIG_FILE, Path(staging) / WEIGHTS_FILE)
