@@ -1,4 +1,4 @@
-"""Evidence for a CLT's attribution of one layer, and the verdict drawn from it by a fixed rule.
+"""Evidence for a CLT's attribution of one layer, and the verdict drawn from it by a rule.
 
     1. causes    C ranks layers as true ablation does: over all targets, the interval of the mean
                  rank correlation with the ViT's own causal effects, off-diagonal, lies above 0, and
@@ -10,9 +10,10 @@
     3. fill      their lead over the k deepest is there at zero fill, and its paired interval stays
                  above 0 when dropped terms are at their mean
 
-"supported" if all three hold, "unsupported" if none does, else "mixed". The rule is ours, fixed
-before any CLT was judged by it. A chosen set that is the k deepest has no lead over them: C has
-then said nothing that "take the last layers" does not say.
+"supported" if all three hold, "unsupported" if none does, else "mixed". The rule is ours. It was
+tightened after first audits: the comparison with permuted rows, and the halves, came when a CLT had
+passed the first check by chance, and a control the third. A chosen set that is the k deepest has no
+lead over them: C has then said nothing that "take the last layers" does not say.
 """
 
 from __future__ import annotations
