@@ -111,7 +111,8 @@ def test_label_without_a_class_name_is_refused(
         ([], "single", "class-names is empty"),
         (CLASSES, [], "templates is empty"),
         (CLASSES, "many", 'templates is "many"'),
-        (CLASSES, ["a {}.", "a photo"], 'templates holds "a photo"; expected "{}"'),
+        (CLASSES, ["a {}.", "a photo"], 'templates holds "a photo"; expected "{}" once'),
+        (CLASSES, ["a {} and a {}."], 'templates holds "a {} and a {}."; expected "{}" once'),
     ],
 )
 def test_bad_names_and_templates_are_refused(

@@ -34,7 +34,7 @@ class ZeroShot:
         templates: "single" ("a photo of a {}."), "ensemble" (the 18 CIFAR templates), or a list.
 
     Raises:
-        InputError: no class names, a template without "{}", or a model without a tokenizer (or
+        InputError: no class names, a template without "{}" or with two, or a model without a tokenizer (or
             whose tokenizer cannot be loaded: it is not needed before).
     """
 
@@ -60,8 +60,8 @@ class ZeroShot:
         if not templates:
             raise InputError("templates is empty; expected at least one.")
         for template in templates:
-            if "{}" not in template:
-                raise InputError(f'templates holds "{template}"; expected "{{}}" in each.')
+            if template.count("{}") != 1:
+                raise InputError(f'templates holds "{template}"; expected "{{}}" once in each.')
         self.class_names = list(class_names)
         self.templates = list(templates)
         with torch.no_grad():
