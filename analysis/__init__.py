@@ -8,6 +8,7 @@ from vit_clt.analysis.causal import causal_effects
 from vit_clt.analysis.class_consistency import class_consistency
 from vit_clt.analysis.contributions import contribution_scores, score
 from vit_clt.analysis.decoder_norms import decoder_norms
+from vit_clt.analysis.direct_effects import direct_effects
 from vit_clt.analysis.faithfulness import surrogate_faithfulness
 from vit_clt.analysis.fidelity import fidelity
 from vit_clt.analysis.keep_sets import keep_sets
@@ -26,6 +27,7 @@ __all__ = [
     "contribution_moments",
     "contribution_scores",
     "decoder_norms",
+    "direct_effects",
     "drop_sources",
     "drop_top_k",
     "fidelity",

@@ -17,6 +17,7 @@ exactly: a `Reading` has its gradients, taken back by explicit linear algebra.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,11 @@ from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, HookedViT
 from vit_clt.hooks.unaltered import RESID_MID, RESID_PRE
 
 ATTN_IN = "blocks.{l}.ln1.hook_out"
+StandIn = Callable[
+    [int, Mapping[int, Float[Tensor, "*direction batch token d_model"]]],
+    Float[Tensor, "*direction batch token d_model"],
+]
+"""A linear map in an MLP's place, backwards; see `FrozenPass.read_output`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Reading:
     attention_bias: Float[Tensor, "*direction attention batch"]
     """What the biases of ln_1, the values and out_proj add, per block whose attention is passed."""
     reader_bias: Float[Tensor, "*direction batch"]
-    """What the bias of the last LayerNorm on the way adds: ln_post's, or ln_2's of x_l."""
+    """What the biases of the LayerNorms that are read add: ln_post's, or ln_2's of x_l."""
 
 
 class FrozenPass:
@@ -135,8 +141,17 @@ class FrozenPass:
         return self.read_output(direction).y
 
     @torch.no_grad()
-    def read_output(self, direction: Float[Tensor, "*direction d_embed"]) -> Reading:
+    def read_output(
+        self, direction: Float[Tensor, "*direction d_embed"], through: StandIn | None = None
+    ) -> Reading:
         """The reading <e/||e||, direction>, e the embedding, ||e|| held.
+
+        Args:
+            direction: one or several.
+            through: what hands gradients of the y's on to x_l, where the MLPs are not cut but
+                stood in for by something linear: given l and the gradients of y_l and all later
+                ones, the gradient of x_l. What the stand-in adds of its own (biases, errors) is
+                not in the reading's terms.
 
         Raises:
             InputError: a direction of another width than the embedding.
@@ -152,7 +167,8 @@ class FrozenPass:
         at_norm = at_e if self._visual.proj is None else at_e @ self._visual.proj.mT
         stream = at_norm.new_zeros(*at_norm.shape[:-1], *self.x.shape[-2:])
         stream[..., 0, :] = self._ln_post.back(at_norm)
-        return self._back(stream, self.vit.cfg.n_layers, at_norm @ self._ln_post.bias)
+        bias = at_norm @ self._ln_post.bias
+        return self._back(stream, self.vit.cfg.n_layers, bias, through=through)
 
     @torch.no_grad()
     def read_mlp_input(
@@ -183,16 +199,25 @@ class FrozenPass:
         return self._back(norm.back(at_x), layer, bias, from_mid=True)
 
     def _back(
-        self, stream: Tensor, layer: int, reader_bias: Tensor, from_mid: bool = False
+        self,
+        stream: Tensor,
+        layer: int,
+        reader_bias: Tensor,
+        from_mid: bool = False,
+        through: StandIn | None = None,
     ) -> Reading:
         """Take a gradient of pre_layer, or of mid_layer, back to all that adds to it."""
-        y: list[Tensor] = []
+        y: dict[int, Tensor] = {}
         biases: list[Tensor] = []
         if from_mid:
             stream, bias = self._through_attention(stream, layer)
             biases.append(bias)
         for l in reversed(range(layer)):
-            y.append(_scaled(stream, self.vit.blocks[l].ls_2))
+            y[l] = _scaled(stream, self.vit.blocks[l].ls_2)
+            if through is not None:
+                at_x = through(l, y)
+                reader_bias = reader_bias + at_x.sum(-2) @ self._ln_2[l].bias
+                stream = stream + self._ln_2[l].back(at_x)
             stream, bias = self._through_attention(stream, l)
             biases.append(bias)
         norm = self._ln_pre
@@ -201,7 +226,7 @@ class FrozenPass:
             ln_pre_bias, stream = stream.sum(-2) @ norm.bias, norm.back(stream)
         nothing = stream.new_zeros(*stream.shape[:-3], 0, *stream.shape[-3:])
         return Reading(
-            y=torch.stack(y[::-1], dim=-4) if y else nothing,
+            y=torch.stack([y[l] for l in range(layer)], dim=-4) if y else nothing,
             inputs=stream,
             ln_pre_bias=ln_pre_bias,
             attention_bias=torch.stack(biases[::-1], dim=-2),
