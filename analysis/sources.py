@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vit_clt.codes import Codes
 from vit_clt.hooks import FrozenPass, HookedViT, Reading
+from vit_clt.hooks.frozen import Norms
 from vit_clt.transcoder import CrossLayerTranscoder
 
 
@@ -72,7 +73,7 @@ class Sources:
     def __init__(
         self, vit: HookedViT, clt: CrossLayerTranscoder, image: Float[Tensor, "3 height width"]
     ):
-        self.clt = clt
+        self.clt, self.image = clt, image
         self.frozen = FrozenPass(vit, image[None])
         x, y = self.frozen.x[:, 0], self.frozen.y[:, 0]
         self.codes: list[Codes] = [clt.encode(each, layer=s) for s, each in enumerate(x)]
@@ -98,9 +99,11 @@ class Sources:
         y, inputs = reading.y[..., 0, :, :], reading.inputs[..., 0, :, :]
         seen = y.shape[-3]
         attention = reading.attention_bias[..., 0]
-        gradients = {l: y[..., l, :, :] for l in range(seen)}
+        units = y.new_zeros(*y.shape[:-3], len(self.activation))
+        if seen:  # the first MLP reads no feature
+            units = self.unit_effects({l: y[..., l, :, :] for l in range(seen)})
         return SourceEffects(
-            features=self.unit_effects(gradients) * self.activation,
+            features=units * self.activation,
             errors=_padded((y * self.errors[:seen]).sum(-1), -2, n),
             patches=(inputs[..., 1:, :] * frozen.patches[0]).sum(-1),
             b_dec=_padded((y.sum(-2) * self.clt.b_dec[:seen]).sum(-1), -1, n),
@@ -135,10 +138,10 @@ class Sources:
         """What a unit of each active feature adds: sum_l W_dec[s->l]_i . G_l[row].
 
         Args:
-            gradients: G_l of consecutive layers; others are not seen.
+            gradients: G_l of one or more consecutive layers; others are not seen.
             layer: for the active features of this layer alone.
         """
-        leading = next(iter(gradients.values())).shape[:-2] if gradients else ()
+        leading = next(iter(gradients.values())).shape[:-2]
         out: list[Tensor] = [self.activation.new_zeros(*leading, 0)]
         start = 0
         for s, t, count in self._groups:
@@ -156,7 +159,7 @@ class Sources:
         return torch.cat(out, dim=-1)
 
     @torch.no_grad()
-    def total_reading(self, direction: Float[Tensor, " d_embed"]) -> Reading:
+    def total_reading(self, direction: Float[Tensor, " d_embed"], norms: Norms = "held") -> Reading:
         """The reading of the output with the CLT in the MLPs' place, its active features held on.
 
         Gradients then run through features too: z_i = W_enc[s]_i x_s[row] + b_enc[s]_i for every
@@ -173,7 +176,7 @@ class Sources:
             at_x.index_add_(0, self.token[here], units[:, None] * encoders)
             return at_x.to(self.errors)[None]
 
-        return self.frozen.read_output(direction, through)
+        return self.frozen.read_output(direction, through, norms)
 
 
 def _padded(values: Tensor, axis: int, size: int) -> Tensor:

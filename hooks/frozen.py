@@ -13,13 +13,18 @@ are sources of the stream, nothing flows back through them. What is left is affi
 with LN(v) = gain * (v - mean v) / std + bias at the std that is held, and ls LayerScale, where a
 model has one. Any linear reading of e or of a row of x_l is then a sum over y, patches and biases,
 exactly: a `Reading` has its gradients, taken back by explicit linear algebra.
+
+A norm that is held counts in full what it would scale away: a part along the embedding itself adds
+to every logit, though the cosine knows nothing of it. With `norms="differentiated"` gradients go
+through the norms as well. They are then the first order of what a small change does (attention
+held), and no longer sum to the reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +34,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, HookedViT
 from vit_clt.hooks.unaltered import RESID_MID, RESID_PRE
 
+Norms = Literal["held", "differentiated"]
 ATTN_IN = "blocks.{l}.ln1.hook_out"
 StandIn = Callable[
     [int, Mapping[int, Float[Tensor, "*direction batch token d_model"]]],
@@ -142,7 +148,10 @@ class FrozenPass:
 
     @torch.no_grad()
     def read_output(
-        self, direction: Float[Tensor, "*direction d_embed"], through: StandIn | None = None
+        self,
+        direction: Float[Tensor, "*direction d_embed"],
+        through: StandIn | None = None,
+        norms: Norms = "held",
     ) -> Reading:
         """The reading <e/||e||, direction>, e the embedding, ||e|| held.
 
@@ -152,6 +161,7 @@ class FrozenPass:
                 stood in for by something linear: given l and the gradients of y_l and all later
                 ones, the gradient of x_l. What the stand-in adds of its own (biases, errors) is
                 not in the reading's terms.
+            norms: of LayerNorms and the embedding, held or differentiated.
 
         Raises:
             InputError: a direction of another width than the embedding.
@@ -161,14 +171,17 @@ class FrozenPass:
                 f"direction has width {direction.shape[-1]}; expected that of the embedding, "
                 f"{self.embedding.shape[-1]}."
             )
-        at_e = direction.to(self.embedding)[..., None, :] / self.embedding.norm(
-            dim=-1, keepdim=True
-        )
+        size = self.embedding.norm(dim=-1, keepdim=True)
+        at_unit = direction.to(self.embedding)[..., None, :]
+        if norms == "differentiated":
+            unit = self.embedding / size
+            at_unit = at_unit - (at_unit * unit).sum(-1, keepdim=True) * unit
+        at_e = at_unit / size
         at_norm = at_e if self._visual.proj is None else at_e @ self._visual.proj.mT
         stream = at_norm.new_zeros(*at_norm.shape[:-1], *self.x.shape[-2:])
-        stream[..., 0, :] = self._ln_post.back(at_norm)
+        stream[..., 0, :] = self._ln_post.back(at_norm, norms)
         bias = at_norm @ self._ln_post.bias
-        return self._back(stream, self.vit.cfg.n_layers, bias, through=through)
+        return self._back(stream, self.vit.cfg.n_layers, bias, through=through, norms=norms)
 
     @torch.no_grad()
     def read_mlp_input(
@@ -205,25 +218,26 @@ class FrozenPass:
         reader_bias: Tensor,
         from_mid: bool = False,
         through: StandIn | None = None,
+        norms: Norms = "held",
     ) -> Reading:
         """Take a gradient of pre_layer, or of mid_layer, back to all that adds to it."""
         y: dict[int, Tensor] = {}
         biases: list[Tensor] = []
         if from_mid:
-            stream, bias = self._through_attention(stream, layer)
+            stream, bias = self._through_attention(stream, layer, norms)
             biases.append(bias)
         for l in reversed(range(layer)):
             y[l] = _scaled(stream, self.vit.blocks[l].ls_2)
             if through is not None:
                 at_x = through(l, y)
                 reader_bias = reader_bias + at_x.sum(-2) @ self._ln_2[l].bias
-                stream = stream + self._ln_2[l].back(at_x)
-            stream, bias = self._through_attention(stream, l)
+                stream = stream + self._ln_2[l].back(at_x, norms)
+            stream, bias = self._through_attention(stream, l, norms)
             biases.append(bias)
         norm = self._ln_pre
         ln_pre_bias = torch.zeros_like(reader_bias)
         if norm is not None:
-            ln_pre_bias, stream = stream.sum(-2) @ norm.bias, norm.back(stream)
+            ln_pre_bias, stream = stream.sum(-2) @ norm.bias, norm.back(stream, norms)
         nothing = stream.new_zeros(*stream.shape[:-3], 0, *stream.shape[-3:])
         return Reading(
             y=torch.stack([y[l] for l in range(layer)], dim=-4) if y else nothing,
@@ -233,7 +247,7 @@ class FrozenPass:
             reader_bias=reader_bias,
         )
 
-    def _through_attention(self, mid: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def _through_attention(self, mid: Tensor, layer: int, norms: Norms) -> tuple[Tensor, Tensor]:
         """A gradient of mid_l to one of pre_l, and what block l's attention biases add."""
         block = self.vit.blocks[layer]
         attn: Any = block.attn
@@ -248,7 +262,7 @@ class FrozenPass:
         bias = (
             at_out.sum(-2) @ attn.out_proj.bias + at_v.sum(-2) @ b_v + at_norm.sum(-2) @ norm.bias
         )
-        return mid + norm.back(at_norm), bias
+        return mid + norm.back(at_norm, norms), bias
 
 
 @dataclass(frozen=True)
@@ -259,16 +273,21 @@ class _Norm:
     bias: Tensor
     scale: Tensor
     """1/std of every row, "*row 1"."""
+    unit: Tensor
+    """(v - mean v) / std, "*row d_model"."""
 
     @classmethod
     def held(cls, norm: nn.LayerNorm, stream: Tensor) -> _Norm:
-        variance = stream.var(-1, correction=0, keepdim=True)
-        return cls(norm.weight, norm.bias, torch.rsqrt(variance + norm.eps))
+        scale = torch.rsqrt(stream.var(-1, correction=0, keepdim=True) + norm.eps)
+        return cls(norm.weight, norm.bias, scale, (stream - stream.mean(-1, keepdim=True)) * scale)
 
-    def back(self, gradient: Tensor) -> Tensor:
+    def back(self, gradient: Tensor, norms: Norms = "held") -> Tensor:
         """A gradient of the output to one of the input; centring is its own transpose."""
         scaled = gradient * self.gain
-        return (scaled - scaled.mean(-1, keepdim=True)) * self.scale
+        centred = scaled - scaled.mean(-1, keepdim=True)
+        if norms == "differentiated":
+            centred = centred - (scaled * self.unit).mean(-1, keepdim=True) * self.unit
+        return centred * self.scale
 
 
 def _scaled(gradient: Tensor, layer_scale: nn.Module) -> Tensor:
