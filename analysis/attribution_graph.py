@@ -109,10 +109,7 @@ def attribution_graph(
     Raises:
         InputError: max_nodes below 1, or a share outside 0 to 1.
     """
-    if max_nodes < 1:
-        raise InputError(f"max-nodes is {max_nodes}; expected at least 1.")
-    if not 0 < keep <= 1:
-        raise InputError(f"keep is {keep}; expected a share above 0 and up to 1.")
+    check_size(max_nodes, keep)
     rows = InEdges(sources, direction)
     rows.expand(EXPAND * max_nodes)
     influence = rows.influence()
@@ -127,6 +124,18 @@ def attribution_graph(
     enough = int((reached < keep * influence.sum()).sum()) + 1
     kept = torch.cat([ranked[:enough].sort().values, ranked.new_tensor([len(able)])])
     return _assemble(rows, direction, influence, kept, (image, target, clt))
+
+
+def check_size(max_nodes: int, keep: float | int) -> None:
+    """Refuse what would be no graph.
+
+    Raises:
+        InputError: max_nodes below 1, or a share outside 0 to 1.
+    """
+    if max_nodes < 1:
+        raise InputError(f"max-nodes is {max_nodes}; expected at least 1.")
+    if not 0 < keep <= 1:
+        raise InputError(f"keep is {keep}; expected a share above 0 and up to 1.")
 
 
 def _assemble(

@@ -128,13 +128,13 @@ def _columns(nodes: pd.DataFrame, facts: GraphFacts) -> tuple[list[float], dict[
     return x.tolist(), ticks
 
 
-def _level(row: dict[str, Any], layers: int) -> float:
+def _level(row: dict[str, Any], layers: int) -> int:
     if row["kind"] == "logit":
         return layers + 1
     return 0 if pd.isna(row["layer"]) else int(row["layer"]) + 1
 
 
-def _add_edges(figure: go.Figure, edges: pd.DataFrame, x: list[float], y: list[float]) -> None:
+def _add_edges(figure: go.Figure, edges: pd.DataFrame, x: list[float], y: list[int]) -> None:
     strongest = edges["influence"].max() if len(edges) else 1.0
     grade = np.minimum((3 * (edges["influence"] / strongest) ** 0.5).astype(int), 2)
     for sign, colour, name in ((1, BLUE, "raises"), (-1, ORANGE, "lowers")):
@@ -154,7 +154,7 @@ def _add_edges(figure: go.Figure, edges: pd.DataFrame, x: list[float], y: list[f
             )
 
 
-def _add_nodes(figure: go.Figure, graph: AttributionGraph, x: list[float], y: list[float]) -> None:
+def _add_nodes(figure: go.Figure, graph: AttributionGraph, x: list[float], y: list[int]) -> None:
     nodes = graph.nodes
     largest = nodes["influence"][1:].max()
     for kind, symbol in _SYMBOLS.items():

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -72,6 +72,10 @@ class GraphAgreement:
         what 97.5 % of 1,000 permutations of the predictions stay below; slope,
         sum(measured * predicted) / sum(predicted^2), 1 where predictions have the right size; n.
         """
+        return self._table.copy()
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
         rows = []
         for predicted, measured in PAIRS:
             for chosen in ("all", "top", "random"):
@@ -135,8 +139,7 @@ def graph_agreement(
     Raises:
         InputError: n below 2, or hooks on the model.
     """
-    if n < 2:
-        raise InputError(f"interventions is {n}; expected at least 2, half of them top features.")
+    check_interventions(n)
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(images), desc="interventions", unit=" images", disable=not progress) as bar:
@@ -163,6 +166,16 @@ def graph_agreement(
                 )
             bar.update()
     return GraphAgreement(pd.DataFrame(rows), seed)
+
+
+def check_interventions(n: int) -> None:
+    """Refuse a number of interventions that leaves top or random features without one.
+
+    Raises:
+        InputError: n below 2.
+    """
+    if n < 2:
+        raise InputError(f"interventions is {n}; expected at least 2, half of them top features.")
 
 
 def _predictions(sources: Sources, direction: Tensor) -> dict[Prediction, Float[Tensor, " active"]]:

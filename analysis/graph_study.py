@@ -16,9 +16,14 @@ from vit_clt.analysis.attribution_graph import (
     MAX_NODES,
     AttributionGraph,
     attribution_graph,
+    check_size,
 )
 from vit_clt.analysis.direct_effects import DirectEffects, class_direction, gather_effects
-from vit_clt.analysis.graph_agreement import GraphAgreement, graph_agreement
+from vit_clt.analysis.graph_agreement import (
+    GraphAgreement,
+    check_interventions,
+    graph_agreement,
+)
 from vit_clt.analysis.sources import Sources
 from vit_clt.analysis.thumbnails import pixels
 from vit_clt.data import ImageData
@@ -154,6 +159,8 @@ def graph_study(
             the label asked for, a CLT of another model, hooks on `vit`, or a number out of range.
     """
     check_fits(vit, clt)
+    check_size(max_nodes, keep)
+    check_interventions(interventions)
     _check_rows(rows, data)
     other = None if contrast is None else _class("contrast", contrast, zs)
     fixed = None if target in ("predicted", "label") else _class("target", target, zs)

@@ -1,4 +1,4 @@
-"""A second implementation of the frozen model, in float64, differentiable in its sources."""
+"""Models in float64, and a second implementation of the frozen one, differentiable."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from conftest import tiny_clip
+from conftest import random_clt, tiny_clip
 from torch import Tensor
 
+from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK
 from vit_clt.hooks import HookedViT
 
 
@@ -20,6 +21,20 @@ def double_vit(**vision: Any) -> HookedViT:
             if "ln_" in name or "gamma" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return vit.double()
+
+
+def double_clt(
+    vit: HookedViT, sparsifier: Any = None, *, per_layer: bool = False
+) -> CrossLayerTranscoder:
+    if not per_layer:
+        return random_clt(vit, sparsifier).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = CLTConfig(4, 16, 24, sparsifier or ReLUTopK(k=5), cross_layer=False)
+        clt = CrossLayerTranscoder(config).eval().requires_grad_(False)
+        clt.b_enc.normal_(std=0.3)
+        clt.b_dec.normal_(std=0.3)
+    return clt.double()
 
 
 class Held:
@@ -49,13 +64,15 @@ class Held:
             self.held["post"] = self._std(stream[:, 0])
             self.held["norm"] = vit(images).norm(dim=-1, keepdim=True)
 
-    def run(self, patches: Tensor, y: list[Tensor], read: int | None = None) -> Tensor:
-        """e / held norm, or with `read` x_l of that layer."""
+    def run(
+        self, patches: Tensor, y: list[Tensor], read: int | None = None, norms: bool = True
+    ) -> Tensor:
+        """e / held norm, or with `read` x_l of that layer; without `norms` these are not held."""
         stream = self._entering(patches)
         if isinstance(self.visual.ln_pre, torch.nn.LayerNorm):
-            stream = self._norm(stream, self.visual.ln_pre, "pre")
+            stream = self._norm(stream, self.visual.ln_pre, "pre", norms)
         for l, block in enumerate(self.blocks):
-            normed = self._norm(stream, block.ln_1, f"1 {l}")
+            normed = self._norm(stream, block.ln_1, f"1 {l}", norms)
             attn = block.attn
             w_v = attn.in_proj_weight[2 * stream.shape[-1] :]
             b_v = attn.in_proj_bias[2 * stream.shape[-1] :]
@@ -63,21 +80,19 @@ class Held:
             z = torch.einsum("bhqk,bkhd->bqhd", self.held[f"pattern {l}"], v).flatten(2)
             stream = stream + block.ls_1(attn.out_proj(z))
             if read == l:
-                return self._norm(stream, block.ln_2, f"2 {l}")
+                return self._norm(stream, block.ln_2, f"2 {l}", norms)
             stream = stream + block.ls_2(y[l])
-        return (
-            self._norm(stream[:, 0], self.visual.ln_post, "post")
-            @ self.visual.proj
-            / (self.held["norm"])
-        )
+        e = self._norm(stream[:, 0], self.visual.ln_post, "post", norms) @ self.visual.proj
+        return e / (self.held["norm"] if norms else e.norm(dim=-1, keepdim=True))
 
     def _entering(self, patches: Tensor) -> Tensor:
         cls = self.cls.expand(len(patches), 1, -1)
         return torch.cat([cls, patches], dim=1) + self.position
 
-    def _norm(self, stream: Tensor, norm: Any, name: str) -> Tensor:
+    def _norm(self, stream: Tensor, norm: Any, name: str, held: bool) -> Tensor:
         centred = stream - stream.mean(-1, keepdim=True)
-        return centred / self.held[name] * norm.weight + norm.bias
+        std = self.held[name] if held else self._std(stream)
+        return centred / std * norm.weight + norm.bias
 
     @staticmethod
     def _std(stream: Tensor) -> Tensor:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_clt, tiny_clip
-from frozen_oracle import Held, double_vit
+from frozen_oracle import Held, double_clt, double_vit
 from torch import Tensor
 
-from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
+from vit_clt import AbsTopK, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import direct_effects
 from vit_clt.analysis.direct_effects import class_direction
 from vit_clt.analysis.sources import Sources
@@ -20,18 +19,6 @@ from vit_clt.hooks import FrozenPass, HookedViT
 from vit_clt.zero_shot import ZeroShot
 
 SPARSIFIERS = {"relu_topk": ReLUTopK(k=5), "abs_topk": AbsTopK(k=4), "jumprelu": JumpReLU(0.1)}
-
-
-def double_clt(vit: HookedViT, sparsifier: Any = None, *, per_layer: bool = False) -> Any:
-    if not per_layer:
-        return random_clt(vit, sparsifier).double()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = CLTConfig(4, 16, 24, sparsifier or ReLUTopK(k=5), cross_layer=False)
-        clt = CrossLayerTranscoder(config).eval().requires_grad_(False)
-        clt.b_enc.normal_(std=0.3)
-        clt.b_dec.normal_(std=0.3)
-    return clt.double()
 
 
 @pytest.fixture

@@ -62,6 +62,20 @@ def test_gradients_are_autograds(kind: str, images: Tensor, random: torch.Genera
 
 
 @pytest.mark.parametrize("kind", ["plain", "layer scale"])
+def test_norms_can_be_differentiated(kind: str, images: Tensor, random: torch.Generator) -> None:
+    vit = double_vit(**KINDS[kind])
+    frozen, held = FrozenPass(vit, images.double()), Held(vit, images.double())
+    direction = torch.randn(12, dtype=torch.float64, generator=random)
+    patches = held.patches.clone().requires_grad_()
+    y = [each.clone().requires_grad_() for each in held.y]
+    output = held.run(patches, y, norms=False)
+    grads = torch.autograd.grad((output @ direction).sum(), [patches, *y])
+    reading = frozen.read_output(direction, norms="differentiated")
+    torch.testing.assert_close(reading.inputs[:, 1:], grads[0], rtol=1e-8, atol=1e-11)
+    torch.testing.assert_close(reading.y, torch.stack(grads[1:]), rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["plain", "layer scale"])
 def test_readings_of_mlp_inputs_are_autograds(
     kind: str, images: Tensor, random: torch.Generator
 ) -> None:
