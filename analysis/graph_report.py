@@ -65,7 +65,7 @@ def graph_report(study: GraphStudy, facts: dict[str, str]) -> str:
         Section(
             "Are these effects what interventions find?",
             [_CHECK],
-            tables=[rounded(_named(study.agreement.to_frame()))],
+            tables=[_readable(study.agreement.to_frame())],
             figures=[agreement_figure(study.agreement, context)],
         )
     )
@@ -78,8 +78,20 @@ def rounded(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{name: frame[name].map(lambda v: f"{v:.3f}") for name in numbers})
 
 
-def _named(agreement: pd.DataFrame) -> pd.DataFrame:
-    return agreement.replace({"measured": MEASURED, "predicted": PREDICTED})
+def _readable(agreement: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for r in agreement.to_dict("records"):
+        row = {
+            "predicted": PREDICTED[r["predicted"]],
+            "measured": MEASURED[r["measured"]],
+            "features": r["chosen"],
+            "N": r["n"],
+        }
+        for name, title in (("pearson", "Pearson's r"), ("spearman", "Spearman's ρ")):
+            value, *ends = (r[f"{name}{end}"] for end in ("", "_low", "_high", "_floor_high"))
+            row[title] = f"{value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}], floor {ends[2]:.2f}"
+        rows.append({**row, "slope": f"{r['slope']:.2f}"})
+    return pd.DataFrame(rows)
 
 
 def _features(nodes: pd.DataFrame, grid: tuple[int, int]) -> pd.DataFrame:
