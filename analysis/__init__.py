@@ -2,14 +2,17 @@
 
 from vit_clt.analysis.ablation_curves import ablation_curves
 from vit_clt.analysis.ablations import drop_sources, drop_top_k, keep_sources, keep_top_k
+from vit_clt.analysis.attribution_graph import attribution_graph
 from vit_clt.analysis.audit import audit
 from vit_clt.analysis.cascade import cascade
 from vit_clt.analysis.causal import causal_effects
 from vit_clt.analysis.class_consistency import class_consistency
 from vit_clt.analysis.contributions import contribution_scores, score
 from vit_clt.analysis.decoder_norms import decoder_norms
+from vit_clt.analysis.direct_effects import direct_effects
 from vit_clt.analysis.faithfulness import surrogate_faithfulness
 from vit_clt.analysis.fidelity import fidelity
+from vit_clt.analysis.graph_study import graph_study
 from vit_clt.analysis.keep_sets import keep_sets
 from vit_clt.analysis.moments import contribution_moments
 from vit_clt.analysis.rank_agreement import rank_agreement
@@ -19,6 +22,7 @@ from vit_clt.analysis.retrieval import RetrievalIndex
 __all__ = [
     "RetrievalIndex",
     "ablation_curves",
+    "attribution_graph",
     "audit",
     "cascade",
     "causal_effects",
@@ -26,9 +30,11 @@ __all__ = [
     "contribution_moments",
     "contribution_scores",
     "decoder_norms",
+    "direct_effects",
     "drop_sources",
     "drop_top_k",
     "fidelity",
+    "graph_study",
     "keep_sets",
     "keep_sources",
     "keep_top_k",

@@ -41,10 +41,10 @@ def pixels(
     return plain.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def data_uri(image: UInt8[np.ndarray, "height width 3"]) -> str:
-    """A PNG of at most `SIDE` pixels a side, for a page that stands alone."""
+def data_uri(image: UInt8[np.ndarray, "height width 3"], side: int = SIDE) -> str:
+    """A PNG of at most `side` pixels a side, for a page that stands alone."""
     picture = Image.fromarray(image)
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

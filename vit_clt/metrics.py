@@ -36,7 +36,7 @@ class Metric:
     name: str
     value: float | int | None
     unit: str
-    """"fraction", "nats", "seconds", "count", "bytes", "tokens/s" or "raw^2"."""
+    """"fraction", "nats", "logits", "seconds", "count", "bytes", "tokens/s" or "raw^2"."""
     n: int
     """Images it was measured on (token rows, for `last_batch_` numbers of a training run)."""
     low: float | None = None

@@ -22,6 +22,7 @@ from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.demo import Demo
 from vit_clt.cli.faithfulness import Faithfulness
 from vit_clt.cli.fidelity import Fidelity
+from vit_clt.cli.graph import Graph
 from vit_clt.cli.keep_sets import KeepSets
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.reproduce import Reproduce
@@ -46,6 +47,7 @@ Command = (
     | Weights
     | Reproduce
     | Retrieve
+    | Graph
 )
 
 
@@ -129,6 +131,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Weights, tyro.conf.subcommand("weights")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce", default=Reproduce.defaults(args))]
         | Annotated[Retrieve, tyro.conf.subcommand("retrieve")]
+        | Annotated[Graph, tyro.conf.subcommand("graph")]
     )
     complaint = io.StringIO()
     try:
