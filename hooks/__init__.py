@@ -1,5 +1,6 @@
 """Hooked ViT, token rows, CLT replacement, and interventions on the ViT's own parts."""
 
+from vit_clt.hooks.frozen import FrozenPass, Reading
 from vit_clt.hooks.hooked_vit import HookedViT, HookedViTConfig
 from vit_clt.hooks.interventions import Site, overwrite_attn_hooks, overwrite_mlp_hooks
 from vit_clt.hooks.ranges import ReplacedRange, SharedPrefix
@@ -8,8 +9,10 @@ from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
 from vit_clt.hooks.unaltered import UnalteredPass
 
 __all__ = [
+    "FrozenPass",
     "HookedViT",
     "HookedViTConfig",
+    "Reading",
     "ReplacedRange",
     "SharedPrefix",
     "Site",

@@ -120,15 +120,25 @@ class HookedBlock(ResidualAttentionBlock):
         watched = any(m._forward_hooks or m._forward_pre_hooks for m in self.mlp.modules())
         return not watched and not torch.is_autocast_enabled() and self.mlp_is_overwritten()
 
-    def _unfused_attention(self, x: Tensor) -> Tensor:
-        # the fused kernel never forms the pattern; this one does, and differs by about 1e-6
+    def pattern_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What attention makes of its input "batch token d_model", written out.
+
+        Returns:
+            The pattern softmax(q k / sqrt(d_head)), "batch head query key", and the values v,
+            "batch head key d_head". The fused kernel that a forward takes never forms the pattern;
+            the products differ by about 1e-6.
+        """
         attn: Any = self.attn
         qkv = nn.functional.linear(x, attn.in_proj_weight, attn.in_proj_bias)
         q, k, v = (
             part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1)
         )
-        scores = q @ k.mT / attn.head_dim**0.5
-        pattern = self.at(self.hook_pattern, torch.softmax(scores, dim=-1))
+        return torch.softmax(q @ k.mT / attn.head_dim**0.5, dim=-1), v
+
+    def _unfused_attention(self, x: Tensor) -> Tensor:
+        attn: Any = self.attn
+        pattern, v = self.pattern_and_values(x)
+        pattern = self.at(self.hook_pattern, pattern)
         return attn.out_proj((pattern @ v).transpose(1, 2).flatten(2))
 
 

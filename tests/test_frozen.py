@@ -1,0 +1,192 @@
+"""The frozen pass: its gradients by autograd of a second implementation, and sums to the logit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_clip
+from torch import Tensor
+
+from vit_clt import InputError
+from vit_clt.hooks import FrozenPass, HookedViT, Reading
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer scale": {"ls_init_value": 0.7},
+    "no ln_pre": {"no_ln_pre": True},
+    "norm after pooling": {"final_ln_after_pool": True},
+}
+
+
+def double_vit(**vision: Any) -> HookedViT:
+    vit = HookedViT(tiny_clip(**vision))
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(5)
+        for name, parameter in vit.clip.visual.named_parameters():
+            if "ln_" in name or "gamma" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return vit.double()
+
+
+class Held:
+    """The frozen model as a function of its sources; torch's modules give all that is held."""
+
+    def __init__(self, vit: HookedViT, images: Tensor):
+        visual: Any = vit.clip.visual
+        self.visual, self.blocks = visual, visual.transformer.resblocks
+        with torch.no_grad():
+            self.patches = visual.conv1(images).flatten(2).transpose(1, 2)
+            self.cls, self.position = visual.class_embedding, visual.positional_embedding
+            self.held: dict[str, Tensor] = {}
+            self.y: list[Tensor] = []
+            stream = visual._embeds(images)
+            self.held["pre"] = self._std(self._entering(self.patches))
+            for l, block in enumerate(self.blocks):
+                normed = F.layer_norm(stream, stream.shape[-1:], *self._affine(block.ln_1))
+                out, pattern = block.attn(
+                    normed, normed, normed, need_weights=True, average_attn_weights=False
+                )
+                self.held[f"pattern {l}"], self.held[f"1 {l}"] = pattern, self._std(stream)
+                stream = stream + block.ls_1(out)
+                self.held[f"2 {l}"] = self._std(stream)
+                normed = F.layer_norm(stream, stream.shape[-1:], *self._affine(block.ln_2))
+                self.y.append(block.mlp(normed))
+                stream = stream + block.ls_2(self.y[-1])
+            self.held["post"] = self._std(stream[:, 0])
+            self.held["norm"] = vit(images).norm(dim=-1, keepdim=True)
+
+    def run(self, patches: Tensor, y: list[Tensor], read: int | None = None) -> Tensor:
+        """e / held norm, or with `read` x_l of that layer."""
+        stream = self._entering(patches)
+        if isinstance(self.visual.ln_pre, torch.nn.LayerNorm):
+            stream = self._norm(stream, self.visual.ln_pre, "pre")
+        for l, block in enumerate(self.blocks):
+            normed = self._norm(stream, block.ln_1, f"1 {l}")
+            attn = block.attn
+            w_v = attn.in_proj_weight[2 * stream.shape[-1] :]
+            b_v = attn.in_proj_bias[2 * stream.shape[-1] :]
+            v = (normed @ w_v.T + b_v).unflatten(-1, (attn.num_heads, -1))
+            z = torch.einsum("bhqk,bkhd->bqhd", self.held[f"pattern {l}"], v).flatten(2)
+            stream = stream + block.ls_1(attn.out_proj(z))
+            if read == l:
+                return self._norm(stream, block.ln_2, f"2 {l}")
+            stream = stream + block.ls_2(y[l])
+        return (
+            self._norm(stream[:, 0], self.visual.ln_post, "post")
+            @ self.visual.proj
+            / (self.held["norm"])
+        )
+
+    def _entering(self, patches: Tensor) -> Tensor:
+        cls = self.cls.expand(len(patches), 1, -1)
+        return torch.cat([cls, patches], dim=1) + self.position
+
+    def _norm(self, stream: Tensor, norm: Any, name: str) -> Tensor:
+        centred = stream - stream.mean(-1, keepdim=True)
+        return centred / self.held[name] * norm.weight + norm.bias
+
+    @staticmethod
+    def _std(stream: Tensor) -> Tensor:
+        return (stream.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+
+    @staticmethod
+    def _affine(norm: Any) -> tuple[Tensor, Tensor]:
+        return norm.weight, norm.bias
+
+
+def total(frozen: FrozenPass, reading: Reading) -> Tensor:
+    """Everything a reading adds up to, "*direction batch"."""
+    below = reading.y.shape[-4]
+    entering = frozen.positions.expand(len(frozen.patches), -1, -1).clone()
+    entering[:, 0] += frozen.class_token
+    entering[:, 1:] += frozen.patches
+    return (
+        (reading.y * frozen.y[:below]).sum((-4, -2, -1))
+        + (reading.inputs * entering).sum((-2, -1))
+        + reading.ln_pre_bias
+        + reading.attention_bias.sum(-2)
+        + reading.reader_bias
+    )
+
+
+@pytest.fixture
+def random() -> torch.Generator:
+    return torch.Generator().manual_seed(2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_autograds(kind: str, images: Tensor, random: torch.Generator) -> None:
+    vit = double_vit(**KINDS[kind])
+    frozen, held = FrozenPass(vit, images.double()), Held(vit, images.double())
+    directions = torch.randn(2, 12, dtype=torch.float64, generator=random)
+    patches = held.patches.clone().requires_grad_()
+    y = [each.clone().requires_grad_() for each in held.y]
+    output = held.run(patches, y)
+    torch.testing.assert_close(output * held.held["norm"], vit(images.double()))
+    reading = frozen.read_output(directions)
+    torch.testing.assert_close(frozen.gradients(directions[0]), reading.y[0])
+    for i, direction in enumerate(directions):
+        grads = torch.autograd.grad((output @ direction).sum(), [patches, *y], retain_graph=True)
+        torch.testing.assert_close(reading.inputs[i, :, 1:], grads[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(reading.y[i], torch.stack(grads[1:]), rtol=1e-9, atol=1e-12)
+    logits = F.normalize(vit(images.double()), dim=-1) @ directions.T
+    torch.testing.assert_close(total(frozen, reading), logits.T, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["plain", "layer scale"])
+def test_readings_of_mlp_inputs_are_autograds(
+    kind: str, images: Tensor, random: torch.Generator
+) -> None:
+    vit = double_vit(**KINDS[kind])
+    frozen, held = FrozenPass(vit, images.double()), Held(vit, images.double())
+    rows, vectors = (
+        torch.tensor([0, 4, 4]),
+        torch.randn(3, 16, dtype=torch.float64, generator=random),
+    )
+    for layer in (0, 2):
+        patches = held.patches.clone().requires_grad_()
+        y = [each.clone().requires_grad_() for each in held.y[:layer]]
+        x = held.run(patches, y, read=layer)
+        torch.testing.assert_close(x, frozen.x[layer], rtol=1e-9, atol=1e-12)
+        reading = frozen.read_mlp_input(layer, rows, vectors)
+        assert reading.y.shape == (3, layer, *frozen.x.shape[1:])
+        for i, (row, vector) in enumerate(zip(rows, vectors, strict=True)):
+            grads = torch.autograd.grad(
+                (x[:, row] @ vector).sum(), [patches, *y], retain_graph=True
+            )
+            torch.testing.assert_close(reading.inputs[i, :, 1:], grads[0], rtol=1e-9, atol=1e-12)
+            for l in range(layer):
+                torch.testing.assert_close(reading.y[i, l], grads[1 + l], rtol=1e-9, atol=1e-12)
+        wanted = torch.einsum("bid,id->ib", frozen.x[layer][:, rows], vectors)
+        torch.testing.assert_close(total(frozen, reading), wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_recorded_is_the_models_own(
+    tiny_vit: HookedViT, images: Tensor, random: torch.Generator
+) -> None:
+    frozen = FrozenPass(tiny_vit, images)
+    assert torch.equal(frozen.embedding, tiny_vit(images))
+    tiny_vit.set_use_attn_pattern(True)
+    names = [f"blocks.{l}.attn.hook_pattern" for l in range(4)]
+    _, cache = tiny_vit.run_with_cache(images, names_filter=names)
+    torch.testing.assert_close(frozen.pattern, torch.stack([cache[name] for name in names]))
+    direction = torch.randn(12, generator=random)
+    logits = F.normalize(tiny_vit(images), dim=-1) @ direction
+    torch.testing.assert_close(
+        total(frozen, frozen.read_output(direction)), logits, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_wrong_arguments_are_refused(tiny_vit: HookedViT, images: Tensor) -> None:
+    with pytest.raises(InputError, match="expected one that pools CLS"):
+        FrozenPass(HookedViT(tiny_clip(pool_type="avg")), images)
+    frozen = FrozenPass(tiny_vit, images)
+    with pytest.raises(InputError, match="direction has width 16"):
+        frozen.gradients(torch.zeros(16))
+    with pytest.raises(InputError, match="layer is 4"):
+        frozen.read_mlp_input(4, torch.tensor([0]), torch.zeros(1, 16))
+    with pytest.raises(InputError, match="rows run from 0 to 10"):
+        frozen.read_mlp_input(0, torch.tensor([0, 10]), torch.zeros(2, 16))
