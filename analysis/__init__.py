@@ -1,4 +1,4 @@
-"""Reconstruction, replacement, fidelity, faithfulness, scores, ablations, retrieval of a CLT."""
+"""Reconstruction, replacement, faithfulness, scores, ablations, retrieval, features of a CLT."""
 
 from vit_clt.analysis.ablation_curves import ablation_curves
 from vit_clt.analysis.ablations import drop_sources, drop_top_k, keep_sources, keep_top_k
@@ -9,6 +9,7 @@ from vit_clt.analysis.class_consistency import class_consistency
 from vit_clt.analysis.contributions import contribution_scores, score
 from vit_clt.analysis.decoder_norms import decoder_norms
 from vit_clt.analysis.faithfulness import surrogate_faithfulness
+from vit_clt.analysis.feature_statistics import feature_statistics
 from vit_clt.analysis.fidelity import fidelity
 from vit_clt.analysis.keep_sets import keep_sets
 from vit_clt.analysis.moments import contribution_moments
@@ -28,6 +29,7 @@ __all__ = [
     "decoder_norms",
     "drop_sources",
     "drop_top_k",
+    "feature_statistics",
     "fidelity",
     "keep_sets",
     "keep_sources",

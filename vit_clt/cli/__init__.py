@@ -21,6 +21,7 @@ from vit_clt.cli.causal import Causal
 from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.demo import Demo
 from vit_clt.cli.faithfulness import Faithfulness
+from vit_clt.cli.features import Features
 from vit_clt.cli.fidelity import Fidelity
 from vit_clt.cli.keep_sets import KeepSets
 from vit_clt.cli.reconstruct import Reconstruct
@@ -46,6 +47,7 @@ Command = (
     | Weights
     | Reproduce
     | Retrieve
+    | Features
 )
 
 
@@ -129,6 +131,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Weights, tyro.conf.subcommand("weights")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce", default=Reproduce.defaults(args))]
         | Annotated[Retrieve, tyro.conf.subcommand("retrieve")]
+        | Annotated[Features, tyro.conf.subcommand("features")]
     )
     complaint = io.StringIO()
     try:
