@@ -40,6 +40,7 @@ class ClassEffects:
     images: dict[int, Int[np.ndarray, " feature"]]
     """Images on which the feature is active."""
     n_images: int
+    class_names: list[str]
     templates: str
     """Name of the prompts."""
 
@@ -91,7 +92,7 @@ def class_effects(
                 active = active_codes(clt.encode(frozen.x[s], layer=s))
                 active_images[s] += (active.of_images() != 0).sum(0).cpu()
                 order = feature_order(active.features, active.offsets(), n_features)
-                found[s] = order, order.sort(active.values), order.sort(active.features)
+                found[s] = order, order.sort(active.values), active.features[order.entries]
             for first in range(0, n_classes, at_once):
                 gradients = frozen.gradients(directions[first : first + at_once])
                 for c, gradient in enumerate(gradients.flatten(2, 3), start=first):
@@ -106,5 +107,6 @@ def class_effects(
         {s: values.T.numpy() for s, values in sums.items()},
         {s: counts.numpy() for s, counts in active_images.items()},
         len(shown),
+        zs.class_names,
         zs.name,
     )

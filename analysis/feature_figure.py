@@ -74,8 +74,9 @@ def feature_figure(stats: FeatureStatistics, page: FeaturePage) -> go.Figure:
     names = short_names(stats.data.class_names)
     purity = ""
     if page.label >= 0:
+        name = names.get(page.label, f"class {page.label}")
         purity = (
-            f"; top images {100 * page.purity:.0f} % {names[page.label]} "
+            f"; top images {100 * page.purity:.0f} % {name} "
             f"(of all {100 * page.base:.0f} %, by chance {100 * page.purity_by_chance:.0f} %)"
         )
     finish(figure)
@@ -149,7 +150,7 @@ def _add_effects(figure: go.Figure, stats: FeatureStatistics, page: FeaturePage)
     if len(order) > _MOST_CLASSES:
         half = _MOST_CLASSES // 2
         order = np.concatenate([order[:half], order[-half:]])
-    names = short_names(stats.data.class_names)
+    names = short_names(stats.effects.class_names)
     classes = [names[c] for c in order.tolist()]
     figure.add_bar(
         x=centred[order],

@@ -110,6 +110,9 @@ def _document(
         "facts": facts,
         "context": stats.context,
         "classes": list(short_names(stats.data.class_names).values()),
+        "effect_classes": []
+        if effects is None
+        else list(short_names(effects.class_names).values()),
         "n_images": stats.n_images,
         "effect_images": 0 if effects is None else effects.n_images,
         "has_cls": cfg.has_cls,

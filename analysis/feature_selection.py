@@ -56,7 +56,9 @@ def select_features(
         )
     if rule == "effect" and stats.effects is None:
         raise InputError('select is "effect", but no effects were measured; expected class names.')
-    number = None if class_name is None else class_number(class_name, stats.data.class_names)
+    number = None
+    if class_name is not None and stats.effects is not None:
+        number = class_number(class_name, stats.effects.class_names)
     table = stats.to_frame()
     found: list[tuple[int, int]] = []
     for s in stats.layers:

@@ -37,7 +37,7 @@ EXAMPLES = 3
 """Images drawn from each quantile band."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FeatureStatistics:
     """All features of some source layers on one data set."""
 
@@ -55,6 +55,9 @@ class FeatureStatistics:
     n_top: int
     seed: int
     """Of the random images."""
+
+    def __repr__(self) -> str:
+        return f"FeatureStatistics({self.context}, layers {', '.join(map(str, self.layers))})"
 
     @property
     def n_images(self) -> int:
@@ -263,7 +266,7 @@ class FeatureStatistics:
             images = self.effects.images[layer]
             some = images > 0
             at = np.where(some, np.nan_to_num(centred).argmax(1), -1)
-            columns["raised"] = [names.get(c, "") for c in at.tolist()]
+            columns["raised"] = ["" if c < 0 else self.effects.class_names[c] for c in at.tolist()]
             columns["effect"] = centred.max(1)
             columns["effect_lowest"] = centred.min(1)
             columns["effect_images"] = images

@@ -108,7 +108,8 @@ def activations_at(
         vit: the teacher; hooks attached to it do not fire.
         clt: its transcoder.
         data: the images.
-        wanted: by (layer, feature) the images' rows, without repeats; they keep their order.
+        wanted: by (layer, feature) the images' rows, at least one and without repeats; they keep
+            their order.
         progress: show a progress bar.
     """
     n_rows, n_tokens = len(data), vit.cfg.n_tokens
@@ -130,9 +131,7 @@ def activations_at(
         for s in layers:
             active = active_codes(clt.encode(x[s], layer=s))
             number = active.features.cpu().numpy() * n_rows + rows[active.images.cpu().numpy()]
-            at = np.searchsorted(pairs[s], number).clip(max=max(len(pairs[s]) - 1, 0))
-            if not len(pairs[s]):
-                continue
+            at = np.searchsorted(pairs[s], number).clip(max=len(pairs[s]) - 1)
             shown = pairs[s][at] == number
             tokens = active.tokens.cpu().numpy()[shown]
             found[s][places[s][at[shown]], tokens] = active.values.float().cpu().numpy()[shown]

@@ -24,6 +24,7 @@ const digits = (value, n = 3) =>
 const percent = (value) => (value === null ? "–" : digits(100 * value) + " %");
 const signed = (value) => (value > 0 ? "+" : "") + digits(value);
 const className = (label) => (label < 0 ? "no class" : G.classes[label] ?? `class ${label}`);
+const effectName = (c) => (c < 0 ? "no class" : G.effect_classes[c]); // the classes effects were read on
 const address = (i) => `${F.layer[i]}:${F.feature[i]}`;
 const placeOf = new Map(F.layer.map((_, i) => [address(i), i]));
 
@@ -105,7 +106,8 @@ function matches(i) {
   const text = state.query.trim().toLowerCase();
   if (!text) return true;
   if (/^\d+:\d*$/.test(text)) return address(i).startsWith(text);
-  return [F.raised[i], F.label[i]].some((c) => c >= 0 && className(c).toLowerCase().includes(text));
+  const names = [effectName(F.raised[i]), className(F.label[i])];
+  return names.some((name) => name !== "no class" && name.toLowerCase().includes(text));
 }
 
 function refresh() {
@@ -160,7 +162,7 @@ function row(i) {
     ...[F.images[i], F.cls[i], F.patch[i]].map((rate) => make("td", {}, percent(rate))),
     F.purity[i] === null ? none()
       : under(`${percent(F.purity[i])} ${className(F.label[i])}`, `of all ${percent(F.base[i])}, by chance ${percent(F.chance[i])}`),
-    F.effect[i] === null ? none() : under(signed(F.effect[i]), className(F.raised[i])));
+    F.effect[i] === null ? none() : under(signed(F.effect[i]), effectName(F.raised[i])));
 }
 
 const caption = (place) => `${className(G.images.label[place])}, row ${G.images.row[place]}`;
@@ -355,8 +357,8 @@ function effects(page) {
   const base = top + order.length * tall, shapes = [line(zero, top, zero, base)];
   order.forEach((c, j) => {
     const y = top + j * tall, x = zero + Math.min(0, centred[c]) * unit;
-    const text = `${className(c)}: ${signed(centred[c])} centred, ${signed(raw[c])} raw`;
-    const name = className(c);
+    const name = effectName(c);
+    const text = `${name}: ${signed(centred[c])} centred, ${signed(raw[c])} raw`;
     shapes.push(words(left - 8, y + 15, name.length > 22 ? "…" + name.slice(-21) : name, "end"),
       shape("rect", { x, y: y + 3, width: Math.max(0.5, Math.abs(centred[c]) * unit), height: tall - 6,
         fill: centred[c] > 0 ? GREEN : GREY }, text),
