@@ -25,7 +25,14 @@ from vit_clt.analysis.active_codes import active_codes
 from vit_clt.analysis.feature_effects import ClassEffects, class_effects
 from vit_clt.analysis.feature_neighbours import nearest_features
 from vit_clt.analysis.feature_tally import CLS, PATCH, FeatureTally
-from vit_clt.analysis.features import BANDS, Band, FeaturePage, activations_at, example
+from vit_clt.analysis.features import (
+    BANDS,
+    Band,
+    FeaturePage,
+    activations_at,
+    check_features,
+    example,
+)
 from vit_clt.analysis.purity import purity, purity_by_chance
 from vit_clt.data import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -175,19 +182,8 @@ class FeatureStatistics:
             InputError: none, a layer that was not looked at, a feature out of range, or one that is
                 active on no image.
         """
-        n_features = self.clt.config.n_features
-        if not chosen:
-            raise InputError("feature is empty; expected at least one (layer, feature).")
+        check_features(chosen, self.layers, self.clt.config.n_features)
         for layer, feature in chosen:
-            if layer not in self.tallies:
-                raise InputError(
-                    f"feature is {layer}:{feature}; expected one of the layers looked at, "
-                    f"{', '.join(map(str, self.layers))}."
-                )
-            if not 0 <= feature < n_features:
-                raise InputError(
-                    f"feature is {layer}:{feature}; expected features from 0 to {n_features - 1}."
-                )
             if not self.tallies[layer].active_images[feature]:
                 raise InputError(
                     f"feature is {layer}:{feature}, which is active on none of the {self.n_images} "

@@ -14,6 +14,7 @@ from vit_clt.activations import capture
 from vit_clt.analysis.active_codes import active_codes
 from vit_clt.analysis.feature_neighbours import NearFeature
 from vit_clt.data import ImageData
+from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.transcoder import CrossLayerTranscoder
 
@@ -140,6 +141,28 @@ def activations_at(
         result[s, i] = found[s][done[s] : done[s] + len(images)]
         done[s] += len(images)
     return result
+
+
+def check_features(
+    chosen: Sequence[tuple[int, int]], layers: Sequence[int], n_features: int
+) -> None:
+    """Refuse (layer, feature) that does not exist, or whose layer is not looked at.
+
+    Raises:
+        InputError: none at all, a layer that is not one of `layers`, or a feature out of range.
+    """
+    if not chosen:
+        raise InputError("feature is empty; expected at least one (layer, feature).")
+    for layer, feature in chosen:
+        if layer not in layers:
+            raise InputError(
+                f"feature is {layer}:{feature}; expected one of the layers looked at, "
+                f"{', '.join(map(str, layers))}."
+            )
+        if not 0 <= feature < n_features:
+            raise InputError(
+                f"feature is {layer}:{feature}; expected features from 0 to {n_features - 1}."
+            )
 
 
 def example(vit: HookedViT, row: int, label: int, values: Float[np.ndarray, " token"]) -> Example:

@@ -78,7 +78,7 @@ def test_refused(clt: str, refused: Callable[..., str], tmp_path: Path, digits_v
     assert '"cat", which fits no class name' in refused(
         *few, "--layers", "7", "--select", "effect", "--raises", "cat"
     )
-    assert "without select" in refused(*few, "--feature", "7:1", "--raises", "six")
+    assert 'expected select "effect"' in refused(*few, "--feature", "7:1", "--raises", "six")
     other = tmp_path / "other"
     random_clt(HookedViT(tiny_clip())).save_pretrained(other)
     assert "4 layers" in refused("--clt", str(other), "--limit", "4")

@@ -212,7 +212,7 @@ function drawPage(i, page) {
       "|z| of the strongest row; of at most 64 active images, drawn at random."),
     make("div", { class: "bands" }, ...page.bands.map(([low, high, some]) =>
       make("section", {}, make("h3", {}, `${100 * low} to ${100 * high} %`),
-        some.length ? shelf(some, 78) : make("p", { class: "soft" }, "too few active images")))),
+        some.length ? shelf(some, 86) : make("p", { class: "soft" }, "too few active images")))),
     make("div", { class: "charts" },
       histogram(page), writes(page), effects(page)),
     make("h2", {}, "Features that write alike"),
@@ -296,6 +296,9 @@ function words(x, y, text, anchor = "middle") {
 
 function histogram(page) {
   const [low, high] = page.edges, width = 420, top = 20, left = 52, each = 96;
+  const zero = -low / (high - low); // signed codes have it inside, if not too near to an end
+  const marks = zero > 0 && zero < 1 ? [0, zero, 1].filter((s) => s === zero || Math.abs(s - zero) > 0.12)
+    : [0, 0.5, 1];
   const shapes = [];
   page.counts.forEach((counts, kind) => {
     const base = top + each + kind * (each + 46), most = Math.max(...counts);
@@ -311,7 +314,7 @@ function histogram(page) {
     });
     shapes.push(line(left, base, width - 16, base), words(left - 6, base, "0", "end"));
     if (most) shapes.push(words(left - 6, base - each + 10, String(most), "end"));
-    for (const share of [0, 0.5, 1]) {
+    for (const share of marks) {
       shapes.push(words(left + share * (width - left - 16), base + 15, digits(low + share * (high - low))));
     }
   });

@@ -44,12 +44,18 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         """Look at every feature, choose some, and write their gallery."""
         from vit_clt.analysis import feature_statistics
         from vit_clt.analysis.feature_gallery import GALLERY_FILES, write_gallery
-        from vit_clt.analysis.feature_selection import RULES, select_features
+        from vit_clt.analysis.feature_selection import RULES, class_number, select_features
         from vit_clt.analysis.feature_summary import summary, summary_metrics, summary_text
+        from vit_clt.analysis.features import check_features
+        from vit_clt.hooks import layer_list
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
         from vit_clt.zero_shot import ZeroShot
 
+        if self.raises is not None and self.select != "effect":
+            raise InputError(
+                f'raises is "{self.raises}", with select "{self.select}"; expected select "effect".'
+            )
         named = [feature_address(text) for text in dict.fromkeys(self.feature)]
         layers = None if self.layers is None else layer_numbers(self.layers)
         if layers is None and named and self.select is None:
@@ -57,6 +63,13 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         files = [*GALLERY_FILES, "features.csv", "metrics.json"]
         folder = OutputFolder(self.out, files, self.overwrite)
         vit, clt, data = self.load_all(self.device)
+        sources = layer_list(
+            range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers
+        )
+        if named:
+            check_features(named, sources, clt.config.n_features)
+        if self.raises is not None:
+            class_number(self.raises, data.class_names)
         zs = None
         if data.class_names and vit.cfg.pools_cls:
             zs = ZeroShot(vit, data.class_names, self.templates)
@@ -64,7 +77,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
             vit,
             clt,
             data,
-            layers=layers,
+            layers=sources,
             zs=zs,
             effect_images=self.effect_images,
             top=self.top,
@@ -78,8 +91,6 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
             chosen += select_features(stats, rule, self.count, class_name=self.raises)
             raised = "" if self.raises is None else f' on "{self.raises}"'
             rules.append(f"at most {self.count} a layer, {RULES[rule]}{raised}")
-        elif self.raises is not None:
-            raise InputError(f'raises is "{self.raises}" without select; expected select "effect".')
         chosen = list(dict.fromkeys(chosen))
         stats.check(chosen)
         folder.open()
