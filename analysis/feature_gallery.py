@@ -37,7 +37,6 @@ PAGES_PER_FILE = 64
 _ACROSS = 16  # images across and down a sheet
 _THUMBNAILS = 5  # images a row of the list
 _STEPS = 99  # of an activation map, from 0 to its scale
-_AT_ONCE = 512  # pages gathered at a time: bounds the activation maps in memory
 
 
 def write_gallery(
@@ -60,9 +59,7 @@ def write_gallery(
     Raises:
         InputError: as `FeatureStatistics.pages`, or a model without its preprocessing.
     """
-    pages: list[FeaturePage] = []
-    for start in range(0, len(chosen), _AT_ONCE):
-        pages += stats.pages(chosen[start : start + _AT_ONCE], progress=progress)
+    pages = stats.pages(chosen, progress=progress)
     rows = sorted({shown.row for page in pages for shown in _examples(page)})
     place = {row: i for i, row in enumerate(rows)}
     size = _write_sheets(folder, stats, rows, progress)
@@ -96,7 +93,7 @@ def _document(
         "Data": f"{stats.data.name}, N = {stats.n_images}",
         "Model": f"{cfg.model}, {cfg.n_layers} layers of width {cfg.d_model}",
         "CLT": f"{clt.n_features} features a layer, {clt.sparsifier.name}; L0 a token row by "
-        "layer: " + ", ".join(f"{s}: {l0:.1f}" for s, l0 in stats.l0.items()),
+        "layer: " + ", ".join(f"{s}:\u00a0{l0:.1f}" for s, l0 in stats.l0.items()),
         "Codes": "teacher trajectory; active is z ≠ 0",
         "Shown": f"{len(pages)} of {len(stats.layers) * clt.n_features} features: {rule}",
         "Class effects": "not measured"

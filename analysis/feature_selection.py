@@ -55,7 +55,10 @@ def select_features(
             f'raises is "{class_name}" with select "{rule}"; expected select "effect".'
         )
     if rule == "effect" and stats.effects is None:
-        raise InputError('select is "effect", but no effects were measured; expected class names.')
+        raise InputError(
+            'select is "effect", but no effects were measured; expected class names, and a model '
+            "that pools the class token."
+        )
     number = None
     if class_name is not None and stats.effects is not None:
         number = class_number(class_name, stats.effects.class_names)
@@ -85,6 +88,8 @@ def class_number(name: str, class_names: Sequence[str]) -> int:
     Raises:
         InputError: no class, or several.
     """
+    if not class_names:
+        raise InputError(f'raises is "{name}", but the data has no class names; expected some.')
     plain = name.casefold()
     exact = [c for c, known in enumerate(class_names) if known.casefold() == plain]
     fits = exact or [c for c, known in enumerate(class_names) if plain in known.casefold()]

@@ -338,6 +338,8 @@ def test_refused(vit: HookedViT, data: TensorImages, plain: FeatureStatistics):
     with pytest.raises(InputError, match='"thing", which fits 3 class names'):
         class_number("thing", CLASSES)
     assert class_number("two", ["twenty two", "two"]) == 1
+    with pytest.raises(InputError, match="no class names"):
+        class_number("two", [])
     with pytest.raises(InputError, match="fits no feature"):
         select_features(replace(plain, n_top=N + 1), "purity")
 
