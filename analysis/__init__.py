@@ -1,4 +1,4 @@
-"""Reconstruction, replacement, fidelity, faithfulness, scores, ablations, retrieval of a CLT."""
+"""Reconstruction, replacement, faithfulness, scores, ablations, retrieval, features of a CLT."""
 
 from vit_clt.analysis.ablation_curves import ablation_curves
 from vit_clt.analysis.ablations import drop_sources, drop_top_k, keep_sources, keep_top_k
@@ -11,6 +11,7 @@ from vit_clt.analysis.contributions import contribution_scores, score
 from vit_clt.analysis.decoder_norms import decoder_norms
 from vit_clt.analysis.direct_effects import direct_effects
 from vit_clt.analysis.faithfulness import surrogate_faithfulness
+from vit_clt.analysis.feature_statistics import feature_statistics
 from vit_clt.analysis.fidelity import fidelity
 from vit_clt.analysis.graph_study import graph_study
 from vit_clt.analysis.keep_sets import keep_sets
@@ -33,6 +34,7 @@ __all__ = [
     "direct_effects",
     "drop_sources",
     "drop_top_k",
+    "feature_statistics",
     "fidelity",
     "graph_study",
     "keep_sets",

@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from vit_clt.analysis.class_labels import short_names
 from vit_clt.analysis.figures import BLUE, INK, ROW_NAMES, finish, span
 from vit_clt.analysis.neighbours import Neighbours
 from vit_clt.analysis.retrieval import RetrievalIndex
@@ -55,7 +56,7 @@ def retrieval_figure(
     top = half_y + 6 / height
     most = int(width / _LETTER)
     block = k + 1.5  # columns: the query, its neighbours, half a column of air
-    names = _short_names(index.facts.class_names)
+    names = short_names(index.facts.class_names)
     thumbnails = _thumbnails(index, neighbours, corpus)
     images, labels = queries.batch(range(len(rows)))
     layout: dict[str, list[Any]] = {"images": [], "shapes": [], "annotations": []}
@@ -167,17 +168,6 @@ def _thumbnails(
         shown = pixels(index.vit, corpus.batch(batch)[0])
         found |= {row: data_uri(image) for row, image in zip(batch, shown, strict=True)}
     return found
-
-
-def _short_names(class_names: Sequence[str]) -> dict[int, str]:
-    """Class names without the words that all of them begin with."""
-    split = [name.split() for name in class_names]
-    # a name keeps its last word, and a lone class its name
-    shortest = min(map(len, split), default=0) - 1 if len(split) > 1 else 0
-    common = 0
-    while common < shortest and len({words[common] for words in split}) == 1:
-        common += 1
-    return {label: " ".join(words[common:]) for label, words in enumerate(split)}
 
 
 def _number(similarity: float) -> str:

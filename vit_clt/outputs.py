@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +16,8 @@ class OutputFolder:
 
     Args:
         path: the folder; must be absent or empty unless `overwrite`.
-        files: names the command writes; `overwrite` removes these and nothing else.
+        files: names the command writes; `overwrite` removes these and nothing else. A name may lie
+            in a sub-folder and hold wildcards ("pages/pages-*.js").
         overwrite: replace an earlier output.
         resume: name of a file that marks an unfinished output to go on with; what is there stays.
 
@@ -55,16 +57,19 @@ class OutputFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in () if self.resumes else self.files:
-                (self.path / name).unlink(missing_ok=True)
+                for found in self.path.glob(name):
+                    found.unlink()
         except OSError as error:
             raise InputError(f"out is {self.path}, which cannot be written: {error}.") from error
         return self
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a whole file; a failed write leaves no part of it."""
-        assert name in self.files, name
-        target, staging = self.path / name, self.path / f".{name}.part"
+        assert any(fnmatch(name, each) for each in self.files), name
+        target = self.path / name
+        staging = target.with_name(f".{target.name}.part")
         try:
+            target.parent.mkdir(exist_ok=True)
             staging.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
             os.replace(staging, target)
         except (OSError, UnicodeError) as error:

@@ -34,7 +34,7 @@ class ZeroShot:
         templates: "single" ("a photo of a {}."), "ensemble" (the 18 CIFAR templates), or a list.
 
     Raises:
-        InputError: no class names, a template without "{}" or with two, or a model without a tokenizer (or
+        InputError: no class names, a template without one "{}", or a model without a tokenizer (or
             whose tokenizer cannot be loaded: it is not needed before).
     """
 

@@ -21,6 +21,7 @@ from vit_clt.cli.causal import Causal
 from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.demo import Demo
 from vit_clt.cli.faithfulness import Faithfulness
+from vit_clt.cli.features import Features
 from vit_clt.cli.fidelity import Fidelity
 from vit_clt.cli.graph import Graph
 from vit_clt.cli.keep_sets import KeepSets
@@ -48,6 +49,7 @@ Command = (
     | Reproduce
     | Retrieve
     | Graph
+    | Features
 )
 
 
@@ -132,6 +134,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce", default=Reproduce.defaults(args))]
         | Annotated[Retrieve, tyro.conf.subcommand("retrieve")]
         | Annotated[Graph, tyro.conf.subcommand("graph")]
+        | Annotated[Features, tyro.conf.subcommand("features")]
     )
     complaint = io.StringIO()
     try:

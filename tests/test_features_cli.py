@@ -1,0 +1,83 @@
+"""`vit-clt features`: what it writes, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import random_clt, tiny_clip
+
+from vit_clt.cli import main
+from vit_clt.hooks import HookedViT
+
+
+@pytest.fixture(scope="module")
+def clt(digits_vit: HookedViT, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("features") / "clt"
+    random_clt(digits_vit).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    def run(*args: str) -> str:
+        out = tmp_path / "refused"
+        assert main(["features", *args, "--out", str(out)]) == 2
+        assert not out.exists()
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    return run
+
+
+def listed(out: Path) -> dict:
+    """The columns of the gallery's list."""
+    text = (out / "data.js").read_text()
+    return json.loads(text[text.index("{") : text.rindex("}") + 1])["features"]
+
+
+def test_command(clt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    args = ["features", "--clt", clt, "--limit", "30", "--layers", "2,7", "--effect-images", "8"]
+    assert (
+        main([*args, "--select", "effect", "--raises", "six", "--count", "3", "--out", str(out)])
+        == 0
+    )
+    document = json.loads((out / "metrics.json").read_text())
+    context = document["context"]
+    assert (context["data"], context["trajectory"], context["layers"]) == (
+        "digits (test)", "teacher", [2, 7],
+    )  # fmt: skip
+    assert (context["pages"], context["effect_images"], context["seed"]) == (6, 8, 0)
+    assert '"six"' in context["select"]
+    frame = pd.read_csv(out / "features.csv")
+    assert len(frame) == 2 * 24
+    named = {m["name"]: m for m in document["metrics"]}
+    shown = frame.query("layer == 7 and active_images > 0")
+    assert named["mean_purity_7"]["value"] == pytest.approx(shown["purity"].mean())
+    assert named["mean_purity_7"]["floor"] == pytest.approx(shown["purity_by_chance"].mean())
+    assert listed(out)["layer"] == [2, 2, 2, 7, 7, 7]
+    assert "N = 30, teacher trajectory" in capsys.readouterr().out
+    # a feature by name brings its layer, and no rule
+    feature = int(shown["feature"].iloc[0])
+    again = ["features", "--clt", clt, "--limit", "30", "--feature", f"7:{feature}"]
+    assert main([*again, "--effect-images", "8", "--out", str(out)]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert main([*again, "--effect-images", "8", "--out", str(out), "--overwrite"]) == 0
+    assert listed(out)["feature"] == [feature]
+
+
+def test_refused(clt: str, refused: Callable[..., str], tmp_path: Path, digits_vit: HookedViT):
+    few = ["--clt", clt, "--limit", "4", "--effect-images", "2"]
+    assert 'feature is "7-1"; expected layer:feature' in refused(*few, "--feature", "7-1")
+    assert "feature is 7:24; expected features from 0 to 23" in refused(*few, "--feature", "7:24")
+    assert "layers contains 9" in refused(*few, "--feature", "9:0")
+    assert '"cat", which fits no class name' in refused(
+        *few, "--layers", "7", "--select", "effect", "--raises", "cat"
+    )
+    assert 'expected select "effect"' in refused(*few, "--feature", "7:1", "--raises", "six")
+    other = tmp_path / "other"
+    random_clt(HookedViT(tiny_clip())).save_pretrained(other)
+    assert "4 layers" in refused("--clt", str(other), "--limit", "4")

@@ -1,0 +1,244 @@
+"""The gallery's files, and the gallery in a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_clt, tiny_clip
+from PIL import Image
+from torchvision.transforms import Compose, Normalize
+
+from vit_clt.analysis import feature_statistics
+from vit_clt.analysis.feature_gallery import GALLERY_FILES, write_gallery
+from vit_clt.analysis.feature_statistics import FeatureStatistics
+from vit_clt.analysis.thumbnails import pixels
+from vit_clt.data import TensorImages
+from vit_clt.hooks import HookedViT
+from vit_clt.outputs import OutputFolder
+from vit_clt.zero_shot import ZeroShot
+
+CLASSES = ["thing red", "thing green", "thing <b>blue"]
+
+
+@pytest.fixture(scope="module")
+def stats() -> FeatureStatistics:
+    steps = Compose([Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))])
+    vit = HookedViT(
+        tiny_clip(),
+        preprocess=steps,
+        tokenizer=lambda texts: torch.tensor(
+            [[(7 * i + len(t)) % 63 for i in range(8)] for t in texts]
+        ),
+    )
+    images = torch.randn(300, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    data = TensorImages(images, torch.arange(300) % 3, CLASSES, name="noise")
+    zs = ZeroShot(vit, CLASSES, "single")
+    clt = random_clt(vit, n_features=40)
+    return feature_statistics(vit, clt, data, layers=[1, 3], zs=zs, effect_images=20, top=6)
+
+
+@pytest.fixture(scope="module")
+def gallery(stats: FeatureStatistics, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All active features of two layers of 40."""
+    folder = OutputFolder(tmp_path_factory.mktemp("gallery") / "out", GALLERY_FILES).open()
+    write_gallery(folder, stats, active(stats), "all that are active")
+    return folder.path
+
+
+def active(stats: FeatureStatistics) -> list[tuple[int, int]]:
+    frame = stats.to_frame().query("active_images > 0")
+    return [(int(r.layer), int(r.feature)) for r in frame.itertuples()]
+
+
+def read(path: Path) -> dict | list:
+    """What a data script assigns."""
+    return json.loads(re.sub(r"^[^=]+= |;\n$", "", path.read_text()))
+
+
+def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
+    document = read(gallery / "data.js")
+    chosen = active(stats)
+    features = document["features"]
+    assert list(zip(features["layer"], features["feature"], strict=True)) == chosen
+    frame = stats.to_frame().set_index(["layer", "feature"]).loc[chosen]
+    for column, name in (("images", "image_rate"), ("purity", "purity"), ("effect", "effect")):
+        found = np.array(features[column], float)
+        np.testing.assert_allclose(found, frame[name], rtol=1e-3)
+    assert document["classes"] == ["red", "green", "<b>blue"]
+    assert "noise, N = 300, teacher trajectory, L0 5.0" in document["context"]
+    # images: 256 a sheet, in row order, each as the model sees it
+    rows = document["images"]["row"]
+    assert rows == sorted(set(rows))
+    sheets = sorted((gallery / "images").iterdir())
+    assert len(sheets) == -(-len(rows) // 256)
+    for place in (0, 17, len(rows) - 1):
+        sheet = np.asarray(Image.open(io.BytesIO(sheets[place // 256].read_bytes())))
+        y, x = place % 256 // 16 * 12, place % 16 * 12
+        expected = pixels(stats.vit, stats.data.batch([rows[place]])[0])[0]
+        np.testing.assert_array_equal(sheet[y : y + 12, x : x + 12], expected)
+    blocks = sorted((gallery / "pages").iterdir())
+    pages = [entry for block in blocks for entry in read(block)]
+    assert len(pages) == len(chosen)
+    at = len(chosen) - 2
+    page, entry = stats.page(*chosen[at]), pages[at]
+    assert [rows[place] for place, *_ in entry["top"]] == [each.row for each in page.top]
+    for (_, value, cls, steps), each in zip(entry["top"], page.top, strict=True):
+        assert (value, cls) == (pytest.approx(each.value, rel=1e-3), pytest.approx(each.cls, 1e-3))
+        patches = each.patches.ravel()
+        np.testing.assert_allclose(
+            np.array(steps) * page.map_scale / 99, patches, atol=page.map_scale / 90
+        )
+        assert ((np.array(steps) != 0) == (patches != 0)).all()
+    np.testing.assert_allclose(entry["effects"], page.effects, rtol=1e-3)
+    assert [(l, i, c) for l, i, _, _, _, c in entry["near"]] == [
+        (n.layer, n.feature, (n.layer, n.feature) in chosen) for n in page.near
+    ]
+
+
+def test_overwrite_removes_only_its_own_files(stats: FeatureStatistics, tmp_path: Path):
+    (tmp_path / "pages").mkdir()
+    for name in ("mine.txt", "pages/mine.js", "pages/pages-007.js"):
+        (tmp_path / name).write_text("mine")
+    folder = OutputFolder(tmp_path, GALLERY_FILES, overwrite=True).open()
+    write_gallery(folder, stats, active(stats)[:2], "two")
+    assert (tmp_path / "mine.txt").exists()
+    assert sorted(p.name for p in (tmp_path / "pages").iterdir()) == ["mine.js", "pages-000.js"]
+    assert (tmp_path / "index.html").exists()
+
+
+# ---- in a browser ----------------------------------------------------------------------------
+
+PROBE = """
+const seen = { errors: [], requests: [] };
+window.addEventListener("error", (e) =>
+  seen.errors.push(String(e.message || e.target.src || e.target.href || e)), true);
+window.addEventListener("unhandledrejection", (e) => seen.errors.push(String(e.reason)));
+for (const name of ["error", "warn"]) {
+  console[name] = (...all) => seen.errors.push(all.join(" "));
+}
+"""
+STEPS = """
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+const all = (what) => [...document.querySelectorAll(what)];
+const links = () => all("#rows a").map((a) => a.textContent);
+async function until(done) { for (let i = 0; i < 100 && !done(); i++) await pause(30); }
+function type(text) {
+  const box = document.getElementById("query");
+  box.value = text;
+  box.dispatchEvent(new Event("input"));
+}
+async function walk() {
+  await until(() => all("#rows canvas").every((c) => c.dataset.drawn));
+  seen.first = links();
+  seen.found = document.getElementById("found").textContent;
+  seen.drawn = all("#rows canvas").map((c) => c.dataset.drawn === "yes");
+  seen.sizes = Object.values(GALLERY.sheets).map((s) => s.naturalWidth);
+  document.getElementById("after").click();
+  seen.second = links();
+  type("3:");
+  seen.layer = links();
+  type("GREEN");
+  seen.green = links();
+  type("purple");
+  seen.nothing = [links().length, document.getElementById("found").textContent];
+  type("");
+  document.querySelector('[data-sort="images"]').click();
+  seen.falling = all("#rows tr td:nth-child(3)").map((c) => parseFloat(c.textContent));
+  document.querySelector('[data-sort="images"]').click();
+  seen.rising = all("#rows tr td:nth-child(3)").map((c) => parseFloat(c.textContent));
+  seen.ariaSort = all("[aria-sort=ascending]").length;
+  type("3:");
+  const link = all("#rows a")[2];
+  seen.clicked = link.textContent;
+  link.click();
+  await until(() => all("#page h1").length && all("#page canvas").every((c) => c.dataset.drawn));
+  seen.page = document.querySelector("#page h1").textContent;
+  seen.pictures = all("#page canvas").map((c) => c.getAttribute("aria-label"));
+  seen.charts = all("#page svg").length;
+  seen.listHidden = document.getElementById("list").hidden;
+  const near = all("#page td a")[0];
+  seen.nearLink = near.textContent;
+  near.click();
+  await until(() => document.querySelector("#page h1").textContent !== seen.page);
+  seen.near = document.querySelector("#page h1").textContent;
+  location.hash = "#/";
+  await until(() => !document.getElementById("list").hidden);
+  seen.back = links().length;
+  location.hash = "#/9:9";
+  await until(() => all("[role=alert]").length);
+  seen.missing = document.querySelector("[role=alert]").textContent;
+  seen.requests = performance.getEntriesByType("resource").map((r) => r.name);
+}
+walk().catch((e) => seen.errors.push(String(e.stack))).finally(() => {
+  const out = document.createElement("script");
+  out.type = "application/json";
+  out.id = "seen";
+  out.textContent = JSON.stringify(seen).replaceAll("<", "\\\\u003c");
+  document.body.append(out);
+});
+"""
+
+
+def chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+@pytest.mark.skipif(chromium() is None, reason="needs Chromium or Chrome on the PATH")
+def test_in_a_browser(gallery: Path, stats: FeatureStatistics, tmp_path: Path):
+    shutil.copytree(gallery, tmp_path / "g")
+    index = tmp_path / "g" / "index.html"
+    head, tail = index.read_text().split("</head>")
+    tail = tail.replace("</body>", f"<script>{STEPS}</script></body>")
+    index.write_text(f"{head}<script>{PROBE}</script></head>{tail}")
+    command = [
+        *(chromium() or "", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+        *("--disable-quic", "--disable-background-networking", "--disable-component-update"),
+        *("--disable-sync", "--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'user'}"),
+        *("--dump-dom", index.as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    result = re.search(r'<script type="application/json" id="seen">(.*?)</script>', done.stdout)
+    assert result, done.stderr[-2000:]
+    seen = json.loads(result[1])
+    chosen = [f"{s}:{i}" for s, i in active(stats)]
+    assert seen["errors"] == []
+    assert all(name.startswith("file:") for name in seen["requests"])
+    assert len(chosen) > 40
+    assert seen["first"] == chosen[:40]
+    assert seen["second"] == chosen[40:80]
+    assert seen["found"] == f"{len(chosen)} of {len(chosen)} features"
+    assert len(seen["drawn"]) > 100
+    assert all(seen["drawn"])
+    assert seen["sizes"]
+    assert all(size == 16 * 12 for size in seen["sizes"])
+    of_three = [each for each in chosen if each.startswith("3:")]
+    assert seen["layer"] == of_three[:40]
+    frame = stats.to_frame().query("active_images > 0")
+    green = frame[(frame["class"] == CLASSES[1]) | (frame["raised"] == CLASSES[1])]
+    assert seen["green"] == [f"{r.layer}:{r.feature}" for r in green.itertuples()][:40]
+    assert 0 < len(green) < len(chosen)
+    assert seen["nothing"][0] == 0
+    assert "“purple”" in seen["nothing"][1]
+    assert seen["falling"] == sorted(seen["falling"], reverse=True)
+    assert seen["rising"] == sorted(seen["rising"])
+    assert seen["falling"][0] > seen["rising"][0]
+    assert seen["ariaSort"] == 1
+    assert seen["page"] == "Layer {}, feature {}".format(*seen["clicked"].split(":"))
+    page = stats.page(*map(int, seen["clicked"].split(":")))
+    assert len(seen["pictures"]) == len(page.top) + sum(len(b.examples) for b in page.bands)
+    names = ["red", "green", "<b>blue"]
+    first = page.top[0]
+    assert seen["pictures"][0].startswith(f"{names[first.label]}, row {first.row}; z ")
+    assert (seen["charts"], seen["listHidden"]) == (2 + (page.effect_images > 0), True)
+    assert seen["near"] == "Layer {}, feature {}".format(*seen["nearLink"].split(":"))
+    assert seen["back"] == min(40, len(of_three))
+    assert seen["missing"] == "Feature 9:9 has no page here."

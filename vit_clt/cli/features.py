@@ -1,0 +1,133 @@
+"""`vit-clt features`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vit_clt.cli.options import (
+    CLTOptions,
+    OutputOptions,
+    SeedOptions,
+    layer_numbers,
+    print_table,
+)
+from vit_clt.errors import InputError
+
+
+@dataclass(kw_only=True)
+class Features(CLTOptions, OutputOptions, SeedOptions):
+    """What does each feature fire on, write and do? A gallery that opens from disk.
+
+    Example: vit-clt features --clt out/clt --data digits --layers 7 --count 24 --out out/features
+    """
+
+    layers: str | None = None
+    """Source layers looked at, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer, or those of
+    --feature."""
+    feature: tuple[str, ...] = ()
+    """Features that get a page, as layer:feature, e.g. 7:123."""
+    select: Literal["spread", "rate", "effect", "purity", "random"] | None = None
+    """Also a page for --count features a layer by this rule; default: spread, unless --feature."""
+    count: int = 32
+    """Features a layer chosen by --select."""
+    raises: str | None = None
+    """With --select effect: a class; the features that raise its logit most."""
+    top: int = 12
+    """Most active images kept of each feature."""
+    effect_images: int = 200
+    """First images that effects on class logits are measured on."""
+    templates: Literal["single", "ensemble"] = "ensemble"
+    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+
+    def run(self) -> None:
+        """Look at every feature, choose some, and write their gallery."""
+        from vit_clt.analysis import feature_statistics
+        from vit_clt.analysis.feature_gallery import GALLERY_FILES, write_gallery
+        from vit_clt.analysis.feature_selection import RULES, class_number, select_features
+        from vit_clt.analysis.feature_summary import summary, summary_metrics, summary_text
+        from vit_clt.analysis.features import check_features
+        from vit_clt.hooks import layer_list
+        from vit_clt.metrics import metrics_json
+        from vit_clt.outputs import OutputFolder
+        from vit_clt.zero_shot import ZeroShot
+
+        if self.raises is not None and self.select != "effect":
+            raise InputError(
+                f'raises is "{self.raises}", with select "{self.select}"; expected select "effect".'
+            )
+        named = [feature_address(text) for text in dict.fromkeys(self.feature)]
+        layers = None if self.layers is None else layer_numbers(self.layers)
+        if layers is None and named and self.select is None:
+            layers = [layer for layer, _ in named]
+        files = [*GALLERY_FILES, "features.csv", "metrics.json"]
+        folder = OutputFolder(self.out, files, self.overwrite)
+        vit, clt, data = self.load_all(self.device)
+        sources = layer_list(
+            range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers
+        )
+        if named:
+            check_features(named, sources, clt.config.n_features)
+        if self.raises is not None:
+            class_number(self.raises, data.class_names)
+        zs = None
+        if data.class_names and vit.cfg.pools_cls:
+            zs = ZeroShot(vit, data.class_names, self.templates)
+        stats = feature_statistics(
+            vit,
+            clt,
+            data,
+            layers=sources,
+            zs=zs,
+            effect_images=self.effect_images,
+            top=self.top,
+            seed=self.seed,
+            progress=True,
+        )
+        rules = ["those named"] if named else []
+        chosen = list(named)
+        if self.select is not None or not named:
+            rule = self.select or "spread"
+            chosen += select_features(stats, rule, self.count, class_name=self.raises)
+            raised = "" if self.raises is None else f' on "{self.raises}"'
+            rules.append(f"at most {self.count} a layer, {RULES[rule]}{raised}")
+        chosen = list(dict.fromkeys(chosen))
+        stats.check(chosen)
+        folder.open()
+        write_gallery(folder, stats, chosen, "; ".join(rules), progress=True)
+        frame = stats.to_frame()
+        folder.write("features.csv", frame.to_csv(index=False))
+        table = summary(frame)
+        context = {
+            "command": "features",
+            "data": data.name,
+            "split": data.split,
+            "tokens": "all",
+            "trajectory": "teacher",
+            "l0": sum(stats.l0.values()) / len(stats.l0),
+            "seed": self.seed,
+            "layers": stats.layers,
+            "pages": len(chosen),
+            "select": "; ".join(rules),
+            "top": self.top,
+            "effect_images": 0 if stats.effects is None else stats.effects.n_images,
+            "templates": None if zs is None else self.templates,
+            "floor": "purity: that of as many images drawn at random",
+        }
+        metrics = summary_metrics(table, len(data))
+        folder.write("metrics.json", metrics_json(metrics, **context))
+        print(stats.context)
+        print_table(summary_text(table))
+        print(f"{len(chosen)} pages; open {folder.path / 'index.html'} in a browser")
+
+
+def feature_address(text: str) -> tuple[int, int]:
+    """ "7:123" as (7, 123).
+
+    Raises:
+        InputError: anything else.
+    """
+    layer, colon, feature = text.partition(":")
+    if not colon or not all(part.isascii() and part.isdigit() for part in (layer, feature)):
+        raise InputError(f'feature is "{text}"; expected layer:feature, as in 7:123.')
+    return int(layer), int(feature)
