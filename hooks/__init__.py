@@ -6,16 +6,22 @@ from vit_clt.hooks.interventions import Site, overwrite_attn_hooks, overwrite_ml
 from vit_clt.hooks.ranges import ReplacedRange, SharedPrefix
 from vit_clt.hooks.replacement import check_fits, replace_mlps, replacement_hooks
 from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
+from vit_clt.hooks.steered_pass import SteeredPass
+from vit_clt.hooks.steering import Edit, EditKind, Rows, steer, steering_hooks
 from vit_clt.hooks.unaltered import UnalteredPass
 
 __all__ = [
     "FrozenPass",
+    "Edit",
+    "EditKind",
     "HookedViT",
     "HookedViTConfig",
     "Reading",
     "ReplacedRange",
+    "Rows",
     "SharedPrefix",
     "Site",
+    "SteeredPass",
     "TokenKind",
     "UnalteredPass",
     "check_fits",
@@ -24,5 +30,7 @@ __all__ = [
     "overwrite_mlp_hooks",
     "replace_mlps",
     "replacement_hooks",
+    "steer",
+    "steering_hooks",
     "token_rows",
 ]

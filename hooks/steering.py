@@ -1,0 +1,269 @@
+"""Steering: features of a CLT set to a value, or scaled, in the running model.
+
+Inside `replace_mlps` the codes are hook points, and an edit of z_{s,i} at a row changes what that
+row writes at every target, by (z' - z) W_dec[s->l]_i; downstream codes respond to the altered
+stream. With error nodes the unedited model is the original bit for bit, so that what changes is the
+edit alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from math import isfinite
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_clt.errors import InputError
+from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
+from vit_clt.hooks.replacement import check_fits, replace_mlps
+from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
+from vit_clt.transcoder import CrossLayerTranscoder
+
+EditKind = Literal["clamp", "scale"]
+Rows = TokenKind | tuple[int, ...]
+"""Token rows by kind, or by number (row 0 is CLS)."""
+_ENDLESS = 2**31  # past the last row of any model: rows by kind overlap whatever their number
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What to do with features of one layer: z' = value (clamp) or z' = value * z (scale).
+
+    A scaled feature that is silent stays silent; scale 0 suppresses, scale 1 changes nothing. A
+    clamped one takes the value on every row named, active or not, so that L0 may exceed k.
+
+    Raises:
+        InputError: a negative layer, feature or row, none of them, one given twice, an unknown
+            kind, or a value that is not finite.
+    """
+
+    layer: int
+    """Source layer s, from 0."""
+    feature: int | tuple[int, ...]
+    """One feature of it, or several that are edited alike."""
+    kind: EditKind
+    value: float | int
+    """Clamp: in units of z. Scale: a factor."""
+    tokens: Rows = "all"
+    """Rows edited."""
+    only_active: bool = False
+    """Clamp only where the feature is active (z != 0)."""
+
+    def __post_init__(self) -> None:
+        if self.layer < 0:
+            raise InputError(f"layer is {self.layer}; expected a layer from 0.")
+        if self.kind not in get_args(EditKind):
+            raise InputError(f'kind is "{self.kind}"; expected "clamp" or "scale".')
+        if not isfinite(self.value):
+            raise InputError(f"value is {self.value}; expected a finite number.")
+        _check_numbers("feature", self.features)
+        check_rows(self.tokens)
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The features as a tuple."""
+        return (self.feature,) if isinstance(self.feature, int) else self.feature
+
+    def apply(
+        self, z: Float[Tensor, "batch token chosen"]
+    ) -> Float[Tensor, "batch token chosen"]:
+        """The codes of these features on every row, edited on the rows named; a copy.
+
+        Raises:
+            InputError: a row that there is not.
+        """
+        check_rows(self.tokens, z.shape[1])
+        rows = row_index(self.tokens)
+        old = z[:, rows]
+        if self.kind == "scale":
+            new = self.value * old
+        else:
+            new = torch.full_like(old, self.value)
+            if self.only_active:
+                new = torch.where(old != 0, new, old)
+        edited = z.clone()
+        edited[:, rows] = new
+        return edited
+
+
+@contextmanager
+def steer(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    edits: Edit | Sequence[Edit],
+    *,
+    layers: int | Iterable[int] | None = None,
+    tokens: TokenKind = "all",
+    error_node: bool = True,
+) -> Iterator[HookedViT]:
+    """Within this context every forward of `vit` runs with these features edited.
+
+    `replace_mlps` with stream inputs, and `steering_hooks` in it: other hooks, also ones at
+    `clt.{s}.hook_codes`, fire as they do there; those added inside see the edited codes.
+
+    Args:
+        vit: the teacher.
+        clt: its transcoder.
+        edits: one edit, or several of different features or rows.
+        layers: layers whose MLP output the CLT writes; all by default.
+        tokens: rows it writes.
+        error_node: add the clean pass's reconstruction error back.
+
+    Raises:
+        InputError: no edit, two of one feature and row, a layer, feature or row out of range, an
+            edit that writes to no replaced layer or row, or a CLT of another model.
+    """
+    check_fits(vit, clt)
+    n = vit.cfg.n_layers
+    edits = [edits] if isinstance(edits, Edit) else list(edits)
+    chosen = layer_list(range(n) if layers is None else layers, n)
+    check_edits(clt, edits, layers=chosen, tokens=tokens, n_tokens=vit.cfg.n_tokens)
+    with (
+        replace_mlps(vit, clt, layers=chosen, tokens=tokens, error_node=error_node),
+        vit.hooks(fwd_hooks=steering_hooks(edits)),
+    ):
+        yield vit
+
+
+def steering_hooks(edits: Edit | Sequence[Edit]) -> FwdHooks:
+    """The edits as plain `fwd_hooks` at `clt.{s}.hook_codes`, for use inside `replace_mlps`.
+
+    A list knows neither model nor CLT: a feature or row out of range is refused in the forward.
+
+    Raises:
+        InputError: no edit, or two of one feature and row.
+    """
+    edits = [edits] if isinstance(edits, Edit) else list(edits)
+    _check_apart(edits)
+    by_layer: dict[int, list[Edit]] = {}
+    for edit in edits:
+        by_layer.setdefault(edit.layer, []).append(edit)
+    return [(f"clt.{s}.hook_codes", partial(_edit, edits=by_layer[s])) for s in sorted(by_layer)]
+
+
+def check_edits(
+    clt: CrossLayerTranscoder,
+    edits: Sequence[Edit],
+    *,
+    layers: Sequence[int],
+    tokens: TokenKind = "all",
+    n_tokens: int,
+) -> None:
+    """Refuse edits that cannot be made, or that could change nothing.
+
+    Args:
+        clt: whose features are edited.
+        edits: the edits.
+        layers: layers the CLT writes.
+        tokens: rows it writes.
+        n_tokens: token rows of the model.
+
+    Raises:
+        InputError: as `steer`.
+    """
+    _check_apart(edits)
+    config = clt.config
+    for edit in edits:
+        if edit.layer >= config.n_layers:
+            raise InputError(
+                f"edits hold layer {edit.layer}; expected layers from 0 to {config.n_layers - 1}."
+            )
+        check_feature(edit.layer, max(edit.features), config.n_features)
+        check_rows(edit.tokens, n_tokens)
+        targets = config.targets(edit.layer)
+        if not any(l in targets for l in layers):
+            written = f"{targets[0]} to {targets[-1]}" if len(targets) > 1 else f"{targets[0]}"
+            raise InputError(
+                f"edits hold layer {edit.layer}, whose features write to layer {written}; expected "
+                f"one of them among the replaced layers, {', '.join(map(str, layers))}."
+            )
+        if _shared_row(edit.tokens, tokens) is None:
+            raise InputError(
+                f"edits hold tokens {_rows_text(edit.tokens)}; expected rows that are replaced, "
+                f"{_rows_text(tokens)}."
+            )
+
+
+def check_feature(layer: int, feature: int, n_features: int) -> None:
+    """Refuse a feature number that the CLT does not have.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    if not 0 <= feature < n_features:
+        raise InputError(
+            f"feature is {feature} at layer {layer}; expected features from 0 to {n_features - 1}."
+        )
+
+
+def check_rows(tokens: Rows, n_tokens: int | None = None) -> None:
+    """Refuse rows that a model of `n_tokens` rows (None: any model) does not have.
+
+    Raises:
+        InputError: an unknown kind, no row, one given twice, or one out of range.
+    """
+    if isinstance(tokens, str):
+        token_rows(tokens)
+        return
+    _check_numbers("tokens", tokens)
+    if n_tokens is not None and max(tokens) >= n_tokens:
+        raise InputError(f"tokens hold row {max(tokens)}; expected rows 0 to {n_tokens - 1}.")
+
+
+def row_index(tokens: Rows) -> slice | list[int]:
+    """The rows as an index of the token axis."""
+    return token_rows(tokens) if isinstance(tokens, str) else list(tokens)
+
+
+def _edit(codes: Tensor, hook: HookPoint, edits: Sequence[Edit]) -> Tensor:
+    # a copy: whoever looked at this point before must keep what was there
+    edited = codes.clone()
+    for edit in edits:
+        check_feature(edit.layer, max(edit.features), codes.shape[-1])
+        features = list(edit.features)
+        edited[..., features] = edit.apply(edited[..., features])
+    return edited
+
+
+def _check_apart(edits: Sequence[Edit]) -> None:
+    if not edits:
+        raise InputError("edits is empty; expected at least one.")
+    for a, b in combinations(edits, 2):
+        both = set(a.features) & set(b.features) if a.layer == b.layer else ()
+        row = _shared_row(a.tokens, b.tokens) if both else None
+        if row is not None:
+            raise InputError(
+                f"edits hold feature {min(both)} of layer {a.layer} twice on row {row}; expected "
+                "one edit a feature and row."
+            )
+
+
+def _shared_row(a: Rows, b: Rows) -> int | None:
+    """A row that both name, or None."""
+    kinds = {"cls": range(1), "patch": range(1, _ENDLESS), "all": range(_ENDLESS)}
+    first, second = (kinds[each] if isinstance(each, str) else each for each in (a, b))
+    if len(first) > len(second):
+        first, second = second, first
+    # the shorter is a few numbers, or meets the other at its first row
+    return next((row for row in first if row in second), None)
+
+
+def _check_numbers(name: str, numbers: Sequence[int]) -> None:
+    if not numbers:
+        raise InputError(f"{name} is empty; expected at least one number.")
+    if min(numbers) < 0:
+        raise InputError(f"{name} holds {min(numbers)}; expected numbers from 0.")
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"{name} holds a number twice; expected each once.")
+
+
+def _rows_text(tokens: Rows) -> str:
+    return f'"{tokens}"' if isinstance(tokens, str) else ", ".join(map(str, tokens))
