@@ -19,6 +19,8 @@ from vit_clt.analysis.moments import contribution_moments
 from vit_clt.analysis.rank_agreement import rank_agreement
 from vit_clt.analysis.reconstruction import reconstruction, reconstructions
 from vit_clt.analysis.retrieval import RetrievalIndex
+from vit_clt.analysis.steering import steering_curve
+from vit_clt.analysis.steering_search import steering_search
 
 __all__ = [
     "RetrievalIndex",
@@ -44,5 +46,7 @@ __all__ = [
     "reconstruction",
     "reconstructions",
     "score",
+    "steering_curve",
+    "steering_search",
     "surrogate_faithfulness",
 ]

@@ -117,33 +117,44 @@ class _Steered:
         with self.vit.hooks(fwd_hooks=hooks), idle_mlps(self.vit.blocks[l] for l in layers):
             return self.vit(resid, start_at_layer=self.first)
 
+    def _rows(self, layer: int) -> slice:
+        # where the embedding is the class token's, no other row of the last layer is ever read
+        last = self.vit.cfg.n_layers - 1
+        return slice(0, 1) if layer == last and self.vit.cfg.pools_cls else slice(None)
+
     def _read(self, x: Tensor, hook: HookPoint, layer: int) -> None:
+        rows = self._rows(layer)
         if layer > self.first:
-            self.codes[layer] = self.clt.encode(x, layer=layer)
-        for edit in self.edits:
-            if edit.layer == layer:
-                if layer > self.first:
-                    z = values_of(self.codes[layer], edit.features)
-                else:  # nothing is altered yet
-                    z = values_of(self.of._clean(layer), edit.features)[self.touched]
-                self.moves.append((edit, edit.apply(z) - z))
+            self.codes[layer] = self.clt.encode(x[:, rows], layer=layer)
+        for edit in (each for each in self.edits if each.layer == layer):
+            z = x.new_zeros(*x.shape[:2], len(edit.features))
+            if layer > self.first:
+                z[:, rows] = values_of(self.codes[layer], edit.features).to(z)
+            else:  # nothing is altered yet
+                z = values_of(self.of._clean(layer), edit.features)[self.touched]
+            self.moves.append((edit, edit.apply(z) - z))
 
     def _write(self, y: Tensor, hook: HookPoint, layer: int) -> Tensor:
-        out = self.of._y[layer][self.touched]
-        live = {s: self.codes[s] for s in self.clt.config.sources(layer) if s > self.first}
+        rows = self._rows(layer)
+        change = torch.zeros_like(self.of._y[layer][self.touched][:, rows])
+        live = {
+            s: codes if s == layer else codes.at_rows(rows)
+            for s, codes in self.codes.items()
+            if layer in self.clt.config.targets(s)
+        }
         if live:
             clean = self.of._clean_terms(self.first, layer)[self.touched]
-            out = out + (self.clt.decode(live, target=layer) - clean)
+            change = change + (self.clt.decode(live, target=layer) - clean[:, rows])
         for edit, moved in self.moves:
             if layer in self.clt.config.targets(edit.layer):
                 decoder = self.clt.W_dec[edit.layer][layer - edit.layer, list(edit.features)]
-                out = out + moved @ decoder
-        return out.to(y.dtype)
+                change = change + moved[:, rows] @ decoder
+        out = self.of._y[layer][self.touched]
+        out[:, rows] += change
+        return out
 
 
-def values_of(
-    codes: Codes, features: Sequence[int]
-) -> Float[Tensor, "*layer_token chosen"]:
+def values_of(codes: Codes, features: Sequence[int]) -> Float[Tensor, "*layer_token chosen"]:
     """The codes of some features, 0 where they are silent."""
     if isinstance(codes, SparseCodes):
         # indices never repeat within a token, and slots of value 0 add nothing

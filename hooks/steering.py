@@ -72,9 +72,7 @@ class Edit:
         """The features as a tuple."""
         return (self.feature,) if isinstance(self.feature, int) else self.feature
 
-    def apply(
-        self, z: Float[Tensor, "batch token chosen"]
-    ) -> Float[Tensor, "batch token chosen"]:
+    def apply(self, z: Float[Tensor, "batch token chosen"]) -> Float[Tensor, "batch token chosen"]:
         """The codes of these features on every row, edited on the rows named; a copy.
 
         Raises:

@@ -28,6 +28,7 @@ from vit_clt.cli.keep_sets import KeepSets
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.reproduce import Reproduce
 from vit_clt.cli.retrieve import Retrieve
+from vit_clt.cli.steer import Steer
 from vit_clt.cli.train import Train
 from vit_clt.cli.weights import Weights
 from vit_clt.errors import InputError, Stopped
@@ -50,6 +51,7 @@ Command = (
     | Retrieve
     | Graph
     | Features
+    | Steer
 )
 
 
@@ -135,6 +137,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Retrieve, tyro.conf.subcommand("retrieve")]
         | Annotated[Graph, tyro.conf.subcommand("graph")]
         | Annotated[Features, tyro.conf.subcommand("features")]
+        | Annotated[Steer, tyro.conf.subcommand("steer")]
     )
     complaint = io.StringIO()
     try:

@@ -1,0 +1,400 @@
+"""Steering curves: what the classes' probabilities do as features are turned up or down.
+
+Every MLP is replaced with error nodes (`vit_clt.hooks.steer`), so that strength "as it is" is the
+model itself, and each number is the effect of the edit alone, everything downstream live. Beside
+the features chosen stand random ones of the same layers that fire about as often, steered alike.
+All of it is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.analysis.agreement import kl_divergence
+from vit_clt.analysis.feature_activity import FeatureActivity, feature_activity
+from vit_clt.analysis.intervals import bootstrap_means, intervals
+from vit_clt.data import ImageData, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import Edit, EditKind, HookedViT, Rows, SteeredPass, check_fits
+from vit_clt.hooks.steering import check_edits, check_rows
+from vit_clt.metrics import Metric
+from vit_clt.transcoder import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+Feature = tuple[int, int]
+"""(source layer, feature number)."""
+STRENGTHS: dict[EditKind, tuple[float | int, ...]] = {
+    "clamp": (-2, -1, 0, 1, 2, 4, 6),
+    "scale": (-1, 0, 1, 2, 4),
+}
+STEERED, UNSTEERED = "steered", "unsteered"
+_UNITS = {"probability": "fraction", "top1": "fraction", "kl": "nats", "loss": "nats"}
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Some features that are steered together, and what they do unsteered."""
+
+    name: str
+    """"steered", or "random 0", "random 1", ..."""
+    features: list[Feature]
+    rates: list[float]
+    """Share of the rows on which each is active."""
+    typical: list[float]
+    """Mean of z where it is active: the unit of clamps."""
+
+    def edits(
+        self, kind: EditKind, strength: float | int, tokens: Rows, only_active: bool
+    ) -> list[Edit]:
+        """An edit a feature: clamped to strength times its typical activation, or scaled by it."""
+        return [
+            Edit(s, i, kind, value, tokens, only_active)
+            for (s, i), value in zip(self.features, self.values(kind, strength), strict=True)
+        ]
+
+    def values(self, kind: EditKind, strength: float | int) -> list[float]:
+        """What each z becomes (clamp), or the factor on it (scale)."""
+        units = self.typical if kind == "clamp" else [1.0] * len(self.features)
+        return [strength * unit for unit in units]
+
+    def text(self) -> str:
+        """ "7:123, 8:4"."""
+        return features_text(self.features)
+
+
+@dataclass(frozen=True)
+class SteeringCurve:
+    """Readings of the model at every strength."""
+
+    frame: pd.DataFrame
+    """One row per version ("unsteered", "steered", "random j"), strength and measure: features,
+    raw (what z becomes, or the factor), class and label (of class measures), unit, value, low,
+    high, change (from the unsteered model, paired), change_low, change_high, n. Measures:
+    "probability" (fraction) and "logit" of every class, "kl" (nats, KL of the unsteered model's
+    probabilities from these), and with labels "top1" (fraction) and "loss" (nats)."""
+    steered: Steered
+    controls: list[Steered]
+    kind: EditKind
+    strengths: list[float]
+    """Times the typical activation (clamp), or the factor (scale)."""
+    tokens: Rows
+    only_active: bool
+    class_names: list[str]
+    templates: str
+    data: str
+    l0: float
+    """Active features a row of the layers steered, unsteered, over all images of `data`."""
+    n: int
+    """Images read."""
+    n_typical: int
+    """Images of which typical activations and firing rates were taken."""
+    seed: int
+
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracy and loss are known."""
+        return bool((self.frame["measure"] == "loss").any())
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every number; accuracies and probabilities are fractions, losses and KL nats."""
+        return self.frame.copy()
+
+    def metrics(self) -> list[Metric]:
+        """The steered model's probabilities, KL, accuracy and loss, by strength.
+
+        Floor: the mean of the random features at that strength. Baseline: the unsteered model.
+        """
+        keys = ["strength", "measure", "label"]
+        shown = self.frame[self.frame["measure"] != "logit"]
+        random = shown[shown["version"].str.startswith("random")]
+        floors = random.groupby(keys, dropna=False)["value"].mean().rename("floor").reset_index()
+        rows = shown[shown["version"] == STEERED].merge(floors, on=keys)
+        return [
+            Metric(
+                f"{self.kind}_{r['strength']:g}_{r['measure']}"
+                + ("" if pd.isna(r["class"]) else f"_{r['class']}"),
+                r["value"],
+                r["unit"],
+                self.n,
+                r["low"],
+                r["high"],
+                r["floor"],
+                r["value"] - r["change"],
+            )
+            for r in rows.to_dict("records")
+        ]
+
+    def figure(self, target: str | int | None = None) -> go.Figure:
+        """Probabilities by class, the random features beside them, KL, accuracy and loss.
+
+        Args:
+            target: class that is drawn and compared with the random features, by name or number;
+                default: the one whose probability moves most.
+        """
+        from vit_clt.analysis.steering_figure import curve_figure
+
+        return curve_figure(self, target)
+
+
+@torch.no_grad()
+def steering_curve(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData | Tensor | Iterable[Any],
+    zs: ZeroShot,
+    features: Feature | Sequence[Feature],
+    *,
+    kind: EditKind = "clamp",
+    values: Sequence[float | int] | None = None,
+    tokens: Rows = "all",
+    only_active: bool = False,
+    rows: Sequence[int] | None = None,
+    n_random: int = 5,
+    seed: int = 0,
+    progress: bool = False,
+) -> SteeringCurve:
+    """Class probabilities at several strengths of some features, beside random ones.
+
+    Clamps are in units of a feature's typical activation: the mean of z where it is active, over
+    these rows of all images of `data` (teacher trajectory). Probabilities are the softmax at the
+    model's own logit scale; intervals are bootstraps over the images read, NaN for a single one.
+
+    Args:
+        vit: the teacher, with no hooks attached.
+        clt: its transcoder.
+        data: images; with labels accuracy and loss are read too.
+        zs: the zero-shot classifier.
+        features: (layer, feature), one or several that are steered together.
+        kind: "clamp" to strength times the typical activation, or "scale" by the strength.
+        values: the strengths; default: -2 to 6 (clamp), -1 to 4 (scale).
+        tokens: rows steered.
+        only_active: clamp only where the feature is active.
+        rows: images of `data` that are read; default: all.
+        n_random: controls: as many features, of the same layers and of about the same firing rate.
+        seed: of controls and bootstraps.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a feature, row or strength that cannot be, one that never fires on these rows,
+            a hook on `vit`, labels without names, or a CLT of another model.
+    """
+    data = as_image_data(data)
+    check_fits(vit, clt)
+    chosen = [features] if isinstance(features, tuple) else list(features)
+    _check(vit, clt, chosen, kind, tokens, n_random)
+    strengths = [float(v) for v in (STRENGTHS[kind] if values is None else values)]
+    if not strengths or len(set(strengths)) < len(strengths) or not np.isfinite(strengths).all():
+        raise InputError(
+            f"values are {strengths}; expected different finite numbers, at least one."
+        )
+    strengths.sort()
+    shown = list(range(len(data))) if rows is None else list(rows)
+    check_images(shown, data)
+
+    layers = sorted({s for s, _ in chosen})
+    activity = feature_activity(vit, clt, data, layers, tokens=tokens, progress=progress)
+    versions = _versions(activity, chosen, n_random, seed, data.name)
+    edits = {
+        (version.name, strength): version.edits(kind, strength, tokens, only_active)
+        for version in versions
+        for strength in strengths
+    }
+    clean: list[Tensor] = []
+    steered: dict[tuple[str, float], list[Tensor]] = {at: [] for at in edits}
+    labels: list[Tensor] = []
+    total = len(shown) * len(edits)
+    with tqdm(total=total, desc="steering", unit=" images", disable=not progress) as bar:
+        for start in range(0, len(shown), data.batch_size):
+            images, of_batch = data.batch(shown[start : start + data.batch_size])
+            run = SteeredPass(vit, clt, images.to(clt.b_dec.device))
+            clean.append(zs.logits(run.embeddings.double()).cpu())
+            labels.append(of_batch)
+            for at, each in edits.items():
+                steered[at].append(zs.logits(run.steered(each).double()).cpu())
+                bar.update(len(images))
+    reader = _Reader(torch.cat(clean), known_labels(zs, torch.cat(labels)), zs.class_names, seed)
+    parts = [reader.rows(torch.cat(clean), version=UNSTEERED, features="", raw="")]
+    for version in versions:
+        for strength in strengths:
+            parts.append(
+                reader.rows(
+                    torch.cat(steered[version.name, strength]),
+                    version=version.name,
+                    features=version.text(),
+                    raw=", ".join(f"{v:.4g}" for v in version.values(kind, strength)),
+                    strength=strength,
+                )
+            )
+    return SteeringCurve(
+        frame=pd.concat(parts, ignore_index=True),
+        steered=versions[0],
+        controls=versions[1:],
+        kind=kind,
+        strengths=strengths,
+        tokens=tokens,
+        only_active=only_active,
+        class_names=zs.class_names,
+        templates=zs.name,
+        data=data.name,
+        l0=float(np.mean([each.fired.sum() / each.n_rows for each in activity.values()])),
+        n=len(shown),
+        n_typical=len(data),
+        seed=seed,
+    )
+
+
+def features_text(features: Sequence[Feature]) -> str:
+    """ "7:123, 8:4"."""
+    return ", ".join(f"{s}:{i}" for s, i in features)
+
+
+def check_images(rows: Sequence[int], data: ImageData) -> None:
+    """Refuse rows of the data that there are not.
+
+    Raises:
+        InputError: one out of range, or none.
+    """
+    if not rows:
+        raise InputError("rows is empty; expected at least one image.")
+    for row in rows:
+        if not 0 <= row < len(data):
+            raise InputError(
+                f"query is {row}; expected rows from 0 to {len(data) - 1} of {data.name}."
+            )
+
+
+def known_labels(zs: ZeroShot, labels: Int[Tensor, " image"]) -> Int[Tensor, " image"] | None:
+    """The labels, or None where none is known (all -1).
+
+    Raises:
+        InputError: a label without a class name.
+    """
+    if (labels == -1).all():
+        return None
+    zs.check_labels(labels)
+    return labels
+
+
+def interval_ends(
+    values: Float[np.ndarray, "image quantity"], seed: int
+) -> tuple[Float[np.ndarray, " quantity"], Float[np.ndarray, " quantity"]]:
+    """95 % bootstrap intervals of the means over images; NaN for a single image."""
+    if len(values) < 2:
+        nothing = np.full(values.shape[1], np.nan)
+        return nothing, nothing
+    return intervals(bootstrap_means(values, seed))
+
+
+class _Reader:
+    """Logits of one version to rows of the frame."""
+
+    def __init__(
+        self,
+        clean: Float[Tensor, "image class"],
+        labels: Int[Tensor, " image"] | None,
+        class_names: Sequence[str],
+        seed: int,
+    ):
+        self.clean, self.labels, self.seed = clean, labels, seed
+        names = list(class_names)
+        numbers = list(range(len(names)))
+        self.index = {
+            "measure": ["probability"] * len(names) + ["logit"] * len(names) + ["kl"],
+            "class": [*names, *names, None],
+            "label": [*numbers, *numbers, None],
+        }
+        if labels is not None:
+            for name, found in self.index.items():
+                found += ["top1", "loss"] if name == "measure" else [None, None]
+        self.before = self._columns(clean)
+
+    def rows(
+        self, logits: Float[Tensor, "image class"], *, strength: float | None = None, **what: str
+    ) -> pd.DataFrame:
+        columns = self._columns(logits)
+        change = columns - self.before
+        k = columns.shape[1]
+        low, high = interval_ends(np.concatenate([columns, change], axis=1), self.seed)
+        frame = pd.DataFrame(
+            {
+                **what,
+                "strength": np.nan if strength is None else strength,
+                **self.index,
+                "unit": [_UNITS.get(m, "logits") for m in self.index["measure"]],
+                "value": columns.mean(0),
+                "low": low[:k],
+                "high": high[:k],
+                "change": change.mean(0),
+                "change_low": low[k:],
+                "change_high": high[k:],
+                "n": len(columns),
+            }
+        )
+        return frame.astype({"label": "Int64", "class": object})
+
+    def _columns(self, logits: Tensor) -> np.ndarray:
+        columns = [logits.softmax(-1), logits, kl_divergence(self.clean, logits)[:, None]]
+        if self.labels is not None:
+            columns.append((logits.argmax(-1) == self.labels)[:, None].double())
+            columns.append(F.cross_entropy(logits, self.labels, reduction="none")[:, None])
+        return torch.cat(columns, dim=1).numpy()
+
+
+def _check(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    features: Sequence[Feature],
+    kind: EditKind,
+    tokens: Rows,
+    n_random: int,
+) -> None:
+    if kind not in get_args(EditKind):
+        raise InputError(f'kind is "{kind}"; expected "clamp" or "scale".')
+    if n_random < 1:
+        raise InputError(f"n_random is {n_random}; expected at least 1 random feature beside each.")
+    check_rows(tokens, vit.cfg.n_tokens)
+    edits = [Edit(s, i, "scale", 1, tokens) for s, i in features]
+    check_edits(clt, edits, layers=range(vit.cfg.n_layers), n_tokens=vit.cfg.n_tokens)
+
+
+def _versions(
+    activity: dict[int, FeatureActivity],
+    chosen: Sequence[Feature],
+    n_random: int,
+    seed: int,
+    data: str,
+) -> list[Steered]:
+    for s, i in chosen:
+        if not activity[s].fired[i]:
+            raise InputError(
+                f"feature {s}:{i} is active on none of these rows of {data}; expected one that "
+                "fires, as strengths are in units of its activation."
+            )
+    rng = np.random.default_rng(seed)
+    used: dict[int, set[int]] = {s: {i for t, i in chosen if t == s} for s in activity}
+    drawn: list[list[Feature]] = [[] for _ in range(n_random)]
+    for s, i in chosen:
+        for control, other in zip(drawn, activity[s].alike(i, n_random, rng, used[s]), strict=True):
+            control.append((s, other))
+            used[s].add(other)
+    names = {STEERED: list(chosen)} | {f"random {j}": each for j, each in enumerate(drawn)}
+    return [
+        Steered(
+            name,
+            features,
+            [activity[s].rate(i) for s, i in features],
+            [activity[s].typical(i) for s, i in features],
+        )
+        for name, features in names.items()
+    ]

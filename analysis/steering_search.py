@@ -1,0 +1,362 @@
+"""Which features move one class? Ranked by direct effect on one half of the images, measured on
+the other.
+
+The reading is the class' logit minus the mean of the other classes' (softmax is blind to what all
+of them share). With attention, all LayerNorm scales and the embedding's norm held
+(`vit_clt.hooks.FrozenPass`) feature i of layer s adds to it, linearly,
+
+    effect(s, i) = sum over rows of z_{s,i} * sum over l of <W_dec[s->l]_i, G_l>
+
+G_l being the reading's gradient at y_l; its mean over images ranks, as |effect|. The first of the
+ranking are then suppressed and turned up in the running model with error nodes, everything live,
+beside random features of the same layers that fire about as often. All of it is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.analysis.agreement import kl_divergence
+from vit_clt.analysis.feature_activity import ActivitySums, active_entries, sums_by_feature
+from vit_clt.analysis.intervals import bootstrap_means, intervals
+from vit_clt.analysis.rank_agreement import MIN_SOURCES, Agreement, row_agreement
+from vit_clt.analysis.steering import Feature, known_labels
+from vit_clt.data import ImageData, ImageRows, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import Edit, FrozenPass, HookedViT, Rows, SteeredPass, check_fits
+from vit_clt.hooks.steering import check_rows, row_index
+from vit_clt.metrics import Metric
+from vit_clt.transcoder import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+SCALES = (0.0, 2.0)
+"""Factors on a feature: suppressed, and twice what it is."""
+_UNITS = {
+    "contrast": "logits",
+    "probability": "fraction",
+    "kl": "nats",
+    "top1": "fraction",
+    "loss": "nats",
+}
+
+
+@dataclass(frozen=True)
+class SteeringSearch:
+    """The features found, what steering each does, and what random ones do."""
+
+    frame: pd.DataFrame
+    """One row per feature and scale: candidate (its rank, from 0), role ("found" or "random"),
+    layer, feature, rate (share of rows active) and effect (both on the ranking half), scale,
+    predicted ((scale - 1) * effect), and measured changes on the other half, paired with the
+    unsteered model, each with _low and _high: contrast (logit minus the mean of the others'),
+    probability, kl and, with labels, top1 and loss."""
+    baseline: dict[str, float]
+    """The measures of the unsteered model on the measuring half."""
+    agreement: Agreement | None
+    """Spearman of predicted and measured contrast over the features found, suppressed; its interval
+    holds the prediction. None for fewer than three."""
+    target: str
+    label: int
+    tokens: Rows
+    l0: float
+    """Active features a row and layer, on the ranking half (teacher trajectory)."""
+    n_searched: int
+    """Features that fire on the ranking half, over all layers."""
+    n_ranked: int
+    n: int
+    """Images ranked on, and images measured on."""
+    data: str
+    templates: str
+    seed: int
+
+    @property
+    def found(self) -> list[Feature]:
+        """The features in order of |effect|."""
+        rows = self.frame[(self.frame["role"] == "found") & (self.frame["scale"] == SCALES[0])]
+        return list(zip(rows["layer"].tolist(), rows["feature"].tolist(), strict=True))
+
+    @property
+    def measures(self) -> list[str]:
+        """Measures that the frame holds."""
+        return list(self.baseline)
+
+    def random_mean(self, candidate: int, scale: float | int, measure: str) -> float:
+        """Mean change over the random features beside a candidate."""
+        f = self.frame
+        rows = f[(f["role"] == "random") & (f["candidate"] == candidate) & (f["scale"] == scale)]
+        return float(rows[measure].mean())
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every number."""
+        return self.frame.copy()
+
+    def metrics(self) -> list[Metric]:
+        """Every change of the features found, floor: the mean of their random ones; agreement."""
+        metrics = [
+            Metric(f"unsteered_{name}", value, _UNITS[name], self.n)
+            for name, value in self.baseline.items()
+        ]
+        for r in self.frame[self.frame["role"] == "found"].to_dict("records"):
+            for measure in self.measures:
+                metrics.append(
+                    Metric(
+                        f"{r['layer']}:{r['feature']}_scale_{r['scale']:g}_delta_{measure}",
+                        r[measure],
+                        _UNITS[measure],
+                        self.n,
+                        r[f"{measure}_low"],
+                        r[f"{measure}_high"],
+                        self.random_mean(r["candidate"], r["scale"], measure),
+                        0.0,
+                    )
+                )
+        if self.agreement is not None:
+            a = self.agreement
+            name = "predicted_measured_spearman"
+            metrics.append(Metric(name, a.value, "fraction", self.n, a.low, a.high, a.floor))
+        return metrics
+
+    def figure(self) -> go.Figure:
+        """Measured changes of every feature found, beside its prediction and its random ones."""
+        from vit_clt.analysis.steering_figure import search_figure
+
+        return search_figure(self)
+
+
+@torch.no_grad()
+def steering_search(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData | Tensor | Iterable[Any],
+    zs: ZeroShot,
+    target: str | int,
+    *,
+    top: int = 10,
+    tokens: Rows = "all",
+    n_random: int = 3,
+    seed: int = 0,
+    progress: bool = False,
+) -> SteeringSearch:
+    """Rank all features by their direct effect on a class, and measure the first of them.
+
+    A random half of the images ranks; steering is measured on the other, so that the choice is not
+    measured on what it was made on.
+
+    Args:
+        vit: the teacher, with no hooks attached; it must pool the class token.
+        clt: its transcoder.
+        data: at least four images; with labels accuracy and loss are read too.
+        zs: the zero-shot classifier, of at least two classes.
+        target: the class, by name or number.
+        top: features measured.
+        tokens: rows whose codes count, and are steered.
+        n_random: random features measured beside each.
+        seed: of the halves, the random features, permutations and bootstraps.
+        progress: show progress bars.
+
+    Raises:
+        InputError: an unknown class, an argument out of range, too few images, no feature that
+            fires, a hook on `vit`, labels without names, or a CLT or model that cannot serve.
+    """
+    data = as_image_data(data)
+    check_fits(vit, clt)
+    check_rows(tokens, vit.cfg.n_tokens)
+    label = class_number(zs.class_names, target)
+    if len(zs.class_names) < 2:
+        raise InputError("class-names has 1 class; expected at least 2, as classes are compared.")
+    for name, number in (("top", top), ("n_random", n_random)):
+        if number < 1:
+            raise InputError(f"{name} is {number}; expected at least 1.")
+    if len(data) < 4:
+        raise InputError(f"data has {len(data)} images; expected at least 4, two in each half.")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(data))
+    half = len(data) // 2
+    ranking, measuring = (
+        ImageRows(data, sorted(rows.tolist())) for rows in (order[:half], order[half:])
+    )
+
+    effects, activity = _effects(vit, clt, ranking, zs, label, tokens, progress)
+    n_layers, n_features = effects.shape
+    n_searched = sum(int((each.fired > 0).sum()) for each in activity.values())
+    if not n_searched:
+        raise InputError(f"no feature is active on these rows of {data.name}; expected some.")
+    ranked = np.argsort(-np.abs(effects), axis=None, kind="stable")[: min(top, n_searched)]
+    found: list[Feature] = [divmod(int(at), n_features) for at in ranked]
+    used: dict[int, set[int]] = {s: {i for t, i in found if t == s} for s in range(n_layers)}
+    wanted: list[tuple[int, str, Feature]] = []
+    for rank, (s, i) in enumerate(found):
+        wanted.append((rank, "found", (s, i)))
+        for other in activity[s].alike(i, n_random, rng, used[s]):
+            used[s].add(other)
+            wanted.append((rank, "random", (s, other)))
+
+    before, changes = _measure(
+        vit, clt, measuring, zs, label, [each for _, _, each in wanted], tokens, progress
+    )
+    samples = bootstrap_means(changes.reshape(len(changes), -1), seed)
+    samples = samples.reshape(len(samples), *changes.shape[1:])
+    low, high = intervals(samples)
+    rows: list[dict[str, Any]] = []
+    for at, (rank, role, (s, i)) in enumerate(wanted):
+        for j, scale in enumerate(SCALES):
+            row = {"candidate": rank, "role": role, "layer": s, "feature": i}
+            row |= {"rate": activity[s].rate(i), "effect": float(effects[s, i]), "scale": scale}
+            row["predicted"] = (scale - 1) * row["effect"]
+            for m, measure in enumerate(before):
+                row[measure] = float(changes[:, at, j, m].mean())
+                row[f"{measure}_low"] = float(low[at, j, m])
+                row[f"{measure}_high"] = float(high[at, j, m])
+            rows.append(row)
+    frame = pd.DataFrame(rows)
+    agreement = None
+    if len(found) >= MIN_SOURCES:
+        chosen = [at for at, (_, role, _) in enumerate(wanted) if role == "found"]
+        suppressed = frame[(frame["role"] == "found") & (frame["scale"] == SCALES[0])]
+        agreement = row_agreement(
+            suppressed["predicted"].to_numpy(),
+            suppressed["contrast"].to_numpy(),
+            effect_draws=samples[:, chosen, 0, 0],
+            seed=seed,
+        ).spearman
+    n_rows = sum(each.n_rows for each in activity.values())
+    return SteeringSearch(
+        frame=frame,
+        baseline=before,
+        agreement=agreement,
+        target=zs.class_names[label],
+        label=label,
+        tokens=tokens,
+        l0=sum(float(each.fired.sum()) for each in activity.values()) / n_rows,
+        n_searched=n_searched,
+        n_ranked=len(ranking),
+        n=len(measuring),
+        data=data.name,
+        templates=zs.name,
+        seed=seed,
+    )
+
+
+def class_number(class_names: Sequence[str], target: str | int) -> int:
+    """A class by its name, or by its number.
+
+    Raises:
+        InputError: no such class.
+    """
+    names = list(class_names)
+    if isinstance(target, str) and target in names:
+        return names.index(target)
+    number = int(target) if str(target).isascii() and str(target).isdigit() else -1
+    if not 0 <= number < len(names):
+        known = ", ".join(f'"{name}"' for name in names[:10]) + ", ..." * (len(names) > 10)
+        raise InputError(
+            f'target is "{target}"; expected a class number below {len(names)}, or one of {known}.'
+        )
+    return number
+
+
+def contrast_weights(zs: ZeroShot, label: int) -> Float[Tensor, " d_embed"]:
+    """The direction of a class' logit minus the mean of the other classes' logits."""
+    others = torch.ones_like(zs.weights[0]) / (1 - len(zs.class_names))
+    others[label] = 1
+    return zs.logit_scale * zs.weights @ others
+
+
+def _effects(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    label: int,
+    tokens: Rows,
+    progress: bool,
+) -> tuple[Float[np.ndarray, "layer feature"], dict[int, Any]]:
+    """Direct effects, mean over all images (0 where a feature is silent), and activity."""
+    config = clt.config
+    layers, rows = range(config.n_layers), row_index(tokens)
+    sums = ActivitySums(layers, config.n_features)
+    effects = np.zeros((config.n_layers, config.n_features))
+    direction = contrast_weights(zs, label)
+    n_batches = -(-len(data) // data.batch_size)
+    for images, _ in tqdm(data, "direct effects", n_batches, disable=not progress):
+        frozen = FrozenPass(vit, images.to(clt.b_dec.device))
+        gradients = frozen.gradients(direction)[:, :, rows].flatten(1, 2)
+        for s in layers:
+            codes = clt.encode(frozen.x[s][:, rows], layer=s)
+            sums.add(s, codes)
+            values, features, at = active_entries(codes)
+            # what a unit of each feature would add on each row
+            slopes = sum(gradients[l] @ clt.W_dec[s][l - s].mT for l in config.targets(s))
+            assert isinstance(slopes, Tensor)
+            effects[s] += sums_by_feature(
+                values * slopes[at, features], features, config.n_features
+            )
+    return effects / len(data), sums.found()
+
+
+def _measure(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    label: int,
+    features: Sequence[Feature],
+    tokens: Rows,
+    progress: bool,
+) -> tuple[dict[str, float], Float[np.ndarray, "image feature scale measure"]]:
+    """The unsteered model's measures, and how each image's change with each feature scaled."""
+    labels = torch.cat([batch for _, batch in data])
+    labelled = known_labels(zs, labels) is not None
+    names = ["contrast", "probability", "kl", *(["top1", "loss"] if labelled else [])]
+    changes = np.zeros((len(data), len(features), len(SCALES), len(names)))
+    before = np.zeros((len(data), len(names)))
+    # features of one layer share what a pass keeps
+    order = sorted(range(len(features)), key=features.__getitem__)
+    bar = tqdm(
+        total=len(data) * len(features), desc="steering", unit=" images", disable=not progress
+    )
+    with bar:
+        for start in range(0, len(data), data.batch_size):
+            batch = slice(start, min(start + data.batch_size, len(data)))
+            images, of_batch = data.batch(range(batch.start, batch.stop))
+            run = SteeredPass(vit, clt, images.to(clt.b_dec.device))
+            clean = zs.logits(run.embeddings.double()).cpu()
+            before[batch] = _columns(clean, clean, label, of_batch if labelled else None)
+            for at in order:
+                s, i = features[at]
+                for j, scale in enumerate(SCALES):
+                    embeddings = run.steered([Edit(s, i, "scale", scale, tokens)])
+                    logits = zs.logits(embeddings.double()).cpu()
+                    columns = _columns(logits, clean, label, of_batch if labelled else None)
+                    changes[batch, at, j] = columns - before[batch]
+                bar.update(len(images))
+    return dict(zip(names, before.mean(0).tolist(), strict=True)), changes
+
+
+def _columns(
+    logits: Float[Tensor, "image class"],
+    clean: Float[Tensor, "image class"],
+    label: int,
+    labels: Tensor | None,
+) -> Float[np.ndarray, "image measure"]:
+    others = (logits.sum(-1) - logits[:, label]) / (logits.shape[1] - 1)
+    columns = [
+        logits[:, label] - others,
+        logits.softmax(-1)[:, label],
+        kl_divergence(clean, logits),
+    ]
+    if labels is not None:
+        columns.append((logits.argmax(-1) == labels).double())
+        columns.append(F.cross_entropy(logits, labels, reduction="none"))
+    return torch.stack(columns, dim=1).numpy()

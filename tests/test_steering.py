@@ -1,0 +1,275 @@
+"""Steering curves and searches against the hooks and dense sums they are made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import random_clt
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from vit_clt import AbsTopK, InputError, JumpReLU, ZeroShot
+from vit_clt.analysis import steering_curve, steering_search
+from vit_clt.analysis.feature_activity import feature_activity
+from vit_clt.analysis.intervals import bootstrap_means, interval
+from vit_clt.analysis.steering_search import contrast_weights
+from vit_clt.cli import main
+from vit_clt.data import ImageData, ImageRows, TensorImages
+from vit_clt.hooks import Edit, FrozenPass, HookedViT, steer
+from vit_clt.transcoder import CrossLayerTranscoder
+
+N = 10
+
+
+@pytest.fixture(scope="module")
+def zs(digits_vit: HookedViT, digits_test: ImageData) -> ZeroShot:
+    return ZeroShot(digits_vit, digits_test.class_names, "single")
+
+
+@pytest.fixture(scope="module")
+def clt(digits_vit: HookedViT) -> CrossLayerTranscoder:
+    return random_clt(digits_vit, n_features=48)
+
+
+@pytest.fixture(scope="module")
+def data(digits_test: ImageData) -> ImageData:
+    few = ImageRows(digits_test, range(N))
+    few.batch_size = 6
+    return few
+
+
+def codes_of(vit: HookedViT, clt: CrossLayerTranscoder, images: Tensor, layer: int) -> Tensor:
+    name = f"blocks.{layer}.ln2.hook_out"
+    return clt.encode(vit.clean_cache(images, [name])[name], layer=layer).to_dense()
+
+
+@torch.no_grad()
+def logits_of(vit, clt, zs: ZeroShot, images: Tensor, edits: list[Edit]) -> Tensor:
+    """By the context manager and, from there, by hand: cosines at the model's own scale."""
+    with steer(vit, clt, edits):
+        embeddings = vit(images).double()
+    return zs.logit_scale * F.normalize(embeddings, dim=-1) @ zs.weights.double()
+
+
+def test_a_curve_is_what_steering_the_model_gives(digits_vit, clt, zs, data) -> None:
+    images, labels = data.batch(range(N))
+    z = codes_of(digits_vit, clt, images, 5)[:, 1:]
+    busy = z.ne(0).sum((0, 1)).argsort(descending=True, stable=True).tolist()
+    features = [(5, busy[0]), (5, busy[1]), (6, 3)]
+    curve = steering_curve(
+        digits_vit, clt, data, zs, features, values=(3, 0), tokens="patch", n_random=2, seed=4
+    )
+    assert curve.strengths == [0, 3]
+    typical = [float(z[..., i][z[..., i] != 0].mean()) for i in busy[:2]]
+    assert curve.steered.typical[:2] == pytest.approx(typical)
+    assert curve.steered.rates[0] == pytest.approx(float((z[..., busy[0]] != 0).double().mean()))
+    edits = [
+        Edit(s, i, "clamp", 3 * unit, "patch")
+        for (s, i), unit in zip(features, curve.steered.typical, strict=True)
+    ]
+    found = logits_of(digits_vit, clt, zs, images, edits)
+    clean = logits_of(digits_vit, clt, zs, images, [Edit(0, 0, "scale", 1)])
+    expected = {
+        "loss": F.cross_entropy(found, labels, reduction="none"),
+        "top1": (found.argmax(-1) == labels).double(),
+        "kl": F.kl_div(found.log_softmax(-1), clean.softmax(-1), reduction="none").sum(-1),
+    }
+    frame = curve.to_frame().query("version == 'steered' and strength == 3")
+    for measure, values in expected.items():
+        row = frame[frame["measure"] == measure].iloc[0]
+        assert row["value"] == pytest.approx(float(values.mean()), rel=1e-4, abs=1e-6)
+        low, high = interval(bootstrap_means(values.numpy()[:, None], 4)[:, 0])
+        assert (row["low"], row["high"]) == pytest.approx((low, high), rel=1e-4, abs=1e-6)
+    p = frame[frame["measure"] == "probability"]
+    moved = found.softmax(-1) - clean.softmax(-1)
+    np.testing.assert_allclose(p["change"], moved.mean(0), atol=2e-6)
+    assert p["class"].tolist() == zs.class_names
+    assert float(moved.abs().max()) > 2e-4
+    logit = frame[frame["measure"] == "logit"]
+    np.testing.assert_allclose(logit["value"], found.mean(0), rtol=1e-4, atol=1e-4)
+
+    # controls: the same layers, no feature twice, and of the twenty nearest in rate
+    rates = feature_activity(digits_vit, clt, data, [5, 6], tokens="patch")
+    controls = [each.features for each in curve.controls]
+    assert [[s for s, _ in each] for each in controls] == [[5, 5, 6]] * 2
+    everything = [*features, *(f for each in controls for f in each)]
+    assert len(set(everything)) == len(everything)
+    others = [i for i in np.flatnonzero(rates[6].fired) if i != 3]
+    nearest = sorted(others, key=lambda i: abs(np.log(rates[6].fired[i] / rates[6].fired[3])))
+    assert {each[2][1] for each in controls} <= set(nearest[:20])
+    # the floor is their mean
+    metric = next(m for m in curve.metrics() if m.name == "clamp_3_loss")
+    random = curve.frame.query("measure == 'loss' and strength == 3")
+    random = random[random["version"].str.startswith("random")]
+    assert metric.floor == pytest.approx(random["value"].mean())
+    loss = F.cross_entropy(clean, labels)
+    assert metric.baseline == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_scaled_by_one_nothing_changes_at_all(digits_vit, clt, zs, data) -> None:
+    busy = int(codes_of(digits_vit, clt, data.batch(range(N))[0], 3).ne(0).sum((0, 1)).argmax())
+    curve = steering_curve(
+        digits_vit, clt, data, zs, (3, busy), kind="scale", values=(0, 1), n_random=1
+    )
+    columns = ["measure", "value", "low", "high"]
+    unsteered = curve.frame.query("version == 'unsteered'")[columns].to_numpy()
+    for version in ("steered", "random 0"):  # noqa: B007
+        rows = curve.frame.query("version == @version")
+        assert (rows.query("strength == 1")[columns].to_numpy() == unsteered).all()
+        assert (rows.query("strength == 1")["change"] == 0).all()
+        assert (rows.query("strength == 0")["change"] != 0).any()
+
+
+def test_images_without_labels_and_a_single_image(digits_vit, zs, data) -> None:
+    images = data.batch(range(4))[0]
+    for sparsifier in (AbsTopK(k=5), JumpReLU(theta=0.2)):
+        clt = random_clt(digits_vit, sparsifier)
+        busy = int(codes_of(digits_vit, clt, images, 7).ne(0).sum((0, 1)).argmax())
+        curve = steering_curve(
+            digits_vit, clt, images, zs, (7, busy), values=(2,), rows=[2], n_random=1
+        )
+        assert set(curve.frame["measure"]) == {"probability", "logit", "kl"}
+        assert (curve.n, curve.n_typical) == (1, 4)
+        assert curve.frame["low"].isna().all()
+        assert curve.frame["value"].notna().all()
+        # a signed feature's unit: its mean size, with the sign of its sum
+        z = codes_of(digits_vit, clt, images, 7)[..., busy]
+        unit = z[z != 0].abs().mean() * z.sum().sign()
+        assert curve.steered.typical[0] == pytest.approx(float(unit), rel=1e-5)
+
+
+def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt, zs, data) -> None:
+    label, seed = 2, 3
+    search = steering_search(
+        digits_vit, clt, data, zs, zs.class_names[label], top=4, n_random=1, tokens="cls", seed=seed
+    )
+    order = np.random.default_rng(seed).permutation(N)
+    assert (search.n_ranked, search.n, search.label) == (N // 2, N // 2, label)
+
+    # the ranking, by dense sums on its half: every effect by its definition
+    images, _ = data.batch(sorted(order[: N // 2].tolist()))
+    frozen = FrozenPass(digits_vit, images)
+    weights = zs.weights.double()
+    others = [c for c in range(10) if c != label]
+    direction = zs.logit_scale * (weights[:, label] - weights[:, others].mean(1))
+    torch.testing.assert_close(
+        contrast_weights(zs, label).double(), direction, rtol=1e-4, atol=1e-4
+    )
+    gradients = frozen.gradients(direction.float())[:, :, 0].double()
+    effects = torch.zeros(8, 48, dtype=torch.float64)
+    for s in range(8):
+        z = clt.encode(frozen.x[s][:, :1], layer=s).to_dense()[:, 0].double()
+        written = torch.einsum("tfd,tbd->bf", clt.W_dec[s].double(), gradients[s:])
+        effects[s] = (z * written).mean(0)
+    best = effects.abs().flatten().argsort(descending=True)[:4]
+    assert search.found == [divmod(int(at), 48) for at in best]
+    frame = search.to_frame()
+    at = torch.tensor(frame["layer"]), torch.tensor(frame["feature"])
+    np.testing.assert_allclose(frame["effect"], effects[at], rtol=1e-3, atol=1e-6)
+    assert (frame["predicted"] == (frame["scale"] - 1) * frame["effect"]).all()
+
+    # what was measured, by the context manager on the other half
+    images, labels = data.batch(sorted(order[N // 2 :].tolist()))
+    clean = logits_of(digits_vit, clt, zs, images, [Edit(0, 0, "scale", 1)])
+    for row in frame.to_dict("records")[1:4]:
+        edit = Edit(row["layer"], row["feature"], "scale", row["scale"], "cls")
+        found = logits_of(digits_vit, clt, zs, images, [edit])
+        contrast = [x[:, label] - x[:, others].mean(1) for x in (clean, found)]
+        change = (contrast[1] - contrast[0]).numpy()
+        assert row["contrast"] == pytest.approx(float(change.mean()), rel=1e-3, abs=1e-4)
+        ends = interval(bootstrap_means(change[:, None], seed)[:, 0])
+        assert (row["contrast_low"], row["contrast_high"]) == pytest.approx(
+            ends, rel=1e-3, abs=1e-4
+        )
+        losses = [float(F.cross_entropy(x, labels)) for x in (clean, found)]
+        assert row["loss"] == pytest.approx(losses[1] - losses[0], rel=1e-2, abs=1e-5)
+    suppressed = frame.query("role == 'found' and scale == 0")
+    rho = spearmanr(suppressed["predicted"], suppressed["contrast"]).statistic
+    assert search.agreement.value == pytest.approx(rho)
+    assert search.baseline["probability"] == pytest.approx(
+        float(clean.softmax(-1)[:, label].mean()), rel=1e-4
+    )
+    # a random feature beside each: the same layer, never one of those found
+    random = frame.query("role == 'random' and scale == 0")
+    assert random["layer"].tolist() == suppressed["layer"].tolist()
+    assert not set(zip(random["layer"], random["feature"], strict=True)) & set(search.found)
+    assert search.random_mean(1, 0, "contrast") == random["contrast"].iloc[1]
+    assert len(search.figure().data) == 2 * (3 + 2 + 2)
+
+
+def test_refused(digits_vit, clt, zs, data) -> None:
+    silent = np.flatnonzero(
+        feature_activity(digits_vit, clt, data, [7], tokens="cls")[7].fired == 0
+    )
+    shared = (digits_vit, clt, data, zs)
+    for message, call in {
+        "expected layers from 0 to 7": lambda: steering_curve(*shared, (8, 0)),
+        "features from 0 to 47": lambda: steering_curve(*shared, (7, 48)),
+        "edits is empty": lambda: steering_curve(*shared, []),
+        "twice on row": lambda: steering_curve(*shared, [(7, 1), (7, 1)]),
+        "active on none of these rows": lambda: steering_curve(
+            *shared, (7, int(silent[0])), tokens="cls"
+        ),
+        "values are": lambda: steering_curve(*shared, (7, 1), values=(1, 1)),
+        "query is 10; expected rows from 0 to 9": lambda: steering_curve(
+            *shared, (7, 1), rows=[10]
+        ),
+        "n_random is 0": lambda: steering_curve(*shared, (7, 1), n_random=0),
+        "other features that fire": lambda: steering_curve(*shared, (7, 1), n_random=48),
+        'target is "seven"': lambda: steering_search(*shared, "seven"),
+        'target is "10"': lambda: steering_search(*shared, 10),
+        "top is 0": lambda: steering_search(*shared, 1, top=0),
+        "data has 3 images": lambda: steering_search(
+            digits_vit, clt, ImageRows(data, range(3)), zs, 1
+        ),
+        "labels run from 12": lambda: steering_search(
+            digits_vit, clt, TensorImages(data.batch(range(4))[0], torch.full((4,), 12)), zs, 1
+        ),
+    }.items():
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_the_command(
+    digits_vit: HookedViT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clt = random_clt(digits_vit)
+    clt.save_pretrained(tmp_path / "clt")
+    start = ["steer", "--clt", str(tmp_path / "clt"), "--limit", "8", "--templates", "single"]
+    out = tmp_path / "out"
+    for args, message in (
+        ([], "neither is given of --feature and --search"),
+        (["--feature", "7:1", "--search", "1"], "both are given"),
+        (["--feature", "7-1"], 'feature is "7-1"; expected LAYER:FEATURE'),
+        (["--feature", "9:1"], "expected layers from 0 to 7"),
+        (["--search", "1", "--values", "2"], "values is given with --search"),
+    ):
+        assert main([*start, *args, "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+        assert not out.exists()
+
+    args = ["--feature", "7:1", "--values", "-1", "2", "--query", "0", "3", "--random", "1"]
+    assert main([*start, *args, "--out", str(out)]) == 0
+    frame = pd.read_csv(out / "steering.csv")
+    assert set(frame["strength"].dropna()) == {-1, 2}
+    assert (frame["n"] == 2).all()
+    document = json.loads((out / "metrics.json").read_text())
+    assert document["context"]["features"] == ["7:1"]
+    assert document["context"]["l0"] > 0
+    named = {m["name"]: m for m in document["metrics"]}
+    row = frame.query("version == 'steered' and strength == 2 and measure == 'kl'").iloc[0]
+    assert named["clamp_2_kl"]["value"] == pytest.approx(row["value"])
+    assert "typical activation" in (out / "steering.html").read_text()
+
+    args = ["--search", "handwritten three", "--top", "3", "--random", "1", "--overwrite"]
+    assert main([*start, *args, "--out", str(out)]) == 0
+    assert len(pd.read_csv(out / "steering.csv")) == 3 * 2 * 2
+    names = [m["name"] for m in json.loads((out / "metrics.json").read_text())["metrics"]]
+    assert "predicted_measured_spearman" in names
+    assert "Spearman of predicted and measured" in capsys.readouterr().out
