@@ -309,7 +309,7 @@ class _Reader:
         self.clean, self.labels, self.seed = clean, labels, seed
         names = list(class_names)
         numbers = list(range(len(names)))
-        self.index = {
+        self.index: dict[str, list[Any]] = {
             "measure": ["probability"] * len(names) + ["logit"] * len(names) + ["kl"],
             "class": [*names, *names, None],
             "label": [*numbers, *numbers, None],

@@ -86,19 +86,19 @@ def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Fi
             row=1,
             col=1,
         )
-    compared = [("probability", first, 100, 1, 4)]
+    compared: list[tuple[str, int | None, int, int, int]] = [("probability", first, 100, 1, 4)]
     compared += [(m, None, factor, 2, 1 + 2 * i) for i, (m, _, factor) in enumerate(panels)]
-    for at, (measure, label, factor, row, col) in enumerate(compared):
+    for at, (measure, of_class, factor, row, col) in enumerate(compared):
         for j, control in enumerate(curve.controls):
-            rows = _rows(curve, control.name, measure, label)
+            rows = _rows(curve, control.name, measure, of_class)
             legend = at == j == 0
             _line(
                 figure, rows, factor, "random features", GREY, legend, row=row, col=col, thin=True
             )
-        rows = _rows(curve, STEERED, measure, label)
+        rows = _rows(curve, STEERED, measure, of_class)
         _line(figure, rows, factor, steered, INK, at == 0, bars=True, row=row, col=col)
         if measure != "kl":
-            before = _rows(curve, UNSTEERED, measure, label)["value"].iloc[0] * factor
+            before = _rows(curve, UNSTEERED, measure, of_class)["value"].iloc[0] * factor
             figure.add_trace(
                 go.Scatter(
                     x=[curve.strengths[0], curve.strengths[-1]],
@@ -326,9 +326,9 @@ def _search_subtitle(search: SteeringSearch) -> str:
         f"{search.data}, {rows_name(search.tokens)}, L0 = {search.l0:.1f} a row, templates: "
         f"{search.templates}; every MLP replaced with error nodes, stream inputs<br>ranked on "
         f"{search.n_ranked} images by |direct effect| among {search.n_searched:,} features; "
-        f"measured on the other N = {search.n}; unsteered: probability "
-        f"{100 * before['probability']:.1f} %{loss}<br>random: of the same layer and of about the "
-        f"same firing rate, seed {search.seed}; bars: 95 % bootstrap over images, paired"
+        f"measured on the other N = {search.n}; bars: 95 % bootstrap over images, paired<br>"
+        f"unsteered: probability {100 * before['probability']:.1f} %{loss}; random: same layer, "
+        f"about the same firing rate, seed {search.seed}"
     )
 
 

@@ -7,9 +7,11 @@ of them share). With attention, all LayerNorm scales and the embedding's norm he
 
     effect(s, i) = sum over rows of z_{s,i} * sum over l of <W_dec[s->l]_i, G_l>
 
-G_l being the reading's gradient at y_l; its mean over images ranks, as |effect|. The first of the
-ranking are then suppressed and turned up in the running model with error nodes, everything live,
-beside random features of the same layers that fire about as often. All of it is ours.
+G_l being the reading's gradient at y_l; its mean over images ranks, as |effect|. Held norms count
+what a feature writes along the stream, which the last LayerNorm and the normalised embedding take
+out again: deep features can be ranked far too high. So the first of the ranking are then suppressed
+and turned up in the running model with error nodes, everything live, beside random features of the
+same layers that fire about as often. All of it is ours.
 """
 
 from __future__ import annotations
@@ -211,7 +213,7 @@ def steering_search(
     rows: list[dict[str, Any]] = []
     for at, (rank, role, (s, i)) in enumerate(wanted):
         for j, scale in enumerate(SCALES):
-            row = {"candidate": rank, "role": role, "layer": s, "feature": i}
+            row: dict[str, Any] = {"candidate": rank, "role": role, "layer": s, "feature": i}
             row |= {"rate": activity[s].rate(i), "effect": float(effects[s, i]), "scale": scale}
             row["predicted"] = (scale - 1) * row["effect"]
             for m, measure in enumerate(before):
