@@ -16,14 +16,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.analysis.agreement import kl_divergence
 from vit_clt.analysis.feature_activity import FeatureActivity, feature_activity
-from vit_clt.analysis.intervals import bootstrap_means, intervals
+from vit_clt.analysis.steering_readings import SteeredReader, known_labels
 from vit_clt.data import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import Edit, EditKind, HookedViT, Rows, SteeredPass, check_fits
@@ -39,7 +36,6 @@ STRENGTHS: dict[EditKind, tuple[float | int, ...]] = {
     "scale": (-1, 0, 1, 2, 4),
 }
 STEERED, UNSTEERED = "steered", "unsteered"
-_UNITS = {"probability": "fraction", "top1": "fraction", "kl": "nats", "loss": "nats"}
 
 
 @dataclass(frozen=True)
@@ -223,7 +219,9 @@ def steering_curve(
             for at, each in edits.items():
                 steered[at].append(zs.logits(run.steered(each).double()).cpu())
                 bar.update(len(images))
-    reader = _Reader(torch.cat(clean), known_labels(zs, torch.cat(labels)), zs.class_names, seed)
+    reader = SteeredReader(
+        torch.cat(clean), known_labels(zs, torch.cat(labels)), zs.class_names, seed
+    )
     parts = [reader.rows(torch.cat(clean), version=UNSTEERED, features="", raw="")]
     for version in versions:
         for strength in strengths:
@@ -272,83 +270,6 @@ def check_images(rows: Sequence[int], data: ImageData) -> None:
             raise InputError(
                 f"query is {row}; expected rows from 0 to {len(data) - 1} of {data.name}."
             )
-
-
-def known_labels(zs: ZeroShot, labels: Int[Tensor, " image"]) -> Int[Tensor, " image"] | None:
-    """The labels, or None where none is known (all -1).
-
-    Raises:
-        InputError: a label without a class name.
-    """
-    if (labels == -1).all():
-        return None
-    zs.check_labels(labels)
-    return labels
-
-
-def interval_ends(
-    values: Float[np.ndarray, "image quantity"], seed: int
-) -> tuple[Float[np.ndarray, " quantity"], Float[np.ndarray, " quantity"]]:
-    """95 % bootstrap intervals of the means over images; NaN for a single image."""
-    if len(values) < 2:
-        nothing = np.full(values.shape[1], np.nan)
-        return nothing, nothing
-    return intervals(bootstrap_means(values, seed))
-
-
-class _Reader:
-    """Logits of one version to rows of the frame."""
-
-    def __init__(
-        self,
-        clean: Float[Tensor, "image class"],
-        labels: Int[Tensor, " image"] | None,
-        class_names: Sequence[str],
-        seed: int,
-    ):
-        self.clean, self.labels, self.seed = clean, labels, seed
-        names = list(class_names)
-        numbers = list(range(len(names)))
-        self.index: dict[str, list[Any]] = {
-            "measure": ["probability"] * len(names) + ["logit"] * len(names) + ["kl"],
-            "class": [*names, *names, None],
-            "label": [*numbers, *numbers, None],
-        }
-        if labels is not None:
-            for name, found in self.index.items():
-                found += ["top1", "loss"] if name == "measure" else [None, None]
-        self.before = self._columns(clean)
-
-    def rows(
-        self, logits: Float[Tensor, "image class"], *, strength: float | None = None, **what: str
-    ) -> pd.DataFrame:
-        columns = self._columns(logits)
-        change = columns - self.before
-        k = columns.shape[1]
-        low, high = interval_ends(np.concatenate([columns, change], axis=1), self.seed)
-        frame = pd.DataFrame(
-            {
-                **what,
-                "strength": np.nan if strength is None else strength,
-                **self.index,
-                "unit": [_UNITS.get(m, "logits") for m in self.index["measure"]],
-                "value": columns.mean(0),
-                "low": low[:k],
-                "high": high[:k],
-                "change": change.mean(0),
-                "change_low": low[k:],
-                "change_high": high[k:],
-                "n": len(columns),
-            }
-        )
-        return frame.astype({"label": "Int64", "class": object})
-
-    def _columns(self, logits: Tensor) -> np.ndarray:
-        columns = [logits.softmax(-1), logits, kl_divergence(self.clean, logits)[:, None]]
-        if self.labels is not None:
-            columns.append((logits.argmax(-1) == self.labels)[:, None].double())
-            columns.append(F.cross_entropy(logits, self.labels, reduction="none")[:, None])
-        return torch.cat(columns, dim=1).numpy()
 
 
 def _check(

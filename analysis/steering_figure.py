@@ -1,52 +1,22 @@
-"""Steering curves and searches as figures, as tables to read, and as a page."""
+"""Steering curves: class probabilities by strength, and random features beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from vit_clt.analysis.class_effects import class_number
 from vit_clt.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, ROW_NAMES, finish
-from vit_clt.analysis.report import Section, render_report
 from vit_clt.analysis.steering import STEERED, UNSTEERED, SteeringCurve
-from vit_clt.analysis.steering_search import SCALES, SteeringSearch, class_number
 
 if TYPE_CHECKING:
     from vit_clt.hooks import Rows
 
-READING = (
-    "The CLT stands in for every MLP with its reconstruction error added back, so that the "
-    "unsteered model is the model itself and each number is what the edit alone does, everything "
-    "downstream live. A strength far from 1 is one that the model never meets: large strengths "
-    "break it, and random features break it too. What is specific to a feature is what it does "
-    "beyond them."
-)
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 _FAINT = "#bbbbbb"
-_SCALE_STYLE = {
-    SCALES[0]: ("suppressed (× 0)", BLUE, -0.2),
-    SCALES[1]: ("doubled (× 2)", ORANGE, 0.2),
-}
-
-
-def moved_classes(curve: SteeringCurve, target: str | int | None = None, n: int = 4) -> list[int]:
-    """The classes whose mean probability moves most over the strengths, `target` first if given.
-
-    Raises:
-        InputError: no such class.
-    """
-    f = curve.frame
-    rows = f[(f["version"] == STEERED) & (f["measure"] == "probability")]
-    change = rows.assign(size=rows["change"].abs()).groupby("label")["size"].max()
-    ranked = [int(label) for label in change.sort_values(ascending=False, kind="stable").index]
-    if target is not None:
-        first = class_number(curve.class_names, target)
-        ranked = [first, *(label for label in ranked if label != first)]
-    return ranked[:n]
 
 
 def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Figure:
@@ -125,177 +95,20 @@ def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Fi
     return finish(figure).update_layout(margin={"t": 150, "b": 90})
 
 
-def search_figure(search: SteeringSearch) -> go.Figure:
-    """Measured changes with intervals; predictions and random features beside them."""
-    panels = [
-        ("contrast", "logit minus the others' mean", 1),
-        ("probability", "probability (points)", 100),
-    ]
-    if "loss" in search.measures:
-        panels.append(("loss", "cross-entropy (nats)", 1))
-    figure = make_subplots(
-        rows=1,
-        cols=len(panels),
-        subplot_titles=[f"change of {title}" for _, title, _ in panels],
-        horizontal_spacing=0.06,
-        shared_yaxes=True,
-    )
-    frame = search.frame
-    for column, (measure, _, factor) in enumerate(panels, start=1):
-        first = column == 1
-        for scale in SCALES:
-            name, colour, shift = _SCALE_STYLE[scale]
-            at_scale = frame[frame["scale"] == scale]
-            found = at_scale[at_scale["role"] == "found"]
-            random = at_scale[at_scale["role"] == "random"]
-            value, low, high = (found[measure + end] * factor for end in ("", "_low", "_high"))
-            figure.add_trace(
-                go.Bar(
-                    x=value.tolist(),
-                    y=(found["candidate"] + shift).tolist(),
-                    width=0.36,
-                    orientation="h",
-                    error_x={
-                        "array": (high - value).tolist(),
-                        "arrayminus": (value - low).tolist(),
-                        "thickness": 1.2,
-                        "width": 3,
-                    },
-                    name=f"{name}, measured",
-                    legendgroup=name,
-                    showlegend=first,
-                    marker={"color": colour, "opacity": 0.75},
-                    customdata=[f"{s}:{i}" for s, i in search.found],
-                    hovertemplate=f"%{{customdata}} {name}: %{{x:.4g}}<extra></extra>",
-                ),
-                row=1,
-                col=column,
-            )
-            figure.add_trace(
-                go.Scatter(
-                    x=(random[measure] * factor).tolist(),
-                    y=(random["candidate"] + shift).tolist(),
-                    mode="markers",
-                    name="random features, measured",
-                    legendgroup="random",
-                    showlegend=first and scale == SCALES[0],
-                    marker={"symbol": "x-thin", "size": 8, "line": {"color": INK, "width": 1.5}},
-                    customdata=[
-                        f"{s}:{i}" for s, i in zip(random["layer"], random["feature"], strict=True)
-                    ],
-                    hovertemplate=f"random %{{customdata}} {name}: %{{x:.4g}}<extra></extra>",
-                ),
-                row=1,
-                col=column,
-            )
-            if measure == "contrast":
-                figure.add_trace(
-                    go.Scatter(
-                        x=found["predicted"].tolist(),
-                        y=(found["candidate"] + shift).tolist(),
-                        mode="markers",
-                        name="predicted: direct effect on the other half",
-                        legendgroup="predicted",
-                        showlegend=scale == SCALES[0],
-                        marker={
-                            "symbol": "diamond-open",
-                            "size": 9,
-                            "color": INK,
-                            "line": {"width": 1.5},
-                        },
-                        hovertemplate="predicted: %{x:.4g}<extra></extra>",
-                    ),
-                    row=1,
-                    col=column,
-                )
-    n = len(search.found)
-    figure.update_yaxes(
-        tickvals=list(range(n)),
-        ticktext=[f"{s}:{i}" for s, i in search.found],
-        range=[n - 0.4, -0.6],
-        showgrid=False,
-    )
-    figure.update_yaxes(
-        title={"text": "layer:feature, largest direct effect first", "font": {"size": 13}}, col=1
-    )
-    figure.update_xaxes(zeroline=True, zerolinecolor=INK, zerolinewidth=1)
-    figure.update_annotations(font_size=14)
-    title = f"Which features move “{search.target}”?"
-    figure.update_layout(
-        title={"text": f"{title}<br><sup>{_search_subtitle(search)}</sup>"},
-        barmode="overlay",
-        width=1000,
-        height=270 + 48 * n,
-        legend={"orientation": "h", "y": -70 / (60 + 48 * n), "yanchor": "top"},
-    )
-    return finish(figure).update_layout(margin={"t": 150, "b": 90, "l": 80})
+def moved_classes(curve: SteeringCurve, target: str | int | None = None, n: int = 4) -> list[int]:
+    """The classes whose mean probability moves most over the strengths, `target` first if given.
 
-
-def curve_table(curve: SteeringCurve, target: str | int | None = None) -> pd.DataFrame:
-    """One row a strength, as text: probabilities (%) with intervals, KL, accuracy and loss, and
-    the mean of the random features' for the first class and KL."""
-    named = moved_classes(curve, target, 3)
-    rows = []
-    for strength in [None, *curve.strengths]:
-        version = UNSTEERED if strength is None else STEERED
-        row = {"strength": "unsteered" if strength is None else f"{strength:g}"}
-        for label in named:
-            found = _at(curve, version, strength, "probability", label)
-            row[f"{curve.class_names[label]} %"] = _with_ends(found, 100, ".1f")
-        row["random % "] = _random(curve, strength, "probability", named[0], 100, ".1f")
-        row["KL"] = f"{_at(curve, version, strength, 'kl', None)['value']:.4f}"
-        row["random KL"] = _random(curve, strength, "kl", None, 1, ".4f")
-        if curve.labelled:
-            top1, loss = (_at(curve, version, strength, m, None)["value"] for m in ("top1", "loss"))
-            row["top-1 % / loss"] = f"{100 * top1:.1f} / {loss:.4f}"
-        rows.append(row)
-    table = pd.DataFrame(rows)
-    return table.rename(columns={"random % ": f"random: {curve.class_names[named[0]]} %"})
-
-
-def search_table(search: SteeringSearch) -> pd.DataFrame:
-    """One row a feature found, as text: predicted and measured contrast, probability, loss."""
-    frame, rows = search.frame, []
-    for r in frame[frame["role"] == "found"].to_dict("records"):
-        row = {
-            "feature": f"{r['layer']}:{r['feature']}",
-            "active %": f"{100 * r['rate']:.1f}",
-            "scale": f"{r['scale']:g}",
-            "predicted": f"{r['predicted']:+.3f}",
-            "Δ logit contrast": _change(r, "contrast", 1, ".3f"),
-            "random": f"{search.random_mean(r['candidate'], r['scale'], 'contrast'):+.3f}",
-            "Δ probability (points)": _change(r, "probability", 100, ".2f"),
-        }
-        if "loss" in search.measures:
-            row["Δ top-1 (points)"] = f"{100 * r['top1']:+.2f}"
-            row["Δ loss"] = _change(r, "loss", 1, ".4f")
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def steering_report(
-    figure: go.Figure, table: pd.DataFrame, title: str, facts: dict[str, str], notes: Sequence[str]
-) -> str:
-    """The whole page as a string."""
-    sections = [
-        Section("How to read it", [READING, *notes], facts=facts),
-        Section("Figure", figures=[figure]),
-        Section("Numbers", tables=[table]),
-    ]
-    return render_report(title, "Features of a CLT, turned up and down in the model.", sections)
-
-
-def agreement_text(search: SteeringSearch) -> str:
-    """How well prediction and measurement agree, in a sentence."""
-    a = search.agreement
-    if a is None or isnan(a.value):
-        return "Too few features to say whether prediction and measurement agree."
-    return (
-        f"Spearman of predicted and measured change of the logit contrast, suppressed, over "
-        f"{len(search.found)} features: {a.value:.2f} ({a.low:.2f} to {a.high:.2f} over images of "
-        f"the measuring half, predictions held); predictions permuted: {a.floor_low:.2f} to "
-        f"{a.floor_high:.2f}."
-    )
+    Raises:
+        InputError: no such class.
+    """
+    f = curve.frame
+    rows = f[(f["version"] == STEERED) & (f["measure"] == "probability")]
+    change = rows.assign(size=rows["change"].abs()).groupby("label")["size"].max()
+    ranked = [int(label) for label in change.sort_values(ascending=False, kind="stable").index]
+    if target is not None:
+        first = class_number(curve.class_names, target)
+        ranked = [first, *(label for label in ranked if label != first)]
+    return ranked[:n]
 
 
 def rows_name(tokens: Rows) -> str:
@@ -314,21 +127,6 @@ def _curve_subtitle(curve: SteeringCurve) -> str:
         f"activation (mean of z where active, {curve.n_typical} images): {units}; active on "
         f"{rates} % of rows<br>random: {len(curve.controls)} of the same layer and of about that "
         f"firing rate, seed {curve.seed}; bars: 95 % bootstrap over images"
-    )
-
-
-def _search_subtitle(search: SteeringSearch) -> str:
-    before = search.baseline
-    loss = ""
-    if "loss" in before:
-        loss = f", top-1 {100 * before['top1']:.1f} %, loss {before['loss']:.4f} nats"
-    return (
-        f"{search.data}, {rows_name(search.tokens)}, L0 = {search.l0:.1f} a row, templates: "
-        f"{search.templates}; every MLP replaced with error nodes, stream inputs<br>ranked on "
-        f"{search.n_ranked} images by |direct effect| among {search.n_searched:,} features; "
-        f"measured on the other N = {search.n}; bars: 95 % bootstrap over images, paired<br>"
-        f"unsteered: probability {100 * before['probability']:.1f} %{loss}; random: same layer, "
-        f"about the same firing rate, seed {search.seed}"
     )
 
 
@@ -383,35 +181,3 @@ def _rows(curve: SteeringCurve, version: str, measure: str, label: int | None) -
     f = curve.frame
     rows = f[(f["version"] == version) & (f["measure"] == measure)]
     return rows if label is None else rows[rows["label"] == label]
-
-
-def _at(
-    curve: SteeringCurve, version: str, strength: float | None, measure: str, label: int | None
-) -> pd.Series:
-    rows = _rows(curve, version, measure, label)
-    return (rows if strength is None else rows[rows["strength"] == strength]).iloc[0]
-
-
-def _random(
-    curve: SteeringCurve,
-    strength: float | None,
-    measure: str,
-    label: int | None,
-    factor: int,
-    form: str,
-) -> str:
-    if strength is None:
-        return ""
-    found = [_at(curve, c.name, strength, measure, label)["value"] for c in curve.controls]
-    return f"{factor * sum(found) / len(found):{form}}"
-
-
-def _with_ends(found: pd.Series, factor: int, form: str) -> str:
-    value, low, high = (factor * found[end] for end in ("value", "low", "high"))
-    text = f"{value:{form}}"
-    return text if isnan(low) else f"{text} ({low:{form}} to {high:{form}})"
-
-
-def _change(row: dict[Any, Any], measure: str, factor: int, form: str) -> str:
-    value, low, high = (factor * row[measure + end] for end in ("", "_low", "_high"))
-    return f"{value:+{form}} ({low:+{form}} to {high:+{form}})"

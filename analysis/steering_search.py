@@ -30,14 +30,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.agreement import kl_divergence
-from vit_clt.analysis.feature_activity import ActivitySums, active_entries, sums_by_feature
+from vit_clt.analysis.class_effects import class_effects, class_number
 from vit_clt.analysis.intervals import bootstrap_means, intervals
 from vit_clt.analysis.rank_agreement import MIN_SOURCES, Agreement, row_agreement
-from vit_clt.analysis.steering import Feature, known_labels
+from vit_clt.analysis.steering import Feature
+from vit_clt.analysis.steering_readings import known_labels
 from vit_clt.data import ImageData, ImageRows, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import Edit, FrozenPass, HookedViT, Rows, SteeredPass, check_fits
-from vit_clt.hooks.steering import check_rows, row_index
+from vit_clt.hooks import Edit, HookedViT, Rows, SteeredPass, check_fits
+from vit_clt.hooks.steering import check_rows
 from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
@@ -131,7 +132,7 @@ class SteeringSearch:
 
     def figure(self) -> go.Figure:
         """Measured changes of every feature found, beside its prediction and its random ones."""
-        from vit_clt.analysis.steering_figure import search_figure
+        from vit_clt.analysis.steering_search_figure import search_figure
 
         return search_figure(self)
 
@@ -189,7 +190,7 @@ def steering_search(
         ImageRows(data, sorted(rows.tolist())) for rows in (order[:half], order[half:])
     )
 
-    effects, activity = _effects(vit, clt, ranking, zs, label, tokens, progress)
+    effects, activity = class_effects(vit, clt, ranking, zs, label, tokens, progress)
     n_layers, n_features = effects.shape
     n_searched = sum(int((each.fired > 0).sum()) for each in activity.values())
     if not n_searched:
@@ -248,63 +249,6 @@ def steering_search(
         templates=zs.name,
         seed=seed,
     )
-
-
-def class_number(class_names: Sequence[str], target: str | int) -> int:
-    """A class by its name, or by its number.
-
-    Raises:
-        InputError: no such class.
-    """
-    names = list(class_names)
-    if isinstance(target, str) and target in names:
-        return names.index(target)
-    number = int(target) if str(target).isascii() and str(target).isdigit() else -1
-    if not 0 <= number < len(names):
-        known = ", ".join(f'"{name}"' for name in names[:10]) + ", ..." * (len(names) > 10)
-        raise InputError(
-            f'target is "{target}"; expected a class number below {len(names)}, or one of {known}.'
-        )
-    return number
-
-
-def contrast_weights(zs: ZeroShot, label: int) -> Float[Tensor, " d_embed"]:
-    """The direction of a class' logit minus the mean of the other classes' logits."""
-    others = torch.ones_like(zs.weights[0]) / (1 - len(zs.class_names))
-    others[label] = 1
-    return zs.logit_scale * zs.weights @ others
-
-
-def _effects(
-    vit: HookedViT,
-    clt: CrossLayerTranscoder,
-    data: ImageData,
-    zs: ZeroShot,
-    label: int,
-    tokens: Rows,
-    progress: bool,
-) -> tuple[Float[np.ndarray, "layer feature"], dict[int, Any]]:
-    """Direct effects, mean over all images (0 where a feature is silent), and activity."""
-    config = clt.config
-    layers, rows = range(config.n_layers), row_index(tokens)
-    sums = ActivitySums(layers, config.n_features)
-    effects = np.zeros((config.n_layers, config.n_features))
-    direction = contrast_weights(zs, label)
-    n_batches = -(-len(data) // data.batch_size)
-    for images, _ in tqdm(data, "direct effects", n_batches, disable=not progress):
-        frozen = FrozenPass(vit, images.to(clt.b_dec.device))
-        gradients = frozen.gradients(direction)[:, :, rows].flatten(1, 2)
-        for s in layers:
-            codes = clt.encode(frozen.x[s][:, rows], layer=s)
-            sums.add(s, codes)
-            values, features, at = active_entries(codes)
-            # what a unit of each feature would add on each row
-            slopes = sum(gradients[l] @ clt.W_dec[s][l - s].mT for l in config.targets(s))
-            assert isinstance(slopes, Tensor)
-            effects[s] += sums_by_feature(
-                values * slopes[at, features], features, config.n_features
-            )
-    return effects / len(data), sums.found()
 
 
 def _measure(

@@ -1,4 +1,4 @@
-"""Hooked ViT, token rows, CLT replacement, and interventions on the ViT's own parts."""
+"""Hooked ViT, token rows, CLT replacement, steering, and interventions on the ViT's own parts."""
 
 from vit_clt.hooks.frozen import FrozenPass, Reading
 from vit_clt.hooks.hooked_vit import HookedViT, HookedViTConfig
@@ -11,9 +11,9 @@ from vit_clt.hooks.steering import Edit, EditKind, Rows, steer, steering_hooks
 from vit_clt.hooks.unaltered import UnalteredPass
 
 __all__ = [
-    "FrozenPass",
     "Edit",
     "EditKind",
+    "FrozenPass",
     "HookedViT",
     "HookedViTConfig",
     "Reading",

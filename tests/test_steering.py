@@ -16,9 +16,9 @@ from torch import Tensor
 
 from vit_clt import AbsTopK, InputError, JumpReLU, ZeroShot
 from vit_clt.analysis import steering_curve, steering_search
+from vit_clt.analysis.class_effects import contrast_weights
 from vit_clt.analysis.feature_activity import feature_activity
 from vit_clt.analysis.intervals import bootstrap_means, interval
-from vit_clt.analysis.steering_search import contrast_weights
 from vit_clt.cli import main
 from vit_clt.data import ImageData, ImageRows, TensorImages
 from vit_clt.hooks import Edit, FrozenPass, HookedViT, steer

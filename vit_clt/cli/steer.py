@@ -52,7 +52,7 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
     def run(self) -> None:
         """Steer, draw, and report."""
         from vit_clt.analysis.exports import write_study
-        from vit_clt.analysis.steering_figure import steering_report
+        from vit_clt.analysis.steering_report import steering_report
         from vit_clt.metrics import metrics_json
 
         folder = self.study_folder("steering")
@@ -131,8 +131,9 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         features: list[tuple[int, int]],
     ) -> _Found:
         from vit_clt.analysis import steering_curve
-        from vit_clt.analysis.steering_figure import curve_table, rows_name
-        from vit_clt.analysis.steering_search import class_number
+        from vit_clt.analysis.class_effects import class_number
+        from vit_clt.analysis.steering_figure import rows_name
+        from vit_clt.analysis.steering_report import curve_table
         from vit_clt.zero_shot import ZeroShot
 
         if self.target is not None:
@@ -179,7 +180,8 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         features: list[tuple[int, int]],
     ) -> _Found:
         from vit_clt.analysis import steering_search
-        from vit_clt.analysis.steering_figure import agreement_text, rows_name, search_table
+        from vit_clt.analysis.steering_figure import rows_name
+        from vit_clt.analysis.steering_report import agreement_text, search_table
         from vit_clt.zero_shot import ZeroShot
 
         assert self.search is not None

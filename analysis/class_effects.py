@@ -1,0 +1,88 @@
+"""Which features raise one class, by a linear prediction: direct effects on its logit contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.analysis.feature_activity import (
+    ActivitySums,
+    FeatureActivity,
+    active_entries,
+    sums_by_feature,
+)
+from vit_clt.data import ImageData
+from vit_clt.errors import InputError
+from vit_clt.hooks import FrozenPass, HookedViT, Rows
+from vit_clt.hooks.steering import row_index
+from vit_clt.transcoder import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+
+@torch.no_grad()
+def class_effects(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    label: int,
+    tokens: Rows,
+    progress: bool,
+) -> tuple[Float[np.ndarray, "layer feature"], dict[int, FeatureActivity]]:
+    """Every feature's direct effect on the contrast, mean over images, and activity on the way.
+
+    effect(s, i) = mean over images of sum over rows of z_{s,i} * sum over l of <W_dec[s->l]_i, G_l>
+
+    0 on an image where the feature is silent. Attention, LayerNorm scales and the embedding's norm
+    are held (`FrozenPass`); G_l is the contrast's gradient at y_l.
+    """
+    config = clt.config
+    layers, rows = range(config.n_layers), row_index(tokens)
+    sums = ActivitySums(layers, config.n_features)
+    effects = np.zeros((config.n_layers, config.n_features))
+    direction = contrast_weights(zs, label)
+    n_batches = -(-len(data) // data.batch_size)
+    for images, _ in tqdm(data, "direct effects", n_batches, disable=not progress):
+        frozen = FrozenPass(vit, images.to(clt.b_dec.device))
+        gradients = frozen.gradients(direction)[:, :, rows].flatten(1, 2)
+        for s in layers:
+            codes = clt.encode(frozen.x[s][:, rows], layer=s)
+            sums.add(s, codes)
+            values, features, at = active_entries(codes)
+            # what a unit of each feature would add on each row
+            slopes = sum(gradients[l] @ clt.W_dec[s][l - s].mT for l in config.targets(s))
+            assert isinstance(slopes, Tensor)
+            effects[s] += sums_by_feature(
+                values * slopes[at, features], features, config.n_features
+            )
+    return effects / len(data), sums.found()
+
+
+def contrast_weights(zs: ZeroShot, label: int) -> Float[Tensor, " d_embed"]:
+    """The direction of a class' logit minus the mean of the other classes' logits."""
+    others = torch.ones_like(zs.weights[0]) / (1 - len(zs.class_names))
+    others[label] = 1
+    return zs.logit_scale * zs.weights @ others
+
+
+def class_number(class_names: Sequence[str], target: str | int) -> int:
+    """A class by its name, or by its number.
+
+    Raises:
+        InputError: no such class.
+    """
+    names = list(class_names)
+    if isinstance(target, str) and target in names:
+        return names.index(target)
+    number = int(target) if str(target).isascii() and str(target).isdigit() else -1
+    if not 0 <= number < len(names):
+        known = ", ".join(f'"{name}"' for name in names[:10]) + ", ..." * (len(names) > 10)
+        raise InputError(
+            f'target is "{target}"; expected a class number below {len(names)}, or one of {known}.'
+        )
+    return number
