@@ -4,7 +4,8 @@ Nodes are the logit, active features, error nodes (one a layer and token row), p
 one node for all biases. An edge is the direct effect of its source on its target: on the logit, or
 on the pre-activation of a target feature, W_enc x_l[row] + b_enc, with attention patterns, norms
 and the set of active features held (a top-k feature stays on whatever drives it). All in-edges of a
-target, those of dropped nodes included, sum to its value exactly.
+target, those of dropped nodes included, sum to its value exactly. With norms differentiated they do
+not, but say better what a change of the source would do.
 
 Nodes are kept by their influence (`influence`); in-edges are worked out for eight times as many
 features as nodes are kept.
@@ -23,6 +24,7 @@ from torch import Tensor
 from vit_clt.analysis.influence import InEdges, edges_of, shares
 from vit_clt.analysis.sources import Sources
 from vit_clt.errors import InputError
+from vit_clt.hooks.frozen import Norms
 
 Kind = Literal["logit", "feature", "error", "patch", "bias"]
 MAX_NODES = 60
@@ -43,7 +45,9 @@ class GraphFacts:
     model: str
     clt: str
     logit: float
-    """The model's own; the in-edges of the logit sum to it, dropped nodes' included."""
+    """The model's own; with norms held its in-edges, dropped nodes' included, sum to it."""
+    norms: Norms
+    """Held or differentiated."""
     l0: float
     """Active features a token row and source layer, of this image."""
     n_layers: int
@@ -90,6 +94,7 @@ def attribution_graph(
     *,
     max_nodes: int = MAX_NODES,
     keep: float | int = KEEP,
+    norms: Norms = "held",
     image: str = "image",
     target: str = "direction",
     clt: str = "in memory",
@@ -104,13 +109,15 @@ def attribution_graph(
         direction: of a class: `class_direction`.
         max_nodes: features, errors and patches kept, at most.
         keep: share of influence to keep.
+        norms: held, so that in-edges sum to their target, or differentiated, so that they are the
+            first order of what a small change does (`vit_clt.hooks.frozen`).
         image, target, clt: names for captions.
 
     Raises:
         InputError: max_nodes below 1, or a share outside 0 to 1.
     """
     check_size(max_nodes, keep)
-    rows = InEdges(sources, direction)
+    rows = InEdges(sources, direction, norms)
     rows.expand(EXPAND * max_nodes)
     influence = rows.influence()
     n_active = len(sources.layer)
@@ -147,7 +154,7 @@ def _assemble(
 ) -> AttributionGraph:
     sources = rows.sources
     vit, n_active = sources.frozen.vit, len(sources.layer)
-    total = edges_of(sources.effects(sources.total_reading(direction)))
+    total = edges_of(sources.effects(sources.total_reading(direction, rows.norms)))
     described = _candidates(sources)
     nodes = pd.DataFrame(
         [{"kind": "logit", "layer": None, "token": None, "feature": None}]
@@ -190,6 +197,7 @@ def _assemble(
         model=vit.cfg.model,
         clt=names[2],
         logit=logit,
+        norms=rows.norms,
         l0=n_active / (vit.cfg.n_layers * vit.cfg.n_tokens),
         n_layers=vit.cfg.n_layers,
         n_tokens=vit.cfg.n_tokens,

@@ -98,8 +98,8 @@ def _title(graph: AttributionGraph, drawn: int) -> str:
     return (
         f"What drives {facts.target}: logit {facts.logit:.2f}"
         f"<br><sup>{facts.image}<br>model {facts.model.rsplit('/', 1)[-1]}, CLT "
-        f"{facts.clt.rsplit('/', 1)[-1]}, L0 {facts.l0:.1f}; teacher trajectory; attention, norms "
-        "and active sets held"
+        f"{facts.clt.rsplit('/', 1)[-1]}, L0 {facts.l0:.1f}; teacher trajectory; attention and "
+        f"active sets held, norms {facts.norms}"
         f"<br>{len(graph.nodes) - 2} of {facts.n_candidates - 1} nodes, with "
         f"{100 * facts.kept_influence:.0f} % of all influence and "
         f"{100 * facts.kept_effect:.0f} % of |direct effects| on the logit (biases included); "
@@ -224,7 +224,7 @@ def _add_pictures(
     grid = patches.detach().double().cpu().numpy().reshape(down, across)
     largest = float(np.abs(grid).max()) or 1.0
     left = _SPLIT + 0.04
-    for axis, low, high in (("2", 0.56, 0.96), ("3", 0.06, 0.46)):
+    for axis, low, high in (("2", 0.55, 0.95), ("3", 0.02, 0.42)):
         figure.update_layout(
             {
                 f"xaxis{axis}": {
@@ -241,6 +241,7 @@ def _add_pictures(
                     "range": [down - 0.5, -0.5],
                     "scaleanchor": f"x{axis}",
                     "constrain": "domain",
+                    "constraintoward": "top",
                 },
             }
         )
@@ -267,10 +268,17 @@ def _add_pictures(
         zmax=largest,
         colorscale=[[0, ORANGE], [0.5, "#ffffff"], [1, BLUE]],
         opacity=0.7,
-        colorbar={"thickness": 10, "len": 0.4, "y": 0.26, "x": 1.01, "tickfont": {"size": 10}},
+        colorbar={"thickness": 10, "len": 0.4, "y": 0.22, "x": 1.01, "tickfont": {"size": 10}},
         hovertemplate="patch (%{y}, %{x}): %{z:.4g}<extra></extra>",
     )
-    for y, text in ((0.985, "the image"), (0.485, "direct effects of patches")):
+    for y, text in ((0.955, "the image"), (0.425, "direct effects of patches")):
         figure.add_annotation(
-            text=text, xref="paper", yref="paper", x=left, y=y, xanchor="left", showarrow=False
+            text=text,
+            xref="paper",
+            yref="paper",
+            x=left,
+            y=y,
+            xanchor="left",
+            yanchor="bottom",
+            showarrow=False,
         )

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from vit_clt.analysis.sources import SourceEffects, Sources
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.hooks.frozen import Norms
 from vit_clt.transcoder import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
@@ -33,7 +34,8 @@ class DirectEffects:
     """Direct effects on one reading a image, all in its unit (logits, for a class direction)."""
 
     logit: Float[Tensor, " image"]
-    """The model's own <e/||e||, direction>, which the terms sum to."""
+    """The model's own <e/||e||, direction>, which the terms sum to if norms are held."""
+    norms: Norms
     features: pd.DataFrame
     """One row per active feature: image, layer, token, feature, activation, effect."""
     terms: Float[Tensor, "image target source token"]
@@ -61,7 +63,7 @@ class DirectEffects:
         return self.terms.sum(3)
 
     def to_frame(self) -> pd.DataFrame:
-        """Every term; an image's effects sum to its logit.
+        """Every term; with norms held an image's effects sum to its logit.
 
         Columns: image, kind ("source", "error", "patch", "bias"), part (of the bias), layer (the
         source's, or the error's), target (written to), token, effect. A source's features are
@@ -126,6 +128,7 @@ def direct_effects(
     images: Float[Tensor, "image 3 height width"],
     direction: Float[Tensor, "*image d_embed"],
     *,
+    norms: Norms = "held",
     progress: bool = False,
 ) -> DirectEffects:
     """Direct effects on <e/||e||, direction>, image by image.
@@ -135,6 +138,8 @@ def direct_effects(
         clt: its transcoder.
         images: in the model's preprocessing.
         direction: one for all images, or one each; of a class: `class_direction`.
+        norms: held, so that the terms sum to the logit, or differentiated, so that they are the
+            first order of what a small change does and do not (`vit_clt.hooks.frozen`).
         progress: show a progress bar.
 
     Raises:
@@ -149,18 +154,20 @@ def direct_effects(
         )
     bar = tqdm(images, "direct effects", unit=" images", disable=not progress)
     return gather_effects(
-        (Sources(vit, clt, image) for image in bar), direction.expand(len(images), -1)
+        (Sources(vit, clt, image) for image in bar), direction.expand(len(images), -1), norms
     )
 
 
 def gather_effects(
-    sources: Iterable[Sources], directions: Iterable[Float[Tensor, " d_embed"]]
+    sources: Iterable[Sources],
+    directions: Iterable[Float[Tensor, " d_embed"]],
+    norms: Norms = "held",
 ) -> DirectEffects:
     """Direct effects from the sources of each image and its direction."""
     logits, terms, effects, features = [], [], [], []
     bias: list[dict[str, Any]] = []
     for i, (each, direction) in enumerate(zip(sources, directions, strict=True)):
-        reading = each.frozen.read_output(direction)
+        reading = each.frozen.read_output(direction, norms=norms)
         found = each.effects(reading)
         logits.append(each.logit(direction))
         terms.append(each.terms(reading))
@@ -169,6 +176,7 @@ def gather_effects(
         effects.append(found)
     return DirectEffects(
         logit=torch.stack(logits),
+        norms=norms,
         features=pd.concat(features, ignore_index=True),
         terms=torch.stack(terms),
         errors=torch.stack([each.errors for each in effects]),

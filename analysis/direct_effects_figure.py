@@ -9,8 +9,13 @@ from plotly.subplots import make_subplots
 
 from vit_clt.analysis.direct_effects import DirectEffects
 from vit_clt.analysis.figures import BLUE, GREEN, GREY, ORANGE, finish
+from vit_clt.hooks.frozen import Norms
 
 _ROW = 210  # pixels an image
+_SUMS: dict[Norms, str] = {
+    "held": "sum to its logit",
+    "differentiated": "are first-order changes, and do not sum to its logit",
+}
 
 
 def direct_effects_figure(effects: DirectEffects, titles: Sequence[str], context: str) -> go.Figure:
@@ -63,9 +68,9 @@ def direct_effects_figure(effects: DirectEffects, titles: Sequence[str], context
     figure.update_layout(
         title={
             "text": "Direct effects on a logit, by where they come from<br><sup>"
-            f"{context}<br>teacher trajectory, attention and norms held: the bars of a row sum to "
-            "its logit<br>direct: through residual stream and attention, not by way of other "
-            "features</sup>"
+            f"{context}<br>teacher trajectory, attention held, norms {effects.norms}: the bars of "
+            f"a row {_SUMS[effects.norms]}<br>direct: through residual stream and attention, not "
+            "by way of other features</sup>"
         },
         barmode="group",
         bargap=0.25,

@@ -36,6 +36,7 @@ from vit_clt.analysis.intervals import RESAMPLES, interval
 from vit_clt.analysis.sources import Sources
 from vit_clt.errors import InputError
 from vit_clt.hooks import Reading, replace_mlps
+from vit_clt.hooks.frozen import Norms
 from vit_clt.hooks.interventions import check_unhooked
 from vit_clt.hooks.replacement import Inputs
 from vit_clt.metrics import Metric
@@ -123,6 +124,7 @@ def graph_agreement(
     directions: Sequence[Float[Tensor, " d_embed"]],
     *,
     n: int = 64,
+    norms: Norms = "held",
     seed: int = 0,
     progress: bool = False,
 ) -> GraphAgreement:
@@ -132,6 +134,7 @@ def graph_agreement(
     Args:
         images: sources of each image.
         directions: what is read of each.
+        norms: of the direct effects that choose the top features.
         n: interventions an image, at least 2; fewer where fewer features are active.
         seed: of the draw, the bootstrap and the permutations.
         progress: show a progress bar.
@@ -146,7 +149,13 @@ def graph_agreement(
         for i, (sources, direction) in enumerate(zip(images, directions, strict=True)):
             check_unhooked(sources.frozen.vit)
             predicted = _predictions(sources, direction)
-            order = predicted["direct"].abs().argsort(descending=True, stable=True).cpu().numpy()
+            order = (
+                predicted["direct" if norms == "held" else "direct_norms"]
+                .abs()
+                .argsort(descending=True, stable=True)
+                .cpu()
+                .numpy()
+            )
             top, rest = np.split(order, [min(n // 2, len(order))])
             drawn = rng.choice(rest, min(n - n // 2, len(rest)), replace=False)
             chosen = torch.from_numpy(np.concatenate([top, drawn])).to(sources.layer)

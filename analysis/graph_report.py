@@ -9,14 +9,20 @@ from vit_clt.analysis.direct_effects_figure import direct_effects_figure
 from vit_clt.analysis.graph_agreement_figure import MEASURED, PREDICTED, agreement_figure
 from vit_clt.analysis.graph_study import GraphStudy
 from vit_clt.analysis.report import Section, render_report
+from vit_clt.hooks.frozen import Norms
 
 _TOP = 10
-LEAD = (
-    "A class logit, taken apart with the attention patterns, all LayerNorm scales, the embedding's "
-    "norm and the set of active features held at what they were. Under that condition the sums are "
-    "exact, error nodes and biases included. How far it carries is measured at the end. Features "
-    "of layer s read everything up to there: effects say from where the logit can be read, not "
-    "what MLP s contributed."
+_LEADS: dict[Norms, str] = {
+    "held": "A class logit, taken apart with the attention patterns, all LayerNorm scales, the "
+    "embedding's norm and the set of active features held at what they were. Under that condition "
+    "the sums are exact, error nodes and biases included.",
+    "differentiated": "What a small change would do to a class logit, with the attention patterns "
+    "and the set of active features held and all norms differentiated. These effects do not sum "
+    "to the logit.",
+}
+_CAUTION = (
+    " How far it carries is measured at the end. Features of layer s read everything up to there: "
+    "effects say from where the logit can be read, not what MLP s contributed."
 )
 _CHECK = (
     "One feature of one token row is set to 0 in the CLT that stands in for all MLPs, error nodes "
@@ -69,7 +75,7 @@ def graph_report(study: GraphStudy, facts: dict[str, str]) -> str:
             figures=[agreement_figure(study.agreement, context)],
         )
     )
-    return render_report("Attribution graphs", LEAD, sections)
+    return render_report("Attribution graphs", _LEADS[study.effects.norms] + _CAUTION, sections)
 
 
 def rounded(frame: pd.DataFrame) -> pd.DataFrame:

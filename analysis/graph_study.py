@@ -29,6 +29,7 @@ from vit_clt.analysis.thumbnails import pixels
 from vit_clt.data import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.hooks.frozen import Norms
 from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
@@ -132,6 +133,7 @@ def graph_study(
     contrast: str | None = None,
     max_nodes: int = MAX_NODES,
     keep: float | int = KEEP,
+    norms: Norms = "held",
     interventions: int = 64,
     clt_name: str = "in memory",
     seed: int = 0,
@@ -148,7 +150,7 @@ def graph_study(
         target: "predicted" (the class with the highest logit), "label", or a class by name or
             number.
         contrast: a class whose logit is subtracted, by name or number.
-        max_nodes, keep: as `attribution_graph`.
+        max_nodes, keep, norms: as `attribution_graph`.
         interventions: features silenced an image, as `graph_agreement`.
         clt_name: for captions.
         seed: of the interventions.
@@ -193,6 +195,7 @@ def graph_study(
             *pair,
             max_nodes=max_nodes,
             keep=keep,
+            norms=norms,
             image=f"{data.name}, {title}",
             target=name,
             clt=clt_name,
@@ -205,10 +208,10 @@ def graph_study(
         titles=[f"{title}, logit of {name}" for title, name in zip(titles, names, strict=True)],
         floors=[_floor(logit, label, other) for logit, label in zip(logits, classes, strict=True)],
         pictures=pixels(vit, images),
-        effects=gather_effects(sources, directions),
+        effects=gather_effects(sources, directions, norms),
         graphs=graphs,
         agreement=graph_agreement(
-            sources, directions, n=interventions, seed=seed, progress=progress
+            sources, directions, norms=norms, n=interventions, seed=seed, progress=progress
         ),
         l0=float(np.mean([graph.facts.l0 for graph in graphs])),
         data=data.name,

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_clt.analysis.sources import SourceEffects, Sources
+from vit_clt.hooks.frozen import Norms
 
 _CHUNK = 64  # features worked out before influence is summed anew
 _NUMBERS = 2**25  # of gradients held at once
@@ -35,9 +36,10 @@ class InEdges:
     """Active features whose in-edges are worked out, and these, row by row:"""
     edges: Float[Tensor, "target candidate"]
 
-    def __init__(self, sources: Sources, direction: Tensor):
-        self.sources = sources
-        self.logit = edges_of(sources.effects(sources.frozen.read_output(direction)))
+    def __init__(self, sources: Sources, direction: Tensor, norms: Norms = "held"):
+        self.sources, self.norms = sources, norms
+        reading = sources.frozen.read_output(direction, norms=norms)
+        self.logit = edges_of(sources.effects(reading))
         self.expanded = []
         self.edges = self.logit.new_zeros(0, len(self.logit))
         self._passed = shares(self.edges)
@@ -78,7 +80,10 @@ class InEdges:
         for layer, here in batches:
             features = sources.feature[chosen[here]]
             reading = sources.frozen.read_mlp_input(
-                layer, sources.token[chosen[here]], clt.W_enc[layer][features].to(sources.errors)
+                layer,
+                sources.token[chosen[here]],
+                clt.W_enc[layer][features].to(sources.errors),
+                self.norms,
             )
             out[here] = edges_of(sources.effects(reading))
             out[here, -1] += clt.b_enc[layer, features].to(out)

@@ -189,6 +189,7 @@ class FrozenPass:
         layer: int,
         rows: Int[Tensor, " direction"],
         vectors: Float[Tensor, "direction d_model"],
+        norms: Norms = "held",
     ) -> Reading:
         """The readings <x_l[row], vector>, one per row and vector; of y_l' only l' < l.
 
@@ -209,7 +210,7 @@ class FrozenPass:
         at_x = vectors.new_zeros(len(rows), *self.x.shape[1:])
         at_x[torch.arange(len(rows), device=rows.device), :, rows] = vectors[:, None]
         bias = (vectors @ norm.bias)[:, None].expand(-1, self.x.shape[1])
-        return self._back(norm.back(at_x), layer, bias, from_mid=True)
+        return self._back(norm.back(at_x, norms), layer, bias, from_mid=True, norms=norms)
 
     def _back(
         self,

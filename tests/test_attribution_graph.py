@@ -109,6 +109,29 @@ def test_total_effects_are_sums_over_paths(sources: Sources, direction: Tensor) 
     np.testing.assert_allclose(found.errors.flatten().numpy(), errors, rtol=1e-8, atol=1e-11)
 
 
+def test_differentiated_norms_reach_every_edge(sources: Sources, direction: Tensor) -> None:
+    rows = InEdges(sources, direction, "differentiated")
+    rows.expand(len(sources.layer))
+    graph = attribution_graph(sources, direction, max_nodes=300, keep=1, norms="differentiated")
+    assert graph.facts.norms == "differentiated"
+    features = graph.nodes[graph.nodes["kind"] == "feature"]
+    whole = sources.effects(sources.frozen.read_output(direction, norms="differentiated")).features
+    named = zip(sources.layer, sources.token, sources.feature, strict=True)
+    place = {tuple(map(int, name)): i for i, name in enumerate(named)}
+    at = [
+        place[key]
+        for key in features[["layer", "token", "feature"]].itertuples(index=False, name=None)
+    ]
+    np.testing.assert_allclose(features["effect"], whole[at], rtol=1e-10)
+    # paths over these edges are what gradients through features and norms give
+    n, activation = len(sources.layer), sources.activation.numpy()
+    passed = np.zeros((n, n))
+    passed[rows.expanded] = rows.edges[:, :n].numpy()
+    passed /= activation[:, None]
+    wanted = np.linalg.solve(np.eye(n) - passed.T, rows.logit[:n].numpy())
+    np.testing.assert_allclose(features["total"], wanted[at], rtol=1e-8, atol=1e-11)
+
+
 def test_what_is_kept_and_what_is_said_of_it(sources: Sources, direction: Tensor) -> None:
     whole = attribution_graph(sources, direction, max_nodes=1000, keep=1)
     facts = whole.facts

@@ -35,7 +35,18 @@ def test_what_it_writes(
 ) -> None:
     out = tmp_path / "graph"
     args = ["graph", "--clt", str(clt_folder), "--limit", "8", "--query", "5", "2", "--seed", "3"]
-    args += ["--contrast", "1", "--max-nodes", "8", "--interventions", "4", "--templates", "single"]
+    args += [
+        "--norms",
+        "held",
+        "--contrast",
+        "1",
+        "--max-nodes",
+        "8",
+        "--interventions",
+        "4",
+        "--templates",
+        "single",
+    ]
     assert main([*args, "--out", str(out)]) == 0
     zs = ZeroShot(digits_vit, digits_test.class_names, "single")
     logits = zs.logits(digits_vit(digits_test.batch([5, 2])[0]))

@@ -25,6 +25,9 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
     """Features, errors and patches kept in a graph, at most."""
     keep: float = 0.8
     """Share of influence at which a graph stops growing."""
+    norms: Literal["held", "differentiated"] = "held"
+    """LayerNorms and the embedding's norm: held, so that terms sum to the logit, or differentiated,
+    so that they say what a small change does."""
     interventions: int = 64
     """Features silenced an image to check the effects, half of them drawn at random."""
     templates: Literal["single", "ensemble"] = "ensemble"
@@ -53,6 +56,7 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
             contrast=self.contrast,
             max_nodes=self.max_nodes,
             keep=self.keep,
+            norms=self.norms,
             interventions=self.interventions,
             clt_name=self.clt,
             seed=self.seed,
@@ -72,7 +76,9 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
             f"{data.name}, N = {len(study.rows)}, templates: {self.templates}, CLT "
             f"{self.clt.rstrip('/').rsplit('/', 1)[-1]}, L0 {study.l0:.1f}"
         )
-        caption = f"{context}; direct effects in logits, all rows, teacher trajectory"
+        caption = (
+            f"{context}; direct effects in logits, norms {self.norms}, all rows, teacher trajectory"
+        )
         summary = study.summary()
         shown = rounded(summary)
         folder.open()
@@ -106,7 +112,9 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
             "templates": self.templates,
             "max_nodes": self.max_nodes,
             "keep": self.keep,
-            "held": "attention patterns, LayerNorm scales, the embedding's norm, active sets",
+            "norms": self.norms,
+            "held": "attention patterns, active sets"
+            + (", LayerNorm scales, the embedding's norm" if self.norms == "held" else ""),
             "floor": "logits: mean of the other classes; agreement: 97.5 % of permutations",
         }
         folder.write("metrics.json", metrics_json(study.metrics(), **settings))
