@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.codes import Codes, DenseCodes
+from vit_clt.analysis.active_codes import ActiveCodes, active_codes
 from vit_clt.data import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, Rows
@@ -90,13 +90,13 @@ class ActivitySums:
         self._sums = {s: np.zeros((3, n_features)) for s in layers}
         self._n_rows = dict.fromkeys(layers, 0)
 
-    def add(self, layer: int, codes: Codes) -> None:
+    def add(self, layer: int, active: ActiveCodes) -> None:
         """Count one layer's codes of a batch."""
-        values, features, _ = active_entries(codes)
+        values = active.values
         weights = torch.stack([torch.ones_like(values), values, values.abs()])
         for i, weight in enumerate(weights):
-            self._sums[layer][i] += sums_by_feature(weight, features, self.n_features)
-        self._n_rows[layer] += int(np.prod(codes.tokens))
+            self._sums[layer][i] += sums_by_feature(weight, active.features, self.n_features)
+        self._n_rows[layer] += active.n_images * active.n_tokens
 
     def found(self) -> dict[int, FeatureActivity]:
         """By layer."""
@@ -104,21 +104,6 @@ class ActivitySums:
             s: FeatureActivity(s, fired.astype(int), total, size, self._n_rows[s])
             for s, (fired, total, size) in self._sums.items()
         }
-
-
-def active_entries(
-    codes: Codes,
-) -> tuple[Float[Tensor, " entry"], Int[Tensor, " entry"], Int[Tensor, " entry"]]:
-    """Every z != 0 of one layer's codes: its value, its feature, and its token, counted flat."""
-    if isinstance(codes, DenseCodes):
-        flat = codes.dense.flatten(0, -2)
-        tokens, features = flat.nonzero(as_tuple=True)
-        return flat[tokens, features], features, tokens
-    entries = codes.entries()
-    counts = entries.offsets.diff()
-    tokens = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    active = entries.values != 0
-    return entries.values[active], entries.indices[active], tokens[active]
 
 
 def sums_by_feature(
@@ -155,5 +140,5 @@ def feature_activity(
     for images, _ in tqdm(data, "typical activations", n_batches, disable=not progress):
         cache = vit.clean_cache(images.to(clt.b_dec.device), list(names.values()))
         for s, name in names.items():
-            sums.add(s, clt.encode(cache[name][:, rows], layer=s))
+            sums.add(s, active_codes(clt.encode(cache[name][:, rows], layer=s)))
     return sums.found()

@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.agreement import kl_divergence
-from vit_clt.analysis.class_effects import class_effects, class_number
+from vit_clt.analysis.contrast_effects import class_number, contrast_effects
 from vit_clt.analysis.intervals import bootstrap_means, intervals
 from vit_clt.analysis.rank_agreement import MIN_SOURCES, Agreement, row_agreement
 from vit_clt.analysis.steering import Feature
@@ -190,7 +190,7 @@ def steering_search(
         ImageRows(data, sorted(rows.tolist())) for rows in (order[:half], order[half:])
     )
 
-    effects, activity = class_effects(vit, clt, ranking, zs, label, tokens, progress)
+    effects, activity = contrast_effects(vit, clt, ranking, zs, label, tokens, progress)
     n_layers, n_features = effects.shape
     n_searched = sum(int((each.fired > 0).sum()) for each in activity.values())
     if not n_searched:

@@ -105,9 +105,7 @@ def search_figure(search: SteeringSearch) -> go.Figure:
         range=[n - 0.4, -0.6],
         showgrid=False,
     )
-    figure.update_yaxes(
-        title={"text": "layer:feature, largest direct effect first", "font": {"size": 13}}, col=1
-    )
+    figure.update_yaxes(title={"text": "layer:feature", "font": {"size": 13}}, col=1)
     figure.update_xaxes(zeroline=True, zerolinecolor=INK, zerolinewidth=1)
     figure.update_annotations(font_size=14)
     title = f"Which features move “{search.target}”?"

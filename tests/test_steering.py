@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vit_clt import AbsTopK, InputError, JumpReLU, ZeroShot
 from vit_clt.analysis import steering_curve, steering_search
-from vit_clt.analysis.class_effects import contrast_weights
+from vit_clt.analysis.contrast_effects import contrast_weights
 from vit_clt.analysis.feature_activity import feature_activity
 from vit_clt.analysis.intervals import bootstrap_means, interval
 from vit_clt.cli import main
@@ -246,7 +246,7 @@ def test_the_command(
     for args, message in (
         ([], "neither is given of --feature and --search"),
         (["--feature", "7:1", "--search", "1"], "both are given"),
-        (["--feature", "7-1"], 'feature is "7-1"; expected LAYER:FEATURE'),
+        (["--feature", "7-1"], 'feature is "7-1"; expected layer:feature'),
         (["--feature", "9:1"], "expected layers from 0 to 7"),
         (["--search", "1", "--values", "2"], "values is given with --search"),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from vit_clt.cli.features import feature_address
 from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, Tokens, print_table
 from vit_clt.errors import InputError
 
@@ -121,7 +122,7 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
             for name, given_value in curve_only.items():
                 if given_value:
                     raise InputError(f"{name} is given with --search; expected it with --feature.")
-        return [feature_number(text) for text in self.feature]
+        return [feature_address(text) for text in self.feature]
 
     def _curve(
         self,
@@ -131,7 +132,7 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         features: list[tuple[int, int]],
     ) -> _Found:
         from vit_clt.analysis import steering_curve
-        from vit_clt.analysis.class_effects import class_number
+        from vit_clt.analysis.contrast_effects import class_number
         from vit_clt.analysis.steering_figure import rows_name
         from vit_clt.analysis.steering_report import curve_table
         from vit_clt.zero_shot import ZeroShot
@@ -226,15 +227,3 @@ class _Found:
     notes: list[str]
     l0: float
     n: int
-
-
-def feature_number(text: str) -> tuple[int, int]:
-    """ "7:123" as (layer, feature).
-
-    Raises:
-        InputError: anything else.
-    """
-    layer, colon, feature = text.partition(":")
-    if not (colon and all(part.isascii() and part.isdigit() for part in (layer, feature))):
-        raise InputError(f'feature is "{text}"; expected LAYER:FEATURE, as in 7:123.')
-    return int(layer), int(feature)

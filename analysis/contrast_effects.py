@@ -10,12 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.analysis.feature_activity import (
-    ActivitySums,
-    FeatureActivity,
-    active_entries,
-    sums_by_feature,
-)
+from vit_clt.analysis.active_codes import active_codes
+from vit_clt.analysis.feature_activity import ActivitySums, FeatureActivity, sums_by_feature
+from vit_clt.bags import entry_dots, feature_order
 from vit_clt.data import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import FrozenPass, HookedViT, Rows
@@ -25,7 +22,7 @@ from vit_clt.zero_shot import ZeroShot
 
 
 @torch.no_grad()
-def class_effects(
+def contrast_effects(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
@@ -51,15 +48,13 @@ def class_effects(
         frozen = FrozenPass(vit, images.to(clt.b_dec.device))
         gradients = frozen.gradients(direction)[:, :, rows].flatten(1, 2)
         for s in layers:
-            codes = clt.encode(frozen.x[s][:, rows], layer=s)
-            sums.add(s, codes)
-            values, features, at = active_entries(codes)
-            # what a unit of each feature would add on each row
-            slopes = sum(gradients[l] @ clt.W_dec[s][l - s].mT for l in config.targets(s))
-            assert isinstance(slopes, Tensor)
-            effects[s] += sums_by_feature(
-                values * slopes[at, features], features, config.n_features
-            )
+            active = active_codes(clt.encode(frozen.x[s][:, rows], layer=s))
+            sums.add(s, active)
+            order = feature_order(active.features, active.offsets(), config.n_features)
+            targets = config.targets(s)
+            at_targets = gradients[targets.start : targets.stop]
+            each = order.sort(active.values) * entry_dots(at_targets, clt.W_dec[s], order)
+            effects[s] += sums_by_feature(each, active.features[order.entries], config.n_features)
     return effects / len(data), sums.found()
 
 
