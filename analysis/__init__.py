@@ -16,6 +16,7 @@ from vit_clt.analysis.fidelity import fidelity
 from vit_clt.analysis.graph_study import graph_study
 from vit_clt.analysis.keep_sets import keep_sets
 from vit_clt.analysis.moments import contribution_moments
+from vit_clt.analysis.probes import probes
 from vit_clt.analysis.rank_agreement import rank_agreement
 from vit_clt.analysis.reconstruction import reconstruction, reconstructions
 from vit_clt.analysis.retrieval import RetrievalIndex
@@ -42,6 +43,7 @@ __all__ = [
     "keep_sets",
     "keep_sources",
     "keep_top_k",
+    "probes",
     "rank_agreement",
     "reconstruction",
     "reconstructions",

@@ -25,6 +25,7 @@ from vit_clt.cli.features import Features
 from vit_clt.cli.fidelity import Fidelity
 from vit_clt.cli.graph import Graph
 from vit_clt.cli.keep_sets import KeepSets
+from vit_clt.cli.probe import Probe
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.reproduce import Reproduce
 from vit_clt.cli.retrieve import Retrieve
@@ -44,6 +45,7 @@ Command = (
     | Reconstruct
     | Faithfulness
     | Causal
+    | Probe
     | Audit
     | Fidelity
     | Weights
@@ -130,6 +132,7 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
         | Annotated[Faithfulness, tyro.conf.subcommand("faithfulness")]
         | Annotated[Causal, tyro.conf.subcommand("causal")]
+        | Annotated[Probe, tyro.conf.subcommand("probe")]
         | Annotated[Audit, tyro.conf.subcommand("audit", default=Audit.defaults(args))]
         | Annotated[Fidelity, tyro.conf.subcommand("fidelity", default=Fidelity.defaults(args))]
         | Annotated[Weights, tyro.conf.subcommand("weights")]
