@@ -6,6 +6,7 @@ from vit_clt.analysis.attribution_graph import attribution_graph
 from vit_clt.analysis.audit import audit
 from vit_clt.analysis.cascade import cascade
 from vit_clt.analysis.causal import causal_effects
+from vit_clt.analysis.clamping import clamp
 from vit_clt.analysis.class_consistency import class_consistency
 from vit_clt.analysis.contributions import contribution_scores, score
 from vit_clt.analysis.decoder_norms import decoder_norms
@@ -20,8 +21,10 @@ from vit_clt.analysis.probes import probes
 from vit_clt.analysis.rank_agreement import rank_agreement
 from vit_clt.analysis.reconstruction import reconstruction, reconstructions
 from vit_clt.analysis.retrieval import RetrievalIndex
+from vit_clt.analysis.selectivity import selectivity
 from vit_clt.analysis.steering import steering_curve
 from vit_clt.analysis.steering_search import steering_search
+from vit_clt.analysis.suppression import suppress
 
 __all__ = [
     "RetrievalIndex",
@@ -30,6 +33,7 @@ __all__ = [
     "audit",
     "cascade",
     "causal_effects",
+    "clamp",
     "class_consistency",
     "contribution_moments",
     "contribution_scores",
@@ -48,7 +52,9 @@ __all__ = [
     "reconstruction",
     "reconstructions",
     "score",
+    "selectivity",
     "steering_curve",
     "steering_search",
+    "suppress",
     "surrogate_faithfulness",
 ]

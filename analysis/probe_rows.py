@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_clt.analysis.regions import region_rows
 from vit_clt.data import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
@@ -84,6 +85,7 @@ def _pooled(
 ) -> Float[Tensor, "image column"]:
     if tokens == "cls":
         return values[:, 0]
-    patches = values[:, 1:].unflatten(1, grid)
-    halves = patches.tensor_split([-(-grid[1] // 2)], dim=2)
-    return torch.cat([half.double().mean((1, 2)).float() for half in halves if half.shape[2]], 1)
+    halves = [region_rows("left_half", grid)]
+    if grid[1] > 1:
+        halves.append(region_rows("right_half", grid))
+    return torch.cat([values[:, rows].double().mean(1).float() for rows in halves], 1)
