@@ -102,7 +102,7 @@ def clamp_figure(result: Clamp) -> go.Figure:
             f"{result.n_features} features on {REGION_NAMES[result.region]}, layers "
             f"{layers_text(result.layers)},<br>set to their means over {result.source}; CLT with "
             f"error nodes, stream inputs, templates: {result.templates}, seed {result.seed}<br>"
-            f"random: equal rate, {100 * result.overlap:.0f} % of the group in them; dotted: "
+            f"random: matched in rate, {100 * result.overlap:.0f} % of the group in them; dotted: "
             f"chance {100 * result.chance:.0f} %; bars: 95 %, Wilson (answers) and bootstrap (loss)"
             "</sup>"
         },

@@ -47,7 +47,7 @@ def selectivity_figure(results: Sequence[Selectivity]) -> go.Figure:
         ("share_a", f"{a} alone", BLUE, "circle"),
         ("share_b", f"{b} alone", ORANGE, "square"),
         ("share_inter", "only both together", GREEN, "diamond"),
-        ("share_label", "of that, the label", INK, "x"),
+        ("share_label", "by the label (part of it)", INK, "x"),
     )
     for i, result in enumerate(results, start=1):
         counts = result.counts()
@@ -91,10 +91,11 @@ def selectivity_figure(results: Sequence[Selectivity]) -> go.Figure:
     figure.update_layout(
         title={
             "text": f"What features tell of {a} and {b}<br><sup>{first.data}, N = {first.n}, "
-            f"teacher trajectory, seed {first.seed}; L0 = {l0}<br>called by a two-way analysis of "
-            f"variance; floors of {first.draws} draws, 5 % family-wise; features active on fewer "
-            "than 20 images left out<br>right: mean over features that tell of either; shares "
-            "corrected for noise</sup>"
+            f"teacher trajectory, seed {first.seed}; L0 = {l0}<br>{a}, {b}: at least 2/3 of what "
+            "both determine comes from that one alone; pair, label: more than half only from both "
+            "together; mixed: the rest<br>two-way analysis of variance, floors of "
+            f"{first.draws} draws, 5 % family-wise; active on fewer than 20 images: left out; "
+            "right: means over features that tell of either</sup>"
         },
         barmode="stack",
         width=1000,

@@ -71,6 +71,8 @@ def suppression_figure(result: Suppression) -> go.Figure:
             ("random (mean)", *_mean(result, result.randoms)),
         )
     )
+    group = result.follows()
+    random = float(np.mean([result.follows(name) for name in result.randoms]))
     change, change_low, change_high = result.group_minus_random()
     figure.update_layout(
         title={
@@ -79,8 +81,9 @@ def suppression_figure(result: Suppression) -> go.Figure:
             f"{layers_text(result.layers)}; CLT with error nodes, stream inputs, templates: "
             f"{result.templates}<br>{rows}<br>Δ loss of group minus random {change:+.4f} "
             f"({change_low:+.4f} to {change_high:+.4f}, paired); {len(result.randoms)} random sets "
-            f"of equal rate, {100 * result.overlap:.0f} % of the group in them; seed {result.seed}"
-            "</sup>"
+            f"matched in rate, {100 * result.overlap:.0f} % of the group in them; seed {result.seed}"
+            "<br>rank correlation, over pairs, of active features and Δ loss: group "
+            f"{group:.2f}, random {random:.2f} (mean)</sup>"
         },
         coloraxis={
             "colorscale": "Blues",
@@ -97,9 +100,9 @@ def suppression_figure(result: Suppression) -> go.Figure:
             "colorbar": {**bar, "x": 1.01, "y": 0.2},
         },
         width=1000,
-        height=820,
+        height=840,
     )
-    return finish(figure).update_layout(margin={"t": 155})
+    return finish(figure).update_layout(margin={"t": 175})
 
 
 def _mean(result: Suppression, names: list[str]) -> tuple[float, float]:
