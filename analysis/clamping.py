@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from vit_clt.activations import capture
 from vit_clt.analysis.anova import Cells
-from vit_clt.analysis.feature_edits import FeatureSet, check_features, overlap, with_codes
+from vit_clt.analysis.feature_edits import with_codes
+from vit_clt.analysis.feature_sets import FeatureSet, check_features, overlap
 from vit_clt.analysis.intervals import bootstrap_means, interval
 from vit_clt.analysis.regions import Region, region_rows
 from vit_clt.analysis.selectivity import factor_values

@@ -1,61 +1,26 @@
-"""The model with some features of its CLT held at given codes, all else as it is.
+"""The model with features of its CLT held at given codes, row by row and image by image.
 
-Every MLP is replaced by the CLT with error nodes (`replace_mlps(..., error_node=True)`), so that
-without an edit this is the unaltered model, bit for bit. What the edit changes reaches later layers
-through the stream: through attention, and through their own codes.
+`vit_clt.hooks.steer` sets features to one number, or scales them; here each feature has a code of
+its own on every row and image. Every MLP is replaced by the CLT with error nodes, so that codes as
+they are give the unaltered model, bit for bit. What the edit changes reaches later layers through
+the stream: through attention, and through their own codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.errors import InputError
+from vit_clt.analysis.feature_sets import FeatureSet
 from vit_clt.hooks import HookedViT, replace_mlps
 from vit_clt.hooks.hooked_vit import FwdHooks
 from vit_clt.transcoder import CrossLayerTranscoder
-
-# layers may differ in how many they have, so the axis has no name
-FeatureSet = Mapping[int, Int[Tensor, " _"]]
-"""Features by source layer."""
-
-
-def check_features(clt: CrossLayerTranscoder, group: FeatureSet, name: str) -> None:
-    """Refuse what is no set of features of this CLT.
-
-    Raises:
-        InputError: no features, a layer or a feature out of range, or one given twice.
-    """
-    if not sum(map(len, group.values())):
-        raise InputError(f"{name} is empty; expected at least one feature.")
-    n_layers, n_features = clt.config.n_layers, clt.config.n_features
-    for layer, features in group.items():
-        if not 0 <= layer < n_layers:
-            raise InputError(f"{name} holds layer {layer}; expected 0 to {n_layers - 1}.")
-        for feature in features.tolist():
-            if not 0 <= feature < n_features:
-                raise InputError(
-                    f"{name} holds feature {feature} of layer {layer}; expected 0 to "
-                    f"{n_features - 1}."
-                )
-        if len(features.unique()) < len(features):
-            raise InputError(f"{name} holds a feature of layer {layer} twice.")
-
-
-def overlap(group: FeatureSet, others: Sequence[FeatureSet]) -> float:
-    """Share of the group that another set holds too, mean over the sets."""
-    size = sum(map(len, group.values()))
-    held = [
-        int(torch.isin(features, other[s]).sum())
-        for other in others
-        for s, features in group.items()
-        if s in other
-    ]
-    return sum(held) / (size * len(others))
 
 
 @torch.no_grad()
@@ -65,7 +30,7 @@ def with_codes(
     images: Float[Tensor, "batch 3 height width"],
     group: FeatureSet,
     rows: Int[Tensor, " row"],
-    codes: Mapping[int, Float[Tensor, "*batch row _"]] | None = None,
+    codes: Mapping[int, Float[Tensor, "*batch row _"]],
 ) -> Float[Tensor, "batch d_embed"]:
     """Embeddings with the group's features at `codes` on these token rows.
 
@@ -76,19 +41,17 @@ def with_codes(
         group: features by source layer.
         rows: token rows.
         codes: per layer of the group, a column per feature in their order, with or without a batch
-            axis; None suppresses them (0).
+            axis.
     """
     with replace_mlps(vit, clt, layers=range(vit.cfg.n_layers), error_node=True):
         hooks: FwdHooks = []
         for s, features in group.items():
-            value = torch.zeros(()) if codes is None else codes[s]
-
-            def write(
-                z: Tensor, hook: HookPoint, features: Tensor = features, value: Tensor = value
-            ) -> Tensor:
-                # replace_mlps hands out a copy of the codes
-                z[:, rows[:, None].to(z.device), features.to(z.device)] = value.to(z)
-                return z
-
-            hooks.append((f"clt.{s}.hook_codes", write))
+            at = (slice(None), rows[:, None], features)
+            hooks.append((f"clt.{s}.hook_codes", partial(_write, at=at, values=codes[s])))
         return vit.run_with_hooks(images, fwd_hooks=hooks)
+
+
+def _write(z: Tensor, hook: HookPoint, at: tuple[Any, ...], values: Tensor) -> Tensor:
+    edited = z.clone()
+    edited[at] = values.to(z)
+    return edited

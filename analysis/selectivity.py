@@ -42,7 +42,7 @@ from tqdm import tqdm
 from vit_clt.activations import capture
 from vit_clt.analysis.anova import Cells, Sums
 from vit_clt.analysis.descriptors import SparseRows
-from vit_clt.analysis.feature_edits import FeatureSet
+from vit_clt.analysis.feature_sets import FeatureSet
 from vit_clt.analysis.regions import Region, region_rows
 from vit_clt.data import ImageData
 from vit_clt.errors import InputError

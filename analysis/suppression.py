@@ -1,7 +1,7 @@
 """Features switched off: which pairs of factor values does the model then get wrong?
 
 The group's codes are 0 on a region's rows, everything else of the model stays
-(`vit_clt.analysis.feature_edits`). Beside it stand as many random other features of the same layers
+(`vit_clt.hooks.SteeredPass`). Beside it stand as many random other features of the same layers
 that fire equally often, in several draws: what switching off features costs whatever they tell.
 Ours.
 """
@@ -21,14 +21,14 @@ from tqdm import tqdm
 
 from vit_clt.activations import capture
 from vit_clt.analysis.anova import Cells
-from vit_clt.analysis.feature_edits import FeatureSet, check_features, overlap, with_codes
+from vit_clt.analysis.feature_sets import FeatureSet, check_features, overlap
 from vit_clt.analysis.intervals import interval
 from vit_clt.analysis.readings import Readings, gather_readings
 from vit_clt.analysis.regions import Region, region_rows
 from vit_clt.analysis.selectivity import factor_values
 from vit_clt.data import ImageData
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.hooks import Edit, HookedViT, SteeredPass, check_fits
 from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot
@@ -165,6 +165,13 @@ def suppress(
     for name, each in sets.items():
         check_features(clt, each, name)
     rows = region_rows(region, vit.cfg.patch_grid)
+    edits = {
+        name: [
+            Edit(s, tuple(features.tolist()), "scale", 0, tuple(rows.tolist()))
+            for s, features in each.items()
+        ]
+        for name, each in sets.items()
+    }
     a, b = (factor_values(data, name) for name in factors)
     outcomes: dict[str, list[Outcome]] = {"original": [], **{name: [] for name in sets}}
     active: dict[str, list[np.ndarray]] = {name: [] for name in sets}
@@ -173,15 +180,15 @@ def suppress(
         for images, labels in data:
             images = images.to(clt.b_enc.device)
             known.append(labels)
-            outcomes["original"].append(zs.read(vit(images), labels))
+            unaltered = SteeredPass(vit, clt, images)
+            outcomes["original"].append(zs.read(unaltered.embeddings, labels))
             x = capture(vit, images).x[:, :, rows]
             fires = {
                 s: clt.encode(x[s], layer=s).to_dense().ne(0).any(1)
                 for s in sorted({s for each in sets.values() for s in each})
             }
             for name, each in sets.items():
-                altered = with_codes(vit, clt, images, each, rows)
-                outcomes[name].append(zs.read(altered, labels))
+                outcomes[name].append(zs.read(unaltered.steered(edits[name]), labels))
                 counts = sum(fires[s][:, features].sum(1) for s, features in each.items())
                 active[name].append(counts.cpu().numpy())  # type: ignore[union-attr]
             bar.update(len(images))

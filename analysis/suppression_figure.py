@@ -81,8 +81,8 @@ def suppression_figure(result: Suppression) -> go.Figure:
             f"{layers_text(result.layers)}; CLT with error nodes, stream inputs, templates: "
             f"{result.templates}<br>{rows}<br>Δ loss of group minus random {change:+.4f} "
             f"({change_low:+.4f} to {change_high:+.4f}, paired); {len(result.randoms)} random sets "
-            f"matched in rate, {100 * result.overlap:.0f} % of the group in them; seed {result.seed}"
-            "<br>rank correlation, over pairs, of active features and Δ loss: group "
+            f"matched in rate, {100 * result.overlap:.0f} % of the group in them; seed "
+            f"{result.seed}<br>rank correlation, over pairs, of active features and Δ loss: group "
             f"{group:.2f}, random {random:.2f} (mean)</sup>"
         },
         coloraxis={

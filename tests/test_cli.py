@@ -33,6 +33,7 @@ COMMANDS = (
     "reconstruct",
     "faithfulness",
     "causal",
+    "probe",
     "audit",
     "fidelity",
     "weights",

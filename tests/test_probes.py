@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,12 @@ def test_both_digits_give_no_sum(tiny_vit: HookedViT, read_from: Any) -> None:
     assert additive.top1 < 0.3
     assert additive.loss > 2.2
     assert result.floors["left"].additive is None
+    # no fit finds it, but a linear map does better: ten intervals of left + right, 5 to 14
+    centres = np.arange(5, 15)
+    arrays = adding_arrays("test")
+    scores = 2 * np.outer(arrays.left + arrays.right, centres) - centres**2
+    by_hand = centres[scores.argmax(1)] % 10 == arrays.labels
+    assert by_hand.mean() == pytest.approx(0.75, abs=0.01)
     # chance is the training images' most frequent value
     train, test = (pairs(*each).labels.numpy() for each in (("train", N_TRAIN), ("test", N_TEST)))
     share = np.bincount(train) / N_TRAIN
@@ -209,7 +216,7 @@ def test_command_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_truth_figure_draws_what_was_measured() -> None:
     vit = HookedViT.from_open_clip("adding")
     train = load_data("adding", vit=vit, split="train", limit=200)
-    data = load_data("adding", vit=vit, limit=12)
+    data = load_data("adding", vit=vit, limit=6)
     probed = probes(vit, train, data, layers=[0, 7], factors=["label"])
     effects = causal_effects(vit, data, ZeroShot(vit, data.class_names, "single"))
     figure = truth_figure(probed, [effects], {"label": "the sum"})
@@ -241,7 +248,8 @@ def test_truth_figure_draws_what_was_measured() -> None:
     assert len(probe_table(probed)) == 2 + 2 * 9
     for studies, message in (
         ([], "ablated is empty"),
-        ([causal_effects(vit, data)], "the effects hold no readings"),
+        ([replace(effects, readings=None)], "the effects hold no readings"),
+        ([replace(effects, data="others")], r"effects on others; expected adding \(test\)"),
     ):
         with pytest.raises(InputError, match=message):
             truth_figure(probed, studies)
