@@ -19,6 +19,7 @@ from vit_clt.analysis.moments import contribution_moments
 from vit_clt.analysis.rank_agreement import rank_agreement
 from vit_clt.analysis.reconstruction import reconstruction, reconstructions
 from vit_clt.analysis.retrieval import RetrievalIndex
+from vit_clt.analysis.threshold_cost import threshold_cost
 
 __all__ = [
     "RetrievalIndex",
@@ -45,4 +46,5 @@ __all__ = [
     "reconstructions",
     "score",
     "surrogate_faithfulness",
+    "threshold_cost",
 ]

@@ -38,6 +38,8 @@ COMMANDS = (
     "weights",
     "reproduce",
     "retrieve",
+    "export",
+    "import",
 )
 METRIC_KEYS = {"name", "value", "unit", "n", "low", "high", "floor", "baseline"}
 
