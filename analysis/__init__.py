@@ -25,6 +25,7 @@ from vit_clt.analysis.selectivity import selectivity
 from vit_clt.analysis.steering import steering_curve
 from vit_clt.analysis.steering_search import steering_search
 from vit_clt.analysis.suppression import suppress
+from vit_clt.analysis.threshold_cost import threshold_cost
 
 __all__ = [
     "RetrievalIndex",
@@ -57,4 +58,5 @@ __all__ = [
     "steering_search",
     "suppress",
     "surrogate_faithfulness",
+    "threshold_cost",
 ]

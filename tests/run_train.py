@@ -1,7 +1,7 @@
 """`vit-clt train` as real processes, forked from one that has imported torch already.
 
-Importing torch and its company takes a process several seconds; tests that kill dozens need it
-once.
+Importing torch and its company takes a process several seconds, and drawing its first figure one
+more (plotly builds its templates then); tests that kill dozens need both once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,33 @@ _IMPORTED_ONCE = (
     "vit_clt.hooks",
     "vit_clt.model_card",
     "vit_clt.training",
+    # last: it uses them
+    "warm_up",
 )
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(list(_IMPORTED_ONCE))
+
+
+def forked(target: Callable[..., None], *args: Any) -> BaseProcess:
+    """A process that has imported what training needs, not yet started.
+
+    Args:
+        target: a function of a test module.
+        args: its arguments.
+    """
+    # the server ignores this process's sys.path (and, silently, what it cannot import), but not
+    # the environment it is started with
+    before = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = here if before is None else os.pathsep.join([here, before])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return _PROCESSES.Process(target=target, args=args)
 
 
 @dataclass(frozen=True)
@@ -80,10 +105,11 @@ class Started:
     """A process that trains. Use as a context manager: it does not outlive the test.
 
     Args:
-        args: of `vit-clt train`.
+        args: of `vit-clt train`, or of `command`.
         out: its output folder; standard output and error go beside it.
         at: what befalls it.
         environment: added to ours.
+        command: another command.
     """
 
     def __init__(
@@ -92,15 +118,14 @@ class Started:
         out: Path,
         at: Sequence[At] = (),
         environment: Mapping[str, str] | None = None,
+        command: str = "train",
     ):
         environment = dict(environment or {})
         rank = environment.get("RANK", "0")
         self._streams = [out.with_name(f".{out.name}.{rank}.{name}") for name in ("out", "err")]
         self._began = time.monotonic()
-        self.process: BaseProcess = _PROCESSES.Process(
-            target=_trains,
-            args=(["train", *args, "--out", str(out)], self._streams, tuple(at), environment),
-        )
+        whole = [command, *args, "--out", str(out)]
+        self.process = forked(_trains, whole, self._streams, tuple(at), environment)
         self.process.start()
 
     def __enter__(self) -> Started:
@@ -129,9 +154,10 @@ def trained(
     out: Path,
     at: Sequence[At] = (),
     environment: Mapping[str, str] | None = None,
+    command: str = "train",
 ) -> Ended:
     """One process, from its start to its end."""
-    with Started(args, out, at, environment) as started:
+    with Started(args, out, at, environment, command) as started:
         return started.ended()
 
 

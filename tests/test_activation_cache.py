@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_clip
+from run_train import forked
 from safetensors.torch import load_file, save_file
 
 from vit_clt import InputError
@@ -351,34 +353,31 @@ def test_a_write_the_system_refuses_leaves_nothing_partial(tiny_vit, tmp_path):
     assert_right(build(tmp_path, tiny_vit), tiny_vit)
 
 
-KILLED = """
-import sys, time
-sys.path.insert(0, sys.argv[2])
-from test_activation_cache import HookedViT, TensorImages, build, module, pixels, tiny_clip
-from test_activation_cache import PER_IMAGE
+def build_until_the_third_shard(folder: Path, said: Connection) -> None:
+    """In a process of its own: stops, for ever, between writing a file and moving it."""
 
-write = module.save_file
-def slow(tensors, path, metadata):
-    write(tensors, path, metadata)
-    if len(list(module.Path(sys.argv[1]).glob("shard-*"))) == 2:
-        print("writing the third", flush=True)
-        time.sleep(600)
+    def slow(tensors, path, metadata):
+        save_file(tensors, path, metadata)
+        if len(list(folder.glob("shard-*"))) == 2:
+            said.send("writing the third")
+            time.sleep(600)
 
-module.SHARD_BYTES = 3 * PER_IMAGE + 1
-module.save_file = slow
-build(module.Path(sys.argv[1]), HookedViT(tiny_clip()))
-"""
+    module.SHARD_BYTES = 3 * PER_IMAGE + 1
+    module.save_file = slow
+    build(folder, HookedViT(tiny_clip()))
 
 
 def test_a_killed_build_goes_on_with_the_next_shard(tiny_vit, tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, tmp_path, Path(__file__).parent],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout.readline() == "writing the third\n"
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    listens, says = multiprocessing.Pipe(duplex=False)
+    process = forked(build_until_the_third_shard, tmp_path, says)
+    process.start()
+    try:
+        assert listens.poll(60)
+        assert listens.recv() == "writing the third"
+    finally:
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     left = [f.name for f in tmp_path.iterdir() if f.name.startswith(module.STAGING)]
     assert len(left) == 1
     before = files(tmp_path)

@@ -105,6 +105,12 @@ class Recomputed:
             InputError: an image cannot be read (unless skipped), a worker was lost, or an
                 activation is not finite.
         """
+        try:
+            yield from self._read(groups)
+        except RuntimeError as error:
+            raise lost_worker(error) or error from None
+
+    def _read(self, groups: Sequence[Sequence[int]]) -> Iterator[Group]:
         device = next(self.vit.parameters()).device
         cfg = self.vit.cfg
         images = _loaded(self.data, groups, self.workers, self.skip, device.type == "cuda")
@@ -182,13 +188,10 @@ def _loaded(
         # otherwise the loader draws its workers' seeds from the user's generator
         generator=torch.Generator(),
     )
-    try:
-        for found in loader:
-            if isinstance(found, InputError):
-                raise found
-            yield found
-    except RuntimeError as error:
-        raise lost_worker(error) or error from None
+    for found in loader:
+        if isinstance(found, InputError):
+            raise found
+        yield found
 
 
 def lost_worker(error: RuntimeError) -> InputError | None:

@@ -20,10 +20,12 @@ from vit_clt.cli.cascade import Cascade
 from vit_clt.cli.causal import Causal
 from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.demo import Demo
+from vit_clt.cli.export import Export
 from vit_clt.cli.faithfulness import Faithfulness
 from vit_clt.cli.features import Features
 from vit_clt.cli.fidelity import Fidelity
 from vit_clt.cli.graph import Graph
+from vit_clt.cli.import_files import Import
 from vit_clt.cli.keep_sets import KeepSets
 from vit_clt.cli.probe import Probe
 from vit_clt.cli.reconstruct import Reconstruct
@@ -54,6 +56,8 @@ Command = (
     | Graph
     | Features
     | Steer
+    | Export
+    | Import
 )
 
 
@@ -141,6 +145,8 @@ def _parse(args: list[str]) -> Command | None:
         | Annotated[Graph, tyro.conf.subcommand("graph")]
         | Annotated[Features, tyro.conf.subcommand("features")]
         | Annotated[Steer, tyro.conf.subcommand("steer")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Import, tyro.conf.subcommand("import")]
     )
     complaint = io.StringIO()
     try:

@@ -64,29 +64,14 @@ class SeedOptions:
 
 
 @dataclass(kw_only=True)
-class ModelOptions:
-    """Which ViT, on which images."""
+class VitOptions:
+    """Which ViT."""
 
     model: str | None = None
     """open_clip name, local-dir:PATH, or digits or adding, which come with the package. Default:
     the CLT's own teacher, or digits."""
     pretrained: str | None = None
     """open_clip tag or weights file; "random" for random weights (not with local-dir:)."""
-    data: str | None = None
-    """digits, adding, cifar10, cifar100, imagenet100 or coco (the last four from the Hub, or with
-    :PATH from local files), parquet:PATH, imagefolder:PATH or hf:NAME. Default, for a model that
-    comes with the package: its own."""
-    split: str | None = None
-    """Split; default: train for training, otherwise the held-out one (test; imagenet100:
-    validation; coco: val)."""
-    limit: int | None = None
-    """First N rows only."""
-    image_column: str | None = None
-    """Column of images; default: the one typed Image."""
-    label_column: str | None = None
-    """Column of labels; default: the one typed ClassLabel."""
-    class_names: Path | None = None
-    """Text file with one class name a line, in label order."""
 
     def load_vit(self, device: str) -> HookedViT:
         """The hooked teacher on `device`."""
@@ -108,6 +93,27 @@ class ModelOptions:
             )
         pretrained = None if self.pretrained == "random" else self.pretrained
         return HookedViT.from_open_clip(model, pretrained, device=device)
+
+
+@dataclass(kw_only=True)
+class ModelOptions(VitOptions):
+    """Which ViT, on which images."""
+
+    data: str | None = None
+    """digits, adding, cifar10, cifar100, imagenet100 or coco (the last four from the Hub, or with
+    :PATH from local files), parquet:PATH, imagefolder:PATH or hf:NAME. Default, for a model that
+    comes with the package: its own."""
+    split: str | None = None
+    """Split; default: train for training, otherwise the held-out one (test; imagenet100:
+    validation; coco: val)."""
+    limit: int | None = None
+    """First N rows only."""
+    image_column: str | None = None
+    """Column of images; default: the one typed Image."""
+    label_column: str | None = None
+    """Column of labels; default: the one typed ClassLabel."""
+    class_names: Path | None = None
+    """Text file with one class name a line, in label order."""
 
     def load_images(self, vit: HookedViT, split: str | None = None) -> ImageData:
         """The images in `vit`'s preprocessing; `split` is the command's default, None held-out."""
@@ -149,12 +155,17 @@ class CLTOptions(ModelOptions):
     def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
         """The teacher, its CLT (checked against each other) and the images."""
         clt = self.load_clt(self.clt, device)
+        vit = self.load_teacher(clt, device)
+        return vit, clt, self.load_images(vit)
+
+    def load_teacher(self, clt: CrossLayerTranscoder, device: str) -> HookedViT:
+        """The model asked for, else the one `clt` was trained on, checked against it."""
         teacher = clt.config.teacher
         if self.model is None and teacher is not None:
             self.model, self.pretrained = teacher.model, self.pretrained or teacher.pretrained
         vit = self.load_vit(device)
         self.check_teacher(vit, clt)
-        return vit, clt, self.load_images(vit)
+        return vit
 
     def load_clt(self, place: str, device: str) -> CrossLayerTranscoder:
         """A CLT from its folder or Hub id."""

@@ -1,0 +1,50 @@
+"""`vit-clt import`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vit_clt.cli.options import OutputOptions, VitOptions
+
+
+@dataclass(kw_only=True)
+class Import(VitOptions, OutputOptions):
+    """Another tool's CLT files as a CLT of ours, which any --clt takes.
+
+    Example: vit-clt import --from out/export --model digits --out out/imported
+    """
+
+    source: Annotated[Path, tyro.conf.arg(name="from")]
+    """Folder of the files."""
+    format: Literal["circuit-tracer"] = "circuit-tracer"
+    """Whose files."""
+    model: str | None = None
+    """The ViT it was trained on, to be recorded: an open_clip name, local-dir:PATH, digits or
+    adding. Default: none is, and the CLT attaches wherever it fits."""
+
+    def run(self) -> None:
+        """Read, check, and write."""
+        from vit_clt.checkpoints import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+        from vit_clt.interchange import import_circuit_tracer
+        from vit_clt.metrics import Metric, metrics_json
+        from vit_clt.outputs import OutputFolder
+
+        files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, "metrics.json"]
+        folder = OutputFolder(self.out, files, self.overwrite)
+        vit = None if self.model is None else self.load_vit(self.device)
+        clt = import_circuit_tracer(self.source, vit=vit, progress=True)
+        config = clt.config
+        folder.open()
+        clt.save_pretrained(folder.path)
+        parameters = Metric("parameters", config.n_parameters(), "count", 0)
+        context = {"command": "import", "from": str(self.source), "model": self.model}
+        folder.write("metrics.json", metrics_json([parameters], **context))
+        print(
+            f"{config.n_layers} layers of width {config.d_model}, {config.n_features} features a "
+            f"layer, jumprelu; {'no teacher recorded' if vit is None else f'teacher {self.model}'}"
+        )
+        print(f"written to {folder.path}")
