@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test bench cifar-clts check format lint types clean
+.PHONY: help setup demo test bench cifar-clts adding check format lint types clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -41,6 +41,10 @@ bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies o
 cifar-clts: $(STAMP)  ## train the five CIFAR-10 transcoders of docs/results (about 95 minutes; resumes)
 	@echo "== CIFAR-10 CLTs, into out/cifar10"
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/cifar_clts.py
+
+adding: $(STAMP) ## the study with a known answer, of docs/results/adding.md (about 15 minutes; resumes)
+	@echo "== adding study, into out/adding"
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/adding_study.py
 
 check: format lint types test  ## exactly what CI runs
 

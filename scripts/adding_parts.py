@@ -1,0 +1,208 @@
+"""Two steps of the adding study that are no commands of their own; see scripts/adding_study.py.
+
+    python scripts/adding_parts.py truth --out out/adding/truth
+    python scripts/adding_parts.py features --clt out/adding/clt_k16 --out out/adding/features
+
+"truth" draws probes above what ablations cost, without a CLT. "features" finds which features tell
+of the left or the right digit and which need both, on training images; on test images it switches
+them off, and sets those of one digit to another's values, beside random features that fire as
+often.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from vit_clt import CrossLayerTranscoder, ZeroShot, load_data
+from vit_clt.analysis import causal_effects, clamp, probes, selectivity, suppress
+from vit_clt.analysis.clamping import Clamp
+from vit_clt.analysis.exports import markdown_table, study_files, write_study
+from vit_clt.analysis.feature_sets import FeatureSet
+from vit_clt.analysis.layer_sets import layer_sets
+from vit_clt.analysis.regions import REGION_NAMES, Region
+from vit_clt.analysis.report import Section, render_report
+from vit_clt.analysis.selectivity import Selectivity
+from vit_clt.analysis.selectivity_figure import selectivity_figure
+from vit_clt.analysis.suppression import Suppression
+from vit_clt.analysis.truth_figure import truth_figure
+from vit_clt.data import ImageData
+from vit_clt.hooks import HookedViT
+from vit_clt.metrics import Metric, metrics_json
+from vit_clt.outputs import OutputFolder
+
+N_TEST, N_TRAIN = 2_000, 4_000
+RANDOM_SETS = 3
+EARLY, LATE = range(3), range(3, 8)
+REGIONS: tuple[Region, ...] = ("cls", "left_half", "right_half")
+NAMES = {"label": "last digit of the sum"}
+
+
+def load() -> tuple[HookedViT, ZeroShot, ImageData, ImageData]:
+    """The model, its classes, training and test images."""
+    vit = HookedViT.from_open_clip("adding")
+    train = load_data("adding", split="train", limit=N_TRAIN, vit=vit)
+    test = load_data("adding", split="test", limit=N_TEST, vit=vit)
+    return vit, ZeroShot(vit, test.class_names, "ensemble"), train, test
+
+
+def truth(folder: OutputFolder) -> None:
+    """Where each digit and the sum can be read, and which layers the answer needs."""
+    vit, zs, train, test = load()
+    probed = probes(vit, train, test, progress=True)
+    sets = layer_sets(vit.cfg.n_layers, pairs=True)
+    effects = [
+        causal_effects(
+            vit, test, zs, ablated="all", fill="mean", site=site, sets=sets, progress=True
+        )
+        for site in ("mlp", "attn")
+    ]
+    figure = truth_figure(probed, effects, NAMES)
+    folder.open()
+    table = probed.to_frame()
+    caption = (
+        f"{probed.data}, N = {probed.n}; probes fitted on {probed.n_train} images of "
+        f"{probed.train_data}"
+    )
+    write_study(folder, "truth", figure, table, caption, png=True)
+    context = {
+        "command": "adding truth",
+        "data": probed.data,
+        "split": "test",
+        "tokens": "cls patch",
+        "trajectory": "the model's own",
+        "l0": None,
+        "fill": "mean",
+        "seed": 0,
+    }
+    folder.write("metrics.json", metrics_json(probed.metrics(), **context))
+
+
+def features(folder: OutputFolder, place: str) -> None:
+    """Which features tell of a digit, which need both, and what follows when they are changed."""
+    vit, zs, train, test = load()
+    clt = CrossLayerTranscoder.from_pretrained(place).eval().requires_grad_(False)
+    found = {
+        region: selectivity(vit, clt, train, region=region, progress=True) for region in REGIONS
+    }
+    switched: dict[str, Suppression] = {}
+    moved: dict[str, Clamp] = {}
+    for side, region in (("left", "left_half"), ("right", "right_half")):
+        for most in (60, 120):
+            group = found[region].features(side, layers=EARLY, most=most)
+            randoms = random_sets(found[region], group)
+            name = f"{side} digit, {most} a layer, layers 0-2"
+            switched[name] = suppress(
+                vit, clt, test, zs, group, randoms=randoms, region=region, progress=True
+            )
+            moved[name] = clamp(
+                vit,
+                clt,
+                test,
+                zs,
+                group,
+                source=train,
+                randoms=randoms,
+                factor=side,
+                other="right" if side == "left" else "left",
+                region=region,
+                progress=True,
+            )
+    for layers, text in (([3], "layer 3"), (LATE, "layers 3-7")):
+        group = found["cls"].features("pair", "label", layers=layers, most=60)
+        name = f"need both, 60 a layer, {text}, CLS"
+        switched[name] = suppress(
+            vit, clt, test, zs, group, randoms=random_sets(found["cls"], group), progress=True
+        )
+    folder.open()
+    write(folder, place, found, switched, moved)
+
+
+def random_sets(found: Selectivity, group: FeatureSet) -> list[FeatureSet]:
+    """Several sets of as many features that fire equally often."""
+    return [found.matched(group, seed) for seed in range(RANDOM_SETS)]
+
+
+def write(
+    folder: OutputFolder,
+    place: str,
+    found: dict[Region, Selectivity],
+    switched: dict[str, Suppression],
+    moved: dict[str, Clamp],
+) -> None:
+    """Tables, figures and numbers of `features`."""
+    counts = pd.concat(
+        one.counts().assign(rows=REGION_NAMES[region]) for region, one in found.items()
+    )
+    off = pd.concat(one.to_frame().assign(group=name) for name, one in switched.items())
+    to = pd.concat(one.to_frame().assign(group=name) for name, one in moved.items())
+    tables = {"counts": counts, "suppressed": off, "clamped": to}
+    cls = found["cls"]
+    caption = (
+        f"CLT {Path(place).name}, L0 {cls.l0:.1f} (CLS rows); chosen on adding (train), "
+        f"{cls.n} images, changed on adding (test), N = {N_TEST}; seed {cls.seed}"
+    )
+    for name, table in tables.items():
+        folder.write(f"{name}.csv", table.to_csv(index=False))
+        folder.write(f"{name}.md", markdown_table(table, caption))
+    sections = [
+        Section(
+            "Which features tell of what",
+            tables=[counts],
+            figures=[selectivity_figure(list(found.values()))],
+        ),
+        *(
+            Section(f"{title}: {name}", tables=[one.to_frame()], figures=[one.figure()])
+            for title, results in (("Off", switched), ("Set to another digit's", moved))
+            for name, one in results.items()
+        ),
+    ]
+    folder.write("features.html", render_report("Features that compute", caption, sections))
+    metrics: list[Metric] = [m for one in found.values() for m in one.metrics()]
+    for kind, results in (("suppressed", switched), ("clamped", moved)):
+        for name, one in results.items():
+            stem = f"{kind}_{name}_".replace(", ", "_").replace(" ", "_")
+            metrics += [named(stem, metric) for metric in one.metrics()]
+    context = {
+        "command": "adding features",
+        "data": cls.data,
+        "split": "test",
+        "tokens": " ".join(found),
+        "trajectory": "teacher for selectivity, stream with error nodes for edits",
+        "l0": cls.l0,
+        "fill": None,
+        "seed": cls.seed,
+        "clt": place,
+    }
+    folder.write("metrics.json", metrics_json(metrics, **context))
+
+
+def named(stem: str, metric: Metric) -> Metric:
+    """The metric under a longer name."""
+    return replace(metric, name=stem + metric.name)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """One of the two."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("part", choices=("truth", "features"))
+    parser.add_argument("--clt", default="out/adding/clt_k16")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args(args)
+    if options.part == "truth":
+        truth(OutputFolder(options.out, study_files("truth"), options.overwrite))
+    else:
+        tables = [
+            f"{n}.{end}" for n in ("counts", "suppressed", "clamped") for end in ("csv", "md")
+        ]
+        files = [*tables, "features.html", "metrics.json"]
+        features(OutputFolder(options.out, files, options.overwrite), options.clt)
+
+
+if __name__ == "__main__":
+    main()
