@@ -48,22 +48,25 @@ def steps(out: Path) -> list[Step]:
     main = [f"clt_k{MAIN_K}"]
     audit = ["audit", "--clt", clt, *measured, *TRAINING, "--resume"]
     plan.insert(1, Step("audit", audit, main))
-    ablated = [
-        ("mlp_mean", ["--site", "mlp", "--fill", "mean", "--pairs", "--clt", clt], main),
-        ("mlp_resample", ["--site", "mlp", "--fill", "resample"], []),
-        ("attn_mean", ["--site", "attn", "--fill", "mean"], []),
-        ("attn_resample", ["--site", "attn", "--fill", "resample"], []),
-        ("patches_mlp_mean", ["--tokens", "patch", "--ablated", "patch", "--clt", clt], main),
-    ]
-    for name, args, after in ablated:
-        model = [] if "--clt" in args else ["--model", "adding"]
-        plan.append(Step(name, ["causal", *model, *measured, *args], after))
     plan.append(Step("truth", ["truth"]))
+    ablated = {
+        "mlp_resample": ["--site", "mlp", "--fill", "resample"],
+        "attn_mean": ["--site", "attn", "--fill", "mean"],
+        "attn_resample": ["--site", "attn", "--fill", "resample"],
+        "mlp_mean_cls": ["--ablated", "cls"],
+        "mlp_mean_patch": ["--ablated", "patch"],
+    }
+    for name, args in ablated.items():
+        plan.append(Step(name, ["causal", "--model", "adding", *measured, *args]))
     for k in K:
-        args = ["contributions", "--clt", str(out / f"clt_k{k}"), *measured]
-        plan.append(Step(f"scores_k{k}", args, [f"clt_k{k}"]))
-    plan.append(Step("cascade", ["cascade", "--clt", clt, *measured], main))
-    plan.append(Step("ablate", ["ablate", "--clt", clt, *measured], main))
+        of_k = [f"clt_k{k}"]
+        given = ["--clt", str(out / f"clt_k{k}"), *measured]
+        plan.append(Step(f"scores_k{k}", ["contributions", *given], of_k))
+        # effects by mean ablation of MLPs, and whether this CLT's C ranks layers alike
+        plan.append(Step(f"mlp_mean_k{k}", ["causal", *given], of_k))
+        rows = ["--tokens", "all"] if k != MAIN_K else []
+        plan.append(Step(f"cascade_k{k}", ["cascade", *given, *rows], of_k))
+        plan.append(Step(f"ablate_k{k}", ["ablate", *given], of_k))
     plan.append(Step("features", ["features", "--clt", clt], main))
     trained = [f"{kind}_k{k}" for k in K for kind in ("clt", "plt")]
     args = ["fidelity", *measured, "--clts", *(str(out / name) for name in trained)]
