@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -14,7 +12,6 @@ from vit_clt.analysis.active_codes import active_codes
 from vit_clt.analysis.feature_activity import ActivitySums, FeatureActivity, sums_by_feature
 from vit_clt.bags import entry_dots, feature_order
 from vit_clt.data import ImageData
-from vit_clt.errors import InputError
 from vit_clt.hooks import FrozenPass, HookedViT, Rows
 from vit_clt.hooks.steering import row_index
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -63,21 +60,3 @@ def contrast_weights(zs: ZeroShot, label: int) -> Float[Tensor, " d_embed"]:
     others = torch.ones_like(zs.weights[0]) / (1 - len(zs.class_names))
     others[label] = 1
     return zs.logit_scale * zs.weights @ others
-
-
-def class_number(class_names: Sequence[str], target: str | int) -> int:
-    """A class by its name, or by its number.
-
-    Raises:
-        InputError: no such class.
-    """
-    names = list(class_names)
-    if isinstance(target, str) and target in names:
-        return names.index(target)
-    number = int(target) if str(target).isascii() and str(target).isdigit() else -1
-    if not 0 <= number < len(names):
-        known = ", ".join(f'"{name}"' for name in names[:10]) + ", ..." * (len(names) > 10)
-        raise InputError(
-            f'target is "{target}"; expected a class number below {len(names)}, or one of {known}.'
-        )
-    return number

@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.agreement import kl_divergence
-from vit_clt.analysis.contrast_effects import class_number, contrast_effects
+from vit_clt.analysis.contrast_effects import contrast_effects
 from vit_clt.analysis.intervals import bootstrap_means, intervals
 from vit_clt.analysis.rank_agreement import MIN_SOURCES, Agreement, row_agreement
 from vit_clt.analysis.steering import Feature
@@ -41,7 +41,7 @@ from vit_clt.hooks import Edit, HookedViT, Rows, SteeredPass, check_fits
 from vit_clt.hooks.steering import check_rows
 from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.zero_shot import ZeroShot, class_number
 
 SCALES = (0.0, 2.0)
 """Factors on a feature: suppressed, and twice what it is."""
@@ -161,7 +161,7 @@ def steering_search(
         clt: its transcoder.
         data: at least four images; with labels accuracy and loss are read too.
         zs: the zero-shot classifier, of at least two classes.
-        target: the class, by name or number.
+        target: the class, by name or number (`class_number`).
         top: features measured.
         tokens: rows whose codes count, and are steered.
         n_random: random features measured beside each.
