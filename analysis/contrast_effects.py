@@ -32,8 +32,8 @@ def contrast_effects(
 
     effect(s, i) = mean over images of sum over rows of z_{s,i} * sum over l of <W_dec[s->l]_i, G_l>
 
-    0 on an image where the feature is silent. Attention, LayerNorm scales and the embedding's norm
-    are held (`FrozenPass`); G_l is the contrast's gradient at y_l.
+    0 on an image where the feature is silent. G_l is the contrast's gradient at y_l with attention
+    held and all norms differentiated (`FrozenPass`): the first order of a small change of z.
     """
     config = clt.config
     layers, rows = range(config.n_layers), row_index(tokens)
@@ -43,7 +43,8 @@ def contrast_effects(
     n_batches = -(-len(data) // data.batch_size)
     for images, _ in tqdm(data, "direct effects", n_batches, disable=not progress):
         frozen = FrozenPass(vit, images.to(clt.b_dec.device))
-        gradients = frozen.gradients(direction)[:, :, rows].flatten(1, 2)
+        gradients = frozen.gradients(direction, norms="differentiated")
+        gradients = gradients[:, :, rows].flatten(1, 2)
         for s in layers:
             active = active_codes(clt.encode(frozen.x[s][:, rows], layer=s))
             sums.add(s, active)

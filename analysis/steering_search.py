@@ -2,16 +2,15 @@
 the other.
 
 The reading is the class' logit minus the mean of the other classes' (softmax is blind to what all
-of them share). With attention, all LayerNorm scales and the embedding's norm held
-(`vit_clt.hooks.FrozenPass`) feature i of layer s adds to it, linearly,
+of them share). With attention held and the MLPs cut (`vit_clt.hooks.FrozenPass`) feature i of layer
+s adds to it, to first order,
 
     effect(s, i) = sum over rows of z_{s,i} * sum over l of <W_dec[s->l]_i, G_l>
 
-G_l being the reading's gradient at y_l; its mean over images ranks, as |effect|. Held norms count
-what a feature writes along the stream, which the last LayerNorm and the normalised embedding take
-out again: deep features can be ranked far too high. So the first of the ranking are then suppressed
-and turned up in the running model with error nodes, everything live, beside random features of the
-same layers that fire about as often. All of it is ours.
+G_l being the reading's gradient at y_l, all norms differentiated; its mean over images ranks, as
+|effect|. Taking a feature away is no small change, and later features answer to it. So the first
+of the ranking are then suppressed and turned up in the running model with error nodes, everything
+live, beside random features of the same layers that fire about as often. All of it is ours.
 """
 
 from __future__ import annotations

@@ -140,13 +140,22 @@ class FrozenPass:
         return self._visual.positional_embedding
 
     def gradients(
-        self, direction: Float[Tensor, "*direction d_embed"]
+        self, direction: Float[Tensor, "*direction d_embed"], norms: Norms = "held"
     ) -> Float[Tensor, "*direction layer batch token d_model"]:
         """Gradient of <e/||e||, direction> with respect to y_l, before LayerScale, of every row.
 
         A class logit is `zs.logit_scale * zs.weights[:, label]` (`ZeroShot`).
+
+        Args:
+            direction: one or several.
+            norms: of LayerNorms and the embedding: held, so that <y_l, gradient> are the exact
+                terms of a sum, or differentiated, so that <change of y_l, gradient> is what a small
+                change does to first order.
+
+        Raises:
+            InputError: a direction of another width than the embedding.
         """
-        return self.read_output(direction).y
+        return self.read_output(direction, norms=norms).y
 
     @torch.no_grad()
     def read_output(

@@ -161,7 +161,7 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
     torch.testing.assert_close(
         contrast_weights(zs, label).double(), direction, rtol=1e-4, atol=1e-4
     )
-    gradients = frozen.gradients(direction.float())[:, :, 0].double()
+    gradients = frozen.gradients(direction.float(), norms="differentiated")[:, :, 0].double()
     effects = torch.zeros(8, 48, dtype=torch.float64)
     for s in range(8):
         z = clt.encode(frozen.x[s][:, :1], layer=s).to_dense()[:, 0].double()

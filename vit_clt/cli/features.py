@@ -112,6 +112,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
             "pages": len(chosen),
             "select": "; ".join(rules),
             "top": self.top,
+            "norms": None if stats.effects is None else "differentiated",
             "effect_images": 0 if stats.effects is None else stats.effects.n_images,
             "templates": None if zs is None else self.templates,
             "floor": "purity: that of as many images drawn at random",

@@ -67,8 +67,8 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
             "Model": f"{vit.cfg.model}, {vit.cfg.n_layers} layers of width {vit.cfg.d_model}",
             "CLT": f"{self.clt}, {clt.config.n_features} features a layer",
             "Images": f"{data.name}, N = {found.n}",
-            "Trajectory": "stream inputs, error nodes; typical activations and direct effects on "
-            "the teacher's",
+            "Trajectory": "stream inputs, error nodes; typical activations and direct effects "
+            "(attention held, norms differentiated) on the teacher's",
             "Seed": str(self.seed),
         }
         folder.open()
