@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -14,7 +12,6 @@ from vit_clt.analysis.active_codes import active_codes
 from vit_clt.analysis.feature_activity import ActivitySums, FeatureActivity, sums_by_feature
 from vit_clt.bags import entry_dots, feature_order
 from vit_clt.data import ImageData
-from vit_clt.errors import InputError
 from vit_clt.hooks import FrozenPass, HookedViT, Rows
 from vit_clt.hooks.steering import row_index
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -35,8 +32,8 @@ def contrast_effects(
 
     effect(s, i) = mean over images of sum over rows of z_{s,i} * sum over l of <W_dec[s->l]_i, G_l>
 
-    0 on an image where the feature is silent. Attention, LayerNorm scales and the embedding's norm
-    are held (`FrozenPass`); G_l is the contrast's gradient at y_l.
+    0 on an image where the feature is silent. G_l is the contrast's gradient at y_l with attention
+    held and all norms differentiated (`FrozenPass`): the first order of a small change of z.
     """
     config = clt.config
     layers, rows = range(config.n_layers), row_index(tokens)
@@ -46,7 +43,8 @@ def contrast_effects(
     n_batches = -(-len(data) // data.batch_size)
     for images, _ in tqdm(data, "direct effects", n_batches, disable=not progress):
         frozen = FrozenPass(vit, images.to(clt.b_dec.device))
-        gradients = frozen.gradients(direction)[:, :, rows].flatten(1, 2)
+        gradients = frozen.gradients(direction, norms="differentiated")
+        gradients = gradients[:, :, rows].flatten(1, 2)
         for s in layers:
             active = active_codes(clt.encode(frozen.x[s][:, rows], layer=s))
             sums.add(s, active)
@@ -63,21 +61,3 @@ def contrast_weights(zs: ZeroShot, label: int) -> Float[Tensor, " d_embed"]:
     others = torch.ones_like(zs.weights[0]) / (1 - len(zs.class_names))
     others[label] = 1
     return zs.logit_scale * zs.weights @ others
-
-
-def class_number(class_names: Sequence[str], target: str | int) -> int:
-    """A class by its name, or by its number.
-
-    Raises:
-        InputError: no such class.
-    """
-    names = list(class_names)
-    if isinstance(target, str) and target in names:
-        return names.index(target)
-    number = int(target) if str(target).isascii() and str(target).isdigit() else -1
-    if not 0 <= number < len(names):
-        known = ", ".join(f'"{name}"' for name in names[:10]) + ", ..." * (len(names) > 10)
-        raise InputError(
-            f'target is "{target}"; expected a class number below {len(names)}, or one of {known}.'
-        )
-    return number

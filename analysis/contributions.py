@@ -47,6 +47,7 @@ from vit_clt.data import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, TokenKind, token_rows
 from vit_clt.transcoder import CrossLayerTranscoder
+from vit_clt.zero_shot import class_number
 
 ALL_SCORES: tuple[tuple[ScoreKind, Reduce], ...] = (
     ("projection", "mean_of_ratios"),
@@ -192,7 +193,8 @@ def contribution_scores(
         tokens: rows that are scored.
         kind: see the module's table.
         reduce: how projection and norm are averaged.
-        label: score the images of this class alone, a class's number or name.
+        label: score the images of this class alone, a class's number or name
+            (`class_number`).
         image: score this image alone, by its row in `images`.
         seed: of the bootstrap.
         progress: show a progress bar.
@@ -292,13 +294,8 @@ def check_chosen(
         raise InputError(f"image is {image} and label is {label}; expected one of them.")
     if image is not None and not 0 <= image < n_images:
         raise InputError(f"image is {image}; expected a row from 0 to {n_images - 1}.")
-    if isinstance(label, str) and label not in class_names:
-        known = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
-        raise InputError(
-            f'label is "{label}"; expected one of {known}.'
-            if known
-            else f'label is "{label}", but the images come without class names; expected a number.'
-        )
+    if isinstance(label, str):
+        class_number(class_names, label, "label")
 
 
 def _chosen(
@@ -311,7 +308,7 @@ def _chosen(
         return torch.tensor([image]), f", image {image}"
     if label is None:
         return torch.arange(n), ""
-    number = names.index(label) if isinstance(label, str) else label
+    number = class_number(names, label, "label") if isinstance(label, str) else label
     chosen = (moments.labels == number).nonzero()[:, 0]
     if not len(chosen):
         raise InputError(f"label is {label}, which no image has; expected one they have.")

@@ -1,12 +1,12 @@
-"""The direct effect of every feature on every class logit, attention and norms held.
+"""The direct effect of every feature on every class logit, norms differentiated.
 
     effect of (s, i) on class c in one image
         = sum over rows of z * sum_l <W_dec[s->l]_i, G_l[row, c]>
 
-G_l is the gradient of the logit exp(logit_scale) cos(e, class c) with respect to y_l, attention
-patterns, LayerNorm scales and ||e|| held at the unaltered pass (`vit_clt.hooks.frozen`). It is what
-the feature's writes add to the logit on the straight way: not through later MLPs, and not what
-happens to the model when the feature is taken away.
+G_l is the gradient of the logit exp(logit_scale) cos(e, class c) with respect to y_l at the
+unaltered pass, all LayerNorms and ||e|| differentiated, attention patterns held and the MLPs cut
+(`vit_clt.hooks.frozen`): z times the rate at which a small change of z moves the logit, by residual
+stream and attention, not through later MLPs. Taking the feature away is no small change.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def class_effects(
                 order = feature_order(active.features, active.offsets(), n_features)
                 found[s] = order, order.sort(active.values), active.features[order.entries]
             for first in range(0, n_classes, at_once):
-                gradients = frozen.gradients(directions[first : first + at_once])
+                gradients = frozen.gradients(
+                    directions[first : first + at_once], norms="differentiated"
+                )
                 for c, gradient in enumerate(gradients.flatten(2, 3), start=first):
                     for s, (order, values, features) in found.items():
                         targets = clt.config.targets(s)

@@ -157,8 +157,8 @@ def _add_effects(figure: go.Figure, stats: FeatureStatistics, page: FeaturePage)
         y=classes,
         orientation="h",
         marker={"color": [GREEN if value > 0 else GREY for value in centred[order]]},
-        name=f"effect less its mean over classes ({page.effect_images} active of the first "
-        f"{stats.effects.n_images} images)",
+        name=f"effect (norms differentiated) less its mean over classes ({page.effect_images} "
+        f"active of the first {stats.effects.n_images} images)",
         showlegend=True,
         **where,
     )

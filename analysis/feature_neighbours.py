@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from vit_clt.analysis.nearest import nearest
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -68,4 +69,4 @@ def _written(clt: CrossLayerTranscoder, source: int, targets: Sequence[int]) -> 
     """Decoder rows of a source over some of its targets side by side, "feature column"."""
     places = [list(clt.config.targets(source)).index(l) for l in targets]
     blocks = clt.W_dec[source][places].detach().float().cpu()
-    return blocks.transpose(0, 1).flatten(1).numpy()
+    return rearrange(blocks, "target feature d -> feature (target d)").numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 
 from vit_clt.analysis.feature_statistics import FeatureStatistics
 from vit_clt.errors import InputError
+from vit_clt.zero_shot import class_number
 
 Rule = Literal["spread", "rate", "effect", "purity", "random"]
 RULES: dict[Rule, str] = {
@@ -29,7 +29,7 @@ def select_features(
     rule: Rule = "spread",
     count: int = 32,
     *,
-    class_name: str | None = None,
+    class_name: str | int | None = None,
 ) -> list[tuple[int, int]]:
     """(layer, feature) pairs, `count` a layer (or all there are), by layer and then by the rule.
 
@@ -39,12 +39,12 @@ def select_features(
         stats: of the layers to choose from; its seed is the rule's too.
         rule: a key of `RULES`.
         count: features a layer.
-        class_name: with "effect", the class whose logit the features raise most; part of a name
-            will do where no other name holds it.
+        class_name: with "effect", the class whose logit the features raise most, as in
+            `class_number`.
 
     Raises:
         InputError: an unknown rule, no feature to choose, effects that were not measured, or a
-            class name that fits none or several.
+            class that does not exist, or not alone.
     """
     if rule not in get_args(Rule):
         raise InputError(f'select is "{rule}"; expected one of {", ".join(RULES)}.')
@@ -61,7 +61,7 @@ def select_features(
         )
     number = None
     if class_name is not None and stats.effects is not None:
-        number = class_number(class_name, stats.effects.class_names)
+        number = class_number(stats.effects.class_names, class_name, "raises")
     table = stats.to_frame()
     found: list[tuple[int, int]] = []
     for s in stats.layers:
@@ -80,24 +80,6 @@ def select_features(
             f"as it asks on the {stats.n_images} images of {stats.data.name}."
         )
     return found
-
-
-def class_number(name: str, class_names: Sequence[str]) -> int:
-    """The class called so, or the only one whose name holds it; capitals do not matter.
-
-    Raises:
-        InputError: no class, or several.
-    """
-    if not class_names:
-        raise InputError(f'raises is "{name}", but the data has no class names; expected some.')
-    plain = name.casefold()
-    exact = [c for c, known in enumerate(class_names) if known.casefold() == plain]
-    fits = exact or [c for c, known in enumerate(class_names) if plain in known.casefold()]
-    if len(fits) != 1:
-        some = ", ".join([*class_names[:10], *(["..."] if len(class_names) > 10 else [])])
-        found = f"fits {len(fits)} class names" if fits else "fits no class name"
-        raise InputError(f'raises is "{name}", which {found}; expected one of {some}.')
-    return fits[0]
 
 
 def _ranked(

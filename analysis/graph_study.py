@@ -32,7 +32,7 @@ from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.frozen import Norms
 from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.zero_shot import ZeroShot, class_number
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,9 @@ def graph_study(
     check_size(max_nodes, keep)
     check_interventions(interventions)
     _check_rows(rows, data)
-    other = None if contrast is None else _class("contrast", contrast, zs)
-    fixed = None if target in ("predicted", "label") else _class("target", target, zs)
+    other = None if contrast is None else class_number(zs.class_names, contrast, "contrast")
+    by_image = target in ("predicted", "label")
+    fixed = None if by_image else class_number(zs.class_names, target)
     images, labels = data.batch(list(rows))
     images = images.to(next(vit.parameters()).device)
     logits = zs.logits(vit(images))
@@ -229,15 +230,6 @@ def _check_rows(rows: Sequence[int], data: ImageData) -> None:
             )
         if row in rows[:i]:
             raise InputError(f"query holds {row} twice; expected different rows.")
-
-
-def _class(option: str, wanted: str, zs: ZeroShot) -> int:
-    if wanted in zs.class_names:
-        return zs.class_names.index(wanted)
-    if wanted.isascii() and wanted.isdigit() and int(wanted) < len(zs.class_names):
-        return int(wanted)
-    known = ", ".join(zs.class_names[:10]) + (", ..." if len(zs.class_names) > 10 else "")
-    raise InputError(f'{option} is "{wanted}"; expected one of {known}, or a number of theirs.')
 
 
 def _floor(logits: torch.Tensor, label: int, contrast: int | None) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -138,8 +139,8 @@ class _Moments:
         x: Float[Tensor, "layer image row d_model"],
         y: Float[Tensor, "layer image row d_model"],
     ) -> None:
-        flat = x.movedim(0, 2).flatten(2).flatten(0, 1)
-        targets = y.flatten(1, 2)
+        flat = rearrange(x, "layer image row d -> (image row) (layer d)")
+        targets = rearrange(y, "layer image row d -> layer (image row) d")
         self.xx += flat.T @ flat
         self.xy += flat.T @ targets
         self.yy += targets.square().sum((1, 2))

@@ -166,7 +166,7 @@ def score_study(
         data: the images.
         tokens: rows scored, one above the other in figures.
         kinds: what is drawn; `centred` is left out where there is one image in all.
-        label: score the images of this class alone, a class's number or name.
+        label: score the images of this class alone, as `score`.
         image: score this image alone, by its row.
         seed: of the bootstrap, whose draws all scores share.
         progress: show a progress bar.

@@ -2,16 +2,15 @@
 the other.
 
 The reading is the class' logit minus the mean of the other classes' (softmax is blind to what all
-of them share). With attention, all LayerNorm scales and the embedding's norm held
-(`vit_clt.hooks.FrozenPass`) feature i of layer s adds to it, linearly,
+of them share). With attention held and the MLPs cut (`vit_clt.hooks.FrozenPass`) feature i of layer
+s adds to it, to first order,
 
     effect(s, i) = sum over rows of z_{s,i} * sum over l of <W_dec[s->l]_i, G_l>
 
-G_l being the reading's gradient at y_l; its mean over images ranks, as |effect|. Held norms count
-what a feature writes along the stream, which the last LayerNorm and the normalised embedding take
-out again: deep features can be ranked far too high. So the first of the ranking are then suppressed
-and turned up in the running model with error nodes, everything live, beside random features of the
-same layers that fire about as often. All of it is ours.
+G_l being the reading's gradient at y_l, all norms differentiated; its mean over images ranks, as
+|effect|. Taking a feature away is no small change, and later features answer to it. So the first
+of the ranking are then suppressed and turned up in the running model with error nodes, everything
+live, beside random features of the same layers that fire about as often. All of it is ours.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.agreement import kl_divergence
-from vit_clt.analysis.contrast_effects import class_number, contrast_effects
+from vit_clt.analysis.contrast_effects import contrast_effects
 from vit_clt.analysis.intervals import bootstrap_means, intervals
 from vit_clt.analysis.rank_agreement import MIN_SOURCES, Agreement, row_agreement
 from vit_clt.analysis.steering import Feature
@@ -41,7 +40,7 @@ from vit_clt.hooks import Edit, HookedViT, Rows, SteeredPass, check_fits
 from vit_clt.hooks.steering import check_rows
 from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.zero_shot import ZeroShot, class_number
 
 SCALES = (0.0, 2.0)
 """Factors on a feature: suppressed, and twice what it is."""
@@ -161,7 +160,7 @@ def steering_search(
         clt: its transcoder.
         data: at least four images; with labels accuracy and loss are read too.
         zs: the zero-shot classifier, of at least two classes.
-        target: the class, by name or number.
+        target: the class, by name or number (`class_number`).
         top: features measured.
         tokens: rows whose codes count, and are steered.
         n_random: random features measured beside each.

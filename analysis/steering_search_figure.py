@@ -106,7 +106,7 @@ def search_figure(search: SteeringSearch) -> go.Figure:
         showgrid=False,
     )
     figure.update_yaxes(title={"text": "layer:feature", "font": {"size": 13}}, col=1)
-    figure.update_xaxes(zeroline=True, zerolinecolor=INK, zerolinewidth=1)
+    figure.update_xaxes(exponentformat="none", zeroline=True, zerolinecolor=INK, zerolinewidth=1)
     figure.update_annotations(font_size=14)
     title = f"Which features move “{search.target}”?"
     figure.update_layout(
@@ -127,8 +127,9 @@ def _search_subtitle(search: SteeringSearch) -> str:
     return (
         f"{search.data}, {rows_name(search.tokens)}, L0 = {search.l0:.1f} a row, templates: "
         f"{search.templates}; every MLP replaced with error nodes, stream inputs<br>ranked on "
-        f"{search.n_ranked} images by |direct effect| among {search.n_searched:,} features; "
-        f"measured on the other N = {search.n}; bars: 95 % bootstrap over images, paired<br>"
-        f"unsteered: probability {100 * before['probability']:.1f} %{loss}; random: same layer, "
-        f"about the same firing rate, seed {search.seed}"
+        f"{search.n_ranked} images by |direct effect| (norms differentiated, attention held) among "
+        f"{search.n_searched:,} features; measured on the other N = {search.n}<br>"
+        f"bars: 95 % bootstrap over images, paired; random: same layer, about the same firing "
+        f"rate, seed {search.seed}<br>"
+        f"unsteered: probability {100 * before['probability']:.1f} %{loss}"
     )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from einops import rearrange
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
@@ -130,8 +131,8 @@ class HookedBlock(ResidualAttentionBlock):
         """
         attn: Any = self.attn
         qkv = nn.functional.linear(x, attn.in_proj_weight, attn.in_proj_bias)
-        q, k, v = (
-            part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1)
+        q, k, v = rearrange(
+            qkv, "batch token (qkv head d) -> qkv batch head token d", qkv=3, head=attn.num_heads
         )
         return torch.softmax(q @ k.mT / attn.head_dim**0.5, dim=-1), v
 
@@ -139,7 +140,8 @@ class HookedBlock(ResidualAttentionBlock):
         attn: Any = self.attn
         pattern, v = self.pattern_and_values(x)
         pattern = self.at(self.hook_pattern, pattern)
-        return attn.out_proj((pattern @ v).transpose(1, 2).flatten(2))
+        z = rearrange(pattern @ v, "batch head query d -> batch query (head d)")
+        return attn.out_proj(z)
 
 
 @contextmanager

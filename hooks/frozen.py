@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -102,7 +103,8 @@ class FrozenPass:
         layers = range(n)
         self.x = torch.stack([cache[HOOK_IN.format(l=l)] for l in layers])
         self.y = torch.stack([cache[HOOK_OUT.format(l=l)] for l in layers])
-        self.patches = self._visual.conv1(images).flatten(2).mT
+        patches = self._visual.conv1(images)
+        self.patches = rearrange(patches, "batch d down across -> batch (down across) d")
         self.embedding = vit.head(cache[end])
         patterns = [
             block.pattern_and_values(cache[ATTN_IN.format(l=l)])[0]
@@ -138,13 +140,22 @@ class FrozenPass:
         return self._visual.positional_embedding
 
     def gradients(
-        self, direction: Float[Tensor, "*direction d_embed"]
+        self, direction: Float[Tensor, "*direction d_embed"], norms: Norms = "held"
     ) -> Float[Tensor, "*direction layer batch token d_model"]:
         """Gradient of <e/||e||, direction> with respect to y_l, before LayerScale, of every row.
 
         A class logit is `zs.logit_scale * zs.weights[:, label]` (`ZeroShot`).
+
+        Args:
+            direction: one or several.
+            norms: of LayerNorms and the embedding: held, so that <y_l, gradient> are the exact
+                terms of a sum, or differentiated, so that <change of y_l, gradient> is what a small
+                change does to first order.
+
+        Raises:
+            InputError: a direction of another width than the embedding.
         """
-        return self.read_output(direction).y
+        return self.read_output(direction, norms=norms).y
 
     @torch.no_grad()
     def read_output(
@@ -255,10 +266,11 @@ class FrozenPass:
         norm = self._ln_1[layer]
         w_v, b_v = attn.in_proj_weight.chunk(3)[2], attn.in_proj_bias.chunk(3)[2]
         at_out = _scaled(mid, block.ls_1)
-        at_heads = (at_out @ attn.out_proj.weight).unflatten(-1, (attn.num_heads, -1))
+        at_z = at_out @ attn.out_proj.weight
+        at_heads = rearrange(at_z, "... query (head d) -> ... head query d", head=attn.num_heads)
         # each key row gathers what the queries that looked at it hand back
-        at_values = self.pattern[layer].mT @ at_heads.transpose(-2, -3)
-        at_v = at_values.transpose(-2, -3).flatten(-2)
+        at_values = self.pattern[layer].mT @ at_heads
+        at_v = rearrange(at_values, "... head key d -> ... key (head d)")
         at_norm = at_v @ w_v
         bias = (
             at_out.sum(-2) @ attn.out_proj.bias + at_v.sum(-2) @ b_v + at_norm.sum(-2) @ norm.bias

@@ -148,7 +148,7 @@ def test_contributions_of_two_clts_on_one_class(
     assert context["data"] == "digits (test), class handwritten three"
     assert metrics["clt_centred_cls_0_to_7"]["n"] == table["n"].iloc[0] < 30
     for extra, sentence in (
-        (["--label", "eleven"], 'label is "eleven"; expected one of'),
+        (["--label", "eleven"], 'label is "eleven", which fits no class name; expected one of'),
         (["--image", "30"], "image is 30; expected a row from 0 to 29."),
         (["--compare", str(clt_folder)], "a second time; expected different CLTs"),
     ):

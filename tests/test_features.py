@@ -19,7 +19,7 @@ from vit_clt.analysis import feature_statistics
 from vit_clt.analysis.feature_effects import class_effects
 from vit_clt.analysis.feature_figure import activation_picture
 from vit_clt.analysis.feature_neighbours import nearest_features
-from vit_clt.analysis.feature_selection import RULES, class_number, select_features
+from vit_clt.analysis.feature_selection import RULES, select_features
 from vit_clt.analysis.feature_statistics import FeatureStatistics
 from vit_clt.analysis.feature_summary import summary, summary_metrics
 from vit_clt.analysis.features import BANDS, activations_at
@@ -163,7 +163,8 @@ def test_effects_are_those_of_each_image_alone(stats: FeatureStatistics):
     expected = np.zeros((4, 24, 3))
     for image in range(9):
         frozen = FrozenPass(vit, stats.data.images[image : image + 1])
-        g = frozen.gradients((zs.logit_scale * zs.weights).T)[:, :, 0].double()
+        g = frozen.gradients((zs.logit_scale * zs.weights).T, norms="differentiated")
+        g = g[:, :, 0].double()
         for s in range(4):
             targets = clt.config.targets(s)
             at_targets = g[:, targets.start : targets.stop]
@@ -333,13 +334,12 @@ def test_refused(vit: HookedViT, data: TensorImages, plain: FeatureStatistics):
         select_features(plain, count=0)
     with pytest.raises(InputError, match='expected select "effect"'):
         select_features(plain, "rate", class_name="red thing")
-    with pytest.raises(InputError, match='"purple", which fits no class name; expected one of red'):
+    with pytest.raises(
+        InputError, match='raises is "purple", which fits no class name; expected one of red'
+    ):
         select_features(plain, "effect", class_name="purple")
-    with pytest.raises(InputError, match='"thing", which fits 3 class names'):
-        class_number("thing", CLASSES)
-    assert class_number("two", ["twenty two", "two"]) == 1
-    with pytest.raises(InputError, match="no class names"):
-        class_number("two", [])
+    with pytest.raises(InputError, match='raises is "thing", which fits 3 class names'):
+        select_features(plain, "effect", class_name="thing")
     with pytest.raises(InputError, match="fits no feature"):
         select_features(replace(plain, n_top=N + 1), "purity")
 

@@ -73,6 +73,7 @@ def test_norms_can_be_differentiated(kind: str, images: Tensor, random: torch.Ge
     reading = frozen.read_output(direction, norms="differentiated")
     torch.testing.assert_close(reading.inputs[:, 1:], grads[0], rtol=1e-8, atol=1e-11)
     torch.testing.assert_close(reading.y, torch.stack(grads[1:]), rtol=1e-8, atol=1e-11)
+    assert torch.equal(frozen.gradients(direction, norms="differentiated"), reading.y)
 
 
 @pytest.mark.parametrize("kind", ["plain", "layer scale"])

@@ -145,7 +145,10 @@ def test_excluded_rows_are_those_of_the_scored_images(toy: Toy) -> None:
     [
         ({"image": 12}, "image is 12; expected a row from 0 to 11"),
         ({"image": -1}, "image is -1"),
-        ({"label": "eel"}, 'label is "eel"; expected one of ant, bee, cat, dog'),
+        (
+            {"label": "eel"},
+            'label is "eel", which fits no class name; expected one of ant, bee, cat',
+        ),
         ({"label": "dog"}, "label is dog, which no image has"),
         ({"label": 9}, "label is 9, which no image has"),
         ({"label": "bee", "image": 1}, "expected one of them"),
@@ -161,7 +164,7 @@ def test_classes_and_images_that_are_not_there_are_refused(
 
 
 def test_a_named_class_of_images_without_names_is_refused(toy: Toy) -> None:
-    with pytest.raises(InputError, match="without class names; expected a number"):
+    with pytest.raises(InputError, match="there are no class names; expected some"):
         contribution_scores(toy.vit, toy.clts[0], toy.data.batch(range(3))[0], label="bee")
 
 

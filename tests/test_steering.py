@@ -161,7 +161,7 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
     torch.testing.assert_close(
         contrast_weights(zs, label).double(), direction, rtol=1e-4, atol=1e-4
     )
-    gradients = frozen.gradients(direction.float())[:, :, 0].double()
+    gradients = frozen.gradients(direction.float(), norms="differentiated")[:, :, 0].double()
     effects = torch.zeros(8, 48, dtype=torch.float64)
     for s in range(8):
         z = clt.encode(frozen.x[s][:, :1], layer=s).to_dense()[:, 0].double()
@@ -222,7 +222,7 @@ def test_refused(digits_vit, clt, zs, data) -> None:
         ),
         "n_random is 0": lambda: steering_curve(*shared, (7, 1), n_random=0),
         "other features that fire": lambda: steering_curve(*shared, (7, 1), n_random=48),
-        'target is "seven"': lambda: steering_search(*shared, "seven"),
+        'target is "eleven"': lambda: steering_search(*shared, "eleven"),
         'target is "10"': lambda: steering_search(*shared, 10),
         "top is 0": lambda: steering_search(*shared, 1, top=0),
         "data has 3 images": lambda: steering_search(
@@ -249,6 +249,7 @@ def test_the_command(
         (["--feature", "7-1"], 'feature is "7-1"; expected layer:feature'),
         (["--feature", "9:1"], "expected layers from 0 to 7"),
         (["--search", "1", "--values", "2"], "values is given with --search"),
+        (["--search", "eleven"], 'search is "eleven", which fits no class name'),
     ):
         assert main([*start, *args, "--out", str(out)]) == 2
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
@@ -267,7 +268,7 @@ def test_the_command(
     assert named["clamp_2_kl"]["value"] == pytest.approx(row["value"])
     assert "typical activation" in (out / "steering.html").read_text()
 
-    args = ["--search", "handwritten three", "--top", "3", "--random", "1", "--overwrite"]
+    args = ["--search", "Three", "--top", "3", "--random", "1", "--overwrite"]
     assert main([*start, *args, "--out", str(out)]) == 0
     assert len(pd.read_csv(out / "steering.csv")) == 3 * 2 * 2
     names = [m["name"] for m in json.loads((out / "metrics.json").read_text())["metrics"]]

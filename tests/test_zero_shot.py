@@ -14,6 +14,7 @@ from vit_clt import InputError, ZeroShot
 from vit_clt.data import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.prompts import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR_TEMPLATES, SINGLE_TEMPLATE
+from vit_clt.zero_shot import class_number
 
 CLASSES = ["handwritten three", "handwritten eight", "handwritten zero"]
 
@@ -120,6 +121,46 @@ def test_bad_names_and_templates_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         ZeroShot(digits_vit, names, templates)
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "expected"),
+    [
+        (CLASSES, "handwritten eight", 1),
+        (CLASSES, "2", 2),
+        (CLASSES, 2, 2),
+        (CLASSES, "EIGHT", 1),
+        (["twenty two", "two", "Two"], "Two", 2),  # exactly so, before any other
+        (["twenty two", "two"], "TWO", 1),  # a whole name, before a part of one
+        (["7", "3", "9"], "3", 1),  # a name that is a number, before the number
+        (["2", "1", "0"], 2, 2),  # a number is never a name
+        (["A300", "DC-10", "737-800"], "800", 2),  # no such number
+        (["bat", "bat"], 1, 1),
+    ],
+)
+def test_a_class_by_name_or_number(names: list[str], wanted: str | int, expected: int) -> None:
+    assert class_number(names, wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "message"),
+    [
+        (CLASSES, "handwritten", '"handwritten", which fits 3 class names; expected one of hand'),
+        (["ant", "cat", "rat"], "at", "fits 2 class names; expected one of cat, rat, or a number"),
+        (["bat", "bat"], "bat", "fits 2 class names"),
+        (CLASSES, "whale", "fits no class name; expected one of .*, or a number from 0 to 2."),
+        (CLASSES, 3, 'is "3", which fits no class name'),
+        (["10 to 20", "other"], 10, "fits no class name"),
+        (CLASSES, -1, "fits no class name"),
+        (CLASSES, "", "fits no class name"),
+        (["only one"], "", "fits no class name"),
+        (CIFAR100_CLASSES, "unicorn", "bear, beaver, .*bottle, ..., or"),
+        ([], "three", 'is "three", but there are no class names'),
+    ],
+)
+def test_no_class_or_several_are_refused(names: list[str], wanted: str | int, message: str) -> None:
+    with pytest.raises(InputError, match=f"^raises .*{message}"):
+        class_number(names, wanted, "raises")
 
 
 def test_model_without_a_tokenizer_is_refused() -> None:

@@ -16,6 +16,40 @@ from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.prompts import TEMPLATE_SETS
 
 
+def class_number(class_names: Sequence[str], wanted: str | int, option: str = "target") -> int:
+    """The class that is meant: one called exactly so, or of this number, or the only one whose name
+    holds the text (a whole name before a part of one), capitals ignored.
+
+    Args:
+        class_names: in label order.
+        wanted: text, or a number, which is never taken for a name.
+        option: what errors call it.
+
+    Raises:
+        InputError: no class, several, or no class names.
+    """
+    names = list(class_names)
+    if not names:
+        raise InputError(f'{option} is "{wanted}", but there are no class names; expected some.')
+    text = str(wanted)
+    fits = [c for c, name in enumerate(names) if name == wanted]
+    if not fits and text.isascii() and text.isdigit() and int(text) < len(names):
+        return int(text)
+    if not fits and text and isinstance(wanted, str):
+        plain, folded = text.casefold(), [name.casefold() for name in names]
+        fits = [c for c, name in enumerate(folded) if name == plain]
+        fits = fits or [c for c, name in enumerate(folded) if plain in name]
+    if len(fits) != 1:
+        named = [names[c] for c in fits] or names
+        known = ", ".join([*named[:10], *(["..."] if len(named) > 10 else [])])
+        found = f"{len(fits)} class names" if fits else "no class name"
+        raise InputError(
+            f'{option} is "{wanted}", which fits {found}; expected one of {known}, or a number '
+            f"from 0 to {len(names) - 1}."
+        )
+    return fits[0]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Per image: whether the top class is right, the cross-entropy in nats, and the top class."""

@@ -370,7 +370,7 @@ function effects(page) {
   shapes.push(words(left, base + 15, signed(-most), "start"), words(zero, base + 15, "0"),
     words(width - 14, base + 15, signed(most), "end"));
   return chart(title, `In logits, a mean over the ${page.effect_images} of the first ${G.effect_images} ` +
-    `images where it is active, attention and norms held. Bars: less the mean over classes; circles: ` +
+    `images where it is active, attention held, norms differentiated. Bars: less the mean over classes; circles: ` +
     `as it is.${cut ? " The ten highest and the ten lowest classes." : ""}`, width, base + 24, shapes);
 }
 

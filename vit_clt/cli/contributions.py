@@ -25,7 +25,8 @@ class Contributions(CompareOptions, StudyOptions, SeedOptions):
     )
     """Scores drawn, one or several; the CSV holds every kind."""
     label: str | None = None
-    """Score the images of this class alone (its name); means stay those of all images."""
+    """Score the images of this class alone: its name, a part that no other name holds, or its
+    number; means stay those of all images."""
     image: int | None = None
     """Score this image alone (its row); means stay those of all images."""
 

@@ -32,11 +32,13 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
     count: int = 32
     """Features a layer chosen by --select."""
     raises: str | None = None
-    """With --select effect: a class; the features that raise its logit most."""
+    """With --select effect: a class, by its name, a part that no other name holds, or its number;
+    the features that raise its logit most."""
     top: int = 12
     """Most active images kept of each feature."""
     effect_images: int = 200
-    """First images that effects on class logits are measured on."""
+    """First images that direct effects on class logits (attention held, norms differentiated) are
+    measured on."""
     templates: Literal["single", "ensemble"] = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
 
@@ -44,13 +46,13 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         """Look at every feature, choose some, and write their gallery."""
         from vit_clt.analysis import feature_statistics
         from vit_clt.analysis.feature_gallery import GALLERY_FILES, write_gallery
-        from vit_clt.analysis.feature_selection import RULES, class_number, select_features
+        from vit_clt.analysis.feature_selection import RULES, select_features
         from vit_clt.analysis.feature_summary import summary, summary_metrics, summary_text
         from vit_clt.analysis.features import check_features
         from vit_clt.hooks import layer_list
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
-        from vit_clt.zero_shot import ZeroShot
+        from vit_clt.zero_shot import ZeroShot, class_number
 
         if self.raises is not None and self.select != "effect":
             raise InputError(
@@ -69,7 +71,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         if named:
             check_features(named, sources, clt.config.n_features)
         if self.raises is not None:
-            class_number(self.raises, data.class_names)
+            class_number(data.class_names, self.raises, "raises")
         zs = None
         if data.class_names and vit.cfg.pools_cls:
             zs = ZeroShot(vit, data.class_names, self.templates)
@@ -110,6 +112,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
             "pages": len(chosen),
             "select": "; ".join(rules),
             "top": self.top,
+            "norms": None if stats.effects is None else "differentiated",
             "effect_images": 0 if stats.effects is None else stats.effects.n_images,
             "templates": None if zs is None else self.templates,
             "floor": "purity: that of as many images drawn at random",

@@ -18,9 +18,10 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
     query: tuple[int, ...] = (0, 1, 2)
     """Rows of --data, an image each."""
     target: str = "predicted"
-    """Whose logit: "predicted", "label", or a class by name or number."""
+    """Whose logit: "predicted", "label", or a class: its name, a part that no other name holds, or
+    its number."""
     contrast: str | None = None
-    """A class whose logit is subtracted, by name or number."""
+    """A class whose logit is subtracted, named likewise."""
     max_nodes: int = 60
     """Features, errors and patches kept in a graph, at most."""
     keep: float = 0.8

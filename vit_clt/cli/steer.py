@@ -24,13 +24,14 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
     """Turn features up or down: what do class probabilities do? Or which features move a class?
 
     Example: vit-clt steer --clt out/clt --data digits --feature 7:123 --out out/steer
-    Example: vit-clt steer --clt out/clt --data digits --search "the digit three" --out out/search
+    Example: vit-clt steer --clt out/clt --data digits --search three --out out/search
     """
 
     feature: tuple[str, ...] = ()
     """LAYER:FEATURE, e.g. 7:123; several are steered together."""
     search: str | None = None
-    """In place of --feature: find the features that move this class (its name or number)."""
+    """In place of --feature: find the features that move this class: its name, a part that no other
+    name holds, or its number."""
     top: int = 10
     """With --search: features that are measured."""
     tokens: Tokens = "all"
@@ -44,7 +45,8 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
     query: tuple[int, ...] = ()
     """Rows of --data that are read; default: all. Typical activations are always of all."""
     target: str | None = None
-    """Class compared with random features in the figure; default: the one that moves most."""
+    """Class compared with random features in the figure, as --search; default: the one that moves
+    most."""
     random: int | None = None
     """Random features of about the same firing rate beside each; default: 5, with --search 3."""
     templates: Literal["single", "ensemble"] = "ensemble"
@@ -65,8 +67,8 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
             "Model": f"{vit.cfg.model}, {vit.cfg.n_layers} layers of width {vit.cfg.d_model}",
             "CLT": f"{self.clt}, {clt.config.n_features} features a layer",
             "Images": f"{data.name}, N = {found.n}",
-            "Trajectory": "stream inputs, error nodes; typical activations and direct effects on "
-            "the teacher's",
+            "Trajectory": "stream inputs, error nodes; typical activations and direct effects "
+            "(attention held, norms differentiated) on the teacher's",
             "Seed": str(self.seed),
         }
         folder.open()
@@ -132,10 +134,9 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         features: list[tuple[int, int]],
     ) -> _Found:
         from vit_clt.analysis import steering_curve
-        from vit_clt.analysis.contrast_effects import class_number
         from vit_clt.analysis.steering_figure import rows_name
         from vit_clt.analysis.steering_report import curve_table
-        from vit_clt.zero_shot import ZeroShot
+        from vit_clt.zero_shot import ZeroShot, class_number
 
         if self.target is not None:
             class_number(data.class_names, self.target)
@@ -183,15 +184,16 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         from vit_clt.analysis import steering_search
         from vit_clt.analysis.steering_figure import rows_name
         from vit_clt.analysis.steering_report import agreement_text, search_table
-        from vit_clt.zero_shot import ZeroShot
+        from vit_clt.zero_shot import ZeroShot, class_number
 
         assert self.search is not None
+        label = class_number(data.class_names, self.search, "search")
         search = steering_search(
             vit,
             clt,
             data,
             ZeroShot(vit, data.class_names, self.templates),
-            self.search,
+            label,
             top=self.top,
             tokens=self.tokens,
             n_random=3 if self.random is None else self.random,
