@@ -110,7 +110,9 @@ def sums_by_feature(
     values: Float[Tensor, " entry"], features: Int[Tensor, " entry"], n_features: int
 ) -> Float[np.ndarray, " feature"]:
     """Sum of the entries of each feature, in float64."""
-    return torch.bincount(features, values.double(), minlength=n_features).cpu().numpy()
+    sums = torch.bincount(features, values.double(), minlength=n_features)
+    # of no entries torch counts in integers
+    return sums.double().cpu().numpy()
 
 
 @torch.no_grad()

@@ -261,10 +261,12 @@ def check_images(rows: Sequence[int], data: ImageData) -> None:
     """Refuse rows of the data that there are not.
 
     Raises:
-        InputError: one out of range, or none.
+        InputError: one out of range, one given twice (an image would count double), or none.
     """
     if not rows:
-        raise InputError("rows is empty; expected at least one image.")
+        raise InputError("query is empty; expected at least one image.")
+    if len(set(rows)) < len(rows):
+        raise InputError("query holds a row twice; expected each once.")
     for row in rows:
         if not 0 <= row < len(data):
             raise InputError(

@@ -85,13 +85,16 @@ def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Fi
             )
     unit = "× typical activation" if curve.kind == "clamp" else "factor on z"
     figure.update_xaxes(title={"text": f"strength ({unit})", "font": {"size": 13}, "standoff": 6})
+    subtitle = _curve_subtitle(curve, target)
     figure.update_layout(
-        title={"text": f"Steering {curve.steered.text()}<br><sup>{_curve_subtitle(curve)}</sup>"},
+        title={"text": f"Steering {curve.steered.text()}<br><sup>{subtitle}</sup>"},
         width=1000,
         height=760,
         legend={"orientation": "h", "y": -0.11, "yanchor": "top"},
     )
     figure.update_annotations(font_size=14)
+    # 0.0004 nats, not 400µ
+    figure.update_yaxes(exponentformat="power")
     return finish(figure).update_layout(margin={"t": 150, "b": 90})
 
 
@@ -116,17 +119,19 @@ def rows_name(tokens: Rows) -> str:
     return ROW_NAMES[tokens] if isinstance(tokens, str) else f"rows {', '.join(map(str, tokens))}"
 
 
-def _curve_subtitle(curve: SteeringCurve) -> str:
+def _curve_subtitle(curve: SteeringCurve, target: str | int | None) -> str:
     units = ", ".join(f"{value:.3g}" for value in curve.steered.typical)
     rates = ", ".join(f"{100 * rate:.1f}" for rate in curve.steered.rates)
     where = f"{rows_name(curve.tokens)}{', where active' if curve.only_active else ''}"
+    # random features are read on a class that was chosen for being moved
+    drawn = "; class compared: the one that moves most" if target is None else ""
     how = "clamped to strength × typical activation" if curve.kind == "clamp" else "scaled"
     return (
         f"{curve.data}, N = {curve.n}, templates: {curve.templates}, L0 = {curve.l0:.1f} a row; "
         f"every MLP replaced with error nodes, stream inputs<br>{how} on {where}; typical "
         f"activation (mean of z where active, {curve.n_typical} images): {units}; active on "
         f"{rates} % of rows<br>random: {len(curve.controls)} of the same layer and of about that "
-        f"firing rate, seed {curve.seed}; bars: 95 % bootstrap over images"
+        f"firing rate, seed {curve.seed}; bars: 95 % bootstrap over images{drawn}"
     )
 
 

@@ -35,8 +35,8 @@ def curve_table(curve: SteeringCurve, target: str | int | None = None) -> pd.Dat
             found = _at(curve, version, strength, "probability", label)
             row[f"{curve.class_names[label]} %"] = _with_ends(found, 100, ".1f")
         row["random % "] = _random(curve, strength, "probability", named[0], 100, ".1f")
-        row["KL"] = f"{_at(curve, version, strength, 'kl', None)['value']:.4f}"
-        row["random KL"] = _random(curve, strength, "kl", None, 1, ".4f")
+        row["KL (nats)"] = f"{_at(curve, version, strength, 'kl', None)['value']:.4f}"
+        row["random KL (nats)"] = _random(curve, strength, "kl", None, 1, ".4f")
         if curve.labelled:
             top1, loss = (_at(curve, version, strength, m, None)["value"] for m in ("top1", "loss"))
             row["top-1 % / loss"] = f"{100 * top1:.1f} / {loss:.4f}"

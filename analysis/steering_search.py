@@ -194,7 +194,10 @@ def steering_search(
     n_searched = sum(int((each.fired > 0).sum()) for each in activity.values())
     if not n_searched:
         raise InputError(f"no feature is active on these rows of {data.name}; expected some.")
-    ranked = np.argsort(-np.abs(effects), axis=None, kind="stable")[: min(top, n_searched)]
+    # an effect may be 0 (rows that nothing reads), but a silent feature is never found
+    fires = np.stack([activity[s].fired > 0 for s in range(n_layers)])
+    order = np.argsort(np.where(fires, -np.abs(effects), 1), axis=None, kind="stable")
+    ranked = order[: min(top, n_searched)]
     found: list[Feature] = [divmod(int(at), n_features) for at in ranked]
     used: dict[int, set[int]] = {s: {i for t, i in found if t == s} for s in range(n_layers)}
     wanted: list[tuple[int, str, Feature]] = []

@@ -203,6 +203,16 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
     assert len(search.figure().data) == 2 * (3 + 2 + 2)
 
 
+def test_a_silent_feature_is_never_found(digits_vit, zs, data) -> None:
+    clt = random_clt(digits_vit, n_features=48)
+    clt.b_enc.data[:7] -= 1000
+    # patch rows of the last layer move nothing: every effect is 0, those of silent features too
+    search = steering_search(digits_vit, clt, data, zs, 1, top=3, n_random=1, tokens="patch")
+    assert [s for s, _ in search.found] == [7, 7, 7]
+    assert (search.frame["rate"] > 0).all()
+    assert (search.frame["effect"] == 0).all()
+
+
 def test_refused(digits_vit, clt, zs, data) -> None:
     silent = np.flatnonzero(
         feature_activity(digits_vit, clt, data, [7], tokens="cls")[7].fired == 0
@@ -220,6 +230,7 @@ def test_refused(digits_vit, clt, zs, data) -> None:
         "query is 10; expected rows from 0 to 9": lambda: steering_curve(
             *shared, (7, 1), rows=[10]
         ),
+        "query holds a row twice": lambda: steering_curve(*shared, (7, 1), rows=[3, 3]),
         "n_random is 0": lambda: steering_curve(*shared, (7, 1), n_random=0),
         "other features that fire": lambda: steering_curve(*shared, (7, 1), n_random=48),
         'target is "eleven"': lambda: steering_search(*shared, "eleven"),
@@ -266,7 +277,10 @@ def test_the_command(
     named = {m["name"]: m for m in document["metrics"]}
     row = frame.query("version == 'steered' and strength == 2 and measure == 'kl'").iloc[0]
     assert named["clamp_2_kl"]["value"] == pytest.approx(row["value"])
-    assert "typical activation" in (out / "steering.html").read_text()
+    page = (out / "steering.html").read_text()
+    assert "typical activation" in page
+    # nobody named a class: the one shown was chosen for being moved
+    assert "class compared: the one that moves most" in page
 
     args = ["--search", "Three", "--top", "3", "--random", "1", "--overwrite"]
     assert main([*start, *args, "--out", str(out)]) == 0
