@@ -213,8 +213,9 @@ def _floors(
         if each.additive is not None
     ]
     levels = [each.chance_loss if loss else each.chance for each in result.floors.values()]
-    several = len(levels) > 1
-    found.append(("highest chance" if several else "chance", max(levels), GREY, "dot"))
+    # of several factors' the one that is hardest to beat
+    best = min(levels) if loss else max(levels)
+    found.append(("best chance" if len(levels) > 1 else "chance", best, GREY, "dot"))
     return found
 
 

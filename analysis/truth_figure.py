@@ -53,6 +53,11 @@ def truth_figure(
             )
         if effects.readings is None:
             raise InputError("the effects hold no readings; causal_effects needs a classifier zs.")
+        if max(probed.layers) >= effects.n_layers or effects.n_layers != ablated[0].n_layers:
+            raise InputError(
+                f"ablated holds effects of {effects.n_layers} layers; expected as many in every "
+                f"study, and the probed layer {max(probed.layers)} among them."
+            )
     titles = [f"{PLACES[kind]}: probes of the stream · accuracy (%)" for kind in PROBED_ROWS]
     for effects in ablated:
         what = f"{SITE_NAMES[effects.site]}, {ROW_NAMES[effects.ablated]}"

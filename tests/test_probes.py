@@ -202,6 +202,12 @@ def test_command_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert named["label_additive_top1"]["value"] == pytest.approx(
         frame["additive"].dropna().iloc[0]
     )
+    # of two factors' floors the one that is harder to beat: higher accuracy, lower loss
+    drawn = json.loads((out / "probe.json").read_text())["data"]
+    levels = [t["y"][0] for t in drawn if t.get("name") == "best chance"]
+    chance = frame["chance"].max() * 100, frame["chance_loss"].min()
+    assert levels == pytest.approx([*chance, *chance])
+    assert frame["chance_loss"].nunique() == 2
     assert "additive floor" in capsys.readouterr().out
     assert "Where can left, label be read linearly?" in (out / "probe.html").read_text()
     for bad, message in (
@@ -249,6 +255,8 @@ def test_truth_figure_draws_what_was_measured() -> None:
     for studies, message in (
         ([], "ablated is empty"),
         ([replace(effects, readings=None)], "the effects hold no readings"),
+        ([effects, replace(effects, n_layers=9)], "ablated holds effects of 9 layers; expected as"),
+        ([replace(effects, n_layers=7)], "effects of 7 layers; .* probed layer 7 among them"),
         ([replace(effects, data="others")], r"effects on others; expected adding \(test\)"),
     ):
         with pytest.raises(InputError, match=message):
