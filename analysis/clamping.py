@@ -156,8 +156,8 @@ def clamp(
 
     Raises:
         InputError: an unknown factor or region, no random set, a set that is empty or out of range,
-            a value that `source` lacks, a pair of values with fewer than two images or with two
-            labels, or a CLT of another model.
+            a factor with one value, a value that `source` lacks, a pair of values with fewer than
+            two images or with two labels, or a CLT of another model.
     """
     check_fits(vit, clt)
     if not randoms:
@@ -172,6 +172,10 @@ def clamp(
     cells = Cells(origin, kept, labels.numpy(), (factor, other))
     answers = cells.label.reshape(cells.shape)
     known = cells.values[0]
+    if len(known) < 2:
+        raise InputError(
+            f"{factor} is {known[0]} in every image of {data.name}; expected at least two values."
+        )
     if missing := set(known.tolist()) - set(factor_values(source, factor).tolist()):
         raise InputError(f"source has no image of {factor} {min(missing)}; expected every value.")
     place = np.searchsorted(known, origin)

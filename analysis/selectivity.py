@@ -96,8 +96,11 @@ class Selectivity:
             most: so many of a layer, those with the largest eta2_pair; all by default.
 
         Raises:
-            InputError: an unknown kind, a layer that was not asked for, or no such feature.
+            InputError: an unknown kind, a layer that was not asked for, `most` below 1, or no such
+                feature.
         """
+        if most is not None and most < 1:
+            raise InputError(f"most is {most}; expected at least 1.")
         for kind in kinds:
             if kind not in self.kinds:
                 raise InputError(f'kind is "{kind}"; expected one of {", ".join(self.kinds)}.')
@@ -109,7 +112,7 @@ class Selectivity:
             raise InputError(f"no feature of layers {chosen} is of kind {' or '.join(kinds)}.")
         ranked = found.sort_values(["eta2_pair", "feature"], ascending=[False, True])
         return {
-            int(s): torch.tensor(sorted(own["feature"].head(most or len(own))))
+            int(s): torch.tensor(sorted(own["feature"][:most]))
             for s, own in ranked.groupby("layer")
         }
 

@@ -152,6 +152,7 @@ def test_features_are_chosen_and_matched(toys: Selectivity) -> None:
     assert toys.mean_rate(group) == pytest.approx(rates[[0, 4]].mean())
     for call, message in (
         (lambda: toys.matched({0: torch.arange(4)}), "layer 0 has 2 other features that fire"),
+        (lambda: toys.features("left", most=0), "most is 0; expected at least 1"),
         (lambda: toys.features("foam"), 'kind is "foam"; expected one of left, right, mixed'),
         (
             lambda: toys.features("left", layers=[3]),
@@ -316,14 +317,17 @@ def test_clamped_answers_are_counted_from_the_labels(adding) -> None:
     assert np.isnan(heat[0, 0])
 
     lacking = ImageRows(source, np.flatnonzero(source.factors["left"].numpy() == 0).tolist())
+    zeros = np.flatnonzero(data.factors["left"].numpy() == 0).tolist()
+    one_value = ImageRows(data, zeros)
     for changed, message in (
         ({"source": lacking}, "source has no image of left 1"),
         ({"randoms": []}, "randoms is empty"),
+        ({"data": one_value}, "left is 0 in every image of adding"),
         ({"randoms": [{7: torch.tensor([40])}]}, "random 0 holds feature 40 of layer 7"),
         ({"factor": "up"}, r'factor is "up"; adding \(test\) knows left, right'),
     ):
         with pytest.raises(InputError, match=message):
-            clamp(vit, clt, data, zs, group, **{**options, **changed})
+            clamp(vit, clt, **{"data": data, "zs": zs, "group": group, **options, **changed})
     with pytest.raises(InputError, match="a grid of 1 column has no such patches"):
         region_rows("right_half", (4, 1))
     for bad, message in (
@@ -333,3 +337,8 @@ def test_clamped_answers_are_counted_from_the_labels(adding) -> None:
     ):
         with pytest.raises(InputError, match=message):
             suppress(vit, clt, data, zs, bad, randoms=[other])
+    # before anything is run: the model refuses images of this size
+    mixed = TensorImages(data.images[..., :8], data.labels.flip(0), data.class_names)
+    mixed.factors = data.factors
+    with pytest.raises(InputError, match="expected one label a pair"):
+        suppress(vit, clt, mixed, zs, group, randoms=[other])
