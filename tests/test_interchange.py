@@ -337,6 +337,7 @@ def test_commands_refuse_before_writing(tmp_path: Path, capsys: pytest.CaptureFi
         (["export", "--clt", "abs"], "codes may be negative"),
         (["export", "--clt", "jump", "--data", "digits"], "data is digits; thresholds of a"),
         (["import", "--from", "jump"], "expected a config.yaml in it"),
+        (["import", "--from", "jump", "--pretrained", "openai"], "openai without a model"),
     ):
         args[2] = str(tmp_path / args[2])
         assert main([*args, "--out", out]) == 2

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vit_clt.cli.options import OutputOptions, VitOptions
+from vit_clt.errors import InputError
 
 
 @dataclass(kw_only=True)
@@ -33,6 +34,10 @@ class Import(VitOptions, OutputOptions):
         from vit_clt.metrics import Metric, metrics_json
         from vit_clt.outputs import OutputFolder
 
+        if self.pretrained is not None and self.model is None:
+            raise InputError(
+                f"pretrained is {self.pretrained} without a model; expected both, or neither."
+            )
         files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, "metrics.json"]
         folder = OutputFolder(self.out, files, self.overwrite)
         vit = None if self.model is None else self.load_vit(self.device)
