@@ -21,7 +21,7 @@ import pandas as pd
 from vit_clt import CrossLayerTranscoder, ZeroShot, load_data
 from vit_clt.analysis import causal_effects, clamp, probes, selectivity, suppress
 from vit_clt.analysis.clamping import Clamp
-from vit_clt.analysis.exports import markdown_table, study_files, write_study
+from vit_clt.analysis.exports import check_png, markdown_table, study_files, write_study
 from vit_clt.analysis.feature_sets import FeatureSet
 from vit_clt.analysis.layer_sets import layer_sets
 from vit_clt.analysis.regions import REGION_NAMES, Region
@@ -50,7 +50,7 @@ def load() -> tuple[HookedViT, ZeroShot, ImageData, ImageData]:
     return vit, ZeroShot(vit, test.class_names, "ensemble"), train, test
 
 
-def truth(folder: OutputFolder) -> None:
+def truth(folder: OutputFolder, png: bool) -> None:
     """Where each digit and the sum can be read, and which layers the answer needs."""
     vit, zs, train, test = load()
     probed = probes(vit, train, test, progress=True)
@@ -68,7 +68,7 @@ def truth(folder: OutputFolder) -> None:
         f"{probed.data}, N = {probed.n}; probes fitted on {probed.n_train} images of "
         f"{probed.train_data}"
     )
-    write_study(folder, "truth", figure, table, caption, png=True)
+    write_study(folder, "truth", figure, table, caption, png=png)
     context = {
         "command": "adding truth",
         "data": probed.data,
@@ -77,9 +77,11 @@ def truth(folder: OutputFolder) -> None:
         "trajectory": "the model's own",
         "l0": None,
         "fill": "mean",
-        "seed": 0,
+        "seed": probed.seed,
+        "templates": zs.name,
     }
-    folder.write("metrics.json", metrics_json(probed.metrics(), **context))
+    ablated = [named(f"{each.site}_", metric) for each in effects for metric in each.metrics()]
+    folder.write("metrics.json", metrics_json(probed.metrics() + ablated, **context))
 
 
 def features(folder: OutputFolder, place: str) -> None:
@@ -141,10 +143,10 @@ def write(
     off = pd.concat(one.to_frame().assign(group=name) for name, one in switched.items())
     to = pd.concat(one.to_frame().assign(group=name) for name, one in moved.items())
     tables = {"counts": counts, "suppressed": off, "clamped": to}
-    cls = found["cls"]
+    cls, edited = found["cls"], next(iter(switched.values()))
     caption = (
-        f"CLT {Path(place).name}, L0 {cls.l0:.1f} (CLS rows); chosen on adding (train), "
-        f"{cls.n} images, changed on adding (test), N = {N_TEST}; seed {cls.seed}"
+        f"CLT {Path(place).name}, L0 {cls.l0:.1f} (CLS rows); chosen on {cls.data}, "
+        f"{cls.n} images, changed on {edited.data}, N = {edited.n}; seed {cls.seed}"
     )
     for name, table in tables.items():
         folder.write(f"{name}.csv", table.to_csv(index=False))
@@ -169,8 +171,10 @@ def write(
             metrics += [named(stem, metric) for metric in one.metrics()]
     context = {
         "command": "adding features",
-        "data": cls.data,
+        # numbers of features are of the images they were chosen on, the rest of these
+        "data": edited.data,
         "split": "test",
+        "chosen_on": f"{cls.data}, N = {cls.n}",
         "tokens": " ".join(found),
         "trajectory": "teacher for selectivity, stream with error nodes for edits",
         "l0": cls.l0,
@@ -193,9 +197,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--clt", default="out/adding/clt_k16")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--png", action="store_true", help="truth: also a PNG; needs a browser")
     options = parser.parse_args(args)
     if options.part == "truth":
-        truth(OutputFolder(options.out, study_files("truth"), options.overwrite))
+        if options.png:
+            check_png()
+        truth(OutputFolder(options.out, study_files("truth"), options.overwrite), options.png)
     else:
         tables = [
             f"{n}.{end}" for n in ("counts", "suppressed", "clamped") for end in ("csv", "md")

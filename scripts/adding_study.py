@@ -111,6 +111,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/adding"))
     parser.add_argument("--only", nargs="*", help="these steps and no others")
     options = parser.parse_args()
+    names = {step.name for step in steps(options.out)}
+    if unknown := sorted(set(options.only or ()) - names):
+        parser.error(f"only names {unknown[0]}; expected some of {', '.join(sorted(names))}")
     options.out.mkdir(parents=True, exist_ok=True)
     plan = [s for s in steps(options.out) if options.only is None or s.name in options.only]
     finished = {s.name for s in steps(options.out) if is_finished(s, options.out)}
