@@ -156,7 +156,8 @@ def suppress(
 
     Raises:
         InputError: an unknown factor or region, no random set, a set that is empty or out of range,
-            a pair of values with fewer than two images, or a CLT of another model.
+            a pair of values with fewer than two images or with two labels, a label without a
+            class name, or a CLT of another model.
     """
     check_fits(vit, clt)
     if not randoms:
@@ -173,13 +174,14 @@ def suppress(
         for name, each in sets.items()
     }
     a, b = (factor_values(data, name) for name in factors)
+    known = torch.cat([labels for _, labels in data])
+    zs.check_labels(known)
+    cells = Cells(a, b, known.numpy(), factors)
     outcomes: dict[str, list[Outcome]] = {"original": [], **{name: [] for name in sets}}
     active: dict[str, list[np.ndarray]] = {name: [] for name in sets}
-    known = []
     with tqdm(total=len(data), desc="suppress", unit=" images", disable=not progress) as bar:
         for images, labels in data:
             images = images.to(clt.b_enc.device)
-            known.append(labels)
             unaltered = SteeredPass(vit, clt, images)
             outcomes["original"].append(zs.read(unaltered.embeddings, labels))
             x = capture(vit, images).x[:, :, rows]
@@ -192,7 +194,6 @@ def suppress(
                 counts = sum(fires[s][:, features].sum(1) for s, features in each.items())
                 active[name].append(counts.cpu().numpy())  # type: ignore[union-attr]
             bar.update(len(images))
-    cells = Cells(a, b, torch.cat(known).numpy(), factors)
 
     def by_cell(per_image: np.ndarray) -> np.ndarray:
         sums = np.bincount(cells.cell, per_image, len(cells.counts))
