@@ -107,7 +107,8 @@ class SteeringCurve:
         return self.frame.copy()
 
     def metrics(self) -> list[Metric]:
-        """The steered model's probabilities, KL, accuracy and loss, by strength.
+        """The steered model's probabilities, KL, accuracy and loss, by strength; and the change of
+        each ("_change"), whose interval is paired with the unsteered model.
 
         Floor: the mean of the random features at that strength. Baseline: the unsteered model.
         """
@@ -116,20 +117,15 @@ class SteeringCurve:
         random = shown[shown["version"].str.startswith("random")]
         floors = random.groupby(keys, dropna=False)["value"].mean().rename("floor").reset_index()
         rows = shown[shown["version"] == STEERED].merge(floors, on=keys)
-        return [
-            Metric(
-                f"{self.kind}_{r['strength']:g}_{r['measure']}"
-                + ("" if pd.isna(r["class"]) else f"_{r['class']}"),
-                r["value"],
-                r["unit"],
-                self.n,
-                r["low"],
-                r["high"],
-                r["floor"],
-                r["value"] - r["change"],
-            )
-            for r in rows.to_dict("records")
-        ]
+        found = []
+        for r in rows.to_dict("records"):
+            of_class = "" if pd.isna(r["class"]) else f"_{r['class']}"
+            name = f"{self.kind}_{r['strength']:g}_{r['measure']}{of_class}"
+            baseline, unit = r["value"] - r["change"], r["unit"]
+            value = (r["value"], unit, self.n, r["low"], r["high"], r["floor"], baseline)
+            change = (r["change"], unit, self.n, r["change_low"], r["change_high"])
+            found += [Metric(name, *value), Metric(f"{name}_change", *change)]
+        return found
 
     def figure(self, target: str | int | None = None) -> go.Figure:
         """Probabilities by class, the random features beside them, KL, accuracy and loss.

@@ -24,8 +24,9 @@ READING = (
 
 
 def curve_table(curve: SteeringCurve, target: str | int | None = None) -> pd.DataFrame:
-    """One row a strength, as text: probabilities (%) with intervals, KL, accuracy and loss, and
-    the mean of the random features' for the first class and KL."""
+    """One row a strength, as text: probabilities (%), KL, accuracy and loss, and the mean of the
+    random features' for the first class and KL. Intervals are those of the change from the
+    unsteered model, paired over images; the spread of the values themselves is in the frame."""
     named = moved_classes(curve, target, 3)
     rows = []
     for strength in [None, *curve.strengths]:
@@ -33,13 +34,14 @@ def curve_table(curve: SteeringCurve, target: str | int | None = None) -> pd.Dat
         row = {"strength": "unsteered" if strength is None else f"{strength:g}"}
         for label in named:
             found = _at(curve, version, strength, "probability", label)
-            row[f"{curve.class_names[label]} %"] = _with_ends(found, 100, ".1f")
+            row[f"{curve.class_names[label]} %"] = _with_change(found, 100, ".1f")
         row["random % "] = _random(curve, strength, "probability", named[0], 100, ".1f")
         row["KL (nats)"] = f"{_at(curve, version, strength, 'kl', None)['value']:.4f}"
         row["random KL (nats)"] = _random(curve, strength, "kl", None, 1, ".4f")
         if curve.labelled:
-            top1, loss = (_at(curve, version, strength, m, None)["value"] for m in ("top1", "loss"))
-            row["top-1 % / loss"] = f"{100 * top1:.1f} / {loss:.4f}"
+            top1, loss = (_at(curve, version, strength, m, None) for m in ("top1", "loss"))
+            row["top-1 %"] = _with_change(top1, 100, ".1f")
+            row["loss (nats)"] = _with_change(loss, 1, ".4f")
         rows.append(row)
     table = pd.DataFrame(rows)
     return table.rename(columns={"random % ": f"random: {curve.class_names[named[0]]} %"})
@@ -114,10 +116,13 @@ def _random(
     return f"{factor * sum(found) / len(found):{form}}"
 
 
-def _with_ends(found: pd.Series, factor: int, form: str) -> str:
-    value, low, high = (factor * found[end] for end in ("value", "low", "high"))
+def _with_change(found: pd.Series, factor: int, form: str) -> str:
+    ends = ("value", "change", "change_low", "change_high")
+    value, change, low, high = (factor * found[end] for end in ends)
     text = f"{value:{form}}"
-    return text if isnan(low) else f"{text} ({low:{form}} to {high:{form}})"
+    if isnan(low) or change == low == high == 0:
+        return text
+    return f"{text}, {change:+{form}} ({low:+{form}} to {high:+{form}})"
 
 
 def _change(row: dict[Any, Any], measure: str, factor: int, form: str) -> str:

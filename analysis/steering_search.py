@@ -126,7 +126,11 @@ class SteeringSearch:
         if self.agreement is not None:
             a = self.agreement
             name = "predicted_measured_spearman"
-            metrics.append(Metric(name, a.value, "fraction", self.n, a.low, a.high, a.floor))
+            metrics += [
+                Metric(name, a.value, "fraction", self.n, a.low, a.high, a.floor),
+                Metric(f"{name}_permuted_high", a.floor_high, "fraction", self.n),
+                Metric(f"{name}_p", a.p, "fraction", self.n),
+            ]
         return metrics
 
     def figure(self) -> go.Figure:
