@@ -160,7 +160,8 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         caption = (
             f"{data.name}, N = {curve.n}, {curve.steered.text()} on {rows_name(curve.tokens)}, "
             f"strength: {unit} (typical: {typical} over {curve.n_typical} images), error nodes, "
-            f"stream inputs, L0 {curve.l0:.1f}, templates: {curve.templates}, seed {curve.seed}"
+            f"stream inputs, L0 {curve.l0:.1f}, templates: {curve.templates}, seed {curve.seed}; "
+            "after a value its change from the unsteered model, with the paired 95 % interval"
         )
         return _Found(
             curve.figure(self.target),
