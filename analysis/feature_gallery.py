@@ -152,8 +152,8 @@ def _page_entry(
         steps = np.zeros(each.patches.size, int)
         if scale:
             steps = np.rint(each.patches.ravel() / scale * _STEPS).astype(int)
-            # what is active is seen to be
-            steps = np.where((steps == 0) & (each.patches.ravel() != 0), 1, steps)
+            # what is active is seen to be, in the colour of its sign
+            steps = np.where(steps == 0, np.sign(each.patches.ravel()).astype(int), steps)
         cls = None if each.cls is None else _number(each.cls)
         return [place[each.row], _number(each.value), cls, steps.tolist()]
 

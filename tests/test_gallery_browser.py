@@ -103,6 +103,19 @@ def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
     ]
 
 
+def test_a_weak_patch_keeps_its_sign(
+    stats: FeatureStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    page = stats.page(*active(stats)[0])
+    page.top[0].patches[:] = [[-1e-4, 0, 1e-4], [-1, 0, 1], [0, 0, 0]]
+    page.top[0].patches[:] *= page.map_scale
+    monkeypatch.setattr(FeatureStatistics, "pages", lambda self, chosen, progress: [page])
+    folder = OutputFolder(tmp_path, GALLERY_FILES).open()
+    write_gallery(folder, stats, [(page.layer, page.feature)], "one")
+    (entry,) = read(tmp_path / "pages" / "pages-000.js")
+    assert entry["top"][0][3] == [-1, 0, 1, -99, 0, 99, 0, 0, 0]
+
+
 def test_overwrite_removes_only_its_own_files(stats: FeatureStatistics, tmp_path: Path):
     (tmp_path / "pages").mkdir()
     for name in ("mine.txt", "pages/mine.js", "pages/pages-007.js"):
