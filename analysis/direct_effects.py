@@ -143,10 +143,12 @@ def direct_effects(
         progress: show a progress bar.
 
     Raises:
-        InputError: a CLT of another model, a model that does not pool CLS, or directions that are
-            not one an image.
+        InputError: a CLT of another model, a model that does not pool CLS, no images, or directions
+            that are not one an image.
     """
     check_fits(vit, clt)
+    if not len(images):
+        raise InputError("images is empty; expected at least one.")
     if direction.ndim not in (1, 2) or (direction.ndim == 2 and len(direction) != len(images)):
         raise InputError(
             f"direction has shape {tuple(direction.shape)}; expected (d_embed,) or "

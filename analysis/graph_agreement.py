@@ -140,7 +140,7 @@ def graph_agreement(
         progress: show a progress bar.
 
     Raises:
-        InputError: n below 2, or hooks on the model.
+        InputError: n below 2, hooks on the model, or no active feature on any image.
     """
     check_interventions(n)
     rng = np.random.default_rng(seed)
@@ -174,6 +174,10 @@ def graph_agreement(
                     }
                 )
             bar.update()
+    if not rows:
+        raise InputError(
+            "clt has no active feature on the images asked for; expected one to silence."
+        )
     return GraphAgreement(pd.DataFrame(rows), seed)
 
 

@@ -158,7 +158,8 @@ def graph_study(
 
     Raises:
         InputError: a row out of range or given twice, a class that does not exist, an image without
-            the label asked for, a CLT of another model, hooks on `vit`, or a number out of range.
+            the label asked for, a CLT of another model or one that is silent on all the images,
+            hooks on `vit`, or a number out of range.
     """
     check_fits(vit, clt)
     check_size(max_nodes, keep)

@@ -135,5 +135,7 @@ def test_wrong_arguments_are_refused(tiny_vit: HookedViT, images: Tensor) -> Non
     clt = random_clt(tiny_vit)
     with pytest.raises(InputError, match="one an image"):
         direct_effects(tiny_vit, clt, images, torch.zeros(2, 12))
+    with pytest.raises(InputError, match="images is empty"):
+        direct_effects(tiny_vit, clt, images[:0], torch.zeros(12))
     with pytest.raises(InputError, match="4 layers"):
         direct_effects(HookedViT(tiny_clip(layers=2)), clt, images, torch.zeros(12))

@@ -128,6 +128,9 @@ def test_wrong_arguments_are_refused(tiny_vit: HookedViT, images: Tensor) -> Non
     sources = Sources(tiny_vit, random_clt(tiny_vit), images[0])
     with pytest.raises(InputError, match="interventions is 1"):
         graph_agreement([sources], [torch.ones(12)], n=1)
+    silent = Sources(tiny_vit, random_clt(tiny_vit, JumpReLU(100.0)), images[0])
+    with pytest.raises(InputError, match="no active feature"):
+        graph_agreement([silent], [torch.ones(12)], n=4)
     with (
         tiny_vit.hooks(fwd_hooks=[("hook_input", lambda v, hook: v)]),
         pytest.raises(InputError, match="expected none"),

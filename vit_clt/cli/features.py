@@ -56,7 +56,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
 
         if self.raises is not None and self.select != "effect":
             raise InputError(
-                f'raises is "{self.raises}", with select "{self.select}"; expected select "effect".'
+                f'raises is "{self.raises}", with another rule or none; expected select "effect".'
             )
         named = [feature_address(text) for text in dict.fromkeys(self.feature)]
         layers = None if self.layers is None else layer_numbers(self.layers)
