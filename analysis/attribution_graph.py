@@ -8,7 +8,7 @@ target, those of dropped nodes included, sum to its value exactly. With norms di
 not, but say better what a change of the source would do.
 
 Nodes are kept by their influence (`influence`); in-edges are worked out for eight times as many
-features as nodes are kept.
+features as a graph may have nodes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_NODES = 60
 KEEP = 0.8
 """Share of the influence of all nodes that those kept should have."""
 EXPAND = 8
-"""In-edges are worked out for this many features per node kept."""
+"""In-edges are worked out for this many features per node that a graph may have."""
 
 
 @dataclass(frozen=True)

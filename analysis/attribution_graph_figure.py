@@ -271,7 +271,7 @@ def _add_pictures(
         colorbar={"thickness": 10, "len": 0.4, "y": 0.22, "x": 1.01, "tickfont": {"size": 10}},
         hovertemplate="patch (%{y}, %{x}): %{z:.4g}<extra></extra>",
     )
-    for y, text in ((0.955, "the image"), (0.425, "direct effects of patches")):
+    for y, text in ((0.955, "the image"), (0.425, "direct effects of patches (logits)")):
         figure.add_annotation(
             text=text,
             xref="paper",

@@ -142,6 +142,10 @@ def test_what_is_kept_and_what_is_said_of_it(sources: Sources, direction: Tensor
     last = (sources.layer == 3) & (sources.token > 0)
     assert facts.n_expanded == facts.n_active - int(last.sum())
     assert facts.unexpanded_share == 0
+    ends = whole.nodes[whole.nodes["kind"].isin(["error", "patch", "bias"])]
+    in_errors = ends.loc[ends["kind"] == "error", "influence"].sum()
+    assert facts.error_share == pytest.approx(in_errors / ends["influence"].sum(), rel=1e-6)
+    assert 0 < facts.error_share < 1
     into_logit = whole.edges[whole.edges["target"] == 0]
     assert into_logit["effect"].sum() == pytest.approx(facts.logit, rel=1e-10)
 
@@ -150,6 +154,9 @@ def test_what_is_kept_and_what_is_said_of_it(sources: Sources, direction: Tensor
     assert small.nodes["kind"].iloc[[0, -1]].tolist() == ["logit", "bias"]
     assert len(small.nodes) == 8
     assert facts.n_expanded == 48
+    # what would be followed further can only end in more of errors
+    assert 0 < facts.error_share < whole.facts.error_share
+    assert 0 < facts.unexpanded_share < 1 - facts.error_share
     key = ["kind", "layer", "token", "feature"]
     merged = small.nodes.merge(whole.nodes, on=key, suffixes=("", "_whole"))
     # direct and total effects do not depend on what is kept
