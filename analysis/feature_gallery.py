@@ -136,11 +136,12 @@ def _document(
 
 
 def _raised(page: FeaturePage) -> tuple[int, float]:
-    """The class whose logit rises most, and by how much; -1 and NaN where that is unknown."""
+    """The class whose logit rises most, and by how much; -1 where none does, NaN if unknown."""
     if page.effects is None or not page.effect_images:
         return -1, math.nan
     label = int(page.effects[0].argmax())
-    return label, float(page.effects[0, label])
+    effect = float(page.effects[0, label])
+    return (label if effect > 0 else -1), effect
 
 
 def _page_entry(

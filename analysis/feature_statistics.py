@@ -91,7 +91,8 @@ class FeatureStatistics:
 
         `peak` is the activation of largest size, signed; `mean_cls`, `mean_patch` are means of |z|
         over the active rows; `raised` is the class whose logit the feature raises most, `effect`
-        that centred direct effect and `effect_lowest` the one of the class it lowers most.
+        that centred direct effect and `effect_lowest` the one of the class it lowers most; where
+        all effects are 0, no class is raised, and where none was measured, they are NaN.
         """
         return pd.concat([self._frame(s) for s in self.layers], ignore_index=True)
 
@@ -260,8 +261,9 @@ class FeatureStatistics:
         if self.effects is not None:
             centred = self.effects.centred(layer)
             images = self.effects.images[layer]
-            some = images > 0
-            at = np.where(some, np.nan_to_num(centred).argmax(1), -1)
+            largest = np.nan_to_num(centred)
+            # effects that are all 0, as of patch rows of the last layer, raise no class
+            at = np.where(largest.max(1) > 0, largest.argmax(1), -1)
             columns["raised"] = ["" if c < 0 else self.effects.class_names[c] for c in at.tolist()]
             columns["effect"] = centred.max(1)
             columns["effect_lowest"] = centred.min(1)

@@ -185,11 +185,15 @@ def test_effects_are_those_of_each_image_alone(stats: FeatureStatistics):
 
 
 def test_patches_of_the_last_layer_reach_no_logit(plain: FeatureStatistics):
-    """An exact zero: with CLS pooling only row 0 of y_{L-1} is read."""
+    """An exact zero, which raises no class: with CLS pooling only row 0 of y_{L-1} is read."""
     z = dense(plain)[3, :9]
     silent_on_cls = (z != 0).any((0, 1)) & ~(z[:, 0] != 0).any(0)
     assert silent_on_cls.any()
     assert not np.abs(plain.effects.mean(3)[silent_on_cls]).any()
+    rows = plain.to_frame().query("layer == 3").set_index("feature")
+    assert (rows.loc[silent_on_cls, "raised"] == "").all()
+    assert (rows.loc[silent_on_cls, "effect"] == 0).all()
+    assert (rows.loc[rows["effect"] > 0, "raised"] != "").all()
 
 
 def test_batches_and_layers_do_not_matter(vit: HookedViT, data: TensorImages, plain):

@@ -72,6 +72,9 @@ def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
     for column, name in (("images", "image_rate"), ("purity", "purity"), ("effect", "effect")):
         found = np.array(features[column], float)
         np.testing.assert_allclose(found, frame[name], rtol=1e-3)
+    raised = [CLASSES[c] if c >= 0 else "" for c in features["raised"]]
+    assert raised == frame["raised"].tolist()
+    assert "" in raised
     assert document["classes"] == ["red", "green", "<b>blue"]
     assert "noise, N = 300, teacher trajectory, L0 5.0" in document["context"]
     # images: 256 a sheet, in row order, each as the model sees it
