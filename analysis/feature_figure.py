@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
-
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageColor
+from PIL import ImageColor
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.class_labels import short_names
 from vit_clt.analysis.feature_statistics import FeatureStatistics
 from vit_clt.analysis.features import Example, FeaturePage
 from vit_clt.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, finish
-from vit_clt.analysis.thumbnails import pixels
+from vit_clt.analysis.thumbnails import data_uri, pixels
 
 _COLUMNS = 6
 _SIDE = 100  # pixels of an image in the figure
@@ -101,8 +98,9 @@ def _add_images(figure: go.Figure, stats: FeatureStatistics, page: FeaturePage, 
     shown = pixels(stats.vit, stats.data.batch([each.row for each in page.top])[0])
     for i, (each, image) in enumerate(zip(page.top, shown, strict=True)):
         x, y = i % _COLUMNS, -(i // _COLUMNS)
+        picture = activation_picture(image, each.patches, page.map_scale)
         figure.add_layout_image(
-            source=_uri(activation_picture(image, each.patches, page.map_scale)),
+            source=data_uri(picture, max(picture.shape)),
             x=x,
             y=y,
             sizex=0.8,
@@ -197,9 +195,3 @@ def activation_picture(
         frame[width:-width, width:-width] = False
         cell[frame] = colour
     return large.round().astype(np.uint8)
-
-
-def _uri(image: UInt8[np.ndarray, "height width 3"]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
