@@ -351,6 +351,11 @@ function effects(page) {
       : "Not measured: no classes to read.";
     return make("figure", {}, make("h2", {}, title), make("p", { class: "soft" }, why));
   }
+  if (page.effects[1].every((value) => value === 0)) {
+    return make("figure", {}, make("h2", {}, title), make("p", { class: "soft" },
+      `Exactly 0 on every class, on the ${page.effect_images} of the first ${G.effect_images} images ` +
+      "where it is active: from these rows and layers no logit is read directly."));
+  }
   const [centred, raw] = page.effects, tall = 22, top = 10, left = 170, width = 420;
   let order = centred.map((_, c) => c).sort((a, b) => centred[b] - centred[a] || a - b);
   const cut = order.length > 20;
