@@ -36,7 +36,7 @@ from vit_clt.metrics import Metric, metrics_json
 from vit_clt.outputs import OutputFolder
 
 N_TEST, N_TRAIN = 2_000, 4_000
-RANDOM_SETS = 3
+RANDOM_SETS = 2
 EARLY, LATE = range(3), range(3, 8)
 REGIONS: tuple[Region, ...] = ("cls", "left_half", "right_half")
 NAMES = {"label": "last digit of the sum"}
@@ -94,10 +94,11 @@ def features(folder: OutputFolder, place: str) -> None:
     switched: dict[str, Suppression] = {}
     moved: dict[str, Clamp] = {}
     for side, region in (("left", "left_half"), ("right", "right_half")):
-        for most in (60, 120):
+        for most in (60, 120, None):
             group = found[region].features(side, layers=EARLY, most=most)
-            randoms = random_sets(found[region], group)
-            name = f"{side} digit, {most} a layer, layers 0-2"
+            # of all of them, nearly every feature that fires, random ones share most
+            randoms = random_sets(found[region], group, apart=most is not None)
+            name = f"{side} digit, {most or 'all'} a layer, layers 0-2"
             switched[name] = suppress(
                 vit, clt, test, zs, group, randoms=randoms, region=region, progress=True
             )
@@ -124,9 +125,9 @@ def features(folder: OutputFolder, place: str) -> None:
     write(folder, place, found, switched, moved)
 
 
-def random_sets(found: Selectivity, group: FeatureSet) -> list[FeatureSet]:
+def random_sets(found: Selectivity, group: FeatureSet, apart: bool = True) -> list[FeatureSet]:
     """Several sets of as many features that fire equally often."""
-    return [found.matched(group, seed) for seed in range(RANDOM_SETS)]
+    return [found.matched(group, seed, apart=apart) for seed in range(RANDOM_SETS)]
 
 
 def write(

@@ -47,7 +47,8 @@ def steps(out: Path) -> list[Step]:
     ]
     main = [f"clt_k{MAIN_K}"]
     audit = ["audit", "--clt", clt, *measured, *TRAINING, "--resume"]
-    plan.insert(1, Step("audit", audit, main))
+    # the two longest go first
+    plan[1:1] = [Step("audit", audit, main), Step("features", ["features", "--clt", clt], main)]
     plan.append(Step("truth", ["truth"]))
     ablated = {
         "mlp_resample": ["--site", "mlp", "--fill", "resample"],
@@ -67,7 +68,6 @@ def steps(out: Path) -> list[Step]:
         rows = ["--tokens", "all"] if k != MAIN_K else []
         plan.append(Step(f"cascade_k{k}", ["cascade", *given, *rows], of_k))
         plan.append(Step(f"ablate_k{k}", ["ablate", *given], of_k))
-    plan.append(Step("features", ["features", "--clt", clt], main))
     trained = [f"{kind}_k{k}" for k in K for kind in ("clt", "plt")]
     args = ["fidelity", *measured, "--clts", *(str(out / name) for name in trained)]
     plan.append(Step("fidelity", args, trained))
