@@ -141,8 +141,13 @@ def write(
     counts = pd.concat(
         one.counts().assign(rows=REGION_NAMES[region]) for region, one in found.items()
     )
-    off = pd.concat(one.to_frame().assign(group=name) for name, one in switched.items())
-    to = pd.concat(one.to_frame().assign(group=name) for name, one in moved.items())
+    off, to = (
+        pd.concat(
+            one.to_frame().assign(group=name, in_group=one.n_features, overlap=one.overlap)
+            for name, one in results.items()
+        )
+        for results in (switched, moved)
+    )
     tables = {"counts": counts, "suppressed": off, "clamped": to}
     cls, edited = found["cls"], next(iter(switched.values()))
     caption = (
