@@ -69,6 +69,9 @@ def steps(out: Path) -> list[Step]:
         plan.append(Step(f"cascade_k{k}", ["cascade", *given, *rows], of_k))
         plan.append(Step(f"ablate_k{k}", ["ablate", *given], of_k))
     trained = [f"{kind}_k{k}" for k in K for kind in ("clt", "plt")]
+    others = [str(out / f"clt_k{k}") for k in K if k != MAIN_K]
+    args = ["reconstruct", "--clt", clt, *measured, "--compare", *others]
+    plan.append(Step("reconstruct", args, [f"clt_k{k}" for k in K]))
     args = ["fidelity", *measured, "--clts", *(str(out / name) for name in trained)]
     plan.append(Step("fidelity", args, trained))
     return plan
