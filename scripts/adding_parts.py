@@ -99,9 +99,13 @@ def features(folder: OutputFolder, place: str) -> None:
             # of all of them, nearly every feature that fires, random ones share most
             randoms = random_sets(found[region], group, apart=most is not None)
             name = f"{side} digit, {most or 'all'} a layer, layers 0-2"
-            switched[name] = suppress(
-                vit, clt, test, zs, group, randoms=randoms, region=region, progress=True
-            )
+            # without any of them nothing is left to break; a few of them set nothing
+            if most is not None:
+                switched[name] = suppress(
+                    vit, clt, test, zs, group, randoms=randoms, region=region, progress=True
+                )
+            if most == 60:
+                continue
             moved[name] = clamp(
                 vit,
                 clt,
