@@ -37,7 +37,7 @@ def contrast_effects(
     """
     config = clt.config
     layers, rows = range(config.n_layers), row_index(tokens)
-    sums = ActivitySums(layers, config.n_features)
+    sums = ActivitySums(layers, config.n_features, tokens)
     effects = np.zeros((config.n_layers, config.n_features))
     direction = contrast_weights(zs, label)
     n_batches = -(-len(data) // data.batch_size)

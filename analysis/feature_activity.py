@@ -39,10 +39,27 @@ class FeatureActivity:
     """Sum of |z|."""
     n_rows: int
     """Rows counted, of all images together."""
+    images: Int[np.ndarray, " feature"]
+    """Images on which each is active, on one of these rows or more."""
+    n_images: int
+    cls_fired: Int[np.ndarray, " feature"]
+    """CLS rows on which each is active; 0 where CLS is not among the rows."""
+    cls_size: Float[np.ndarray, " feature"]
+    """Sum of |z| over CLS rows."""
+    has_cls: bool
+    """Whether CLS is among the rows."""
 
     def rate(self, feature: int) -> float:
         """Share of the rows on which it is active."""
         return float(self.fired[feature] / self.n_rows)
+
+    def image_rate(self, feature: int) -> float:
+        """Share of the images on which it is active on one of these rows or more."""
+        return float(self.images[feature] / self.n_images)
+
+    def cls_rate(self, feature: int) -> float:
+        """Share of the CLS rows on which it is active; NaN where CLS is not among the rows."""
+        return float(self.cls_fired[feature] / self.n_images) if self.has_cls else float("nan")
 
     def typical(self, feature: int) -> float:
         """Its typical activation: the mean of z where it is active, 0 where it never is.
@@ -53,6 +70,15 @@ class FeatureActivity:
         fired = int(self.fired[feature])
         size = self.size[feature] if self.total[feature] >= 0 else -self.size[feature]
         return float(size / fired) if fired else 0.0
+
+    def typical_by_kind(self, feature: int) -> tuple[float, float]:
+        """`typical` over CLS rows alone, and over the other rows alone, with its sign; 0 where it
+        never fires on them."""
+        sign = 1 if self.total[feature] >= 0 else -1
+        fired, size = int(self.cls_fired[feature]), float(self.cls_size[feature])
+        others = int(self.fired[feature]) - fired
+        rest = float(self.size[feature]) - size
+        return sign * size / fired if fired else 0.0, sign * rest / others if others else 0.0
 
     def alike(
         self, feature: int, n: int, rng: np.random.Generator, without: Collection[int]
@@ -84,25 +110,46 @@ class FeatureActivity:
 class ActivitySums:
     """Gathers `FeatureActivity` batch by batch."""
 
-    def __init__(self, layers: Collection[int], n_features: int):
+    def __init__(self, layers: Collection[int], n_features: int, tokens: Rows):
         self.n_features = n_features
-        # rows active, sum of z, sum of |z|
-        self._sums = {s: np.zeros((3, n_features)) for s in layers}
+        if isinstance(tokens, str):
+            self.cls_at = None if tokens == "patch" else 0
+        else:
+            self.cls_at = tokens.index(0) if 0 in tokens else None
+        # rows active, sum of z, sum of |z|; CLS rows active, sum of |z| there; images active
+        self._sums = {s: np.zeros((6, n_features)) for s in layers}
         self._n_rows = dict.fromkeys(layers, 0)
+        self._n_images = dict.fromkeys(layers, 0)
 
     def add(self, layer: int, active: ActiveCodes) -> None:
         """Count one layer's codes of a batch."""
-        values = active.values
-        weights = torch.stack([torch.ones_like(values), values, values.abs()])
+        values, ones = active.values, torch.ones_like(active.values)
+        weights = [ones, values, values.abs()]
+        if self.cls_at is not None:
+            cls = active.tokens == self.cls_at
+            weights += [ones * cls, values.abs() * cls]
         for i, weight in enumerate(weights):
             self._sums[layer][i] += sums_by_feature(weight, active.features, self.n_features)
+        self._sums[layer][5] += active.of_images().ne(0).sum(0).cpu().numpy()
         self._n_rows[layer] += active.n_images * active.n_tokens
+        self._n_images[layer] += active.n_images
 
     def found(self) -> dict[int, FeatureActivity]:
         """By layer."""
         return {
-            s: FeatureActivity(s, fired.astype(int), total, size, self._n_rows[s])
-            for s, (fired, total, size) in self._sums.items()
+            s: FeatureActivity(
+                layer=s,
+                fired=fired.astype(int),
+                total=total,
+                size=size,
+                n_rows=self._n_rows[s],
+                images=images.astype(int),
+                n_images=self._n_images[s],
+                cls_fired=cls_fired.astype(int),
+                cls_size=cls_size,
+                has_cls=self.cls_at is not None,
+            )
+            for s, (fired, total, size, cls_fired, cls_size, images) in self._sums.items()
         }
 
 
@@ -135,7 +182,7 @@ def feature_activity(
         tokens: rows counted.
         progress: show a progress bar.
     """
-    sums = ActivitySums(layers, clt.config.n_features)
+    sums = ActivitySums(layers, clt.config.n_features, tokens)
     names = {s: HOOK_IN.format(l=s) for s in layers}
     rows = row_index(tokens)
     n_batches = -(-len(data) // data.batch_size)

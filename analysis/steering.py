@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.analysis.feature_activity import FeatureActivity, feature_activity
+from vit_clt.analysis.feature_activity import feature_activity
+from vit_clt.analysis.steered_features import STEERED, Feature, Steered, steered_versions
 from vit_clt.analysis.steering_readings import SteeredReader, known_labels
 from vit_clt.data import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -29,44 +30,11 @@ from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
-Feature = tuple[int, int]
-"""(source layer, feature number)."""
 STRENGTHS: dict[EditKind, tuple[float | int, ...]] = {
     "clamp": (-2, -1, 0, 1, 2, 4, 6),
     "scale": (-1, 0, 1, 2, 4),
 }
-STEERED, UNSTEERED = "steered", "unsteered"
-
-
-@dataclass(frozen=True)
-class Steered:
-    """Some features that are steered together, and what they do unsteered."""
-
-    name: str
-    """"steered", or "random 0", "random 1", ..."""
-    features: list[Feature]
-    rates: list[float]
-    """Share of the rows on which each is active."""
-    typical: list[float]
-    """Mean of z where it is active: the unit of clamps."""
-
-    def edits(
-        self, kind: EditKind, strength: float | int, tokens: Rows, only_active: bool
-    ) -> list[Edit]:
-        """An edit a feature: clamped to strength times its typical activation, or scaled by it."""
-        return [
-            Edit(s, i, kind, value, tokens, only_active)
-            for (s, i), value in zip(self.features, self.values(kind, strength), strict=True)
-        ]
-
-    def values(self, kind: EditKind, strength: float | int) -> list[float]:
-        """What each z becomes (clamp), or the factor on it (scale)."""
-        units = self.typical if kind == "clamp" else [1.0] * len(self.features)
-        return [strength * unit for unit in units]
-
-    def text(self) -> str:
-        """ "7:123, 8:4"."""
-        return features_text(self.features)
+UNSTEERED = "unsteered"
 
 
 @dataclass(frozen=True)
@@ -76,7 +44,9 @@ class SteeringCurve:
     frame: pd.DataFrame
     """One row per version ("unsteered", "steered", "random j"), strength and measure: features,
     raw (what z becomes, or the factor), class and label (of class measures), unit, value, low,
-    high, change (from the unsteered model, paired), change_low, change_high, n. Measures:
+    high, change (from the unsteered model, paired), change_low, change_high, n, and in steered rows
+    beyond (less the mean of the random ones, paired over images with those held), beyond_low,
+    beyond_high. Measures:
     "probability" (fraction) and "logit" of every class, "kl" (nats, KL of the unsteered model's
     probabilities from these), and with labels "top1" (fraction) and "loss" (nats)."""
     steered: Steered
@@ -107,8 +77,9 @@ class SteeringCurve:
         return self.frame.copy()
 
     def metrics(self) -> list[Metric]:
-        """The steered model's probabilities, KL, accuracy and loss, by strength; and the change of
-        each ("_change"), whose interval is paired with the unsteered model.
+        """The steered model's probabilities, KL, accuracy and loss, by strength; the change of each
+        ("_change"), paired with the unsteered model; and what it is beyond the mean of the random
+        features ("_beyond_random"), paired with them.
 
         Floor: the mean of the random features at that strength. Baseline: the unsteered model.
         """
@@ -124,11 +95,16 @@ class SteeringCurve:
             baseline, unit = r["value"] - r["change"], r["unit"]
             value = (r["value"], unit, self.n, r["low"], r["high"], r["floor"], baseline)
             change = (r["change"], unit, self.n, r["change_low"], r["change_high"])
-            found += [Metric(name, *value), Metric(f"{name}_change", *change)]
+            beyond = (r["beyond"], unit, self.n, r["beyond_low"], r["beyond_high"])
+            found += [
+                Metric(name, *value),
+                Metric(f"{name}_change", *change),
+                Metric(f"{name}_beyond_random", *beyond),
+            ]
         return found
 
     def figure(self, target: str | int | None = None) -> go.Figure:
-        """Probabilities by class, the random features beside them, KL, accuracy and loss.
+        """Changes by class; those of one class, KL, accuracy and loss beside the random features'.
 
         Args:
             target: class that is drawn and compared with the random features, by name or number;
@@ -196,7 +172,7 @@ def steering_curve(
 
     layers = sorted({s for s, _ in chosen})
     activity = feature_activity(vit, clt, data, layers, tokens=tokens, progress=progress)
-    versions = _versions(activity, chosen, n_random, seed, data.name)
+    versions = steered_versions(activity, chosen, n_random, seed, data.name)
     edits = {
         (version.name, strength): version.edits(kind, strength, tokens, only_active)
         for version in versions
@@ -221,9 +197,11 @@ def steering_curve(
     parts = [reader.rows(torch.cat(clean), version=UNSTEERED, features="", raw="")]
     for version in versions:
         for strength in strengths:
+            others = versions[1:] if version.name == STEERED else []
             parts.append(
                 reader.rows(
                     torch.cat(steered[version.name, strength]),
+                    [torch.cat(steered[other.name, strength]) for other in others],
                     version=version.name,
                     features=version.text(),
                     raw=", ".join(f"{v:.4g}" for v in version.values(kind, strength)),
@@ -246,11 +224,6 @@ def steering_curve(
         n_typical=len(data),
         seed=seed,
     )
-
-
-def features_text(features: Sequence[Feature]) -> str:
-    """ "7:123, 8:4"."""
-    return ", ".join(f"{s}:{i}" for s, i in features)
 
 
 def check_images(rows: Sequence[int], data: ImageData) -> None:
@@ -285,35 +258,3 @@ def _check(
     check_rows(tokens, vit.cfg.n_tokens)
     edits = [Edit(s, i, "scale", 1, tokens) for s, i in features]
     check_edits(clt, edits, layers=range(vit.cfg.n_layers), n_tokens=vit.cfg.n_tokens)
-
-
-def _versions(
-    activity: dict[int, FeatureActivity],
-    chosen: Sequence[Feature],
-    n_random: int,
-    seed: int,
-    data: str,
-) -> list[Steered]:
-    for s, i in chosen:
-        if not activity[s].fired[i]:
-            raise InputError(
-                f"feature {s}:{i} is active on none of these rows of {data}; expected one that "
-                "fires, as strengths are in units of its activation."
-            )
-    rng = np.random.default_rng(seed)
-    used: dict[int, set[int]] = {s: {i for t, i in chosen if t == s} for s in activity}
-    drawn: list[list[Feature]] = [[] for _ in range(n_random)]
-    for s, i in chosen:
-        for control, other in zip(drawn, activity[s].alike(i, n_random, rng, used[s]), strict=True):
-            control.append((s, other))
-            used[s].add(other)
-    names = {STEERED: list(chosen)} | {f"random {j}": each for j, each in enumerate(drawn)}
-    return [
-        Steered(
-            name,
-            features,
-            [activity[s].rate(i) for s, i in features],
-            [activity[s].typical(i) for s, i in features],
-        )
-        for name, features in names.items()
-    ]

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, ROW_NAMES, finish
-from vit_clt.analysis.steering import STEERED, UNSTEERED, SteeringCurve
+from vit_clt.analysis.steered_features import STEERED
+from vit_clt.analysis.steering import UNSTEERED, SteeringCurve
 from vit_clt.zero_shot import class_number
 
 if TYPE_CHECKING:

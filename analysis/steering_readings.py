@@ -50,13 +50,27 @@ class SteeredReader:
         self.before = self._columns(clean)
 
     def rows(
-        self, logits: Float[Tensor, "image class"], *, strength: float | None = None, **what: str
+        self,
+        logits: Float[Tensor, "image class"],
+        controls: Sequence[Float[Tensor, "image class"]] = (),
+        *,
+        strength: float | None = None,
+        **what: str,
     ) -> pd.DataFrame:
-        """One row a measure and class: value, change and their intervals; `what` in every row."""
+        """One row a measure and class: value, change and their intervals; `what` in every row.
+
+        With controls also "beyond": value minus the mean of theirs, paired over images; which
+        controls were drawn is held in its interval. NaN without.
+        """
         columns = self._columns(logits)
         change = columns - self.before
         k = columns.shape[1]
         low, high = _ends(np.concatenate([columns, change], axis=1), self.seed)
+        beyond = beyond_low = beyond_high = np.full(k, np.nan)
+        if controls:
+            each = columns - np.mean([self._columns(control) for control in controls], axis=0)
+            beyond = each.mean(0)
+            beyond_low, beyond_high = _ends(each, self.seed)
         frame = pd.DataFrame(
             {
                 **what,
@@ -69,6 +83,9 @@ class SteeredReader:
                 "change": change.mean(0),
                 "change_low": low[k:],
                 "change_high": high[k:],
+                "beyond": beyond,
+                "beyond_low": beyond_low,
+                "beyond_high": beyond_high,
                 "n": len(columns),
             }
         )

@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from vit_clt.analysis.report import Section, render_report
-from vit_clt.analysis.steering import STEERED, UNSTEERED, SteeringCurve
+from vit_clt.analysis.steered_features import STEERED
+from vit_clt.analysis.steering import UNSTEERED, SteeringCurve
 from vit_clt.analysis.steering_figure import moved_classes
 from vit_clt.analysis.steering_search import SteeringSearch
 

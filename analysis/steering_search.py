@@ -32,7 +32,7 @@ from vit_clt.analysis.agreement import kl_divergence
 from vit_clt.analysis.contrast_effects import contrast_effects
 from vit_clt.analysis.intervals import bootstrap_means, intervals
 from vit_clt.analysis.rank_agreement import MIN_SOURCES, Agreement, row_agreement
-from vit_clt.analysis.steering import Feature
+from vit_clt.analysis.steered_features import Feature
 from vit_clt.analysis.steering_readings import known_labels
 from vit_clt.data import ImageData, ImageRows, as_image_data
 from vit_clt.errors import InputError

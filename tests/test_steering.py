@@ -68,7 +68,11 @@ def test_a_curve_is_what_steering_the_model_gives(digits_vit, clt, zs, data) -> 
     assert curve.strengths == [0, 3]
     typical = [float(z[..., i][z[..., i] != 0].mean()) for i in busy[:2]]
     assert curve.steered.typical[:2] == pytest.approx(typical)
-    assert curve.steered.rates[0] == pytest.approx(float((z[..., busy[0]] != 0).double().mean()))
+    fired = z[..., busy[0]] != 0
+    assert curve.steered.rates[0] == pytest.approx(float(fired.double().mean()))
+    assert curve.steered.image_rates[0] == pytest.approx(float(fired.any(1).double().mean()))
+    # CLS is not among the rows
+    assert np.isnan(curve.steered.cls_rates).all()
     edits = [
         Edit(s, i, "clamp", 3 * unit, "patch")
         for (s, i), unit in zip(features, curve.steered.typical, strict=True)
@@ -108,6 +112,27 @@ def test_a_curve_is_what_steering_the_model_gives(digits_vit, clt, zs, data) -> 
     random = curve.frame.query("measure == 'loss' and strength == 3")
     random = random[random["version"].str.startswith("random")]
     assert metric.floor == pytest.approx(random["value"].mean())
+    # beyond them: paired over images
+    each = [
+        logits_of(
+            digits_vit,
+            clt,
+            zs,
+            images,
+            [
+                Edit(s, i, "clamp", 3 * unit, "patch")
+                for (s, i), unit in zip(control.features, control.typical, strict=True)
+            ],
+        )
+        for control in curve.controls
+    ]
+    losses = torch.stack([F.cross_entropy(x, labels, reduction="none") for x in each]).mean(0)
+    beyond = (F.cross_entropy(found, labels, reduction="none") - losses).numpy()
+    beyond_metric = next(m for m in curve.metrics() if m.name == "clamp_3_loss_beyond_random")
+    ends = interval(bootstrap_means(beyond[:, None], 4)[:, 0])
+    assert beyond_metric.value == pytest.approx(metric.value - metric.floor)
+    assert (beyond_metric.low, beyond_metric.high) == pytest.approx(ends, rel=1e-3, abs=1e-6)
+    assert curve.frame.query("version != 'steered'")["beyond"].isna().all()
     loss = F.cross_entropy(clean, labels)
     assert metric.baseline == pytest.approx(float(loss), rel=1e-4)
 
@@ -142,6 +167,11 @@ def test_images_without_labels_and_a_single_image(digits_vit, zs, data) -> None:
         z = codes_of(digits_vit, clt, images, 7)[..., busy]
         unit = z[z != 0].abs().mean() * z.sum().sign()
         assert curve.steered.typical[0] == pytest.approx(float(unit), rel=1e-5)
+        for rows, found in zip((z[:, :1], z[:, 1:]), curve.steered.typical_by_kind[0], strict=True):
+            on = rows[rows != 0].abs()
+            expected = on.mean() * z.sum().sign() if len(on) else 0.0
+            assert found == pytest.approx(float(expected), rel=1e-5)
+        assert curve.steered.cls_rates[0] == float((z[:, 0] != 0).double().mean())
 
 
 def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt, zs, data) -> None:
