@@ -1,4 +1,4 @@
-"""Steering curves: class probabilities by strength, and random features beside them."""
+"""Steering curves: changes from the unsteered model by strength, random features' beside."""
 
 from __future__ import annotations
 
@@ -21,13 +21,20 @@ _FAINT = "#bbbbbb"
 
 
 def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Figure:
-    """Probabilities by class; one class, KL, accuracy and loss beside random features."""
+    """Changes by class; those of one class, KL, accuracy and loss beside random features'.
+
+    Changes and not values: their intervals are paired, and an effect far smaller than the spread of
+    a probability over images still shows.
+    """
     named = moved_classes(curve, target)
     first = named[0]
     steered = "these features" if len(curve.steered.features) > 1 else "this feature"
-    panels = [("kl", "KL from the unsteered model (nats)", 1)]
+    panels = [("kl", "KL from the unsteered model", "KL (nats)", 1)]
     if curve.labelled:
-        panels += [("top1", "zero-shot accuracy (%)", 100), ("loss", "cross-entropy (nats)", 1)]
+        panels += [
+            ("top1", "zero-shot accuracy", "Δ top-1 (points)", 100),
+            ("loss", "cross-entropy", "Δ loss (nats)", 1),
+        ]
     figure = make_subplots(
         rows=2,
         cols=6,
@@ -36,11 +43,11 @@ def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Fi
             [{"colspan": 2}, None] * len(panels) + [None, None] * (3 - len(panels)),
         ],
         subplot_titles=[
-            "mean probability of each class (%)",
-            f"“{curve.class_names[first]}”: {steered} and random ones (%)",
-            *(title for _, title, _ in panels),
+            "probability of each class",
+            f"“{curve.class_names[first]}”: {steered} and random ones",
+            *(title for _, title, _, _ in panels),
         ],
-        horizontal_spacing=0.09,
+        horizontal_spacing=0.1,
         vertical_spacing=0.17,
     )
     grey = [label for label in range(len(curve.class_names)) if label not in named]
@@ -57,9 +64,14 @@ def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Fi
             row=1,
             col=1,
         )
-    compared: list[tuple[str, int | None, int, int, int]] = [("probability", first, 100, 1, 4)]
-    compared += [(m, None, factor, 2, 1 + 2 * i) for i, (m, _, factor) in enumerate(panels)]
-    for at, (measure, of_class, factor, row, col) in enumerate(compared):
+    of_probability = "Δ probability (points)"
+    figure.update_yaxes(title={"text": of_probability}, row=1, col=1)
+    compared: list[tuple[str, str, int | None, int, int, int]] = [
+        ("probability", of_probability, first, 100, 1, 4)
+    ]
+    compared += [(m, axis, None, x, 2, 1 + 2 * i) for i, (m, _, axis, x) in enumerate(panels)]
+    for at, (measure, axis, of_class, factor, row, col) in enumerate(compared):
+        figure.update_yaxes(title={"text": axis}, row=row, col=col)
         for j, control in enumerate(curve.controls):
             rows = _rows(curve, control.name, measure, of_class)
             legend = at == j == 0
@@ -68,35 +80,25 @@ def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Fi
             )
         rows = _rows(curve, STEERED, measure, of_class)
         _line(figure, rows, factor, steered, INK, at == 0, bars=True, row=row, col=col)
-        if measure != "kl":
-            before = _rows(curve, UNSTEERED, measure, of_class)["value"].iloc[0] * factor
-            figure.add_trace(
-                go.Scatter(
-                    x=[curve.strengths[0], curve.strengths[-1]],
-                    y=[before, before],
-                    mode="lines",
-                    name="unsteered",
-                    legendgroup="unsteered",
-                    showlegend=at == 0,
-                    line={"color": INK, "dash": "dot", "width": 1.5},
-                    hovertemplate="unsteered: %{y:.4g}<extra></extra>",
-                ),
-                row=row,
-                col=col,
-            )
     unit = "× typical activation" if curve.kind == "clamp" else "factor on z"
     figure.update_xaxes(title={"text": f"strength ({unit})", "font": {"size": 13}, "standoff": 6})
-    subtitle = _curve_subtitle(curve, target)
+    subtitle = _curve_subtitle(curve, target, first)
     figure.update_layout(
         title={"text": f"Steering {curve.steered.text()}<br><sup>{subtitle}</sup>"},
         width=1000,
-        height=760,
+        height=790,
         legend={"orientation": "h", "y": -0.11, "yanchor": "top"},
     )
     figure.update_annotations(font_size=14)
-    # 0.0004 nats, not 400µ
-    figure.update_yaxes(exponentformat="power")
-    return finish(figure).update_layout(margin={"t": 150, "b": 90})
+    # 0.0004 nats, not 400µ; the line at 0 is the unsteered model
+    figure.update_yaxes(
+        exponentformat="power",
+        zeroline=True,
+        zerolinecolor=INK,
+        zerolinewidth=1,
+        title={"font": {"size": 13}, "standoff": 4},
+    )
+    return finish(figure).update_layout(margin={"t": 170, "b": 90})
 
 
 def moved_classes(curve: SteeringCurve, target: str | int | None = None, n: int = 4) -> list[int]:
@@ -120,7 +122,12 @@ def rows_name(tokens: Rows) -> str:
     return ROW_NAMES[tokens] if isinstance(tokens, str) else f"rows {', '.join(map(str, tokens))}"
 
 
-def _curve_subtitle(curve: SteeringCurve, target: str | int | None) -> str:
+def _curve_subtitle(curve: SteeringCurve, target: str | int | None, first: int) -> str:
+    before = _rows(curve, UNSTEERED, "probability", first)["value"].iloc[0]
+    unsteered = f"“{curve.class_names[first]}” {100 * before:.1f} %"
+    if curve.labelled:
+        top1, loss = (_rows(curve, UNSTEERED, m, None)["value"].iloc[0] for m in ("top1", "loss"))
+        unsteered += f", top-1 {100 * top1:.1f} %, loss {loss:.4f} nats"
     units = ", ".join(f"{value:.3g}" for value in curve.steered.typical)
     rates = ", ".join(f"{100 * rate:.1f}" for rate in curve.steered.rates)
     where = f"{rows_name(curve.tokens)}{', where active' if curve.only_active else ''}"
@@ -132,7 +139,8 @@ def _curve_subtitle(curve: SteeringCurve, target: str | int | None) -> str:
         f"every MLP replaced with error nodes, stream inputs<br>{how} on {where}; typical "
         f"activation (mean of z where active, {curve.n_typical} images): {units}; active on "
         f"{rates} % of rows<br>random: {len(curve.controls)} of the same layer and of about that "
-        f"firing rate, seed {curve.seed}; bars: 95 % bootstrap over images{drawn}"
+        f"firing rate, seed {curve.seed}; bars: 95 % bootstrap over images of the change from the "
+        f"unsteered model, paired<br>unsteered (0): {unsteered}{drawn}"
     )
 
 
@@ -149,12 +157,12 @@ def _line(
     bars: bool = False,
     thin: bool = False,
 ) -> None:
-    value = rows["value"] * factor
+    change, low, high = (rows[f"change{end}"] * factor for end in ("", "_low", "_high"))
     ends: dict[str, Any] = {}
-    if bars and rows["low"].notna().all():
+    if bars and low.notna().all():
         ends["error_y"] = {
-            "array": (rows["high"] * factor - value).tolist(),
-            "arrayminus": (value - rows["low"] * factor).tolist(),
+            "array": (high - change).tolist(),
+            "arrayminus": (change - low).tolist(),
             "thickness": 1,
         }
     if thin:
@@ -164,7 +172,7 @@ def _line(
     figure.add_trace(
         go.Scatter(
             x=rows["strength"].tolist(),
-            y=value.tolist(),
+            y=change.tolist(),
             mode="lines+markers" if bars else "lines",
             name=name,
             legendgroup=name,
@@ -174,7 +182,7 @@ def _line(
                 f"{r['features']}, {r['class'] or r['measure']}, z: {r['raw']}"
                 for r in rows.to_dict("records")
             ],
-            hovertemplate="%{customdata}<br>strength %{x:g}: %{y:.4g}<extra></extra>",
+            hovertemplate="%{customdata}<br>strength %{x:g}: %{y:+.4g}<extra></extra>",
             **style,
             **ends,
         ),

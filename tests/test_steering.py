@@ -133,6 +133,18 @@ def test_a_curve_is_what_steering_the_model_gives(digits_vit, clt, zs, data) -> 
     assert beyond_metric.value == pytest.approx(metric.value - metric.floor)
     assert (beyond_metric.low, beyond_metric.high) == pytest.approx(ends, rel=1e-3, abs=1e-6)
     assert curve.frame.query("version != 'steered'")["beyond"].isna().all()
+
+    # drawn: changes with paired intervals, random features' in the same panels
+    figure = curve.figure(0)
+    drawn = frame.query("measure == 'loss'").iloc[0]
+    line = next(t for t in figure.data if t.yaxis == "y5" and t.name == "these features")
+    assert line.y[1] == drawn["change"]
+    assert line.error_y.array[1] == drawn["change_high"] - drawn["change"]
+    axes = [figure.layout[f"yaxis{i}"].title.text for i in (2, 4, 5)]
+    assert axes == ["Δ probability (points)", "Δ top-1 (points)", "Δ loss (nats)"]
+    for panel in ("y2", "y3", "y4", "y5"):
+        names = [t.name for t in figure.data if t.yaxis == panel]
+        assert names == ["random features"] * 2 + ["these features"]
     loss = F.cross_entropy(clean, labels)
     assert metric.baseline == pytest.approx(float(loss), rel=1e-4)
 
