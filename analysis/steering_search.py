@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from vit_clt.analysis.agreement import kl_divergence
 from vit_clt.analysis.contrast_effects import contrast_effects
-from vit_clt.analysis.intervals import bootstrap_means, intervals
+from vit_clt.analysis.intervals import bootstrap_means, interval, intervals
 from vit_clt.analysis.rank_agreement import MIN_SOURCES, Agreement, row_agreement
 from vit_clt.analysis.steered_features import Feature
 from vit_clt.analysis.steering_readings import known_labels
@@ -54,20 +54,34 @@ _UNITS = {
 
 
 @dataclass(frozen=True)
+class Slope:
+    """Of measured on predicted change, sum m p / sum p^2, with its 95 % bootstrap interval over the
+    measuring images, predictions held; NaN where all predictions are 0."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class SteeringSearch:
     """The features found, what steering each does, and what random ones do."""
 
     frame: pd.DataFrame
     """One row per feature and scale: candidate (its rank, from 0), role ("found" or "random"),
-    layer, feature, rate (share of rows active) and effect (both on the ranking half), scale,
+    layer, feature, rate, image_rate, cls_rate (shares active of the rows steered, of images, on one
+    such row or more, and of CLS rows) and effect (all on the ranking half), scale,
     predicted ((scale - 1) * effect), and measured changes on the other half, paired with the
     unsteered model, each with _low and _high: contrast (logit minus the mean of the others'),
-    probability, kl and, with labels, top1 and loss."""
+    probability, kl and, with labels, top1 and loss. Of features found also each minus the mean of
+    the random ones beside it, paired over images with those held: contrast_beyond, ..."""
     baseline: dict[str, float]
     """The measures of the unsteered model on the measuring half."""
     agreement: Agreement | None
     """Spearman of predicted and measured contrast over the features found, suppressed; its interval
     holds the prediction. None for fewer than three."""
+    slope: Slope
+    """Measured on predicted contrast over the features found, suppressed."""
     target: str
     label: int
     tokens: Rows
@@ -104,25 +118,31 @@ class SteeringSearch:
         return self.frame.copy()
 
     def metrics(self) -> list[Metric]:
-        """Every change of the features found, floor: the mean of their random ones; agreement."""
+        """Every change of the features found, floor: the mean of their random ones; what lies
+        beyond those ("_beyond_random"); agreement of prediction and measurement, and its slope."""
         metrics = [
             Metric(f"unsteered_{name}", value, _UNITS[name], self.n)
             for name, value in self.baseline.items()
         ]
         for r in self.frame[self.frame["role"] == "found"].to_dict("records"):
             for measure in self.measures:
-                metrics.append(
-                    Metric(
-                        f"{r['layer']}:{r['feature']}_scale_{r['scale']:g}_delta_{measure}",
-                        r[measure],
-                        _UNITS[measure],
-                        self.n,
-                        r[f"{measure}_low"],
-                        r[f"{measure}_high"],
-                        self.random_mean(r["candidate"], r["scale"], measure),
-                        0.0,
-                    )
+                name = f"{r['layer']}:{r['feature']}_scale_{r['scale']:g}_delta_{measure}"
+                floor = self.random_mean(r["candidate"], r["scale"], measure)
+                unit, beyond = _UNITS[measure], f"{measure}_beyond"
+                change, past = (
+                    (r[column], unit, self.n, r[f"{column}_low"], r[f"{column}_high"])
+                    for column in (measure, beyond)
                 )
+                metrics += [
+                    Metric(name, *change, floor, 0.0),
+                    Metric(f"{name}_beyond_random", *past),
+                ]
+        slope = self.slope
+        metrics.append(
+            Metric(
+                "predicted_measured_slope", slope.value, "fraction", self.n, slope.low, slope.high
+            )
+        )
         if self.agreement is not None:
             a = self.agreement
             name = "predicted_measured_spearman"
@@ -217,33 +237,45 @@ def steering_search(
     samples = bootstrap_means(changes.reshape(len(changes), -1), seed)
     samples = samples.reshape(len(samples), *changes.shape[1:])
     low, high = intervals(samples)
+    beside = [
+        [at for at, (other, role, _) in enumerate(wanted) if other == rank and role == "random"]
+        for rank in range(len(found))
+    ]
     rows: list[dict[str, Any]] = []
     for at, (rank, role, (s, i)) in enumerate(wanted):
         for j, scale in enumerate(SCALES):
             row: dict[str, Any] = {"candidate": rank, "role": role, "layer": s, "feature": i}
-            row |= {"rate": activity[s].rate(i), "effect": float(effects[s, i]), "scale": scale}
+            row |= {"rate": activity[s].rate(i), "image_rate": activity[s].image_rate(i)}
+            row |= {"cls_rate": activity[s].cls_rate(i)}
+            row |= {"effect": float(effects[s, i]), "scale": scale}
             row["predicted"] = (scale - 1) * row["effect"]
             for m, measure in enumerate(before):
                 row[measure] = float(changes[:, at, j, m].mean())
                 row[f"{measure}_low"] = float(low[at, j, m])
                 row[f"{measure}_high"] = float(high[at, j, m])
+                if role == "found":
+                    # means are linear: draws of a difference are differences of draws
+                    draws = samples[:, at, j, m] - samples[:, beside[rank], j, m].mean(1)
+                    name = f"{measure}_beyond"
+                    row[name] = row[measure] - float(changes[:, beside[rank], j, m].mean())
+                    row[f"{name}_low"], row[f"{name}_high"] = interval(draws)
             rows.append(row)
     frame = pd.DataFrame(rows)
+    chosen = [at for at, (_, role, _) in enumerate(wanted) if role == "found"]
+    suppressed = frame[(frame["role"] == "found") & (frame["scale"] == SCALES[0])]
+    predicted, measured = (suppressed[name].to_numpy() for name in ("predicted", "contrast"))
+    contrast_draws = samples[:, chosen, 0, 0]
     agreement = None
     if len(found) >= MIN_SOURCES:
-        chosen = [at for at, (_, role, _) in enumerate(wanted) if role == "found"]
-        suppressed = frame[(frame["role"] == "found") & (frame["scale"] == SCALES[0])]
         agreement = row_agreement(
-            suppressed["predicted"].to_numpy(),
-            suppressed["contrast"].to_numpy(),
-            effect_draws=samples[:, chosen, 0, 0],
-            seed=seed,
+            predicted, measured, effect_draws=contrast_draws, seed=seed
         ).spearman
     n_rows = sum(each.n_rows for each in activity.values())
     return SteeringSearch(
         frame=frame,
         baseline=before,
         agreement=agreement,
+        slope=_slope(predicted, measured, contrast_draws),
         target=zs.class_names[label],
         label=label,
         tokens=tokens,
@@ -255,6 +287,17 @@ def steering_search(
         templates=zs.name,
         seed=seed,
     )
+
+
+def _slope(
+    predicted: Float[np.ndarray, " feature"],
+    measured: Float[np.ndarray, " feature"],
+    draws: Float[np.ndarray, "draw feature"],
+) -> Slope:
+    power = float(predicted @ predicted)
+    if not power:
+        return Slope(*[float("nan")] * 3)
+    return Slope(float(measured @ predicted) / power, *interval(draws @ predicted / power))
 
 
 def _measure(

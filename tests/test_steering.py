@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from vit_clt.analysis import steering_curve, steering_search
 from vit_clt.analysis.contrast_effects import contrast_weights
 from vit_clt.analysis.feature_activity import feature_activity
 from vit_clt.analysis.intervals import bootstrap_means, interval
+from vit_clt.analysis.steering_report import agreement_text, curve_table, search_table
 from vit_clt.cli import main
 from vit_clt.data import ImageData, ImageRows, TensorImages
 from vit_clt.hooks import Edit, FrozenPass, HookedViT, steer
@@ -134,6 +136,17 @@ def test_a_curve_is_what_steering_the_model_gives(digits_vit, clt, zs, data) -> 
     assert (beyond_metric.low, beyond_metric.high) == pytest.approx(ends, rel=1e-3, abs=1e-6)
     assert curve.frame.query("version != 'steered'")["beyond"].isna().all()
 
+    # read: two digits that count, however small
+    row = curve_table(curve, 0).iloc[-1]
+    ends = beyond_metric.value, beyond_metric.low, beyond_metric.high
+    moved = [100 * float(p[f"change{end}"].iloc[0]) for end in ("", "_low", "_high")]
+    for text, expected in (
+        (row["loss beyond random"], ends),
+        (row[f"{zs.class_names[0]} %"].split(", ")[1], moved),
+    ):
+        shown = [float(number) for number in re.findall(r"[+-][\d.]+", text)]
+        assert shown == pytest.approx(expected, rel=0, abs=0.051 * max(map(abs, expected)))
+
     # drawn: changes with paired intervals, random features' in the same panels
     figure = curve.figure(0)
     drawn = frame.query("measure == 'loss'").iloc[0]
@@ -234,6 +247,10 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
     suppressed = frame.query("role == 'found' and scale == 0")
     rho = spearmanr(suppressed["predicted"], suppressed["contrast"]).statistic
     assert search.agreement.value == pytest.approx(rho)
+    fit = np.linalg.lstsq(suppressed[["predicted"]], suppressed["contrast"], rcond=None)[0][0]
+    assert search.slope.value == pytest.approx(fit)
+    assert search.slope.low <= fit <= search.slope.high
+    assert f"Slope of measured on predicted: {fit:.2f} (" in agreement_text(search)
     assert search.baseline["probability"] == pytest.approx(
         float(clean.softmax(-1)[:, label].mean()), rel=1e-4
     )
@@ -242,6 +259,23 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
     assert random["layer"].tolist() == suppressed["layer"].tolist()
     assert not set(zip(random["layer"], random["feature"], strict=True)) & set(search.found)
     assert search.random_mean(1, 0, "contrast") == random["contrast"].iloc[1]
+    first, beside = frame.iloc[0], random.iloc[0]
+    changes = []
+    for s, i in search.found[0], (beside["layer"], beside["feature"]):
+        found = logits_of(digits_vit, clt, zs, images, [Edit(int(s), int(i), "scale", 0, "cls")])
+        changes.append((found - clean)[:, label] - (found - clean)[:, others].mean(1))
+    past = (changes[0] - changes[1]).numpy()
+    assert first["contrast_beyond"] == pytest.approx(past.mean(), rel=1e-3, abs=1e-4)
+    ends = interval(bootstrap_means(past[:, None], seed)[:, 0])
+    assert (first["contrast_beyond_low"], first["contrast_beyond_high"]) == pytest.approx(
+        ends, rel=1e-3, abs=1e-4
+    )
+    assert random["contrast_beyond"].isna().all()
+    # rows steered are CLS rows, one an image
+    assert (frame["rate"] == frame["cls_rate"]).all()
+    assert (frame["rate"] == frame["image_rate"]).all()
+    table = search_table(search)
+    assert table["CLS %"][0] == f"{100 * first['rate']:.1f}"
     assert len(search.figure().data) == 2 * (3 + 2 + 2)
 
 
@@ -253,6 +287,7 @@ def test_a_silent_feature_is_never_found(digits_vit, zs, data) -> None:
     assert [s for s, _ in search.found] == [7, 7, 7]
     assert (search.frame["rate"] > 0).all()
     assert (search.frame["effect"] == 0).all()
+    assert np.isnan(search.slope.value)
 
 
 def test_refused(digits_vit, clt, zs, data) -> None:
@@ -320,7 +355,11 @@ def test_the_command(
     row = frame.query("version == 'steered' and strength == 2 and measure == 'kl'").iloc[0]
     assert named["clamp_2_kl"]["value"] == pytest.approx(row["value"])
     page = (out / "steering.html").read_text()
-    assert "typical activation" in page
+    assert "takes the value on every row named, active or not" in page
+    assert "never meets" not in page
+    assert "typical activation mixes the CLS row with the patches" in page
+    assert "(CLS rows" in page
+    assert "attention held" not in page
     # nobody named a class: the one shown was chosen for being moved
     assert "class compared: the one that moves most" in page
 
@@ -329,4 +368,8 @@ def test_the_command(
     assert len(pd.read_csv(out / "steering.csv")) == 3 * 2 * 2
     names = [m["name"] for m in json.loads((out / "metrics.json").read_text())["metrics"]]
     assert "predicted_measured_spearman" in names
+    assert "predicted_measured_slope" in names
     assert "Spearman of predicted and measured" in capsys.readouterr().out
+    page = (out / "steering.html").read_text()
+    assert "never meets" in page
+    assert "attention held" in page

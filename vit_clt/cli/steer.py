@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 class Steer(CLTOptions, StudyOptions, SeedOptions):
     """Turn features up or down: what do class probabilities do? Or which features move a class?
 
-    Example: vit-clt steer --clt out/clt --data digits --feature 7:123 --out out/steer
+    Example: vit-clt steer --clt out/clt --data digits --feature 7:76 --out out/steer
     Example: vit-clt steer --clt out/clt --data digits --search three --out out/search
     """
 
     feature: tuple[str, ...] = ()
-    """LAYER:FEATURE, e.g. 7:123; several are steered together."""
+    """LAYER:FEATURE, e.g. 7:76; several are steered together."""
     search: str | None = None
     """In place of --feature: find the features that move this class: its name, a part that no other
     name holds, or its number."""
     top: int = 10
     """With --search: features that are measured."""
     tokens: Tokens = "all"
-    """Rows steered."""
+    """Rows steered. With all, typical activations mix CLS and patch rows: for late layers take
+    cls."""
     kind: Literal["clamp", "scale"] = "clamp"
     """Clamp z to a multiple of its typical activation, or scale it."""
     values: tuple[float, ...] = ()
@@ -67,8 +68,7 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
             "Model": f"{vit.cfg.model}, {vit.cfg.n_layers} layers of width {vit.cfg.d_model}",
             "CLT": f"{self.clt}, {clt.config.n_features} features a layer",
             "Images": f"{data.name}, N = {found.n}",
-            "Trajectory": "stream inputs, error nodes; typical activations and direct effects "
-            "(attention held, norms differentiated) on the teacher's",
+            **found.facts,
             "Seed": str(self.seed),
         }
         folder.open()
@@ -135,7 +135,7 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
     ) -> _Found:
         from vit_clt.analysis import steering_curve
         from vit_clt.analysis.steering_figure import rows_name
-        from vit_clt.analysis.steering_report import curve_table
+        from vit_clt.analysis.steering_report import MIXED_ROWS, curve_table, edits_text
         from vit_clt.zero_shot import ZeroShot, class_number
 
         if self.target is not None:
@@ -161,8 +161,16 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
             f"{data.name}, N = {curve.n}, {curve.steered.text()} on {rows_name(curve.tokens)}, "
             f"strength: {unit} (typical: {typical} over {curve.n_typical} images), error nodes, "
             f"stream inputs, L0 {curve.l0:.1f}, templates: {curve.templates}, seed {curve.seed}; "
-            "after a value its change from the unsteered model, with the paired 95 % interval"
+            "after a value its change from the unsteered model, with the paired 95 % interval; "
+            f"beyond random: minus the mean of {len(curve.controls)} random features"
         )
+        notes = [edits_text(self.kind, self.only_active)]
+        if self.tokens == "all" and self.kind == "clamp":
+            notes.append(MIXED_ROWS)
+        facts = {
+            "Trajectory": "stream inputs, error nodes; typical activations on the teacher's",
+            "Typical activation": f"{curve.steered.activity_text()} ({curve.n_typical} images)",
+        }
         return _Found(
             curve.figure(self.target),
             curve.to_frame(),
@@ -170,7 +178,8 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
             curve.metrics(),
             caption,
             f"Steering {curve.steered.text()}",
-            [],
+            facts,
+            notes,
             curve.l0,
             curve.n,
         )
@@ -184,7 +193,7 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
     ) -> _Found:
         from vit_clt.analysis import steering_search
         from vit_clt.analysis.steering_figure import rows_name
-        from vit_clt.analysis.steering_report import agreement_text, search_table
+        from vit_clt.analysis.steering_report import agreement_text, edits_text, search_table
         from vit_clt.zero_shot import ZeroShot, class_number
 
         assert self.search is not None
@@ -213,7 +222,12 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
             search.metrics(),
             caption,
             f"Which features move “{search.target}”?",
-            [agreement_text(search)],
+            {
+                "Trajectory": "stream inputs, error nodes; direct effects (attention held, norms "
+                "differentiated) and shares of rows, images and CLS rows on which a feature is "
+                "active on the teacher's",
+            },
+            [agreement_text(search), edits_text("scale")],
             search.l0,
             search.n,
         )
@@ -227,6 +241,7 @@ class _Found:
     metrics: list[Metric]
     caption: str
     title: str
+    facts: dict[str, str]
     notes: list[str]
     l0: float
     n: int
