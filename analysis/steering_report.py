@@ -137,7 +137,9 @@ def _at(
 
 def _with_change(found: pd.Series, factor: int, digits: int) -> str:
     text = f"{factor * found['value']:.{digits}f}"
-    if found["change"] == found["change_low"] == found["change_high"] == 0:
+    # nothing changed on any image; a single one has no interval
+    ends = (found[end] for end in ("change", "change_low", "change_high"))
+    if all(end == 0 or isnan(end) for end in ends):
         return text
     return f"{text}, {_change(found, 'change', factor, digits)}"
 

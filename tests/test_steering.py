@@ -187,6 +187,12 @@ def test_images_without_labels_and_a_single_image(digits_vit, zs, data) -> None:
         assert set(curve.frame["measure"]) == {"probability", "logit", "kl"}
         assert (curve.n, curve.n_typical) == (1, 4)
         assert curve.frame["low"].isna().all()
+        # the table: no change of the unsteered model, no interval of one image
+        unsteered, once = curve_table(curve).astype(str).agg(" ".join, axis=1)
+        assert "+" not in unsteered
+        assert "nan" not in once
+        assert " to " not in once
+        assert "+" in once
         assert curve.frame["value"].notna().all()
         # a signed feature's unit: its mean size, with the sign of its sum
         z = codes_of(digits_vit, clt, images, 7)[..., busy]
