@@ -328,6 +328,8 @@ def test_commands_write_and_read_again(
     names = {f"{t}_{m}" for t in ("cls", "patch", "all") for m in ("l0", "r2", "top1", "loss")}
     assert names | {f"{name}_change" for name in names} <= metrics.keys()
     assert metrics["all_loss"]["floor"] is not None
+    lowest, layer = metrics["cls_lowest_r2"], metrics["cls_lowest_r2_layer_after"]
+    assert f"{lowest['value']:.4f} at {layer['value']}" in said
     found = CrossLayerTranscoder.from_pretrained(tmp_path / "back").requires_grad_(False)
     assert found.config.teacher == vit.identity()
     # what was measured is what was written: L0 again, from the imported CLT
