@@ -12,16 +12,23 @@ from vit_clt.errors import InputError
 from vit_clt.zero_shot import class_number
 
 Rule = Literal["spread", "rate", "effect", "purity", "random"]
+_EFFECT = " (centred over classes, as a mean over all images it was measured on)"
 RULES: dict[Rule, str] = {
     "spread": "one at random from each of as many equal groups of the active features, ordered by "
     "the share of images they are active on",
     "rate": "those active on most images",
-    "effect": "the largest direct effect on any class logit (centred over classes, as a mean over "
-    "all images it was measured on)",
+    "effect": "the largest direct effect on any class logit" + _EFFECT,
     "purity": "the purest top images, of features that fill them; among equals those active on "
     "more images",
     "random": "active features at random",
 }
+
+
+def rule_in_words(rule: Rule, class_name: str | int | None = None) -> str:
+    """What `select_features` chooses by a rule; a class only with "effect"."""
+    if class_name is None:
+        return RULES[rule]
+    return f'the largest direct effect raising the logit of "{class_name}"' + _EFFECT
 
 
 def select_features(

@@ -44,6 +44,7 @@ def graph_report(study: GraphStudy, facts: dict[str, str]) -> str:
     sections = [
         Section(
             "Direct effects",
+            [_agreement(study)],
             tables=[rounded(study.summary().loc[:, :"bias"])],
             figures=[direct_effects_figure(study.effects, study.titles, context)],
             facts=facts,
@@ -76,6 +77,19 @@ def graph_report(study: GraphStudy, facts: dict[str, str]) -> str:
         )
     )
     return render_report("Attribution graphs", _LEADS[study.effects.norms] + _CAUTION, sections)
+
+
+def _agreement(study: GraphStudy) -> str:
+    """How far the effects on this page foretell interventions, before the first is looked at."""
+    norms = study.effects.norms
+    table = study.agreement.to_frame().set_index(["predicted", "measured", "chosen"])
+    r = table.loc[("direct" if norms == "held" else "direct_norms", "live", "all")]
+    return (
+        f"Direct effects, norms {norms}, against live interventions (one feature silenced, "
+        f"everything recomputed): Pearson's r {r['pearson']:.2f} [{r['pearson_low']:.2f}, "
+        f"{r['pearson_high']:.2f}], floor {r['pearson_floor_high']:.2f}, slope {r['slope']:.2f}, "
+        f"N = {int(r['n'])}."
+    )
 
 
 def rounded(frame: pd.DataFrame) -> pd.DataFrame:

@@ -2,8 +2,9 @@
 
 A CLT and the one that `vit_clt.interchange_thresholds.with_thresholds` made of it share their
 weights and differ in which features fire. Measured on other images than thresholds were fitted on,
-by rows of each token kind: L0 and R^2 (mean over layers) on the teacher trajectory, and zero-shot
-accuracy and loss with all MLPs replaced there (stream inputs).
+by rows of each token kind: L0 and R^2 (mean over layers, and the lowest R^2 of a layer, which a
+mean hides) on the teacher trajectory, and zero-shot accuracy and loss with all MLPs replaced there
+(stream inputs).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from vit_clt.analysis.cascade import Cascade, cascade
 from vit_clt.analysis.intervals import interval
 from vit_clt.analysis.readings import Measure
-from vit_clt.analysis.reconstruction import reconstructions
+from vit_clt.analysis.reconstruction import Reconstruction, reconstructions
 from vit_clt.data import ImageData
 from vit_clt.hooks import HookedViT, TokenKind
 from vit_clt.metrics import Metric
@@ -35,7 +36,9 @@ class ThresholdCost:
     """One row per token kind. Columns: tokens; l0, r2, fvu (means over layers, teacher trajectory),
     top1 and loss (nats) with all MLPs replaced there, each with _before (top-k), _after
     (thresholds) and _change (after - before); top1 and loss also with _change_low, _change_high
-    (paired over images), _baseline (unaltered), _floor_mean and _floor_zero; n (images)."""
+    (paired over images), _baseline (unaltered), _floor_mean and _floor_zero; lowest_r2_before and
+    _after, the lowest R^2 of any layer, and lowest_r2_layer_before and _after, that layer (NaN and
+    -1 where no layer has one); n (images)."""
     data: str
     seed: int
     """Of the bootstrap."""
@@ -43,7 +46,8 @@ class ThresholdCost:
     def metrics(self) -> list[Metric]:
         """Every number after, with the one before as baseline, and every change.
 
-        The floor is 0 for R^2, 1 for FVU, and for accuracy and loss the MLP rows at their mean.
+        The floor is 0 for R^2, 1 for FVU, and for accuracy and loss the MLP rows at their mean. The
+        lowest R^2 after and before may be of different layers: each is named, neither subtracted.
         """
         found, fixed = [], {"r2": 0.0, "fvu": 1.0}
         for row in self.frame.to_dict("records"):
@@ -57,6 +61,13 @@ class ThresholdCost:
                     Metric(full, after, unit, n, floor=floor, baseline=before),
                     Metric(f"{full}_change", row[f"{name}_change"], unit, n, *ends),
                 ]
+            lowest = f"{row['tokens']}_lowest_r2"
+            ends = [row[f"lowest_r2_{version}"] for version in ("before", "after")]
+            found.append(Metric(lowest, ends[1], "fraction", n, floor=0.0, baseline=ends[0]))
+            found += [
+                Metric(f"{lowest}_layer_{version}", row[f"lowest_r2_layer_{version}"], "count", n)
+                for version in ("before", "after")
+            ]
         return found
 
 
@@ -102,6 +113,8 @@ def threshold_cost(
         for column in ("l0", "r2", "fvu"):
             values = {name: fit.mean(kind, column) for name, fit in fits.items()}
             row |= _before_and_after(column, values)
+        for version, fit in fits.items():
+            row |= _lowest_r2(fit, kind, version)
         measures: tuple[Measure, ...] = ("top1", "loss")
         for measure in measures:
             row |= _readings(reads, kind, measure)
@@ -112,6 +125,12 @@ def threshold_cost(
 def _before_and_after(name: str, values: dict[str, float]) -> dict[str, float]:
     ends = {f"{name}_{end}": value for end, value in values.items()}
     return {**ends, f"{name}_change": values["after"] - values["before"]}
+
+
+def _lowest_r2(fit: Reconstruction, kind: TokenKind, version: str) -> dict[str, Any]:
+    r2 = fit.frame[fit.frame["tokens"] == kind].set_index("layer")["r2"].dropna()
+    value, layer = (float(r2.min()), int(r2.idxmin())) if len(r2) else (float("nan"), -1)
+    return {f"lowest_r2_{version}": value, f"lowest_r2_layer_{version}": layer}
 
 
 def _readings(reads: dict[str, Cascade], kind: TokenKind, measure: Measure) -> dict[str, float]:

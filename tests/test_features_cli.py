@@ -51,7 +51,8 @@ def test_command(clt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "digits (test)", "teacher", [2, 7],
     )  # fmt: skip
     assert (context["pages"], context["effect_images"], context["seed"]) == (6, 8, 0)
-    assert '"six"' in context["select"]
+    assert 'effect raising the logit of "six" (centred' in context["select"]
+    assert "any class" not in context["select"]
     frame = pd.read_csv(out / "features.csv")
     assert len(frame) == 2 * 24
     named = {m["name"]: m for m in document["metrics"]}

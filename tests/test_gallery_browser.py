@@ -47,7 +47,7 @@ def stats() -> FeatureStatistics:
 
 @pytest.fixture(scope="module")
 def gallery(stats: FeatureStatistics, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All active features of two layers of 40."""
+    """All active features of two layers of 40, the last of each layer first."""
     folder = OutputFolder(tmp_path_factory.mktemp("gallery") / "out", GALLERY_FILES).open()
     write_gallery(folder, stats, active(stats), "all that are active")
     return folder.path
@@ -55,6 +55,7 @@ def gallery(stats: FeatureStatistics, tmp_path_factory: pytest.TempPathFactory) 
 
 def active(stats: FeatureStatistics) -> list[tuple[int, int]]:
     frame = stats.to_frame().query("active_images > 0")
+    frame = frame.sort_values(["layer", "feature"], ascending=[True, False])
     return [(int(r.layer), int(r.feature)) for r in frame.itertuples()]
 
 
@@ -90,7 +91,7 @@ def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
     blocks = sorted((gallery / "pages").iterdir())
     pages = [entry for block in blocks for entry in read(block)]
     assert len(pages) == len(chosen)
-    at = len(chosen) - 2
+    at = int(np.flatnonzero(frame["effect_images"])[-1])
     page, entry = stats.page(*chosen[at]), pages[at]
     assert [rows[place] for place, *_ in entry["top"]] == [each.row for each in page.top]
     for (_, value, cls, steps), each in zip(entry["top"], page.top, strict=True):
@@ -154,6 +155,7 @@ function type(text) {
 async function walk() {
   await until(() => all("#rows canvas").every((c) => c.dataset.drawn));
   seen.first = links();
+  seen.arrows = all("#heads button").map((b) => b.textContent).join("").match(/[↑↓]/g);
   seen.found = document.getElementById("found").textContent;
   seen.drawn = all("#rows canvas").map((c) => c.dataset.drawn === "yes");
   seen.sizes = Object.values(GALLERY.sheets).map((s) => s.naturalWidth);
@@ -166,6 +168,10 @@ async function walk() {
   type("purple");
   seen.nothing = [links().length, document.getElementById("found").textContent];
   type("");
+  document.querySelector('[data-sort="feature"]').click();
+  seen.byFeature = links();
+  document.querySelector('[data-sort="feature"]').click();
+  seen.fromLast = links();
   document.querySelector('[data-sort="images"]').click();
   seen.falling = all("#rows tr td:nth-child(3)").map((c) => parseFloat(c.textContent));
   document.querySelector('[data-sort="images"]').click();
@@ -180,6 +186,7 @@ async function walk() {
   seen.pictures = all("#page canvas").map((c) => c.getAttribute("aria-label"));
   seen.charts = all("#page svg").length;
   seen.listHidden = document.getElementById("list").hidden;
+  seen.explained = all("#page .note").at(-1).textContent;
   const near = all("#page td a")[0];
   seen.nearLink = near.textContent;
   near.click();
@@ -238,7 +245,13 @@ def test_in_a_browser(gallery: Path, stats: FeatureStatistics, tmp_path: Path):
     assert all(size == 16 * 12 for size in seen["sizes"])
     of_three = [each for each in chosen if each.startswith("3:")]
     assert seen["layer"] == of_three[:40]
+    assert seen["arrows"] is None
+    in_order = [f"{s}:{i}" for s, i in sorted(active(stats))]
+    assert seen["byFeature"] == in_order[:40] != chosen[:40]
+    assert seen["fromLast"] == in_order[::-1][:40]
+    assert "not one of the features this gallery shows" in seen["explained"]
     frame = stats.to_frame().query("active_images > 0")
+    frame = frame.sort_values(["layer", "feature"], ascending=[True, False])
     green = frame[(frame["class"] == CLASSES[1]) | (frame["raised"] == CLASSES[1])]
     assert seen["green"] == [f"{r.layer}:{r.feature}" for r in green.itertuples()][:40]
     assert 0 < len(green) < len(chosen)

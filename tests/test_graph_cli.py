@@ -77,6 +77,11 @@ def test_what_it_writes(
     name = digits_test.class_names[1]
     assert f"− {name}" in page
     assert "Are these effects what interventions find?" in page
+    r, slope = (named[f"direct_against_live_all_{name}"]["value"] for name in ("pearson", "slope"))
+    first = page[: page.index("plotly")]
+    assert "norms held, against live interventions" in first
+    assert f"r {r:.2f} [" in first
+    assert f"slope {slope:.2f}, N = 8." in first
     assert "silencing single features, N = 8" in capsys.readouterr().out
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import tiny_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -175,6 +176,13 @@ def test_an_imported_clt_is_an_ordinary_one(exported: Path, tiny_vit: HookedViT,
     export_circuit_tracer(jump_clt(n=4, d=16), tmp_path / "fits")
     named = import_circuit_tracer(tmp_path / "fits", vit=tiny_vit)
     assert named.config.teacher == tiny_vit.identity()
+    export_circuit_tracer(named, tmp_path / "known")
+    assert import_circuit_tracer(tmp_path / "known", vit=tiny_vit).config == named.config
+    other = HookedViT(tiny_clip(seed=1))
+    hashes = [vit.identity().weights_sha256[:12] for vit in (tiny_vit, other)]
+    with pytest.raises(InputError, match="{}.*{}; expected the model that".format(*hashes)):
+        import_circuit_tracer(tmp_path / "known", vit=other)
+    assert import_circuit_tracer(tmp_path / "fits", vit=other).config.teacher == other.identity()
     with pytest.raises(InputError, match="for 3 layers of width 4; expected 4 layers of width 16"):
         import_circuit_tracer(exported, vit=tiny_vit)
 
@@ -219,7 +227,8 @@ BROKEN = {
     "input": (configure(feature_input_hook="hook_resid_mid"), 'expected "ln2.hook_out" or'),
     "output": (configure(feature_output_hook="hook_x"), 'feature_output_hook .* "hook_x"'),
     "no decoder file": (remove("W_dec_1.safetensors"), "expected a W_dec_1.safetensors in it"),
-    "no encoder file": (remove("W_enc_1.safetensors"), "with 2 layers; expected a W_enc_1"),
+    "no encoder file": (remove("W_enc_1.safetensors"), "with 3 layers; expected a W_enc_1"),
+    "no last encoder file": (remove("W_enc_2.safetensors"), "with 3 layers; expected a W_enc_2"),
     "no encoders": (lambda f: [p.unlink() for p in f.glob("W_*")], "expected a W_enc_0"),
     "cut": (write("W_dec_2.safetensors", "abc"), "W_dec_2.safetensors is not a complete"),
     "first": (change("W_enc_0.safetensors", W_enc_0=None), "W_enc_0 is no such tensor; expected"),
@@ -319,6 +328,8 @@ def test_commands_write_and_read_again(
     names = {f"{t}_{m}" for t in ("cls", "patch", "all") for m in ("l0", "r2", "top1", "loss")}
     assert names | {f"{name}_change" for name in names} <= metrics.keys()
     assert metrics["all_loss"]["floor"] is not None
+    lowest, layer = metrics["cls_lowest_r2"], metrics["cls_lowest_r2_layer_after"]
+    assert f"{lowest['value']:.4f} at {layer['value']}" in said
     found = CrossLayerTranscoder.from_pretrained(tmp_path / "back").requires_grad_(False)
     assert found.config.teacher == vit.identity()
     # what was measured is what was written: L0 again, from the imported CLT

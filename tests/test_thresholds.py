@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vit_clt import InputError, JumpReLU, ReLUTopK
-from vit_clt.analysis import threshold_cost
+from vit_clt.analysis import reconstruction, threshold_cost
 from vit_clt.data import ImageData, ImageRows, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps, token_rows
 from vit_clt.interchange_thresholds import with_thresholds
@@ -86,6 +86,13 @@ def test_costs_are_those_of_the_replaced_model(
         assert row["loss_change_low"] <= row["loss_change"] <= row["loss_change_high"]
         assert row["loss_change"] != 0
     metrics = {metric.name: metric for metric in cost.metrics()}
+    for name, each in (("before", clt), ("after", twin)):
+        fit = reconstruction(digits_vit, each, data).frame.query("tokens == 'cls'")
+        r2 = fit["r2"].to_numpy()
+        assert frame.loc["cls", f"lowest_r2_{name}"] == pytest.approx(r2.min())
+        assert metrics[f"cls_lowest_r2_layer_{name}"].value == r2.argmin()
+    assert metrics["cls_lowest_r2"].value == frame.loc["cls", "lowest_r2_after"]
+    assert metrics["cls_lowest_r2"].baseline == frame.loc["cls", "lowest_r2_before"]
     assert metrics["patch_loss"].floor == frame.loc["patch", "loss_floor_mean"]
     assert metrics["patch_loss"].baseline == frame.loc["patch", "loss_before"]
     assert metrics["all_r2"].floor == 0

@@ -2,7 +2,8 @@
 
     W_enc_{i}.safetensors    W_enc_{i} [F, d], b_enc_{i} [F], b_dec_{i} [d], threshold_{i} [F]
     W_dec_{i}.safetensors    W_dec_{i} [F, L - i, d], slice j writing to layer i + j
-    config.yaml              model_kind, feature_input_hook, feature_output_hook
+    config.yaml              model_kind, feature_input_hook, feature_output_hook; model_name and
+                             teacher_weights_sha256 (ours) of a CLT that knows its teacher
 
 Its codes are z = a 1[a > threshold], or ReLU(a) where W_enc_0 has no threshold_0: JumpReLU with
 theta = threshold, or theta = 0, log_theta = -inf. Weights pass unchanged, both ways. The threshold
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vit_clt.checkpoints import STAGING
-from vit_clt.config import CLTConfig
+from vit_clt.config import CLTConfig, TeacherIdentity
 from vit_clt.data import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
@@ -41,6 +42,7 @@ from vit_clt.transcoder import CrossLayerTranscoder
 
 CONFIG_FILE = "config.yaml"
 KIND = "cross_layer_transcoder"
+TEACHER_KEY = "teacher_weights_sha256"
 # names inside a block under which TransformerLens 4 has x_l and y_l; the first of each is written
 INPUT_HOOKS = ("ln2.hook_out", "mlp.hook_in")
 OUTPUT_HOOKS = ("hook_mlp_out", "mlp.hook_out")
@@ -147,7 +149,9 @@ def _check_no_further_layers(folder: Path, n_layers: int) -> None:
 
 
 def _config_values(config: CLTConfig) -> dict[str, Any]:
-    teacher = {} if config.teacher is None else {"model_name": config.teacher.model}
+    known, teacher = config.teacher, {}
+    if known is not None:
+        teacher = {"model_name": known.model, TEACHER_KEY: known.weights_sha256}
     return {
         "model_kind": KIND,
         **teacher,
@@ -184,9 +188,10 @@ def import_circuit_tracer(
 ) -> CrossLayerTranscoder:
     """A CLT from such files, float32 whatever they hold (float32, bfloat16 or float16).
 
-    The files do not say how the CLT was trained nor on which weights: its sparsifier is JumpReLU
-    with the default bandwidth, and its teacher unknown, so that it attaches wherever it fits,
-    unless `vit` is given. Each layer replaces an unallocated one: never two copies of the whole.
+    The files do not say how the CLT was trained: its sparsifier is JumpReLU with the default
+    bandwidth. Its teacher is unknown, so that it attaches wherever it fits, unless `vit` is given;
+    files of ours name the teacher's weights, and another's are refused. Each layer replaces an
+    unallocated one: never two copies of the whole.
 
     Args:
         folder: holds config.yaml and two files a layer.
@@ -196,12 +201,12 @@ def import_circuit_tracer(
     Raises:
         InputError: a file or tensor is missing, unreadable, or of another shape or type than the
             rest; the CLT reads or writes elsewhere than x_l and y_l, has skip weights or a negative
-            threshold; or it does not fit `vit`.
+            threshold; or it does not fit `vit`, or names the weights of another.
     """
     source = Path(folder)
     if not source.is_dir():
         raise InputError(f"from is {source}; expected a folder holding {CONFIG_FILE}.")
-    _check_config(source / CONFIG_FILE)
+    values = _checked_config(source / CONFIG_FILE)
     shapes = _checked_shapes(source)
     n_features, d_model = shapes["W_enc_0"]
     config = CLTConfig(_count_layers(source), d_model, n_features, JumpReLU())
@@ -209,7 +214,9 @@ def import_circuit_tracer(
         clt = CrossLayerTranscoder(config)
     if vit is not None:
         check_fits(vit, clt)
-        clt.config = replace(config, teacher=vit.identity())
+        teacher = vit.identity()
+        _check_teacher(source / CONFIG_FILE, values, teacher)
+        clt.config = replace(config, teacher=teacher)
     biases = torch.empty(clt.b_enc.shape), torch.empty(clt.b_dec.shape)
     log_theta = torch.full_like(biases[0], -torch.inf)
     for i in tqdm(range(config.n_layers), "import", unit=" layers", disable=not progress):
@@ -224,7 +231,7 @@ def import_circuit_tracer(
     return clt
 
 
-def _check_config(path: Path) -> None:
+def _checked_config(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -245,11 +252,25 @@ def _check_config(path: Path) -> None:
         if values.get(field) not in known:
             expected = " or ".join(f'"{each}"' for each in known)
             raise InputError(f"{field} of {path} is {found}; expected {expected}.")
+    return values
+
+
+def _check_teacher(path: Path, values: Mapping[str, Any], teacher: TeacherIdentity) -> None:
+    """Shapes alone do not tell two models of one architecture apart."""
+    recorded = values.get(TEACHER_KEY)
+    if recorded not in (None, teacher.weights_sha256):
+        raise InputError(
+            f"{TEACHER_KEY} of {path} is {str(recorded)[:12]} (model_name "
+            f'"{values.get("model_name")}"), the weights of model "{teacher.model}" are '
+            f"{teacher.weights_sha256[:12]}; expected the model that the CLT was trained on."
+        )
 
 
 def _count_layers(folder: Path) -> int:
-    names = [p.name for p in folder.glob("W_enc_*.safetensors")]
-    return sum(bool(re.fullmatch(r"W_enc_\d+\.safetensors", name)) for name in names)
+    """The largest index of a file of either kind, plus 1: a missing file is no layer less."""
+    named = re.compile(r"W_(?:enc|dec)_(0|[1-9]\d{0,3})\.safetensors")
+    found = (named.fullmatch(path.name) for path in folder.iterdir())
+    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _checked_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ const F = G.features;
 const BLUE = "#0072B2", ORANGE = "#D55E00", GREEN = "#009E73", GREY = "#777777";
 const ROWS = 40; // features a part of the list
 const STEPS = 99; // of an activation map
-const state = { query: "", layer: "", kind: "", sort: "order", down: false, part: 0, maps: true, scroll: 0 };
+const state = { query: "", layer: "", kind: "", sort: null, down: false, part: 0, maps: true, scroll: 0 };
 let listed = []; // what the list shows: places in F's columns
 
 const byId = (id) => document.getElementById(id);
@@ -87,7 +87,7 @@ function overlay(pen, canvas, map) {
 // ---- the list --------------------------------------------------------------------------------
 
 const COLUMNS = [
-  { key: "order", title: "Feature" },
+  { key: "feature", title: "Feature" },
   { key: null, title: "Most active images" },
   { key: "images", title: "Images" },
   { key: "cls", title: "CLS rows" },
@@ -112,12 +112,13 @@ function matches(i) {
 
 function refresh() {
   listed = F.layer.map((_, i) => i).filter(matches);
-  if (state.sort !== "order") {
+  if (state.sort) { // else as they were chosen
     const values = F[state.sort], sign = state.down ? -1 : 1;
+    const layers = (a, b) => (state.sort === "feature" ? F.layer[a] - F.layer[b] : 0);
     // what is undefined comes last either way
     listed.sort((a, b) => (values[a] === null) - (values[b] === null) ||
-      sign * (values[a] - values[b]) || a - b);
-  } else if (state.down) listed.reverse();
+      sign * (layers(a, b) || values[a] - values[b]) || a - b);
+  }
   state.part = Math.max(0, Math.min(state.part, Math.ceil(listed.length / ROWS) - 1));
   showList();
 }
@@ -144,7 +145,7 @@ function head({ key, title }) {
   const mark = on ? (state.down ? " ↓" : " ↑") : "";
   const button = make("button", { type: "button", "data-sort": key }, title + mark);
   button.addEventListener("click", () => {
-    state.down = on ? !state.down : key !== "order"; // numbers: largest first
+    state.down = on ? !state.down : key !== "feature"; // numbers: largest first
     Object.assign(state, { sort: key, part: 0 });
     refresh();
     document.querySelector(`[data-sort="${key}"]`).focus();
@@ -259,9 +260,11 @@ function near(page) {
         .map((cell) => make("td", {}, cell)));
   });
   const heads = ["Feature", "Cosine of writes", "Shared targets", "Active together"];
-  return make("div", { class: "scroll" }, make("table", {},
+  return make("div", {}, make("div", { class: "scroll" }, make("table", {},
     make("thead", {}, make("tr", {}, ...heads.map((t) => make("th", { scope: "col" }, t)))),
-    make("tbody", {}, ...rows)));
+    make("tbody", {}, ...rows))),
+    make("p", { class: "note" }, "(no page): not one of the features this gallery shows. Not " +
+      "measured: its layer was not looked at, or neither feature is active."));
 }
 
 // ---- charts ----------------------------------------------------------------------------------
@@ -407,7 +410,7 @@ function start() {
   byId("meaning").textContent = "Images, CLS rows, patch rows: the share on which the feature is " +
     "active. Purity: the share of its top images with their most common class, beside that class' " +
     "share of all images and the purity of as many random images. The class raised most is the one with the largest direct effect, centred " +
-    "over classes. Select a column's name to sort by it.";
+    "over classes. Rows stand in the order they were chosen in; select a column's name to sort by it.";
   for (const id of ["query", "layer", "kind"]) {
     byId(id).addEventListener("input", () => {
       Object.assign(state, { [id]: byId(id).value, part: 0 });

@@ -93,8 +93,9 @@ class Export(CLTOptions, OutputOptions, SeedOptions):
         frame = cost.frame.set_index("tokens")
         print(
             f"thresholds fitted on {train.name}, {len(train)} images; measured on {data.name}, "
-            f"N = {len(data)}: L0 and R2 on the teacher trajectory, top-1 % / loss (nats) with all "
-            f"MLPs replaced (stream), templates: {self.templates}, seed {self.seed}"
+            f"N = {len(data)}: L0 and R2 (means over layers, "
+            "and the lowest R2 of a layer) on the teacher trajectory, top-1 % / loss (nats) with "
+            f"all MLPs replaced (stream), templates: {self.templates}, seed {self.seed}"
         )
         print_table(_readable(frame))
         return (
@@ -126,15 +127,17 @@ def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     for tokens, r in frame.iterrows():
         for version, title in (("before", "top-k"), ("after", "thresholds")):
             l0, r2 = f"{r[f'l0_{version}']:.2f}", f"{r[f'r2_{version}']:.4f}"
-            rows.append((f"{tokens} {title}", l0, r2, _reading(r, version)))
+            layer = int(r[f"lowest_r2_layer_{version}"])
+            lowest = "undefined" if layer < 0 else f"{r[f'lowest_r2_{version}']:.4f} at {layer}"
+            rows.append((f"{tokens} {title}", l0, r2, lowest, _reading(r, version)))
         change = f"{r['loss_change']:+.4f} [{r['loss_change_low']:+.4f}, "
         rows += [
-            (f"{tokens} change in loss", "", "", f"{change}{r['loss_change_high']:+.4f}]"),
-            (f"{tokens} floor: mean", "", "0", _reading(r, "floor_mean")),
-            (f"{tokens} floor: zero", "", "", _reading(r, "floor_zero")),
+            (f"{tokens} change in loss", "", "", "", f"{change}{r['loss_change_high']:+.4f}]"),
+            (f"{tokens} floor: mean", "", "0", "0", _reading(r, "floor_mean")),
+            (f"{tokens} floor: zero", "", "", "", _reading(r, "floor_zero")),
         ]
-    rows.append(("unaltered", "", "", _reading(frame.iloc[0], "baseline")))
-    return pd.DataFrame(rows, columns=["rows", "L0", "R2", "top-1 % / loss"])
+    rows.append(("unaltered", "", "", "", _reading(frame.iloc[0], "baseline")))
+    return pd.DataFrame(rows, columns=["rows", "L0", "R2", "lowest R2 at layer", "top-1 % / loss"])
 
 
 def _reading(row: pd.Series, version: str) -> str:

@@ -26,7 +26,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
     """Source layers looked at, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer, or those of
     --feature."""
     feature: tuple[str, ...] = ()
-    """Features that get a page, as layer:feature, e.g. 7:123."""
+    """Features that get a page, as layer:feature, e.g. 7:76."""
     select: Literal["spread", "rate", "effect", "purity", "random"] | None = None
     """Also a page for --count features a layer by this rule; default: spread, unless --feature."""
     count: int = 32
@@ -46,7 +46,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         """Look at every feature, choose some, and write their gallery."""
         from vit_clt.analysis import feature_statistics
         from vit_clt.analysis.feature_gallery import GALLERY_FILES, write_gallery
-        from vit_clt.analysis.feature_selection import RULES, select_features
+        from vit_clt.analysis.feature_selection import rule_in_words, select_features
         from vit_clt.analysis.feature_summary import summary, summary_metrics, summary_text
         from vit_clt.analysis.features import check_features
         from vit_clt.hooks import layer_list
@@ -91,8 +91,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         if self.select is not None or not named:
             rule = self.select or "spread"
             chosen += select_features(stats, rule, self.count, class_name=self.raises)
-            raised = "" if self.raises is None else f' on "{self.raises}"'
-            rules.append(f"at most {self.count} a layer, {RULES[rule]}{raised}")
+            rules.append(f"at most {self.count} a layer, {rule_in_words(rule, self.raises)}")
         chosen = list(dict.fromkeys(chosen))
         stats.check(chosen)
         folder.open()
@@ -125,12 +124,12 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
 
 
 def feature_address(text: str) -> tuple[int, int]:
-    """ "7:123" as (7, 123).
+    """ "7:76" as (7, 76).
 
     Raises:
         InputError: anything else.
     """
     layer, colon, feature = text.partition(":")
     if not colon or not all(part.isascii() and part.isdigit() for part in (layer, feature)):
-        raise InputError(f'feature is "{text}"; expected layer:feature, as in 7:123.')
+        raise InputError(f'feature is "{text}"; expected layer:feature, as in 7:76.')
     return int(layer), int(feature)
