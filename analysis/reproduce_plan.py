@@ -18,10 +18,11 @@ import torch
 from vit_clt.activations import capture
 from vit_clt.analysis.reproduce import KINDS, Cell, Recipe
 from vit_clt.data import TensorImages
-from vit_clt.estimate import Estimate, duration, estimate, seconds_per_step
+from vit_clt.estimate import Estimate, duration, estimate
 from vit_clt.hooks import HookedViT
 from vit_clt.training import resolved
 from vit_clt.transcoder import CrossLayerTranscoder
+from vit_clt.trial import seconds_per_step
 
 IMAGES = {"cifar100": (50_000, 10_000), "imagenet100": (126_689, 5_000), "coco": (117_266, 4_952)}
 """Training and held-out images of the data sets as their sources state them; COCO's with a box."""

@@ -12,12 +12,13 @@ import pytest
 import torch
 from conftest import random_clt
 
-from vit_clt import CLTConfig, InputError, JumpReLU, ReLUTopK
+from vit_clt import CLTConfig, InputError, JumpReLU, ReLUTopK, trial
 from vit_clt import estimate as module
 from vit_clt.activation_cache import cache_bytes
 from vit_clt.data import TensorImages
-from vit_clt.estimate import Estimate, check_fits, estimate, seconds_per_step
+from vit_clt.estimate import Estimate, check_fits, estimate
 from vit_clt.train_config import TrainConfig
+from vit_clt.trial import seconds_per_step
 
 GIB = 2**30
 PAPER = CLTConfig(12, 768, 12288, ReLUTopK(128))
@@ -307,7 +308,7 @@ def test_seconds_follow_the_line_through_both_trials(tiny_vit, photos, monkeypat
     def run(**given: object) -> float:
         # 16 images of 10 rows; 64 rows; 160 rows, which is all there are; one AdamW stand-in
         clock = iter([1.6, 2.0 + 64 * 0.01, 2.0 + 160 * 0.01, 7.0])
-        monkeypatch.setattr(module, "_seconds", lambda work, device: next(clock))
+        monkeypatch.setattr(trial, "_seconds", lambda work, device: next(clock))
         settings = TrainConfig(batch_size=1000, accumulate=given.pop("accumulate", 1))
         clt = random_clt(tiny_vit).requires_grad_(True)
         return seconds_per_step(tiny_vit, clt, photos, settings, **given)

@@ -59,6 +59,11 @@ def choose_jump(
     return "sparse" if near - firing <= _LISTED else "banded"
 
 
+def has_sparse(device: torch.device) -> bool:
+    """Whether the sparse back end runs on this device."""
+    return True
+
+
 def break_even(n_features: int, d_model: int) -> float:
     """Largest share of stored features at which the sparse back end is chosen on CPU."""
     size = 4 * n_features * d_model

@@ -1,7 +1,12 @@
-"""The dense back end: codes written out for one source layer at a time, then plain matmuls.
+"""The dense back end: codes written out for one source layer at a time, one matmul a source.
 
-It differentiates any number of times and autocast applies as usual. Backward keeps the codes as
-they are and writes them out again, so no [token, feature] array outlives its layer.
+With W_s = [W_dec[s->s] W_dec[s->s+1] ...], targets side by side, and dY_s their gradients likewise,
+
+    [c_{s->s} c_{s->s+1} ...] = z_s W_s,      dz_s = dY_s W_s^T,      dW_s = z_s^T dY_s:
+
+three large products a source, sums over targets inside one of them. Backward keeps the codes as
+they are and writes them and W_s out again, so no [token, feature] array outlives its layer. It
+differentiates any number of times and computes in autocast's dtype where that is on.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_clt.codes import Codes, DenseCodes, RaggedCodes
+from vit_clt.codes import Codes, DenseCodes, RaggedCodes, SparseCodes
 
 
 def decode_dense(
@@ -35,57 +40,84 @@ def decode_dense(
     outputs: list[Tensor] = list(start.expand(len(start), *tokens, start.shape[-1]))
     for s, codes in sources.items():
         begin = max(s, first)
-        terms = _terms(codes, tables[s], slice(begin - s, first + len(start) - s))
-        for l, term in enumerate(terms, start=begin):
-            outputs[l - first] = outputs[l - first] + term
+        chosen = range(len(tables[s]))[begin - s : first + len(start) - s]
+        for l, term in enumerate(_terms(codes, tables[s], chosen), start=begin):
+            outputs[l - first] = outputs[l - first] + term.view(*tokens, term.shape[-1])
     return torch.stack(outputs)
 
 
-def _terms(codes: Codes, table: Tensor, targets: slice) -> Sequence[Tensor]:
+def _terms(codes: Codes, table: Tensor, targets: range) -> Sequence[Tensor]:
     if isinstance(codes, DenseCodes) or (isinstance(codes, RaggedCodes) and codes.band is not None):
-        # unbound before it is sliced: a slice's gradient would be a second copy of the table's
-        z = codes.to_dense()
-        return [z @ block for block in table.unbind(0)[targets]]
-    return _WrittenOut.apply(codes.values, table, codes, targets)
+        return _Terms.apply(codes.to_dense(), table, None, targets)
+    return _Terms.apply(codes.values, table, codes, targets)
 
 
-class _WrittenOut(torch.autograd.Function):
-    """z W_j for several targets j; z is formed in forward and again in backward."""
+class _Terms(torch.autograd.Function):
+    """z W_j "token d_model" for several targets j.
+
+    z is `values` itself, or `codes` with these values written out in forward and again in backward.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, table: Tensor, codes: Any, targets: slice
+        ctx: Any, values: Tensor, table: Tensor, codes: Any, targets: range
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(values, table)
-        ctx.codes = replace(codes, values=values.detach())
-        ctx.targets = targets
-        device = table.device.type
-        ctx.autocast = {
-            "device_type": device,
-            "dtype": torch.get_autocast_dtype(device),
-            "enabled": torch.is_autocast_enabled(device),
-        }
-        z = codes.to_dense()
-        return tuple(z @ block for block in table[targets].unbind(0))
+        ctx.codes = None if codes is None else replace(codes, values=values.detach())
+        ctx.targets, ctx.dtype = targets, _product_dtype(table)
+        with torch.autocast(table.device.type, enabled=False):
+            z = _written_out(values, codes, ctx.dtype)
+            terms = z @ _side_by_side(table, targets, ctx.dtype)
+        return tuple(terms.chunk(len(targets), 1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # differentiable operations on saved tensors throughout: second derivatives follow
         values, table = ctx.saved_tensors
-        codes, targets = replace(ctx.codes, values=values), ctx.targets
         d_values = d_table = None
-        with torch.autocast(**ctx.autocast):
+        with torch.autocast(table.device.type, enabled=False):
+            grad = torch.cat([grad.to(ctx.dtype) for grad in grads], 1)
             if ctx.needs_input_grad[0]:
-                blocks = table[targets].unbind(0)
-                dz = sum(grad @ block.T for grad, block in zip(grads, blocks, strict=True))
-                assert isinstance(dz, Tensor)
-                d_values = codes.read(dz.to(values.dtype))
+                dz = grad @ _side_by_side(table, ctx.targets, ctx.dtype).T
+                if ctx.codes is None:
+                    d_values = dz.view(values.shape).to(values.dtype)
+                else:
+                    dz = dz.view(*ctx.codes.tokens, dz.shape[-1])
+                    d_values = ctx.codes.read(dz).to(values.dtype)
             if ctx.needs_input_grad[1]:
-                z = codes.to_dense().flatten(0, -2)
-                parts: list[Tensor] = [z.T @ grad.flatten(0, -2) for grad in grads]
-                chosen = range(len(table))[targets]
-                before = table.new_zeros(chosen.start, *table.shape[1:])
-                after = table.new_zeros(len(table) - chosen.stop, *table.shape[1:])
-                d_table = torch.cat([before, *(part[None] for part in parts), after])
-                d_table = d_table.to(table.dtype)
+                product = _written_out(values, ctx.codes, ctx.dtype).T @ grad
+                found = product.unflatten(1, (len(ctx.targets), -1)).transpose(0, 1)
+                d_table = _placed(found, table, ctx.targets)
         return d_values, d_table, None, None
+
+
+def _product_dtype(table: Tensor) -> torch.dtype:
+    device = table.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else table.dtype
+
+
+def _written_out(
+    values: Tensor, codes: SparseCodes | RaggedCodes | None, dtype: torch.dtype
+) -> Float[Tensor, "token feature"]:
+    # rounded before it is written out: half the memory
+    z = values.to(dtype)
+    dense = z if codes is None else replace(codes, values=z).to_dense()
+    return dense.reshape(-1, dense.shape[-1])
+
+
+def _side_by_side(
+    table: Tensor, targets: range, dtype: torch.dtype
+) -> Float[Tensor, "feature target_d_model"]:
+    chosen = table[targets.start : targets.stop].transpose(0, 1)
+    # rounded and laid out in one pass
+    return chosen.to(dtype, memory_format=torch.contiguous_format).flatten(1)
+
+
+def _placed(part: Tensor, like: Tensor, targets: range) -> Tensor:
+    """Some targets' gradients among zeros for the others'."""
+    part = part.to(like.dtype, memory_format=torch.contiguous_format)
+    if len(part) == len(like):
+        return part
+    before = like.new_zeros(targets.start, *like.shape[1:])
+    after = like.new_zeros(len(like) - targets.stop, *like.shape[1:])
+    return torch.cat([before, part, after])

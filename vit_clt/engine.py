@@ -12,21 +12,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, LoggerType
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vit_clt.choices import Precision
 from vit_clt.errors import InputError
 from vit_clt.objectives import Objective
 from vit_clt.train_config import TrainConfig
+
+Value = TypeVar("Value")
 
 # trackers that come as extras of this package
 EXTRAS = ("tensorboard", "wandb")
@@ -56,13 +59,12 @@ class Engine:
             self.accelerator.init_trackers("vit-clt")
 
     def __enter__(self) -> Engine:
-        self._tf32 = torch.get_float32_matmul_precision()
-        if self.settings.precision == "tf32":
-            torch.set_float32_matmul_precision("high")
+        self._matmuls = matmul_precision(self.settings.precision)
+        self._matmuls.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        torch.set_float32_matmul_precision(self._tf32)
+        self._matmuls.__exit__(None, None, None)
         if error[0] is None:
             self.accelerator.end_training()
         # the next run of this process may ask for another precision or device; several processes
@@ -86,8 +88,7 @@ class Engine:
 
     def prepare(self, objective: Objective) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The objective as the processes share it, and its optimiser."""
-        sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        if sharded and self.device.type == "cpu" and self.n_processes > 1:
+        if is_sharded() and self.device.type == "cpu" and self.n_processes > 1:
             # accelerate shards on accelerators only; torch does it on CPUs as well
             mesh = init_device_mesh("cpu", (self.n_processes,))
             fully_shard(objective, mesh=mesh)
@@ -97,6 +98,11 @@ class Engine:
             objective, optimiser, device_placement=[False, False]
         )
         return module, prepared
+
+    def agreed(self, value: Value) -> Value:
+        """The main process's value."""
+        found: list[Value] = broadcast_object_list([value])
+        return found[0]
 
     def total(self, value: Tensor) -> Tensor:
         """Sum over processes."""
@@ -119,6 +125,23 @@ class Engine:
         if self.accelerator.trackers:
             numbers = {name: v for name, v in values.items() if isinstance(v, float | int)}
             self.accelerator.log(numbers, step=step)
+
+
+def is_sharded() -> bool:
+    """Whether this process was launched to hold a part of the parameters (FSDP)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+@contextmanager
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """TF32 for float32 matmuls within, where that is asked for; the user's setting after."""
+    before = torch.get_float32_matmul_precision()
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def check_engine(settings: TrainConfig, device: torch.device, trackers: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a run will need (memory, disk, seconds a step), said before its first step.
+"""What a run will need of memory and disk, said before its first step.
 
 Memory counts what lives at once in one process, in three layers: parameters' arrays and the
 shuffle buffer, always; what a step keeps to its end (its batch, its codes); and the larger of what
@@ -9,35 +9,27 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from math import ceil
 from pathlib import Path
 
 import psutil
 import torch
-from torch import Tensor, nn
 
 from vit_clt.activation_cache import cache_bytes
-from vit_clt.activations import IMAGES_PER_PASS, capture
+from vit_clt.activations import IMAGES_PER_PASS
 from vit_clt.backends import choose
 from vit_clt.config import CLTConfig
-from vit_clt.data import ImageData
 from vit_clt.dense_chunks import CHUNK_BYTES
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.sparsifiers import JumpReLU
 from vit_clt.train_config import TrainConfig
-from vit_clt.transcoder import CrossLayerTranscoder
 
 _FLOAT = 4
 # an entry of sparse codes: a value and a 64-bit index, as encoded and again stacked over layers
 _ENTRY = 2 * (4 + 8)
 # 8-bit AdamW keeps one float32 scale for 256 values of each moment
 _MOMENTS = {"adamw": 2 * 4, "adamw8bit": 2 * (1 + 4 / 256)}
-_TRIAL_IMAGES, _TRIAL_ROWS = 16, (64, 256)
 
 
 @dataclass(frozen=True)
@@ -140,48 +132,6 @@ def check_fits(found: Estimate, *, out: Path, device: torch.device) -> None:
             f"{_size(available)} free; expected less: lower keep_checkpoints or n_features"
             f"{', or train without a cache' if found.disk['activation cache'] else ''}."
         )
-
-
-def seconds_per_step(
-    vit: HookedViT,
-    clt: CrossLayerTranscoder,
-    data: ImageData,
-    settings: TrainConfig,
-    *,
-    processes: int = 1,
-    cache: bool = False,
-) -> float:
-    """Estimated seconds a training step will take, from a short trial on a few images.
-
-    The ViT's pass (none with `cache`) and AdamW are timed and scaled; forward and backward run on
-    at most 64 and 256 rows, and the line through both is followed to the batch: a step's cost is a
-    part that grows with its rows and one that grows with its parameters. Penalties, the exchange
-    between processes and waiting for images are not in it. Weights, gradients and the random state
-    are left as they are.
-
-    Raises:
-        InputError: an image cannot be read, or activations are not finite.
-    """
-    device = clt.b_enc.device
-    images, _ = data.batch(range(min(_TRIAL_IMAGES, len(data))))
-    images = images.to(device)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, device_type=device.type):
-        found = capture(vit, images)
-        seconds = _seconds(partial(capture, vit, images), device)
-        teacher = 0.0 if cache else seconds / found.x[0, ..., 0].numel()
-        # in training's units: the scale decides how many features JumpReLU stores
-        x, y = (_normalised(values.flatten(1, 2)) for values in (found.x, found.y))
-        rows = [min(n, x.shape[1]) for n in _TRIAL_ROWS]
-        _trial(clt, x[:, : rows[0]], y[:, : rows[0]], settings)  # the first one warms up
-        few, many = (
-            _seconds(partial(_trial, clt, x[:, :n], y[:, :n], settings), device) for n in rows
-        )
-    a_row = max(0.0, many - few) / max(1, rows[1] - rows[0])
-    in_batch = ceil(settings.batch_size / processes)
-    # the fixed part comes again in each part of the batch
-    fixed = max(0.0, many - a_row * rows[1]) * settings.accumulate
-    return fixed + in_batch * (a_row + teacher) + _optimiser_seconds(clt)
 
 
 def _step(
@@ -301,44 +251,6 @@ def _cgroup_room(root: Path) -> list[int]:
                 # pages of files that nobody uses are given back when memory runs short
                 room.append(max(0, int(most) - now + int(stat.get(idle, 0))))
     return room
-
-
-def _trial(clt: CrossLayerTranscoder, x: Tensor, y: Tensor, settings: TrainConfig) -> None:
-    learned = [p for p in clt.parameters() if p.requires_grad]
-    bf16 = settings.precision == "bf16"
-    with torch.enable_grad():
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            y_hat = clt(x)
-        loss = (y_hat.float() - y).square().sum(-1).mean()
-        # not backward(): nothing is added to .grad, and no hook that waits for other processes runs
-        torch.autograd.grad(loss, learned)
-
-
-def _normalised(values: Tensor) -> Tensor:
-    norms = values.norm(dim=-1, keepdim=True).mean(1, keepdim=True)
-    return values * (values.shape[-1] ** 0.5 / norms)
-
-
-def _optimiser_seconds(clt: CrossLayerTranscoder) -> float:
-    """AdamW on a stand-in of at most 16 MB, scaled to all parameters."""
-    n = sum(p.numel() for p in clt.parameters())
-    stand_in = nn.Parameter(torch.zeros(min(n, 2**22), device=clt.b_enc.device))
-    stand_in.grad = torch.zeros_like(stand_in)
-    optimiser = torch.optim.AdamW([stand_in], fused=True)
-    optimiser.step()
-    return _seconds(optimiser.step, stand_in.device) * n / stand_in.numel()
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The fastest of three runs, fewer if they are slow: other programs only ever add time."""
-    taken: list[float] = []
-    while len(taken) < 3 and sum(taken) < 0.5:
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - began)
-    return min(taken)
 
 
 def _parts(sizes: dict[str, int]) -> str:

@@ -33,6 +33,7 @@ from vit_clt.sparsifiers import JumpReLU
 from vit_clt.stream import Cached, Recomputed, Source, Waits, lost_worker
 from vit_clt.train_config import PRESETS, TrainConfig
 from vit_clt.transcoder import CrossLayerTranscoder
+from vit_clt.trial import decided
 
 __all__ = ["PRESETS", "Stopped", "TrainConfig", "as_context", "resolved", "train"]
 
@@ -108,6 +109,8 @@ def train(
                 settings = replace(settings, shards=found.state["train"]["shards"])
             settings = resolved(settings, config, device, engine.n_processes)
             _check_same(settings, config, vit, data, cache is not None, found)
+        settings = decided(settings, config, device, engine.n_processes)
+        settings = replace(settings, backend=engine.agreed(settings.backend))
         waits = Waits()
         source = _source(vit, data, settings, cache, engine, waits, progress)
         run = Run(vit, source, len(data), config, settings, engine, waits)
@@ -125,7 +128,7 @@ def train(
 def resolved(
     settings: TrainConfig, config: CLTConfig, device: torch.device | str, n_processes: int = 1
 ) -> TrainConfig:
-    """`settings` with every "auto" and None decided for this machine.
+    """`settings` with every "auto" and None decided that this machine decides without a trial.
 
     Raises:
         InputError: shards do not divide among the processes, or the batch among the shards.
@@ -142,7 +145,8 @@ def resolved(
     if workers is None:
         workers = 0 if device.type == "cpu" else min(8, max(1, torch.get_num_threads() - 1))
     backend = settings.backend
-    if not isinstance(config.sparsifier, JumpReLU):
+    # on a GPU top-k codes wait for a trial (`vit_clt.trial.decided`)
+    if not isinstance(config.sparsifier, JumpReLU) and device.type != "cuda":
         density = config.sparsifier.k / config.n_features
         weight = torch.empty(0, device=device)
         backend = choose(backend, config.n_features, config.d_model, density, weight)

@@ -221,8 +221,9 @@ class Audit(CLTOptions, OutputOptions):
     def _print_plan(self, vit: HookedViT, fit: ImageData, runs: Sequence[RivalRun]) -> None:
         """What will be trained, and its cost by formula and short trials, before anything is."""
         from vit_clt.analysis.rivals import is_finished
-        from vit_clt.estimate import duration, estimate, seconds_per_step
+        from vit_clt.estimate import duration, estimate
         from vit_clt.transcoder import CrossLayerTranscoder
+        from vit_clt.trial import seconds_per_step
 
         missing = [run for run in runs if not is_finished(run, self.out / RUNS) or self.overwrite]
         done = f"; finished already: {len(runs) - len(missing)}" if len(missing) < len(runs) else ""

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import tyro
 
+from vit_clt.choices import Backend, check_backend
 from vit_clt.cli.options import ModelOptions, OutputOptions
 from vit_clt.cli.training_options import TrainingOptions, preset_in, value_of
 from vit_clt.errors import InputError
@@ -24,6 +25,7 @@ from vit_clt.train_config import TrainConfig
 if TYPE_CHECKING:
     from vit_clt.config import CLTConfig
     from vit_clt.data import ImageData
+    from vit_clt.estimate import Estimate
     from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
 
@@ -87,6 +89,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         from vit_clt.model_card import model_card
         from vit_clt.outputs import OutputFolder
         from vit_clt.training import as_context, train
+        from vit_clt.trial import decided
 
         if self.resume and self.overwrite:
             raise InputError("overwrite and resume are both set; expected one of them.")
@@ -94,14 +97,21 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         overwrite = self.overwrite or not _is_main()
         folder = OutputFolder(self.out, FILES, overwrite, RUN_FILE if self.resume else None)
         vit, data, clt_config, asked, settings = self._resolved()
-        run = self._described(clt_config, settings, data, vit)
         if folder.resumes:
-            _check_same(run, folder.path / RUN_FILE)
+            before = folder.path / RUN_FILE
+            was = _check_same(self._described(clt_config, settings, data, vit), before)
             if (folder.path / "metrics.json").is_file():
                 print(f"{folder.path} is finished; nothing to do")
                 return
-        self._estimate(vit, data, clt_config, settings)
-        if self.cache is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            if asked.backend == "auto":
+                settings = replace(settings, backend=was)
+        self._check_fits(vit, data, clt_config, settings)
+        settings = decided(settings, clt_config, self.device, _n_processes())
+        asked = replace(asked, backend=settings.backend)
+        run = self._described(clt_config, settings, data, vit)
+        if _is_main():
+            self._estimate(vit, data, clt_config, settings)
+        if self.cache is not None and _n_processes() == 1:
             # refused before anything is overwritten
             cache = ActivationCache(self.cache, vit, data, unreadable=settings.unreadable)
             print(cache.description, flush=True)
@@ -161,8 +171,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
 
         if self.k is not None and self.k < 1:
             raise InputError(f"k is {self.k}; expected at least 1.")
-        n_processes = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.device == "cuda" and n_processes > 1:
+        if self.device == "cuda" and _n_processes() > 1:
             self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         vit = self.load_vit(self.device)
         k = self.k or (128 if self.preset == "paper" else min(32, vit.cfg.d_model // 4))
@@ -171,7 +180,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         asked = self.training
         if self.sparsifier == "jumprelu" and asked.l0 is None and not self.ramp:
             asked = replace(asked, l0=float(k))
-        settings = resolved(asked, clt_config, self.device, n_processes)
+        settings = resolved(asked, clt_config, self.device, _n_processes())
         data = self.load_images(vit, "train")
         # a first look, so that broken weights or images are refused before anything is written
         images, _ = data.readable(range(min(8, len(data))))
@@ -227,46 +236,57 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
             "options": json.loads(json.dumps(options, default=str)),
             "clt": config.to_json() | {"teacher": asdict(vit.identity())},
             "data": {"name": data.name, "split": data.split, "n_images": len(data)},
-            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "processes": _n_processes(),
             "versions": versions(),
         }
 
-    def _estimate(
+    def _check_fits(
         self, vit: HookedViT, data: ImageData, config: CLTConfig, settings: TrainConfig
     ) -> None:
         import torch
 
-        from vit_clt.estimate import check_fits, duration, estimate, seconds_per_step
-        from vit_clt.transcoder import CrossLayerTranscoder
+        from vit_clt.engine import is_sharded
+        from vit_clt.estimate import check_fits
 
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        device = torch.device(self.device)
-        needs = estimate(
+        # the estimate is that of whole copies, which sharded processes do not hold
+        if not is_sharded():
+            needs = self._needs(vit, data, config, settings)
+            check_fits(needs, out=self.out, device=torch.device(self.device))
+
+    def _needs(
+        self, vit: HookedViT, data: ImageData, config: CLTConfig, settings: TrainConfig
+    ) -> Estimate:
+        from vit_clt.estimate import estimate
+
+        return estimate(
             config,
             settings,
             n_images=len(data),
             n_tokens=vit.cfg.n_tokens,
             teacher_parameters=sum(p.numel() for p in vit.parameters()),
-            processes=processes,
+            processes=_n_processes(),
             cache=self.cache is not None,
-            device=device,
+            device=self.device,
         )
-        # the estimate is that of whole copies, which sharded processes do not hold
-        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
-            check_fits(needs, out=self.out, device=device)
-        if not _is_main():
-            return
+
+    def _estimate(
+        self, vit: HookedViT, data: ImageData, config: CLTConfig, settings: TrainConfig
+    ) -> None:
+        from vit_clt.estimate import duration
+        from vit_clt.transcoder import CrossLayerTranscoder
+        from vit_clt.trial import seconds_per_step
+
         print(
             f"{vit.cfg.model}: {vit.cfg.n_layers} layers, width {vit.cfg.d_model}, "
             f"{vit.cfg.n_tokens} tokens; {data.name}: {len(data)} images; "
             f"{_kind(config)}: {config.n_features} features a layer, "
             f"{config.n_parameters() / 1e6:.1f} M parameters"
         )
-        print("\n".join(needs.lines()))
-        clt = CrossLayerTranscoder(config, backend=settings.backend).to(device)
+        print("\n".join(self._needs(vit, data, config, settings).lines()))
+        clt = CrossLayerTranscoder(config, backend=settings.backend).to(self.device)
         if settings.unreadable == "stop":  # the trial needs images that can be read
             seconds = seconds_per_step(
-                vit, clt, data, settings, processes=processes, cache=self.cache is not None
+                vit, clt, data, settings, processes=_n_processes(), cache=self.cache is not None
             )
             images = len(data) - settings.held_out(len(data))
             steps = -(-images * vit.cfg.n_tokens // settings.batch_size) * settings.epochs
@@ -349,6 +369,10 @@ def _kind(config: CLTConfig) -> str:
     return "CLT" if config.cross_layer else "per-layer transcoder"
 
 
+def _n_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
@@ -379,8 +403,11 @@ def _options_in(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _check_same(run: dict[str, Any], path: Path) -> None:
-    """Refuse to resume a run of other options than these. The checkpoint checks the rest."""
+def _check_same(run: dict[str, Any], path: Path) -> Backend:
+    """Refuse to resume a run of other options than these; the back end it was started with.
+
+    The checkpoint checks the rest.
+    """
     from vit_clt.training import FREE
 
     try:
@@ -404,6 +431,7 @@ def _check_same(run: dict[str, Any], path: Path) -> None:
             "same bits",
             file=sys.stderr,
         )
+    return check_backend(was.get("backend", "auto"))
 
 
 def _peak_memory(device: str) -> int:
