@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from math import gcd
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vit_clt.choices import Precision
 from vit_clt.errors import InputError
+from vit_clt.fused import fusion
 from vit_clt.objectives import Objective
 from vit_clt.train_config import TrainConfig
 
@@ -59,12 +60,14 @@ class Engine:
             self.accelerator.init_trackers("vit-clt")
 
     def __enter__(self) -> Engine:
-        self._matmuls = matmul_precision(self.settings.precision)
-        self._matmuls.__enter__()
+        with ExitStack() as stack:
+            stack.enter_context(matmul_precision(self.settings.precision))
+            stack.enter_context(fusion(self.settings.compile))
+            self._arithmetic = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._matmuls.__exit__(None, None, None)
+        self._arithmetic.close()
         if error[0] is None:
             self.accelerator.end_training()
         # the next run of this process may ask for another precision or device; several processes

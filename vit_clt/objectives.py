@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from math import cos, exp, log, pi
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vit_clt.codes import Codes, RaggedCodes
+from vit_clt.fused import tanh_sum, tanh_sum_gradients
 from vit_clt.sparsifiers import JumpReLU
 from vit_clt.train_config import TrainConfig
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -99,16 +101,31 @@ def tanh_penalty(clt: CrossLayerTranscoder, codes: Codes, scale: float | int) ->
     norms = clt.decoder_norms()
     for s in range(len(codes)):
         each = codes[s]
-        if isinstance(each, RaggedCodes):
-            # units neither stored nor in the band are 0, and owe the threshold no gradient
-            z, norm = each.values, norms[s].index_select(0, each.indices)
-        else:
-            z, norm = each.to_dense(), norms[s]
-        total = total + torch.tanh(scale * norm * z).sum()
-        if isinstance(each, RaggedCodes) and each.band is not None:
+        if not isinstance(each, RaggedCodes):
+            total = total + _TanhSum.apply(each.to_dense(), norms[s], scale)
+            continue
+        # units neither stored nor in the band are 0, and owe the threshold no gradient
+        norm = norms[s].index_select(0, each.indices)
+        total = total + torch.tanh(scale * norm * each.values).sum()
+        if each.band is not None:
             at_rest = torch.tanh(scale * norms[s] * each.band.shift)
             total = total + (each.band.counts() * at_rest).sum()
     return total
+
+
+class _TanhSum(torch.autograd.Function):
+    """`tanh_sum`, which keeps no [token, feature] array but z for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, norm: Tensor, scale: float | int) -> Tensor:
+        ctx.save_for_backward(z, norm)
+        ctx.scale = scale
+        return tanh_sum(z, norm, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        z, norm = ctx.saved_tensors
+        return *tanh_sum_gradients(grads[0], z, norm, ctx.scale), None
 
 
 def auxiliary_error(

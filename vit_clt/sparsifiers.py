@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vit_clt.codes import Codes, DenseCodes, SparseCodes
 from vit_clt.errors import InputError
+from vit_clt.fused import jump, jump_gradients
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,15 @@ class _Jump(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, log_theta: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(a, log_theta)
         ctx.bandwidth = bandwidth
-        return a * (a > log_theta.exp())
+        return jump(a, log_theta.exp())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad_z,) = grads
         a, log_theta = ctx.saved_tensors
         theta = log_theta.exp()
-        near = (a - theta).abs() < ctx.bandwidth / 2
-        summed = (grad_z * near).reshape(-1, a.shape[-1]).sum(0)
-        return grad_z * (a > theta), -(theta**2) / ctx.bandwidth * summed, None
+        grad, summed = jump_gradients(grad_z, a, theta, ctx.bandwidth)
+        return grad, -(theta**2) / ctx.bandwidth * summed, None
 
 
 def _require_positive(field: str, value: float | int) -> None:

@@ -67,6 +67,8 @@ class TrainConfig:
     """"adamw8bit" keeps both moments in 8 bits (needs torchao: pip install 'vit-clt[lowbit]')."""
     precision: Precision = "fp32"
     """"tf32" and "bf16" (autocast over float32 weights) are for GPUs; losses stay float32."""
+    compile: bool = False
+    """JumpReLU only: fuse its arithmetic (torch.compile; needs a C++ compiler on a CPU)."""
     workers: int | None = None
     """Processes that decode images; None: 0 on CPU, up to 8 on a GPU."""
     unreadable: Unreadable = "stop"

@@ -258,6 +258,8 @@ def check_run(
     for name in ("k_start", "aux_k"):
         if getattr(settings, name) and steered:
             raise InputError(f"{name} is {getattr(settings, name)}; expected a top-k sparsifier.")
+    if settings.compile and not steered:
+        raise InputError("compile is on; expected JumpReLU, a top-k step gains nothing by it.")
     if settings.l0 is not None and settings.l0 > config.n_features:
         raise InputError(f"l0 is {settings.l0}; expected at most n_features, {config.n_features}.")
     k = getattr(config.sparsifier, "k", 0)
