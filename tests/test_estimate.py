@@ -32,6 +32,7 @@ FITS = Estimate(
 STEPS = """
 import json, os, sys, torch
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
+from vit_clt.objectives import tanh_penalty
 
 def status(key):
     lines = open("/proc/self/status").read().splitlines()
@@ -49,9 +50,7 @@ def steps(layers, rows, d, features, k, backend, parts):
             codes = clt.encode(x)
             y_hat = clt.decode(codes)
             loss = (y_hat - y).square().sum(-1).mean()
-            for s, norm in enumerate(clt.decoder_norms() if not k else ()):
-                loss = loss + torch.tanh(4.0 * norm * codes[s].to_dense()).sum()
-            loss.backward()
+            (loss + tanh_penalty(clt, codes, 4.0)).backward()
         optimiser.step()
 
 def measure(options):

@@ -171,8 +171,8 @@ def _step(
         passing += decoders if again else 0
     elif jump:
         kept += n_layers * one_layer
-        # pre-activations, the penalty's tanh, the codes' gradient and one more term of it
-        passing += (4 * n_layers + 3) * one_layer
+        # pre-activations, the codes' gradient and one more term of it, the penalty's slope
+        passing += 4 * n_layers * one_layer
         if bf16:
             # codes, pre-activations and their gradient are half as large, but autograd keeps a
             # rounded copy of every decoder
