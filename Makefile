@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test bench cifar-clts adding check format lint types clean
+.PHONY: help setup demo test bench bench-gpu cifar-clts adding check format lint types clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -37,6 +37,10 @@ bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies o
 	$(BIN)/python benchmarks/bench_retrieval.py --out out/bench/retrieval.json || failed=1; \
 	$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json || failed=1; \
 	exit $$failed
+
+bench-gpu: $(STAMP)  ## time the step at paper size on a GPU, into out/bench/gpu.json
+	@echo "== bench-gpu, fails if others use the GPU"
+	@$(BIN)/python benchmarks/bench_gpu.py --out out/bench/gpu.json
 
 cifar-clts: $(STAMP)  ## train the five CIFAR-10 transcoders of docs/results (about 95 minutes; resumes)
 	@echo "== CIFAR-10 CLTs, into out/cifar10"

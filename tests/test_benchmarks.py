@@ -112,3 +112,31 @@ def test_gathered_codes_take_eight_bytes_an_entry(bench):
     found = bench_retrieval.build(200, 300, 20)
     assert found["rows"] == 200
     assert found["matrix"] * 2**20 == 200 * 20 * 8 + 201 * 4
+
+
+@pytest.mark.parametrize("cross_layer", [True, False])
+def test_matmul_work_is_what_a_dense_step_does(bench, cross_layer):
+    import bench_gpu
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK
+
+    config = CLTConfig(3, 8, 32, ReLUTopK(4), cross_layer=cross_layer)
+    clt = CrossLayerTranscoder(config, backend="dense")
+    counter = FlopCounterMode(display=False)
+    with counter:
+        clt(torch.randn(3, 10, 8)).square().sum().backward()
+    assert counter.get_total_flops() == 10 * bench_gpu.matmul_flops(config, "dense")
+
+
+def test_the_gpu_bench_runs_dry(bench, capsys):
+    import bench_gpu
+    import torch
+
+    case = bench_gpu.Case("relu_topk", 4, 16, "sparse", "bf16")
+    row = bench_gpu.measure(case, (2, 8, 32), torch.device("cpu"))
+    assert len(row["ms"]) == bench_gpu.ROUNDS and row["parts"]
+    assert row["tokens_per_second"] > row["with_adamw"] > 0
+    bench_gpu.show(row, 1e12)
+    assert "| relu_topk k 4 | 16 | sparse | bf16 |" in capsys.readouterr().out

@@ -174,10 +174,9 @@ def _step(
         # pre-activations, the codes' gradient and one more term of it, the penalty's slope
         passing += 4 * n_layers * one_layer
         if bf16:
-            # codes, pre-activations and their gradient are half as large, but autograd keeps a
-            # rounded copy of every decoder
+            # codes, pre-activations and their gradient are half as large
             kept -= n_layers * one_layer // 2
-            passing += decoders // 2 - n_layers * one_layer
+            passing -= n_layers * one_layer
     else:
         kept += n_layers * rows * k * _ENTRY
         # codes written out for one source, and their gradient

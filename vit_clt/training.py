@@ -202,13 +202,14 @@ def _check_same(
     found: Snapshot,
 ) -> None:
     """Refuse to resume a run of other settings, another CLT, teacher or data."""
-    before, now = found.state["train"], asdict(settings)
+    # a field the run did not know has its default
+    before, now = asdict(TrainConfig()) | found.state["train"], asdict(settings)
     for name in sorted(before.keys() | now.keys()):
         if name not in FREE and before.get(name) != now.get(name):
             raise InputError(
                 f"{name} is {now.get(name)!r}; the run that is resumed has {before.get(name)!r}."
             )
-    # as this version writes it: a field the run did not know has its default
+    # as this version writes it
     was = CLTConfig.from_json(found.state["clt"]).to_json()
     teacher = was.pop("teacher")
     asked = config.to_json()
