@@ -223,7 +223,7 @@ def _feature_products(
     place = (target * n_features + feature) * d + columns
     if dots is not None:
         dots += target * n_entries
-        own = tl.load(tables + place, mask=inside & (first < end), other=0).to(ACC)
+        own = tl.load(tables + place, mask=columns < tl.where(first < end, d, 0), other=0).to(ACC)
     if sums is not None:
         total = tl.full((D,), 0, ACC)
     for start in range(first, end, B):
