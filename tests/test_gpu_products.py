@@ -6,7 +6,10 @@ speed, and the order of a sum within a tile.
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections import defaultdict
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -24,10 +27,12 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import CompiledKernel
+from triton.runtime import JITFunction, driver
 from triton.runtime.interpreter import InterpretedFunction
 
 from vit_clt import gpu_products
+from vit_clt.gpu_products import Tile
 
 KERNELS = ("_add_bag_sums", "_feature_products", "_segment_totals")
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -218,55 +223,95 @@ def test_under_autocast_rows_are_read_in_bfloat16_and_summed_in_float32(on_kerne
     close(clt.b_dec.grad, dy.double().sum(1), torch.float32)
 
 
-def test_without_triton_the_sparse_step_on_cuda_is_refused(monkeypatch):
+def test_kernels_are_for_cuda_and_need_triton(monkeypatch):
+    # no tensor can be made there
+    on_cuda = type("OnCuda", (), {"device": torch.device("cuda", 0)})()
+    has_kernels = inspect.unwrap(bags.has_kernels)
+    assert has_kernels(on_cuda)
+    assert not has_kernels(noise(1))
     monkeypatch.setitem(sys.modules, "triton", None)
     bags.has_triton.cache_clear()
     try:
         assert not bags.available(torch.device("cuda", 0))
         assert bags.available(torch.device("cpu"))
-        on_cuda = type("OnCuda", (), {"device": torch.device("cuda", 0)})()
         with pytest.raises(InputError, match="triton to be installed"):
-            bags.has_kernels.__wrapped__(on_cuda)
+            has_kernels(on_cuda)
     finally:
         bags.has_triton.cache_clear()
 
 
-POINTERS = {
-    "_add_bag_sums": {"out": "*fp32", "tables": "*bf16", "rows": "*i64"},
-    "_feature_products": {
-        **{"dots": "*fp32", "sums": "*fp32", "grads": "*bf16", "tables": "*bf16"},
-        **{"schedule": "*i64", "tokens": "*i64"},
-    },
-    "_segment_totals": {"totals": "*fp32"},
-}
+class Offline:
+    """A driver that names a GPU, for which triton compiles; nothing can be launched on it."""
+
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("name", KERNELS)
-def test_each_kernel_compiles_for_real_gpus(monkeypatch, tmp_path, name, capability):
-    compiler = pytest.importorskip("triton.backends.nvidia.compiler", reason="no CUDA back end")
+class Compiled:
+    """A kernel that, when launched, is compiled for that launch's arguments and kept."""
+
+    def __init__(self, kernel: JITFunction):
+        self.kernel = kernel
+        self.found: list[CompiledKernel] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args, **options: self.found.append(
+            self.kernel.warmup(*args, grid=grid, **options)
+        )
+
+
+@pytest.fixture
+def compiled(request, monkeypatch, tmp_path):
+    """The kernels by name; products compile them for the GPU given, from an empty cache."""
+    nvidia = pytest.importorskip("triton.backends.nvidia.compiler", reason="no CUDA back end")
     try:
-        compiler.get_ptxas(capability)
+        nvidia.get_ptxas(request.param)
     except RuntimeError:
         pytest.skip("triton's ptxas is not installed")
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    kernel, tile = getattr(gpu_products, name), gpu_products.Tile.of(768, torch.float32)
-    fixed = {"d": 768, "D": tile.columns, "B": tile.entries, "ACC": tl.float32}
-    fixed = {n: fixed[n] for n in kernel.arg_names if n in fixed}
-    pointers = {"offsets": "*i64", "values": "*fp32", **POINTERS[name]}
-    kinds = {n: "constexpr" if n in fixed else pointers.get(n, "i32") for n in kernel.arg_names}
-    # as torch's allocator aligns them
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, kind in enumerate(kinds.values())
-        if kind.startswith("*")
-    }
-    built = triton.compile(
-        ASTSource(kernel, kinds, fixed, aligned),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tile.warps, "enable_fp_fusion": True},
-    )
-    assert built.asm["cubin"].startswith(b"\x7fELF")
-    # rows of d_model come in loads of 16 bytes
-    if name != "_segment_totals":
-        assert "ld.global.v4" in built.asm["ptx"]
+    monkeypatch.setattr(driver, "_active", Offline(request.param))
+    monkeypatch.setattr(bags, "has_kernels", lambda table: True)
+    kernels = {name: Compiled(getattr(gpu_products, name)) for name in KERNELS}
+    for name, each in kernels.items():
+        monkeypatch.setattr(each.kernel, "device_caches", defaultdict(each.kernel.create_binder))
+        monkeypatch.setattr(gpu_products, name, each)
+    return kernels
+
+
+@pytest.mark.parametrize("compiled", [80, 90], indirect=True)
+def test_each_launch_compiles_for_real_gpus(compiled):
+    d = 768
+    for F in (8, 11):
+        indices, values, offsets = ragged([4, F, 0], F, seed=F)
+        values, order = values.float(), feature_order(indices, offsets, F)
+        tables, grads = torch.zeros(2, F, d).bfloat16(), torch.zeros(2, 3, d).bfloat16()
+        add_bag_sums_(torch.zeros(2, 3, d), tables, indices, offsets, values)
+        bags.feature_products(grads, order, tables, values)
+        bags.feature_totals(order, values)
+    for name, each in compiled.items():
+        first, again = each.found
+        assert first.asm["cubin"].startswith(b"\x7fELF")
+        # numbers of tokens, entries and features cost no further compilation
+        assert again is first
+        # rows come in loads of 16 bytes
+        assert ("ld.global.v4" in first.asm["ptx"]) == (name != "_segment_totals")
+
+
+@pytest.mark.parametrize("d", [1, 7, 192, 384, 768, 1024, 5000])
+@pytest.mark.parametrize("accumulator", [torch.float32, torch.float64])
+def test_tiles_hold_a_row_and_fit_in_registers(d, accumulator):
+    tile = Tile.of(d, accumulator)
+    assert d <= tile.columns < 2 * d
+    assert tile.columns & (tile.columns - 1) == tile.entries & (tile.entries - 1) == 0
+    if d <= 4096:
+        held = tile.columns * tile.entries * accumulator.itemsize
+        assert held <= 256 * 32 * tile.warps

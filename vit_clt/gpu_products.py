@@ -62,11 +62,13 @@ def add_bag_sums_(
     values: Float[Tensor, " entry"],
 ) -> None:
     """out[j, b] += sum over entries e of bag b of values_e tables[j, rows_e]; `out` contiguous."""
+    assert out.is_contiguous()
     n_targets, n_bags, d = out.shape
+    flat = (each.contiguous() for each in (tables, rows, offsets, values))
     _launch(
         _add_bag_sums,
         (n_bags, n_targets),
-        (out, tables.contiguous(), rows, offsets, values.contiguous(), n_bags, tables.shape[1], d),
+        (out, *flat, n_bags, tables.shape[1], d),
         _accumulator(tables),
     )
 
