@@ -206,20 +206,27 @@ def test_under_autocast_rows_are_read_in_bfloat16_and_summed_in_float32(on_kerne
     clt = build(L=2, d=6, F=12, k=4).float()
     with torch.no_grad():
         codes = clt.encode(noise(2, 9, 6).float())
+    codes.values.requires_grad_()
     dy = noise(2, 9, 6, seed=8).float()
     with torch.autocast("cpu", torch.bfloat16):
         y_hat = clt.decode(codes)
     y_hat.backward(dy)
-    z, near = codes.to_dense().double(), [w.detach().bfloat16().double() for w in clt.W_dec]
+    z, near = (
+        codes.to_dense().detach().double(),
+        [w.detach().bfloat16().double() for w in clt.W_dec],
+    )
     expected = clt.b_dec.detach().double()[:, None] + torch.stack(
         [z[0] @ near[0][0], z[0] @ near[0][1] + z[1] @ near[1][0]]
     )
     close(y_hat.detach(), expected, torch.float32)
     # the reading was rounded indeed
-    assert not torch.allclose(expected, clt.decode(codes).double(), rtol=1e-5, atol=1e-5)
+    exact = clt.decode(codes).detach().double()
+    assert not torch.allclose(expected, exact, rtol=1e-5, atol=1e-5)
     read = dy.bfloat16().double()
     close(clt.W_dec[0].grad, torch.stack([z[0].T @ read[0], z[0].T @ read[1]]), torch.float32)
     close(clt.W_dec[1].grad, (z[1].T @ read[1])[None], torch.float32)
+    dz = torch.stack([read[0] @ near[0][0].T + read[1] @ near[0][1].T, read[1] @ near[1][0].T])
+    close(codes.values.grad, codes.read(dz), torch.float32)
     close(clt.b_dec.grad, dy.double().sum(1), torch.float32)
 
 
@@ -278,13 +285,16 @@ def compiled(request, monkeypatch, tmp_path):
     except RuntimeError:
         pytest.skip("triton's ptxas is not installed")
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    monkeypatch.setattr(driver, "_active", Offline(request.param))
     monkeypatch.setattr(bags, "has_kernels", lambda table: True)
     kernels = {name: Compiled(getattr(gpu_products, name)) for name in KERNELS}
     for name, each in kernels.items():
         monkeypatch.setattr(each.kernel, "device_caches", defaultdict(each.kernel.create_binder))
         monkeypatch.setattr(gpu_products, name, each)
-    return kernels
+    before = dict(vars(driver))
+    driver.set_active(Offline(request.param))
+    yield kernels
+    # its own reset would look for a GPU
+    vars(driver).update(before)
 
 
 @pytest.mark.parametrize("compiled", [80, 90], indirect=True)

@@ -14,7 +14,8 @@ and target), rows read in float32, in brackets bfloat16:
 The target is the slow axis of every grid, so the rows gathered at a time come from one block: of
 W_dec 37.7 MB [18.9], of dy 3 KB [1.5] a token. Where it stays in the L2 cache, device memory sees
 each block once a batch: W_dec 2.9 GB [1.5] forward, and backward as much again and dW_dec's 2.9 GB,
-in all 2.2 MB [1.4] a token at 4,096 tokens. These are counts; no speed was measured for this file.
+in all 2.2 MB [1.4] a token at 4,096 tokens; rounding W_dec for each pass adds to the latter 2.2 MB.
+These are counts; no speed was measured for this file.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ class Tile(NamedTuple):
 
     @classmethod
     def of(cls, d_model: int, accumulator: torch.dtype) -> Tile:
-        """Eight columns a thread up to 4,096: a row's loads are 16 bytes wide, sums over entries
-        stay in one thread. Entries fill the registers that leaves, short of spilling.
+        """The tile for rows of `d_model`.
+
+        Eight columns a thread from 256 to 4,096: loads of a row are 16 bytes wide, and a sum over
+        entries stays in its thread. Entries fill the registers that leaves, short of spilling.
         """
         columns = triton.next_power_of_2(d_model)
         warps = min(16, max(1, columns // 256))
@@ -237,11 +240,12 @@ def _feature_products(
             mask=live[:, None] & inside[None, :],
             other=0,
         ).to(ACC)
-        if dots is not None:
-            tl.store(dots + entry, tl.sum(gathered * own[None, :], 1), mask=live)
+        # in this order, as the compiler needs fewer registers
         if sums is not None:
             value = tl.load(values + entry, mask=live, other=0).to(ACC)
             total += tl.sum(value[:, None] * gathered, 0)
+        if dots is not None:
+            tl.store(dots + entry, tl.sum(gathered * own[None, :], 1), mask=live)
     if sums is not None:
         tl.store(sums + place, total, mask=inside)
 
