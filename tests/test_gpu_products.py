@@ -241,7 +241,9 @@ def test_kernels_are_for_cuda_and_need_triton(monkeypatch):
     try:
         assert not bags.available(torch.device("cuda", 0))
         assert bags.available(torch.device("cpu"))
-        with pytest.raises(InputError, match="triton to be installed"):
+        with pytest.raises(
+            InputError, match="on cuda:0, where the package triton is not installed"
+        ):
             has_kernels(on_cuda)
     finally:
         bags.has_triton.cache_clear()

@@ -50,8 +50,8 @@ def has_kernels(table: Tensor) -> bool:
     """
     if not available(table.device):
         raise InputError(
-            f'backend is "sparse" and the tensors are on {table.device}; expected the package '
-            'triton to be installed there, or backend "dense".'
+            f"sparse products were asked for on {table.device}, where the package triton is not "
+            'installed; expected it there, or backend "dense", or device "cpu".'
         )
     return table.device.type == "cuda"
 
