@@ -6,8 +6,8 @@ token are a bag; sorted by feature (CSC) those of a feature are. Both are sums o
     y_t  = sum over e of token t   of v_e W[i_e]        decoding, table W
     dW_i = sum over e of feature i of v_e dy[t_e]       weight gradients, table dy
 
-and the value gradient is one dot product per entry, dv_e = <dy[t_e], W[i_e]>. Floats are
-never summed by atomic adds: the same bits in every run.
+and the value gradient is one dot product per entry, dv_e = <dy[t_e], W[i_e]>. Floats are never
+summed by atomic adds: the same bits in every run.
 
 CUDA tensors go to the kernels of `vit_clt.gpu_products`, all others to stock torch: here alone the
 two part.

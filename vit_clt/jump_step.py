@@ -41,10 +41,10 @@ def jump_densities(
     """Shares of units with a > theta and a > theta - bandwidth/2, on evenly spaced tokens."""
     flat = x.reshape(-1, x.shape[-1])
     sample = flat[:: max(1, len(flat) // _SAMPLE)]
-    theta, firing, near = log_theta.exp(), 0, 0
+    theta, counts = log_theta.exp(), torch.zeros(2, dtype=torch.long, device=x.device)
     for _, a in pre_activation_chunks(sample, weight, bias):
-        firing += int((a > theta).sum())
-        near += int((a > theta - bandwidth / 2).sum())
+        counts += torch.stack([(a > theta).sum(), (a > theta - bandwidth / 2).sum()])
+    firing, near = counts.tolist()
     n_units = max(1, len(sample) * len(weight))
     return firing / n_units, near / n_units
 
