@@ -6,8 +6,11 @@ token are a bag; sorted by feature (CSC) those of a feature are. Both are sums o
     y_t  = sum over e of token t   of v_e W[i_e]        decoding, table W
     dW_i = sum over e of feature i of v_e dy[t_e]       weight gradients, table dy
 
-and the value gradient is one dot product per entry, dv_e = <dy[t_e], W[i_e]>. No atomics, no
-scatter: the same bits in every run.
+and the value gradient is one dot product per entry, dv_e = <dy[t_e], W[i_e]>. Floats are never
+summed by atomic adds: the same bits in every run.
+
+CUDA tensors go to the kernels of `vit_clt.gpu_products`, all others to stock torch: here alone the
+two part.
 """
 
 from __future__ import annotations
@@ -21,15 +24,67 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from vit_clt.errors import InputError
+
+
+@cache
+def has_triton() -> bool:
+    """Whether triton, in which the GPU's kernels are written, can be imported."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def available(device: torch.device) -> bool:
+    """Whether these products can be computed on `device`."""
+    return device.type != "cuda" or has_triton()
+
+
+def has_kernels(table: Tensor) -> bool:
+    """Whether products with `table` are the GPU kernels'.
+
+    Raises:
+        InputError: `table` is on CUDA and triton is not installed.
+    """
+    if not available(table.device):
+        raise InputError(
+            f"sparse products were asked for on {table.device}, where the package triton is not "
+            'installed; expected it there, or backend "dense", or device "cpu".'
+        )
+    return table.device.type == "cuda"
+
+
+def reading_dtype(table: Tensor) -> torch.dtype:
+    """The dtype in which a decoder's rows, and the gradients of its outputs, are to be read.
+
+    On CUDA under bfloat16 autocast bfloat16 for float32 parameters: reading rows is what the
+    kernels' time goes into, and they sum in float32. Elsewhere that of `table`.
+    """
+    kind = table.device.type
+    if (
+        has_kernels(table)
+        and table.dtype == torch.float32
+        and torch.is_autocast_enabled(kind)
+        and torch.get_autocast_dtype(kind) == torch.bfloat16
+    ):
+        return torch.bfloat16
+    return table.dtype
+
 
 @dataclass(frozen=True)
 class FeatureOrder:
     """Entries sorted by feature, tokens ascending within one."""
 
+    features: Int[Tensor, " entry"]
+    """Feature of each entry, in token order."""
     entries: Int[Tensor, " entry"]
     """Position of each sorted entry in token order."""
     tokens: Int[Tensor, " entry"]
+    """Token of each sorted entry."""
     offsets: Int[Tensor, " feature_and_one"]
+    """Where each feature's sorted entries begin, and their number."""
 
     def sort(self, values: Float[Tensor, " entry"]) -> Float[Tensor, " entry"]:
         """Per-entry values, from token order to this one."""
@@ -51,10 +106,11 @@ def feature_order(
     of_token = torch.repeat_interleave(
         torch.arange(n_tokens, device=indices.device), offsets.diff(), output_size=len(indices)
     )
-    counts = torch.bincount(indices, minlength=n_features)
-    starts = counts.new_zeros(n_features + 1)
-    torch.cumsum(counts, 0, out=starts[1:])
-    return FeatureOrder(entries, of_token.index_select(0, entries), starts)
+    # as bincount, which would wait for a GPU; sums of integers are the same in any order
+    counts = indices.new_zeros(n_features + 1)
+    counts[1:].scatter_add_(0, indices, indices.new_ones(1).expand(len(indices)))
+    starts = counts.cumsum(0)
+    return FeatureOrder(indices, entries, of_token.index_select(0, entries), starts)
 
 
 def bag_sums(
@@ -64,20 +120,86 @@ def bag_sums(
     values: Float[Tensor, " entry"],
 ) -> Float[Tensor, "bag d_model"]:
     """out_b = sum over entries e of bag b of values_e table[rows_e]."""
+    if has_kernels(table):
+        out = values.new_zeros(1, len(offsets) - 1, table.shape[1])
+        add_bag_sums_(out, table[None], rows, offsets, values)
+        return out[0]
     return embedding_bag(
         rows, table, offsets, mode="sum", per_sample_weights=values, include_last_offset=True
     )
 
 
-def feature_sums(
+def add_bag_sums_(
+    out: Float[Tensor, "target bag d_model"],
+    tables: Float[Tensor, "target row d_model"],
+    rows: Int[Tensor, " entry"],
+    offsets: Int[Tensor, " bag_and_one"],
+    values: Float[Tensor, " entry"],
+) -> None:
+    """out[j, b] += sum over entries e of bag b of values_e tables[j, rows_e]; `out` contiguous.
+
+    One target at a time: its block of `tables` is contiguous and stays cached. On CUDA `tables` may
+    be in bfloat16 where `out` is float32.
+    """
+    if has_kernels(tables):
+        from vit_clt import gpu_products
+
+        gpu_products.add_bag_sums_(out, tables, rows, offsets, values)
+        return
+    for each, table in zip(out, tables, strict=True):
+        each += bag_sums(table, rows, offsets, values)
+
+
+def feature_products(
+    grads: Float[Tensor, "target token d_model"],
+    order: FeatureOrder,
+    tables: Float[Tensor, "target feature d_model"] | None,
+    values: Float[Tensor, " entry"] | None,
+) -> tuple[Float[Tensor, " entry"] | None, Float[Tensor, "target feature d_model"] | None]:
+    """Both products of a decoder's backward, of entries sorted by feature.
+
+        dv_e     = sum over j of <grads[j, t_e], tables[j, i_e]>         if `tables` are given
+        dW[j, i] = sum over entries e of feature i of v_e grads[j, t_e]  if `values` are given
+
+    On CUDA `grads` and `tables` may be in bfloat16; results are float32 or float64.
+    """
+    if has_kernels(grads):
+        from vit_clt import gpu_products
+
+        return gpu_products.feature_products(grads, order.tokens, order.offsets, tables, values)
+    dots = None if tables is None else _entry_dots(grads, tables, order)
+    return dots, None if values is None else _feature_sums(grads, order, values)
+
+
+def entry_dots(
+    grads: Float[Tensor, "target token d_model"],
+    tables: Float[Tensor, "target feature d_model"],
+    order: FeatureOrder,
+) -> Float[Tensor, " entry"]:
+    """dv_e of `feature_products` alone, entries sorted by feature."""
+    dots, _ = feature_products(grads, order, tables, None)
+    assert dots is not None
+    return dots
+
+
+def feature_totals(
+    order: FeatureOrder, values: Float[Tensor, " entry"]
+) -> Float[Tensor, " feature"]:
+    """out_i = sum over entries e of feature i of values_e, `values` in token order."""
+    if has_kernels(values):
+        from vit_clt import gpu_products
+
+        return gpu_products.segment_totals(order.offsets, order.sort(values))
+    n_features = len(order.offsets) - 1
+    return torch.bincount(order.features, values, minlength=n_features).to(values.dtype)
+
+
+def _feature_sums(
     tables: Float[Tensor, "target token d_model"],
     order: FeatureOrder,
     values: Float[Tensor, " entry"],
 ) -> Float[Tensor, "target feature d_model"]:
-    """out[j, i] = sum over entries e of feature i of values_e tables[j, t_e]; `values` sorted.
-
-    All targets in one call, (target, feature) as bags: the result is written once, where it stays.
-    """
+    # all targets in one call, (target, feature) as bags: the result is written once, where it stays
     n_targets, n_tokens, d = tables.shape
     n_entries, n_features = len(values), len(order.offsets) - 1
     if n_targets == 1:
@@ -91,15 +213,12 @@ def feature_sums(
     return sums.view(n_targets, n_features, d)
 
 
-def entry_dots(
+def _entry_dots(
     grads: Float[Tensor, "target token d_model"],
     tables: Float[Tensor, "target feature d_model"],
     order: FeatureOrder,
 ) -> Float[Tensor, " entry"]:
-    """dv_e = sum over targets j of <grads[j, t_e], tables[j, i_e]>, entries sorted by feature.
-
-    Feature by feature the large table is read once, in order; only rows of `grads` are gathered.
-    """
+    # feature by feature the large table is read once, in order; only rows of `grads` are gathered
     _silence_beta_warning()
     n_features, n_tokens = tables.shape[1], grads.shape[1]
     dots = grads.new_zeros(len(order.entries))

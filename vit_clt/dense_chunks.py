@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# pre-activations held at a time: large enough for matmul to run at full speed
+# pre-activations held at a time: large enough for matmul to run at full speed, which on a GPU takes
+# more of them
 CHUNK_BYTES = 24 * 2**20
-# tokens whose code gradients are summed at a time: the sum is read and written once a target
+_GPU_CHUNK_BYTES = 256 * 2**20
+# tokens whose code gradients are summed at a time on CPU: the sum is read and written once a target
 _GRADIENT_ROWS = 256
 
 
@@ -25,7 +27,7 @@ def pre_activation_chunks(
     bias: Float[Tensor, " feature"],
 ) -> Iterator[tuple[int, Float[Tensor, "chunk feature"]]]:
     """a = x W^T + b, a chunk of tokens at a time, with the chunk's first token."""
-    rows = max(1, CHUNK_BYTES // (weight.element_size() * len(weight)))
+    rows = _fitting(CHUNK_BYTES if x.device.type == "cpu" else _GPU_CHUNK_BYTES, weight)
     dtype = weight.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -51,9 +53,11 @@ def code_gradient_chunks(
     """
     n_tokens, n_features = grads.shape[1], tables.shape[1]
     fast = _one_dnn(tables)
-    buffer = grads.new_empty(0 if fast else min(_GRADIENT_ROWS, n_tokens), n_features)
-    for start in range(0, n_tokens, _GRADIENT_ROWS):
-        parts = grads[:, start : start + _GRADIENT_ROWS]
+    on_cpu = grads.device.type == "cpu"
+    rows = _GRADIENT_ROWS if on_cpu else _fitting(_GPU_CHUNK_BYTES, tables[0])
+    buffer = grads.new_empty(0 if fast else min(rows, n_tokens), n_features)
+    for start in range(0, n_tokens, rows):
+        parts = grads[:, start : start + rows]
         dz: Tensor | None = None
         for part, table in zip(parts, tables, strict=True):
             if not fast:
@@ -65,6 +69,11 @@ def code_gradient_chunks(
                 dz = torch.ops.mkldnn._linear_pointwise.binary(part, dz, table, None, "add")
         assert dz is not None
         yield start, dz
+
+
+def _fitting(n_bytes: int, table: Tensor) -> int:
+    """Tokens whose features take `n_bytes`."""
+    return max(1, n_bytes // (table.element_size() * len(table)))
 
 
 def _one_dnn(weight: Tensor) -> bool:

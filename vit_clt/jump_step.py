@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vit_clt.bags import feature_order, feature_totals
 from vit_clt.codes import Band, RaggedCodes
 from vit_clt.dense_chunks import pre_activation_chunks
 from vit_clt.sparse_step import encoder_gradients
@@ -40,10 +41,10 @@ def jump_densities(
     """Shares of units with a > theta and a > theta - bandwidth/2, on evenly spaced tokens."""
     flat = x.reshape(-1, x.shape[-1])
     sample = flat[:: max(1, len(flat) // _SAMPLE)]
-    theta, firing, near = log_theta.exp(), 0, 0
+    theta, counts = log_theta.exp(), torch.zeros(2, dtype=torch.long, device=x.device)
     for _, a in pre_activation_chunks(sample, weight, bias):
-        firing += int((a > theta).sum())
-        near += int((a > theta - bandwidth / 2).sum())
+        counts += torch.stack([(a > theta).sum(), (a > theta - bandwidth / 2).sum()])
+    firing, near = counts.tolist()
     n_units = max(1, len(sample) * len(weight))
     return firing / n_units, near / n_units
 
@@ -109,16 +110,16 @@ class _EncodeJump(torch.autograd.Function):
         x, weight, log_theta, z, index, offsets = ctx.saved_tensors
         dz, _, _, _, d_shift = grads
         assert dz is not None
-        found = encoder_gradients(
-            x, weight, index, offsets, dz * (z != 0), ctx.needs_input_grad[:3]
-        )
+        needed = ctx.needs_input_grad[:4]
+        order = feature_order(index, offsets, len(weight)) if any(needed[1:]) else None
+        found = encoder_gradients(x, weight, index, offsets, order, dz * (z != 0), needed[:3])
         d_log_theta = None
-        if ctx.needs_input_grad[3]:
+        if needed[3]:
+            assert order is not None
             theta = log_theta.exp()
             # an entry of value 0 was listed because it is near
             near = (z - theta.index_select(0, index)).abs() < ctx.bandwidth / 2
-            summed = torch.bincount(index, dz * (near | (z == 0)), minlength=len(theta))
-            summed = summed.to(theta.dtype)
+            summed = feature_totals(order, dz * (near | (z == 0)))
             if d_shift is not None:
                 summed += d_shift
             d_log_theta = -(theta**2) / ctx.bandwidth * summed

@@ -11,7 +11,9 @@ Codes that carry a band (`vit_clt.codes.Band`) need dz on about every unit: it i
 chunk of tokens at a time, and the entries' dz_e are read from it. All else stays as above.
 
 These functions have one derivative; for second derivatives choose the dense back end. They compute
-in the parameters' dtype also under autocast, except the encoder's matmul, which follows autocast.
+in the parameters' dtype also under autocast, except the encoder's matmul, which follows autocast,
+and on CUDA under bfloat16 autocast the decoder's rows and dy_l, which are read as bfloat16, while
+sums and gradients stay float32 (`vit_clt.bags.reading_dtype`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vit_clt.bags import bag_sums, entry_dots, feature_order, feature_sums
+from vit_clt.bags import (
+    FeatureOrder,
+    add_bag_sums_,
+    bag_sums,
+    feature_order,
+    feature_products,
+    feature_totals,
+    reading_dtype,
+)
 from vit_clt.codes import Entries
 from vit_clt.dense_chunks import code_gradient_chunks, pre_activation_chunks
 from vit_clt.topk import top_k
@@ -93,8 +103,10 @@ class _EncodeTopK(torch.autograd.Function):
         grad = grads[0] * (values != 0)
         k = values.shape[1]
         offsets = torch.arange(0, values.numel() + 1, k, device=x.device)
+        needed = ctx.needs_input_grad[:3]
+        order = feature_order(indices.view(-1), offsets, len(weight)) if any(needed[1:]) else None
         found = encoder_gradients(
-            x, weight, indices.view(-1), offsets, grad.view(-1), ctx.needs_input_grad[:3]
+            x, weight, indices.view(-1), offsets, order, grad.view(-1), needed
         )
         return *found, None, None
 
@@ -104,17 +116,21 @@ def encoder_gradients(
     weight: Float[Tensor, "feature d_model"],
     indices: Int[Tensor, " entry"],
     offsets: Int[Tensor, " token_and_one"],
+    order: FeatureOrder | None,
     grad: Float[Tensor, " entry"],
     needed: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dW_enc and db_enc of entries' pre-activation gradients, those that are `needed`."""
+    """dx, dW_enc and db_enc of entries' pre-activation gradients, those that are `needed`.
+
+    `order` is the entries' `feature_order`; dx alone does without.
+    """
     dx = bag_sums(weight, indices, offsets, grad) if needed[0] else None
     dw = db = None
-    if needed[1]:
-        order = feature_order(indices, offsets, len(weight))
-        dw = feature_sums(x[None], order, order.sort(grad))[0]
-    if needed[2]:
-        db = torch.bincount(indices, grad, minlength=len(weight)).to(grad.dtype)
+    if order is not None and needed[1]:
+        _, sums = feature_products(x[None], order, None, order.sort(grad))
+        dw = None if sums is None else sums[0]
+    if order is not None and needed[2]:
+        db = feature_totals(order, grad)
     return dx, dw, db
 
 
@@ -126,11 +142,16 @@ class _Decode(torch.autograd.Function):
         first, layers = which
         values, indices, offsets, tables, _, _ = _parts(flat)
         out = bias[:, None, :].repeat(1, len(offsets[0]) - 1, 1)
+        dtype = reading_dtype(tables[0])
         for i, s in enumerate(layers):
-            for l in range(max(s, first), min(first + len(bias), s + len(tables[i]))):
-                # one pair at a time: its block of the decoder is contiguous and stays cached
-                out[l - first] += bag_sums(tables[i][l - s], indices[i], offsets[i], values[i])
-        ctx.which = which
+            start, stop = max(s, first), min(first + len(bias), s + len(tables[i]))
+            if start >= stop:
+                continue
+            read = tables[i][start - s : stop - s].to(dtype)
+            add_bag_sums_(
+                out[start - first : stop - first], read, indices[i], offsets[i], values[i]
+            )
+        ctx.which, ctx.dtype = which, dtype
         ctx.save_for_backward(*flat)
         return out
 
@@ -139,6 +160,7 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         first, layers = ctx.which
         grad = grads[0].contiguous()
+        read = grad.to(ctx.dtype)
         end = first + len(grad)
         values, indices, offsets, tables, silents, _ = _parts(ctx.saved_tensors)
         need_values, _, _, need_tables, _, need_shifts = _parts(ctx.needs_input_grad[2:])
@@ -149,20 +171,25 @@ class _Decode(torch.autograd.Function):
             start, stop = max(s, first), min(end, s + len(tables[i]))
             if start >= stop:
                 continue
-            here, below = slice(start - s, stop - s), grad[start - first : stop - first]
+            here, below = slice(start - s, stop - s), slice(start - first, stop - first)
             if need_shifts[i]:
                 d_values[i], d_shifts[i] = _band_gradients(
-                    below, tables[i][here], indices[i], offsets[i], silents[i]
+                    grad[below], tables[i][here], indices[i], offsets[i], silents[i]
                 )
-            if not (need_tables[i] or (need_values[i] and d_values[i] is None)):
+            need_dots = need_values[i] and d_values[i] is None
+            if not (need_tables[i] or need_dots):
                 continue
             order = feature_order(indices[i], offsets[i], tables[i].shape[1])
-            if need_values[i] and d_values[i] is None:
-                d_values[i] = order.unsort(entry_dots(below, tables[i][here], order))
-            if need_tables[i]:
-                d_tables[i] = _placed(
-                    feature_sums(below, order, order.sort(values[i])), tables[i], here
-                )
+            dots, sums = feature_products(
+                read[below],
+                order,
+                tables[i][here].to(ctx.dtype) if need_dots else None,
+                order.sort(values[i]) if need_tables[i] else None,
+            )
+            if dots is not None:
+                d_values[i] = order.unsort(dots)
+            if sums is not None:
+                d_tables[i] = _placed(sums, tables[i], here)
         d_bias = grad.sum(1) if ctx.needs_input_grad[1] else None
         nothing: list[Tensor | None] = [None] * len(layers)
         return (
@@ -181,10 +208,12 @@ def _band_gradients(
 ) -> tuple[Float[Tensor, " entry"], Float[Tensor, " feature"]]:
     """Gradients of the values and of the band's shift, both read from the dense dz."""
     d_values, d_shift = grads.new_empty(len(indices)), grads.new_zeros(tables.shape[1])
+    bounds = offsets.cpu()  # a GPU is waited for once, not once a chunk
     for start, dz in code_gradient_chunks(grads, tables):
-        near = offsets[start : start + len(dz) + 1]
-        lo, hi = int(near[0]), int(near[-1])
-        rows = torch.arange(len(dz), device=dz.device).repeat_interleave(near.diff())
+        lo, hi = int(bounds[start]), int(bounds[start + len(dz)])
+        counts = offsets[start : start + len(dz) + 1].diff()
+        rows = torch.arange(len(dz), device=dz.device)
+        rows = rows.repeat_interleave(counts, output_size=hi - lo)
         d_values[lo:hi] = dz.view(-1).index_select(0, rows * dz.shape[1] + indices[lo:hi])
         d_shift += dz.mul_(silent[start : start + len(dz)]).sum(0)
     return d_values, d_shift
