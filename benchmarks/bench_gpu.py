@@ -28,7 +28,7 @@ import torch
 from measure import machine
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
-from vit_clt.backends import has_sparse
+from vit_clt.bags import available
 from vit_clt.engine import matmul_precision
 from vit_clt.fused import fusion
 from vit_clt.objectives import Objective
@@ -165,7 +165,7 @@ def largest_parts(step: Callable[[], None], device: torch.device) -> list[dict[s
 
 def cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
     """Top-k by back end, precision and size; JumpReLU with and without compilation."""
-    backends = ("dense", "sparse") if has_sparse(device) else ("dense",)
+    backends = ("dense", "sparse") if available(device) else ("dense",)
     found = [
         Case("relu_topk", k, n, backend, precision)
         for precision in options.precisions.split(",")

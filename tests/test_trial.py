@@ -12,7 +12,7 @@ from vit_clt.data import TensorImages
 from vit_clt.training import resolved, train
 
 CONFIG = CLTConfig(3, 8, 32, ReLUTopK(4))
-GPU = torch.device("cuda", 0)
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize(("dense", "sparse"), [(1.0, 2.0), (2.0, 1.0)])
@@ -30,11 +30,29 @@ def test_the_faster_of_two_steps_of_the_real_shape_is_taken(monkeypatch, dense, 
     monkeypatch.setattr(trial, "_seconds", timed)
     state = torch.get_rng_state()
     settings = TrainConfig(precision="tf32")
-    found = trial.faster_backend(CONFIG, settings, torch.device("cpu"), rows=20)
+    found = trial.faster_backend(CONFIG, settings, CPU, rows=20)
     assert found == min(clock, key=clock.__getitem__)
     assert seen == [("dense", (3, 20, 8), "high"), ("sparse", (3, 20, 8), "high")]
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_back_end_that_fails_its_trial_loses_with_a_warning(monkeypatch):
+    def timed(step, device):
+        if step.args[0].backend in broken:
+            raise RuntimeError("no C compiler")
+        return 1.0
+
+    monkeypatch.setattr(trial, "_seconds", timed)
+    broken = ["sparse"]
+    with pytest.warns(RuntimeWarning, match='backend "sparse" failed its trial: no C compiler'):
+        assert trial.faster_backend(CONFIG, TrainConfig(), CPU, rows=4) == "dense"
+    broken = ["dense"]
+    with pytest.warns(RuntimeWarning, match='backend "dense"'):
+        assert trial.faster_backend(CONFIG, TrainConfig(), CPU, rows=4) == "sparse"
+    broken = ["dense", "sparse"]
+    with pytest.warns(RuntimeWarning), pytest.raises(RuntimeError, match="no C compiler"):
+        trial.faster_backend(CONFIG, TrainConfig(), CPU, rows=4)
 
 
 def test_only_top_k_on_a_gpu_takes_a_trial(monkeypatch):
@@ -45,7 +63,7 @@ def test_only_top_k_on_a_gpu_takes_a_trial(monkeypatch):
         return "sparse"
 
     monkeypatch.setattr(trial, "faster_backend", faster)
-    monkeypatch.setattr(trial, "has_sparse", lambda device: True)
+    monkeypatch.setattr(trial, "available", lambda device: True)
     auto = TrainConfig(batch_size=600, accumulate=3)
     # resolved without a trial first, as training does
     waiting = resolved(auto, CONFIG, GPU)
@@ -61,7 +79,7 @@ def test_only_top_k_on_a_gpu_takes_a_trial(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert trial.decided(waiting, CONFIG, GPU).backend == "dense"
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    monkeypatch.setattr(trial, "has_sparse", lambda device: False)
+    monkeypatch.setattr(trial, "available", lambda device: False)
     assert trial.decided(waiting, CONFIG, GPU).backend == "dense"
     assert asked == [100]
 

@@ -29,7 +29,8 @@ def choose(
 ) -> Literal["dense", "sparse"]:
     """The back end for codes that store `density` of all features, parameters being like `weight`.
 
-    On CPU a function of its arguments alone, so that runs repeat. On other devices "auto" is dense.
+    On CPU a function of its arguments alone, so that runs repeat. On other devices "auto" is dense;
+    training on a GPU asks `vit_clt.trial` first.
     """
     if backend != "auto":
         return backend
@@ -57,11 +58,6 @@ def choose_jump(
     if choose(backend, n_features, d_model, firing, weight) == "dense":
         return "dense"
     return "sparse" if near - firing <= _LISTED else "banded"
-
-
-def has_sparse(device: torch.device) -> bool:
-    """Whether the sparse back end runs on this device."""
-    return True
 
 
 def break_even(n_features: int, d_model: int) -> float:

@@ -8,6 +8,7 @@ to the run's settings, and a resumed run keeps it.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_clt.activations import IMAGES_PER_PASS, capture
-from vit_clt.backends import has_sparse
+from vit_clt.bags import available
 from vit_clt.config import CLTConfig
 from vit_clt.data import ImageData
 from vit_clt.engine import is_sharded, matmul_precision
@@ -93,7 +94,7 @@ def decided(
     timed = device.type == "cuda" and not isinstance(config.sparsifier, JumpReLU)
     if settings.backend != "auto" or not timed:
         return settings
-    if is_sharded() or not has_sparse(device):
+    if is_sharded() or not available(device):
         return replace(settings, backend="dense")
     rows = ceil(settings.batch_size / processes / settings.accumulate)
     return replace(settings, backend=faster_backend(config, settings, device, rows))
@@ -105,7 +106,8 @@ def faster_backend(
     """The back end whose forward and backward take less time, at initial weights and random x.
 
     All of the CLT is timed, in the run's precision, on as many token rows as a step has; weights
-    and gradients must fit. The random state is left as it is.
+    and gradients must fit. One that fails, with a warning, loses: kernels are compiled at their
+    first use, and a machine may lack a C compiler. The random state is left as it is.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices, device_type=device.type), torch.device(device):
@@ -113,12 +115,19 @@ def faster_backend(
         x, y = torch.randn(2, config.n_layers, rows, config.d_model).unbind()
     step = partial(_trial, clt, x, y, settings)
     backends: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse")
-    seconds = []
+    seconds: dict[Literal["dense", "sparse"], float] = {}
     with matmul_precision(settings.precision):
-        for clt.backend in backends:
-            step()  # the first one warms up
-            seconds.append(_seconds(step, device))
-    return backends[seconds.index(min(seconds))]
+        for backend in backends:
+            clt.backend = backend
+            try:
+                step()  # the first one warms up
+                seconds[backend] = _seconds(step, device)
+            except Exception as error:
+                if backend == backends[-1] and not seconds:
+                    raise
+                text = f'backend "{backend}" failed its trial: {error}'
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return min(seconds, key=seconds.__getitem__)
 
 
 def _trial(clt: CrossLayerTranscoder, x: Tensor, y: Tensor, settings: TrainConfig) -> None:
