@@ -12,6 +12,7 @@ from torch import Tensor
 from vit_clt.codes import Codes, DenseCodes, SparseCodes
 from vit_clt.errors import InputError
 from vit_clt.fused import jump, jump_gradients
+from vit_clt.topk import top_k
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class ReLUTopK:
     ) -> Codes:
         """Codes of pre-activations `a`."""
         # top-k of a, then ReLU, selects what top-k of ReLU(a) does, without a second array
-        values, indices = a.topk(self.k, dim=-1, sorted=False)
-        return SparseCodes(values.relu(), indices, a.shape[-1])
+        indices = _largest(a, self.k)
+        return SparseCodes(a.gather(-1, indices).relu(), indices, a.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class AbsTopK:
         self, a: Float[Tensor, "*token feature"], log_theta: Float[Tensor, " feature"] | None = None
     ) -> Codes:
         """Codes of pre-activations `a`."""
-        indices = a.abs().topk(self.k, dim=-1, sorted=False).indices
+        indices = _largest(a.abs(), self.k)
         return SparseCodes(a.gather(-1, indices), indices, a.shape[-1])
 
 
@@ -100,6 +101,11 @@ class _Jump(torch.autograd.Function):
         theta = log_theta.exp()
         grad, summed = jump_gradients(grad_z, a, theta, ctx.bandwidth)
         return grad, -(theta**2) / ctx.bandwidth * summed, None
+
+
+def _largest(a: Tensor, k: int) -> Tensor:
+    _, indices = top_k(a.detach().reshape(-1, a.shape[-1]), k)
+    return indices.view(*a.shape[:-1], k)
 
 
 def _require_positive(field: str, value: float | int) -> None:
