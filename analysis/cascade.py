@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vit_clt.analysis.means import position_means
 from vit_clt.analysis.readings import Readings, gather_readings
-from vit_clt.data import ImageData, as_image_data
+from vit_clt.data import ImageData, as_image_data, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import (
     HookedViT,
@@ -152,6 +152,7 @@ def cascade(
             another model.
     """
     data = as_image_data(data)
+    check_prepared(vit, data)
     check_fits(vit, clt)
     n = vit.cfg.n_layers
     firsts = layer_list(range(n) if first_layers is None else first_layers, n)

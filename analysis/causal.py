@@ -33,7 +33,7 @@ from vit_clt.analysis.means import position_means
 from vit_clt.analysis.readings import Readings, gather_readings
 from vit_clt.analysis.target_effects import PATHS, EffectSums, Path, Read, TargetEffects
 from vit_clt.analysis.term_sets import Fill
-from vit_clt.data import ImageData, as_image_data
+from vit_clt.data import ImageData, as_image_data, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, Site, TokenKind, UnalteredPass, layer_list, token_rows
 from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT
@@ -193,6 +193,7 @@ def causal_effects(
             without names, a hook on `vit`, or activations that are NaN or infinite.
     """
     data = as_image_data(data)
+    check_prepared(vit, data)
     n = vit.cfg.n_layers
     for kind in (tokens, ablated):
         token_rows(kind, vit.cfg.has_cls)

@@ -28,7 +28,7 @@ from vit_clt.analysis.feature_sets import FeatureSet, check_features, overlap
 from vit_clt.analysis.intervals import bootstrap_means, interval
 from vit_clt.analysis.regions import Region, region_rows
 from vit_clt.analysis.selectivity import factor_values
-from vit_clt.data import ImageData
+from vit_clt.data import ImageData, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.metrics import Metric
@@ -160,6 +160,8 @@ def clamp(
             two images or with two labels, or a CLT of another model.
     """
     check_fits(vit, clt)
+    for each in (data, source):
+        check_prepared(vit, each)
     if not randoms:
         raise InputError("randoms is empty; expected at least one set to compare with.")
     sets = {"group": group, **{f"random {i}": each for i, each in enumerate(randoms)}}

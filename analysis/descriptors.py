@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from vit_clt.activations import capture
 from vit_clt.codes import Codes, DenseCodes
-from vit_clt.data import ImageData, as_image_data
+from vit_clt.data import ImageData, as_image_data, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, TokenKind, check_fits, layer_list, token_rows
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -108,6 +108,7 @@ def describe(
     """
     check_fits(vit, clt)
     data = as_image_data(images)
+    check_prepared(vit, data)
     kinds: list[TokenKind] = [tokens] if isinstance(tokens, str) else list(dict.fromkeys(tokens))
     if not kinds:
         raise InputError('tokens is empty; expected "cls", "patch" or "all".')

@@ -15,7 +15,7 @@ from vit_clt.analysis.agreement import linear_cka, pearson, similarity_ranks
 from vit_clt.analysis.faithfulness_columns import LEADING, averages, per_image
 from vit_clt.analysis.intervals import bootstrap_means, interval
 from vit_clt.analysis.surrogate_embeddings import Version, gather_embeddings
-from vit_clt.data import ImageData, as_image_data
+from vit_clt.data import ImageData, as_image_data, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, TokenKind, check_fits, layer_list, token_rows
 from vit_clt.hooks.replacement import Inputs
@@ -186,6 +186,7 @@ def surrogate_faithfulness(
             that makes embeddings NaN or infinite.
     """
     data = as_image_data(data)
+    check_prepared(vit, data)
     check_fits(vit, clt)
     n_layers = vit.cfg.n_layers
     chosen = layer_list(range(n_layers) if layers is None else layers, n_layers)

@@ -34,7 +34,7 @@ from vit_clt.analysis.features import (
     example,
 )
 from vit_clt.analysis.purity import purity, purity_by_chance
-from vit_clt.data import ImageData, as_image_data
+from vit_clt.data import ImageData, as_image_data, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -304,6 +304,7 @@ def feature_statistics(
     """
     check_fits(vit, clt)
     data = as_image_data(images)
+    check_prepared(vit, data)
     if top < 1:
         raise InputError(f"top is {top}; expected at least 1.")
     cfg, n_features, n = vit.cfg, clt.config.n_features, len(data)

@@ -26,7 +26,7 @@ from vit_clt.analysis.graph_agreement import (
 )
 from vit_clt.analysis.sources import Sources
 from vit_clt.analysis.thumbnails import pixels
-from vit_clt.data import ImageData
+from vit_clt.data import ImageData, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.frozen import Norms
@@ -158,10 +158,11 @@ def graph_study(
 
     Raises:
         InputError: a row out of range or given twice, a class that does not exist, an image without
-            the label asked for, a CLT of another model or one that is silent on all the images,
+            the label asked for, a CLT or images of another model, a CLT silent on all the images,
             hooks on `vit`, or a number out of range.
     """
     check_fits(vit, clt)
+    check_prepared(vit, data)
     check_size(max_nodes, keep)
     check_interventions(interventions)
     _check_rows(rows, data)

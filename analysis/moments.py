@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from vit_clt.activations import capture
 from vit_clt.codes import Codes
-from vit_clt.data import ImageData, as_image_data
+from vit_clt.data import ImageData, as_image_data, check_prepared
 from vit_clt.hooks import HookedViT, TokenKind, check_fits
 from vit_clt.transcoder import CrossLayerTranscoder
 
@@ -210,6 +210,7 @@ def compared_moments(
     for clt in clts:
         check_fits(vit, clt)
     data = as_image_data(images)
+    check_prepared(vit, data)
     cfg, n = vit.cfg, len(data)
     layers = range(cfg.n_layers)
     targets = [

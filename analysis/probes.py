@@ -31,7 +31,7 @@ from tqdm import tqdm
 from vit_clt.analysis.discriminant import Discriminant
 from vit_clt.analysis.intervals import bootstrap_means, intervals
 from vit_clt.analysis.probe_rows import Place, probe_rows
-from vit_clt.data import ImageData
+from vit_clt.data import ImageData, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
 from vit_clt.metrics import Metric
@@ -174,6 +174,8 @@ def probes(
             or with fewer than 10 training images of a value, images of another size, or activations
             that are NaN or infinite.
     """
+    for each in (train, test):
+        check_prepared(vit, each)
     names = _known_factors(factors, train, test)
     chosen = layer_list(range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers)
     known, asked = train.factors or {}, test.factors or {}

@@ -38,7 +38,7 @@ from vit_clt.analysis.reconstruction_sums import (
     survey_outputs,
 )
 from vit_clt.analysis.score_parts import NEGLIGIBLE
-from vit_clt.data import ImageData, as_image_data
+from vit_clt.data import ImageData, as_image_data, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.fingerprints import image_keys
 from vit_clt.hooks import HookedViT, TokenKind, check_fits, token_rows
@@ -124,6 +124,7 @@ def reconstructions(
     for clt in clts:
         check_fits(vit, clt)
     data = as_image_data(images)
+    check_prepared(vit, data)
     rows = {tokens: token_rows(tokens, vit.cfg.has_cls) for tokens in get_args(TokenKind)}
     survey = survey_outputs(vit, data, rows, progress=progress)
     outputs = {tokens: OutputSums(survey, tokens) for tokens in rows}

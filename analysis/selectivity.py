@@ -44,7 +44,7 @@ from vit_clt.analysis.anova import Cells, Sums
 from vit_clt.analysis.descriptors import SparseRows
 from vit_clt.analysis.feature_sets import FeatureSet
 from vit_clt.analysis.regions import Region, region_rows
-from vit_clt.data import ImageData
+from vit_clt.data import ImageData, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list
 from vit_clt.metrics import Metric
@@ -211,6 +211,7 @@ def selectivity(
             or with two labels, fewer than 20 draws, or a CLT of another model.
     """
     check_fits(vit, clt)
+    check_prepared(vit, data)
     if draws < 20:
         raise InputError(f"draws is {draws}; expected at least 20, for a 95th percentile.")
     chosen = layer_list(range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from vit_clt.analysis.feature_activity import feature_activity
 from vit_clt.analysis.steered_features import STEERED, Feature, Steered, steered_versions
 from vit_clt.analysis.steering_readings import SteeredReader, known_labels
-from vit_clt.data import ImageData, as_image_data
+from vit_clt.data import ImageData, as_image_data, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import Edit, EditKind, HookedViT, Rows, SteeredPass, check_fits
 from vit_clt.hooks.steering import check_edits, check_rows
@@ -158,6 +158,7 @@ def steering_curve(
             a hook on `vit`, labels without names, or a CLT of another model.
     """
     data = as_image_data(data)
+    check_prepared(vit, data)
     check_fits(vit, clt)
     chosen = [features] if isinstance(features, tuple) else list(features)
     _check(vit, clt, chosen, kind, tokens, n_random)

@@ -34,7 +34,7 @@ from vit_clt.analysis.intervals import bootstrap_means, interval, intervals
 from vit_clt.analysis.rank_agreement import MIN_SOURCES, Agreement, row_agreement
 from vit_clt.analysis.steered_features import Feature
 from vit_clt.analysis.steering_readings import known_labels
-from vit_clt.data import ImageData, ImageRows, as_image_data
+from vit_clt.data import ImageData, ImageRows, as_image_data, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import Edit, HookedViT, Rows, SteeredPass, check_fits
 from vit_clt.hooks.steering import check_rows
@@ -196,6 +196,7 @@ def steering_search(
             fires, a hook on `vit`, labels without names, or a CLT or model that cannot serve.
     """
     data = as_image_data(data)
+    check_prepared(vit, data)
     check_fits(vit, clt)
     check_rows(tokens, vit.cfg.n_tokens)
     label = class_number(zs.class_names, target)

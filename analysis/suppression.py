@@ -26,7 +26,7 @@ from vit_clt.analysis.intervals import interval
 from vit_clt.analysis.readings import Readings, gather_readings
 from vit_clt.analysis.regions import Region, region_rows
 from vit_clt.analysis.selectivity import factor_values
-from vit_clt.data import ImageData
+from vit_clt.data import ImageData, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import Edit, HookedViT, SteeredPass, check_fits
 from vit_clt.metrics import Metric
@@ -160,6 +160,7 @@ def suppress(
             class name, or a CLT of another model.
     """
     check_fits(vit, clt)
+    check_prepared(vit, data)
     if not randoms:
         raise InputError("randoms is empty; expected at least one set to compare with.")
     sets = {"group": group, **{f"random {i}": each for i, each in enumerate(randoms)}}

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from vit_clt.analysis.donors import donor_cycle
 from vit_clt.analysis.readings import Readings, gather_readings
-from vit_clt.data import ImageData
+from vit_clt.data import ImageData, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import (
     HookedViT,
@@ -100,6 +100,7 @@ class TermSets:
 
     def __post_init__(self) -> None:
         check_fits(self.vit, self.clt)
+        check_prepared(self.vit, self.data)
         if self.fill == "resample":
             _ = self._donors  # too few images are refused before any work
 

@@ -48,6 +48,7 @@ __all__ = [
     "TensorImages",
     "UnreadableImage",
     "as_image_data",
+    "check_prepared",
     "load_data",
 ]
 
@@ -165,6 +166,25 @@ def load_data(
     )
     data.split = None if own_split else split
     return data
+
+
+def check_prepared(vit: HookedViT, data: ImageData) -> None:
+    """Refuse images in the preprocessing of another model: numbers would be quietly wrong.
+
+    Two preprocessings are alike if they say the same of themselves, as torchvision's do. Tensors,
+    and a model without its preprocessing, tell nothing, and pass.
+
+    Raises:
+        InputError: the preprocessing of `data` is another than that of `vit`.
+    """
+    have, want = data.transform, vit.preprocess
+    if have is None or want is None or repr(have) == repr(want):
+        return
+    found, expected = (" ".join(repr(each).split()) for each in (have, want))
+    raise InputError(
+        f"data {data.name} went through {found}; expected the preprocessing of model "
+        f"{vit.cfg.model}, {expected}: load it with vit=."
+    )
 
 
 def _coco(

@@ -43,6 +43,8 @@ class ImageData(ABC):
     """Every class that a row's image shows, where known (COCO); its label is one of them."""
     factors: Mapping[str, Int[Tensor, " image"]] | None = None
     """What else is known of each row's image, by name (adding: its digits, "left" and "right")."""
+    transform: Callable[[Image.Image], Tensor] | None = None
+    """The preprocessing they went through, where known: `vit_clt.data.check_prepared`."""
     left_out: int = 0
     """Images of the source that are no rows, as they have no label (COCO: no box)."""
     batch_size: int = 64
@@ -104,6 +106,8 @@ class DecodedImages(ImageData):
     Other depths than 8 bits and palettes are converted first (`vit_clt.pixels`).
     """
 
+    transform: Callable[[Image.Image], Tensor]
+
     def __init__(
         self,
         fetch: Callable[[list[int]], tuple[list[Any], list[Any]]],
@@ -114,7 +118,7 @@ class DecodedImages(ImageData):
     ):
         self._fetch = fetch
         self._n = n
-        self._transform = transform
+        self.transform = transform
         self.class_names = list(class_names)
         self.name = name
 
@@ -137,7 +141,7 @@ class DecodedImages(ImageData):
 
     def _decode(self, rows: Sequence[int]) -> tuple[Tensor, list[Any]]:
         found, labels = self._fetch(list(rows))
-        return torch.stack([self._transform(eight_bit(image)) for image in found]), labels
+        return torch.stack([self.transform(eight_bit(image)) for image in found]), labels
 
     def _first_broken(self, rows: Sequence[int], error: Exception) -> tuple[int, Exception]:
         # a data set decodes many rows at once and does not say which of them failed
@@ -156,6 +160,7 @@ class ImageRows(ImageData):
         self._data = data
         self._rows = list(rows)
         self.name, self.split, self.class_names = data.name, data.split, data.class_names
+        self.transform = data.transform
         if data.label_sets is not None:
             self.label_sets = [data.label_sets[row] for row in self._rows]
         if data.factors is not None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vit_clt.activations import capture
-from vit_clt.data import ImageData, as_image_data
+from vit_clt.data import ImageData, as_image_data, check_prepared
 from vit_clt.dense_chunks import pre_activation_chunks
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
@@ -57,6 +57,7 @@ def with_thresholds(
         raise InputError(f"sparsifier is {name}; expected relu_topk, to fit thresholds to.")
     check_fits(vit, clt)
     data = as_image_data(images)
+    check_prepared(vit, data)
     n_batches = -(-len(data) // data.batch_size)
     counts = torch.zeros_like(clt.b_enc, dtype=torch.long)
     for batch, _ in tqdm(data, "features firing", n_batches, disable=not progress):
