@@ -31,6 +31,35 @@ def rule_in_words(rule: Rule, class_name: str | int | None = None) -> str:
     return f'the largest direct effect raising the logit of "{class_name}"' + _EFFECT
 
 
+def check_selection(rule: Rule, count: int, class_name: str | int | None = None) -> None:
+    """Refuse what `select_features` cannot choose by, whatever the features.
+
+    Raises:
+        InputError: an unknown rule, a count below 1, or a class with a rule that reads none.
+    """
+    if rule not in get_args(Rule):
+        raise InputError(f'select is "{rule}"; expected one of {", ".join(RULES)}.')
+    if count < 1:
+        raise InputError(f"count is {count}; expected at least 1.")
+    if class_name is not None and rule != "effect":
+        raise InputError(
+            f'raises is "{class_name}" with select "{rule}"; expected select "effect".'
+        )
+
+
+def check_measured(rule: Rule, effects: bool) -> None:
+    """Refuse a rule by effects where there are none.
+
+    Raises:
+        InputError: "effect", and no effects are measured.
+    """
+    if rule == "effect" and not effects:
+        raise InputError(
+            'select is "effect", but no effects are measured; expected class names, and a model '
+            "that pools the class token."
+        )
+
+
 def select_features(
     stats: FeatureStatistics,
     rule: Rule = "spread",
@@ -53,19 +82,8 @@ def select_features(
         InputError: an unknown rule, no feature to choose, effects that were not measured, or a
             class that does not exist, or not alone.
     """
-    if rule not in get_args(Rule):
-        raise InputError(f'select is "{rule}"; expected one of {", ".join(RULES)}.')
-    if count < 1:
-        raise InputError(f"count is {count}; expected at least 1.")
-    if class_name is not None and rule != "effect":
-        raise InputError(
-            f'raises is "{class_name}" with select "{rule}"; expected select "effect".'
-        )
-    if rule == "effect" and stats.effects is None:
-        raise InputError(
-            'select is "effect", but no effects were measured; expected class names, and a model '
-            "that pools the class token."
-        )
+    check_selection(rule, count, class_name)
+    check_measured(rule, stats.effects is not None)
     number = None
     if class_name is not None and stats.effects is not None:
         number = class_number(stats.effects.class_names, class_name, "raises")

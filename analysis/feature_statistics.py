@@ -309,6 +309,11 @@ def feature_statistics(
         raise InputError(f"top is {top}; expected at least 1.")
     cfg, n_features, n = vit.cfg, clt.config.n_features, len(data)
     sources = layer_list(range(cfg.n_layers) if layers is None else layers, cfg.n_layers)
+    effects = None
+    if zs is not None:  # first: what cannot be measured is refused before the long pass
+        effects = class_effects(
+            vit, clt, data, zs, sources, n_images=effect_images, progress=progress
+        )
     turns = torch.from_numpy(np.random.default_rng(seed).permutation(n))
     n_cls = int(cfg.has_cls)
     tallies = {s: FeatureTally(n_features, n_cls, top, turns) for s in sources}
@@ -328,11 +333,6 @@ def feature_statistics(
     # 0 / 0 where there are no CLS rows
     n_rows = torch.tensor([n_cls, cfg.n_tokens - n_cls], dtype=torch.float64) * n
     norms = (squares / n_rows[:, None]).sqrt().numpy()
-    effects = None
-    if zs is not None:
-        effects = class_effects(
-            vit, clt, data, zs, sources, n_images=effect_images, progress=progress
-        )
     return FeatureStatistics(
         vit, clt, data, sources, tallies, norms, torch.cat(labels).numpy(), effects, top, seed
     )

@@ -356,7 +356,7 @@ def test_without_classes(vit: HookedViT, data: TensorImages, plain: FeatureStati
     page = stats.page(3, int(frame["active_images"].argmax()))
     assert (page.label, page.effects, page.effect_images) == (-1, None, 0)
     assert all(np.isnan(t) == (n.layer != 3) for n, t in zip(page.near, page.together, strict=True))
-    with pytest.raises(InputError, match="no effects were measured"):
+    with pytest.raises(InputError, match="no effects are measured"):
         select_features(stats, "effect")
     metrics = {m.name: m for m in summary_metrics(summary(frame), N)}
     assert metrics["active_features_3"].value == (frame["active_images"] > 0).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import random_clt, tiny_clip
+from PIL import Image
 
+from vit_clt.analysis.feature_tally import FeatureTally
 from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
 
@@ -68,6 +71,22 @@ def test_command(clt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "not empty" in capsys.readouterr().err
     assert main([*again, "--effect-images", "8", "--out", str(out), "--overwrite"]) == 0
     assert listed(out)["feature"] == [feature]
+
+
+def test_what_cannot_be_chosen_is_refused_before_the_pass(
+    clt: str, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(FeatureTally, "add", lambda *_: pytest.fail("a pass was made"))
+    few = ["--clt", clt, "--limit", "4"]
+    assert refused("--clt", "nowhere", "--count", "0") == "count is 0; expected at least 1."
+    assert "effect_images is 0; expected at least 1" in refused(*few, "--effect-images", "0")
+    png = io.BytesIO()
+    Image.new("L", (8, 8)).save(png, "PNG")
+    pd.DataFrame({"image": [{"bytes": png.getvalue()}] * 4}).to_parquet(tmp_path / "nameless")
+    nameless = ["--clt", clt, "--data", f"parquet:{tmp_path / 'nameless'}"]
+    assert "no effects are measured; expected class names" in refused(
+        *nameless, "--select", "effect"
+    )
 
 
 def test_refused(clt: str, refused: Callable[..., str], tmp_path: Path, digits_vit: HookedViT):

@@ -46,7 +46,12 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         """Look at every feature, choose some, and write their gallery."""
         from vit_clt.analysis import feature_statistics
         from vit_clt.analysis.feature_gallery import GALLERY_FILES, write_gallery
-        from vit_clt.analysis.feature_selection import rule_in_words, select_features
+        from vit_clt.analysis.feature_selection import (
+            check_measured,
+            check_selection,
+            rule_in_words,
+            select_features,
+        )
         from vit_clt.analysis.feature_summary import summary, summary_metrics, summary_text
         from vit_clt.analysis.features import check_features
         from vit_clt.hooks import layer_list
@@ -54,10 +59,8 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         from vit_clt.outputs import OutputFolder
         from vit_clt.zero_shot import ZeroShot, class_number
 
-        if self.raises is not None and self.select != "effect":
-            raise InputError(
-                f'raises is "{self.raises}", with another rule or none; expected select "effect".'
-            )
+        rule = self.select or "spread"
+        check_selection(rule, self.count, self.raises)
         named = [feature_address(text) for text in dict.fromkeys(self.feature)]
         layers = None if self.layers is None else layer_numbers(self.layers)
         if layers is None and named and self.select is None:
@@ -75,6 +78,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         zs = None
         if data.class_names and vit.cfg.pools_cls:
             zs = ZeroShot(vit, data.class_names, self.templates)
+        check_measured(rule, zs is not None)
         stats = feature_statistics(
             vit,
             clt,
@@ -89,7 +93,6 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         rules = ["those named"] if named else []
         chosen = list(named)
         if self.select is not None or not named:
-            rule = self.select or "spread"
             chosen += select_features(stats, rule, self.count, class_name=self.raises)
             rules.append(f"at most {self.count} a layer, {rule_in_words(rule, self.raises)}")
         chosen = list(dict.fromkeys(chosen))
