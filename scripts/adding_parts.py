@@ -12,6 +12,7 @@ often.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from vit_clt.analysis.selectivity_figure import selectivity_figure
 from vit_clt.analysis.suppression import Suppression
 from vit_clt.analysis.truth_figure import truth_figure
 from vit_clt.data import ImageData
+from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric, metrics_json
 from vit_clt.outputs import OutputFolder
@@ -200,8 +202,8 @@ def named(stem: str, metric: Metric) -> Metric:
     return replace(metric, name=stem + metric.name)
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """One of the two."""
+def main(args: Sequence[str] | None = None) -> int:
+    """One of the two; returns 0 done, 2 bad input (one sentence on stderr), as `vit-clt` does."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", choices=("truth", "features"))
     parser.add_argument("--clt", default="out/adding/clt_k16")
@@ -209,17 +211,22 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--png", action="store_true", help="truth: also a PNG; needs a browser")
     options = parser.parse_args(args)
-    if options.part == "truth":
-        if options.png:
-            check_png()
-        truth(OutputFolder(options.out, study_files("truth"), options.overwrite), options.png)
-    else:
-        tables = [
-            f"{n}.{end}" for n in ("counts", "suppressed", "clamped") for end in ("csv", "md")
-        ]
-        files = [*tables, "features.html", "metrics.json"]
-        features(OutputFolder(options.out, files, options.overwrite), options.clt)
+    try:
+        if options.part == "truth":
+            if options.png:
+                check_png()
+            truth(OutputFolder(options.out, study_files("truth"), options.overwrite), options.png)
+        else:
+            tables = [
+                f"{n}.{end}" for n in ("counts", "suppressed", "clamped") for end in ("csv", "md")
+            ]
+            files = [*tables, "features.html", "metrics.json"]
+            features(OutputFolder(options.out, files, options.overwrite), options.clt)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -84,7 +84,11 @@ def _training(name: str, kind: str, k: int) -> Step:
 
 
 def run(step: Step, out: Path) -> float:
-    """Run a step to its end; returns its seconds. What it prints goes to NAME.log."""
+    """Run a step to its end; returns its seconds. What it prints goes to NAME.log.
+
+    Raises:
+        CalledProcessError: the step failed; its output is the last line of the log.
+    """
     folder = out / step.name
     fresh = [] if "--resume" in step.args else ["--overwrite"]
     program = ["-m", "vit_clt"] if step.name not in PARTS else [str(PARTS_FILE)]
@@ -99,7 +103,7 @@ def run(step: Step, out: Path) -> float:
         )
     if done.returncode:
         last = (out / f"{step.name}.log").read_text().strip().splitlines()[-1:]
-        raise RuntimeError(f"step {step.name} failed: {''.join(last)}")
+        raise subprocess.CalledProcessError(done.returncode, command, "".join(last))
     return time.perf_counter() - start
 
 
@@ -117,6 +121,8 @@ def main() -> None:
     names = {step.name for step in steps(options.out)}
     if unknown := sorted(set(options.only or ()) - names):
         parser.error(f"only names {unknown[0]}; expected some of {', '.join(sorted(names))}")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"out is {options.out}, a file; expected a folder")
     options.out.mkdir(parents=True, exist_ok=True)
     plan = [s for s in steps(options.out) if options.only is None or s.name in options.only]
     finished = {s.name for s in steps(options.out) if is_finished(s, options.out)}
@@ -130,15 +136,18 @@ def main() -> None:
                 running[pool.submit(run, step, options.out)] = step.name
                 waiting.remove(step)
             if not running:
+                bar.close()
                 missing = {name for step in waiting for name in step.after} - finished
-                sys.exit(f"only names steps that wait for {sorted(missing)}")
+                parser.error(f"only names steps that wait for {', '.join(sorted(missing))}")
             bar.set_postfix_str(", ".join(running.values()))
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(future)
                 try:
                     seconds = future.result()
-                except RuntimeError as error:
-                    sys.exit(str(error))
+                except subprocess.CalledProcessError as error:
+                    bar.close()
+                    print(f"step {name} failed: {error.output}", file=sys.stderr)
+                    sys.exit(2 if error.returncode == 2 else 1)
                 finished.add(name)
                 bar.update()
                 bar.write(f"{name}: {seconds:.0f} s", file=sys.stderr)
