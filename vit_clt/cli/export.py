@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vit_clt.cli.options import (
@@ -56,12 +56,7 @@ class Export(CLTOptions, OutputOptions, SeedOptions):
         metrics = [Metric("parameters", sum(p.numel() for p in clt.parameters()), "count", 0)]
         context: dict[str, Any] = {"clt": self.clt, "seed": self.seed}
         if isinstance(clt.config.sparsifier, JumpReLU):
-            for name in ("data", "train_data"):
-                if getattr(self, name) is not None:
-                    raise InputError(
-                        f"{name.replace('_', '-')} is {getattr(self, name)}; thresholds of a "
-                        "jumprelu CLT are its own, expected none."
-                    )
+            self._check_nothing_fitted()
             print("jumprelu: weights and thresholds pass unchanged, nothing is fitted")
         else:
             clt, cost, measured = self._fitted(clt)
@@ -71,6 +66,17 @@ class Export(CLTOptions, OutputOptions, SeedOptions):
         export_circuit_tracer(clt, folder.path, progress=True)
         folder.write("metrics.json", metrics_json(metrics, command="export", **context))
         print(f"written to {folder.path}")
+
+    def _check_nothing_fitted(self) -> None:
+        """Refuse options of the fit and its measurement, which would be passed over."""
+        used = {"clt", "format", "seed", *(field.name for field in fields(OutputOptions))}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in used and value != field.default:
+                raise InputError(
+                    f"{field.name.replace('_', '-')} is {value}; thresholds of a jumprelu CLT are "
+                    "its own, nothing is fitted or measured: expected none."
+                )
 
     def _fitted(
         self, clt: CrossLayerTranscoder
