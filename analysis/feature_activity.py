@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.active_codes import ActiveCodes, active_codes
+from vit_clt.analysis.feature_counts import CLS, FeatureCounts
 from vit_clt.data import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, Rows
@@ -113,24 +114,22 @@ class ActivitySums:
     def __init__(self, layers: Collection[int], n_features: int, tokens: Rows):
         self.n_features = n_features
         if isinstance(tokens, str):
-            self.cls_at = None if tokens == "patch" else 0
+            cls_at = None if tokens == "patch" else 0
         else:
-            self.cls_at = tokens.index(0) if 0 in tokens else None
-        # rows active, sum of z, sum of |z|; CLS rows active, sum of |z| there; images active
-        self._sums = {s: np.zeros((6, n_features)) for s in layers}
+            cls_at = tokens.index(0) if 0 in tokens else None
+        self._counts = {s: FeatureCounts(n_features, cls_at) for s in layers}
+        # sum of z, sum of |z|, sum of |z| over CLS rows
+        self._sums = {s: np.zeros((3, n_features)) for s in layers}
         self._n_rows = dict.fromkeys(layers, 0)
         self._n_images = dict.fromkeys(layers, 0)
 
     def add(self, layer: int, active: ActiveCodes) -> None:
         """Count one layer's codes of a batch."""
-        values, ones = active.values, torch.ones_like(active.values)
-        weights = [ones, values, values.abs()]
-        if self.cls_at is not None:
-            cls = active.tokens == self.cls_at
-            weights += [ones * cls, values.abs() * cls]
-        for i, weight in enumerate(weights):
-            self._sums[layer][i] += sums_by_feature(weight, active.features, self.n_features)
-        self._sums[layer][5] += active.of_images().ne(0).sum(0).cpu().numpy()
+        counts, values = self._counts[layer], active.values
+        counts.add(active, active.of_images())
+        on_cls = values.abs() * (counts.kinds(active) == CLS)
+        for i, each in enumerate((values, values.abs(), on_cls)):
+            self._sums[layer][i] += sums_by_feature(each, active.features, self.n_features)
         self._n_rows[layer] += active.n_images * active.n_tokens
         self._n_images[layer] += active.n_images
 
@@ -139,17 +138,17 @@ class ActivitySums:
         return {
             s: FeatureActivity(
                 layer=s,
-                fired=fired.astype(int),
+                fired=self._counts[s].rows.sum(0).numpy(),
                 total=total,
                 size=size,
                 n_rows=self._n_rows[s],
-                images=images.astype(int),
+                images=self._counts[s].images.numpy(),
                 n_images=self._n_images[s],
-                cls_fired=cls_fired.astype(int),
+                cls_fired=self._counts[s].rows[CLS].numpy(),
                 cls_size=cls_size,
-                has_cls=self.cls_at is not None,
+                has_cls=self._counts[s].cls_at is not None,
             )
-            for s, (fired, total, size, cls_fired, cls_size, images) in self._sums.items()
+            for s, (total, size, cls_size) in self._sums.items()
         }
 
 

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from vit_clt.activations import capture
 from vit_clt.analysis.active_codes import active_codes
+from vit_clt.analysis.feature_counts import CLS, PATCH
 from vit_clt.analysis.feature_effects import ClassEffects, class_effects
 from vit_clt.analysis.feature_neighbours import nearest_features
-from vit_clt.analysis.feature_tally import CLS, PATCH, FeatureTally
+from vit_clt.analysis.feature_tally import FeatureTally
 from vit_clt.analysis.features import (
     BANDS,
     Band,
@@ -75,7 +76,7 @@ class FeatureStatistics:
     def l0(self) -> dict[int, float]:
         """Active features a token row, by layer, over all rows."""
         rows = self.n_images * self.vit.cfg.n_tokens
-        return {s: int(tally.active_rows.sum()) / rows for s, tally in self.tallies.items()}
+        return {s: int(tally.counts.rows.sum()) / rows for s, tally in self.tallies.items()}
 
     @property
     def context(self) -> str:
@@ -138,10 +139,10 @@ class FeatureStatistics:
                 FeaturePage(
                     layer=layer,
                     feature=feature,
-                    image_rate=int(tally.active_images[feature]) / self.n_images,
+                    image_rate=int(tally.counts.images[feature]) / self.n_images,
                     cls_rate=rates[CLS],
                     patch_rate=rates[PATCH],
-                    active_images=int(tally.active_images[feature]),
+                    active_images=int(tally.counts.images[feature]),
                     edges=edges,
                     counts=counts,
                     top=[shown[row] for row in top[each]],
@@ -185,14 +186,14 @@ class FeatureStatistics:
         """
         check_features(chosen, self.layers, self.clt.config.n_features)
         for layer, feature in chosen:
-            if not self.tallies[layer].active_images[feature]:
+            if not self.tallies[layer].counts.images[feature]:
                 raise InputError(
                     f"feature is {layer}:{feature}, which is active on none of the {self.n_images} "
                     f"images of {self.data.name}; expected one that is."
                 )
 
     def _rates(self, layer: int) -> Float[np.ndarray, "kind feature"]:
-        return self.tallies[layer].active_rows.numpy() / self._row_counts()[:, None]
+        return self.tallies[layer].counts.rows.numpy() / self._row_counts()[:, None]
 
     def _row_counts(self) -> Float[np.ndarray, " kind"]:
         """Token rows of each kind; NaN for none."""
@@ -203,7 +204,7 @@ class FeatureStatistics:
     def _sizes(self, layer: int) -> Float[np.ndarray, "kind feature"]:
         """Mean |z| over the active rows; NaN where there are none."""
         tally = self.tallies[layer]
-        rows = tally.active_rows.double().numpy()
+        rows = tally.counts.rows.double().numpy()
         return tally.magnitude.numpy() / np.where(rows, rows, np.nan)
 
     def _writes(self, layer: int, feature: int) -> dict[int, tuple[float, float]]:
@@ -247,8 +248,8 @@ class FeatureStatistics:
         columns: dict[str, Any] = {
             "layer": layer,
             "feature": np.arange(self.clt.config.n_features),
-            "active_images": tally.active_images.numpy(),
-            "image_rate": tally.active_images.numpy() / self.n_images,
+            "active_images": tally.counts.images.numpy(),
+            "image_rate": tally.counts.images.numpy() / self.n_images,
             "cls_rate": rates[CLS],
             "patch_rate": rates[PATCH],
             "peak": tally.top.values[:, 0].numpy(),

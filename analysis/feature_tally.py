@@ -12,14 +12,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from vit_clt.analysis.active_codes import ActiveCodes
+from vit_clt.analysis.feature_counts import FeatureCounts
 from vit_clt.analysis.folding_histogram import FoldingHistograms
 
 SAMPLE = 64
 """Images a feature keeps at random; of a feature active on no more, all."""
 TOGETHER = 2048
 """Images, at random, on which co-activation is measured; all, if there are no more."""
-CLS, PATCH = 0, 1
-"""The kinds of token rows, as the first axis of counts."""
 
 
 class KeptImages:
@@ -71,10 +70,9 @@ class FeatureTally:
             random ones, whatever order and batches they come in.
     """
 
-    active_rows: Int[Tensor, "kind feature"]
+    counts: FeatureCounts
     magnitude: Float[Tensor, "kind feature"]
     """Sum of |z| over the active rows, in float64."""
-    active_images: Int[Tensor, " feature"]
     histograms: FoldingHistograms
     top: KeptImages
     sample: KeptImages
@@ -82,11 +80,9 @@ class FeatureTally:
     """A bit for each image whose turn is below `TOGETHER`: is the feature active there?"""
 
     def __init__(self, n_features: int, n_cls: int, top: int, turns: Int[Tensor, " image"]):
-        self._n_cls = n_cls
         self._turns = turns
-        self.active_rows = torch.zeros(2, n_features, dtype=torch.int64)
+        self.counts = FeatureCounts(n_features, 0 if n_cls else None)
         self.magnitude = torch.zeros(2, n_features, dtype=torch.float64)
-        self.active_images = torch.zeros(n_features, dtype=torch.int64)
         self.histograms = FoldingHistograms(2, n_features)
         self.top = KeptImages(n_features, top)
         self.sample = KeptImages(n_features, SAMPLE)
@@ -96,15 +92,13 @@ class FeatureTally:
     def add(self, active: ActiveCodes, first: int) -> None:
         """The next images, in row order from `first` on."""
         features, values = active.features.cpu(), active.values.detach().float().cpu()
-        kinds = (active.tokens.cpu() >= self._n_cls).long()
-        n_features = len(self.active_images)
+        kinds, n_features = self.counts.kinds(active).cpu(), active.n_features
         at = kinds * n_features + features
-        self.active_rows += torch.bincount(at, minlength=2 * n_features).view(2, -1)
         magnitudes = torch.bincount(at, values.abs().double(), 2 * n_features)
         self.magnitude += magnitudes.view(2, -1)
         self.histograms.add(kinds, features, values)
         of_images = active.of_images().detach().float().cpu().T
-        self.active_images += (of_images != 0).sum(1)
+        self.counts.add(active, of_images.T)
         self.top.add(of_images.abs(), of_images, first)
         turns = self._turns[first : first + active.n_images]
         self.sample.add(-turns.expand(n_features, -1).double(), of_images, first)

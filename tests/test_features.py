@@ -373,7 +373,7 @@ def test_activations_keep_the_order_asked_for(plain: FeatureStatistics):
 
 
 def test_figure(plain: FeatureStatistics):
-    feature = int(plain.tallies[2].active_images.argmax())
+    feature = int(plain.tallies[2].counts.images.argmax())
     page = plain.page(2, feature)
     figure = plain.figure(2, feature)
     title = figure.layout.title.text
