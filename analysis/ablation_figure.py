@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    ROW_NAMES,
+    error_bars,
+    finish,
+)
 
 if TYPE_CHECKING:
     from vit_clt.analysis.ablation_curves import AblationCurves
@@ -22,11 +32,11 @@ _STYLES = {
     "last": (PURPLE, "dash", "x", "deepest first"),
     "bottom": (_SKY, "dash", "triangle-left", "lowest score first"),
     "random": (GREY, "solid", "circle-open", "random (mean; band: lowest to highest draw)"),
-    "given": ("#222222", "solid", "star", "given set"),
+    "given": (INK, "solid", "star", "given set"),
 }
 _LINES = (
-    ("original", "unaltered model", "#222222", "solid"),
-    ("full", "full reconstruction", "#222222", "dot"),
+    ("original", "unaltered model", INK, "solid"),
+    ("full", "full reconstruction", INK, "dot"),
     ("floor_mean", "floor: MLP rows at their mean", GREY, "dashdot"),
     ("floor_zero", "floor: MLP rows at zero", GREY, "longdash"),
 )
@@ -83,12 +93,7 @@ def ablation_figure(curves: AblationCurves) -> go.Figure:
                         level + drawn[f"{measure}_above_full_{end}"].first() * factor
                         for end in ("low", "high")
                     )
-                    bars = {
-                        "array": (high - y).tolist(),
-                        "arrayminus": (y - low).tolist(),
-                        "thickness": 1,
-                        "width": 2,
-                    }
+                    bars = error_bars(y, low, high, width=2)
                 figure.add_trace(
                     go.Scatter(
                         x=x,

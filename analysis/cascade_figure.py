@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREY, INK, ORANGE, PURPLE, ROW_NAMES, finish, log_axis
+from vit_clt.analysis.figures import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    ROW_NAMES,
+    error_bars,
+    finish,
+    log_axis,
+)
 
 if TYPE_CHECKING:
     from vit_clt.analysis.cascade import Cascade
@@ -61,11 +71,7 @@ def cascade_figure(result: Cascade, templates: str) -> go.Figure:
                     go.Scatter(
                         x=rows["first_layer"].tolist(),
                         y=y.tolist(),
-                        error_y={
-                            "array": (high - y).tolist(),
-                            "arrayminus": (y - low).tolist(),
-                            "thickness": 1,
-                        },
+                        error_y=error_bars(y, low, high),
                         mode="lines+markers",
                         name=f"CLT, {inputs} inputs",
                         legendgroup=inputs,

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREY, ORANGE, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.figures import BLUE, GREY, ORANGE, PURPLE, ROW_NAMES, error_bars, finish
 from vit_clt.analysis.layer_sets import layers_text
 from vit_clt.analysis.report import Section, render_report
 from vit_clt.analysis.target_effects import PATHS
@@ -194,12 +194,7 @@ def _bars(figure: go.Figure, output: pd.DataFrame, factor: int, n: int, column: 
             go.Bar(
                 x=list(range(n)),
                 y=values.tolist(),
-                error_y={
-                    "array": (high - values).tolist(),
-                    "arrayminus": (values - low).tolist(),
-                    "thickness": 1,
-                    "width": 2,
-                },
+                error_y=error_bars(values, low, high, width=2),
                 name=f"{path} effect of one layer",
                 legendgroup=path,
                 showlegend=column == 1,
@@ -226,11 +221,7 @@ def _ranges(figure: go.Figure, output: pd.DataFrame, factor: int, n: int, column
             go.Scatter(
                 x=at,
                 y=values.tolist(),
-                error_y={
-                    "array": (high - values).tolist(),
-                    "arrayminus": (values - low).tolist(),
-                    "thickness": 1,
-                },
+                error_y=error_bars(values, low, high),
                 customdata=rows.index.tolist(),
                 mode="lines+markers",
                 name=f"total effect of {label}",

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREY, INK, ORANGE, finish
+from vit_clt.analysis.figures import BLUE, GREY, INK, ORANGE, error_bars, finish
 from vit_clt.analysis.layer_sets import layers_text
 from vit_clt.analysis.regions import REGION_NAMES
 
@@ -45,12 +45,7 @@ def clamp_figure(result: Clamp) -> go.Figure:
                 go.Bar(
                     x=names,
                     y=y.tolist(),
-                    error_y={
-                        "array": (high - y).tolist(),
-                        "arrayminus": (y - low).tolist(),
-                        "thickness": 1,
-                        "width": 2,
-                    },
+                    error_y=error_bars(y, low, high, width=2),
                     name=label,
                     legendgroup=what,
                     showlegend=column == 1,

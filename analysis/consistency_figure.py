@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.class_consistency import ClassConsistency
-from vit_clt.analysis.figures import BLUE, GREY, ORANGE, PURPLE, ROW_NAMES, finish, span
+from vit_clt.analysis.figures import BLUE, GREY, ORANGE, PURPLE, ROW_NAMES, error_bars, finish, span
 
 _LINES = (
     ("codes", "codes z_s", BLUE, "solid", "circle"),
@@ -37,11 +37,7 @@ def consistency_figure(result: ClassConsistency) -> go.Figure:
                 go.Scatter(
                     x=layers,
                     y=y.tolist(),
-                    error_y={
-                        "array": (high - y).tolist(),
-                        "arrayminus": (y - low).tolist(),
-                        "thickness": 1,
-                    },
+                    error_y=error_bars(y, low, high),
                     mode="lines+markers",
                     name=label,
                     legendgroup=name,

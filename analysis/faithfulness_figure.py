@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREY, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.figures import BLUE, GREY, INK, PURPLE, ROW_NAMES, finish
 from vit_clt.analysis.report import Section, render_report
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from vit_clt.analysis.surrogate_embeddings import Version
 
 _COLUMNS = 4
-_INK = "#222222"
 _VERSIONS: tuple[tuple[Version, str, str, str], ...] = (
     ("surrogate", "with the CLT", BLUE, "circle"),
     ("floor_mean", "floor: MLP rows at their mean", PURPLE, "diamond"),
@@ -74,7 +73,7 @@ def faithfulness_figure(result: SurrogateFaithfulness) -> go.Figure:
                 legendgroup="original",
                 showlegend=i == 0,
                 mode="lines",
-                line={"color": _INK, "dash": "dot", "width": 1.5},
+                line={"color": INK, "dash": "dot", "width": 1.5},
                 hovertemplate="unaltered model: %{y:.4g}<extra></extra>",
             ),
             row=row,

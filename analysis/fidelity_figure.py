@@ -9,13 +9,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, ROW_NAMES, finish
 from vit_clt.analysis.report import Section, render_report
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fidelity import Fidelity
 
-_INK = "#222222"
 _SKY, _YELLOW = "#56B4E9", "#E69F00"
 # colours tell groups apart, dashes and symbols the two kinds
 _COLOURS = (BLUE, ORANGE, GREEN, _YELLOW, _SKY, PURPLE)
@@ -213,7 +212,7 @@ def _shapes(frame: pd.DataFrame) -> str:
 def _levels(result: Fidelity, column: str) -> list[tuple[str, float, str, str]]:
     """Horizontal lines of a panel: name, level, colour, dash."""
     lines = [
-        ("unaltered model", result.original, 1.0, _INK, "solid"),
+        ("unaltered model", result.original, 1.0, INK, "solid"),
         ("floor: MLP rows at their mean", result.floor_mean, 0.0, PURPLE, "dashdot"),
         ("floor: MLP rows at zero", result.floor_zero, None, GREY, "dot"),
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from math import ceil, floor, isfinite, log10
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 ROW_NAMES = {"cls": "CLS rows", "patch": "patch rows", "all": "all rows"}
@@ -26,6 +27,18 @@ def finish(figure: go.Figure) -> go.Figure:
         title={"x": 0.02, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 22}},
     )
     return figure
+
+
+def error_bars(
+    value: pd.Series, low: pd.Series, high: pd.Series, **style: float | int | str
+) -> dict[str, Any]:
+    """`error_x` or `error_y` of a trace, from `low` to `high`; thin, unless `style` says more."""
+    return {
+        "array": (high - value).tolist(),
+        "arrayminus": (value - low).tolist(),
+        "thickness": 1,
+        **style,
+    }
 
 
 def log_axis(figure: go.Figure, values: Iterable[float | int], **where: Any) -> None:

@@ -8,15 +8,15 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREY, ORANGE, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.figures import BLUE, GREY, INK, ORANGE, PURPLE, ROW_NAMES, error_bars, finish
 
 if TYPE_CHECKING:
     from vit_clt.analysis.keep_sets import KeepSets
 
 _RULES = {"last": "deepest k", "bottom": "lowest score"}
 _LINES = (
-    ("original", "unaltered model", "#222222", "solid"),
-    ("full", "full reconstruction", "#222222", "dot"),
+    ("original", "unaltered model", INK, "solid"),
+    ("full", "full reconstruction", INK, "dot"),
     ("floor_mean", "floor: MLP rows at their mean", PURPLE, "dashdot"),
     ("floor_zero", "floor: MLP rows at zero", PURPLE, "dash"),
 )
@@ -63,14 +63,11 @@ def keep_set_figure(result: KeepSets) -> go.Figure:
             x=marks["loss"].tolist(),
             y=list(range(len(labels))),
             text=labels,
-            error_x={
-                "array": (marks["loss_above_chosen_high"] - marks["loss_above_chosen"]).tolist(),
-                "arrayminus": (
-                    marks["loss_above_chosen"] - marks["loss_above_chosen_low"]
-                ).tolist(),
-                "thickness": 1.5,
-                "color": ORANGE,
-            },
+            error_x=error_bars(
+                *(marks[f"loss_above_chosen{end}"] for end in ("", "_low", "_high")),
+                thickness=1.5,
+                color=ORANGE,
+            ),
             mode="markers",
             marker={
                 "color": [BLUE, *[ORANGE] * (len(marks) - 1)],

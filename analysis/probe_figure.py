@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, finish
+from vit_clt.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, error_bars, finish
 from vit_clt.analysis.probe_rows import PROBED_ROWS, ProbedRows, Stage
 from vit_clt.analysis.report import Section, render_report
 
@@ -97,12 +97,7 @@ def add_stream(
             go.Scatter(
                 x=own["depth"].tolist(),
                 y=y.tolist(),
-                error_y={
-                    "array": (high - y).tolist(),
-                    "arrayminus": (y - low).tolist(),
-                    "thickness": 1,
-                    "width": 2,
-                },
+                error_y=error_bars(y, low, high, width=2),
                 mode="lines+markers",
                 name=(names or {}).get(name, name),
                 legendgroup=name,
@@ -229,12 +224,7 @@ def _add_mlps(figure: go.Figure, result: Probes, tokens: ProbedRows, column: int
                 go.Scatter(
                     x=own["layer"].tolist(),
                     y=y.tolist(),
-                    error_y={
-                        "array": (100 * own["high"] - y).tolist(),
-                        "arrayminus": (y - 100 * own["low"]).tolist(),
-                        "thickness": 1,
-                        "width": 2,
-                    },
+                    error_y=error_bars(y, 100 * own["low"], 100 * own["high"], width=2),
                     mode="lines+markers",
                     legendgroup=name,
                     showlegend=False,

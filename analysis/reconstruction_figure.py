@@ -15,6 +15,7 @@ from vit_clt.analysis.figures import (
     ORANGE,
     PURPLE,
     ROW_NAMES,
+    error_bars,
     finish,
     log_axis,
 )
@@ -127,12 +128,7 @@ def _panel(
         drawn += values
         bars = None
         if f"{column}_low" in rows:
-            bars = {
-                "array": (rows[f"{column}_high"] - rows[column]).tolist(),
-                "arrayminus": (rows[column] - rows[f"{column}_low"]).tolist(),
-                "thickness": 1,
-                "width": 3,
-            }
+            bars = error_bars(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], width=3)
         l0, dead = result.mean("all", "l0"), result.mean("all", "dead")
         figure.add_trace(
             go.Scatter(

@@ -8,7 +8,17 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    ROW_NAMES,
+    error_bars,
+    finish,
+)
 from vit_clt.analysis.paper import baseline_of, paper_baselines, paper_cascade
 from vit_clt.analysis.reconstruction import Reconstruction
 from vit_clt.analysis.reconstruction_figure import reconstruction_figure
@@ -21,7 +31,6 @@ STYLES = {
     "abs_topk": ("Abs-TopK", ORANGE, "square"),
 }
 """Name, colour and marker of a sparsifier, the same in all figures."""
-_INK = "#222222"
 
 
 def replacement_comparison(group: Sequence[FinishedCell]) -> go.Figure:
@@ -57,11 +66,7 @@ def replacement_comparison(group: Sequence[FinishedCell]) -> go.Figure:
                 go.Scatter(
                     x=rows["first_layer"].tolist(),
                     y=y.tolist(),
-                    error_y={
-                        "array": (high - y).tolist(),
-                        "arrayminus": (y - low).tolist(),
-                        "thickness": 1,
-                    },
+                    error_y=error_bars(y, low, high),
                     name=f"{label}, L0 {each.facts['l0']:.0f}",
                     legendgroup=label,
                     showlegend=shown,
@@ -98,11 +103,7 @@ def replacement_comparison(group: Sequence[FinishedCell]) -> go.Figure:
                 go.Scatter(
                     x=apart.index.tolist(),
                     y=apart["top1"].tolist(),
-                    error_y={
-                        "array": (apart["top1_high"] - apart["top1"]).tolist(),
-                        "arrayminus": (apart["top1"] - apart["top1_low"]).tolist(),
-                        "thickness": 1,
-                    },
+                    error_y=error_bars(apart["top1"], apart["top1_low"], apart["top1_high"]),
                     legendgroup=label,
                     showlegend=False,
                     mode="lines+markers",
@@ -114,8 +115,8 @@ def replacement_comparison(group: Sequence[FinishedCell]) -> go.Figure:
                 col=column,
             )
         for label, values, colour, dash in (
-            ("unaltered model", 100 * stream[0]["baseline"], _INK, "solid"),
-            ("unaltered, paper", pd.Series([published] * len(layers)), _INK, "dot"),
+            ("unaltered model", 100 * stream[0]["baseline"], INK, "solid"),
+            ("unaltered, paper", pd.Series([published] * len(layers)), INK, "dot"),
             ("floor: MLP rows at mean", 100 * stream[0]["floor_mean"], PURPLE, "dashdot"),
             ("floor: at zero", 100 * stream[0]["floor_zero"], GREY, "longdash"),
         ):

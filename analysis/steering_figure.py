@@ -8,7 +8,17 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    ROW_NAMES,
+    error_bars,
+    finish,
+)
 from vit_clt.analysis.steered_features import STEERED
 from vit_clt.analysis.steering import UNSTEERED, SteeringCurve
 from vit_clt.zero_shot import class_number
@@ -160,11 +170,7 @@ def _line(
     change, low, high = (rows[f"change{end}"] * factor for end in ("", "_low", "_high"))
     ends: dict[str, Any] = {}
     if bars and low.notna().all():
-        ends["error_y"] = {
-            "array": (high - change).tolist(),
-            "arrayminus": (change - low).tolist(),
-            "thickness": 1,
-        }
+        ends["error_y"] = error_bars(change, low, high)
     if thin:
         style: dict[str, Any] = {"line": {"color": colour, "width": 1, "dash": "dash"}}
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import BLUE, INK, ORANGE, finish
+from vit_clt.analysis.figures import BLUE, INK, ORANGE, error_bars, finish
 from vit_clt.analysis.steering_figure import rows_name
 from vit_clt.analysis.steering_search import SCALES, SteeringSearch
 
@@ -45,12 +45,7 @@ def search_figure(search: SteeringSearch) -> go.Figure:
                     y=(found["candidate"] + shift).tolist(),
                     width=0.36,
                     orientation="h",
-                    error_x={
-                        "array": (high - value).tolist(),
-                        "arrayminus": (value - low).tolist(),
-                        "thickness": 1.2,
-                        "width": 3,
-                    },
+                    error_x=error_bars(value, low, high, thickness=1.2, width=3),
                     name=f"{name}, measured",
                     legendgroup=name,
                     showlegend=first,

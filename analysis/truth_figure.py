@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 
 from vit_clt.analysis.causal import CausalEffects
 from vit_clt.analysis.causal_figure import FILL_NAMES, SITE_NAMES
-from vit_clt.analysis.figures import BLUE, GREY, INK, ORANGE, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.figures import BLUE, GREY, INK, ORANGE, PURPLE, ROW_NAMES, error_bars, finish
 from vit_clt.analysis.layer_sets import layers_text
 from vit_clt.analysis.probe_figure import PLACES, add_stream, probe_context
 from vit_clt.analysis.probe_rows import PROBED_ROWS
@@ -116,12 +116,7 @@ def _add_ablations(
             go.Scatter(
                 x=[s for s, _ in sets],
                 y=y.tolist(),
-                error_y={
-                    "array": (high - y).tolist(),
-                    "arrayminus": (y - low).tolist(),
-                    "thickness": 1,
-                    "width": 2,
-                },
+                error_y=error_bars(y, low, high, width=2),
                 customdata=own.index.tolist(),
                 mode="lines+markers",
                 name=label,
