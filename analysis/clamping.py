@@ -24,7 +24,7 @@ from tqdm import tqdm
 from vit_clt.activations import capture
 from vit_clt.analysis.anova import Cells
 from vit_clt.analysis.feature_edits import with_codes
-from vit_clt.analysis.feature_sets import FeatureSet, check_features, overlap
+from vit_clt.analysis.feature_sets import FeatureSet, compared_sets, overlap
 from vit_clt.analysis.intervals import bootstrap_means, interval
 from vit_clt.analysis.regions import Region, region_rows
 from vit_clt.analysis.selectivity import factor_values
@@ -162,11 +162,7 @@ def clamp(
     check_fits(vit, clt)
     for each in (data, source):
         check_prepared(vit, each)
-    if not randoms:
-        raise InputError("randoms is empty; expected at least one set to compare with.")
-    sets = {"group": group, **{f"random {i}": each for i, each in enumerate(randoms)}}
-    for name, each in sets.items():
-        check_features(clt, each, name)
+    sets = compared_sets(clt, group, randoms)
     rows = region_rows(region, vit.cfg.patch_grid)
     origin, kept = (factor_values(data, name) for name in (factor, other))
     labels = torch.cat([own for _, own in data])

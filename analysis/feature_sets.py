@@ -16,7 +16,23 @@ FeatureSet = Mapping[int, Int[Tensor, " _"]]
 """Features by source layer."""
 
 
-def check_features(clt: CrossLayerTranscoder, group: FeatureSet, name: str) -> None:
+def compared_sets(
+    clt: CrossLayerTranscoder, group: FeatureSet, randoms: Sequence[FeatureSet]
+) -> dict[str, FeatureSet]:
+    """The group and the random sets beside it, by name: "group", "random 0", "random 1", ...
+
+    Raises:
+        InputError: no random set, or one that is no set of features of this CLT.
+    """
+    if not randoms:
+        raise InputError("randoms is empty; expected at least one set to compare with.")
+    sets = {"group": group, **{f"random {i}": each for i, each in enumerate(randoms)}}
+    for name, each in sets.items():
+        _check_features(clt, each, name)
+    return sets
+
+
+def _check_features(clt: CrossLayerTranscoder, group: FeatureSet, name: str) -> None:
     """Refuse what is no set of features of this CLT.
 
     Raises:

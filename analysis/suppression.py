@@ -21,13 +21,12 @@ from tqdm import tqdm
 
 from vit_clt.activations import capture
 from vit_clt.analysis.anova import Cells
-from vit_clt.analysis.feature_sets import FeatureSet, check_features, overlap
+from vit_clt.analysis.feature_sets import FeatureSet, compared_sets, overlap
 from vit_clt.analysis.intervals import interval
 from vit_clt.analysis.readings import Readings, gather_readings
 from vit_clt.analysis.regions import Region, region_rows
 from vit_clt.analysis.selectivity import factor_values
 from vit_clt.data import ImageData, check_prepared
-from vit_clt.errors import InputError
 from vit_clt.hooks import Edit, HookedViT, SteeredPass, check_fits
 from vit_clt.metrics import Metric
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -161,11 +160,7 @@ def suppress(
     """
     check_fits(vit, clt)
     check_prepared(vit, data)
-    if not randoms:
-        raise InputError("randoms is empty; expected at least one set to compare with.")
-    sets = {"group": group, **{f"random {i}": each for i, each in enumerate(randoms)}}
-    for name, each in sets.items():
-        check_features(clt, each, name)
+    sets = compared_sets(clt, group, randoms)
     rows = region_rows(region, vit.cfg.patch_grid)
     edits = {
         name: [

@@ -16,6 +16,7 @@ import torch
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK, backends, load_data
 from vit_clt.data import ImageData
+from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.blocks import HookedBlock, Recorder
 
@@ -69,6 +70,25 @@ def random_clt(
         for bias in (clt.b_enc, clt.b_dec):
             bias.data.normal_(std=0.3)
     return clt.eval().requires_grad_(False)
+
+
+def noise(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Normal numbers in float64."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Assert what float64 computations in another order agree to."""
+    torch.testing.assert_close(found.detach(), expected.detach(), rtol=1e-10, atol=1e-10)
+
+
+def one_sentence(error: pytest.ExceptionInfo[InputError]) -> str:
+    """The message, which must be one sentence."""
+    text = str(error.value)
+    assert text.endswith(".")
+    assert not text.endswith("..")
+    assert "\n" not in text
+    return text
 
 
 @pytest.fixture

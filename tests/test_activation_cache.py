@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_clip
+from conftest import one_sentence, tiny_clip
 from run_train import forked
 from safetensors.torch import load_file, save_file
 
@@ -74,14 +74,6 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
         for f in sorted(folder.rglob("*"))
         if f.is_file()
     }
-
-
-def one_sentence(error: pytest.ExceptionInfo[InputError]) -> str:
-    text = str(error.value)
-    assert text.endswith(".")
-    assert not text.endswith("..")
-    assert "\n" not in text
-    return text
 
 
 @pytest.fixture(autouse=True)

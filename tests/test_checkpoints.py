@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import one_sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -45,14 +46,6 @@ def assert_same(found: CrossLayerTranscoder, expected: CrossLayerTranscoder) -> 
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
     assert torch.equal(found(tokens()), expected(tokens()))
-
-
-def one_sentence(error: pytest.ExceptionInfo[InputError]) -> str:
-    text = str(error.value)
-    assert text.endswith(".")
-    assert not text.endswith("..")
-    assert "\n" not in text
-    return text
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from conftest import one_sentence
 from hub_stand_in import TOKEN, HubStandIn, hub_stand_in
 from huggingface_hub import ModelCard, constants
 
@@ -66,14 +67,6 @@ def assert_same(found: CrossLayerTranscoder, expected: CrossLayerTranscoder) -> 
     assert found.state_dict().keys() == expected.state_dict().keys()
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
-
-
-def one_sentence(error: pytest.ExceptionInfo[InputError]) -> str:
-    text = str(error.value)
-    assert text.endswith(".")
-    assert not text.endswith("..")
-    assert "\n" not in text
-    return text
 
 
 def cells(card: str, first: str) -> list[str]:

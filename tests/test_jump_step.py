@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from conftest import close, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -38,14 +39,6 @@ def build(L=3, d=4, F=8, bandwidth=1.0, seed=0, shift=0.0, backend="sparse"):
     clt.log_theta.data.mul_(0.5).sub_(0.5)
     clt.b_enc.data.add_(shift)
     return clt
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found.detach(), expected.detach(), rtol=1e-10, atol=1e-10)
 
 
 def oracle(clt: CrossLayerTranscoder, x: Tensor, dy: Tensor, weight: float) -> dict[str, Tensor]:

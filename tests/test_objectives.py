@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from conftest import noise
 from torch import Tensor
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK, TrainConfig
@@ -25,10 +26,6 @@ from vit_clt.objectives import (
 )
 
 L, D, F, T = 3, 4, 8, 11
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def build(sparsifier, backend="dense") -> CrossLayerTranscoder:

@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from conftest import close, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -33,10 +34,6 @@ from vit_clt.objectives import auxiliary_error, tanh_penalty
 KINDS = ["relu_topk", "abs_topk", "jumprelu"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_backend = pytest.mark.parametrize("backend", ["dense", "sparse"])
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def build(kind="relu_topk", L=3, d=4, F=8, k=3, bandwidth=1.0, backend="auto", seed=0):
@@ -71,10 +68,6 @@ def codes_by_hand(sparsifier, a: Tensor, log_theta: Tensor | None) -> Tensor:
     size = a.abs() if isinstance(sparsifier, AbsTopK) else a.clamp(min=0)
     rank = size.argsort(dim=1, descending=True).argsort(dim=1)
     return torch.where((rank < sparsifier.k) & (size > 0), a, 0.0)
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found.detach(), expected.detach(), rtol=1e-10, atol=1e-10)
 
 
 # ---- the equations ---------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import one_sentence
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -64,14 +65,6 @@ def assert_whole(snapshots: Snapshots, step: int) -> None:
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-
-
-def one_sentence(error: pytest.ExceptionInfo[InputError]) -> str:
-    text = str(error.value)
-    assert text.endswith(".")
-    assert not text.endswith("..")
-    assert "\n" not in text
-    return text
 
 
 # ---- whole ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import close, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,10 +33,6 @@ def build(kind="relu_topk", L=3, d=4, F=8, k=3, bandwidth=1.0, seed=0, backend="
     if clt.log_theta is not None:
         clt.log_theta.data.mul_(0.5).sub_(0.5)
     return clt
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def oracle(clt: CrossLayerTranscoder, x: Tensor, dy: Tensor, dz: Tensor) -> dict[str, Tensor]:
@@ -92,10 +89,6 @@ def assert_equals_the_oracle(clt: CrossLayerTranscoder, x: Tensor, seed: int) ->
     close(x.grad, expected["x"])
     for name, parameter in clt.named_parameters():
         close(parameter.grad, expected[name])
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found.detach(), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("backend", ["dense", "sparse", "auto"])
