@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import random_clt, tiny_clip
@@ -358,10 +359,37 @@ def test_without_classes(vit: HookedViT, data: TensorImages, plain: FeatureStati
     assert all(np.isnan(t) == (n.layer != 3) for n, t in zip(page.near, page.together, strict=True))
     with pytest.raises(InputError, match="no effects are measured"):
         select_features(stats, "effect")
-    metrics = {m.name: m for m in summary_metrics(summary(frame), N)}
+    metrics = {m.name: m for m in summary_metrics(summary(frame, stats.n_top), N)}
     assert metrics["active_features_3"].value == (frame["active_images"] > 0).mean()
     assert stats.figure(3, page.feature).data
     assert repr(stats) == f"FeatureStatistics({stats.context}, layers 3)"
+
+
+def test_pure_features_that_raise_the_class_they_fire_on():
+    rows = [  # active images, purity, class of the top images, class raised most
+        (5, 1.0, "red", "red"),
+        (5, 0.75, "red", "blue"),
+        (4, 1.0, "blue", "blue"),
+        (5, 0.8, "green", "red"),
+        (3, 1.0, "red", "red"),  # too few images
+        (5, 0.7, "red", "red"),  # not pure
+        (5, 1.0, "red", ""),  # effects that are all 0
+    ]
+    columns = ["active_images", "purity", "class", "raised"]
+    frame = pd.DataFrame(rows, columns=columns).assign(
+        layer=2, image_rate=0.5, purity_by_chance=0.4, effect=0.1, l0=3.0
+    )
+    found = summary(frame, top=4).loc[0]
+    assert (found["pure"], found["raise_own"]) == (4, 0.5)
+    # of the four 2 red, 1 blue, 1 green on top; 2 raise red, 2 blue
+    assert found["raise_own_by_chance"] == pytest.approx((2 * 2 + 1 * 2) / 16)
+    metric = {m.name: m for m in summary_metrics(summary(frame, top=4), 9)}[
+        "pure_raise_own_class_2"
+    ]
+    assert (metric.value, metric.floor) == (0.5, found["raise_own_by_chance"])
+    none = summary(frame.drop(columns="raised"), top=4).loc[0]
+    assert none["pure"] == 0
+    assert np.isnan(none["raise_own"])
 
 
 def test_activations_keep_the_order_asked_for(plain: FeatureStatistics):

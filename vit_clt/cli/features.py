@@ -101,7 +101,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         write_gallery(folder, stats, chosen, "; ".join(rules), progress=True)
         frame = stats.to_frame()
         folder.write("features.csv", frame.to_csv(index=False))
-        table = summary(frame)
+        table = summary(frame, stats.n_top)
         context = {
             "command": "features",
             "data": data.name,
