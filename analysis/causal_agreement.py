@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from vit_clt.analysis.causal import CausalEffects
 from vit_clt.analysis.contributions import ContributionScores
 from vit_clt.analysis.rank_agreement import RankAgreement, rank_agreement, row_agreement
-from vit_clt.analysis.target_effects import PATHS
+from vit_clt.analysis.target_effects import PATHS, Path
 from vit_clt.errors import InputError
 
 
@@ -50,3 +52,14 @@ def score_agreement(
                     matrix[-1], rise, effect_draws=draws, seed=effects.seed
                 )
     return found
+
+
+def depth_agreement(effects: CausalEffects, path: Path) -> RankAgreement:
+    """The same with the source's number in C's place (deeper first): what needs no CLT."""
+    n = effects.n_layers
+    return rank_agreement(
+        np.tile(np.arange(float(n)), (n, 1)),
+        effects.matrix(path),
+        effect_draws=effects.draws(path),
+        seed=effects.seed,
+    )

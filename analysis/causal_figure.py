@@ -140,7 +140,8 @@ def causal_report(
             f"{clt}. Rank correlations of C(s→l) with the effect of s on l over the sources s < l, "
             "mean over targets with at least three; for the output, C(s→L−1) with the rise in loss "
             "over all s. The floor shuffles every row of C over its sources. C says from which "
-            "depth y_l can be sparsely read: it need not agree.",
+            "depth y_l can be sparsely read: it need not agree. Depth alone has the layer's "
+            "number in C's place.",
             "Intervals: 95 % bootstrap over images of the effects; C is held at its value.",
         ]
         tables = [agreement_table(agreement)]

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 
 from vit_clt.analysis.causal import CausalEffects
+from vit_clt.analysis.causal_agreement import depth_agreement
 from vit_clt.analysis.contributions import (
     ContributionScores,
     ScoreKind,
@@ -175,14 +175,6 @@ def gather_evidence(
     ranking = contribution_scores(
         vit, clt, chosen_on, tokens=tokens, kind="projection", seed=seed, progress=progress
     )
-    n = len(scores["projection"].matrix)
-    total = by_fill["mean"]
-    by_depth = rank_agreement(
-        np.tile(np.arange(float(n)), (n, 1)),
-        total.matrix("total"),
-        effect_draws=total.draws("total"),
-        seed=seed,
-    )
     sets = {
         fill: keep_sets(
             vit,
@@ -199,7 +191,7 @@ def gather_evidence(
         )
         for fill in get_args(Fill)
     }
-    return Evidence(scores, agreement, by_depth, sets)
+    return Evidence(scores, agreement, depth_agreement(by_fill["mean"], "total"), sets)
 
 
 def halves(data: ImageData, seed: int) -> tuple[ImageRows, ImageRows]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import random_clt
+from scipy.stats import spearmanr
 
 from vit_clt import InputError, load_data
 from vit_clt.analysis import causal_effects, contribution_scores, rank_agreement
@@ -65,6 +66,10 @@ def test_with_a_clt(
         assert found["value"] == pytest.approx(expected.spearman.value)
         assert found["low"] == pytest.approx(expected.spearman.low)
         assert found["floor"] == pytest.approx(expected.spearman.floor)
+        by_hand = [spearmanr(range(l), effects.matrix(path)[l, :l]).statistic for l in range(3, 8)]
+        depth = named[f"depth_alone_{path}_effect_on_y_spearman"]
+        assert depth["value"] == pytest.approx(np.mean(by_hand))
+        assert depth["low"] <= depth["value"] <= depth["high"]
     assert "projection_C_direct_effect_on_loss_kendall" in named
     assert "centred C, total effect on loss" in capsys.readouterr().out
     assert "C(s→l)" in (out / "causal.html").read_text()

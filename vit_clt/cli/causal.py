@@ -43,12 +43,13 @@ class Causal(ModelOptions, StudyOptions, SeedOptions):
     def run(self) -> None:
         """Ablate, draw, and report."""
         from vit_clt.analysis import causal_effects, contribution_moments, score
-        from vit_clt.analysis.causal_agreement import score_agreement
+        from vit_clt.analysis.causal_agreement import depth_agreement, score_agreement
         from vit_clt.analysis.causal_figure import agreement_table, causal_report, output_table
         from vit_clt.analysis.contributions import ScoreKind
         from vit_clt.analysis.exports import write_study
         from vit_clt.analysis.layer_sets import layer_sets
         from vit_clt.analysis.rank_agreement import RankAgreement
+        from vit_clt.analysis.target_effects import PATHS
         from vit_clt.metrics import metrics_json
         from vit_clt.zero_shot import ZeroShot
 
@@ -82,6 +83,8 @@ class Causal(ModelOptions, StudyOptions, SeedOptions):
             kinds: tuple[ScoreKind, ...] = ("centred", "projection")
             scores = [score(moments, tokens=self.tokens, kind=kind) for kind in kinds]
             agreement, l0 = score_agreement(effects, scores), scores[0].l0
+            for path in PATHS:
+                agreement[f"depth alone, {path} effect on y"] = depth_agreement(effects, path)
             for name, found in agreement.items():
                 metrics += found.metrics(name.replace(", ", "_").replace(" ", "_"), effects.n)
             described = f"CLT {self.clt}, L0 = {l0:.1f} a token on these rows"
