@@ -6,8 +6,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.figures import BLUE, INK, ORANGE, error_bars, finish
+from vit_clt.analysis.scaled_features import SCALES
 from vit_clt.analysis.steering_figure import rows_name
-from vit_clt.analysis.steering_search import SCALES, SteeringSearch
+from vit_clt.analysis.steering_search import SteeringSearch
 
 _SCALE_STYLE = {
     SCALES[0]: ("suppressed (× 0)", BLUE, -0.2),

@@ -40,11 +40,8 @@ class Export(CLTOptions, OutputOptions, SeedOptions):
 
     def run(self) -> None:
         """Fit and measure where that is needed, write, and report."""
-        from vit_clt.interchange import (
-            check_exportable,
-            circuit_tracer_files,
-            export_circuit_tracer,
-        )
+        from vit_clt.interchange import check_exportable, export_circuit_tracer
+        from vit_clt.interchange_files import circuit_tracer_files
         from vit_clt.metrics import Metric, metrics_json
         from vit_clt.outputs import OutputFolder
         from vit_clt.sparsifiers import JumpReLU
