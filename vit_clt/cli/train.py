@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import tyro
 from vit_clt.choices import Backend, check_backend
 from vit_clt.cli.options import ModelOptions, OutputOptions
 from vit_clt.cli.training_options import TrainingOptions, preset_in, value_of
+from vit_clt.cli.training_summary import kind_of, training_summary
 from vit_clt.errors import InputError
 from vit_clt.train_config import TrainConfig
 
@@ -137,7 +137,9 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         if not _is_main():
             return
         clt.save_pretrained(folder.path)
-        metrics, facts, html = self._report(folder.path, data, clt_config, settings)
+        metrics, facts, html = training_summary(
+            folder.path / LOG_FILE, data, clt_config, settings, self.device
+        )
         document = metrics_json(
             metrics,
             command="train",
@@ -279,7 +281,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         print(
             f"{vit.cfg.model}: {vit.cfg.n_layers} layers, width {vit.cfg.d_model}, "
             f"{vit.cfg.n_tokens} tokens; {data.name}: {len(data)} images; "
-            f"{_kind(config)}: {config.n_features} features a layer, "
+            f"{kind_of(config)}: {config.n_features} features a layer, "
             f"{config.n_parameters() / 1e6:.1f} M parameters"
         )
         print("\n".join(self._needs(vit, data, config, settings).lines()))
@@ -299,63 +301,6 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         Snapshots(folder.path / "checkpoints").remove()
         folder.write(RUN_FILE, json.dumps(run, indent=1) + "\n")
 
-    # ---- after ------------------------------------------------------------------------------
-
-    def _report(
-        self, out: Path, data: ImageData, config: CLTConfig, settings: TrainConfig
-    ) -> tuple[list[Any], dict[str, Any], str]:
-        """Metrics, a few facts, and the page of curves, from the log of all starts."""
-        from vit_clt.analysis.curves import read_log, training_report
-        from vit_clt.estimate import duration
-        from vit_clt.metrics import Metric
-
-        records = read_log(out / LOG_FILE)
-        steps = [r for r in records if "event" not in r]
-        held_out = [r for r in records if r.get("event") == "validation"]
-        end = next(r for r in reversed(records) if r.get("event") == "end")
-        # the last batch of an epoch may be too small to have a variance
-        kinds = ("fvu", "fvu_cls", "fvu_patch")
-        last = next((r for r in reversed(steps) if None not in map(r.get, kinds)), steps[-1])
-        metrics = [
-            *(
-                Metric(f"last_batch_{name}", last[name], "fraction", last["tokens"], floor=1.0)
-                for name in kinds
-            ),
-            Metric("last_batch_l0", last["l0"], "count", last["tokens"]),
-            Metric("dead", last["dead"], "fraction", len(data)),
-            Metric("skipped_images", last["skipped"], "count", len(data)),
-            Metric("seconds", end["seconds"], "seconds", len(data)),
-            Metric("tokens_per_second", end["tokens_per_second"], "tokens/s", len(data)),
-            Metric("peak_memory", _peak_memory(self.device), "bytes", len(data)),
-        ]
-        shown = {"CLS": last["fvu_cls"], "patches": last["fvu_patch"]}
-        source = "last batch"
-        if held_out:
-            final, source = held_out[-1], f"{held_out[-1]['n_images']} held-out images"
-            shown = {}
-            for kind, label in (("cls", "CLS"), ("patch", "patches")):
-                values = final[f"fvu_{kind}_by_layer"]
-                mean = None if values is None else sum(values) / len(values)
-                shown[label] = mean
-                metrics.append(
-                    Metric(f"held_out_fvu_{kind}", mean, "fraction", final["n_images"], floor=1.0)
-                )
-        target = getattr(config.sparsifier, "k", None) or settings.l0
-        facts = {
-            "Data": f"{data.name}, {len(data)} images",
-            _kind(config): f"{config.n_features} features a layer, {config.sparsifier.name}",
-            "Seed": str(settings.seed),
-            **({"L0 target": str(target)} if target else {}),
-        }
-        title = f"Training a {_kind(config)} on {data.name}"
-        page = training_report(records, title=title, facts=facts)
-        fvu = ", ".join(f"{k} {'undefined' if v is None else f'{v:.3f}'}" for k, v in shown.items())
-        line = (
-            f"{source}: FVU {fvu}; L0 {last['l0']:.1f}, dead {last['dead']:.1%}; "
-            f"{duration(end['seconds'])}, {end['tokens_per_second']:.0f} tokens/s"
-        )
-        return metrics, {"l0": last["l0"], "line": line, "steps": end["step"]}, page
-
 
 def _write_record(log: IO[str] | None, record: dict[str, Any]) -> None:
     assert log is not None  # only the main process is given records
@@ -363,10 +308,6 @@ def _write_record(log: IO[str] | None, record: dict[str, Any]) -> None:
         log.write(json.dumps(record) + "\n")
     except OSError as error:
         raise InputError(f"{log.name} cannot be written: {error.strerror}.") from error
-
-
-def _kind(config: CLTConfig) -> str:
-    return "CLT" if config.cross_layer else "per-layer transcoder"
 
 
 def _n_processes() -> int:
@@ -432,11 +373,3 @@ def _check_same(run: dict[str, Any], path: Path) -> Backend:
             file=sys.stderr,
         )
     return check_backend(was.get("backend", "auto"))
-
-
-def _peak_memory(device: str) -> int:
-    import torch
-
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
