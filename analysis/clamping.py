@@ -160,8 +160,8 @@ def clamp(
             two images or with two labels, or a CLT of another model.
     """
     check_fits(vit, clt)
-    for each in (data, source):
-        check_prepared(vit, each)
+    check_prepared(vit, data)
+    check_prepared(vit, source)
     sets = compared_sets(clt, group, randoms)
     rows = region_rows(region, vit.cfg.patch_grid)
     origin, kept = (factor_values(data, name) for name in (factor, other))

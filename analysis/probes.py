@@ -174,8 +174,8 @@ def probes(
             or with fewer than 10 training images of a value, images of another size, or activations
             that are NaN or infinite.
     """
-    for each in (train, test):
-        check_prepared(vit, each)
+    check_prepared(vit, train)
+    check_prepared(vit, test)
     names = _known_factors(factors, train, test)
     chosen = layer_list(range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers)
     known, asked = train.factors or {}, test.factors or {}
