@@ -93,8 +93,8 @@ def summary_text(table: pd.DataFrame) -> pd.DataFrame:
     shown["largest effect, logits"] = [
         "not measured" if pd.isna(value) else f"{value:+.3f}" for value in table["effect"]
     ]
-    shown[f"pure (from {PURE:.0%})"] = table["pure"]
-    shown["of these raise own class %"] = [_percent(value) for value in table["raise_own"]]
+    shown["pure"] = table["pure"]
+    shown["raise own class %"] = [_percent(value) for value in table["raise_own"]]
     shown["if independent %"] = [_percent(value) for value in table["raise_own_by_chance"]]
     shown["L0"] = [f"{value:.1f}" for value in table["l0"]]
     return shown
