@@ -62,8 +62,10 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         folder = self.study_folder("steering")
         features = self._check_options()
         vit, clt, data = self.load_all(self.device)
-        study = self._curve if self.search is None else self._search
-        found = study(vit, clt, data, features)
+        if self.search is None:
+            found = self._curve(vit, clt, data, features)
+        else:
+            found = self._search(vit, clt, data, self.search)
         facts = {
             "Model": f"{vit.cfg.model}, {vit.cfg.n_layers} layers of width {vit.cfg.d_model}",
             "CLT": f"{self.clt}, {clt.config.n_features} features a layer",
@@ -189,15 +191,14 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         vit: HookedViT,
         clt: CrossLayerTranscoder,
         data: ImageData,
-        features: list[tuple[int, int]],
+        wanted: str,
     ) -> _Found:
         from vit_clt.analysis import steering_search
         from vit_clt.analysis.steering_figure import rows_name
         from vit_clt.analysis.steering_report import agreement_text, edits_text, search_table
         from vit_clt.zero_shot import ZeroShot, class_number
 
-        assert self.search is not None
-        label = class_number(data.class_names, self.search, "search")
+        label = class_number(data.class_names, wanted, "search")
         search = steering_search(
             vit,
             clt,
