@@ -33,6 +33,7 @@ from vit_clt.data import ImageData, ImageRows, TensorImages, check_prepared
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.interchange_thresholds import with_thresholds
+from vit_clt.training import train
 
 GROUP: FeatureSet = {0: torch.tensor([1])}
 
@@ -55,6 +56,7 @@ STUDIES: dict[str, Callable[..., object]] = {
     "steer": lambda vit, clt, data, zs: steering_curve(vit, clt, data, zs, [(0, 1)]),
     "search": lambda vit, clt, data, zs: steering_search(vit, clt, data, zs, 3),
     "suppress": lambda vit, clt, data, zs: suppress(vit, clt, data, zs, GROUP, randoms=[GROUP]),
+    "train": lambda vit, clt, data, zs: train(vit, data, clt.config),
     "thresholds": lambda vit, clt, data, zs: with_thresholds(vit, clt, data),
 }
 

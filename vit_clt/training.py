@@ -22,7 +22,7 @@ import torch
 from vit_clt.activation_cache import ActivationCache
 from vit_clt.backends import choose
 from vit_clt.config import CLTConfig
-from vit_clt.data import ImageData, as_image_data
+from vit_clt.data import ImageData, as_image_data, check_prepared
 from vit_clt.engine import Engine, check_engine
 from vit_clt.errors import InputError, Stopped
 from vit_clt.fingerprints import data_fingerprint
@@ -83,11 +83,12 @@ def train(
         progress: show a progress line.
 
     Raises:
-        InputError: `config` does not fit `vit`, activations, loss or gradients are not finite, the
-            checkpoints are those of another run, or the disk is full.
+        InputError: `config` or `data` does not fit `vit`, activations, loss or gradients are not
+            finite, the checkpoints are those of another run, or the disk is full.
         Stopped: `should_stop` said so (`vit_clt.errors`).
     """
     data = as_image_data(data)
+    check_prepared(vit, data)
     device = next(vit.parameters()).device
     settings = train_config or TrainConfig()
     check_run(vit, config, settings, len(data), device, trackers)
