@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -23,7 +24,6 @@ import torch
 import torch._dynamo  # the mode imports it, and it must not see stand-ins
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 GPU = torch.device("cuda", 0)
 aten = torch.ops.aten
@@ -37,6 +37,8 @@ _INDEXED = {
     aten.index_put_.default,
     aten._index_put_impl_.default,
 }
+# the same, where Python's `x[index] = value` leads to them: CUDA's would lead to index_put_
+_FILLS = {aten.index_fill_.int_Scalar, aten.masked_fill_.Scalar}
 # operators that refuse even a 0-dim CPU tensor beside GPU ones
 _STRICT = {aten.stack, aten.cat, aten.index_select, aten.gather, aten.scatter, aten.scatter_}
 _PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot, aten.addmv}
@@ -69,6 +71,14 @@ class PretendTensor(Tensor):
     def device(self) -> torch.device:  # type: ignore[override]
         return GPU
 
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        self.inner = value.inner
+
     is_cuda = True  # type: ignore[assignment]
     is_cpu = False  # type: ignore[assignment]
 
@@ -93,6 +103,9 @@ class PretendTensor(Tensor):
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.inner.untyped_storage()
+
     def new_tensor(self, data: Any, **kwargs: Any) -> Tensor:
         return torch.tensor(data, **{"dtype": self.dtype, "device": GPU, **kwargs})
 
@@ -112,7 +125,7 @@ class PretendTensor(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func is Tensor.backward or kwargs.get("device") is not None or func in _FACTORIES:
                 return func(*args, **kwargs)
-            with _inheriting():
+            with _inheriting(), _setting(func is Tensor.__setitem__):
                 return func(*args, **kwargs)
 
     @classmethod
@@ -134,6 +147,20 @@ def _inheriting() -> Iterator[None]:
         _inherited -= 1
 
 
+# whether `x[index] = value` is running
+_sets_items = False
+
+
+@contextmanager
+def _setting(sets_items: bool) -> Iterator[None]:
+    global _sets_items
+    before, _sets_items = _sets_items, sets_items
+    try:
+        yield
+    finally:
+        _sets_items = before
+
+
 def _inherits() -> bool:
     if _inherited:
         return True
@@ -148,8 +175,16 @@ _OURS = {
     __file__,
     sys.modules[TorchDispatchMode.__module__].__file__,
     sys.modules["torch._compile"].__file__,
+    sys.modules["torch._dynamo.eval_frame"].__file__,
     sys.modules["torch._ops"].__file__,
 }
+
+
+def _over(change: Callable[[Any], Any], value: Any) -> Any:
+    """`change` of every leaf; pytree's own way takes longer than the operators."""
+    if isinstance(value, list | tuple):
+        return type(value)(_over(change, each) for each in value)
+    return change(value)
 
 
 def _real(leaf: Any) -> Any:
@@ -159,18 +194,24 @@ def _real(leaf: Any) -> Any:
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operator on the values beneath, once its devices are found right."""
     asked = kwargs.get("device")
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    leaves: list[Any] = []
+    _over(leaves.append, (*args, *kwargs.values()))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
-    _check(func, args, kwargs, tensors, ours)
+    if ours:
+        _check(func, args, tensors, ours)
     if asked is None:
         on_gpu = bool(ours) or (not tensors and "device" in kwargs and _inherits())
     else:
         inherits = bool(ours) and "sparse" in str(func) or _inherits()
         on_gpu = torch.device(asked).type == "cuda" or (bool(ours) or not tensors) and inherits
-        kwargs = {**kwargs, "device": torch.device(asked) if not on_gpu else torch.device("cpu")}
-    if on_gpu and any(isinstance(leaf, torch.Generator) for leaf in tree_leaves((args, kwargs))):
+        kwargs = {**kwargs, "device": torch.device("cpu") if on_gpu else asked}
+    if on_gpu and any(isinstance(leaf, torch.Generator) for leaf in leaves):
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
-    found = func(*tree_map(_real, args), **tree_map(_real, kwargs))
+    found = func(
+        *(_over(_real, value) for value in args),
+        **{name: _over(_real, value) for name, value in kwargs.items()},
+    )
     if not on_gpu:
         return found
     # what an operator wrote into stays the tensor that it was
@@ -181,29 +222,31 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return same[id(leaf)]
         return PretendTensor(leaf) if isinstance(leaf, Tensor) else leaf
 
-    return tree_map(wrapped, found)
+    return _over(wrapped, found)
 
 
-def _check(func: Any, args: Any, kwargs: Any, tensors: list[Tensor], ours: list[Any]) -> None:
-    if not ours:
-        return
+def _check(func: Any, args: Any, tensors: list[Tensor], ours: list[Any]) -> None:
     packet = func.overloadpacket
     if packet in _ABSENT:
         raise NotImplementedError(f"{func} has no kernel on the 'CUDA' backend")
     if packet in _PRODUCTS and not (ours[0].is_floating_point() or ours[0].is_complex()):
         raise RuntimeError(f'"{packet}_cuda" not implemented for {ours[0].dtype}')
-    if func in _COPIES or len(ours) == len(tensors):
+    if len(ours) == len(tensors) or func in _COPIES:
         return
-    if func in _INDEXED and isinstance(args[0], PretendTensor):
-        tensors = [args[0], *args[2:3]]
-    strict = packet in _STRICT
-    others = [t for t in tensors if not isinstance(t, PretendTensor) and (strict or t.ndim)]
+    if isinstance(args[0], PretendTensor):
+        if func in _INDEXED:
+            tensors = [args[0], *args[2:3]]
+        elif func in _FILLS and _sets_items:
+            return
     written = [
         value
         for argument, value in zip(func._schema.arguments, args, strict=False)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-    if others or any(isinstance(v, Tensor) and not isinstance(v, PretendTensor) for v in written):
+    strict = packet in _STRICT
+    if any(t.ndim or strict for t in tensors if not isinstance(t, PretendTensor)) or any(
+        isinstance(v, Tensor) and not isinstance(v, PretendTensor) for v in written
+    ):
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, cuda:0 "
             f"and cpu! ({func})"
@@ -260,6 +303,15 @@ def _made(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return on_device
 
 
+def _pinned(collate: Callable[[Any], Any] | None, value: Any) -> Any:
+    found = value if collate is None else collate(value)
+    leaves: list[Any] = []
+    _over(leaves.append, found)
+    if any(isinstance(leaf, PretendTensor) for leaf in leaves):
+        raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be")
+    return found
+
+
 @contextmanager
 def pretend_gpu() -> Iterator[torch.device]:
     """A CUDA device that is not there, as long as the block lasts; yields its name."""
@@ -282,6 +334,16 @@ def pretend_gpu() -> Iterator[torch.device]:
         with ExitStack() as stack:
             for name, stand_in in patched.items():
                 stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
+            # there is no page-locked memory; what could not be locked is refused as on a GPU
+            loader = torch.utils.data.DataLoader
+            make = loader.__init__
+
+            def unpinned(self: Any, *args: Any, **kwargs: Any) -> None:
+                if kwargs.pop("pin_memory", False):
+                    kwargs["collate_fn"] = partial(_pinned, kwargs.get("collate_fn"))
+                make(self, *args, **kwargs)
+
+            stack.enter_context(mock.patch.object(loader, "__init__", unpinned))
             stream = mock.Mock(is_capturing=lambda: False)
             stack.enter_context(
                 mock.patch.object(torch.accelerator, "current_stream", lambda *_: stream)
