@@ -203,8 +203,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if asked is None:
         on_gpu = bool(ours) or (not tensors and "device" in kwargs and _inherits())
     else:
-        inherits = bool(ours) and "sparse" in str(func) or _inherits()
-        on_gpu = torch.device(asked).type == "cuda" or (bool(ours) or not tensors) and inherits
+        # C++ asks for the device that it takes the arguments to be on
+        guessed = "sparse" in str(func) if ours else not tensors and _inherits()
+        on_gpu = torch.device(asked).type == "cuda" or guessed or (bool(ours) and _inherits())
         kwargs = {**kwargs, "device": torch.device("cpu") if on_gpu else asked}
     if on_gpu and any(isinstance(leaf, torch.Generator) for leaf in leaves):
         raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
@@ -346,7 +347,7 @@ def pretend_gpu() -> Iterator[torch.device]:
             stack.enter_context(mock.patch.object(loader, "__init__", unpinned))
             stream = mock.Mock(is_capturing=lambda: False)
             stack.enter_context(
-                mock.patch.object(torch.accelerator, "current_stream", lambda *_: stream)
+                mock.patch.object(torch.accelerator, "current_stream", return_value=stream)
             )
             for name in ("tensor", "as_tensor", "asarray"):
                 stack.enter_context(mock.patch.object(torch, name, _made(getattr(torch, name))))
