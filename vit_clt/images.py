@@ -77,7 +77,7 @@ class ImageData(ABC):
 
 
 class TensorImages(ImageData):
-    """Images already preprocessed; labels default to -1 (unknown)."""
+    """Images already preprocessed, kept on the CPU; labels default to -1 (unknown)."""
 
     def __init__(
         self,
@@ -88,8 +88,9 @@ class TensorImages(ImageData):
     ):
         self.name = name
         self.class_names = list(class_names)
-        self.images = images
-        self.labels = torch.full((len(images),), -1) if labels is None else labels
+        # where processes that load batches can read them, and pin what goes to a GPU
+        self.images = images.cpu()
+        self.labels = torch.full((len(images),), -1) if labels is None else labels.cpu()
 
     def __len__(self) -> int:
         return len(self.images)
