@@ -28,7 +28,6 @@ import torch
 from measure import machine
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
-from vit_clt.bags import available
 from vit_clt.engine import matmul_precision
 from vit_clt.fused import fusion
 from vit_clt.objectives import Objective
@@ -163,15 +162,14 @@ def largest_parts(step: Callable[[], None], device: torch.device) -> list[dict[s
     ]
 
 
-def cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
+def cases(options: argparse.Namespace) -> list[Case]:
     """Top-k by back end, precision and size; JumpReLU with and without compilation."""
-    backends = ("dense", "sparse") if available(device) else ("dense",)
     found = [
         Case("relu_topk", k, n, backend, precision)
         for precision in options.precisions.split(",")
         for k in map(int, options.k.split(","))
         for n in map(int, options.tokens.split(","))
-        for backend in backends
+        for backend in ("dense", "sparse")
     ]
     n = int(options.tokens.split(",")[0])
     return found + [Case("jumprelu", 0, n, "dense", "bf16", compile) for compile in (False, True)]
@@ -218,7 +216,7 @@ def main() -> None:
         "| codes | tokens | back end | precision | step ms | tokens/s | with AdamW "
         "| of matmul peak | peak GiB | above weights + gradients |\n" + "|---" * 10 + "|"
     )
-    for case in cases(options, device):
+    for case in cases(options):
         row = measure(case, shape, device)
         result["rows"].append(row)
         show(row, peak)

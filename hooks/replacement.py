@@ -121,7 +121,7 @@ def replace_mlps(
 
 
 def check_fits(vit: HookedViT, clt: CrossLayerTranscoder) -> None:
-    """Refuse a CLT of another shape, or one that names another teacher.
+    """Refuse a CLT of another shape, on another device, or one that names another teacher.
 
     Raises:
         InputError: what does not match. `clt.forget_teacher()` lifts the check on the teacher.
@@ -132,6 +132,12 @@ def check_fits(vit: HookedViT, clt: CrossLayerTranscoder) -> None:
         raise InputError(
             f"the CLT is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
             f"width {want[1]}, as in model {vit.cfg.model}."
+        )
+    on, expected = clt.b_enc.device, vit.logit_scale.device
+    if on != expected and not clt.b_enc.is_meta:  # only its shape and teacher are asked for
+        raise InputError(
+            f"the CLT is on {on}; expected {expected}, where model {vit.cfg.model} is: "
+            f'clt.to("{expected}").'
         )
     recorded = clt.config.teacher
     if recorded is None:

@@ -21,6 +21,7 @@ from vit_clt import (
     AbsTopK,
     CLTConfig,
     CrossLayerTranscoder,
+    InputError,
     JumpReLU,
     ReLUTopK,
     TrainConfig,
@@ -366,6 +367,17 @@ def _numbers(found: Any) -> list[Any]:
     if isinstance(found, pd.DataFrame):
         return [found.reset_index(drop=True)]
     return [pd.DataFrame([found] if isinstance(found, dict) else {"value": [found]})]
+
+
+def test_a_clt_on_another_device_than_its_vit_is_refused(gpu: torch.device) -> None:
+    vit = tiny()
+    clt = random_clt(vit)
+    vit.to(gpu)
+    with pytest.raises(InputError) as refused:
+        analysis.contribution_scores(vit, clt, noise())
+    assert str(refused.value) == (
+        f'the CLT is on cpu; expected cuda:0, where model {vit.cfg.model} is: clt.to("cuda:0").'
+    )
 
 
 @pytest.mark.parametrize("name", STUDIES)

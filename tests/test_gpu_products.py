@@ -10,16 +10,18 @@ import inspect
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pretend_gpu import pretend_gpu
 from test_sparse_step import KINDS, build, noise
 from torch import Tensor
 
-from vit_clt import InputError, bags
+from vit_clt import bags
 from vit_clt.bags import add_bag_sums_, bag_sums, feature_order
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -172,11 +174,46 @@ def test_a_whole_step_through_the_kernels_equals_the_cpus(request, kind, bandwid
         assert torch.equal(gpu, again)
 
 
-def step(kind: str, bandwidth: float) -> list[Tensor]:
-    clt, x = build(kind, L=3, d=5, F=10, k=3, bandwidth=bandwidth), noise(3, 6, 5).requires_grad_()
+def step(kind: str, bandwidth: float, device: torch.device | str = "cpu") -> list[Tensor]:
+    clt = build(kind, L=3, d=5, F=10, k=3, bandwidth=bandwidth).to(device)
+    x = noise(3, 6, 5).to(device).requires_grad_()
     y_hat = clt(x)
     y_hat.square().sum().backward()
     return [y_hat.detach(), x.grad, *(parameter.grad for parameter in clt.parameters())]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_kernels_are_launched_on_tensors_that_lie_there(on_kernels, monkeypatch, kind):
+    launched: set[str] = set()
+
+    class Launched:
+        """An interpreted kernel, given the CPU values of tensors on the pretend GPU."""
+
+        def __init__(self, name: str):
+            self.name, self.kernel = name, getattr(gpu_products, name)
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def launch(*args: object, **options: object) -> None:
+                tensors = [each for each in args if isinstance(each, Tensor)]
+                assert {each.device.type for each in tensors} == {"cuda"}
+                launched.add(self.name)
+                plain = [getattr(each, "inner", each) for each in args]
+                self.kernel[grid](*plain, **options)
+
+            return launch
+
+    expected = step(kind, 1.0)
+    for name in KERNELS:
+        monkeypatch.setattr(gpu_products, name, Launched(name))
+    # as it is where triton is installed
+    monkeypatch.setattr(bags, "has_kernels", lambda table: table.device.type == "cuda")
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
+    assert not launched
+    with pretend_gpu() as device:
+        found = [value.cpu() for value in step(kind, 1.0, device)]
+    assert launched == set(KERNELS)
+    for gpu, cpu in zip(found, expected, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("sources", [[0], [1, 2]])
@@ -239,12 +276,7 @@ def test_kernels_are_for_cuda_and_need_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     bags.has_triton.cache_clear()
     try:
-        assert not bags.available(torch.device("cuda", 0))
-        assert bags.available(torch.device("cpu"))
-        with pytest.raises(
-            InputError, match="on cuda:0, where the package triton is not installed"
-        ):
-            has_kernels(on_cuda)
+        assert not has_kernels(on_cuda)
     finally:
         bags.has_triton.cache_clear()
 

@@ -63,7 +63,6 @@ def test_only_top_k_on_a_gpu_takes_a_trial(monkeypatch):
         return "sparse"
 
     monkeypatch.setattr(trial, "faster_backend", faster)
-    monkeypatch.setattr(trial, "available", lambda device: True)
     auto = TrainConfig(batch_size=600, accumulate=3)
     # resolved without a trial first, as training does
     waiting = resolved(auto, CONFIG, GPU)
@@ -77,9 +76,6 @@ def test_only_top_k_on_a_gpu_takes_a_trial(monkeypatch):
     ):
         assert trial.decided(settings, config, device) == settings
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert trial.decided(waiting, CONFIG, GPU).backend == "dense"
-    monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    monkeypatch.setattr(trial, "available", lambda device: False)
     assert trial.decided(waiting, CONFIG, GPU).backend == "dense"
     assert asked == [100]
 

@@ -6,11 +6,11 @@ token are a bag; sorted by feature (CSC) those of a feature are. Both are sums o
     y_t  = sum over e of token t   of v_e W[i_e]        decoding, table W
     dW_i = sum over e of feature i of v_e dy[t_e]       weight gradients, table dy
 
-and the value gradient is one dot product per entry, dv_e = <dy[t_e], W[i_e]>. Floats are never
-summed by atomic adds: the same bits in every run.
+and the value gradient is one dot product per entry, dv_e = <dy[t_e], W[i_e]>.
 
-CUDA tensors go to the kernels of `vit_clt.gpu_products`, all others to stock torch: here alone the
-two part.
+CUDA tensors go to the kernels of `vit_clt.gpu_products`, all others, and those of a machine without
+triton, to stock torch: here alone the two part. Neither sums floats by atomic adds, so a run
+repeats bit by bit; stock torch on CUDA, which is slower too, does so in `feature_totals`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from vit_clt.errors import InputError
-
 
 @cache
 def has_triton() -> bool:
@@ -37,23 +35,9 @@ def has_triton() -> bool:
     return True
 
 
-def available(device: torch.device) -> bool:
-    """Whether these products can be computed on `device`."""
-    return device.type != "cuda" or has_triton()
-
-
 def has_kernels(table: Tensor) -> bool:
-    """Whether products with `table` are the GPU kernels'.
-
-    Raises:
-        InputError: `table` is on CUDA and triton is not installed.
-    """
-    if not available(table.device):
-        raise InputError(
-            f"sparse products were asked for on {table.device}, where the package triton is not "
-            'installed; expected it there, or backend "dense", or device "cpu".'
-        )
-    return table.device.type == "cuda"
+    """Whether products with `table` are the GPU kernels'."""
+    return table.device.type == "cuda" and has_triton()
 
 
 def reading_dtype(table: Tensor) -> torch.dtype:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from vit_clt.activations import IMAGES_PER_PASS, capture
-from vit_clt.bags import available
 from vit_clt.config import CLTConfig
 from vit_clt.data import ImageData
 from vit_clt.engine import is_sharded, matmul_precision
@@ -94,7 +93,7 @@ def decided(
     timed = device.type == "cuda" and not isinstance(config.sparsifier, JumpReLU)
     if settings.backend != "auto" or not timed:
         return settings
-    if is_sharded() or not available(device):
+    if is_sharded():
         return replace(settings, backend="dense")
     rows = ceil(settings.batch_size / processes / settings.accumulate)
     return replace(settings, backend=faster_backend(config, settings, device, rows))
