@@ -61,9 +61,9 @@ def refused(**settings: object) -> str:
     return text
 
 
-def test_every_field_but_the_seed_is_checked_here():
+def test_every_field_but_the_seed_and_a_flag_is_checked_here():
     checked = ABOVE_ZERO.keys() | ZERO_OR_MORE.keys() | CHOICES.keys()
-    assert {field.name for field in fields(TrainConfig)} == checked | {"seed"}
+    assert {field.name for field in fields(TrainConfig)} == checked | {"seed", "compile"}
 
 
 @pytest.mark.parametrize("name", ABOVE_ZERO)
