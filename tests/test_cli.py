@@ -435,6 +435,16 @@ def test_refused_with_one_sentence(case: str, refused: Callable[..., str], tmp_p
     assert not out.exists()
 
 
+@pytest.mark.parametrize("command", ["contributions", "export", "weights"])
+def test_device_of_a_study(
+    command: str, clt_folder: Path, refused: Callable[..., str], tmp_path: Path
+):
+    out = tmp_path / "out"
+    sentence = refused(command, "--clt", clt_folder, "--device", "abacus", "--out", out)
+    assert 'device is "abacus", which is not usable' in sentence
+    assert not out.exists()
+
+
 def test_target_out_of_range(clt_folder: Path, refused: Callable[..., str], tmp_path: Path):
     out = tmp_path / "out"
     sentence = refused("ablate", "--clt", clt_folder, "--target", "8", "--limit", "4", "--out", out)

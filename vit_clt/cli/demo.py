@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit_clt.cli.options import OutputOptions, SeedOptions, print_table
+from vit_clt.cli.options import OutputOptions, SeedOptions, check_device, print_table
 
 FILES = (
     "report.html",
@@ -36,6 +36,7 @@ class Demo(OutputOptions, SeedOptions):
         from vit_clt.outputs import OutputFolder
 
         folder = OutputFolder(self.out, FILES, self.overwrite)
+        check_device(self.device)
         study = demo_study(seed=self.seed, device=self.device)
         folder.open()
         study.clt.save_pretrained(folder.path / "clt")

@@ -10,6 +10,7 @@ from vit_clt.cli.options import (
     OutputOptions,
     SeedOptions,
     check_held_out,
+    load_clt,
     print_table,
 )
 from vit_clt.errors import InputError
@@ -46,7 +47,7 @@ class Export(CLTOptions, OutputOptions, SeedOptions):
         from vit_clt.outputs import OutputFolder
         from vit_clt.sparsifiers import JumpReLU
 
-        clt = self.load_clt(self.clt, self.device)
+        clt = load_clt(self.clt, self.device)
         check_exportable(clt.config)
         files = [*circuit_tracer_files(clt.config.n_layers), "metrics.json"]
         folder = OutputFolder(self.out, files, self.overwrite)

@@ -17,6 +17,7 @@ from vit_clt.cli.options import (
     Tokens,
     check_held_out,
     distinct_names,
+    load_clt,
     print_table,
 )
 from vit_clt.cli.train import Train
@@ -240,10 +241,8 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         return vit, self.load_images(vit)
 
     def _loaded(self, folders: dict[str, str]) -> Iterator[tuple[str, CrossLayerTranscoder]]:
-        from vit_clt.transcoder import CrossLayerTranscoder
-
         for name, folder in folders.items():
-            yield name, CrossLayerTranscoder.from_pretrained(folder).to(self.device).eval()
+            yield name, load_clt(folder, self.device)
 
 
 _SHARED = (

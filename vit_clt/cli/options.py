@@ -63,6 +63,25 @@ class SeedOptions:
     """Seed of everything random."""
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know or this machine does not have."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        raise InputError(f'device is "{device}", which is not usable: {reason}.') from error
+
+
+def load_clt(place: str, device: str) -> CrossLayerTranscoder:
+    """A CLT from its folder or Hub id."""
+    from vit_clt.transcoder import CrossLayerTranscoder
+
+    check_device(device)
+    return CrossLayerTranscoder.from_pretrained(place).to(device).eval()
+
+
 @dataclass(kw_only=True)
 class VitOptions:
     """Which ViT."""
@@ -75,15 +94,9 @@ class VitOptions:
 
     def load_vit(self, device: str) -> HookedViT:
         """The hooked teacher on `device`."""
-        import torch
-
         from vit_clt.hooks import HookedViT
 
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0][:120]
-            raise InputError(f'device is "{device}", which is not usable: {reason}.') from error
+        check_device(device)
         model = self.model or "digits"
         named = not model.startswith("local-dir:") and model not in SHIPPED
         if named and self.pretrained is None:
@@ -154,7 +167,7 @@ class CLTOptions(ModelOptions):
 
     def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
         """The teacher, its CLT (checked against each other) and the images."""
-        clt = self.load_clt(self.clt, device)
+        clt = load_clt(self.clt, device)
         vit = self.load_teacher(clt, device)
         return vit, clt, self.load_images(vit)
 
@@ -166,12 +179,6 @@ class CLTOptions(ModelOptions):
         vit = self.load_vit(device)
         self.check_teacher(vit, clt)
         return vit
-
-    def load_clt(self, place: str, device: str) -> CrossLayerTranscoder:
-        """A CLT from its folder or Hub id."""
-        from vit_clt.transcoder import CrossLayerTranscoder
-
-        return CrossLayerTranscoder.from_pretrained(place).to(device).eval()
 
     def check_teacher(self, vit: HookedViT, clt: CrossLayerTranscoder) -> None:
         """Refuse a CLT of another model, unless --any-teacher."""
@@ -212,7 +219,7 @@ class CompareOptions(CLTOptions):
         clts = [first]
         for place in self.compare:
             try:
-                clts.append(self.load_clt(place, device))
+                clts.append(load_clt(place, device))
                 self.check_teacher(vit, clts[-1])
             except InputError as error:
                 raise InputError(f'compare holds "{place}": {error}') from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from vit_clt.cli.options import OutputOptions, print_table
+from vit_clt.cli.options import OutputOptions, check_device, print_table
 from vit_clt.errors import InputError
 from vit_clt.train_config import PRESETS, TrainConfig
 
@@ -199,6 +199,7 @@ class Reproduce(OutputOptions):
         from vit_clt.analysis.reproduce import BACKBONES
         from vit_clt.hooks import HookedViT
 
+        check_device(self.device)
         # a plan needs no weights, and must not fetch any
         random = self.plan or (self.pretrained == "random" and backbone not in weights)
         source = None if random else weights.get(backbone, self.pretrained)

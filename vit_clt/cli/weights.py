@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.cli.options import StudyOptions, print_table
+from vit_clt.cli.options import StudyOptions, load_clt, print_table
 
 
 @dataclass(kw_only=True)
@@ -24,10 +24,9 @@ class Weights(StudyOptions):
         from vit_clt.analysis import decoder_norms
         from vit_clt.analysis.exports import write_study
         from vit_clt.metrics import Metric, metrics_json
-        from vit_clt.transcoder import CrossLayerTranscoder
 
         folder = self.study_folder("weights")
-        clt = CrossLayerTranscoder.from_pretrained(self.clt).to(self.device)
+        clt = load_clt(self.clt, self.device)
         norms = decoder_norms(clt)
         of_source, of_target = norms.cross_layer_of_source, norms.cross_layer_of_target
         layers = range(clt.config.n_layers)
