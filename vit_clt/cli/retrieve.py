@@ -191,7 +191,8 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
 
         if self.corpus is None and data.split is None:
             raise InputError(
-                f"corpus is missing; {data.name} is its own split, expected a form of data."
+                f"corpus is missing; {data.name} has no train split to search, expected --corpus "
+                "with a form of data."
             )
         corpus = load_data(
             self.corpus or self.data or "digits",
