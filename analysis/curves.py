@@ -249,7 +249,7 @@ def _fvu_figure(steps: Sequence[_Record], validations: Sequence[_Record]) -> go.
         note = f"{validations[-1].get('n_images', 'some')} images that are not trained on"
     else:
         heading = "FVU of the training batches"
-        note = "means over layers; nothing was validated yet"
+        note = "means over layers; nothing was validated"
     figure = _draw(heading, note, *panels)
     if figure.data:  # on one scale, which then needs one set of ticks
         log_axis(figure, [v for panel in panels for v in panel.heights()])
@@ -334,7 +334,7 @@ def _table(steps: Sequence[_Record], validations: Sequence[_Record]) -> list[Sec
     if validation:
         source = f"FVU and L0: validation at step {validation['step']}. Dead: "
     else:
-        source = "Nothing was validated yet. L0 and dead: "
+        source = "Nothing was validated. L0 and dead: "
     columns = {
         "FVU CLS": (validation.get("fvu_cls_by_layer"), "{:.3f}"),
         "FVU patches": (validation.get("fvu_patch_by_layer"), "{:.3f}"),

@@ -151,7 +151,7 @@ def test_without_validation_the_training_batches_stand_in_and_say_so():
     cls, patch = curves(traces, "mean over layers")
     assert cls == pytest.approx({50: 1 / 51, 150: 1 / 151}, rel=1e-4)
     assert patch == pytest.approx({50: 1 / 52, 100: 1 / 102, 150: 1 / 152}, rel=1e-4)
-    assert "Nothing was validated yet" in page
+    assert "Nothing was validated. " in page
 
 
 def test_loss_sparsity_and_speed():

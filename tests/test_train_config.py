@@ -10,7 +10,7 @@ import pytest
 
 from vit_clt import InputError, TrainConfig
 from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Unreadable
-from vit_clt.train_config import PRESETS
+from vit_clt.train_config import PRESETS, idle
 
 ABOVE_ZERO = {
     "lr": float,
@@ -120,3 +120,10 @@ def test_presets_are_valid_and_the_default_is_the_papers():
     assert PRESETS["paper"] == TrainConfig()
     assert (TrainConfig().lr, TrainConfig().epochs) == (2e-4, 10)
     assert len({tuple(asdict(p).items()) for p in PRESETS.values()}) == len(PRESETS)
+
+
+def test_what_a_run_makes_no_use_of():
+    off, on = asdict(TrainConfig()), asdict(TrainConfig(k_start=300, aux_k=8))
+    assert {"l0", "sparsity", "compile", "k_ramp", "aux_weight"} <= idle(off, "relu_topk")
+    assert not {"k_start", "k_ramp", "aux_k", "aux_weight"} & idle(on, "abs_topk")
+    assert idle(off, "jumprelu") == {"k_start", "k_ramp", "aux_k", "aux_weight"}

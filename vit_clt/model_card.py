@@ -15,6 +15,7 @@ from huggingface_hub import ModelCardData
 
 from vit_clt.config import CLTConfig, TeacherIdentity
 from vit_clt.errors import InputError
+from vit_clt.train_config import idle
 
 TAGS = [
     "interpretability",
@@ -62,7 +63,7 @@ def model_card(config: CLTConfig, report: Mapping[str, Any] | None = None) -> st
         ("", _summary(config)),
         ("## Teacher", _teacher(config.teacher)),
         ("## Shape", _table(("what", "value"), _shape(config))),
-        ("## Training", _table(("what", "value"), _training(context))),
+        ("## Training", _table(("what", "value"), _training(config, context))),
         ("## Measured", _measured(context, metrics)),
         ("## Use", _use(config)),
         ("## What its attributions mean", MEANING if config.cross_layer else MEANING_PER_LAYER),
@@ -143,15 +144,16 @@ def _shape(config: CLTConfig) -> list[tuple[str, str]]:
     ]
 
 
-def _training(context: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Of a training run everything; of a later measurement only what it says about training."""
+def _training(config: CLTConfig, context: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of a training run all it used; of a later measurement what it says about training."""
     trained_here = context.get("command") == "train"
     rows = [("data", context.get("trained_on"))]
     if trained_here:
         rows = [(name, context.get(name)) for name in _RUN_KEYS]
     settings = context.get("train")
     if isinstance(settings, Mapping):
-        rows += [(name, value) for name, value in settings.items() if name not in dict(rows)]
+        left_out = idle(settings, config.sparsifier.name) | dict(rows).keys()
+        rows += [(name, value) for name, value in settings.items() if name not in left_out]
     return [(_text(name), _value(value)) for name, value in rows if _is_plain(value)]
 
 

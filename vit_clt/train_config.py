@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -137,6 +138,21 @@ class TrainConfig:
     def held_out(self, n_images: int) -> int:
         """How many of `n_images` are held out: `val_images`, at most a tenth."""
         return min(self.val_images, n_images // 10)
+
+
+_JUMPRELU_ONLY = ("l0", "sparsity", "sparsity_scale", "sparsity_ramp", "compile")
+
+
+def idle(settings: Mapping[str, object], sparsifier: str) -> set[str]:
+    """Fields of a configuration that a run with this sparsifier makes no use of."""
+    if sparsifier == "jumprelu":
+        return {"k_start", "k_ramp", "aux_k", "aux_weight"}
+    found = set(_JUMPRELU_ONLY)
+    if settings.get("k_start") is None:
+        found.add("k_ramp")
+    if not settings.get("aux_k"):
+        found.add("aux_weight")
+    return found
 
 
 PRESETS: dict[str, TrainConfig] = {

@@ -126,4 +126,8 @@ class Causal(ModelOptions, StudyOptions, SeedOptions):
         if agreement:
             print(f"\nC(s->l) against these effects on {self.tokens} rows, {described}")
             print_table(agreement_table(agreement))
+            print(
+                "in brackets 95 % of bootstrap draws over images; permuted: what 97.5 % of rows of "
+                "C with permuted sources stay below; depth alone: deeper sources first"
+            )
         print(f"written to {folder.path}")

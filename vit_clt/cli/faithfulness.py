@@ -88,6 +88,7 @@ class Faithfulness(CLTOptions, StudyOptions, SeedOptions):
         folder.write("metrics.json", metrics_json(result.metrics(), **context))
         print(caption)
         print_table(shown)
+        print("in brackets 95 % bootstrap intervals over images")
         if result.no_op:
             print("these rows cannot reach the output: a no-op")
         print(f"written to {folder.path}")

@@ -52,7 +52,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
             rule_in_words,
             select_features,
         )
-        from vit_clt.analysis.feature_summary import summary, summary_metrics, summary_text
+        from vit_clt.analysis.feature_summary import PURE, summary, summary_metrics, summary_text
         from vit_clt.analysis.features import check_features
         from vit_clt.hooks import layer_list
         from vit_clt.metrics import metrics_json
@@ -123,6 +123,10 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
         folder.write("metrics.json", metrics_json(metrics, **context))
         print(stats.context)
         print_table(summary_text(table))
+        print(
+            f"pure: {PURE:.0%} or more of a feature's {self.top} top images are of one class; if "
+            "independent: as many would raise their own by chance"
+        )
         print(f"{len(chosen)} pages; open {folder.path / 'index.html'} in a browser")
 
 

@@ -124,4 +124,8 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
         n = len(study.agreement.interventions)
         print(f"\nsilencing single features, N = {n} interventions, predicted against measured")
         print_table(rounded(agreement[agreement["chosen"] == "all"].drop(columns="chosen")))
+        print(
+            "low, high: 95 % bootstrap over interventions; floor_high: 97.5 % of permutations stay "
+            "below; slope: measured for each unit predicted, 1 is right"
+        )
         print(f"written to {folder.path}")
