@@ -106,7 +106,8 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
             if asked.backend == "auto":
                 settings = replace(settings, backend=was)
         self._check_fits(vit, data, clt_config, settings)
-        settings = decided(settings, clt_config, self.device, _n_processes())
+        if not folder.resumes:  # run.json has the choice, or else the checkpoint
+            settings = decided(settings, clt_config, self.device, _n_processes())
         asked = replace(asked, backend=settings.backend)
         run = self._described(clt_config, settings, data, vit)
         if _is_main():
