@@ -25,6 +25,7 @@ from tqdm import tqdm
 from vit_clt.activations import capture
 from vit_clt.codes import Codes, DenseCodes
 from vit_clt.data import ImageData, as_image_data, check_prepared
+from vit_clt.engine import seeded_globally
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, TokenKind, check_fits, layer_list, token_rows
 from vit_clt.transcoder import CrossLayerTranscoder
@@ -185,6 +186,5 @@ def untrained(clt: CrossLayerTranscoder, seed: int = 0) -> CrossLayerTranscoder:
     play no part and are left out but for each layer's own; JumpReLU's L0 is its own as well.
     """
     config = replace(clt.config, cross_layer=False, zero_cross_init=False, teacher=None)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded_globally(seed):
         return CrossLayerTranscoder(config).to(clt.b_enc.device).eval().requires_grad_(False)

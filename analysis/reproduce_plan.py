@@ -18,6 +18,7 @@ import torch
 from vit_clt.activations import capture
 from vit_clt.analysis.reproduce import KINDS, Cell, Recipe
 from vit_clt.data import TensorImages
+from vit_clt.engine import seeded_globally
 from vit_clt.estimate import Estimate, duration, estimate
 from vit_clt.hooks import HookedViT
 from vit_clt.training import resolved
@@ -175,6 +176,6 @@ def _step_seconds(vit: HookedViT, recipe: Recipe, sparsifier: str) -> float:
     settings = resolved(recipe.settings(sparsifier), full, vit.logit_scale.device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_TRIAL_IMAGES, 3, *vit.cfg.image_size, generator=generator)
-    with torch.random.fork_rng():
+    with seeded_globally(settings.seed):
         clt = CrossLayerTranscoder(config, backend=settings.backend).to(vit.logit_scale.device)
     return factor * seconds_per_step(vit, clt, TensorImages(images), settings, cache=True)

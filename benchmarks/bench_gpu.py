@@ -8,6 +8,7 @@ work is counted from the shape: 2 F d flops a token for each product. A dense st
 for the encoder (x needs no gradient) and three a (source, target) pair, a sparse step one a layer.
 The share of the peak is against a bf16 matmul of the same run, 8192 x 8192 x 8192 random numbers.
 `auto` is what the trial before a training run would choose (`vit_clt.trial`).
+A case that does not fit the GPU, or that it has no compiler for, is named and left out.
 Exits 1 where the GPU was not this process's alone.
 """
 
@@ -29,6 +30,7 @@ from measure import machine
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
 from vit_clt.engine import matmul_precision
+from vit_clt.errors import InputError
 from vit_clt.fused import fusion
 from vit_clt.objectives import Objective
 from vit_clt.train_config import TrainConfig
@@ -217,7 +219,12 @@ def main() -> None:
         "| of matmul peak | peak GiB | above weights + gradients |\n" + "|---" * 10 + "|"
     )
     for case in cases(options):
-        row = measure(case, shape, device)
+        try:
+            row = measure(case, shape, device)
+        except (torch.OutOfMemoryError, InputError) as error:
+            # smaller GPUs, or no compiler: the other rows are still worth having
+            print(f"{case}: {error}", file=sys.stderr)
+            continue
         result["rows"].append(row)
         show(row, peak)
         write(result, options.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,27 @@ def test_the_gpu_bench_runs_dry(bench, capsys):
     assert row["tokens_per_second"] > row["with_adamw"] > 0
     bench_gpu.show(row, 1e12)
     assert "| relu_topk k 4 | 16 | sparse | bf16 |" in capsys.readouterr().out
+
+
+def test_a_case_that_does_not_fit_leaves_the_others(bench, capsys, monkeypatch, tmp_path):
+    import bench_gpu
+    import torch
+
+    measure = bench_gpu.measure
+
+    def small_gpu(case, shape, device):
+        if case.sparsifier == "jumprelu" or case.backend == "dense":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure(case, shape, device)
+
+    monkeypatch.setattr(bench_gpu, "measure", small_gpu)
+    out = tmp_path / "gpu.json"
+    options = "--device cpu --shape 2,8,32 --tokens 16 --k 4 --precisions fp32 --matmul 64"
+    monkeypatch.setattr(sys, "argv", ["bench_gpu.py", *options.split(), "--out", str(out)])
+    with pytest.raises(SystemExit) as left:
+        bench_gpu.main()
+    assert left.value.code == 0
+    found = json.loads(out.read_text())
+    assert [row["backend"] for row in found["rows"]] == ["sparse"]
+    assert len(found["auto"]) == 1
+    assert capsys.readouterr().err.count("CUDA out of memory") == 3

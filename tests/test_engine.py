@@ -133,6 +133,21 @@ def test_initialisation_is_the_seed_s_and_leaves_random_numbers_alone():
             assert torch.equal(torch.randn(4), first) == same
 
 
+def test_of_several_gpus_all_keep_their_random_numbers_and_torch_has_no_warning(monkeypatch):
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    put_back: list[tuple[str, int]] = []
+    for name, stand_in in (
+        ("device_count", lambda: 2),
+        ("get_rng_state", lambda device: f"state {device}"),
+        ("set_rng_state", lambda state, device: put_back.append((state, device))),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    with seeded_globally(0):
+        assert not put_back
+    assert put_back == [("state 0", 0), ("state 1", 1)]
+
+
 # ---- gradients and rates ------------------------------------------------------------------------
 
 

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
+from vit_clt import (
+    AbsTopK,
+    CLTConfig,
+    CrossLayerTranscoder,
+    InputError,
+    JumpReLU,
+    ReLUTopK,
+    transcoder,
+)
 from vit_clt.backends import choose
 from vit_clt.choices import check_backend
 from vit_clt.codes import DenseCodes, SparseCodes
@@ -263,6 +271,37 @@ def test_autocast_keeps_master_weights(kind, backend):
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in clt.parameters())
     # near ties may choose another unit in bfloat16: compare the whole
     assert (y_hat.float() - exact).norm() < 0.3 * exact.norm()
+
+
+@pytest.mark.parametrize("backend", ["dense", "sparse"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_leaves_float64_as_it_is(kind, backend):
+    clt, x = build(kind, backend=backend), noise(3, 6, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        y_hat = clt(x)
+    assert torch.equal(y_hat, clt(x))
+    found, expected = (torch.autograd.grad(y.sum(), [*clt.parameters()]) for y in (y_hat, clt(x)))
+    for mine, plain in zip(found, expected, strict=True):
+        assert torch.equal(mine, plain)
+
+
+def test_gradients_of_values_come_in_any_layout():
+    clt, weights = build(k=3), noise(3, 5, seed=1)
+    x = noise(5, 4).requires_grad_()
+    values = clt.encode(x, layer=0).values
+    (found,) = torch.autograd.grad((values.T * weights).sum(), x)
+    values = clt.encode(x, layer=0).values
+    (expected,) = torch.autograd.grad((values * weights.T.contiguous()).sum(), x)
+    assert torch.equal(found, expected)
+
+
+def test_densities_are_measured_only_where_they_decide(monkeypatch):
+    monkeypatch.setattr(transcoder, "jump_densities", None)
+    clt = build("jumprelu", backend="dense")
+    assert isinstance(clt.encode(noise(3, 6, 4)), DenseCodes)
+    clt.backend = "auto"
+    with pytest.raises(TypeError):
+        clt.encode(noise(3, 6, 4))
 
 
 def test_the_choice_is_a_function_of_shape_and_density():

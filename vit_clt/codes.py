@@ -84,7 +84,7 @@ class SparseCodes:
     def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
         """The same codes with every feature written out; differentiable in the values."""
         dense = self.values.new_zeros(*self.values.shape[:-1], self.n_features)
-        return dense.scatter(-1, self.indices, self.values)
+        return dense.scatter_(-1, self.indices, self.values)  # in place: zeros are written once
 
     def read(
         self, dense: Float[Tensor, "*layer_token feature"]
@@ -156,7 +156,7 @@ class RaggedCodes:
     def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
         """The same codes with every feature written out; differentiable in values and band."""
         dense = self.values.new_zeros((len(self.offsets) - 1) * self.n_features)
-        dense = dense.scatter(0, self._flat(), self.values).view(*self.tokens, self.n_features)
+        dense = dense.scatter_(0, self._flat(), self.values).view(*self.tokens, self.n_features)
         return dense if self.band is None else dense + self.band.to_dense()
 
     def read(self, dense: Float[Tensor, "*layer_token feature"]) -> Float[Tensor, " entry"]:

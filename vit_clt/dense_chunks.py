@@ -21,6 +21,14 @@ _GPU_CHUNK_BYTES = 256 * 2**20
 _GRADIENT_ROWS = 256
 
 
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """What matmuls with `weight` are computed in: autocast's dtype, which float64 is kept from."""
+    device = weight.device.type
+    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return weight.dtype
+    return torch.get_autocast_dtype(device)
+
+
 def pre_activation_chunks(
     x: Float[Tensor, "token d_model"],
     weight: Float[Tensor, "feature d_model"],
@@ -28,10 +36,8 @@ def pre_activation_chunks(
 ) -> Iterator[tuple[int, Float[Tensor, "chunk feature"]]]:
     """a = x W^T + b, a chunk of tokens at a time, with the chunk's first token."""
     rows = _fitting(CHUNK_BYTES if x.device.type == "cpu" else _GPU_CHUNK_BYTES, weight)
-    dtype = weight.dtype
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        weight = weight.to(dtype)
+    dtype = product_dtype(weight)
+    weight = weight.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
         out = None if _one_dnn(weight) else x.new_empty(min(rows, len(x)), len(weight), dtype=dtype)
         for start in range(0, len(x), rows):

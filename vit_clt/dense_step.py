@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_clt.codes import Codes, DenseCodes, RaggedCodes, SparseCodes
+from vit_clt.dense_chunks import product_dtype
 
 
 def decode_dense(
@@ -64,7 +65,7 @@ class _Terms(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(values, table)
         ctx.codes = None if codes is None else replace(codes, values=values.detach())
-        ctx.targets, ctx.dtype = targets, _product_dtype(table)
+        ctx.targets, ctx.dtype = targets, product_dtype(table)
         with torch.autocast(table.device.type, enabled=False):
             z = _written_out(values, codes, ctx.dtype)
             terms = z @ _side_by_side(table, targets, ctx.dtype)
@@ -89,11 +90,6 @@ class _Terms(torch.autograd.Function):
                 found = product.unflatten(1, (len(ctx.targets), -1)).transpose(0, 1)
                 d_table = _placed(found, table, ctx.targets)
         return d_values, d_table, None, None
-
-
-def _product_dtype(table: Tensor) -> torch.dtype:
-    device = table.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else table.dtype
 
 
 def _written_out(

@@ -270,6 +270,7 @@ def _put(target: Tensor, value: Tensor) -> None:
 @contextmanager
 def seeded_globally(seed: int) -> Iterator[None]:
     """Random numbers of modules' initialisation, without touching the user's."""
-    with torch.random.fork_rng():
+    # named, as torch warns of several GPUs that are not
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

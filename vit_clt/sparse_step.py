@@ -106,7 +106,7 @@ class _EncodeTopK(torch.autograd.Function):
         needed = ctx.needs_input_grad[:3]
         order = feature_order(indices.view(-1), offsets, len(weight)) if any(needed[1:]) else None
         found = encoder_gradients(
-            x, weight, indices.view(-1), offsets, order, grad.view(-1), needed
+            x, weight, indices.view(-1), offsets, order, grad.reshape(-1), needed
         )
         return *found, None, None
 

@@ -204,6 +204,9 @@ class CrossLayerTranscoder(PretrainedCLT):
     def _encode_jump(self, inputs: list[tuple[int, Tensor]], sparsifier: JumpReLU) -> list[Codes]:
         assert self.log_theta is not None
         bandwidth = sparsifier.bandwidth
+        if not self._is_sparse(0.0):
+            # dense at any density: a GPU need not be waited for to measure it
+            return [self._encode_dense(x, s) for s, x in inputs]
         weights = [(x, self.W_enc[s], self.b_enc[s], self.log_theta[s]) for s, x in inputs]
         # one choice for all layers, so that their codes stack
         densities = [jump_densities(*each, bandwidth) for each in weights]

@@ -194,18 +194,16 @@ class Reproduce(OutputOptions):
         return OutputFolder(self.out, files, self.overwrite, STUDY_FILE if self.resume else None)
 
     def _teacher(self, backbone: str, weights: dict[str, str]) -> HookedViT:
-        import torch
-
         from vit_clt.analysis.reproduce import BACKBONES
+        from vit_clt.engine import seeded_globally
         from vit_clt.hooks import HookedViT
 
         check_device(self.device)
         # a plan needs no weights, and must not fetch any
         random = self.plan or (self.pretrained == "random" and backbone not in weights)
         source = None if random else weights.get(backbone, self.pretrained)
-        with torch.random.fork_rng():
-            # random weights are the same ones when a study goes on
-            torch.manual_seed(self.training.seed)
+        # random weights are the same ones when a study goes on
+        with seeded_globally(self.training.seed):
             return HookedViT.from_open_clip(BACKBONES[backbone], source, device=self.device)
 
     def _images(self, form: str, vit: HookedViT) -> tuple[ImageData, ImageData]:

@@ -106,7 +106,8 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
             if asked.backend == "auto":
                 settings = replace(settings, backend=was)
         self._check_fits(vit, data, clt_config, settings)
-        settings = decided(settings, clt_config, self.device, _n_processes())
+        if not folder.resumes:  # run.json has the choice, or else the checkpoint
+            settings = decided(settings, clt_config, self.device, _n_processes())
         asked = replace(asked, backend=settings.backend)
         run = self._described(clt_config, settings, data, vit)
         if _is_main():
@@ -282,7 +283,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
             f"{vit.cfg.model}: {vit.cfg.n_layers} layers, width {vit.cfg.d_model}, "
             f"{vit.cfg.n_tokens} tokens; {data.name}: {len(data)} images; "
             f"{kind_of(config)}: {config.n_features} features a layer, "
-            f"{config.n_parameters() / 1e6:.1f} M parameters"
+            f"{config.n_parameters() / 1e6:.1f} M parameters, back end {settings.backend}"
         )
         print("\n".join(self._needs(vit, data, config, settings).lines()))
         clt = CrossLayerTranscoder(config, backend=settings.backend).to(self.device)
