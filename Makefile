@@ -22,7 +22,7 @@ demo: $(STAMP)   ## train and study a CLT on handwritten digits, offline, under 
 	@$(BIN)/vit-clt demo --out out/demo --overwrite
 
 test: $(STAMP)   ## run the tests
-	@echo "== tests (about five minutes on two cores)"
+	@echo "== tests (about six minutes on two cores)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=5
 
 bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies on this machine
