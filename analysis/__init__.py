@@ -1,62 +1,79 @@
-"""Reconstruction, replacement, faithfulness, scores, ablations, retrieval, features of a CLT."""
+"""Studies of a CLT and of its ViT, one room a question; each returns numbers that draw themselves.
 
-from vit_clt.analysis.ablation_curves import ablation_curves
-from vit_clt.analysis.ablations import drop_sources, drop_top_k, keep_sources, keep_top_k
-from vit_clt.analysis.attribution_graph import attribution_graph
-from vit_clt.analysis.audit import audit
-from vit_clt.analysis.cascade import cascade
-from vit_clt.analysis.causal import causal_effects
-from vit_clt.analysis.clamping import clamp
-from vit_clt.analysis.class_consistency import class_consistency
-from vit_clt.analysis.contributions import contribution_scores, score
-from vit_clt.analysis.decoder_norms import decoder_norms
-from vit_clt.analysis.direct_effects import direct_effects
-from vit_clt.analysis.faithfulness import surrogate_faithfulness
-from vit_clt.analysis.feature_statistics import feature_statistics
-from vit_clt.analysis.fidelity import fidelity
-from vit_clt.analysis.graph_study import graph_study
-from vit_clt.analysis.keep_sets import keep_sets
-from vit_clt.analysis.moments import contribution_moments
-from vit_clt.analysis.probes import probes
-from vit_clt.analysis.rank_agreement import rank_agreement
-from vit_clt.analysis.reconstruction import reconstruction, reconstructions
-from vit_clt.analysis.retrieval import RetrievalIndex
-from vit_clt.analysis.selectivity import selectivity
-from vit_clt.analysis.steering import steering_curve
-from vit_clt.analysis.steering_search import steering_search
-from vit_clt.analysis.suppression import suppress
-from vit_clt.analysis.threshold_cost import threshold_cost
+Rooms: `fit`, `contributions`, `ablations`, `causal`, `probing`, `auditing`, `features`, `graphs`,
+`steering`, `retrieval`, `factors`, `reproduction`; they share `stats` and `reporting`.
+"""
 
-__all__ = [
-    "RetrievalIndex",
-    "ablation_curves",
-    "attribution_graph",
-    "audit",
-    "cascade",
-    "causal_effects",
-    "clamp",
-    "class_consistency",
-    "contribution_moments",
-    "contribution_scores",
-    "decoder_norms",
-    "direct_effects",
-    "drop_sources",
-    "drop_top_k",
-    "feature_statistics",
-    "fidelity",
-    "graph_study",
-    "keep_sets",
-    "keep_sources",
-    "keep_top_k",
-    "probes",
-    "rank_agreement",
-    "reconstruction",
-    "reconstructions",
-    "score",
-    "selectivity",
-    "steering_curve",
-    "steering_search",
-    "suppress",
-    "surrogate_faithfulness",
-    "threshold_cost",
-]
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from vit_clt.analysis.ablations.all_sets import keep_sets as keep_sets
+    from vit_clt.analysis.ablations.curves import ablation_curves as ablation_curves
+    from vit_clt.analysis.ablations.keep_drop import drop_sources as drop_sources
+    from vit_clt.analysis.ablations.keep_drop import drop_top_k as drop_top_k
+    from vit_clt.analysis.ablations.keep_drop import keep_sources as keep_sources
+    from vit_clt.analysis.ablations.keep_drop import keep_top_k as keep_top_k
+    from vit_clt.analysis.auditing.study import audit as audit
+    from vit_clt.analysis.causal.effects import causal_effects as causal_effects
+    from vit_clt.analysis.contributions.decoder_weights import decoder_norms as decoder_norms
+    from vit_clt.analysis.contributions.moments import contribution_moments as contribution_moments
+    from vit_clt.analysis.contributions.scores import contribution_scores as contribution_scores
+    from vit_clt.analysis.contributions.scores import score as score
+    from vit_clt.analysis.factors.clamping import clamp as clamp
+    from vit_clt.analysis.factors.selectivity_study import selectivity as selectivity
+    from vit_clt.analysis.factors.suppression import suppress as suppress
+    from vit_clt.analysis.features.statistics import feature_statistics as feature_statistics
+    from vit_clt.analysis.fit.cascade_study import cascade as cascade
+    from vit_clt.analysis.fit.faithfulness_study import (
+        surrogate_faithfulness as surrogate_faithfulness,
+    )
+    from vit_clt.analysis.fit.fidelity_study import fidelity as fidelity
+    from vit_clt.analysis.fit.reconstruction_study import reconstruction as reconstruction
+    from vit_clt.analysis.fit.reconstruction_study import reconstructions as reconstructions
+    from vit_clt.analysis.fit.threshold_study import threshold_cost as threshold_cost
+    from vit_clt.analysis.graphs.effects import direct_effects as direct_effects
+    from vit_clt.analysis.graphs.graph import attribution_graph as attribution_graph
+    from vit_clt.analysis.graphs.study import graph_study as graph_study
+    from vit_clt.analysis.probing.study import probes as probes
+    from vit_clt.analysis.retrieval.consistency import class_consistency as class_consistency
+    from vit_clt.analysis.retrieval.index import RetrievalIndex as RetrievalIndex
+    from vit_clt.analysis.stats.ranks import rank_agreement as rank_agreement
+    from vit_clt.analysis.steering.curve import steering_curve as steering_curve
+    from vit_clt.analysis.steering.search import steering_search as steering_search
+
+# names are found when they are first used, so that nothing waits for what it does not use
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "ablations.all_sets": ["keep_sets"],
+        "ablations.curves": ["ablation_curves"],
+        "ablations.keep_drop": ["drop_sources", "drop_top_k", "keep_sources", "keep_top_k"],
+        "auditing.study": ["audit"],
+        "causal.effects": ["causal_effects"],
+        "contributions.decoder_weights": ["decoder_norms"],
+        "contributions.moments": ["contribution_moments"],
+        "contributions.scores": ["contribution_scores", "score"],
+        "factors.clamping": ["clamp"],
+        "factors.selectivity_study": ["selectivity"],
+        "factors.suppression": ["suppress"],
+        "features.statistics": ["feature_statistics"],
+        "fit.cascade_study": ["cascade"],
+        "fit.faithfulness_study": ["surrogate_faithfulness"],
+        "fit.fidelity_study": ["fidelity"],
+        "fit.reconstruction_study": ["reconstruction", "reconstructions"],
+        "fit.threshold_study": ["threshold_cost"],
+        "graphs.effects": ["direct_effects"],
+        "graphs.graph": ["attribution_graph"],
+        "graphs.study": ["graph_study"],
+        "probing.study": ["probes"],
+        "retrieval.consistency": ["class_consistency"],
+        "retrieval.index": ["RetrievalIndex"],
+        "stats.ranks": ["rank_agreement"],
+        "steering.curve": ["steering_curve"],
+        "steering.search": ["steering_search"],
+    },
+)

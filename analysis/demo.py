@@ -10,28 +10,30 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from vit_clt.analysis.ablation_curves import AblationCurves, ablation_curves
-from vit_clt.analysis.ablation_figure import ablation_figure
-from vit_clt.analysis.cascade import Cascade, cascade
-from vit_clt.analysis.class_consistency import ClassConsistency, class_consistency
-from vit_clt.analysis.contribution_figure import contribution_figure
-from vit_clt.analysis.contributions import ContributionScores, contribution_scores, score
-from vit_clt.analysis.descriptors import untrained
-from vit_clt.analysis.figures import ROW_NAMES
-from vit_clt.analysis.readings import Measure
-from vit_clt.analysis.reconstruction import Reconstruction, reconstruction
-from vit_clt.analysis.reconstruction_figure import reconstruction_figure
-from vit_clt.analysis.report import Section, render_report
-from vit_clt.analysis.retrieval import RetrievalIndex
-from vit_clt.analysis.retrieval_figure import retrieval_figure
-from vit_clt.analysis.retrieval_report import retrieval_section
-from vit_clt.config import CLTConfig
-from vit_clt.data import ImageData, ImageRows, load_data
+from vit_clt.analysis.ablations.curves import AblationCurves, ablation_curves
+from vit_clt.analysis.ablations.curves_figure import ablation_figure
+from vit_clt.analysis.contributions.figure import contribution_figure
+from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores, score
+from vit_clt.analysis.fit.cascade_study import Cascade, cascade
+from vit_clt.analysis.fit.reconstruction_figure import reconstruction_figure
+from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstruction
+from vit_clt.analysis.reporting.page import Section, render_report
+from vit_clt.analysis.reporting.style import ROW_NAMES
+from vit_clt.analysis.retrieval.consistency import ClassConsistency, class_consistency
+from vit_clt.analysis.retrieval.descriptors import untrained
+from vit_clt.analysis.retrieval.figure import retrieval_figure
+from vit_clt.analysis.retrieval.index import RetrievalIndex
+from vit_clt.analysis.retrieval.report import retrieval_section
+from vit_clt.analysis.stats.readings import Measure
+from vit_clt.data.forms import load_data
+from vit_clt.data.images import ImageData, ImageRows
 from vit_clt.hooks import HookedViT, TokenKind
 from vit_clt.metrics import Metric
-from vit_clt.sparsifiers import ReLUTopK
-from vit_clt.training import PRESETS, train
-from vit_clt.transcoder import CrossLayerTranscoder
+from vit_clt.training.trainer import train
+from vit_clt.transcoder.config import CLTConfig
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.transcoder.sparsifiers import ReLUTopK
+from vit_clt.transcoder.train_config import PRESETS
 from vit_clt.zero_shot import ZeroShot
 
 MEANING = (

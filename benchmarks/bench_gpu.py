@@ -3,11 +3,12 @@
     python benchmarks/bench_gpu.py [--tokens 4096,8192,16384] [--k 128,32] [--out FILE]
     python benchmarks/bench_gpu.py --device cpu --shape 2,32,128 --tokens 64 --k 8   # a dry run
 
-Forward, loss and backward of one step (`vit_clt.objectives`), and fused AdamW beside it. Matmul
-work is counted from the shape: 2 F d flops a token for each product. A dense step has two a layer
-for the encoder (x needs no gradient) and three a (source, target) pair, a sparse step one a layer.
+Forward, loss and backward of one step (`vit_clt.training.objective`), and fused AdamW beside it.
+Matmul work is counted from the shape: 2 F d flops a token for each product. A dense step has two a
+layer for the encoder (x needs no gradient) and three a (source, target) pair, a sparse step one a
+layer.
 The share of the peak is against a bf16 matmul of the same run, 8192 x 8192 x 8192 random numbers.
-`auto` is what the trial before a training run would choose (`vit_clt.trial`).
+`auto` is what the trial before a training run would choose (`vit_clt.training.trial`).
 A case that does not fit the GPU, or that it has no compiler for, is named and left out.
 Exits 1 where the GPU was not this process's alone.
 """
@@ -29,12 +30,12 @@ import torch
 from measure import machine
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
-from vit_clt.engine import matmul_precision
 from vit_clt.errors import InputError
-from vit_clt.fused import fusion
-from vit_clt.objectives import Objective
-from vit_clt.train_config import TrainConfig
-from vit_clt.trial import faster_backend
+from vit_clt.kernels.fused import fusion
+from vit_clt.training.engine import matmul_precision
+from vit_clt.training.objective import Objective
+from vit_clt.training.trial import faster_backend
+from vit_clt.transcoder.train_config import TrainConfig
 
 GIB = 2**30
 ROUNDS = 5

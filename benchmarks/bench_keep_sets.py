@@ -23,8 +23,8 @@ from bench_replacement import MODEL, random_vit
 from measure import LoadWatch, finish, interleave
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK, ZeroShot
-from vit_clt.analysis.term_sets import TermSets
-from vit_clt.data import TensorImages
+from vit_clt.analysis.ablations.term_sets import TermSets
+from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT, overwrite_mlp_hooks
 
 BAR, N_IMAGES, N_CLASSES, K = 120.0, 10_000, 10, 4

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.config import TeacherIdentity
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import BLOCK_POINTS, HookedBlock, Recorder
 from vit_clt.hooks.tokenizers import load_tokenizer
 from vit_clt.teachers import shipped_teacher
+from vit_clt.transcoder.config import TeacherIdentity
 
 HOOK_IN = "blocks.{l}.ln2.hook_out"
 HOOK_OUT = "blocks.{l}.hook_mlp_out"

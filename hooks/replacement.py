@@ -18,12 +18,12 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.codes import Codes, DenseCodes
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import idle_mlps
 from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, READ_IN, FwdHooks, HookedViT
 from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
-from vit_clt.transcoder import CrossLayerTranscoder
+from vit_clt.kernels.codes import Codes, DenseCodes
+from vit_clt.transcoder.model import CrossLayerTranscoder
 
 Inputs = Literal["stream", "teacher"]
 

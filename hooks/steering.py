@@ -25,7 +25,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
 from vit_clt.hooks.replacement import check_fits, replace_mlps
 from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
-from vit_clt.transcoder import CrossLayerTranscoder
+from vit_clt.transcoder.model import CrossLayerTranscoder
 
 EditKind = Literal["clamp", "scale"]
 Rows = TokenKind | tuple[int, ...]

@@ -18,7 +18,7 @@ import torch
 
 from vit_clt import CrossLayerTranscoder, load_data
 from vit_clt.analysis import reconstruction
-from vit_clt.analysis.curves import read_log
+from vit_clt.analysis.reporting.training_page import read_log
 from vit_clt.hooks import HookedViT
 
 RUNS: dict[str, tuple[str, int, list[str]]] = {

@@ -15,10 +15,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 
 from vit_clt import ZeroShot, load_data
-from vit_clt.analysis.cascade import mean_mlp_outputs
+from vit_clt.analysis.fit.cascade_study import mean_mlp_outputs
+from vit_clt.data.prompts import CIFAR_TEMPLATES, TEMPLATE_SETS
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.interventions import overwrite_mlp_hooks
-from vit_clt.prompts import CIFAR_TEMPLATES, TEMPLATE_SETS
 
 CONTEXT = 16
 

@@ -26,15 +26,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from vit_clt.analysis.reproduce import (
+from vit_clt.analysis.reproduction.cells import (
     BACKBONES,
     DATASET_NAMES,
     SPARSIFIER_NAMES,
     cells,
     is_finished,
 )
-from vit_clt.imagenet100 import IMAGENET100
-from vit_clt.prompts import CIFAR100_CLASSES
+from vit_clt.data.imagenet100 import IMAGENET100
+from vit_clt.data.prompts import CIFAR100_CLASSES
 
 N_IMAGES = 8
 FORMATS = {"ViT-B/32": "safetensors", "ViT-B/16": "pt"}

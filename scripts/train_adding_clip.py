@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from small_clip import accuracy, as_pixels, class_loss, describe, export, report, tokens
 from tqdm import tqdm
 
-from vit_clt.adding import CLASS_NAMES, SIDE, adding_arrays, side_by_side
-from vit_clt.digits import digits_arrays
+from vit_clt.data.adding import CLASS_NAMES, SIDE, adding_arrays, side_by_side
+from vit_clt.data.digits import digits_arrays
 
 BATCH = 128
 WARM_UP = 200

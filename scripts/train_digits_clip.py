@@ -19,7 +19,7 @@ from small_clip import accuracy, as_pixels, class_loss, describe, export, report
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from vit_clt.digits import CLASS_NAMES, digits_arrays
+from vit_clt.data.digits import CLASS_NAMES, digits_arrays
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:

@@ -14,11 +14,12 @@ import open_clip
 import pytest
 import torch
 
-from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK, backends, load_data
-from vit_clt.data import ImageData
+from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK, load_data
+from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.blocks import HookedBlock, Recorder
+from vit_clt.kernels import choose as backends
 
 # half of all calls, in innermost loops; their annotations name no shape, and mypy proves the rest
 for innermost in (

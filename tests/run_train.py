@@ -28,12 +28,12 @@ _IMPORTED_ONCE = (
     "plotly.io",
     "sklearn.datasets",
     "sklearn.model_selection",
-    "vit_clt.analysis.curves",
+    "vit_clt.analysis.reporting.training_page",
     "vit_clt.cli",
-    "vit_clt.estimate",
+    "vit_clt.training.cost",
     "vit_clt.hooks",
-    "vit_clt.model_card",
-    "vit_clt.training",
+    "vit_clt.transcoder.model_card",
+    "vit_clt.training.trainer",
     # last: it uses them
     "warm_up",
 )

@@ -25,11 +25,11 @@ from vit_clt.analysis import (
     keep_sources,
     keep_top_k,
 )
-from vit_clt.analysis.ablation_curves import AblationCurves
-from vit_clt.analysis.contributions import ContributionScores, score
-from vit_clt.analysis.rankings import rank_sources
-from vit_clt.analysis.term_sets import REFERENCES, TermSets
-from vit_clt.data import ImageData, TensorImages
+from vit_clt.analysis.ablations.curves import AblationCurves
+from vit_clt.analysis.ablations.rankings import rank_sources
+from vit_clt.analysis.ablations.term_sets import REFERENCES, TermSets
+from vit_clt.analysis.contributions.scores import ContributionScores, score
+from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.teachers import shipped_teacher
 
@@ -469,7 +469,7 @@ def test_ablations_do_not_depend_on_what_stays_in_memory(
     cached = keep_sources(*arguments(study), **options)
     batches: list[object] = []
     made = TermSets._batch
-    monkeypatch.setattr("vit_clt.analysis.term_sets.CACHE_BYTES", 0)
+    monkeypatch.setattr("vit_clt.analysis.ablations.term_sets.CACHE_BYTES", 0)
     monkeypatch.setattr(TermSets, "_batch", lambda *a: batches.append(a) or made(*a))
     streamed = keep_sources(*arguments(study), **options)
     assert len(batches) == 2 * -(-N // study.data.batch_size)

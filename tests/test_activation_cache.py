@@ -18,11 +18,11 @@ from run_train import forked
 from safetensors.torch import load_file, save_file
 
 from vit_clt import InputError
-from vit_clt import activation_cache as module
-from vit_clt.activation_cache import ActivationCache, cache_bytes
-from vit_clt.activations import capture
-from vit_clt.data import TensorImages, UnreadableImage
+from vit_clt.data.images import TensorImages, UnreadableImage
 from vit_clt.hooks import HookedViT
+from vit_clt.hooks.activations import capture
+from vit_clt.training import cache as module
+from vit_clt.training.cache import ActivationCache, cache_bytes
 
 PER_IMAGE = 2 * 2 * 4 * 10 * 16  # x and y, two bytes, 4 layers, 10 tokens, width 16
 N = 7

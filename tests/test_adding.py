@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from scipy.stats import chi2_contingency, chisquare
 
 from vit_clt import ZeroShot, load_data
-from vit_clt.adding import CLASS_NAMES, N_PAIRS, adding_arrays, side_by_side
-from vit_clt.analysis.cascade import mean_mlp_outputs
+from vit_clt.analysis.fit.cascade_study import mean_mlp_outputs
 from vit_clt.cli.options import ModelOptions
-from vit_clt.digits import digits_arrays
+from vit_clt.data.adding import CLASS_NAMES, N_PAIRS, adding_arrays, side_by_side
+from vit_clt.data.digits import digits_arrays
+from vit_clt.data.images import ImageRows
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.interventions import overwrite_mlp_hooks
-from vit_clt.images import ImageRows
 from vit_clt.teachers import SHIPPED, shipped_teacher
 
 SPLITS = ("train", "test")

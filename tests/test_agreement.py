@@ -12,7 +12,7 @@ from scipy.stats import entropy, pearsonr, spearmanr
 from sklearn.metrics.pairwise import cosine_similarity, linear_kernel
 from sklearn.preprocessing import KernelCenterer
 
-from vit_clt.analysis.agreement import (
+from vit_clt.analysis.stats.similarity import (
     kl_divergence,
     linear_cka,
     pearson,

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from vit_clt import AbsTopK, InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import attribution_graph
-from vit_clt.analysis.attribution_graph import AttributionGraph
-from vit_clt.analysis.attribution_graph_figure import graph_figure
-from vit_clt.analysis.graph_files import graphs_json, load_graphs
-from vit_clt.analysis.influence import InEdges
-from vit_clt.analysis.sources import Sources
+from vit_clt.analysis.graphs.files import graphs_json, load_graphs
+from vit_clt.analysis.graphs.graph import AttributionGraph
+from vit_clt.analysis.graphs.graph_figure import graph_figure
+from vit_clt.analysis.graphs.influence import InEdges
+from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.hooks import HookedViT
 
 KINDS: dict[str, Any] = {

@@ -12,9 +12,9 @@ from conftest import random_clt
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK, ZeroShot
 from vit_clt.analysis import cascade
-from vit_clt.analysis.cascade import mean_mlp_outputs
-from vit_clt.analysis.cascade_figure import cascade_figure
-from vit_clt.data import ImageData, TensorImages
+from vit_clt.analysis.fit.cascade_figure import cascade_figure
+from vit_clt.analysis.fit.cascade_study import mean_mlp_outputs
+from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
 
 N, LAYERS = 30, 8

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from vit_clt import InputError, ZeroShot, load_data
 from vit_clt.analysis import causal_effects
-from vit_clt.analysis.causal import CausalEffects
-from vit_clt.analysis.donors import donor_cycle
-from vit_clt.analysis.intervals import bootstrap_means, interval
-from vit_clt.analysis.layer_sets import layer_sets, layers_text
-from vit_clt.analysis.target_effects import PATHS, READS
-from vit_clt.data import ImageData, TensorImages
+from vit_clt.analysis.causal.effects import CausalEffects
+from vit_clt.analysis.causal.targets import PATHS, READS
+from vit_clt.analysis.stats.donors import donor_cycle
+from vit_clt.analysis.stats.intervals import bootstrap_means, interval
+from vit_clt.analysis.stats.layer_sets import layer_sets, layers_text
+from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT, UnalteredPass, token_rows
 
 N, N_IMAGES = 4, 14

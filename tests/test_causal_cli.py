@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from vit_clt import InputError, load_data
 from vit_clt.analysis import causal_effects, contribution_scores, rank_agreement
-from vit_clt.analysis.causal_agreement import score_agreement
+from vit_clt.analysis.causal.agreement import score_agreement
 from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
 

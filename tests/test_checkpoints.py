@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
-from vit_clt import checkpoints as checkpoints_module
-from vit_clt.config import TeacherIdentity
+from vit_clt.transcoder import checkpoints as checkpoints_module
+from vit_clt.transcoder.config import TeacherIdentity
 
 TEACHER = TeacherIdentity(
     "ViT-B-32", None, "QuickGELU", "blocks.{l}.ln2.hook_out", "blocks.{l}.hook_mlp_out", "0" * 64

@@ -19,10 +19,10 @@ from run_train import At, limit_file_size, trained
 from safetensors.torch import load_file, save_file
 
 from vit_clt import CrossLayerTranscoder
-from vit_clt.analysis.exports import study_files
+from vit_clt.analysis.reporting.files import study_files
 from vit_clt.cli import main
 from vit_clt.metrics import CONTEXT_KEYS
-from vit_clt.train_config import PRESETS
+from vit_clt.transcoder.train_config import PRESETS
 
 SMALL = ["--limit", "40", "--epochs", "1", "--n-features", "32", "--k", "4"]
 COMMANDS = (
@@ -383,7 +383,7 @@ def test_an_unforeseen_error_exits_1(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("vit_clt.training.train", fail)
+    monkeypatch.setattr("vit_clt.training.trainer.train", fail)
     assert main(["train", *SMALL, "--out", str(tmp_path / "x")]) == 1
     assert "RuntimeError: boom" in capsys.readouterr().err
 

@@ -16,10 +16,10 @@ from PIL import Image
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot, load_data
 from vit_clt.analysis import ablation_curves, cascade
 from vit_clt.cli import main
-from vit_clt.coco import single_labels
-from vit_clt.data import ImageRows
+from vit_clt.data.coco import single_labels
+from vit_clt.data.images import ImageRows
+from vit_clt.data.prompts import COCO_CLASSES
 from vit_clt.hooks import HookedViT
-from vit_clt.prompts import COCO_CLASSES
 
 pytestmark = pytest.mark.usefixtures("offline_datasets")
 # ids out of order and with gaps, as in COCO

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import contribution_moments, contribution_scores, score
-from vit_clt.analysis.contributions import ALL_SCORES, ContributionScores
-from vit_clt.analysis.moments import ContributionMoments
-from vit_clt.data import TensorImages
+from vit_clt.analysis.contributions.moments import ContributionMoments
+from vit_clt.analysis.contributions.scores import ALL_SCORES, ContributionScores
+from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
 
 TOKENS = ("cls", "patch", "all")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from plotly.colors import unlabel_rgb
 
-from vit_clt.analysis.curves import MOST_POINTS, read_log, training_report
+from vit_clt.analysis.reporting.training_page import MOST_POINTS, read_log, training_report
 from vit_clt.errors import InputError
 
 FACTS = {"Model": "digits", "L0 target": "8"}

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from vit_clt import InputError, load_data
-from vit_clt.data import ImageData, TensorImages, as_image_data
-from vit_clt.digits import CLASS_NAMES, digits_arrays
+from vit_clt.data.digits import CLASS_NAMES, digits_arrays
+from vit_clt.data.images import ImageData, TensorImages, as_image_data
+from vit_clt.data.prompts import CIFAR10_CLASSES
 from vit_clt.hooks import HookedViT
-from vit_clt.prompts import CIFAR10_CLASSES
 
 NAMES = ["cat", "dog", "newt"]
 CHANNELS = {"RGB": (3,), "RGBA": (4,), "L": (), "LA": (2,)}

@@ -27,17 +27,17 @@ from vit_clt import (
     TrainConfig,
     ZeroShot,
     analysis,
-    bags,
     train,
 )
-from vit_clt.analysis.retrieval import RetrievalIndex
-from vit_clt.analysis.ridge import ridge_transcoder
-from vit_clt.analysis.shuffled import ShuffledSources
+from vit_clt.analysis.auditing.ridge import ridge_transcoder
+from vit_clt.analysis.auditing.shuffled import ShuffledSources
+from vit_clt.analysis.retrieval.index import RetrievalIndex
 from vit_clt.cli import main
-from vit_clt.data import TensorImages
+from vit_clt.data.images import TensorImages
 from vit_clt.hooks import Edit, HookedViT, replace_mlps, replacement_hooks, steer
-from vit_clt.interchange import export_circuit_tracer, import_circuit_tracer
-from vit_clt.objectives import Objective
+from vit_clt.interchange.circuit_tracer import export_circuit_tracer, import_circuit_tracer
+from vit_clt.kernels import bags
+from vit_clt.training.objective import Objective
 
 SPARSIFIERS = [ReLUTopK(k=5), AbsTopK(k=5), JumpReLU(theta=0.3)]
 CLASSES = ["red thing", "green thing", "blue thing"]

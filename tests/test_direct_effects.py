@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vit_clt import AbsTopK, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import direct_effects
-from vit_clt.analysis.direct_effects import class_direction
-from vit_clt.analysis.sources import Sources
+from vit_clt.analysis.graphs.effects import class_direction
+from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.hooks import FrozenPass, HookedViT
 from vit_clt.zero_shot import ZeroShot
 

@@ -19,9 +19,9 @@ from vit_clt import (
     TrainConfig,
     train,
 )
-from vit_clt import engine as module
-from vit_clt.data import TensorImages
-from vit_clt.engine import (
+from vit_clt.data.images import TensorImages
+from vit_clt.training import engine as module
+from vit_clt.training.engine import (
     Engine,
     gradient_norm,
     model_tensors,
@@ -30,7 +30,7 @@ from vit_clt.engine import (
     seeded_globally,
     set_learning_rate,
 )
-from vit_clt.objectives import Objective
+from vit_clt.training.objective import Objective
 
 CPU = torch.device("cpu")
 T = 40

@@ -12,13 +12,14 @@ import pytest
 import torch
 from conftest import random_clt
 
-from vit_clt import CLTConfig, InputError, JumpReLU, ReLUTopK, trial
-from vit_clt import estimate as module
-from vit_clt.activation_cache import cache_bytes
-from vit_clt.data import TensorImages
-from vit_clt.estimate import Estimate, check_fits, estimate
-from vit_clt.train_config import TrainConfig
-from vit_clt.trial import seconds_per_step
+from vit_clt import CLTConfig, InputError, JumpReLU, ReLUTopK
+from vit_clt.data.images import TensorImages
+from vit_clt.training import cost as module
+from vit_clt.training import trial
+from vit_clt.training.cache import cache_bytes
+from vit_clt.training.cost import Estimate, check_fits, estimate
+from vit_clt.training.trial import seconds_per_step
+from vit_clt.transcoder.train_config import TrainConfig
 
 GIB = 2**30
 PAPER = CLTConfig(12, 768, 12288, ReLUTopK(128))
@@ -32,7 +33,7 @@ FITS = Estimate(
 STEPS = """
 import json, os, sys, torch
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
-from vit_clt.objectives import tanh_penalty
+from vit_clt.training.objective import tanh_penalty
 
 def status(key):
     lines = open("/proc/self/status").read().splitlines()

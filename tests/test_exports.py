@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import plotly.io
 import pytest
 
-from vit_clt.analysis import exports
+from vit_clt.analysis.reporting import files as exports
 from vit_clt.errors import InputError
 from vit_clt.outputs import OutputFolder
 

@@ -17,12 +17,13 @@ from sklearn.metrics import accuracy_score, log_loss
 from sklearn.metrics.pairwise import cosine_similarity
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK, ZeroShot
-from vit_clt.analysis import cascade, faithfulness, surrogate_faithfulness
-from vit_clt.analysis.faithfulness import VERSIONS, SurrogateFaithfulness
-from vit_clt.analysis.intervals import interval
-from vit_clt.codes import Codes, DenseCodes
-from vit_clt.data import ImageData, ImageRows, TensorImages
+from vit_clt.analysis import cascade, surrogate_faithfulness
+from vit_clt.analysis.fit import faithfulness_study as faithfulness
+from vit_clt.analysis.fit.faithfulness_study import VERSIONS, SurrogateFaithfulness
+from vit_clt.analysis.stats.intervals import interval
+from vit_clt.data.images import ImageData, ImageRows, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
+from vit_clt.kernels.codes import Codes, DenseCodes
 
 N, LAYERS = 30, 8
 ROWS = {"cls": slice(0, 1), "patch": slice(1, None), "all": slice(None)}

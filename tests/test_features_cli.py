@@ -12,7 +12,7 @@ import pytest
 from conftest import random_clt, tiny_clip
 from PIL import Image
 
-from vit_clt.analysis.feature_tally import FeatureTally
+from vit_clt.analysis.features.tally import FeatureTally
 from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
 

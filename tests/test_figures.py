@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import log_axis, log_ticks
+from vit_clt.analysis.reporting.style import log_axis, log_ticks
 
 POSITIVE = st.floats(1e-12, 1e12)
 

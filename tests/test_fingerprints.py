@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from vit_clt.data import DecodedImages, ImageData, TensorImages
-from vit_clt.fingerprints import data_fingerprint
+from vit_clt.data.fingerprints import data_fingerprint
+from vit_clt.data.images import DecodedImages, ImageData, TensorImages
 
 
 def pixels(n: int) -> torch.Tensor:

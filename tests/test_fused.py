@@ -9,10 +9,11 @@ import sys
 import pytest
 import torch
 
-from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK, fused
-from vit_clt.objectives import tanh_penalty
-from vit_clt.train_config import TrainConfig
-from vit_clt.training import check_run
+from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
+from vit_clt.kernels import fused
+from vit_clt.training.objective import tanh_penalty
+from vit_clt.training.trainer import check_run
+from vit_clt.transcoder.train_config import TrainConfig
 
 
 def test_the_penalty_has_the_gradients_of_its_equation():
@@ -40,7 +41,7 @@ def test_the_penalty_has_the_gradients_of_its_equation():
 
 COMPILED = """
 import torch
-from vit_clt import fused
+from vit_clt.kernels import fused
 torch.manual_seed(0)
 a, grad, theta = torch.randn(9, 7), torch.randn(9, 7), torch.rand(7)
 def run(rows):

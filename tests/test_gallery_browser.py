@@ -17,10 +17,10 @@ from PIL import Image
 from torchvision.transforms import Compose, Normalize
 
 from vit_clt.analysis import feature_statistics
-from vit_clt.analysis.feature_gallery import GALLERY_FILES, write_gallery
-from vit_clt.analysis.feature_statistics import FeatureStatistics
-from vit_clt.analysis.thumbnails import pixels
-from vit_clt.data import TensorImages
+from vit_clt.analysis.features.gallery import GALLERY_FILES, write_gallery
+from vit_clt.analysis.features.statistics import FeatureStatistics
+from vit_clt.analysis.reporting.pictures import pixels
+from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.outputs import OutputFolder
 from vit_clt.zero_shot import ZeroShot

@@ -21,8 +21,8 @@ from pretend_gpu import pretend_gpu
 from test_sparse_step import KINDS, build, noise
 from torch import Tensor
 
-from vit_clt import bags
-from vit_clt.bags import add_bag_sums_, bag_sums, feature_order
+from vit_clt.kernels import bags
+from vit_clt.kernels.bags import add_bag_sums_, bag_sums, feature_order
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -33,8 +33,8 @@ from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
 from triton.runtime.interpreter import InterpretedFunction
 
-from vit_clt import gpu_products
-from vit_clt.gpu_products import Tile
+from vit_clt.kernels import gpu as gpu_products
+from vit_clt.kernels.gpu import Tile
 
 KERNELS = ("_add_bag_sums", "_feature_products", "_segment_totals")
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]

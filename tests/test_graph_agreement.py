@@ -15,9 +15,9 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from vit_clt import AbsTopK, InputError, JumpReLU
-from vit_clt.analysis.graph_agreement import GraphAgreement, graph_agreement
-from vit_clt.analysis.graph_agreement_figure import agreement_figure
-from vit_clt.analysis.sources import Sources
+from vit_clt.analysis.graphs.agreement import GraphAgreement, graph_agreement
+from vit_clt.analysis.graphs.agreement_figure import agreement_figure
+from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.hooks import HookedViT
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from conftest import random_clt
 
-from vit_clt.analysis.graph_files import load_graphs
+from vit_clt.analysis.graphs.files import load_graphs
 from vit_clt.cli import main
-from vit_clt.data import ImageData
+from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.zero_shot import ZeroShot
 

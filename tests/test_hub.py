@@ -20,9 +20,9 @@ from hub_stand_in import TOKEN, HubStandIn, hub_stand_in
 from huggingface_hub import ModelCard, constants
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
-from vit_clt.config import TeacherIdentity
 from vit_clt.metrics import Metric, metrics_json
-from vit_clt.model_card import model_card
+from vit_clt.transcoder.config import TeacherIdentity
+from vit_clt.transcoder.model_card import model_card
 
 # huggingface_hub's own: its LFS upload hands files over in a way that its HTTP client deprecates,
 # and an upload that fails leaves its temporary folder to the garbage collector

@@ -13,8 +13,8 @@ from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 
 from vit_clt import InputError, load_data
+from vit_clt.data.imagenet100 import IMAGENET100, class_numbers
 from vit_clt.hooks import HookedViT
-from vit_clt.imagenet100 import IMAGENET100, class_numbers
 
 pytestmark = pytest.mark.usefixtures("offline_datasets")
 WNIDS, NAMES = list(IMAGENET100), list(IMAGENET100.values())

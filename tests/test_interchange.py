@@ -26,11 +26,11 @@ from vit_clt import (
     ReLUTopK,
     load_data,
 )
-from vit_clt import interchange as interchange_module
 from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
-from vit_clt.interchange import export_circuit_tracer, import_circuit_tracer
-from vit_clt.interchange_thresholds import nearest_log
+from vit_clt.interchange import circuit_tracer as interchange_module
+from vit_clt.interchange.circuit_tracer import export_circuit_tracer, import_circuit_tracer
+from vit_clt.interchange.thresholds import nearest_log
 
 
 def jump_clt(n: int = 3, d: int = 4, f: int = 6, seed: int = 0) -> CrossLayerTranscoder:

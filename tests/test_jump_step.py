@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU
-from vit_clt.backends import choose_jump
-from vit_clt.codes import DenseCodes, RaggedCodes, stack_codes
-from vit_clt.dense_chunks import code_gradient_chunks
-from vit_clt.objectives import tanh_penalty
+from vit_clt.kernels.choose import choose_jump
+from vit_clt.kernels.chunks import code_gradient_chunks
+from vit_clt.kernels.codes import DenseCodes, RaggedCodes, stack_codes
+from vit_clt.training.objective import tanh_penalty
 
 LAYOUTS = ["listed", "masked"]
 
@@ -26,7 +26,7 @@ LAYOUTS = ["listed", "masked"]
 @contextmanager
 def laid_out(layout: str) -> Iterator[None]:
     """Silent near units listed, or masked, however many there are."""
-    with patch("vit_clt.backends._LISTED", 1.0 if layout == "listed" else -1.0):
+    with patch("vit_clt.kernels.choose._LISTED", 1.0 if layout == "listed" else -1.0):
         yield
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot
 from vit_clt.analysis import contribution_scores, keep_sets, keep_sources, score
-from vit_clt.analysis.contributions import ContributionScores
-from vit_clt.analysis.keep_sets import KeepSets
-from vit_clt.analysis.rankings import rank_sources
-from vit_clt.analysis.term_sets import TermSets
-from vit_clt.data import ImageData, TensorImages
+from vit_clt.analysis.ablations.all_sets import KeepSets
+from vit_clt.analysis.ablations.rankings import rank_sources
+from vit_clt.analysis.ablations.term_sets import TermSets
+from vit_clt.analysis.contributions.scores import ContributionScores
+from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT, overwrite_mlp_hooks, token_rows
 
 N, LAYERS = 24, 8
@@ -305,7 +305,7 @@ def test_metrics_and_figure_say_where_the_chosen_set_stands(result: KeepSets) ->
 
 def test_too_many_sets_are_sampled_and_said(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     # the package's attribute of that name is the function
-    module = import_module("vit_clt.analysis.keep_sets")
+    module = import_module("vit_clt.analysis.ablations.all_sets")
     monkeypatch.setattr(module, "MAX_SETS", 30)
     options = {"k": 4, "scores": study.scores, "fill": "mean"}
     found = keep_sets(*study, seed=1, **options)

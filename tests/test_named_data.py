@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from vit_clt import InputError, load_data
+from vit_clt.data.prompts import CIFAR10_CLASSES, CIFAR100_CLASSES, COCO_CLASSES
 from vit_clt.hooks import HookedViT
-from vit_clt.prompts import CIFAR10_CLASSES, CIFAR100_CLASSES, COCO_CLASSES
 
 pytestmark = pytest.mark.usefixtures("offline_datasets")
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from vit_clt import InputError
-from vit_clt.analysis import nearest as module
-from vit_clt.analysis.nearest import nearest
+from vit_clt.analysis.stats import nearest as module
+from vit_clt.analysis.stats.nearest import nearest
 
 
 def brute_force(queries: np.ndarray, corpus: np.ndarray, cosine: bool) -> np.ndarray:

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from vit_clt import InputError, ZeroShot, load_data
-from vit_clt.analysis.paper import baseline_of, paper_baselines
-from vit_clt.analysis.reproduce import BACKBONES
-from vit_clt.data import ImageData
+from vit_clt.analysis.reproduction.cells import BACKBONES
+from vit_clt.analysis.reproduction.published import baseline_of, paper_baselines
+from vit_clt.data.images import ImageData
+from vit_clt.data.prompts import TEMPLATE_SETS
 from vit_clt.hooks import HookedViT
-from vit_clt.prompts import TEMPLATE_SETS
 
 # warnings of the Hub's client are not ours to fix
 pytestmark = [pytest.mark.network, pytest.mark.filterwarnings("default")]

@@ -12,8 +12,8 @@ from conftest import noise
 from torch import Tensor
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK, TrainConfig
-from vit_clt.codes import DenseCodes, RaggedCodes
-from vit_clt.objectives import (
+from vit_clt.kernels.codes import DenseCodes, RaggedCodes
+from vit_clt.training.objective import (
     BACKENDS,
     Activity,
     Objective,
@@ -68,7 +68,7 @@ def test_the_penalty_is_the_sum_of_tanh_of_codes_times_decoder_norms(layout):
     clt = build(JumpReLU(), "dense" if layout == "dense" else "sparse")
     clt.log_theta.data.sub_(1.0)
     x = noise(L, T, D)
-    with patch("vit_clt.backends._LISTED", 1.0 if layout == "listed" else -1.0):
+    with patch("vit_clt.kernels.choose._LISTED", 1.0 if layout == "listed" else -1.0):
         codes = clt.encode(x)
     assert isinstance(codes, DenseCodes if layout == "dense" else RaggedCodes)
     assert layout == "dense" or (codes.band is not None) == (layout == "masked")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_clt.analysis.paper import (
+from vit_clt.analysis.reproduction.published import (
     Check,
     baseline_of,
     can_be_of,

@@ -23,13 +23,13 @@ from vit_clt import (
     TrainConfig,
     train,
 )
-from vit_clt import transcoder as module
 from vit_clt.cli import main
-from vit_clt.data import TensorImages
-from vit_clt.estimate import estimate
+from vit_clt.data.images import TensorImages
 from vit_clt.hooks import SharedPrefix, replace_mlps
-from vit_clt.model_card import model_card
-from vit_clt.objectives import auxiliary_error, tanh_penalty
+from vit_clt.training.cost import estimate
+from vit_clt.training.objective import auxiliary_error, tanh_penalty
+from vit_clt.transcoder import model as module
+from vit_clt.transcoder.model_card import model_card
 
 KINDS = ["relu_topk", "abs_topk", "jumprelu"]
 each_kind = pytest.mark.parametrize("kind", KINDS)

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from vit_clt import InputError, load_data
+from vit_clt.data.pixels import eight_bit
 from vit_clt.hooks import HookedViT
-from vit_clt.pixels import eight_bit
 
 pytestmark = pytest.mark.usefixtures("offline_datasets")
 SIZE = (8, 8)  # the digits model's own: what is tested here is colour, not resizing

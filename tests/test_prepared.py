@@ -27,13 +27,14 @@ from vit_clt.analysis import (
     suppress,
     surrogate_faithfulness,
 )
-from vit_clt.analysis.descriptors import describe
-from vit_clt.analysis.feature_sets import FeatureSet
-from vit_clt.data import ImageData, ImageRows, TensorImages, check_prepared
+from vit_clt.analysis.factors.sets import FeatureSet
+from vit_clt.analysis.retrieval.descriptors import describe
+from vit_clt.data.forms import check_prepared
+from vit_clt.data.images import ImageData, ImageRows, TensorImages
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
-from vit_clt.interchange_thresholds import with_thresholds
-from vit_clt.training import train
+from vit_clt.interchange.thresholds import with_thresholds
+from vit_clt.training.trainer import train
 
 GROUP: FeatureSet = {0: torch.tensor([1])}
 

@@ -15,14 +15,14 @@ import torch
 from scipy.stats import multivariate_normal
 
 from vit_clt import InputError, ZeroShot, load_data
-from vit_clt.adding import adding_arrays
 from vit_clt.analysis import causal_effects, probes
-from vit_clt.analysis.discriminant import SHRINKAGES, Discriminant
-from vit_clt.analysis.probe_figure import probe_table
-from vit_clt.analysis.probe_rows import Place, probe_rows
-from vit_clt.analysis.truth_figure import truth_figure
+from vit_clt.analysis.factors.truth_figure import truth_figure
+from vit_clt.analysis.probing.discriminant import SHRINKAGES, Discriminant
+from vit_clt.analysis.probing.figure import probe_table
+from vit_clt.analysis.probing.places import Place, probe_rows
 from vit_clt.cli import main
-from vit_clt.data import ImageRows, TensorImages
+from vit_clt.data.adding import adding_arrays
+from vit_clt.data.images import ImageRows, TensorImages
 from vit_clt.hooks import HookedViT
 
 N_TRAIN, N_TEST = 600, 300
@@ -49,7 +49,7 @@ def read_from(monkeypatch: pytest.MonkeyPatch) -> Any:
             found = {Place("cls", "x", 0): rows_of(left, right).astype(np.float32)}
             return found, data.labels.numpy()
 
-        monkeypatch.setattr(sys.modules["vit_clt.analysis.probes"], "probe_rows", rows)
+        monkeypatch.setattr(sys.modules["vit_clt.analysis.probing.study"], "probe_rows", rows)
 
     return install
 

@@ -42,7 +42,7 @@ num_machines: 1
 num_processes: 2
 use_cpu: true
 """
-STEP = "vit_clt.run:Run.train_on"
+STEP = "vit_clt.training.run:Run.train_on"
 NUMBERS = ("loss", "l0", "dead", "fvu", "grad_norm", "aux")
 
 

@@ -10,13 +10,7 @@ from torch import Tensor
 
 from vit_clt import AbsTopK, JumpReLU, ReLUTopK
 from vit_clt.errors import InputError
-from vit_clt.hooks import (
-    HookedViT,
-    SharedPrefix,
-    overwrite_mlp_hooks,
-    replace_mlps,
-    token_rows,
-)
+from vit_clt.hooks import HookedViT, SharedPrefix, overwrite_mlp_hooks, replace_mlps, token_rows
 
 N = 4
 TOKENS = ["cls", "patch", "all"]

@@ -11,7 +11,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from vit_clt import InputError
 from vit_clt.analysis import rank_agreement
-from vit_clt.analysis.rank_agreement import PERMUTATIONS, row_agreement
+from vit_clt.analysis.stats.ranks import PERMUTATIONS, row_agreement
 
 L = 8
 

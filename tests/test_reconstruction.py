@@ -15,14 +15,10 @@ from sklearn.metrics.pairwise import paired_cosine_distances
 from torch import Tensor
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
-from vit_clt.analysis import (
-    contribution_scores,
-    reconstruction,
-    reconstruction_sums,
-    reconstructions,
-)
-from vit_clt.analysis.reconstruction_sums import FitSums, OutputSums, survey_outputs
-from vit_clt.data import TensorImages
+from vit_clt.analysis import contribution_scores, reconstruction, reconstructions
+from vit_clt.analysis.fit import reconstruction_sums
+from vit_clt.analysis.fit.reconstruction_sums import FitSums, OutputSums, survey_outputs
+from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 
 ROWS = {"cls": slice(0, 1), "patch": slice(1, None), "all": slice(None)}

@@ -8,8 +8,8 @@ from conftest import random_clt, tiny_clip
 
 from vit_clt import AbsTopK, InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import reconstruction, reconstructions
-from vit_clt.analysis.reconstruction import Reconstruction
-from vit_clt.analysis.reconstruction_figure import reconstruction_figure
+from vit_clt.analysis.fit.reconstruction_figure import reconstruction_figure
+from vit_clt.analysis.fit.reconstruction_study import Reconstruction
 from vit_clt.hooks import HookedViT
 
 NAMES = ("relu", "abs", "jump")

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
-from vit_clt.codes import Codes, DenseCodes
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, replace_mlps, replacement_hooks, token_rows
+from vit_clt.kernels.codes import Codes, DenseCodes
 
 LAYERS = [[3], [0, 2], range(4)]
 TOKENS = ["cls", "patch", "all"]

@@ -17,9 +17,10 @@ import pytest
 from safetensors.torch import load_file
 
 from vit_clt import CrossLayerTranscoder, InputError, TrainConfig, ZeroShot, load_data
-from vit_clt.analysis import cascade, contribution_scores, reproduce_cell, reproduce_report
-from vit_clt.analysis.paper import Check, paper_cascade, paper_faithfulness
-from vit_clt.analysis.reproduce import (
+from vit_clt.analysis import cascade, contribution_scores
+from vit_clt.analysis.reproduction import report as reproduce_report
+from vit_clt.analysis.reproduction import run as reproduce_cell
+from vit_clt.analysis.reproduction.cells import (
     BACKBONES,
     FILES,
     Cell,
@@ -28,15 +29,16 @@ from vit_clt.analysis.reproduce import (
     is_finished,
     smoke_recipe,
 )
-from vit_clt.analysis.reproduce_cell import Bench, run_cell, run_cells
-from vit_clt.analysis.reproduce_comparison import (
+from vit_clt.analysis.reproduction.comparison import (
     FinishedCell,
     comparison,
     comparison_metrics,
     finished_cells,
 )
-from vit_clt.analysis.reproduce_plan import plan, plan_table, total_needs
-from vit_clt.analysis.reproduce_report import SMOKE, differences_from_paper, study_report
+from vit_clt.analysis.reproduction.plan import plan, plan_table, total_needs
+from vit_clt.analysis.reproduction.published import Check, paper_cascade, paper_faithfulness
+from vit_clt.analysis.reproduction.report import SMOKE, differences_from_paper, study_report
+from vit_clt.analysis.reproduction.run import Bench, run_cell, run_cells
 from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
 

@@ -20,7 +20,7 @@ from run_train import DIES, IS_ASKED_TO_STOP, At, Ended, Started, limit_file_siz
 from safetensors.torch import load_file, save_file
 
 import vit_clt
-from vit_clt.digits import digits_arrays
+from vit_clt.data.digits import digits_arrays
 
 # 12 steps an epoch from two groups of images; rows wait from one filling of the buffer to the next
 RUN = [
@@ -75,7 +75,10 @@ def cached(uninterrupted: Uninterrupted, tmp_path_factory: pytest.TempPathFactor
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `RUN` that was killed in its eighth step."""
     out = tmp_path_factory.mktemp("killed") / "run"
-    assert trained(RUN, out, [At("vit_clt.run:Run.train_on", 8, DIES)]).code == -signal.SIGKILL
+    assert (
+        trained(RUN, out, [At("vit_clt.training.run:Run.train_on", 8, DIES)]).code
+        == -signal.SIGKILL
+    )
     assert checkpoints(out) == [3, 6]
     return out
 
@@ -154,18 +157,18 @@ def assert_refused(ended: Ended, *parts: str) -> None:
 
 # what kills each start of the run, and the step it starts at
 DEATHS = (
-    ("before the first checkpoint", 0, At("vit_clt.run:Run.train_on", 2, DIES)),
+    ("before the first checkpoint", 0, At("vit_clt.training.run:Run.train_on", 2, DIES)),
     (
         "in the middle of a file of the second",
         0,
-        At("vit_clt.run:Run.save", 2, partial(limit_file_size, 300_000, kill=True)),
+        At("vit_clt.training.run:Run.save", 2, partial(limit_file_size, 300_000, kill=True)),
     ),
-    ("before the third is renamed", 3, At("vit_clt.snapshots:_sync", 11, DIES)),
-    ("before old ones are removed", 6, At("vit_clt.snapshots:Snapshots.steps", 3, DIES)),
+    ("before the third is renamed", 3, At("vit_clt.training.checkpoints:_sync", 11, DIES)),
+    ("before old ones are removed", 6, At("vit_clt.training.checkpoints:Snapshots.steps", 3, DIES)),
     (
         "after the last step",
         12,
-        At("vit_clt.transcoder:CrossLayerTranscoder.save_pretrained", 1, DIES),
+        At("vit_clt.transcoder.model:CrossLayerTranscoder.save_pretrained", 1, DIES),
     ),
     ("before the last file", STEPS, At("vit_clt.outputs:OutputFolder.write", 3, DIES)),
 )
@@ -254,7 +257,7 @@ def test_a_finished_run_is_left_as_it_is(uninterrupted: Uninterrupted):
 
 def test_sigterm_saves_the_step_it_stopped_at(uninterrupted: Uninterrupted, tmp_path: Path):
     out = tmp_path / "run"
-    found = trained(RUN, out, [At("vit_clt.run:Run.train_on", 5, IS_ASKED_TO_STOP)])
+    found = trained(RUN, out, [At("vit_clt.training.run:Run.train_on", 5, IS_ASKED_TO_STOP)])
     assert found.code == 1
     assert found.sentence == f"stopped after step 5 of {STEPS}; --resume goes on from there"
     assert checkpoints(out) == [3, 5]
@@ -298,7 +301,9 @@ def test_other_pixels_under_the_same_name_are_refused(tmp_path: Path):
     options = ["--unreadable", "skip", "--data", f"parquet:{tmp_path / 'train.parquet'}"]
     out = tmp_path / "run"
     write_parquet(tmp_path / "train.parquet")
-    assert trained([*RUN, *options], out, [At("vit_clt.run:Run.train_on", 5, DIES)]).code < 0
+    assert (
+        trained([*RUN, *options], out, [At("vit_clt.training.run:Run.train_on", 5, DIES)]).code < 0
+    )
     before = files(out)
     write_parquet(tmp_path / "train.parquet", invert=True)
     assert_refused(resumed(options, out), "data is parquet:", "200 images", "other images")
@@ -373,7 +378,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(
 ):
     out = copied(killed, tmp_path)
     before = files(out / "checkpoints")
-    full = At("vit_clt.run:Run.save", 1, partial(limit_file_size, 1_000_000))
+    full = At("vit_clt.training.run:Run.save", 1, partial(limit_file_size, 1_000_000))
     found = resumed([], out, [full])
     assert_refused(found, "the checkpoint at step 9 cannot be written", "step 6 is untouched.")
     assert files(out / "checkpoints") == before
@@ -399,7 +404,7 @@ def test_a_loss_that_explodes_names_its_place_and_leaves_the_last_good_checkpoin
 def test_a_cache_that_is_lost_is_built_again(cached: Path, tmp_path: Path):
     out, cache = tmp_path / "run", tmp_path / "cache"
     shard = cache / "shard-00000.safetensors"
-    lost = At("vit_clt.run:Run.train_on", 5, partial(Path.unlink, shard))
+    lost = At("vit_clt.training.run:Run.train_on", 5, partial(Path.unlink, shard))
     found = trained([*RUN, "--cache", str(cache)], out, [lost])
     assert_refused(found, str(shard), "was deleted or damaged while in use")
     # the last whole step is kept

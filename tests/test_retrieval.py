@@ -18,17 +18,23 @@ from torchvision.transforms import Compose, Normalize
 
 from vit_clt import AbsTopK, InputError, JumpReLU, ReLUTopK, load_data
 from vit_clt.analysis import RetrievalIndex, class_consistency
-from vit_clt.analysis.consistency_figure import consistency_figure
-from vit_clt.analysis.descriptors import SparseRows, describe, encoder_sha256, pooled, untrained
-from vit_clt.analysis.figures import BLUE
-from vit_clt.analysis.intervals import bootstrap_means, interval
-from vit_clt.analysis.neighbours import neighbour_frame
-from vit_clt.analysis.retrieval import own_rows
-from vit_clt.analysis.retrieval_figure import retrieval_figure
-from vit_clt.analysis.thumbnails import data_uri, pixels
-from vit_clt.codes import DenseCodes
-from vit_clt.data import ImageRows, TensorImages
+from vit_clt.analysis.reporting.pictures import data_uri, pixels
+from vit_clt.analysis.reporting.style import BLUE
+from vit_clt.analysis.retrieval.consistency_figure import consistency_figure
+from vit_clt.analysis.retrieval.descriptors import (
+    SparseRows,
+    describe,
+    encoder_sha256,
+    pooled,
+    untrained,
+)
+from vit_clt.analysis.retrieval.figure import retrieval_figure
+from vit_clt.analysis.retrieval.index import own_rows
+from vit_clt.analysis.retrieval.neighbours import neighbour_frame
+from vit_clt.analysis.stats.intervals import bootstrap_means, interval
+from vit_clt.data.images import ImageRows, TensorImages
 from vit_clt.hooks import HookedViT
+from vit_clt.kernels.codes import DenseCodes
 
 SPARSIFIERS = [ReLUTopK(k=5), AbsTopK(k=5), JumpReLU(theta=0.3)]
 KINDS = ("cls", "patch", "all")
@@ -312,7 +318,7 @@ def test_a_failed_write_leaves_the_earlier_index(index, saved: Path, monkeypatch
     def full(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("vit_clt.analysis.index_files.save_file", full)
+    monkeypatch.setattr("vit_clt.analysis.retrieval.files.save_file", full)
     with pytest.raises(InputError, match="disk full"):
         index.only(["cls"]).save(saved)
     assert load_file(saved / "index.safetensors").keys() == before.keys()

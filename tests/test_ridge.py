@@ -6,10 +6,10 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from vit_clt.activations import capture
 from vit_clt.analysis import contribution_scores
-from vit_clt.analysis.ridge import HELD_OUT_EVERY, ridge_transcoder
+from vit_clt.analysis.auditing.ridge import HELD_OUT_EVERY, ridge_transcoder
 from vit_clt.errors import InputError
+from vit_clt.hooks.activations import capture
 
 
 @pytest.fixture

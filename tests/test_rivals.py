@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vit_clt import AbsTopK, CLTConfig, InputError, JumpReLU, ReLUTopK, TrainConfig
-from vit_clt.analysis.rivals import planned_rivals, shuffled_weights, train_rivals
-from vit_clt.data import TensorImages
+from vit_clt.analysis.auditing.rivals import planned_rivals, shuffled_weights, train_rivals
+from vit_clt.data.images import TensorImages
 
 SETTINGS = TrainConfig(epochs=1, batch_size=32, seed=5, checkpoint_every=0)
 

@@ -13,14 +13,15 @@ from score_oracle import numpy_score, numpy_terms
 from torch import Tensor
 
 from vit_clt import AbsTopK, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
-from vit_clt.analysis import contribution_scores, moments, score
-from vit_clt.analysis.contribution_figure import contribution_figure, difference_figure
-from vit_clt.analysis.contributions import ALL_SCORES
-from vit_clt.analysis.moments import ContributionMoments, compared_moments
-from vit_clt.analysis.rankings import source_orders
-from vit_clt.analysis.score_difference import ScoreDifference
-from vit_clt.analysis.score_study import score_study
-from vit_clt.data import TensorImages
+from vit_clt.analysis import contribution_scores, score
+from vit_clt.analysis.ablations.rankings import source_orders
+from vit_clt.analysis.contributions import moments
+from vit_clt.analysis.contributions.difference import ScoreDifference
+from vit_clt.analysis.contributions.figure import contribution_figure, difference_figure
+from vit_clt.analysis.contributions.moments import ContributionMoments, compared_moments
+from vit_clt.analysis.contributions.scores import ALL_SCORES
+from vit_clt.analysis.contributions.study import score_study
+from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 
 ROWS = {"cls": slice(0, 1), "patch": slice(1, None), "all": slice(None)}

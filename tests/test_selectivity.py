@@ -12,17 +12,18 @@ from scipy.sparse import csr_array
 from scipy.stats import binomtest, spearmanr
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK, ZeroShot
-from vit_clt.activations import Activations, capture
-from vit_clt.adding import adding_arrays
 from vit_clt.analysis import clamp, selectivity, suppress
-from vit_clt.analysis.anova import Cells
-from vit_clt.analysis.clamping import Clamp
-from vit_clt.analysis.feature_edits import with_codes
-from vit_clt.analysis.regions import region_rows
-from vit_clt.analysis.selectivity import Selectivity
-from vit_clt.analysis.selectivity_figure import selectivity_figure
-from vit_clt.data import ImageRows, TensorImages, load_data
+from vit_clt.analysis.factors.anova import Cells
+from vit_clt.analysis.factors.clamping import Clamp
+from vit_clt.analysis.factors.edits import with_codes
+from vit_clt.analysis.factors.regions import region_rows
+from vit_clt.analysis.factors.selectivity_figure import selectivity_figure
+from vit_clt.analysis.factors.selectivity_study import Selectivity
+from vit_clt.data.adding import adding_arrays
+from vit_clt.data.forms import load_data
+from vit_clt.data.images import ImageRows, TensorImages
 from vit_clt.hooks import HookedViT
+from vit_clt.hooks.activations import Activations, capture
 
 VALUES = 4
 TOYS = ("left 1", "right 2", "left 0 + right 1", "left 3 and right 2", "sum 2", "noise", "dead")
@@ -110,7 +111,9 @@ def toys() -> Selectivity:
         return Activations(own, own)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["vit_clt.analysis.selectivity"], "capture", stand_in)
+        patch.setattr(
+            sys.modules["vit_clt.analysis.factors.selectivity_study"], "capture", stand_in
+        )
         return selectivity(vit, clt.requires_grad_(False), data, layers=[0, 1], draws=60)
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_clt.shuffle import ShardPlan, in_groups, seeded
+from vit_clt.training.order import ShardPlan, in_groups, seeded
 
 PLAN = ShardPlan(
     seed=0,
@@ -27,7 +27,7 @@ PLAN = ShardPlan(
 
 
 def passes_of(n_images: int) -> AbstractContextManager[Any]:
-    return patch("vit_clt.shuffle.IMAGES_PER_PASS", n_images)
+    return patch("vit_clt.training.order.IMAGES_PER_PASS", n_images)
 
 
 def rows_by_batch(plan: ShardPlan) -> list[list[int]]:

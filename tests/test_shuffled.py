@@ -2,9 +2,9 @@
 
 import torch
 
-from vit_clt.activations import capture
 from vit_clt.analysis import contribution_scores
-from vit_clt.analysis.shuffled import ShuffledSources
+from vit_clt.analysis.auditing.shuffled import ShuffledSources
+from vit_clt.hooks.activations import capture
 
 
 def test_reconstructions_stay_and_terms_are_the_same_set(tiny_vit, images, make_clt):

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vit_clt import InputError
-from vit_clt import snapshots as module
-from vit_clt.snapshots import Snapshots
+from vit_clt.training import checkpoints as module
+from vit_clt.training.checkpoints import Snapshots
 
 Tensors = dict[str, dict[str, Tensor]]
 

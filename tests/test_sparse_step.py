@@ -9,21 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vit_clt import (
-    AbsTopK,
-    CLTConfig,
-    CrossLayerTranscoder,
-    InputError,
-    JumpReLU,
-    ReLUTopK,
-    transcoder,
-)
-from vit_clt.backends import choose
+from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
 from vit_clt.choices import check_backend
-from vit_clt.codes import DenseCodes, SparseCodes
-from vit_clt.dense_step import decode_dense
-from vit_clt.sparse_step import decode_entries
-from vit_clt.topk import _by_blocks, _largest, top_k
+from vit_clt.kernels.choose import choose
+from vit_clt.kernels.codes import DenseCodes, SparseCodes
+from vit_clt.kernels.dense import decode_dense
+from vit_clt.kernels.sparse import decode_entries
+from vit_clt.kernels.topk import _by_blocks, _largest, top_k
+from vit_clt.transcoder import model as transcoder
 
 KINDS = ["relu_topk", "abs_topk", "jumprelu"]
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vit_clt import AbsTopK, DenseCodes, InputError, JumpReLU, ReLUTopK, SparseCodes
-from vit_clt.codes import RaggedCodes, stack_codes
-from vit_clt.sparsifiers import SPARSIFIERS
+from vit_clt.kernels.codes import RaggedCodes, stack_codes
+from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 

@@ -20,13 +20,21 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, train
-from vit_clt import stream as module
-from vit_clt.activation_cache import ActivationCache
-from vit_clt.activations import Activations, capture
-from vit_clt.data import DecodedImages, ImageData, TensorImages, UnreadableImage
+from vit_clt.data.images import DecodedImages, ImageData, TensorImages, UnreadableImage
 from vit_clt.hooks import HookedViT
-from vit_clt.shuffle import ShardPlan, in_groups
-from vit_clt.stream import Cached, Group, Recomputed, TokenBatch, Waits, epoch_batches, norm_scales
+from vit_clt.hooks.activations import Activations, capture
+from vit_clt.training import batches as module
+from vit_clt.training.batches import (
+    Cached,
+    Group,
+    Recomputed,
+    TokenBatch,
+    Waits,
+    epoch_batches,
+    norm_scales,
+)
+from vit_clt.training.cache import ActivationCache
+from vit_clt.training.order import ShardPlan, in_groups
 
 N, TOKENS = 14, 10
 CPU = torch.device("cpu")
@@ -37,8 +45,8 @@ forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:Depreca
 @contextmanager
 def passes_of(n_images: int) -> Iterator[None]:
     with ExitStack() as stack:
-        for name in ("shuffle", "stream", "activation_cache"):
-            stack.enter_context(patch(f"vit_clt.{name}.IMAGES_PER_PASS", n_images))
+        for name in ("order", "batches", "cache"):
+            stack.enter_context(patch(f"vit_clt.training.{name}.IMAGES_PER_PASS", n_images))
         yield
 
 

@@ -7,9 +7,9 @@ import torch
 
 from vit_clt import InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import reconstruction, threshold_cost
-from vit_clt.data import ImageData, ImageRows, TensorImages
+from vit_clt.data.images import ImageData, ImageRows, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps, token_rows
-from vit_clt.interchange_thresholds import with_thresholds
+from vit_clt.interchange.thresholds import with_thresholds
 from vit_clt.zero_shot import ZeroShot
 
 

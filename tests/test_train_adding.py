@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vit_clt.digits import digits_arrays
+from vit_clt.data.digits import digits_arrays
 
 
 @pytest.fixture

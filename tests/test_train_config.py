@@ -10,7 +10,7 @@ import pytest
 
 from vit_clt import InputError, TrainConfig
 from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Unreadable
-from vit_clt.train_config import PRESETS, idle
+from vit_clt.transcoder.train_config import PRESETS, idle
 
 ABOVE_ZERO = {
     "lr": float,

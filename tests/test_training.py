@@ -21,10 +21,10 @@ from vit_clt import (
     TrainConfig,
     train,
 )
-from vit_clt.activations import capture
-from vit_clt.data import TensorImages
+from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
-from vit_clt.training import as_context, resolved
+from vit_clt.hooks.activations import capture
+from vit_clt.training.trainer import as_context, resolved
 
 N_IMAGES, N_TOKENS = 40, 10
 ALL = N_IMAGES * N_TOKENS

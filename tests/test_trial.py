@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vit_clt import CLTConfig, JumpReLU, ReLUTopK, TrainConfig, training, trial
-from vit_clt.data import TensorImages
-from vit_clt.training import resolved, train
+from vit_clt import CLTConfig, JumpReLU, ReLUTopK, TrainConfig
+from vit_clt.data.images import TensorImages
+from vit_clt.training import trainer as training
+from vit_clt.training import trial
+from vit_clt.training.trainer import resolved, train
 
 CONFIG = CLTConfig(3, 8, 32, ReLUTopK(4))
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from conftest import tiny_clip
 
 from vit_clt import InputError, ZeroShot
-from vit_clt.data import ImageData
+from vit_clt.data.images import ImageData
+from vit_clt.data.prompts import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR_TEMPLATES, SINGLE_TEMPLATE
 from vit_clt.hooks import HookedViT
-from vit_clt.prompts import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR_TEMPLATES, SINGLE_TEMPLATE
 from vit_clt.zero_shot import class_number
 
 CLASSES = ["handwritten three", "handwritten eight", "handwritten zero"]

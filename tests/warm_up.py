@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.figures import finish
+from vit_clt.analysis.reporting.style import finish
 
 _figure = make_subplots(rows=1, cols=2, subplot_titles=["", ""])
 _figure.add_scatter(x=[0.0], y=[0.0], mode="lines", line={"color": "black"})

@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
-    from vit_clt.codes import DenseCodes, SparseCodes
-    from vit_clt.config import CLTConfig
-    from vit_clt.data import ImageData, load_data
-    from vit_clt.errors import InputError
-    from vit_clt.sparsifiers import AbsTopK, JumpReLU, ReLUTopK
-    from vit_clt.training import TrainConfig, train
-    from vit_clt.transcoder import CrossLayerTranscoder
-    from vit_clt.zero_shot import ZeroShot
+    from vit_clt.data.forms import load_data as load_data
+    from vit_clt.data.images import ImageData as ImageData
+    from vit_clt.errors import InputError as InputError
+    from vit_clt.kernels.codes import DenseCodes as DenseCodes
+    from vit_clt.kernels.codes import SparseCodes as SparseCodes
+    from vit_clt.training.trainer import train as train
+    from vit_clt.transcoder.config import CLTConfig as CLTConfig
+    from vit_clt.transcoder.model import CrossLayerTranscoder as CrossLayerTranscoder
+    from vit_clt.transcoder.sparsifiers import AbsTopK as AbsTopK
+    from vit_clt.transcoder.sparsifiers import JumpReLU as JumpReLU
+    from vit_clt.transcoder.sparsifiers import ReLUTopK as ReLUTopK
+    from vit_clt.transcoder.train_config import TrainConfig as TrainConfig
+    from vit_clt.zero_shot import ZeroShot as ZeroShot
 
 __version__ = "0.1.0"
 
-# resolved on first use, so that `vit-clt --help` does not wait for torch
-_HOME = {
-    "AbsTopK": "sparsifiers",
-    "CLTConfig": "config",
-    "CrossLayerTranscoder": "transcoder",
-    "DenseCodes": "codes",
-    "ImageData": "data",
-    "InputError": "errors",
-    "JumpReLU": "sparsifiers",
-    "ReLUTopK": "sparsifiers",
-    "SparseCodes": "codes",
-    "TrainConfig": "training",
-    "ZeroShot": "zero_shot",
-    "load_data": "data",
-    "train": "training",
-}
-__all__ = [
-    "AbsTopK",
-    "CLTConfig",
-    "CrossLayerTranscoder",
-    "DenseCodes",
-    "ImageData",
-    "InputError",
-    "JumpReLU",
-    "ReLUTopK",
-    "SparseCodes",
-    "TrainConfig",
-    "ZeroShot",
-    "load_data",
-    "train",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'vit_clt' has no attribute '{name}'")
-    return getattr(import_module(f"vit_clt.{_HOME[name]}"), name)
+# names are found when they are first used, so that nothing waits for what it does not use
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "data.forms": ["load_data"],
+        "data.images": ["ImageData"],
+        "errors": ["InputError"],
+        "kernels.codes": ["DenseCodes", "SparseCodes"],
+        "training.trainer": ["train"],
+        "transcoder.config": ["CLTConfig"],
+        "transcoder.model": ["CrossLayerTranscoder"],
+        "transcoder.sparsifiers": ["AbsTopK", "JumpReLU", "ReLUTopK"],
+        "transcoder.train_config": ["TrainConfig"],
+        "zero_shot": ["ZeroShot"],
+    },
+)

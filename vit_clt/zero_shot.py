@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vit_clt.data.prompts import TEMPLATE_SETS
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
-from vit_clt.prompts import TEMPLATE_SETS
 
 
 def class_number(class_names: Sequence[str], wanted: str | int, option: str = "target") -> int:

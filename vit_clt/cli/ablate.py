@@ -17,9 +17,9 @@ from vit_clt.cli.options import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vit_clt.analysis.ablation_curves import AblationCurves
-    from vit_clt.analysis.readings import Measure
-    from vit_clt.analysis.term_sets import Targets
+    from vit_clt.analysis.ablations.curves import AblationCurves
+    from vit_clt.analysis.ablations.term_sets import Targets
+    from vit_clt.analysis.stats.readings import Measure
 
 Kind = Literal["projection", "centred", "norm", "loo", "loo_r2"]
 
@@ -53,9 +53,9 @@ class Ablate(CLTOptions, StudyOptions, SeedOptions):
     def run(self) -> None:
         """Ablate, draw, and report."""
         from vit_clt.analysis import ablation_curves, contribution_scores
-        from vit_clt.analysis.ablations import sources_at
-        from vit_clt.analysis.exports import write_study
-        from vit_clt.analysis.term_sets import target_list
+        from vit_clt.analysis.ablations.keep_drop import sources_at
+        from vit_clt.analysis.ablations.term_sets import target_list
+        from vit_clt.analysis.reporting.files import write_study
         from vit_clt.metrics import metrics_json
         from vit_clt.zero_shot import ZeroShot
 

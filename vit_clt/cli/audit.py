@@ -20,13 +20,13 @@ from vit_clt.cli.options import (
 )
 from vit_clt.cli.training_options import preset_in
 from vit_clt.errors import InputError
-from vit_clt.train_config import PRESETS, TrainConfig
+from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
-    from vit_clt.analysis.rivals import RivalRun, SavedCLTs
-    from vit_clt.data import ImageData
+    from vit_clt.analysis.auditing.rivals import RivalRun, SavedCLTs
+    from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
-    from vit_clt.transcoder import CrossLayerTranscoder
+    from vit_clt.transcoder.model import CrossLayerTranscoder
 
 STUDY_FILE, RUNS = "study.json", "runs"
 FILES = (STUDY_FILE, "audit.html", "audit.csv", "metrics.json")
@@ -86,8 +86,8 @@ class Audit(CLTOptions, OutputOptions):
         import pandas as pd
 
         from vit_clt.analysis import audit
-        from vit_clt.analysis.evidence import check_question
-        from vit_clt.analysis.rivals import train_rivals
+        from vit_clt.analysis.auditing.evidence import check_question
+        from vit_clt.analysis.auditing.rivals import train_rivals
         from vit_clt.cli.train import asked_to_stop
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
@@ -183,7 +183,7 @@ class Audit(CLTOptions, OutputOptions):
         return fit
 
     def _planned(self, clt: CrossLayerTranscoder) -> list[RivalRun]:
-        from vit_clt.analysis.rivals import planned_rivals
+        from vit_clt.analysis.auditing.rivals import planned_rivals
 
         if not self.train:
             return []
@@ -201,7 +201,7 @@ class Audit(CLTOptions, OutputOptions):
 
     def _given(self, vit: HookedViT) -> dict[str, SavedCLTs]:
         """Rivals already trained, by option, each checked against the teacher."""
-        from vit_clt.analysis.rivals import SavedCLTs
+        from vit_clt.analysis.auditing.rivals import SavedCLTs
 
         found = {}
         for option, places in (("per-layer", self.per_layer), ("variants", self.variants)):
@@ -220,10 +220,10 @@ class Audit(CLTOptions, OutputOptions):
 
     def _print_plan(self, vit: HookedViT, fit: ImageData, runs: Sequence[RivalRun]) -> None:
         """What will be trained, and its cost by formula and short trials, before anything is."""
-        from vit_clt.analysis.rivals import is_finished
-        from vit_clt.estimate import duration, estimate
-        from vit_clt.transcoder import CrossLayerTranscoder
-        from vit_clt.trial import seconds_per_step
+        from vit_clt.analysis.auditing.rivals import is_finished
+        from vit_clt.training.cost import duration, estimate
+        from vit_clt.training.trial import seconds_per_step
+        from vit_clt.transcoder.model import CrossLayerTranscoder
 
         missing = [run for run in runs if not is_finished(run, self.out / RUNS) or self.overwrite]
         done = f"; finished already: {len(runs) - len(missing)}" if len(missing) < len(runs) else ""

@@ -36,8 +36,8 @@ class Cascade(CLTOptions, StudyOptions, SeedOptions):
         import pandas as pd
 
         from vit_clt.analysis import cascade
-        from vit_clt.analysis.cascade_figure import cascade_figure
-        from vit_clt.analysis.exports import write_study
+        from vit_clt.analysis.fit.cascade_figure import cascade_figure
+        from vit_clt.analysis.reporting.files import write_study
         from vit_clt.metrics import metrics_json
         from vit_clt.zero_shot import ZeroShot
 

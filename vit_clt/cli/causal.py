@@ -43,13 +43,13 @@ class Causal(ModelOptions, StudyOptions, SeedOptions):
     def run(self) -> None:
         """Ablate, draw, and report."""
         from vit_clt.analysis import causal_effects, contribution_moments, score
-        from vit_clt.analysis.causal_agreement import depth_agreement, score_agreement
-        from vit_clt.analysis.causal_figure import agreement_table, causal_report, output_table
-        from vit_clt.analysis.contributions import ScoreKind
-        from vit_clt.analysis.exports import write_study
-        from vit_clt.analysis.layer_sets import layer_sets
-        from vit_clt.analysis.rank_agreement import RankAgreement
-        from vit_clt.analysis.target_effects import PATHS
+        from vit_clt.analysis.causal.agreement import depth_agreement, score_agreement
+        from vit_clt.analysis.causal.figure import agreement_table, causal_report, output_table
+        from vit_clt.analysis.causal.targets import PATHS
+        from vit_clt.analysis.contributions.parts import ScoreKind
+        from vit_clt.analysis.reporting.files import write_study
+        from vit_clt.analysis.stats.layer_sets import layer_sets
+        from vit_clt.analysis.stats.ranks import RankAgreement
         from vit_clt.metrics import metrics_json
         from vit_clt.zero_shot import ZeroShot
 

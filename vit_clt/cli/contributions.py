@@ -32,9 +32,9 @@ class Contributions(CompareOptions, StudyOptions, SeedOptions):
 
     def run(self) -> None:
         """Score, draw, and report."""
-        from vit_clt.analysis.exports import write_study
-        from vit_clt.analysis.figures import ROW_NAMES
-        from vit_clt.analysis.score_study import score_study
+        from vit_clt.analysis.contributions.study import score_study
+        from vit_clt.analysis.reporting.files import write_study
+        from vit_clt.analysis.reporting.style import ROW_NAMES
         from vit_clt.metrics import metrics_json
 
         names = ("contributions", "difference") if self.compare else ("contributions",)

@@ -31,7 +31,7 @@ class Demo(OutputOptions, SeedOptions):
         import pandas as pd
 
         from vit_clt.analysis.demo import demo_study
-        from vit_clt.analysis.figures import ROW_NAMES
+        from vit_clt.analysis.reporting.style import ROW_NAMES
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vit_clt.metrics import Metric
-    from vit_clt.transcoder import CrossLayerTranscoder
+    from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
 @dataclass(kw_only=True)
@@ -41,11 +41,11 @@ class Export(CLTOptions, OutputOptions, SeedOptions):
 
     def run(self) -> None:
         """Fit and measure where that is needed, write, and report."""
-        from vit_clt.interchange import check_exportable, export_circuit_tracer
-        from vit_clt.interchange_files import circuit_tracer_files
+        from vit_clt.interchange.circuit_tracer import check_exportable, export_circuit_tracer
+        from vit_clt.interchange.files import circuit_tracer_files
         from vit_clt.metrics import Metric, metrics_json
         from vit_clt.outputs import OutputFolder
-        from vit_clt.sparsifiers import JumpReLU
+        from vit_clt.transcoder.sparsifiers import JumpReLU
 
         clt = load_clt(self.clt, self.device)
         check_exportable(clt.config)
@@ -80,8 +80,8 @@ class Export(CLTOptions, OutputOptions, SeedOptions):
         self, clt: CrossLayerTranscoder
     ) -> tuple[CrossLayerTranscoder, list[Metric], dict[str, Any]]:
         """The CLT with thresholds, what they cost, and the context of those numbers."""
-        from vit_clt.analysis.threshold_cost import threshold_cost
-        from vit_clt.interchange_thresholds import with_thresholds
+        from vit_clt.analysis.fit.threshold_study import threshold_cost
+        from vit_clt.interchange.thresholds import with_thresholds
         from vit_clt.zero_shot import ZeroShot
 
         vit = self.load_teacher(clt, self.device)

@@ -35,8 +35,8 @@ class Faithfulness(CLTOptions, StudyOptions, SeedOptions):
     def run(self) -> None:
         """Compare, draw, and report."""
         from vit_clt.analysis import surrogate_faithfulness
-        from vit_clt.analysis.exports import write_study
-        from vit_clt.analysis.faithfulness_figure import faithfulness_report, measure_table
+        from vit_clt.analysis.fit.faithfulness_figure import faithfulness_report, measure_table
+        from vit_clt.analysis.reporting.files import write_study
         from vit_clt.metrics import metrics_json
         from vit_clt.zero_shot import ZeroShot
 

@@ -45,15 +45,15 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
     def run(self) -> None:
         """Look at every feature, choose some, and write their gallery."""
         from vit_clt.analysis import feature_statistics
-        from vit_clt.analysis.feature_gallery import GALLERY_FILES, write_gallery
-        from vit_clt.analysis.feature_selection import (
+        from vit_clt.analysis.features.choice import (
             check_measured,
             check_selection,
             rule_in_words,
             select_features,
         )
-        from vit_clt.analysis.feature_summary import PURE, summary, summary_metrics, summary_text
-        from vit_clt.analysis.features import check_features
+        from vit_clt.analysis.features.gallery import GALLERY_FILES, write_gallery
+        from vit_clt.analysis.features.page import check_features
+        from vit_clt.analysis.features.summary import PURE, summary, summary_metrics, summary_text
         from vit_clt.hooks import layer_list
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder

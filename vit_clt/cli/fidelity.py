@@ -25,10 +25,10 @@ from vit_clt.cli.training_options import TrainingOptions, preset_in
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
-    from vit_clt.data import ImageData
+    from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
-    from vit_clt.transcoder import CrossLayerTranscoder
+    from vit_clt.transcoder.model import CrossLayerTranscoder
 
 STUDY_FILE = "study.json"
 
@@ -71,12 +71,12 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
     def run(self) -> None:
         """Train what is missing, measure, draw, and report."""
         from vit_clt.analysis import fidelity
-        from vit_clt.analysis.exports import check_png, study_files, write_study
-        from vit_clt.analysis.fidelity_figure import (
+        from vit_clt.analysis.fit.fidelity_figure import (
             fidelity_figure,
             fidelity_report,
             fidelity_table,
         )
+        from vit_clt.analysis.reporting.files import check_png, study_files, write_study
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
         from vit_clt.zero_shot import ZeroShot
@@ -199,7 +199,7 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         """Every run to its end; the model, the images to measure on, and those trained on."""
         import torch
 
-        from vit_clt.training import check_run
+        from vit_clt.training.trainer import check_run
 
         vit = self.load_vit(self.device)
         data = self.load_images(vit)

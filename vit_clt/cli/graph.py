@@ -36,11 +36,11 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
 
     def run(self) -> None:
         """Take apart, draw, check, and report."""
-        from vit_clt.analysis.direct_effects_figure import direct_effects_figure
-        from vit_clt.analysis.exports import write_study
-        from vit_clt.analysis.graph_files import graphs_json
-        from vit_clt.analysis.graph_report import graph_report, rounded
-        from vit_clt.analysis.graph_study import graph_study
+        from vit_clt.analysis.graphs.effects_figure import direct_effects_figure
+        from vit_clt.analysis.graphs.files import graphs_json
+        from vit_clt.analysis.graphs.report import graph_report, rounded
+        from vit_clt.analysis.graphs.study import graph_study
+        from vit_clt.analysis.reporting.files import write_study
         from vit_clt.metrics import metrics_json
         from vit_clt.zero_shot import ZeroShot
 

@@ -29,10 +29,10 @@ class Import(VitOptions, OutputOptions):
 
     def run(self) -> None:
         """Read, check, and write."""
-        from vit_clt.checkpoints import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-        from vit_clt.interchange import import_circuit_tracer
+        from vit_clt.interchange.circuit_tracer import import_circuit_tracer
         from vit_clt.metrics import Metric, metrics_json
         from vit_clt.outputs import OutputFolder
+        from vit_clt.transcoder.checkpoints import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 
         if self.pretrained is not None and self.model is None:
             raise InputError(

@@ -33,8 +33,8 @@ class KeepSets(CLTOptions, StudyOptions, SeedOptions):
         import pandas as pd
 
         from vit_clt.analysis import contribution_scores, keep_sets
-        from vit_clt.analysis.exports import write_study
-        from vit_clt.analysis.keep_sets import check_k
+        from vit_clt.analysis.ablations.all_sets import check_k
+        from vit_clt.analysis.reporting.files import write_study
         from vit_clt.metrics import metrics_json
         from vit_clt.zero_shot import ZeroShot
 

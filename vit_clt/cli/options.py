@@ -15,10 +15,10 @@ from vit_clt.teachers import SHIPPED
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vit_clt.data import ImageData
+    from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
-    from vit_clt.transcoder import CrossLayerTranscoder
+    from vit_clt.transcoder.model import CrossLayerTranscoder
 
 Tokens = Literal["cls", "patch", "all"]
 
@@ -46,7 +46,7 @@ class StudyOptions(OutputOptions):
 
     def study_folder(self, *names: str) -> OutputFolder:
         """The folder of studies of these names, checked before anything is loaded."""
-        from vit_clt.analysis.exports import check_png, study_files
+        from vit_clt.analysis.reporting.files import check_png, study_files
         from vit_clt.outputs import OutputFolder
 
         if self.png:
@@ -76,7 +76,7 @@ def check_device(device: str) -> None:
 
 def load_clt(place: str, device: str) -> CrossLayerTranscoder:
     """A CLT from its folder or Hub id."""
-    from vit_clt.transcoder import CrossLayerTranscoder
+    from vit_clt.transcoder.model import CrossLayerTranscoder
 
     check_device(device)
     return CrossLayerTranscoder.from_pretrained(place).to(device).eval()
@@ -130,7 +130,7 @@ class ModelOptions(VitOptions):
 
     def load_images(self, vit: HookedViT, split: str | None = None) -> ImageData:
         """The images in `vit`'s preprocessing; `split` is the command's default, None held-out."""
-        from vit_clt.data import load_data
+        from vit_clt.data.forms import load_data
 
         if self.data is None and vit.cfg.model not in SHIPPED:
             raise InputError(f'data is missing; model "{vit.cfg.model}" needs images.')
@@ -238,7 +238,7 @@ def check_held_out(trained: ImageData, data: ImageData) -> None:
     Raises:
         InputError: both are one split of one source, or begin alike to the last pixel.
     """
-    from vit_clt.fingerprints import data_fingerprint
+    from vit_clt.data.fingerprints import data_fingerprint
 
     same_source = (trained.name, trained.split) == (data.name, data.split)
     if same_source or data_fingerprint(trained) == data_fingerprint(data):

@@ -35,8 +35,8 @@ class Probe(ModelOptions, StudyOptions, SeedOptions):
     def run(self) -> None:
         """Fit, read, draw, and report."""
         from vit_clt.analysis import probes
-        from vit_clt.analysis.exports import write_study
-        from vit_clt.analysis.probe_figure import probe_context, probe_report, probe_table
+        from vit_clt.analysis.probing.figure import probe_context, probe_report, probe_table
+        from vit_clt.analysis.reporting.files import write_study
         from vit_clt.metrics import metrics_json
 
         folder = self.study_folder("probe")

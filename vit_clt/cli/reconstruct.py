@@ -32,9 +32,9 @@ class Reconstruct(CompareOptions, StudyOptions, SeedOptions):
         """Measure, draw, and report."""
         import pandas as pd
 
-        from vit_clt.analysis.exports import write_study
-        from vit_clt.analysis.reconstruction import reconstructions
-        from vit_clt.analysis.reconstruction_figure import reconstruction_figure
+        from vit_clt.analysis.fit.reconstruction_figure import reconstruction_figure
+        from vit_clt.analysis.fit.reconstruction_study import reconstructions
+        from vit_clt.analysis.reporting.files import write_study
         from vit_clt.metrics import metrics_json
 
         folder = self.study_folder("reconstruction")

@@ -12,14 +12,14 @@ import tyro
 
 from vit_clt.cli.options import OutputOptions, check_device, print_table
 from vit_clt.errors import InputError
-from vit_clt.train_config import PRESETS, TrainConfig
+from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
-    from vit_clt.analysis.reproduce import Cell, Recipe
-    from vit_clt.data import ImageData
-    from vit_clt.estimate import Estimate
+    from vit_clt.analysis.reproduction.cells import Cell, Recipe
+    from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
+    from vit_clt.training.cost import Estimate
 
 STUDY_FILE = "reproduce.json"
 REPORT_FILES = ("report.html", "comparison.csv", "metrics.json")
@@ -76,7 +76,7 @@ class Reproduce(OutputOptions):
         """What options start from, given --smoke, which makes everything small."""
         if "reproduce" not in args or "--smoke" not in args:
             return cls()
-        from vit_clt.analysis.reproduce import smoke_recipe
+        from vit_clt.analysis.reproduction.cells import smoke_recipe
 
         small = smoke_recipe()
         return cls(
@@ -87,8 +87,8 @@ class Reproduce(OutputOptions):
         """Plan, run every cell that is missing, and report."""
         import torch
 
-        from vit_clt.analysis.reproduce import check_same, is_finished
-        from vit_clt.estimate import check_fits
+        from vit_clt.analysis.reproduction.cells import check_same, is_finished
+        from vit_clt.training.cost import check_fits
 
         if self.resume and self.overwrite:
             raise InputError("overwrite and resume are both set; expected one of them.")
@@ -124,7 +124,7 @@ class Reproduce(OutputOptions):
     # ---- before -----------------------------------------------------------------------------
 
     def _recipe(self) -> Recipe:
-        from vit_clt.analysis.reproduce import Recipe, smoke_recipe
+        from vit_clt.analysis.reproduction.cells import Recipe, smoke_recipe
 
         for name in ("k", "limit", "n_features"):
             value = getattr(self, name)
@@ -142,7 +142,7 @@ class Reproduce(OutputOptions):
 
     def _forms(self) -> dict[str, str]:
         """Data form by the data set's name."""
-        from vit_clt.analysis.reproduce import DATASET_NAMES
+        from vit_clt.analysis.reproduction.cells import DATASET_NAMES
 
         found: dict[str, str] = {}
         for form in self.datasets:
@@ -159,7 +159,7 @@ class Reproduce(OutputOptions):
 
     def _weights(self) -> dict[str, str]:
         """Weights file by backbone."""
-        from vit_clt.analysis.reproduce import BACKBONES
+        from vit_clt.analysis.reproduction.cells import BACKBONES
 
         found: dict[str, str] = {}
         for each in self.weights:
@@ -175,7 +175,7 @@ class Reproduce(OutputOptions):
         return found
 
     def _cells(self, datasets: Sequence[str]) -> list[Cell]:
-        from vit_clt.analysis.reproduce import cells
+        from vit_clt.analysis.reproduction.cells import cells
 
         for name in ("datasets", "backbones", "sparsifiers"):
             if not getattr(self, name):
@@ -183,7 +183,7 @@ class Reproduce(OutputOptions):
         return cells(datasets, *map(tuple, map(dict.fromkeys, (self.backbones, self.sparsifiers))))
 
     def _folder(self) -> OutputFolder:
-        from vit_clt.analysis.reproduce import BASELINE_FILE, FILES, cells, group_path
+        from vit_clt.analysis.reproduction.cells import BASELINE_FILE, FILES, cells, group_path
         from vit_clt.outputs import OutputFolder
 
         files = [STUDY_FILE, *REPORT_FILES]
@@ -194,9 +194,9 @@ class Reproduce(OutputOptions):
         return OutputFolder(self.out, files, self.overwrite, STUDY_FILE if self.resume else None)
 
     def _teacher(self, backbone: str, weights: dict[str, str]) -> HookedViT:
-        from vit_clt.analysis.reproduce import BACKBONES
-        from vit_clt.engine import seeded_globally
+        from vit_clt.analysis.reproduction.cells import BACKBONES
         from vit_clt.hooks import HookedViT
+        from vit_clt.training.engine import seeded_globally
 
         check_device(self.device)
         # a plan needs no weights, and must not fetch any
@@ -207,7 +207,7 @@ class Reproduce(OutputOptions):
             return HookedViT.from_open_clip(BACKBONES[backbone], source, device=self.device)
 
     def _images(self, form: str, vit: HookedViT) -> tuple[ImageData, ImageData]:
-        from vit_clt.data import load_data
+        from vit_clt.data.forms import load_data
 
         held_out = load_data(form, vit=vit, limit=self.limit)
         if held_out.split is None:
@@ -223,8 +223,8 @@ class Reproduce(OutputOptions):
         teachers: dict[str, HookedViT],
         images: dict[tuple[str, str], tuple[ImageData, ImageData]],
     ) -> Estimate:
-        from vit_clt.analysis.reproduce_plan import IMAGES, plan, plan_table, total_needs
-        from vit_clt.estimate import duration
+        from vit_clt.analysis.reproduction.plan import IMAGES, plan, plan_table, total_needs
+        from vit_clt.training.cost import duration
 
         counts = IMAGES | {name: (len(a), len(b)) for (name, _), (a, b) in images.items()}
         costs = plan(left, recipe, teachers, counts)
@@ -245,8 +245,8 @@ class Reproduce(OutputOptions):
         return needs
 
     def _begin(self, folder: OutputFolder, study: str) -> None:
-        from vit_clt.analysis.reproduce import cells
-        from vit_clt.snapshots import Snapshots
+        from vit_clt.analysis.reproduction.cells import cells
+        from vit_clt.training.checkpoints import Snapshots
 
         folder.open()
         for cell in cells():
@@ -263,7 +263,7 @@ class Reproduce(OutputOptions):
         teachers: dict[str, HookedViT],
         images: dict[tuple[str, str], tuple[ImageData, ImageData]],
     ) -> None:
-        from vit_clt.analysis.reproduce_cell import Bench, run_cells
+        from vit_clt.analysis.reproduction.run import Bench, run_cells
 
         for (dataset, backbone), (train, held_out) in images.items():
             bench = Bench(dataset, backbone, teachers[backbone], train, held_out, recipe)
@@ -278,12 +278,12 @@ class Reproduce(OutputOptions):
             self._report(folder, recipe)
 
     def _report(self, folder: OutputFolder, recipe: Recipe) -> None:
-        from vit_clt.analysis.reproduce_comparison import (
+        from vit_clt.analysis.reproduction.comparison import (
             comparison,
             comparison_metrics,
             finished_cells,
         )
-        from vit_clt.analysis.reproduce_report import differences_from_paper, study_report
+        from vit_clt.analysis.reproduction.report import differences_from_paper, study_report
         from vit_clt.metrics import metrics_json
 
         found = finished_cells(folder.path)

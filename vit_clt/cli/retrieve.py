@@ -18,9 +18,9 @@ from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
     from vit_clt.analysis import RetrievalIndex
-    from vit_clt.data import ImageData
+    from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
-    from vit_clt.transcoder import CrossLayerTranscoder
+    from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
 @dataclass(kw_only=True)
@@ -55,16 +55,16 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
         import pandas as pd
 
         from vit_clt.analysis import RetrievalIndex, class_consistency
-        from vit_clt.analysis.consistency_figure import consistency_figure
-        from vit_clt.analysis.descriptors import untrained
-        from vit_clt.analysis.exports import write_study
-        from vit_clt.analysis.figures import ROW_NAMES
-        from vit_clt.analysis.nearest import check_faiss
-        from vit_clt.analysis.neighbours import neighbour_frame
-        from vit_clt.analysis.retrieval import own_rows
-        from vit_clt.analysis.retrieval_figure import retrieval_figure
-        from vit_clt.analysis.retrieval_report import retrieval_report
-        from vit_clt.data import ImageRows
+        from vit_clt.analysis.reporting.files import write_study
+        from vit_clt.analysis.reporting.style import ROW_NAMES
+        from vit_clt.analysis.retrieval.consistency_figure import consistency_figure
+        from vit_clt.analysis.retrieval.descriptors import untrained
+        from vit_clt.analysis.retrieval.figure import retrieval_figure
+        from vit_clt.analysis.retrieval.index import own_rows
+        from vit_clt.analysis.retrieval.neighbours import neighbour_frame
+        from vit_clt.analysis.retrieval.report import retrieval_report
+        from vit_clt.analysis.stats.nearest import check_faiss
+        from vit_clt.data.images import ImageRows
         from vit_clt.metrics import metrics_json
 
         if self.search == "faiss":
@@ -187,7 +187,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
 
     def load_corpus(self, vit: HookedViT, data: ImageData) -> ImageData:
         """The images to search among, of the queries' classes."""
-        from vit_clt.data import load_data
+        from vit_clt.data.forms import load_data
 
         if self.corpus is None and data.split is None:
             raise InputError(
@@ -215,7 +215,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
     ) -> RetrievalIndex:
         """The index kept in --index, checked against this CLT and corpus, or a new one."""
         from vit_clt.analysis import RetrievalIndex
-        from vit_clt.analysis.index_files import is_index
+        from vit_clt.analysis.retrieval.files import is_index
 
         layers = None if self.layers is None else layer_numbers(self.layers)
         if self.index is not None and is_index(self.index):

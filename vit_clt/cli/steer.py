@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from vit_clt.data import ImageData
+    from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.metrics import Metric
-    from vit_clt.transcoder import CrossLayerTranscoder
+    from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
 @dataclass(kw_only=True)
@@ -55,8 +55,8 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
 
     def run(self) -> None:
         """Steer, draw, and report."""
-        from vit_clt.analysis.exports import write_study
-        from vit_clt.analysis.steering_report import steering_report
+        from vit_clt.analysis.reporting.files import write_study
+        from vit_clt.analysis.steering.report import steering_report
         from vit_clt.metrics import metrics_json
 
         folder = self.study_folder("steering")
@@ -136,8 +136,8 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         features: list[tuple[int, int]],
     ) -> _Found:
         from vit_clt.analysis import steering_curve
-        from vit_clt.analysis.steering_figure import rows_name
-        from vit_clt.analysis.steering_report import MIXED_ROWS, curve_table, edits_text
+        from vit_clt.analysis.steering.curve_figure import rows_name
+        from vit_clt.analysis.steering.report import MIXED_ROWS, curve_table, edits_text
         from vit_clt.zero_shot import ZeroShot, class_number
 
         if self.target is not None:
@@ -194,8 +194,8 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         wanted: str,
     ) -> _Found:
         from vit_clt.analysis import steering_search
-        from vit_clt.analysis.steering_figure import rows_name
-        from vit_clt.analysis.steering_report import agreement_text, edits_text, search_table
+        from vit_clt.analysis.steering.curve_figure import rows_name
+        from vit_clt.analysis.steering.report import agreement_text, edits_text, search_table
         from vit_clt.zero_shot import ZeroShot, class_number
 
         label = class_number(data.class_names, wanted, "search")

@@ -20,14 +20,14 @@ from vit_clt.cli.options import ModelOptions, OutputOptions
 from vit_clt.cli.training_options import TrainingOptions, preset_in, value_of
 from vit_clt.cli.training_summary import kind_of, training_summary
 from vit_clt.errors import InputError
-from vit_clt.train_config import TrainConfig
+from vit_clt.transcoder.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from vit_clt.config import CLTConfig
-    from vit_clt.data import ImageData
-    from vit_clt.estimate import Estimate
+    from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
+    from vit_clt.training.cost import Estimate
+    from vit_clt.transcoder.config import CLTConfig
 
 RUN_FILE, LOG_FILE = "run.json", "train.jsonl"
 FILES = (
@@ -84,12 +84,12 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
 
     def run(self) -> None:
         """Train, save, and report."""
-        from vit_clt.activation_cache import ActivationCache
         from vit_clt.metrics import metrics_json
-        from vit_clt.model_card import model_card
         from vit_clt.outputs import OutputFolder
-        from vit_clt.training import as_context, train
-        from vit_clt.trial import decided
+        from vit_clt.training.cache import ActivationCache
+        from vit_clt.training.trainer import as_context, train
+        from vit_clt.training.trial import decided
+        from vit_clt.transcoder.model_card import model_card
 
         if self.resume and self.overwrite:
             raise InputError("overwrite and resume are both set; expected one of them.")
@@ -169,8 +169,8 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         """What will be trained on what: as asked, and with every default decided."""
         import torch
 
-        from vit_clt.activations import capture
-        from vit_clt.training import check_run, resolved
+        from vit_clt.hooks.activations import capture
+        from vit_clt.training.trainer import check_run, resolved
 
         if self.k is not None and self.k < 1:
             raise InputError(f"k is {self.k}; expected at least 1.")
@@ -201,8 +201,8 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         Raises:
             InputError: options that do not go together, or do not fit the width.
         """
-        from vit_clt.config import CLTConfig
-        from vit_clt.sparsifiers import AbsTopK, JumpReLU, ReLUTopK, Sparsifier
+        from vit_clt.transcoder.config import CLTConfig
+        from vit_clt.transcoder.sparsifiers import AbsTopK, JumpReLU, ReLUTopK, Sparsifier
 
         n_features = 16 * d_model if self.n_features is None else self.n_features
         for name, default in (("bandwidth", 1.0), ("ramp", False)):
@@ -248,8 +248,8 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
     ) -> None:
         import torch
 
-        from vit_clt.engine import is_sharded
-        from vit_clt.estimate import check_fits
+        from vit_clt.training.cost import check_fits
+        from vit_clt.training.engine import is_sharded
 
         # the estimate is that of whole copies, which sharded processes do not hold
         if not is_sharded():
@@ -259,7 +259,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
     def _needs(
         self, vit: HookedViT, data: ImageData, config: CLTConfig, settings: TrainConfig
     ) -> Estimate:
-        from vit_clt.estimate import estimate
+        from vit_clt.training.cost import estimate
 
         return estimate(
             config,
@@ -275,9 +275,9 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
     def _estimate(
         self, vit: HookedViT, data: ImageData, config: CLTConfig, settings: TrainConfig
     ) -> None:
-        from vit_clt.estimate import duration
-        from vit_clt.transcoder import CrossLayerTranscoder
-        from vit_clt.trial import seconds_per_step
+        from vit_clt.training.cost import duration
+        from vit_clt.training.trial import seconds_per_step
+        from vit_clt.transcoder.model import CrossLayerTranscoder
 
         print(
             f"{vit.cfg.model}: {vit.cfg.n_layers} layers, width {vit.cfg.d_model}, "
@@ -296,7 +296,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
             print(f"time: about {duration(seconds * steps)} for {steps:,} steps", flush=True)
 
     def _begin(self, folder: OutputFolder, run: dict[str, Any]) -> None:
-        from vit_clt.snapshots import Snapshots
+        from vit_clt.training.checkpoints import Snapshots
 
         folder.open()
         Snapshots(folder.path / "checkpoints").remove()
@@ -350,7 +350,7 @@ def _check_same(run: dict[str, Any], path: Path) -> Backend:
 
     The checkpoint checks the rest.
     """
-    from vit_clt.training import FREE
+    from vit_clt.training.trainer import FREE
 
     try:
         before = json.loads(path.read_text())

@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from vit_clt.train_config import PRESETS, TrainConfig
+from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
 
 @dataclass(kw_only=True)

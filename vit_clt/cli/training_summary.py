@@ -6,20 +6,20 @@ import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_clt.train_config import TrainConfig
+from vit_clt.transcoder.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from vit_clt.config import CLTConfig
-    from vit_clt.data import ImageData
+    from vit_clt.data.images import ImageData
+    from vit_clt.transcoder.config import CLTConfig
 
 
 def training_summary(
     log: Path, data: ImageData, config: CLTConfig, settings: TrainConfig, device: str
 ) -> tuple[list[Any], dict[str, Any], str]:
     """Metrics, a few facts, and the page of curves, from the log of all starts."""
-    from vit_clt.analysis.curves import read_log, training_report
-    from vit_clt.estimate import duration
+    from vit_clt.analysis.reporting.training_page import read_log, training_report
     from vit_clt.metrics import Metric
+    from vit_clt.training.cost import duration
 
     records = read_log(log)
     steps = [r for r in records if "event" not in r]

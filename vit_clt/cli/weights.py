@@ -22,7 +22,7 @@ class Weights(StudyOptions):
         import pandas as pd
 
         from vit_clt.analysis import decoder_norms
-        from vit_clt.analysis.exports import write_study
+        from vit_clt.analysis.reporting.files import write_study
         from vit_clt.metrics import Metric, metrics_json
 
         folder = self.study_folder("weights")

@@ -1,1 +1,1 @@
-"""Tables of arXiv 2604.13304 as files; `vit_clt.analysis.paper` reads them."""
+"""Tables of arXiv 2604.13304 as files; `vit_clt.analysis.reproduction.published` reads them."""

@@ -1,0 +1,229 @@
+"""Keep and drop for every number of sources k, in several orders, read in one study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from vit_clt.analysis.ablations.keep_drop import Mode, kept_sources, sources_at, term_sets
+from vit_clt.analysis.ablations.rankings import Order, Ranking, source_orders
+from vit_clt.analysis.ablations.term_sets import REFERENCES, Fill, Targets
+from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
+from vit_clt.analysis.stats.readings import Accuracy, Measure, Readings
+from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.hooks import HookedViT, TokenKind
+from vit_clt.metrics import Metric
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+GIVEN = "given"
+"""What a set that was given, not ranked, stands under where rankings do."""
+_UNITS: dict[Measure, str] = {"top1": "fraction", "loss": "nats", "any_hit": "fraction"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Sources kept, or dropped, at every target."""
+
+    ranking: str
+    draw: int
+    mode: Mode
+    k: int
+    chosen: dict[int, list[int]]
+    """Per target, the sources kept (dropped), in the order of the ranking."""
+
+    @property
+    def name(self) -> str:
+        """The version it is in the readings."""
+        return f"{self.ranking}_{self.draw}_{self.mode}_{self.k}"
+
+    @property
+    def sources(self) -> str:
+        """The chosen sources as text: "7 5", of several targets "6: 6 5 | 7: 7 5"."""
+        each = {target: " ".join(map(str, chosen)) for target, chosen in self.chosen.items()}
+        if len(each) == 1:
+            return next(iter(each.values()))
+        return " | ".join(f"{target}: {text}" for target, text in each.items())
+
+
+@dataclass(frozen=True)
+class AblationCurves:
+    """Keep and drop for every k from 0 to the number of sources, one pass over the images."""
+
+    orders: list[Order]
+    """The main ranking first; one per draw of the random ones."""
+    points: list[Point]
+    ranked_by: str
+    """Which score is the main ranking's, on which rows and images."""
+    readings: Readings
+    tokens: TokenKind
+    targets: list[int]
+    fill: Fill
+    data: str
+    seed: int
+    l0: float
+    """Active features a token and layer, on these rows, over the targets' sources."""
+    no_op: bool
+
+    @property
+    def ranking(self) -> list[int]:
+        """Sources of the (deepest) target in the order of the first ranking."""
+        return self.orders[0].sources[self.targets[-1]]
+
+    @property
+    def rankings(self) -> list[Ranking]:
+        """The rankings, each once."""
+        return list(dict.fromkeys(order.ranking for order in self.orders))
+
+    def at(self, mode: Mode, k: int, ranking: str | None = None, draw: int = 0) -> Accuracy:
+        """The reading with the first k sources kept, or dropped; the first ranking by default."""
+        found = self._find(ranking or self.orders[0].ranking, mode, k)
+        return self.readings[found[draw].name]
+
+    def mean(
+        self, mode: Mode, k: int, ranking: str, measure: Measure = "top1"
+    ) -> tuple[float, float, float]:
+        """The mean over a ranking's draws with its 95 % interval over images."""
+        return self.readings.mean([p.name for p in self._find(ranking, mode, k)], measure)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per ranking, draw, mode and k, with references and recovered fractions.
+
+        `{measure}_above_full` is the difference to the full reconstruction, with its paired
+        interval; `recovered_{measure}` is counted from the mean floor.
+        """
+        references = {
+            "baseline": self.readings["original"],
+            "floor_zero": self.readings["floor_zero"],
+            "floor_mean": self.readings["floor_mean"],
+        }
+        rows: list[dict[str, Any]] = []
+        for point in self.points:
+            row: dict[str, Any] = {
+                "ranking": point.ranking,
+                "draw": point.draw,
+                "mode": point.mode,
+                "k": point.k,
+                "sources": point.sources,
+                **self.readings[point.name].columns(),
+            }
+            row |= {name: reading.top1 for name, reading in references.items()}
+            row |= {f"loss_{name}": reading.loss for name, reading in references.items()}
+            if "any_hit" in row:
+                row |= {f"any_hit_{name}": r.any_hit for name, r in references.items()}
+            measures: tuple[Measure, ...] = ("top1", "loss")
+            for measure in measures:
+                above = self.readings.difference(point.name, "full", measure)
+                share = self.readings.recovered_interval(point.name, "full", "floor_mean", measure)
+                for i, end in enumerate(("", "_low", "_high")):
+                    row[f"{measure}_above_full{end}"] = above[i]
+                    row[f"recovered_{measure}{end}"] = share[i]
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def metrics(self, prefix: str = "") -> list[Metric]:
+        """Accuracy and loss of every point, beside the mean floor and the unaltered model.
+
+        Points of the first ranking are named "keep_4_top1", of another "last_keep_4_top1"; random
+        orders stand as the mean over their draws.
+        """
+        versions = {name: [name] for name in REFERENCES[1:]}
+        for point in self.points:
+            main = point.ranking == self.orders[0].ranking
+            name = f"{point.mode}_{point.k}" if main else f"{point.ranking}_{point.mode}_{point.k}"
+            versions.setdefault(name, []).append(point.name)
+        original, floor = self.readings["original"], self.readings["floor_mean"]
+        return [
+            Metric(
+                f"{prefix}{name}_{measure}",
+                *(value, _UNITS[measure], self.readings.n, low, high),
+                floor=getattr(floor, measure),
+                baseline=getattr(original, measure),
+            )
+            for name, own in versions.items()
+            for measure in self.readings.means
+            for value, low, high in [self.readings.mean(own, measure)]
+        ]
+
+    def figure(self) -> go.Figure:
+        """Accuracy and loss against k, keep and drop, with the reference lines."""
+        from vit_clt.analysis.ablations.curves_figure import ablation_figure
+
+        return ablation_figure(self)
+
+    def _find(self, ranking: str, mode: Mode, k: int) -> list[Point]:
+        wanted = (ranking, mode, k)
+        return [point for point in self.points if (point.ranking, point.mode, point.k) == wanted]
+
+
+def ablation_curves(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    scores: ContributionScores | None = None,
+    rankings: Sequence[Ranking] | None = None,
+    sources: Iterable[int] | None = None,
+    draws: int = 5,
+    target: Targets = -1,
+    tokens: TokenKind = "cls",
+    fill: Fill = "zero",
+    seed: int = 0,
+    progress: bool = False,
+) -> AblationCurves:
+    """Keep and drop for every k from 0 to all sources, for one or several rankings.
+
+    Args:
+        vit: the teacher.
+        clt: its transcoder.
+        data: labelled images.
+        zs: the zero-shot classifier.
+        scores: by default projection scores of the same images and rows.
+        rankings: kinds of score, "last" (deepest source first), "bottom" (lowest of `scores`
+            first) or "random"; by default the kind of `scores`.
+        sources: a set of source layers to keep, and to drop, beside the curves.
+        draws: how many random orders.
+        target: the layer whose MLP rows are overwritten, or several, or "all": each then keeps its
+            own first k sources, or all it has.
+        tokens: rows overwritten.
+        fill: what stands in for a dropped term, see `keep_top_k`.
+        seed: of the random orders, the resample fill and the bootstrap.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: an argument out of range, labels without names, or a CLT of another model.
+    """
+    data = as_image_data(data)
+    study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    targets = list(study.targets)
+    given = None if sources is None else sources_at(targets, sources)
+    scores = scores or contribution_scores(vit, clt, data, tokens=tokens, progress=progress)
+    wanted = [scores.kind] if rankings is None else rankings
+    orders = source_orders(scores, targets, wanted, draws=draws, seed=seed)
+    points = [
+        Point(order.ranking, order.draw, mode, k, order.top(k))
+        for order in orders
+        for mode in get_args(Mode)
+        for k in range(targets[-1] + 2)
+    ]
+    if given is not None:
+        k = len(given[targets[-1]])
+        points += [Point(GIVEN, 0, mode, k, given) for mode in get_args(Mode)]
+    return AblationCurves(
+        orders=orders,
+        points=points,
+        ranked_by=scores.label,
+        readings=study.read({p.name: kept_sources(p.mode, p.chosen) for p in points}),
+        tokens=tokens,
+        targets=targets,
+        fill=fill,
+        data=data.name,
+        seed=seed,
+        l0=study.l0(),
+        no_op=study.no_op,
+    )

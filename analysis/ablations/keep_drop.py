@@ -1,0 +1,254 @@
+"""Keep or drop source layers of one or several targets' reconstructions, and read the model.
+
+At every target the MLP output rows are overwritten by b_dec + (kept terms) + (fills of dropped
+terms), and zero-shot accuracy and loss are read. Terms come from the teacher trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from vit_clt.analysis.ablations.rankings import rank_sources
+from vit_clt.analysis.ablations.term_sets import REFERENCES, Fill, Targets, TermSets, target_list
+from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
+from vit_clt.analysis.stats.readings import Accuracy, Measure, Readings
+from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, TokenKind, token_rows
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+Mode = Literal["keep", "drop"]
+Images = ImageData | Tensor | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One kept set, beside the lines it is to be read against."""
+
+    top1: float
+    low: float
+    high: float
+    loss: float
+    loss_low: float
+    loss_high: float
+    kept_at: dict[int, list[int]]
+    """Per target, the source layers whose terms stayed."""
+    bias_only: Accuracy
+    """y^ = b_dec: every term dropped, nothing filled in."""
+    floor_zero: Accuracy
+    """The model's own MLP rows at the targets set to zero."""
+    floor_mean: Accuracy
+    """The model's own MLP rows at the targets set to their mean over the images."""
+    full: Accuracy
+    """Every term kept."""
+    original: Accuracy
+    """The unaltered model."""
+    n: int
+    no_op: bool
+    """Whether these rows cannot reach the output (patch rows of the last layer, CLS pooling)."""
+    readings: Readings
+    name: str
+
+    @property
+    def kept(self) -> list[int]:
+        """Source layers whose terms stayed at the (deepest) target."""
+        return self.kept_at[max(self.kept_at)]
+
+    def recovered(
+        self, floor: Literal["floor_zero", "floor_mean"] = "floor_mean", measure: Measure = "top1"
+    ) -> float:
+        """(value - floor) / (full - floor); NaN where the interval of full - floor contains 0."""
+        return self.readings.recovered(self.name, "full", floor, measure)
+
+
+def keep_top_k(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    k: int = 4,
+    scores: ContributionScores | None = None,
+    target: Targets = -1,
+    tokens: TokenKind = "cls",
+    fill: Fill = "zero",
+    seed: int = 0,
+    progress: bool = False,
+) -> Ablation:
+    """Keep the k sources with the highest signed score, drop the others.
+
+    Args:
+        vit: the teacher.
+        clt: its transcoder.
+        data: labelled images.
+        zs: the zero-shot classifier.
+        k: how many sources; of several targets each keeps its own top k, or all it has.
+        scores: the ranking; by default projection scores of the same images and rows. Ties go to
+            the later layer.
+        target: the layer whose MLP rows are overwritten, -1 is the last; or several, or "all".
+        tokens: rows overwritten.
+        fill: what stands in for a dropped term: "zero", its "mean" over `data` at the same row,
+            or "resample": the same term of another image of `data`, one donor for all terms of an
+            image, drawn by `seed`.
+        seed: of the resample fill and of the bootstrap.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: an argument out of range, labels without names, or a CLT of another model.
+    """
+    study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    return _top_k(study, "keep", k, scores)
+
+
+def drop_top_k(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    k: int = 4,
+    scores: ContributionScores | None = None,
+    target: Targets = -1,
+    tokens: TokenKind = "cls",
+    fill: Fill = "zero",
+    seed: int = 0,
+    progress: bool = False,
+) -> Ablation:
+    """Drop the k sources with the highest signed score, keep the others; see `keep_top_k`."""
+    study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    return _top_k(study, "drop", k, scores)
+
+
+def keep_sources(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    sources: Iterable[int],
+    target: Targets = -1,
+    tokens: TokenKind = "cls",
+    fill: Fill = "zero",
+    seed: int = 0,
+    progress: bool = False,
+) -> Ablation:
+    """Keep these source layers, drop the others; arguments as in `keep_top_k`.
+
+    Args:
+        vit: the teacher.
+        clt: its transcoder.
+        data: labelled images.
+        zs: the zero-shot classifier.
+        sources: source layers, counted from 0; none keeps nothing. A target has those up to itself.
+        target: the layer whose MLP rows are overwritten, or several, or "all".
+        tokens: rows overwritten.
+        fill: what stands in for a dropped term.
+        seed: of the resample fill and of the bootstrap.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: an argument out of range, a source deeper than every target, labels without
+            names, or a CLT of another model.
+    """
+    study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    chosen = sources_at(study.targets, sources)
+    return _read(study, "keep", chosen)
+
+
+def drop_sources(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    sources: Iterable[int],
+    target: Targets = -1,
+    tokens: TokenKind = "cls",
+    fill: Fill = "zero",
+    seed: int = 0,
+    progress: bool = False,
+) -> Ablation:
+    """Drop these source layers, keep the others; see `keep_sources`."""
+    study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    chosen = sources_at(study.targets, sources)
+    return _read(study, "drop", chosen)
+
+
+def term_sets(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: Images,
+    zs: ZeroShot,
+    target: Targets,
+    tokens: TokenKind,
+    fill: Fill,
+    seed: int,
+    progress: bool,
+) -> TermSets:
+    """The study that all ablations of these arguments read, once they are checked."""
+    token_rows(tokens, vit.cfg.has_cls)
+    if fill not in get_args(Fill):
+        raise InputError(f'fill is "{fill}"; expected "zero", "mean" or "resample".')
+    targets = target_list(target, vit.cfg.n_layers)
+    return TermSets(vit, clt, as_image_data(data), zs, targets, tokens, fill, seed, progress)
+
+
+def sources_at(targets: Iterable[int], sources: Iterable[int]) -> dict[int, list[int]]:
+    """Per target, those of `sources` that it has: the ones up to itself.
+
+    Raises:
+        InputError: a source that no target has.
+    """
+    chosen, targets = sorted(set(sources)), list(targets)
+    for source in chosen:
+        if not 0 <= source <= max(targets):
+            raise InputError(
+                f"sources holds {source}; expected source layers from 0 to {max(targets)}, the "
+                "deepest target."
+            )
+    return {target: [s for s in chosen if s <= target] for target in targets}
+
+
+def kept_sources(mode: Mode, chosen: dict[int, list[int]]) -> dict[int, list[int]]:
+    """Per target, what stays where `chosen` is kept, or dropped."""
+    return {
+        target: [s for s in range(target + 1) if (s in picked) == (mode == "keep")]
+        for target, picked in chosen.items()
+    }
+
+
+def _top_k(study: TermSets, mode: Mode, k: int, scores: ContributionScores | None) -> Ablation:
+    deepest = max(study.targets)
+    if not 0 <= k <= deepest + 1:
+        raise InputError(
+            f"k is {k}; layer {deepest} has {deepest + 1} sources, expected 0 to that."
+        )
+    scores = scores or contribution_scores(
+        study.vit, study.clt, study.data, tokens=study.tokens, progress=study.progress
+    )
+    return _read(study, mode, {t: rank_sources(scores, t)[:k] for t in study.targets})
+
+
+def _read(study: TermSets, mode: Mode, chosen: dict[int, list[int]]) -> Ablation:
+    kept = kept_sources(mode, chosen)
+    readings = study.read({mode: kept})
+    reading = readings[mode]
+    return Ablation(
+        top1=reading.top1,
+        low=reading.low,
+        high=reading.high,
+        loss=reading.loss,
+        loss_low=reading.loss_low,
+        loss_high=reading.loss_high,
+        kept_at=kept,
+        **{reference: readings[reference] for reference in REFERENCES},
+        n=readings.n,
+        no_op=study.no_op,
+        readings=readings,
+        name=mode,
+    )

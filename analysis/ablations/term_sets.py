@@ -1,0 +1,302 @@
+"""Read a model whose MLP outputs at some layers are rebuilt from chosen terms.
+
+At every target l its rows become y^_S = b_dec[l] + sum_{s in S} c_{s->l} + (fills of the others),
+all targets at once. Terms come from the teacher trajectory, also where an altered layer lies below.
+Up to the first target's MLP nothing changes: that much of the stream is kept, and only what follows
+runs again. Where that is a function of the class token's row alone, no block runs at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.analysis.stats.donors import donor_cycle
+from vit_clt.analysis.stats.readings import Readings, gather_readings
+from vit_clt.data.forms import check_prepared
+from vit_clt.data.images import ImageData
+from vit_clt.errors import InputError
+from vit_clt.hooks import (
+    HookedViT,
+    TokenKind,
+    check_fits,
+    layer_list,
+    overwrite_mlp_hooks,
+    token_rows,
+)
+from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT
+from vit_clt.hooks.interventions import overwrite_rows
+from vit_clt.hooks.passes.replaced import RESID_MID
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import Outcome, ZeroShot
+
+Fill = Literal["zero", "mean", "resample"]
+Targets = int | Iterable[int] | Literal["all"]
+Kept = Mapping[int, Collection[int]]
+"""Per target, the sources whose terms stay."""
+REFERENCES = ("original", "full", "bias_only", "floor_zero", "floor_mean")
+# terms kept between passes over the images; those of further images are made anew in every pass
+CACHE_BYTES = 2**30
+# numbers of the stream that run on together: few enough to stay near the processor
+_AT_ONCE = 2**19
+
+
+@dataclass(frozen=True)
+class TermBatch:
+    """What every set of kept sources of some images is built from."""
+
+    labels: Int[Tensor, " image"]
+    terms: dict[int, Float[Tensor, "_source image row d_model"]]
+    """Per target."""
+    donated: dict[int, Float[Tensor, "_source image row d_model"]]
+    """The donors' terms per target; empty but for fill "resample"."""
+    y: dict[int, Float[Tensor, "image row d_model"]]
+    """The model's own MLP rows per target."""
+    l0: Float[Tensor, " source"]
+    """Per source of the deepest target."""
+    resid_mid: Float[Tensor, "image token d_model"]
+    """The stream before the first target's MLP."""
+    mlp_out: Float[Tensor, "image token d_model"]
+    """The first target's MLP output, all rows that matter."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the terms and the stream."""
+        held = [*self.terms.values(), *self.donated.values(), *self.y.values()]
+        return sum(t.nbytes for t in (*held, self.resid_mid, self.mlp_out))
+
+
+@dataclass(frozen=True)
+class _Means:
+    terms: dict[int, Float[Tensor, "_source row d_model"]]
+    y: dict[int, Float[Tensor, "row d_model"]]
+    l0: Float[Tensor, " source"]
+
+
+@dataclass(frozen=True)
+class TermSets:
+    """Some target layers, one token kind, one fill; `read` gives accuracy and loss of kept sets.
+
+    Everything is measured on `data`: terms (teacher trajectory), their means, the floors.
+    """
+
+    vit: HookedViT
+    clt: CrossLayerTranscoder
+    data: ImageData
+    zs: ZeroShot
+    targets: Sequence[int]
+    """Ascending."""
+    tokens: TokenKind
+    fill: Fill
+    seed: int
+    progress: bool = False
+    _cache: dict[range, TermBatch] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_fits(self.vit, self.clt)
+        check_prepared(self.vit, self.data)
+        if self.fill == "resample":
+            _ = self._donors  # too few images are refused before any work
+
+    @property
+    def no_op(self) -> bool:
+        """Whether these rows cannot reach the output."""
+        return self.tokens == "patch" and self._last_only and self.vit.cfg.pools_cls
+
+    @torch.no_grad()
+    def read(self, plans: Mapping[str, Kept]) -> Readings:
+        """Readings of each set of kept sources, and of the five references."""
+        names: dict[tuple[frozenset[int], ...], list[str]] = {}
+        for name, kept in plans.items():
+            same = tuple(frozenset(kept[target]) for target in self.targets)
+            names.setdefault(same, []).append(name)
+        masks = self._masks([dict(zip(self.targets, sets, strict=True)) for sets in names])
+        outcomes: dict[str, list[Outcome]] = {name: [] for name in (*REFERENCES, *plans)}
+        _ = self._means  # a pass of its own, before the one below
+        for batch in self._batches("ablate"):
+            for name, values in self._references(batch).items():
+                # alone in their batch, as in the model itself: rounding depends on a batch's size
+                single = {target: value[None] for target, value in values.items()}
+                embeddings = self._embed(batch, single, 1)
+                outcomes[name].append(self.zs.read(embeddings, batch.labels))
+            for own, outcome in zip(names.values(), self._read_sets(batch, masks), strict=True):
+                for name in own:
+                    outcomes[name].append(outcome)
+        return gather_readings(outcomes, self.seed, self.data.label_sets)
+
+    @torch.no_grad()
+    def read_means(
+        self, sets: Sequence[Kept]
+    ) -> tuple[Float[Tensor, " set"], Float[Tensor, " set"]]:
+        """Accuracy and mean loss of many sets of kept sources, without intervals (float64)."""
+        masks = self._masks(sets)
+        _ = self._means
+        right, loss = (torch.zeros(len(sets), dtype=torch.float64) for _ in range(2))
+        for batch in self._batches(f"{len(sets)} sets"):
+            for i, outcome in enumerate(self._read_sets(batch, masks)):
+                right[i] += outcome.correct.sum()
+                loss[i] += outcome.loss.double().sum()
+        return right / len(self.data), loss / len(self.data)
+
+    def l0(self) -> float:
+        """Active features a token and layer, on these rows, over the targets' sources."""
+        return float(self._means.l0.mean())
+
+    @property
+    def _last_only(self) -> bool:
+        return list(self.targets) == [self.vit.cfg.n_layers - 1]
+
+    @property
+    def _one_row(self) -> bool:
+        # after the last block every row of a CLS-pooled model but the first is thrown away
+        return self.tokens == "cls" and self._last_only and self.vit.cfg.pools_cls
+
+    def _masks(self, sets: Sequence[Kept]) -> dict[int, Tensor]:
+        # per target "set source", 1 where the source is kept
+        masks = {}
+        for target in self.targets:
+            masks[target] = torch.zeros(len(sets), target + 1)
+            for i, kept in enumerate(sets):
+                masks[target][i, list(kept[target])] = 1
+        return {target: mask.to(self.clt.b_dec.device) for target, mask in masks.items()}
+
+    def _references(self, batch: TermBatch) -> dict[str, dict[int, Tensor]]:
+        bias = {t: self.clt.b_dec[t].expand_as(batch.y[t]) for t in self.targets}
+        return {
+            "original": {},
+            "full": {t: bias[t] + batch.terms[t].sum(0) for t in self.targets},
+            "bias_only": bias,
+            "floor_zero": {t: torch.zeros_like(bias[t]) for t in self.targets},
+            "floor_mean": {t: self._means.y[t].expand_as(bias[t]) for t in self.targets},
+        }
+
+    def _read_sets(self, batch: TermBatch, masks: Mapping[int, Tensor]) -> Iterator[Outcome]:
+        n_sets, n_images = len(masks[self.targets[0]]), len(batch.labels)
+        columns = {}
+        for target in self.targets:
+            parts = [batch.terms[target]]
+            if self.fill == "mean":
+                parts.append(self._means.terms[target][:, None].expand_as(parts[0]))
+            elif self.fill == "resample":
+                parts.append(batch.donated[target])
+            columns[target] = torch.cat(parts).flatten(1)
+        size = max(1, _AT_ONCE // batch.resid_mid.numel())
+        for start in range(0, n_sets, size):
+            values = {}
+            for target, column in columns.items():
+                kept = masks[target][start : start + size]
+                # one product mixes kept terms and fills of the others, for many sets at once
+                mixed = (kept if self.fill == "zero" else torch.cat([kept, 1 - kept], 1)) @ column
+                values[target] = mixed.unflatten(1, batch.y[target].shape) + self.clt.b_dec[target]
+            n = min(size, n_sets - start)
+            found = self.zs.read(self._embed(batch, values, n), batch.labels.repeat(n))
+            of_each = (each.split(n_images) for each in (found.correct, found.loss, found.top))
+            yield from map(Outcome, *of_each)
+
+    def _embed(
+        self,
+        batch: TermBatch,
+        values: Mapping[int, Float[Tensor, "set image row d_model"]],
+        n_sets: int,
+    ) -> Tensor:
+        # embeddings "set*image d_embed" with these rows written; none: the unaltered model's
+        first = self.targets[0]
+        flat = {target: value.flatten(0, 1) for target, value in values.items()}
+        y = batch.mlp_out.repeat(n_sets, 1, 1)
+        if first in flat:
+            y = overwrite_rows(y, token_rows(self.tokens), flat.pop(first))
+        resid = self.vit.blocks[first].add_mlp(batch.resid_mid.repeat(n_sets, 1, 1), y)
+        if self._one_row:
+            return self.vit.head(resid)
+        hooks = overwrite_mlp_hooks(list(flat), self.tokens, flat)
+        return self.vit.run_with_hooks(resid, start_at_layer=first + 1, fwd_hooks=hooks)
+
+    def _batches(self, title: str) -> Iterator[TermBatch]:
+        size = self.data.batch_size
+        starts = range(0, len(self.data), size)
+        for start in tqdm(starts, f"{title} ({self.tokens})", disable=not self.progress):
+            chosen = range(start, min(start + size, len(self.data)))
+            batch = self._cache.get(chosen)
+            if batch is None:
+                batch = self._batch(chosen)
+                held = sum(each.nbytes for each in self._cache.values())
+                if held + batch.nbytes <= CACHE_BYTES:
+                    self._cache[chosen] = batch
+            yield batch
+
+    def _batch(self, chosen: range) -> TermBatch:
+        first = self.targets[0]
+        middle, entered = RESID_MID.format(l=first), HOOK_OUT.format(l=first)
+        outs = {target: HOOK_OUT.format(l=target) for target in self.targets}
+        images, labels = self.data.batch(chosen)
+        terms, l0, cache = self._terms(images, [middle, *outs.values()])
+        donated: dict[int, Tensor] = {}
+        if self.fill == "resample":
+            donors, _ = self.data.batch([self._donors[i] for i in chosen])
+            donated, _, _ = self._terms(donors, [])
+        rows = token_rows(self.tokens, self.vit.cfg.has_cls)
+        # only the class token's row of the stream is kept, where no other is ever read
+        read = rows if self._one_row else slice(None)
+        return TermBatch(
+            labels=labels,
+            terms=terms,
+            donated=donated,
+            # copies of these rows, so that the others need not stay in memory
+            y={target: cache[out][:, rows].contiguous() for target, out in outs.items()},
+            l0=l0,
+            resid_mid=cache[middle][:, read].contiguous(),
+            mlp_out=cache[entered][:, read].contiguous(),
+        )
+
+    def _terms(
+        self, images: Tensor, more: Sequence[str]
+    ) -> tuple[dict[int, Tensor], Tensor, dict[str, Tensor]]:
+        # terms per target, L0 per source, and the unaltered activations `more`
+        rows = token_rows(self.tokens, self.vit.cfg.has_cls)
+        names = [HOOK_IN.format(l=s) for s in range(self.targets[-1] + 1)]
+        cache = self.vit.clean_cache(images.to(self.clt.b_dec.device), [*names, *more])
+        codes = [self.clt.encode(cache[name][:, rows], layer=s) for s, name in enumerate(names)]
+        terms = {t: self.clt.contributions(codes[: t + 1], target=t) for t in self.targets}
+        return terms, torch.stack([c.l0().float().mean() for c in codes]), cache
+
+    @cached_property
+    @torch.no_grad()
+    def _means(self) -> _Means:
+        # over the images, per row
+        sums: dict[tuple[str, int], Tensor] = {}
+        for batch in self._batches("means"):
+            found = {("l0", 0): batch.l0.double() * len(batch.labels)}
+            for target in self.targets:
+                found["terms", target] = batch.terms[target].double().sum(1)
+                found["y", target] = batch.y[target].double().sum(0)
+            sums = {key: value + sums.get(key, 0) for key, value in found.items()}
+        mean = {key: (total / len(self.data)).float() for key, total in sums.items()}
+        return _Means(
+            terms={target: mean["terms", target] for target in self.targets},
+            y={target: mean["y", target] for target in self.targets},
+            l0=mean["l0", 0],
+        )
+
+    @cached_property
+    def _donors(self) -> list[int]:
+        return donor_cycle(len(self.data), self.seed)
+
+
+def target_list(target: Targets, n_layers: int) -> list[int]:
+    """Target layers, ascending and without repeats; "all" is every layer.
+
+    Raises:
+        InputError: none given, or one outside the model.
+    """
+    if isinstance(target, str):
+        if target != "all":
+            raise InputError(f'target is "{target}"; expected a layer, several, or "all".')
+        return list(range(n_layers))
+    return layer_list(target, n_layers)

@@ -1,0 +1,249 @@
+"""Evidence for a CLT's attribution of one layer, and the verdict drawn from it by a rule.
+
+    1. causes    C ranks layers as true ablation does: over all targets, the interval of the mean
+                 rank correlation with the ViT's own causal effects, off-diagonal, lies above 0, and
+                 its value above what 97.5 % of permuted rows of C reach (an interval over images
+                 alone shrinks around any number, chance agreement of a few layers included)
+    2. best sets the k sources with the highest C are among the best 5 % of all sets of k when kept
+                 (loss, dropped terms at zero), and better than the k deepest (paired interval);
+                 chosen on a random half of the images, read on the other
+    3. fill      their lead over the k deepest is there at zero fill, and its paired interval stays
+                 above 0 when dropped terms are at their mean
+
+"supported" if all three hold, "unsupported" if none does, else "mixed". The rule is ours. It was
+tightened after first audits: the comparison with permuted rows, and the halves, came when a CLT had
+passed the first check by chance, and a control the third. A chosen set that is the k deepest has no
+lead over them: C has then said nothing that "take the last layers" does not say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+
+from vit_clt.analysis.ablations.all_sets import KeepSets, keep_sets
+from vit_clt.analysis.ablations.term_sets import Fill
+from vit_clt.analysis.causal.agreement import depth_agreement
+from vit_clt.analysis.causal.effects import CausalEffects
+from vit_clt.analysis.causal.targets import PATHS, Path
+from vit_clt.analysis.contributions.moments import contribution_moments
+from vit_clt.analysis.contributions.parts import ScoreKind
+from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores, score
+from vit_clt.analysis.stats.ranks import MIN_SOURCES, RankAgreement, rank_agreement
+from vit_clt.data.images import ImageData, ImageRows
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, TokenKind, layer_list
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+Verdict = Literal["supported", "mixed", "unsupported"]
+KINDS: tuple[ScoreKind, ...] = ("projection", "centred")
+BEST = 0.05
+"""Share of all sets that counts as the best."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One of the verdict's three."""
+
+    name: str
+    holds: bool
+    reason: str
+    """The numbers it was decided by."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Scores, causal agreement and keep-sets of one CLT on one set of images."""
+
+    scores: dict[ScoreKind, ContributionScores]
+    agreement: dict[tuple[ScoreKind, Fill, Path], RankAgreement]
+    """Per kind of score, fill of the causal ablation, and path, with effects on y."""
+    depth_agreement: RankAgreement
+    """The same for a ranking by depth alone (deeper source first), total effects, mean ablation:
+    what needs no CLT."""
+    sets: dict[Fill, KeepSets]
+    """Chosen by `projection` on a random half of the images, read on the other."""
+
+    @cached_property
+    def conditions(self) -> list[Condition]:
+        """The three conditions, in order."""
+        causes = self.agreement["projection", "mean", "total"].spearman
+        zero, mean = self.sets["zero"], self.sets["mean"]
+        better = zero.chosen.better["loss"]
+        lead, low, high = _lead(zero)
+        mean_lead, mean_low, mean_high = _lead(mean)
+        last = next(mark for mark in zero.marked if mark.name == "last")
+        same = last.sources == zero.chosen.sources
+        note = " (the chosen set is the deepest one)" if same else ""
+        own = causes_by_target(self.agreement["projection", "mean", "total"], zero.target)
+        return [
+            Condition(
+                "causes",
+                causes.low > 0 and causes.value > causes.floor_high,
+                f"mean Spearman over targets {causes.value:.2f} ({causes.low:.2f} to "
+                f"{causes.high:.2f}), 97.5 % of permuted rows below {causes.floor_high:.2f}, p "
+                f"{causes.p:.3f}; depth alone {self.depth_agreement.spearman.value:.2f}; layer "
+                f"{zero.target} {own:.2f}",
+            ),
+            Condition(
+                "best sets",
+                better <= BEST and low > 0,
+                f"{100 * better:.1f} % of {len(zero.sets)} sets are better; loss of the deepest "
+                f"minus chosen {lead:+.4f} nats ({low:+.4f} to {high:+.4f}){note}",
+            ),
+            Condition(
+                "fill",
+                lead > 0 and mean_low > 0,
+                f"{lead:+.4f} nats at zero fill, {mean_lead:+.4f} ({mean_low:+.4f} to "
+                f"{mean_high:+.4f}) with dropped terms at their mean{note}",
+            ),
+        ]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The rule above."""
+        held = sum(condition.holds for condition in self.conditions)
+        return "supported" if held == 3 else "mixed" if held else "unsupported"
+
+
+def gather_evidence(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    effects: Sequence[CausalEffects],
+    *,
+    k: int = 4,
+    target: int = -1,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evidence:
+    """Score the CLT, read its keep-sets at every fill, and compare with causal effects.
+
+    Args:
+        vit: the teacher.
+        clt: its transcoder.
+        data: labelled images, those the effects were measured on.
+        zs: the zero-shot classifier.
+        effects: of the ViT itself, one for each fill, "mean" among them; `tokens` is theirs.
+        k: sources a set holds.
+        target: the layer whose rows are rebuilt; -1 is the last.
+        seed: of everything random.
+        progress: show progress bars.
+
+    Raises:
+        InputError: no effects by mean ablation, effects of other images, k out of range, or rows
+            that cannot reach the output.
+    """
+    by_fill = {each.fill: each for each in effects}
+    if "mean" not in by_fill:
+        raise InputError(f"effects hold fills {sorted(by_fill)}; expected mean among them.")
+    tokens = by_fill["mean"].tokens
+    for each in effects:
+        measured = (each.site, each.ablated, each.tokens, each.data, each.n, each.seed)
+        if measured != ("mlp", "all", tokens, data.name, len(data), seed):
+            raise InputError(
+                f"effects are of {each.ablated} rows of {each.site} on {each.tokens} rows of "
+                f"{each.data} (N = {each.n}, seed {each.seed}); expected all rows of mlp on "
+                f"{tokens} rows of {data.name} (N = {len(data)}, seed {seed})."
+            )
+    check_question(vit, data, tokens, target, k)
+    moments = contribution_moments(vit, clt, data, progress=progress)
+    scores = {kind: score(moments, tokens=tokens, kind=kind, seed=seed) for kind in KINDS}
+    agreement = {
+        (kind, fill, path): rank_agreement(
+            scores[kind].matrix.numpy(),
+            found.matrix(path),
+            score_draws=scores[kind].draws[:, :, :-1],
+            effect_draws=found.draws(path),
+            seed=seed,
+        )
+        for kind in KINDS
+        for fill, found in by_fill.items()
+        for path in PATHS
+    }
+    chosen_on, read_on = halves(data, seed)
+    ranking = contribution_scores(
+        vit, clt, chosen_on, tokens=tokens, kind="projection", seed=seed, progress=progress
+    )
+    sets = {
+        fill: keep_sets(
+            vit,
+            clt,
+            read_on,
+            zs,
+            k=k,
+            scores=ranking,
+            target=target,
+            tokens=tokens,
+            fill=fill,
+            seed=seed,
+            progress=progress,
+        )
+        for fill in get_args(Fill)
+    }
+    return Evidence(scores, agreement, depth_agreement(by_fill["mean"], "total"), sets)
+
+
+def halves(data: ImageData, seed: int) -> tuple[ImageRows, ImageRows]:
+    """Two random halves: a set chosen and read on the same images could owe its place to them.
+
+    Not every other row: data sets are often ordered, by alternating classes even.
+    """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+    middle = len(data) // 2
+    return ImageRows(data, sorted(order[:middle])), ImageRows(data, sorted(order[middle:]))
+
+
+def check_question(
+    vit: HookedViT, data: ImageData, tokens: TokenKind, target: int, k: int, name: str = "k"
+) -> None:
+    """Refuse what could not be answered, before anything is computed.
+
+    Args:
+        vit: the model.
+        data: the images.
+        tokens: rows scored.
+        target: the layer whose reconstruction is taken apart.
+        k: sources a keep-set holds.
+        name: what the caller calls k.
+
+    Raises:
+        InputError: a model of fewer than 4 layers, fewer than 4 images, no class names, a target
+            or k out of range, or rows that cannot reach the output.
+    """
+    n = vit.cfg.n_layers
+    if n <= MIN_SOURCES:
+        raise InputError(
+            f"the model has {n} layers; ranking sources needs at least {MIN_SOURCES + 1}."
+        )
+    if len(data) < 4:
+        raise InputError(f"data has {len(data)} images; expected at least 4, two halves of two.")
+    if not data.class_names:
+        raise InputError(f"data is {data.name}, which has no class names; expected labels.")
+    [layer] = layer_list(target, n)
+    if not 0 < k <= layer:
+        raise InputError(
+            f"{name} is {k}; layer {layer} has {layer + 1} sources, expected 1 to {layer}."
+        )
+    if tokens == "patch" and layer == n - 1 and vit.cfg.pools_cls:
+        raise InputError(
+            "tokens is patch at the last layer, whose rows cannot reach the output; expected "
+            "another target or cls."
+        )
+
+
+def causes_by_target(agreement: RankAgreement, target: int) -> float:
+    """Spearman correlation of one target's row, NaN where it has too few sources."""
+    rows = agreement.by_target.set_index("target")["spearman"]
+    return float(rows.get(target, float("nan")))
+
+
+def _lead(sets: KeepSets) -> tuple[float, float, float]:
+    """Loss of the k deepest minus that of the chosen set, with its paired interval."""
+    return sets.readings.difference("last", sets.chosen.name, "loss")

@@ -1,0 +1,167 @@
+"""The dense linear rival: every y_l as a ridge regression on the MLP inputs x_0..x_l.
+
+    y^_l = b_l + sum over s <= l of V[s->l] x_s
+
+It is returned as a CLT whose features are the entries of x themselves (identity encoders, as many
+features as d_model, none cut off), so every study of a CLT runs on it unchanged. Where its scores
+equal a CLT's, those scores say where y_l can be read linearly, and sparsity added nothing. Ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, TokenKind, token_rows
+from vit_clt.hooks.activations import capture
+from vit_clt.transcoder.config import CLTConfig
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.transcoder.sparsifiers import AbsTopK
+
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+HELD_OUT_EVERY = 5
+"""One image in so many chooses the penalty."""
+
+
+@dataclass(frozen=True)
+class RidgeFit:
+    """The regression and how it was chosen."""
+
+    clt: CrossLayerTranscoder
+    penalties: list[float]
+    """Per target, as a share of the inputs' mean variance."""
+    r2: list[float]
+    """Per target, on the images that chose the penalty (mean of all rows as the baseline)."""
+    n_images: int
+    """Images the coefficients were fitted on."""
+    n_held_out: int
+    """Images that chose the penalties."""
+    tokens: TokenKind
+    """Rows fitted."""
+
+
+@torch.no_grad()
+def ridge_transcoder(
+    vit: HookedViT,
+    images: ImageData | Tensor | Iterable[Any],
+    *,
+    tokens: TokenKind = "all",
+    penalties: Sequence[float | int] = PENALTIES,
+    progress: bool = False,
+) -> RidgeFit:
+    """Fit the regression on the teacher trajectory, sums in float64.
+
+    Every fifth image is left out of the fit and chooses the penalty of each target. Memory: for
+    those and for the others (n_layers d_model)^2 float64 numbers and as many again over d_model /
+    n_layers, and two such matrices while solving: 4 GB at ViT-B.
+
+    Args:
+        vit: the teacher.
+        images: what to fit on; not the images to be studied.
+        tokens: rows fitted.
+        penalties: shares of the inputs' mean variance to choose from.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: fewer than 5 images, or no positive penalty.
+    """
+    data = as_image_data(images)
+    rows = token_rows(tokens, vit.cfg.has_cls)
+    if len(data) < HELD_OUT_EVERY:
+        raise InputError(f"images has {len(data)} rows; expected at least {HELD_OUT_EVERY}.")
+    if not penalties or min(penalties) <= 0:
+        raise InputError(f"penalties is {list(penalties)}; expected numbers above 0.")
+    n, d = vit.cfg.n_layers, vit.cfg.d_model
+    device = next(vit.parameters()).device
+    fitted, held_out = _Moments.empty(n, d, device), _Moments.empty(n, d, device)
+    seen = 0
+    n_batches = -(-len(data) // data.batch_size)
+    for batch, _ in tqdm(data, "ridge", n_batches, disable=not progress):
+        found = capture(vit, batch.to(device))
+        x, y = found.x[:, :, rows].double(), found.y[:, :, rows].double()
+        chooses = (torch.arange(seen, seen + len(batch)) % HELD_OUT_EVERY == 0).to(device)
+        seen += len(batch)
+        for part, mask in ((fitted, ~chooses), (held_out, chooses)):
+            part.add(x[:, mask], y[:, mask])
+
+    clt = CrossLayerTranscoder(CLTConfig(n, d, d, AbsTopK(k=d)), backend="dense").to(device)
+    for s in range(n):
+        clt.W_enc[s].copy_(torch.eye(d))
+    chosen, scores = [], []
+    for l in range(n):
+        width = (l + 1) * d
+        best = None
+        for penalty in penalties:
+            weights, bias = fitted.solve(l, width, float(penalty))
+            r2 = held_out.r2(l, width, weights, bias)
+            if best is None or r2 > best[0]:
+                best = (r2, float(penalty), weights, bias)
+        assert best is not None
+        r2, penalty, weights, bias = best
+        for s in range(l + 1):
+            clt.W_dec[s][l - s].copy_(weights[s * d : (s + 1) * d])
+        clt.b_dec[l].copy_(bias)
+        chosen.append(penalty)
+        scores.append(r2)
+    n_held_out = -(-len(data) // HELD_OUT_EVERY)
+    return RidgeFit(clt, chosen, scores, len(data) - n_held_out, n_held_out, tokens)
+
+
+@dataclass
+class _Moments:
+    """Sums over rows of x (all layers side by side), of y, and of their products."""
+
+    xx: Float[Tensor, "in in"]
+    xy: Float[Tensor, "layer in d_model"]
+    yy: Float[Tensor, " layer"]
+    x: Float[Tensor, " in"]
+    y: Float[Tensor, "layer d_model"]
+    n_rows: int = 0
+
+    @classmethod
+    def empty(cls, n: int, d: int, device: torch.device) -> _Moments:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        return cls(zeros(n * d, n * d), zeros(n, n * d, d), zeros(n), zeros(n * d), zeros(n, d))
+
+    def add(
+        self,
+        x: Float[Tensor, "layer image row d_model"],
+        y: Float[Tensor, "layer image row d_model"],
+    ) -> None:
+        flat = rearrange(x, "layer image row d -> (image row) (layer d)")
+        targets = rearrange(y, "layer image row d -> layer (image row) d")
+        self.xx += flat.T @ flat
+        self.xy += flat.T @ targets
+        self.yy += targets.square().sum((1, 2))
+        self.x += flat.sum(0)
+        self.y += targets.sum(1)
+        self.n_rows += len(flat)
+
+    def solve(self, l: int, width: int, penalty: float) -> tuple[Tensor, Tensor]:
+        """Coefficients "in d_model" and bias of target l; the bias is not penalised."""
+        x, y = self.x[:width] / self.n_rows, self.y[l] / self.n_rows
+        gram = self.xx[:width, :width] / self.n_rows - x.outer(x)
+        gram.diagonal().add_(penalty * gram.diagonal().mean())
+        together = self.xy[l, :width] / self.n_rows - x.outer(y)
+        weights = torch.cholesky_solve(together, torch.linalg.cholesky(gram))
+        return weights, y - x @ weights
+
+    def r2(self, l: int, width: int, weights: Tensor, bias: Tensor) -> float:
+        """1 - sum ||y - y^||^2 / sum ||y - mean y||^2 on these rows, from the sums alone."""
+        y = self.y[l]
+        linear = (weights * self.xy[l, :width]).sum() + bias @ y
+        squared = (weights * (self.xx[:width, :width] @ weights)).sum()
+        squared += 2 * (self.x[:width] @ weights) @ bias + self.n_rows * bias @ bias
+        error = self.yy[l] - 2 * linear + squared
+        return 1 - float(error / (self.yy[l] - y @ y / self.n_rows))

@@ -1,0 +1,221 @@
+"""The audit: can a CLT's attribution be believed? Every diagnostic beside it, and a verdict.
+
+A CLT may be right about a model's outputs and wrong about its mechanism; each diagnostic asks one
+question of it, says what a bad answer looks like, and what it was. The verdict follows the rule in
+`vit_clt.analysis.auditing.evidence`. Nothing is trained here: rivals, variants and controls are
+given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import pandas as pd
+
+from vit_clt.analysis.auditing import diagnostics
+from vit_clt.analysis.auditing.diagnostics import Diagnostic
+from vit_clt.analysis.auditing.evidence import Evidence, Verdict, check_question, gather_evidence
+from vit_clt.analysis.auditing.ridge import ridge_transcoder
+from vit_clt.analysis.auditing.rivals import Rivals
+from vit_clt.analysis.auditing.shuffled import ShuffledSources
+from vit_clt.analysis.causal.effects import causal_effects
+from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
+from vit_clt.analysis.fit.fidelity_study import fidelity
+from vit_clt.analysis.fit.reconstruction_figure import reconstruction_figure
+from vit_clt.analysis.fit.reconstruction_study import reconstruction
+from vit_clt.analysis.reporting.page import Section, render_report
+from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, TokenKind
+from vit_clt.metrics import Metric
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The verdict, what it rests on, and every diagnostic."""
+
+    evidence: Evidence
+    diagnostics: list[Diagnostic]
+    left_out: dict[str, str]
+    """Diagnostics that were not made, and why."""
+    tokens: TokenKind
+    target: int
+    data: str
+    n: int
+    l0: float
+    """Active features a token and layer, on these rows."""
+    templates: str
+    seed: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """ "supported", "mixed" or "unsupported"."""
+        return self.evidence.verdict
+
+    def metrics(self) -> list[Metric]:
+        """Conditions as 0 or 1, then the numbers of every diagnostic."""
+        held = [
+            Metric(f"condition_{c.name.replace(' ', '_')}", int(c.holds), "count", self.n)
+            for c in self.evidence.conditions
+        ]
+        return [*held, *(metric for d in self.diagnostics for metric in d.metrics)]
+
+    def report(self) -> str:
+        """One HTML page: the verdict first, then a section for each diagnostic."""
+        facts = {
+            f"{'yes' if c.holds else 'no'}: {c.name}": c.reason for c in self.evidence.conditions
+        }
+        sections = [
+            Section(
+                "Verdict",
+                [
+                    f"The ranking of source layers by C, {self.tokens} rows, passes "
+                    f"{sum(c.holds for c in self.evidence.conditions)} of 3 checks: "
+                    f'{self.verdict}. ("supported" if all hold, "unsupported" if none does, else '
+                    f'"mixed"; the first is over all targets, the others are of layer '
+                    f"{self.target}.)",
+                    "Whatever the verdict: C says from which depth y_l can be sparsely read, not "
+                    "what MLP_s contributed (see D10), and it says little where D3 finds nothing "
+                    "to explain.",
+                ],
+                facts=facts,
+            )
+        ]
+        for d in self.diagnostics:
+            sections.append(
+                Section(
+                    f"{d.code} {d.question}",
+                    tables=[] if d.table.empty else [_rounded(d)],
+                    figures=d.figures,
+                    facts={"Measured": d.measured, "A bad answer": d.bad, "Found": d.found},
+                )
+            )
+        if self.left_out:
+            sections.append(Section("Not made", facts=self.left_out))
+        lead = (
+            f"{self.data}, N = {self.n}, teacher trajectory, L0 = {self.l0:.1f} a token and layer, "
+            f"templates: {self.templates}, seed {self.seed}. Intervals: 95 % bootstrap over images."
+        )
+        title = f"Audit of C(s→l), {self.tokens} rows of layer {self.target}: {self.verdict}"
+        return render_report(title, lead, sections)
+
+
+def audit(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    fit: ImageData | None = None,
+    rivals: Rivals | None = None,
+    tokens: TokenKind = "cls",
+    target: int = -1,
+    k: int = 4,
+    seed: int = 0,
+    progress: bool = False,
+) -> Audit:
+    """Run every diagnostic there is material for, and judge.
+
+    Args:
+        vit: the teacher.
+        clt: its transcoder.
+        data: labelled images that neither was trained on.
+        zs: the zero-shot classifier.
+        fit: other images, for the ridge rival (D6).
+        rivals: transcoders trained for D1, D8 and D11.
+        tokens: rows scored, and overwritten at the target.
+        target: the layer whose reconstruction is taken apart; -1 is the last.
+        k: sources a keep-set holds.
+        seed: of everything random.
+        progress: show progress bars.
+
+    Raises:
+        InputError: labels without names, a transcoder of another model, k out of range, or rows
+            that cannot reach the output.
+    """
+    data = as_image_data(data)
+    check_question(vit, data, tokens, target, k)
+    if not clt.config.cross_layer:
+        raise InputError("clt is a per-layer transcoder; expected one that reads across layers.")
+    rivals = rivals or Rivals()
+    # accuracy and loss are read once; the other fill is for the ranking alone
+    effects = [
+        causal_effects(vit, data, zs, tokens=tokens, fill="mean", seed=seed, progress=progress),
+        causal_effects(vit, data, tokens=tokens, fill="resample", seed=seed, progress=progress),
+    ]
+
+    def evidence_of(each: CrossLayerTranscoder) -> Evidence:
+        return gather_evidence(
+            vit, each, data, zs, effects, k=k, target=target, seed=seed, progress=progress
+        )
+
+    def scores_of(model: HookedViT, each: CrossLayerTranscoder) -> ContributionScores:
+        return contribution_scores(
+            model, each, data, tokens=tokens, kind="projection", seed=seed, progress=progress
+        )
+
+    evidence = evidence_of(clt)
+    own = evidence.scores["projection"]
+    layer = evidence.sets["zero"].target
+    made, left_out = [], {}
+    if rivals.per_layer:
+        clts = chain([("this CLT", clt)], rivals.per_layer)
+        found = fidelity(vit, clts, data, zs, seed=seed, progress=progress)
+        made.append(diagnostics.per_layer_rivals(found, "this CLT", rivals.trained_on))
+    else:
+        left_out["D1"] = "no per-layer transcoder was given"
+    made += [
+        diagnostics.causes(evidence, (effects[0].figure(),)),
+        diagnostics.floors(evidence),
+        diagnostics.keep_set_rank(evidence),
+        diagnostics.fills(evidence),
+    ]
+    if fit is not None:
+        linear = ridge_transcoder(vit, fit, tokens=tokens, progress=progress)
+        made.append(diagnostics.ridge(evidence, linear, scores_of(vit, linear.clt), layer))
+    else:
+        left_out["D6"] = "no images to fit on were given"
+    profile = reconstruction(vit, clt, data, seed=seed, progress=progress)
+    made.append(diagnostics.depth_profile(profile, tokens, (reconstruction_figure([profile]),)))
+    others, shapes = {"this CLT": own}, {"this CLT": _shape(clt)}
+    for name, each in rivals.variants:
+        others[name], shapes[name] = scores_of(vit, each), _shape(each)
+    if len(others) > 1:
+        made.append(diagnostics.variants(others, shapes, rivals.trained_on))
+    else:
+        left_out["D8"] = "no other CLT of this ViT was given"
+    made.append(diagnostics.shortcut())
+    random = {name: scores_of(model, each) for name, model, each in rivals.untrained}
+    shuffled = evidence_of(ShuffledSources.of(clt))
+    made.append(diagnostics.controls(evidence, shuffled, random, rivals.trained_on))
+    if not random:
+        left_out["D11, in part"] = "no CLT of a ViT with shuffled weights was given"
+    return Audit(
+        evidence=evidence,
+        diagnostics=made,
+        left_out=left_out,
+        tokens=tokens,
+        target=layer,
+        data=data.name,
+        n=len(data),
+        l0=own.l0,
+        templates=zs.name,
+        seed=seed,
+    )
+
+
+def _shape(clt: CrossLayerTranscoder) -> str:
+    config = clt.config
+    start = ", zero off-diagonal start" if config.zero_cross_init else ""
+    return f"{config.sparsifier.name}, {config.n_features} features a layer{start}"
+
+
+def _rounded(diagnostic: Diagnostic) -> pd.DataFrame:
+    table = diagnostic.table.copy()
+    for column in table.select_dtypes("number"):
+        if table[column].dtype.kind == "f":
+            table[column] = [f"{value:.4g}" for value in table[column]]
+    return table

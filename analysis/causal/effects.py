@@ -1,0 +1,298 @@
+"""Causal effects of the ViT's own MLPs or attention layers: what changes when one is ablated?
+
+No CLT takes part: this is what contribution scores C(s->l) are to be held against. At layer s the
+*ablated* rows of out_s are overwritten by a fill, and what that does is read on the *scored* rows
+of MLP_l, and at the output:
+
+    effect(s->l) = E||y_l - y_l^(s)||^2 / E||y_l - mean y_l||^2
+
+over images and scored rows, the mean over images at the same position. 0 says that nothing moved, 1
+that y_l moved as far as it varies over images (what overwriting y_l itself by its mean would do; by
+other images' rows, about 2). Total effects let everything downstream recompute, direct ones change
+only the stream that LN2_l reads (`vit_clt.hooks.UnalteredPass`). The form is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.analysis.ablations.term_sets import Fill
+from vit_clt.analysis.causal.targets import PATHS, EffectSums, Path, Read, TargetEffects
+from vit_clt.analysis.stats.donors import donor_cycle
+from vit_clt.analysis.stats.intervals import interval
+from vit_clt.analysis.stats.layer_sets import LayerSet, layer_sets, layers_text
+from vit_clt.analysis.stats.means import position_means
+from vit_clt.analysis.stats.readings import Readings, gather_readings
+from vit_clt.data.forms import check_prepared
+from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, Site, TokenKind, UnalteredPass, layer_list, token_rows
+from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT
+from vit_clt.hooks.interventions import SITE_OUT
+from vit_clt.metrics import Metric
+from vit_clt.zero_shot import Outcome, ZeroShot
+
+
+@dataclass(frozen=True)
+class CausalEffects:
+    """Effects of every source on every target above it, and of sets of layers on the output."""
+
+    on_targets: Mapping[tuple[Path, Read], TargetEffects]
+    """On what MLP_l puts out ("y") and reads ("x"), along every path or the direct one."""
+    readings: Readings | None
+    """Versions "original" and "{path} {layers}" per set of layers; None without a classifier."""
+    layer_sets: list[LayerSet]
+    site: Site
+    tokens: TokenKind
+    """Rows scored at the targets."""
+    ablated: TokenKind
+    """Rows overwritten at the sources."""
+    fill: Fill
+    templates: str | None
+    """Prompts of the classifier."""
+    data: str
+    n: int
+    n_layers: int
+    seed: int
+    """Of donors and intervals."""
+
+    def matrix(self, path: Path = "total", read: Read = "y") -> Float[np.ndarray, "target source"]:
+        """Effects [target, source]; NaN where the target does not read the source."""
+        return self.on_targets[path, read].matrix
+
+    def draws(
+        self, path: Path = "total", read: Read = "y"
+    ) -> Float[np.ndarray, "draw target source"]:
+        """Bootstrap resamples of `matrix`; one seed draws the same images for all of them."""
+        return self.on_targets[path, read].draws(self.seed)
+
+    def loss_rise(
+        self, path: Path = "total"
+    ) -> tuple[Float[np.ndarray, " source"], Float[np.ndarray, "draw source"]]:
+        """Rise in cross-entropy (nats) with each layer ablated alone, and its bootstrap resamples.
+
+        Raises:
+            InputError: there was no classifier.
+        """
+        if self.readings is None:
+            raise InputError("the effects hold no readings; causal_effects needs a classifier zs.")
+        at = [self.readings.names.index(f"{path} {s}") for s in range(self.n_layers)]
+        original = self.readings.names.index("original")
+        means, samples = self.readings.means["loss"], self.readings.samples["loss"]
+        return means[at] - means[original], samples[:, at] - samples[:, [original]]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per number: path, layers ablated, target ("output" for the model's), measure.
+
+        Measures: "y" and "x" of a target are effects; "top1" (fraction), "loss" (nats) and, where
+        several classes an image are known, "any_hit" of the output, and "delta_" of each, paired
+        with the unaltered model. The floor of a reading has every layer ablated.
+        """
+        rows: list[dict[str, Any]] = []
+        for (path, read), effects in self.on_targets.items():
+            matrix, draws = effects.matrix, effects.draws(self.seed)
+            for l, s in np.argwhere(np.isfinite(matrix)).tolist():
+                at = {"path": path, "layers": str(s), "target": str(l), "measure": read}
+                low, high = interval(draws[:, l, s])
+                found = {"unit": "fraction", "value": matrix[l, s], "low": low, "high": high}
+                rows.append({**at, **found, "n": self.n, "baseline": 0.0, "floor": None})
+        return pd.DataFrame([*rows, *self._output_rows()])
+
+    def metrics(self) -> list[Metric]:
+        """Every number of `to_frame`, named "{path}_{source}_to_{target}_{measure}"."""
+        frame = self.to_frame().replace({np.nan: None})
+        return [
+            Metric(
+                f"{r.path}_{r.layers}_to_{r.target}_{r.measure}",
+                r.value,
+                r.unit,
+                r.n,
+                r.low,
+                r.high,
+                r.floor,
+                r.baseline,
+            )
+            for r in frame.itertuples()
+        ]
+
+    def figure(self) -> go.Figure:
+        """Heatmaps of total and direct effects; accuracy and loss by layer, and by range."""
+        from vit_clt.analysis.causal.figure import causal_figure
+
+        return causal_figure(self)
+
+    def _output_rows(self) -> Iterator[dict[str, Any]]:
+        if self.readings is None:
+            return
+        everything = f"total {layers_text(range(self.n_layers))}"
+        versions = [(path, layers_text(layers)) for path in PATHS for layers in self.layer_sets]
+        for measure, means in self.readings.means.items():
+            level = dict(zip(self.readings.names, means.tolist(), strict=True))
+            lowest, original = level[everything], level["original"]
+            unit = "nats" if measure == "loss" else "fraction"
+            for path, layers in versions:
+                name = f"{path} {layers}"
+                samples = self.readings.samples[measure][:, self.readings.names.index(name)]
+                change, *ends = self.readings.difference(name, "original", measure)
+                for kind, value, (low, high), baseline, floor in (
+                    (measure, level[name], interval(samples), original, lowest),
+                    (f"delta_{measure}", change, ends, 0.0, lowest - original),
+                ):
+                    at = {"path": path, "layers": layers, "target": "output", "measure": kind}
+                    found = {"unit": unit, "value": value, "low": low, "high": high}
+                    yield {**at, **found, "n": self.n, "baseline": baseline, "floor": floor}
+
+
+@torch.no_grad()
+def causal_effects(
+    vit: HookedViT,
+    data: ImageData | Tensor | Iterable[Any],
+    zs: ZeroShot | None = None,
+    *,
+    tokens: TokenKind = "cls",
+    ablated: TokenKind = "all",
+    fill: Fill = "mean",
+    site: Site = "mlp",
+    sets: Iterable[Iterable[int]] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> CausalEffects:
+    """Ablate each layer of the unaltered model, and read every layer above it and the output.
+
+    An image's passes share its unaltered one: a total effect of layer s runs blocks s.. again, a
+    direct one on MLP_l its scored rows alone.
+
+    Args:
+        vit: the model, with no hooks attached.
+        data: images; labelled, if there is a classifier.
+        zs: the zero-shot classifier; without it only effects on targets are measured.
+        tokens: rows scored at the targets, as in C(s->l).
+        ablated: rows overwritten at the sources. By default all: a CLS row reads the patch rows of
+            lower layers through attention, which total effects include. The direct effect on a
+            scored row comes from that same row alone, and is 0 where it is not ablated.
+        fill: "mean" over the images at the same position, "resample" (the same rows of one other
+            image, drawn by `seed`, one for all layers), or "zero".
+        site: what is ablated, "mlp" outputs or "attn" outputs. MLP_l reads its own block's
+            attention, but not its own output.
+        sets: layers ablated together, for the output; by default `layer_sets(n_layers)`. Each
+            layer alone and all of them are always read.
+        seed: of donors and bootstraps.
+        progress: show progress bars.
+
+    Raises:
+        InputError: an argument out of range, one image, `sets` without a classifier, labels
+            without names, a hook on `vit`, or activations that are NaN or infinite.
+    """
+    data = as_image_data(data)
+    check_prepared(vit, data)
+    n = vit.cfg.n_layers
+    for kind in (tokens, ablated):
+        token_rows(kind, vit.cfg.has_cls)
+    for name, value, choices in (("fill", fill, Fill), ("site", site, Site)):
+        if value not in get_args(choices):
+            known = ", ".join(f'"{each}"' for each in get_args(choices))
+            raise InputError(f'{name} is "{value}"; expected one of {known}.')
+    if sets is not None and zs is None:
+        raise InputError("sets is given without zs; sets of layers are read at the output.")
+    if len(data) < 2:
+        raise InputError("data has 1 image; effects are relative to how images differ, expected 2.")
+    chosen = layer_sets(n) if sets is None else [tuple(layer_list(each, n)) for each in sets]
+    alone: list[LayerSet] = [(s,) for s in range(n)]
+    chosen = list(dict.fromkeys([*alone, *chosen, tuple(range(n))])) if zs else alone
+
+    means = _Means(vit, data, site, tokens, ablated, progress)
+    donors = donor_cycle(len(data), seed) if fill == "resample" else []
+    sums = EffectSums(len(data), n)
+    outcomes: dict[str, list[Outcome]] = {}
+    with tqdm(total=len(data), desc="causal", unit=" images", disable=not progress) as bar:
+        for start in range(0, len(data), data.batch_size):
+            batch = range(start, min(start + data.batch_size, len(data)))
+            images, labels = data.batch(batch)
+            clean = UnalteredPass(
+                vit, images.to(means.device), site=site, ablated=ablated, scored=tokens
+            )
+            values: dict[int, Tensor] | None = None
+            if fill == "mean":
+                values = means.fill
+            elif fill == "resample":
+                values = _outputs(vit, data, [donors[i] for i in batch], site, ablated)
+            sums.add_clean(batch, "y", clean.y, means.y)
+            sums.add_clean(batch, "x", clean.x, means.x)
+            for s in range(n):
+                for l in clean.readers(s):
+                    sums.add(batch, "direct", l, s, *clean.direct_on_mlp(s, l, values))
+            # the output is read by a classifier alone
+            versions = {"original": clean.embeddings()} if zs else {}
+            for layers in chosen:
+                altered = clean.total(layers, values)
+                if layers in alone:
+                    for l in clean.readers(layers[0]):
+                        dx, dy = altered.x[l] - clean.x[l], altered.y[l] - clean.y[l]
+                        sums.add(batch, "total", l, layers[0], dx, dy)
+                if zs:
+                    versions[f"total {layers_text(layers)}"] = altered.embeddings
+                    direct = clean.direct_on_output(layers, values)
+                    versions[f"direct {layers_text(layers)}"] = direct
+            if zs:
+                for name, embeddings in versions.items():
+                    outcomes.setdefault(name, []).append(zs.read(embeddings, labels))
+            bar.update(len(batch))
+    return CausalEffects(
+        on_targets=sums.effects(),
+        readings=gather_readings(outcomes, seed, data.label_sets) if zs else None,
+        layer_sets=chosen,
+        site=site,
+        tokens=tokens,
+        ablated=ablated,
+        fill=fill,
+        templates=zs.name if zs else None,
+        data=data.name,
+        n=len(data),
+        n_layers=n,
+        seed=seed,
+    )
+
+
+class _Means:
+    """Means over the images at each position: what targets read and put out, and the mean fill."""
+
+    def __init__(
+        self,
+        vit: HookedViT,
+        data: ImageData,
+        site: Site,
+        tokens: TokenKind,
+        ablated: TokenKind,
+        progress: bool,
+    ):
+        names = {p: _at_layers(vit, p) for p in {HOOK_IN, HOOK_OUT, SITE_OUT[site]}}
+        points = [name for each in names.values() for name in each]
+        found = position_means(vit, data, points, title="means", progress=progress)
+        self.device = found[points[0]].device
+        scored, overwritten = (token_rows(kind, vit.cfg.has_cls) for kind in (tokens, ablated))
+        self.x = [found[name][scored] for name in names[HOOK_IN]]
+        self.y = [found[name][scored] for name in names[HOOK_OUT]]
+        self.fill = {l: found[name][overwritten] for l, name in enumerate(names[SITE_OUT[site]])}
+
+
+def _outputs(
+    vit: HookedViT, data: ImageData, images: list[int], site: Site, tokens: TokenKind
+) -> dict[int, Tensor]:
+    names = _at_layers(vit, SITE_OUT[site])
+    cache = vit.clean_cache(data.batch(images)[0].to(next(vit.parameters()).device), names)
+    rows = token_rows(tokens, vit.cfg.has_cls)
+    return {l: cache[name][:, rows] for l, name in enumerate(names)}
+
+
+def _at_layers(vit: HookedViT, point: str) -> list[str]:
+    return [point.format(l=l) for l in range(vit.cfg.n_layers)]

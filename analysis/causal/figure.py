@@ -1,0 +1,308 @@
+"""Causal effects as a figure and as a page: targets as heatmaps, the output by layer and range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isnan
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from vit_clt.analysis.causal.targets import PATHS
+from vit_clt.analysis.reporting.page import Section, render_report
+from vit_clt.analysis.reporting.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PURPLE,
+    ROW_NAMES,
+    error_bars,
+    finish,
+)
+from vit_clt.analysis.stats.layer_sets import layers_text
+from vit_clt.errors import InputError
+
+if TYPE_CHECKING:
+    from vit_clt.analysis.causal.effects import CausalEffects
+    from vit_clt.analysis.stats.ranks import Agreement, RankAgreement
+
+SITE_NAMES = {"mlp": "MLP outputs", "attn": "attention outputs"}
+FILL_NAMES = {
+    "mean": "their mean over the images",
+    "resample": "another image's",
+    "zero": "zero",
+}
+READING = (
+    "Effects are the unaltered model's own: no CLT takes part. A total effect lets everything "
+    "downstream recompute; a direct one changes only what one reader sees. Layers stand in for one "
+    "another: a layer that costs nothing alone may be missed in a range. Accuracy saturates, so "
+    "read the loss beside it."
+)
+_COLOURS = {"total": BLUE, "direct": ORANGE}
+
+
+def causal_figure(effects: CausalEffects) -> go.Figure:
+    """Heatmaps of total and direct effects on y_l; below, accuracy and loss by layer and range."""
+    read = effects.readings is not None
+    n = effects.n_layers
+    measures = ("Δ accuracy (points)", "Δ cross-entropy (nats)")
+    titles = ["total effect on y_l", "direct effect on y_l"]
+    if read:
+        titles += [f"one layer · {m}" for m in measures] + [f"ranges · {m}" for m in measures]
+    n_rows = 3 if read else 1
+    heat = max(330, 30 * n + 60)
+    figure = make_subplots(
+        rows=n_rows,
+        cols=2,
+        subplot_titles=titles,
+        horizontal_spacing=0.12,
+        vertical_spacing=0.1,
+        row_heights=[heat, 260, 260][:n_rows],
+    )
+    for column, path in enumerate(PATHS, start=1):
+        matrix = effects.matrix(path).tolist()
+        figure.add_trace(
+            go.Heatmap(
+                z=[[_or_none(v) for v in row] for row in matrix],
+                x=list(map(str, range(n))),
+                y=list(map(str, range(n))),
+                text=[["" if isnan(v) else _short(v) for v in row] for row in matrix],
+                texttemplate="%{text}" if n <= 12 else None,
+                textfont={"size": 11 if n <= 8 else 9},
+                coloraxis=f"coloraxis{column if column > 1 else ''}",
+                hovertemplate=f"{path}, source %{{x}} on target %{{y}}: %{{z:.4g}}<extra></extra>",
+                hoverongaps=False,
+                xgap=1,
+                ygap=1,
+            ),
+            row=1,
+            col=column,
+        )
+    figure.update_xaxes(
+        title_text="ablated layer s", type="category", showgrid=False, title_standoff=5, row=1
+    )
+    figure.update_yaxes(
+        title_text="target layer l", autorange="reversed", type="category", showgrid=False, row=1
+    )
+    if read:
+        frame = effects.to_frame()
+        output = frame[frame["target"] == "output"].set_index(["measure", "path", "layers"])
+        for column, (measure, factor) in enumerate(
+            (("delta_top1", 100), ("delta_loss", 1)), start=1
+        ):
+            _bars(figure, output.loc[measure], factor, n, column)
+            _ranges(figure, output.loc[measure], factor, n, column)
+    height = 200 + heat + (600 if read else 0)
+    # a colour bar beside each heatmap: direct effects are far smaller than total ones
+    top = 1 - 0.1 / 2 if read else 1.0
+    length = heat / (heat + 520 + 0.1 * height) if read else 1.0
+    shared = {"colorscale": "Blues", "cmin": 0}
+    bars = {"thickness": 12, "len": length * 0.95, "yanchor": "top", "y": max(top, 1.0)}
+    figure.update_layout(
+        title={"text": f"{_title(effects)}<br><sup>{_subtitle(effects)}</sup>"},
+        coloraxis={**shared, "colorbar": {**bars, "x": 0.445}},
+        coloraxis2={**shared, "colorbar": {**bars, "x": 1.005}},
+        barmode="group",
+        width=1000,
+        height=height,
+        legend={"orientation": "h", "y": -0.06},
+    )
+    return finish(figure).update_layout(margin={"t": 145})
+
+
+def causal_report(
+    effects: CausalEffects, agreement: Mapping[str, RankAgreement] | None = None, clt: str = ""
+) -> str:
+    """The page as self-contained HTML: the figure, every set of layers, agreement with a CLT's C.
+
+    Args:
+        effects: what was measured.
+        agreement: by what is compared, e.g. "centred C, total effect".
+        clt: the CLT it compares with, in words.
+    """
+    facts = {
+        "Ablated": f"{SITE_NAMES[effects.site]}, {ROW_NAMES[effects.ablated]}, set to "
+        f"{FILL_NAMES[effects.fill]}",
+        "Scored": f"{ROW_NAMES[effects.tokens]} of MLP outputs y_l; 1 = as far as y_l varies over "
+        "images",
+        "Images": f"{effects.data}, N = {effects.n}",
+        "Trajectory": "the unaltered model (teacher)",
+        "Seed": str(effects.seed),
+    }
+    sections = [
+        Section("What was changed", [READING], facts=facts),
+        Section("Effects", figures=[causal_figure(effects)]),
+    ]
+    if effects.readings is not None:
+        note = (
+            "Top-1 in percent / cross-entropy in nats; differences are paired with the unaltered "
+            "model, with 95 % bootstrap intervals over images. The floor is every layer at once, "
+            f"{layers_text(range(effects.n_layers))}."
+        )
+        sections.append(Section("Sets of layers", [note], [output_table(effects)]))
+    if agreement:
+        notes = [
+            f"{clt}. Rank correlations of C(s→l) with the effect of s on l over the sources s < l, "
+            "mean over targets with at least three; for the output, C(s→L−1) with the rise in loss "
+            "over all s. The floor shuffles every row of C over its sources. C says from which "
+            "depth y_l can be sparsely read: it need not agree. Depth alone has the layer's "
+            "number in C's place.",
+            "Intervals: 95 % bootstrap over images of the effects; C is held at its value.",
+        ]
+        tables = [agreement_table(agreement)]
+        sections.append(Section("Agreement with contribution scores", notes, tables))
+    lead = "What changes in a Vision Transformer when a layer's own output is ablated?"
+    return render_report(_title(effects), lead, sections)
+
+
+def output_table(effects: CausalEffects) -> pd.DataFrame:
+    """One row per set of layers, as text: total and direct effects on top-1 (%) and loss (nats).
+
+    Raises:
+        InputError: there was no classifier.
+    """
+    if effects.readings is None:
+        raise InputError("the effects hold no readings; causal_effects needs a classifier zs.")
+    original = effects.readings["original"]
+    first = {"layers": "none (unaltered)", "total": f"{100 * original:.2f} / {original.loss:.4f}"}
+    rows = [first]
+    for layers in map(layers_text, effects.layer_sets):
+        row = {"layers": layers}
+        for path in PATHS:
+            read = effects.readings[f"{path} {layers}"]
+            rise, *ends = effects.readings.difference(f"{path} {layers}", "original", "loss")
+            row[path] = f"{100 * read:.2f} / {read.loss:.4f}"
+            row[f"{path}, Δ loss"] = f"{rise:+.4f} ({ends[0]:+.4f} to {ends[1]:+.4f})"
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(rows[-1])).fillna("")
+
+
+def agreement_table(agreement: Mapping[str, RankAgreement]) -> pd.DataFrame:
+    """One row per comparison, as text."""
+    return pd.DataFrame(
+        {
+            "compared": name,
+            "Spearman": _interval_text(a.spearman),
+            "permuted": _floor_text(a.spearman),
+            "p": _plain(a.spearman.p),
+            "Kendall": _interval_text(a.kendall),
+            "targets": a.n_targets,
+        }
+        for name, a in agreement.items()
+    )
+
+
+def _bars(figure: go.Figure, output: pd.DataFrame, factor: int, n: int, column: int) -> None:
+    for path in PATHS:
+        rows = output.loc[path].loc[[str(s) for s in range(n)]]
+        values, low, high = (rows[end] * factor for end in ("value", "low", "high"))
+        figure.add_trace(
+            go.Bar(
+                x=list(range(n)),
+                y=values.tolist(),
+                error_y=error_bars(values, low, high, width=2),
+                name=f"{path} effect of one layer",
+                legendgroup=path,
+                showlegend=column == 1,
+                marker={"color": _COLOURS[path], "pattern": {"shape": "/" * (path == "direct")}},
+                hovertemplate=f"{path}, layer %{{x}}: %{{y:.4g}}<extra></extra>",
+            ),
+            row=2,
+            col=column,
+        )
+    figure.update_xaxes(title_text="ablated layer s", dtick=1, title_standoff=5, row=2, col=column)
+
+
+def _ranges(figure: go.Figure, output: pd.DataFrame, factor: int, n: int, column: int) -> None:
+    total = output.loc["total"]
+    for label, ranges, colour, dash, symbol in (
+        ("layers s to the last", [range(s, n) for s in range(n)], BLUE, "solid", "circle"),
+        ("layers 0 to s", [range(s + 1) for s in range(n)], GREY, "dash", "square"),
+    ):
+        names = [layers_text(each) for each in ranges]
+        at = [s for s, name in enumerate(names) if name in total.index]
+        rows = total.loc[[names[s] for s in at]]
+        values, low, high = (rows[end] * factor for end in ("value", "low", "high"))
+        figure.add_trace(
+            go.Scatter(
+                x=at,
+                y=values.tolist(),
+                error_y=error_bars(values, low, high),
+                customdata=rows.index.tolist(),
+                mode="lines+markers",
+                name=f"total effect of {label}",
+                legendgroup=label,
+                showlegend=column == 1,
+                line={"color": colour, "dash": dash},
+                marker={"symbol": symbol, "size": 7},
+                hovertemplate="layers %{customdata}: %{y:.4g}<extra></extra>",
+            ),
+            row=3,
+            col=column,
+        )
+    floor = float(np.asarray(total["floor"])[0]) * factor
+    figure.add_trace(
+        go.Scatter(
+            x=[0, n - 1],
+            y=[floor, floor],
+            mode="lines",
+            name="floor: every layer",
+            legendgroup="floor",
+            showlegend=column == 1,
+            line={"color": PURPLE, "dash": "dashdot", "width": 1.5},
+            hovertemplate="floor, every layer: %{y:.4g}<extra></extra>",
+        ),
+        row=3,
+        col=column,
+    )
+    figure.update_xaxes(title_text="s", dtick=1, title_standoff=5, row=3, col=column)
+
+
+def _title(effects: CausalEffects) -> str:
+    return (
+        f"Causal effects of {SITE_NAMES[effects.site]} on {ROW_NAMES[effects.tokens]}, "
+        f"{ROW_NAMES[effects.ablated]} ablated"
+    )
+
+
+def _subtitle(effects: CausalEffects) -> str:
+    lines = (
+        f"{effects.data}, N = {effects.n}, no CLT; ablated rows set to {FILL_NAMES[effects.fill]}, "
+        f"seed {effects.seed}<br>effects on y_l: E‖y_l − y_l′‖² / E‖y_l − mean‖², 1 = as far as "
+        "y_l varies over images (colour scales differ)"
+    )
+    if effects.readings is not None:
+        original = effects.readings["original"]
+        lines += (
+            f"<br>unaltered: top-1 {100 * original.top1:.2f} %, loss {original.loss:.4f} nats, "
+            f"templates: {effects.templates}; bars: 95 % bootstrap over images, paired"
+        )
+    return lines
+
+
+def _interval_text(a: Agreement) -> str:
+    if isnan(a.low):
+        return _plain(a.value)
+    return f"{_plain(a.value)} ({a.low:.3f} to {a.high:.3f})"
+
+
+def _floor_text(a: Agreement) -> str:
+    return "undefined" if isnan(a.floor) else f"{a.floor_low:.3f} to {a.floor_high:.3f}"
+
+
+def _plain(value: float) -> str:
+    return "undefined" if isnan(value) else f"{value:.3f}"
+
+
+def _short(value: float) -> str:
+    # a cell of twelve is narrow; hovering shows every digit
+    if value == 0 or value >= 0.01:
+        return f"{value:.2f}" if value else "0"
+    return f"{value:.3f}"[1:] if value >= 0.0005 else "<.001"
+
+
+def _or_none(value: float) -> float | None:
+    return None if isnan(value) else value

@@ -1,0 +1,107 @@
+"""What the decoders alone say of who writes where: norms of W_dec[s->l], without any image.
+
+With e_i = ||W_dec[s->l]_i||^2, the squared norm of feature i's row, in raw units of y_l:
+
+    norm         sqrt(sum_i e_i)                     Frobenius norm of the connection
+    rms          sqrt(mean_i e_i)                    of one feature
+    source_share sum_i e_i / the same summed over the targets of s
+    effective    (sum_i e_i)^2 / (F sum_i e_i^2)     share of the features that carry the norm: 1
+                                                     where all are equal, 1/F where one has it all
+    top_1_percent  share of sum_i e_i held by the largest 1 % of features (at least one)
+    cross_layer    per source: 1 - source_share[s, s]; per target: the share of sum e that comes
+                   from s < l
+
+Norms say nothing of how often or how strongly a feature fires. Neither are they comparable between
+sources: codes of s times a and decoders of s over a are the same CLT, so what compares sources
+(norm down a row, cross_layer per target) holds only as far as their codes are of one size. Across
+the targets of one source they compare up to the size of y_l, which tends to grow with depth and
+which weights do not tell. The definitions are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, sqrt
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_clt.transcoder.model import CrossLayerTranscoder
+
+TOP_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class DecoderNorms:
+    """Matrices are indexed [target, source], float64, and NaN where the source is deeper."""
+
+    norm: Float[Tensor, "target source"]
+    effective: Float[Tensor, "target source"]
+    """Share of features; NaN where the connection is zero, as is `top_1_percent`."""
+    top_1_percent: Float[Tensor, "target source"]
+    n_features: int
+
+    @property
+    def rms(self) -> Float[Tensor, "target source"]:
+        """Root mean square norm of one feature."""
+        return self.norm / sqrt(self.n_features)
+
+    @property
+    def source_share(self) -> Float[Tensor, "target source"]:
+        """Share of a source's squared norm that each target gets; columns sum to 1."""
+        energy = self.norm.square()
+        return energy / energy.nansum(0)
+
+    @property
+    def cross_layer_of_source(self) -> Float[Tensor, " source"]:
+        """Share of each source's squared norm written to later layers."""
+        return 1 - self.source_share.diagonal()
+
+    @property
+    def cross_layer_of_target(self) -> Float[Tensor, " target"]:
+        """Share of the squared norm into each target that earlier layers hold."""
+        energy = self.norm.square()
+        return 1 - energy.diagonal() / energy.nansum(1)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per connection; the cross-layer shares repeat with their source and target."""
+        return pd.DataFrame(
+            {
+                "target": l,
+                "source": s,
+                "norm": float(self.norm[l, s]),
+                "rms": float(self.rms[l, s]),
+                "source_share": float(self.source_share[l, s]),
+                "effective": float(self.effective[l, s]),
+                "top_1_percent": float(self.top_1_percent[l, s]),
+                "cross_layer_of_source": float(self.cross_layer_of_source[s]),
+                "cross_layer_of_target": float(self.cross_layer_of_target[l]),
+            }
+            for l in range(len(self.norm))
+            for s in range(l + 1)
+        )
+
+    def figure(self, name: str = "CLT") -> go.Figure:
+        """Heatmaps of norms, shares and concentration, and bars of the cross-layer shares."""
+        from vit_clt.analysis.contributions.decoder_weights_figure import decoder_norms_figure
+
+        return decoder_norms_figure(self, name)
+
+
+@torch.no_grad()
+def decoder_norms(clt: CrossLayerTranscoder) -> DecoderNorms:
+    """Norms of every connection of a CLT and how they spread over its features."""
+    n, n_features = clt.config.n_layers, clt.config.n_features
+    n_top = ceil(TOP_SHARE * n_features)
+    norm, effective, top = (torch.full((n, n), torch.nan, dtype=torch.float64) for _ in range(3))
+    for s, decoder in enumerate(clt.W_dec):
+        for l, connection in enumerate(decoder, start=s):
+            energy = torch.linalg.vector_norm(connection, dim=-1).double().square().cpu()
+            total = energy.sum()
+            norm[l, s] = total.sqrt()
+            effective[l, s] = total.square() / (n_features * energy.square().sum())
+            top[l, s] = energy.topk(n_top).values.sum() / total
+    return DecoderNorms(norm, effective, top, n_features)

@@ -1,0 +1,199 @@
+"""Heatmaps of contribution scores, and of the differences between two CLTs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Bool, Float
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from vit_clt.analysis.reporting.style import ROW_NAMES, finish
+
+if TYPE_CHECKING:
+    from vit_clt.analysis.contributions.difference import ScoreDifference
+    from vit_clt.analysis.contributions.scores import ContributionScores
+
+_UNCLEAR = "#b8b8b8"
+# above this, numbers in cells would be smaller than print
+_MOST_LAYERS_WITH_NUMBERS = 12
+
+
+def contribution_figure(
+    grid: Sequence[Sequence[ContributionScores]], columns: Sequence[str] | None = None
+) -> go.Figure:
+    """Heatmaps of C(s->l) on one shared scale, as many rows and columns as `grid` has.
+
+    Targets run down, sources across; the last column is the share of the bias. Numbers stand in
+    the cells of up to 12 layers, where they do not round to 0, and on hover with their 95 %
+    intervals. The grey triangle holds sources deeper than their target.
+
+    Args:
+        grid: a row per token kind (and score kind), a column per score kind or per CLT.
+        columns: names of the CLTs, where the columns are CLTs.
+    """
+    first = grid[0][0]
+    titles = [
+        f"{columns[j]} (L0 {scores.l0:.1f})<br>{_panel(scores)}" if columns else _panel(scores)
+        for row in grid
+        for j, scores in enumerate(row)
+    ]
+    figure = _panels(len(grid), titles)
+    for i, row in enumerate(grid, start=1):
+        for j, scores in enumerate(row, start=1):
+            values = torch.cat([scores.matrix, scores.bias[:, None]], 1)
+            _draw(figure, i, j, values, scores.low, scores.high)
+    l0 = "" if columns else f", L0 = {first.l0:.1f} a token"
+    return _finished(
+        figure,
+        (len(grid), len(grid[0]), len(first.matrix)),
+        "C(s→l): from which depth can y_l be sparsely read?",
+        f"{first.data}, N = {first.n_images}, teacher trajectory{l0}<br>{_intervals(first)}",
+        "share of ŷ",
+        "RdBu",
+    )
+
+
+def difference_figure(
+    grid: Sequence[Sequence[ScoreDifference]], pairs: Sequence[tuple[str, str]]
+) -> go.Figure:
+    """Heatmaps of C_a - C_b on one shared scale; cells whose paired interval holds 0 are grey.
+
+    Args:
+        grid: a row per token kind (and score kind), a column per pair of CLTs.
+        pairs: names of a and b of each column.
+    """
+    first = grid[0][0].a
+    titles = [
+        f"{a} − {b} (L0 {difference.a.l0:.1f}, {difference.b.l0:.1f})<br>{_panel(difference.a)}"
+        for row in grid
+        for difference, (a, b) in zip(row, pairs, strict=True)
+    ]
+    figure = _panels(len(grid), titles)
+    for i, row in enumerate(grid, start=1):
+        for j, each in enumerate(row, start=1):
+            values = each.matrix
+            if each.a.kind == "centred":  # its bias is 0 by definition, in both
+                values[:, -1] = torch.nan
+            _draw(figure, i, j, values, each.low, each.high, each.clear)
+    return _finished(
+        figure,
+        (len(grid), len(grid[0]), len(first.matrix)),
+        f"C(s→l) of {pairs[0][0]} less that of another CLT",
+        f"{first.data}, N = {first.n_images}, teacher trajectory<br>"
+        f"dark grey: paired interval holds 0; {_intervals(first)}",
+        "difference",
+        "PuOr",
+    )
+
+
+def _panel(scores: ContributionScores) -> str:
+    averaged = scores.kind in ("projection", "norm")
+    how = f" ({scores.reduce.replace('_', ' ')})" if averaged else ""
+    return f"{ROW_NAMES[scores.tokens]} · {scores.kind}{how}"
+
+
+def _intervals(scores: ContributionScores) -> str:
+    if scores.n_images < 2:
+        return "one image has no interval"
+    return f"on hover: 95 % bootstrap over images (seed {scores.seed})"
+
+
+def _panels(n_rows: int, titles: Sequence[str]) -> go.Figure:
+    n_columns = len(titles) // n_rows
+    return make_subplots(
+        rows=n_rows,
+        cols=n_columns,
+        subplot_titles=titles,
+        horizontal_spacing=0.2 / (n_columns + 0.4),
+        vertical_spacing=0.36 / (n_rows + 1),
+    )
+
+
+def _draw(
+    figure: go.Figure,
+    row: int,
+    col: int,
+    values: Float[Tensor, "target source_and_bias"],
+    low: Float[Tensor, "target source_and_bias"],
+    high: Float[Tensor, "target source_and_bias"],
+    clear: Bool[Tensor, "target source_and_bias"] | None = None,
+) -> None:
+    """One panel; cells that are not `clear` go into a heatmap of their own, all grey."""
+    n = len(values)
+    coloured = values.isfinite() if clear is None else clear
+    parts: list[tuple[Tensor, dict[str, Any]]] = [(coloured, {"coloraxis": "coloraxis"})]
+    if clear is not None:
+        grey = [[0, _UNCLEAR], [1, _UNCLEAR]]
+        parts.append((values.isfinite() & ~clear, {"colorscale": grey, "showscale": False}))
+    cells = torch.stack([values, low, high], -1).tolist()
+    hover = [
+        [f"{v:.4f}" + (f" ({a:.4f} to {b:.4f})" if a == a else "") for v, a, b in line]
+        for line in cells
+    ]
+    for mask, colours in parts:
+        shown = mask.tolist()
+        z = [
+            [v if on else None for (v, _, _), on in zip(line, ons, strict=True)]
+            for line, ons in zip(cells, shown, strict=True)
+        ]
+        figure.add_trace(
+            go.Heatmap(
+                z=z,
+                x=[*map(str, range(n)), "bias"],
+                y=list(map(str, range(n))),
+                text=[[_cell_text(v) for v in line] for line in z],
+                texttemplate="%{text}" if n <= _MOST_LAYERS_WITH_NUMBERS else None,
+                textfont={"size": 11 if n <= 8 else 10},
+                customdata=hover,
+                hovertemplate="target %{y}, source %{x}: %{customdata}<extra></extra>",
+                hoverongaps=False,
+                xgap=1,
+                ygap=1,
+                **colours,
+            ),
+            row=row,
+            col=col,
+        )
+
+
+def _cell_text(value: float | None) -> str:
+    # "0.00" in every second cell would hide the rest; hover has all digits
+    if value is None or abs(value) < 0.005:
+        return ""
+    return f"{value:.2f}".replace("0.", ".", 1)
+
+
+def _finished(
+    figure: go.Figure,
+    size: tuple[int, int, int],
+    title: str,
+    context: str,
+    unit: str,
+    colours: str,
+) -> go.Figure:
+    n_rows, n_columns, n = size
+    top = max(abs(v) for trace in figure.data for line in trace.z for v in line if v is not None)
+    figure.update_xaxes(title_text="source layer s", type="category", showgrid=False)
+    figure.update_yaxes(
+        title_text="target layer l", autorange="reversed", type="category", showgrid=False
+    )
+    figure.update_layout(
+        title={"text": f"{title}<br><sup>{context}</sup>"},
+        coloraxis={
+            "colorscale": colours,
+            "reversescale": True,
+            "cmin": -top,
+            "cmax": top,
+            "cmid": 0,
+            "colorbar": {"title": {"text": unit}, "thickness": 14},
+        },
+        width=140 + n_columns * max(360, 34 * (n + 1)),
+        height=195 + n_rows * max(340, 30 * n + 80),
+        plot_bgcolor="#eeeeee",
+    )
+    # two lines of context above panel titles of two lines
+    return finish(figure).update_layout(margin_t=135)

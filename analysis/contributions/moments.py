@@ -1,0 +1,332 @@
+"""What every contribution score is made of, image by image, in two passes over the images.
+
+The first pass adds up, per target l and source s, the products of the terms c_s with the
+reconstruction y^ and its error; the second those of the terms about their means over all images,
+which are known only then. Sums over an image's CLS row and over its patch rows are kept, never
+single rows, so that every score kind, reduction and token kind, of all images, of a class, of one
+image or of a bootstrap draw, comes from the same numbers. Products are formed in the terms' dtype
+(float32 at least) and added up in float64. Teacher trajectory: codes come from the unaltered model.
+
+The second pass reads codes that the first one kept, up to `KEPT_BYTES`; beyond that it makes them
+again, and then costs what the first did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.data.forms import check_prepared
+from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.hooks import HookedViT, TokenKind, check_fits
+from vit_clt.hooks.activations import capture
+from vit_clt.kernels.codes import Codes
+from vit_clt.transcoder.model import CrossLayerTranscoder
+
+KEPT_BYTES = 2**31
+"""Codes kept between the passes, of all CLTs together (CIFAR-10 CLTs: 0.3 MB an image each)."""
+GROUPS: dict[TokenKind, list[int]] = {"cls": [0], "patch": [1], "all": [0, 1]}
+"""The row groups, (CLS row, patch rows), that a token kind takes in."""
+# rows this far below the running mean of ||y^||^2 wait for the final mean before they are judged
+_SUSPECT = 1e-6
+
+
+@dataclass(frozen=True)
+class SuspectRow:
+    """A row whose ||y^||^2 is so small that ratios to it may mean nothing."""
+
+    image: int
+    group: int
+    """0 for the CLS row, 1 for a patch row."""
+    yy: float
+    ratio: Float[Tensor, " source"]
+    bias_ratio: float
+    norm_ratio: Float[Tensor, " source"]
+
+
+class TargetMoments:
+    """Sums over rows at one target layer; the last axis is (CLS row, patch rows), all float64."""
+
+    def __init__(self, n_sources: int, n_tokens: int, n_images: int, bias: Tensor, has_cls: bool):
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, n_images, 2, dtype=torch.float64)
+
+        self.bias = bias.detach()
+        self.has_cls = has_cls
+        self.ratio = zeros(n_sources)  # <c_s, y^> / <y^, y^>, suspect rows left out
+        self.bias_ratio = zeros()  # <b, y^> / <y^, y^>, suspect rows left out
+        self.ratio_rows = zeros()  # rows in the two above
+        self.norm_ratio = zeros(n_sources)  # ||c_s|| / sum_j ||c_j||, suspect rows left out
+        self.norm_rows = zeros()  # rows in the one above
+        self.cy = zeros(n_sources)  # <c_s, y^>
+        self.cc = zeros(n_sources)  # ||c_s||^2
+        self.ce = zeros(n_sources)  # <c_s, y - y^>
+        self.norm = zeros(n_sources)  # ||c_s||
+        self.centred = zeros(n_sources)  # <c_s - mean c_s, y^ - mean y^>, means over all images
+        self.yy = zeros()  # ||y^||^2
+        self.by = zeros()  # <b, y^>
+        self.be = zeros()  # <b, y - y^>
+        self.suspects: list[SuspectRow] = []
+        shape = (n_sources, 1, n_tokens, bias.shape[-1])
+        self._term_sums = torch.zeros(shape, dtype=torch.float64, device=bias.device)
+        self._yy_seen, self._rows_seen = 0.0, 0
+
+    def add(
+        self,
+        terms: Float[Tensor, "source image token d_model"],
+        y: Float[Tensor, "image token d_model"],
+        first: int,
+    ) -> None:
+        """First pass: a batch of images, the first of them number `first`."""
+        bias = self.bias.to(terms.dtype)
+        y_hat = terms.sum(0) + bias
+        error = y.to(terms.dtype) - y_hat
+        cy, cc, ce = (_dots(terms, other) for other in (y_hat, terms, error))
+        by, be = _dots(y_hat, bias), _dots(error, bias)
+        # equal to the dot product, and shares of it then sum to 1 without rounding
+        yy = cy.sum(0) + by
+        norm = cc.sqrt()
+        self._term_sums += terms.sum(1, keepdim=True)
+        images = slice(first, first + len(y))
+        for total, value in (
+            (self.cy, cy),
+            (self.cc, cc),
+            (self.ce, ce),
+            (self.norm, norm),
+            (self.yy, yy),
+            (self.by, by),
+            (self.be, be),
+        ):
+            total[..., images, :] = by_group(value, self.has_cls)
+
+        self._yy_seen += float(yy.sum())
+        self._rows_seen += yy.numel()
+        # written so that a zero row is suspect also while the running mean is zero
+        suspect = ~(yy > _SUSPECT * self._yy_seen / self._rows_seen)
+        ratio, bias_ratio, norm_ratio = cy / yy, by / yy, norm / norm.sum(0)
+        for image, token in suspect.nonzero().tolist():
+            row = (slice(None), image, token)
+            self.suspects.append(
+                SuspectRow(
+                    first + image,
+                    0 if token == 0 and self.has_cls else 1,
+                    float(yy[image, token]),
+                    ratio[row].cpu(),
+                    float(bias_ratio[image, token]),
+                    norm_ratio[row].cpu(),
+                )
+            )
+        sound = ~suspect
+        # no term at all (every feature silent) has no norm shares
+        shared = sound & (norm.sum(0) > 0)
+        for total, value in (
+            (self.ratio, torch.where(sound, ratio, 0)),
+            (self.bias_ratio, torch.where(sound, bias_ratio, 0)),
+            (self.ratio_rows, sound.double()),
+            (self.norm_ratio, torch.where(shared, norm_ratio, 0)),
+            (self.norm_rows, shared.double()),
+        ):
+            total[..., images, :] = by_group(value, self.has_cls)
+
+    def add_centred(
+        self, terms: Float[Tensor, "source image token d_model"], first: int, n_images: int
+    ) -> None:
+        """Second pass: the same batch, once every image's terms are summed; overwrites `terms`."""
+        terms -= (self._term_sums / n_images).to(terms.dtype)
+        together = _dots(terms, terms.sum(0))
+        images = slice(first, first + terms.shape[1])
+        self.centred[:, images] = by_group(together, self.has_cls)
+
+
+@dataclass(frozen=True)
+class ContributionMoments:
+    """Moments at every target, and what they were measured on."""
+
+    targets: list[TargetMoments]
+    variation: dict[TokenKind, Float[Tensor, "layer image"]]
+    """Sum over an image's rows of ||y - mean y||^2, the mean over all images' rows, per token kind
+    ("cls", "patch", "all")."""
+    active: Float[Tensor, "layer image group"]
+    """Active features, summed over the CLS row and over patch rows."""
+    rows: tuple[int, int]
+    """CLS rows (1 or 0) and patch rows of an image."""
+    labels: Int[Tensor, " image"]
+    """-1 where unlabelled."""
+    class_names: list[str]
+    data: str
+
+    @property
+    def n_images(self) -> int:
+        """Images measured."""
+        return len(self.labels)
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether there is a CLS row."""
+        return self.rows[0] == 1
+
+    def mean_l0(self, tokens: TokenKind, chosen: Int[Tensor, " chosen"]) -> float:
+        """Active features a token and layer, over the rows of a token kind of chosen images."""
+        groups = GROUPS[tokens]
+        n_rows = sum(self.rows[g] for g in groups) * len(chosen) * len(self.targets)
+        return float(self.active[:, chosen][..., groups].sum() / n_rows)
+
+
+def contribution_moments(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    images: ImageData | Tensor | Iterable[Any],
+    *,
+    progress: bool = False,
+) -> ContributionMoments:
+    """Gather the moments of all targets and sources, image by image.
+
+    Args:
+        vit: the teacher.
+        clt: its transcoder.
+        images: ImageData, a tensor, or batches.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: the CLT does not fit the model, or there are no images.
+    """
+    return compared_moments(vit, [clt], images, progress=progress)[0]
+
+
+@torch.no_grad()
+def compared_moments(
+    vit: HookedViT,
+    clts: Sequence[CrossLayerTranscoder],
+    images: ImageData | Tensor | Iterable[Any],
+    *,
+    progress: bool = False,
+) -> list[ContributionMoments]:
+    """`contribution_moments` of several CLTs of one teacher, whose activations are shared."""
+    for clt in clts:
+        check_fits(vit, clt)
+    data = as_image_data(images)
+    check_prepared(vit, data)
+    cfg, n = vit.cfg, len(data)
+    layers = range(cfg.n_layers)
+    targets = [
+        [TargetMoments(l + 1, cfg.n_tokens, n, clt.b_dec[l], cfg.has_cls) for l in layers]
+        for clt in clts
+    ]
+    active = torch.zeros(len(clts), cfg.n_layers, n, 2, dtype=torch.float64)
+    labels = torch.full((n,), -1)
+    sums: Tensor | None = None
+    kept: list[_Batch] = []
+    room = KEPT_BYTES
+    with tqdm(total=2 * n, desc="contributions", unit=" images", disable=not progress) as bar:
+        for batch in _batches(vit, clts, data):
+            chosen = slice(batch.first, batch.first + batch.size)
+            labels[chosen] = batch.labels
+            assert batch.y is not None
+            total = batch.y_sums.sum(1)
+            sums = total if sums is None else sums + total
+            for i, (clt, codes) in enumerate(zip(clts, batch.codes, strict=True)):
+                active[i, :, chosen] = by_group(codes.l0().double(), cfg.has_cls)
+                for l in layers:
+                    targets[i][l].add(_terms(clt, codes, l), batch.y[l], batch.first)
+            batch.y = None
+            room -= batch.nbytes()
+            if room >= 0:
+                kept.append(batch)
+            bar.update(batch.size)
+        assert sums is not None
+        rows = (int(cfg.has_cls), cfg.n_tokens - int(cfg.has_cls))
+        means = _kind_means(sums, rows, n)
+        variation = {kind: torch.zeros(cfg.n_layers, n, dtype=torch.float64) for kind in means}
+        for batch in _batches(vit, clts, data, kept):
+            chosen = slice(batch.first, batch.first + batch.size)
+            for kind, (groups, mean) in means.items():
+                size = sum(rows[g] for g in groups)
+                along = torch.einsum("lid,ld->li", batch.y_sums[:, :, groups].sum(2), mean)
+                own = size * mean.square().sum(-1, keepdim=True)
+                found = batch.y_power[..., groups].sum(-1) - (2 * along - own).cpu()
+                variation[kind][:, chosen] = found
+            for i, (clt, codes) in enumerate(zip(clts, batch.codes, strict=True)):
+                for l in layers:
+                    targets[i][l].add_centred(_terms(clt, codes, l), batch.first, n)
+            bar.update(batch.size)
+    return [
+        ContributionMoments(
+            targets[i], variation, active[i], rows, labels, data.class_names, data.name
+        )
+        for i in range(len(clts))
+    ]
+
+
+@dataclass
+class _Batch:
+    first: int
+    labels: Tensor
+    codes: list[Codes]
+    y: Float[Tensor, "layer image token d_model"] | None
+    y_sums: Float[Tensor, "layer image group d_model"]
+    y_power: Float[Tensor, "layer image group"]
+
+    @property
+    def size(self) -> int:
+        return len(self.labels)
+
+    def nbytes(self) -> int:
+        held = [self.y_sums]
+        for codes in self.codes:
+            held += [each for each in vars(codes).values() if isinstance(each, Tensor)]
+        return sum(each.nbytes for each in held)
+
+
+def _batches(
+    vit: HookedViT,
+    clts: Sequence[CrossLayerTranscoder],
+    data: ImageData,
+    kept: Sequence[_Batch] = (),
+) -> Iterator[_Batch]:
+    """The batches kept, then the others, made from their images."""
+    yield from kept
+    first = sum(batch.size for batch in kept)
+    device = clts[0].b_dec.device
+    for start in range(first, len(data), data.batch_size):
+        chosen = range(start, min(start + data.batch_size, len(data)))
+        images, labels = data.batch(chosen)
+        found = capture(vit, images.to(device))
+        y = found.y.double()
+        power = by_group(y.square().sum(-1), vit.cfg.has_cls)
+        patches = y[:, :, int(vit.cfg.has_cls) :].sum(2)
+        cls = y[:, :, 0] if vit.cfg.has_cls else torch.zeros_like(patches)
+        sums = torch.stack([cls, patches], 2)
+        yield _Batch(start, labels, [clt.encode(found.x) for clt in clts], found.y, sums, power)
+
+
+def _kind_means(
+    sums: Float[Tensor, "layer group d_model"], rows: tuple[int, int], n_images: int
+) -> dict[TokenKind, tuple[list[int], Tensor]]:
+    """Per token kind its groups of rows, and the mean y over all of them "layer d_model"."""
+    return {
+        kind: (groups, sums[:, groups].sum(1) / (n_images * sum(rows[g] for g in groups)))
+        for kind, groups in GROUPS.items()
+        if any(rows[g] for g in groups)
+    }
+
+
+def _terms(clt: CrossLayerTranscoder, codes: Codes, target: int) -> Tensor:
+    terms = clt.contributions(codes, target=target)
+    return terms.to(torch.promote_types(terms.dtype, torch.float32))
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.vecdot(a, b.expand_as(a)).double()
+
+
+def by_group(values: Float[Tensor, "*axes token"], has_cls: bool) -> Float[Tensor, "*axes group"]:
+    """Sums over the CLS row (0 without one) and over patch rows."""
+    patches = values[..., int(has_cls) :].sum(-1)
+    cls = values[..., 0] if has_cls else torch.zeros_like(patches)
+    return torch.stack([cls, patches], -1).cpu()

@@ -1,0 +1,323 @@
+"""Contribution scores C(s->l): from which depth can y_l be sparsely read?
+
+With terms c_s = W_dec[s->l] z_s and y^_l = b_dec[l] + sum_s c_s, over the scored token rows:
+
+    projection  E[<c_s, y^> / <y^, y^>]; with the bias column it sums to 1; may be negative
+    centred     E<c_s - mean c_s, y^ - mean y^> / E||y^ - mean y^||^2, means over images at the
+                same token position; sums to 1; free of what is the same in every image; NaN where
+                y^ does not vary
+    norm        E[||c_s|| / sum_j ||c_j||]
+    loo         E||c_s||^2 / E||y^||^2
+    loo_r2      fall in R^2 against the true y when c_s is removed
+
+Scored on all images, those of one class (`label`), or one (`image`). Means that a definition takes
+over images (centred's, and that of y in loo_r2's R^2) are over all of them, whichever are scored.
+`reduce="ratio_of_means"` divides means instead of averaging ratios, for projection and norm; the
+other kinds are ratios of means by definition. That the paper's score is a projection normalised by
+the reconstruction is known second-hand; the inner form and the other kinds are ours.
+
+z_s reads everything in the stream up to depth s: C(s->l) does not say what MLP_s contributed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vit_clt.analysis.contributions.moments import ContributionMoments, contribution_moments
+from vit_clt.analysis.contributions.parts import (
+    NEGLIGIBLE,
+    REDUCIBLE,
+    Reduce,
+    ScoreKind,
+    ScoreParts,
+    score_parts,
+)
+from vit_clt.analysis.stats.intervals import RESAMPLES, bootstrap_means, intervals
+from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, TokenKind, token_rows
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import class_number
+
+ALL_SCORES: tuple[tuple[ScoreKind, Reduce], ...] = (
+    ("projection", "mean_of_ratios"),
+    ("projection", "ratio_of_means"),
+    ("centred", "ratio_of_means"),
+    ("norm", "mean_of_ratios"),
+    ("norm", "ratio_of_means"),
+    ("loo", "ratio_of_means"),
+    ("loo_r2", "ratio_of_means"),
+)
+
+
+@dataclass(frozen=True)
+class ContributionScores:
+    """C(s->l) on one set of images; `matrix` is NaN above the diagonal (s > l)."""
+
+    matrix: Float[Tensor, "target source"]
+    bias: Float[Tensor, " target"]
+    """Share of b_dec; NaN for norm, whose shares are among terms alone; 0 for centred."""
+    excluded: Int[Tensor, " target"]
+    """Rows left out because ||y^||^2 is negligible (mean of ratios only); `norm` also leaves out
+    rows on which every term is silent, which have no shares."""
+    kind: ScoreKind
+    reduce: Reduce
+    """How it was averaged; centred, loo and loo_r2 are ratios of means by definition."""
+    tokens: TokenKind
+    n_images: int
+    data: str
+    """Data set, and the class or image of it that was scored."""
+    l0: float
+    """Active features a token and layer, over the scored rows."""
+    seed: int
+    """Of the bootstrap."""
+    chosen: Int[Tensor, " chosen"]
+    """The images scored, by row."""
+    moments: ContributionMoments
+
+    @property
+    def label(self) -> str:
+        """Kind, reduction, rows and images, for captions."""
+        return f"{self.kind} ({self.reduce.replace('_', ' ')}), {self.tokens} rows, {self.data}"
+
+    @cached_property
+    def draws(self) -> Float[np.ndarray, "draw target source_and_bias"]:
+        """The matrix, with the bias as its last column, on bootstrap draws of the scored images.
+
+        Every score is a ratio of two sums over images; each draw divides its own sums. Means over
+        images inside centred and loo_r2 stay those of all images (a draw's own would differ by a
+        share of 1/N). Scores of one seed and as many images share their draws, so differences
+        pair. NaN with one image, which says nothing about its spread.
+        """
+        n = len(self.moments.targets)
+        found = np.full((RESAMPLES, n, n + 1), np.nan)
+        if self.n_images < 2:
+            return found
+        parts = [self._parts(l) for l in range(n)]
+        columns = [torch.cat([p.numerator, p.denominator[None], p.scale[None]]) for p in parts]
+        values = torch.cat(columns)[:, self.chosen].T.numpy()
+        means = np.split(
+            bootstrap_means(values, self.seed), np.cumsum([len(c) for c in columns])[:-1], axis=1
+        )
+        for l, drawn in enumerate(means):
+            sums = torch.from_numpy(drawn)
+            shares = _shares(sums[:, :-2], sums[:, -2], sums[:, -1])
+            found[:, l, : l + 1], found[:, l, -1] = shares[:, :-1], shares[:, -1]
+        return found
+
+    @cached_property
+    def low(self) -> Float[Tensor, "target source_and_bias"]:
+        """Lower ends of the 95 % intervals; the last column is the bias'."""
+        return self._ends[0]
+
+    @cached_property
+    def high(self) -> Float[Tensor, "target source_and_bias"]:
+        """Upper ends of the 95 % intervals; the last column is the bias'."""
+        return self._ends[1]
+
+    def rescored(self, kind: ScoreKind) -> ContributionScores:
+        """Another kind of score of the same rows and images, with the same seed.
+
+        It is reduced as these are, where both kinds leave a choice; else by means of ratios, as
+        `score` does.
+
+        Raises:
+            InputError: an unknown kind, or centred scores of one image in all.
+        """
+        reduce: Reduce = self.reduce if self.kind in REDUCIBLE else "mean_of_ratios"
+        return _scored(
+            self.moments, self.chosen, self.data, self.tokens, kind, reduce, seed=self.seed
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per (target, source): score, low, high; `source` is -1 for the bias column."""
+        n = len(self.matrix)
+        whole = torch.cat([self.matrix, self.bias[:, None]], 1)
+        cells = [(l, s, s) for l in range(n) for s in range(l + 1)]
+        cells += [(l, -1, n) for l in range(n)]
+        return pd.DataFrame(
+            {
+                "target": l,
+                "source": s,
+                "score": float(whole[l, column]),
+                "low": float(self.low[l, column]),
+                "high": float(self.high[l, column]),
+            }
+            for l, s, column in cells
+        )
+
+    def figure(self) -> go.Figure:
+        """A heatmap of targets against sources."""
+        from vit_clt.analysis.contributions.figure import contribution_figure
+
+        return contribution_figure([[self]])
+
+    @cached_property
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        low, high = intervals(self.draws)
+        return torch.from_numpy(low), torch.from_numpy(high)
+
+    def _parts(self, target: int) -> ScoreParts:
+        return score_parts(self.moments, target, self.tokens, self.kind, self.reduce)
+
+
+def contribution_scores(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    images: ImageData | Tensor | Iterable[Any],
+    *,
+    tokens: TokenKind = "cls",
+    kind: ScoreKind = "projection",
+    reduce: Reduce = "mean_of_ratios",
+    label: int | str | None = None,
+    image: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> ContributionScores:
+    """Scores of every source at every target, on the teacher trajectory.
+
+    Args:
+        vit: the teacher.
+        clt: its transcoder.
+        images: ImageData, a tensor "image 3 height width", or batches.
+        tokens: rows that are scored.
+        kind: see the module's table.
+        reduce: how projection and norm are averaged.
+        label: score the images of this class alone, a class's number or name
+            (`class_number`).
+        image: score this image alone, by its row in `images`.
+        seed: of the bootstrap.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: an unknown kind, reduction or token kind; a class or image that is not there, or
+            both named; one image in all with `centred`; no images; or a CLT of another model.
+    """
+    _check_choice(kind, reduce)
+    token_rows(tokens, vit.cfg.has_cls)
+    data = as_image_data(images)
+    check_chosen(label, image, data.class_names, len(data))
+    moments = contribution_moments(vit, clt, data, progress=progress)
+    return score(
+        moments, tokens=tokens, kind=kind, reduce=reduce, label=label, image=image, seed=seed
+    )
+
+
+def score(
+    moments: ContributionMoments,
+    *,
+    tokens: TokenKind = "cls",
+    kind: ScoreKind = "projection",
+    reduce: Reduce = "mean_of_ratios",
+    label: int | str | None = None,
+    image: int | None = None,
+    seed: int = 0,
+) -> ContributionScores:
+    """Any score from moments already gathered; arguments as in `contribution_scores`."""
+    token_rows(tokens, moments.has_cls)
+    chosen, which = _chosen(moments, label, image)
+    return _scored(moments, chosen, moments.data + which, tokens, kind, reduce, seed)
+
+
+def _scored(
+    moments: ContributionMoments,
+    chosen: Int[Tensor, " chosen"],
+    data: str,
+    tokens: TokenKind,
+    kind: ScoreKind,
+    reduce: Reduce,
+    seed: int,
+) -> ContributionScores:
+    _check_choice(kind, reduce)
+    if kind == "centred" and moments.n_images < 2:
+        raise InputError("images has 1 row; centred scores need at least 2 images.")
+    if kind not in REDUCIBLE:
+        reduce = "ratio_of_means"
+    n = len(moments.targets)
+    matrix = torch.full((n, n), torch.nan, dtype=torch.float64)
+    bias = torch.zeros(n, dtype=torch.float64)
+    excluded = torch.zeros(n, dtype=torch.long)
+    for l in range(n):
+        parts = score_parts(moments, l, tokens, kind, reduce)
+        shares = _shares(
+            parts.numerator[:, chosen].sum(-1),
+            parts.denominator[chosen].sum(),
+            parts.scale[chosen].sum(),
+        )
+        matrix[l, : l + 1], bias[l] = shares[:-1], shares[-1]
+        excluded[l] = parts.excluded[chosen].sum()
+    return ContributionScores(
+        matrix=matrix,
+        bias=bias,
+        excluded=excluded,
+        kind=kind,
+        reduce=reduce,
+        tokens=tokens,
+        n_images=len(chosen),
+        data=data,
+        l0=moments.mean_l0(tokens, chosen),
+        seed=seed,
+        chosen=chosen,
+        moments=moments,
+    )
+
+
+def _shares(
+    numerator: Float[Tensor, "*draw source_and_bias"],
+    denominator: Float[Tensor, "*draw"],
+    scale: Float[Tensor, "*draw"],
+) -> Float[Tensor, "*draw source_and_bias"]:
+    # what is left of a denominator below its scale is rounding: no share is defined
+    defined = denominator > NEGLIGIBLE * scale
+    return torch.where(defined[..., None], numerator / denominator[..., None], torch.nan)
+
+
+def check_chosen(
+    label: int | str | None, image: int | None, class_names: Sequence[str], n_images: int
+) -> None:
+    """What can be said of a class or image to score before any image is read.
+
+    Raises:
+        InputError: both are named, a class without such a name, or an image out of range.
+    """
+    if image is not None and label is not None:
+        raise InputError(f"image is {image} and label is {label}; expected one of them.")
+    if image is not None and not 0 <= image < n_images:
+        raise InputError(f"image is {image}; expected a row from 0 to {n_images - 1}.")
+    if isinstance(label, str):
+        class_number(class_names, label, "label")
+
+
+def _chosen(
+    moments: ContributionMoments, label: int | str | None, image: int | None
+) -> tuple[Tensor, str]:
+    """Rows of the images to score, and how captions call them."""
+    names, n = moments.class_names, moments.n_images
+    check_chosen(label, image, names, n)
+    if image is not None:
+        return torch.tensor([image]), f", image {image}"
+    if label is None:
+        return torch.arange(n), ""
+    number = class_number(names, label, "label") if isinstance(label, str) else label
+    chosen = (moments.labels == number).nonzero()[:, 0]
+    if not len(chosen):
+        raise InputError(f"label is {label}, which no image has; expected one they have.")
+    return chosen, f", class {names[number] if 0 <= number < len(names) else number}"
+
+
+def _check_choice(kind: str, reduce: str) -> None:
+    for name, value, choices in (("kind", kind, ScoreKind), ("reduce", reduce, Reduce)):
+        if value not in get_args(choices):
+            raise InputError(
+                f'{name} is "{value}"; expected one of {", ".join(get_args(choices))}.'
+            )

@@ -1,0 +1,67 @@
+"""The active entries of a batch's codes, as three parallel lists; activity is z != 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vit_clt.kernels.codes import Codes, DenseCodes
+
+
+@dataclass(frozen=True)
+class ActiveCodes:
+    """Active entries of one layer's codes "image token feature", token row after token row."""
+
+    rows: Int[Tensor, " entry"]
+    """Token rows counted through: image * n_tokens + token."""
+    features: Int[Tensor, " entry"]
+    values: Float[Tensor, " entry"]
+    n_images: int
+    n_tokens: int
+    n_features: int
+
+    @property
+    def tokens(self) -> Int[Tensor, " entry"]:
+        """Token row within its image."""
+        return self.rows % self.n_tokens
+
+    @property
+    def images(self) -> Int[Tensor, " entry"]:
+        """Image within the batch."""
+        return self.rows // self.n_tokens
+
+    def of_images(self) -> Float[Tensor, "image feature"]:
+        """Image-level activation: the signed z of largest |z| over the image's rows, 0 if silent.
+
+        Of a positive and a negative z of one size, the positive one.
+        """
+        shape = self.n_images * self.n_features
+        at = self.images * self.n_features + self.features
+        high = self.values.new_zeros(shape).scatter_reduce(0, at, self.values, "amax")
+        low = self.values.new_zeros(shape).scatter_reduce(0, at, self.values, "amin")
+        return torch.where(high >= -low, high, low).view(self.n_images, self.n_features)
+
+    def offsets(self) -> Int[Tensor, " row_and_one"]:
+        """Where each token row's entries begin, and their number."""
+        counts = torch.bincount(self.rows, minlength=self.n_images * self.n_tokens)
+        return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def active_codes(codes: Codes) -> ActiveCodes:
+    """The active entries of codes "image token feature", whatever their layout; on their device."""
+    n_images, n_tokens = codes.tokens
+    if isinstance(codes, DenseCodes):
+        flat = codes.dense.reshape(n_images * n_tokens, codes.n_features)
+        rows, features = flat.nonzero(as_tuple=True)
+        values = flat[rows, features]
+    else:
+        entries = codes.entries()
+        counts = entries.offsets.diff()
+        every = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        active = entries.values != 0
+        rows, features = every[active], entries.indices[active].long()
+        values = entries.values[active]
+    return ActiveCodes(rows, features, values, n_images, n_tokens, codes.n_features)

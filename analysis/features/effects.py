@@ -1,0 +1,114 @@
+"""The direct effect of every feature on every class logit, norms differentiated.
+
+    effect of (s, i) on class c in one image
+        = sum over rows of z * sum_l <W_dec[s->l]_i, G_l[row, c]>
+
+G_l is the gradient of the logit exp(logit_scale) cos(e, class c) with respect to y_l at the
+unaltered pass, all LayerNorms and ||e|| differentiated, attention patterns held and the MLPs cut
+(`vit_clt.hooks.passes.frozen`): z times the rate at which a small change of z moves the logit, by
+residual stream and attention, not through later MLPs. Taking the feature away is no small change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from vit_clt.analysis.features.active import active_codes
+from vit_clt.data.images import ImageData, ImageRows
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT
+from vit_clt.hooks.passes.frozen import FrozenPass
+from vit_clt.kernels.bags import entry_dots, feature_order
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+_FLOATS = 2**25  # of gradients at a time, 128 MiB
+
+
+@dataclass(frozen=True)
+class ClassEffects:
+    """Direct effects on logits, by source layer, of the first images of a data set."""
+
+    sums: dict[int, Float[np.ndarray, "feature class"]]
+    """Summed over images, in logits."""
+    images: dict[int, Int[np.ndarray, " feature"]]
+    """Images on which the feature is active."""
+    n_images: int
+    class_names: list[str]
+    templates: str
+    """Name of the prompts."""
+
+    def mean(self, layer: int) -> Float[np.ndarray, "feature class"]:
+        """Mean over the images on which a feature is active; NaN where there is none."""
+        images = self.images[layer][:, None].astype(float)
+        return self.sums[layer] / np.where(images, images, np.nan)
+
+    def centred(self, layer: int) -> Float[np.ndarray, "feature class"]:
+        """`mean` less its mean over classes: a constant added to all logits changes no answer."""
+        mean = self.mean(layer)
+        return mean - mean.mean(1, keepdims=True)
+
+
+@torch.no_grad()
+def class_effects(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    layers: Sequence[int],
+    *,
+    n_images: int = 200,
+    progress: bool = False,
+) -> ClassEffects:
+    """Effects of all features of these layers, summed over the first `n_images` images.
+
+    A product per active entry, target and class; 8 bytes are kept per feature and class.
+
+    Raises:
+        InputError: fewer than one image, or a model that does not pool the class token alone.
+    """
+    if n_images < 1:
+        raise InputError(f"effect_images is {n_images}; expected at least 1.")
+    shown = ImageRows(data, range(min(n_images, len(data))))
+    cfg, n_features, n_classes = vit.cfg, clt.config.n_features, len(zs.class_names)
+    directions = zs.logit_scale * zs.weights.T
+    an_image = cfg.n_layers * cfg.n_tokens * cfg.d_model
+    shown.batch_size = max(1, min(32, _FLOATS // an_image))
+    at_once = max(1, _FLOATS // (an_image * shown.batch_size))
+    sums = {s: torch.zeros(n_classes, n_features, dtype=torch.float64) for s in layers}
+    active_images = {s: torch.zeros(n_features, dtype=torch.int64) for s in layers}
+    with tqdm(total=len(shown), desc="class effects", unit=" images", disable=not progress) as bar:
+        for images, _ in shown:
+            images = images.to(clt.b_enc.device)
+            frozen = FrozenPass(vit, images)
+            found = {}
+            for s in layers:
+                active = active_codes(clt.encode(frozen.x[s], layer=s))
+                active_images[s] += (active.of_images() != 0).sum(0).cpu()
+                order = feature_order(active.features, active.offsets(), n_features)
+                found[s] = order, order.sort(active.values), active.features[order.entries]
+            for first in range(0, n_classes, at_once):
+                gradients = frozen.gradients(
+                    directions[first : first + at_once], norms="differentiated"
+                )
+                for c, gradient in enumerate(gradients.flatten(2, 3), start=first):
+                    for s, (order, values, features) in found.items():
+                        targets = clt.config.targets(s)
+                        at_targets = gradient[targets.start : targets.stop]
+                        effects = values * entry_dots(at_targets, clt.W_dec[s], order)
+                        each = torch.bincount(features, effects.double(), n_features)
+                        sums[s][c] += each.cpu()
+            bar.update(len(images))
+    return ClassEffects(
+        {s: values.T.numpy() for s, values in sums.items()},
+        {s: counts.numpy() for s, counts in active_images.items()},
+        len(shown),
+        zs.class_names,
+        zs.name,
+    )

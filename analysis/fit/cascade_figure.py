@@ -1,0 +1,101 @@
+"""Accuracy and loss against the first layer replaced."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from vit_clt.analysis.reporting.style import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    ROW_NAMES,
+    error_bars,
+    finish,
+    log_axis,
+)
+
+if TYPE_CHECKING:
+    from vit_clt.analysis.fit.cascade_study import Cascade
+
+
+def cascade_figure(result: Cascade, templates: str) -> go.Figure:
+    """Accuracy and loss against the first layer replaced, a row of panels per token kind."""
+    frame = result.to_frame()
+    n_rows = len(result.tokens)
+    titles = ("zero-shot accuracy (%)", "cross-entropy (nats, log)")
+    figure = make_subplots(
+        rows=n_rows,
+        cols=2,
+        subplot_titles=[f"{ROW_NAMES[kind]} · {t}" for kind in result.tokens for t in titles],
+        horizontal_spacing=0.1,
+        vertical_spacing=0.28 / (n_rows + 1),
+    )
+    lines = (
+        ("baseline", "unaltered model", INK, "solid"),
+        ("floor_mean", "floor: MLP rows at mean", PURPLE, "dashdot"),
+        ("floor_zero", "floor: at zero", GREY, "dot"),
+    )
+    styles = {"stream": (BLUE, "solid", "circle"), "teacher": (ORANGE, "dash", "square")}
+    for i, kind in enumerate(result.tokens, start=1):
+        of_kind = frame[frame["tokens"] == kind]
+        for column, (prefix, measure, factor) in enumerate(
+            (("", "top1", 100), ("loss_", "loss", 1)), start=1
+        ):
+            first = {"showlegend": i == column == 1}
+            floors = of_kind[of_kind["inputs"] == result.inputs[0]]
+            for name, label, colour, dash in lines:
+                figure.add_trace(
+                    go.Scatter(
+                        x=floors["first_layer"].tolist(),
+                        y=(floors[prefix + name] * factor).tolist(),
+                        mode="lines+markers" if len(floors) == 1 else "lines",
+                        name=label,
+                        legendgroup=name,
+                        line={"color": colour, "dash": dash, "width": 1.5},
+                        hovertemplate=label + ", from %{x}: %{y:.3f}<extra></extra>",
+                        **first,
+                    ),
+                    row=i,
+                    col=column,
+                )
+            for inputs in result.inputs:
+                rows = of_kind[of_kind["inputs"] == inputs]
+                colour, dash, symbol = styles[inputs]
+                y, low, high = (rows[measure + end] * factor for end in ("", "_low", "_high"))
+                figure.add_trace(
+                    go.Scatter(
+                        x=rows["first_layer"].tolist(),
+                        y=y.tolist(),
+                        error_y=error_bars(y, low, high),
+                        mode="lines+markers",
+                        name=f"CLT, {inputs} inputs",
+                        legendgroup=inputs,
+                        line={"color": colour, "dash": dash},
+                        marker={"symbol": symbol, "size": 7},
+                        hovertemplate=inputs + ", from %{x}: %{y:.3f}<extra></extra>",
+                        **first,
+                    ),
+                    row=i,
+                    col=column,
+                )
+        losses = of_kind.filter(like="loss")
+        log_axis(figure, losses.to_numpy().ravel().tolist(), row=i, col=2)
+    last = result.n_layers - 1
+    figure.update_xaxes(dtick=1)
+    figure.update_xaxes(title_text=f"first layer s replaced (s to {last})", row=n_rows)
+    figure.update_layout(
+        title={
+            "text": f"The CLT in place of layers s to {last}<br><sup>{result.data}, "
+            f"N = {result.readings.n}, templates: {templates}, L0 = {frame['l0'].mean():.1f} a "
+            "token and layer; bars: 95 % bootstrap over images</sup>",
+        },
+        width=1000,
+        height=200 + 300 * n_rows,
+        legend={"orientation": "h", "y": -60 / (300 * n_rows), "yanchor": "top"},
+    )
+    return finish(figure)

@@ -1,0 +1,199 @@
+"""Cascaded replacement: layers s..L-1 replaced at once, for each s, beside its floors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.analysis.stats.means import position_means
+from vit_clt.analysis.stats.readings import Readings, gather_readings
+from vit_clt.data.forms import check_prepared
+from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, SharedPrefix, TokenKind, check_fits, layer_list, token_rows
+from vit_clt.hooks.hooked_vit import HOOK_OUT
+from vit_clt.hooks.replacement import Inputs
+from vit_clt.metrics import Metric
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import Outcome, ZeroShot
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Readings of the ranges first..L-1 per token kind, each with its zero and mean floors."""
+
+    readings: Readings
+    """Versions "original" and, per token kind and first layer s, "{tokens}_{inputs}_{s}" with the
+    CLT, "{tokens}_zero_{s}" and "{tokens}_mean_{s}" with those MLP rows at zero or their mean."""
+    first_layers: list[int]
+    n_layers: int
+    tokens: list[TokenKind]
+    inputs: list[Inputs]
+    l0: dict[str, float]
+    """Per replaced version: active features a token and source layer, on the rows replaced."""
+    data: str
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per token kind, inputs and range; accuracies are fractions, losses nats."""
+        original = self.readings["original"]
+        rows: list[dict[str, Any]] = []
+        for tokens, inputs, s in self._ranges():
+            name = f"{tokens}_{inputs}_{s}"
+            read = self.readings[name]
+            zero, mean = self.readings[f"{tokens}_zero_{s}"], self.readings[f"{tokens}_mean_{s}"]
+            rows.append(
+                {
+                    "tokens": tokens,
+                    "first_layer": s,
+                    "last_layer": self.n_layers - 1,
+                    "inputs": inputs,
+                    "top1": read.top1,
+                    "top1_low": read.low,
+                    "top1_high": read.high,
+                    "n": read.n,
+                    "baseline": original.top1,
+                    "floor_zero": zero.top1,
+                    "floor_mean": mean.top1,
+                    "loss": read.loss,
+                    "loss_low": read.loss_low,
+                    "loss_high": read.loss_high,
+                    "loss_baseline": original.loss,
+                    "loss_floor_zero": zero.loss,
+                    "loss_floor_mean": mean.loss,
+                    "l0": self.l0[name],
+                }
+            )
+            hits = {key: v for key, v in read.columns().items() if key.startswith("any_hit")}
+            if hits:
+                floors = {"baseline": original, "floor_zero": zero, "floor_mean": mean}
+                of_floors = {f"any_hit_{key}": each.any_hit for key, each in floors.items()}
+                rows[-1] |= {**hits, **of_floors}
+        return pd.DataFrame(rows)
+
+    def metrics(self) -> list[Metric]:
+        """Accuracy and loss of the original and of every range; the floor is that of means."""
+        first = self.readings["original"]
+        top1 = Metric("original_top1", first.top1, "fraction", first.n, first.low, first.high)
+        loss = Metric("original_loss", first.loss, "nats", first.n, first.loss_low, first.loss_high)
+        found = [top1, loss]
+        for r in self.to_frame().itertuples():
+            name = f"{r.tokens}_{r.inputs}_{r.first_layer}_to_{r.last_layer}"
+            found += [
+                Metric(
+                    f"{name}_top1",
+                    r.top1,
+                    "fraction",
+                    r.n,
+                    r.top1_low,
+                    r.top1_high,
+                    r.floor_mean,
+                    r.baseline,
+                ),
+                Metric(
+                    f"{name}_loss",
+                    r.loss,
+                    "nats",
+                    r.n,
+                    r.loss_low,
+                    r.loss_high,
+                    r.loss_floor_mean,
+                    r.loss_baseline,
+                ),
+            ]
+        return found
+
+    def _ranges(self) -> list[tuple[TokenKind, Inputs, int]]:
+        return [(t, i, s) for t in self.tokens for i in self.inputs for s in self.first_layers]
+
+
+@torch.no_grad()
+def cascade(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    tokens: TokenKind | Sequence[TokenKind] = "cls",
+    inputs: Inputs | Sequence[Inputs] = "stream",
+    first_layers: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Cascade:
+    """Zero-shot accuracy and loss with the CLT in place of layers s..L-1, for each s.
+
+    One unaltered pass of each batch serves all ranges, floors, token kinds and inputs.
+
+    Args:
+        vit: the teacher, with no hooks attached.
+        clt: its transcoder.
+        data: labelled images.
+        zs: the zero-shot classifier.
+        tokens: rows replaced, one kind or several.
+        inputs: where codes come from, "stream", "teacher" or both.
+        first_layers: the values of s; all layers by default.
+        seed: of the bootstrap.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
+            another model.
+    """
+    data = as_image_data(data)
+    check_prepared(vit, data)
+    check_fits(vit, clt)
+    n = vit.cfg.n_layers
+    firsts = layer_list(range(n) if first_layers is None else first_layers, n)
+    kinds: list[TokenKind] = _listed("tokens", tokens, get_args(TokenKind))
+    trajectories: list[Inputs] = _listed("inputs", inputs, get_args(Inputs))
+    rows = {kind: token_rows(kind, vit.cfg.has_cls) for kind in kinds}
+    means = mean_mlp_outputs(vit, data, progress=progress)
+    outcomes: dict[str, list[Outcome]] = {"original": []}
+    l0: dict[str, float] = {}
+    with tqdm(total=len(data), desc="cascade", unit=" images", disable=not progress) as bar:
+        for images, labels in data:
+            shared = SharedPrefix(vit, images.to(means.device))
+            read: dict[str, Outcome] = {"original": zs.read(shared.unaltered(), labels)}
+            for kind in kinds:
+                mean = {l: means[l, rows[kind]] for l in range(n)}
+                for s in firsts:
+                    zeroed = shared.overwritten(s, kind)
+                    read[f"{kind}_zero_{s}"] = zs.read(zeroed, labels)
+                    at_mean = shared.overwritten(s, kind, mean)
+                    read[f"{kind}_mean_{s}"] = zs.read(at_mean, labels)
+                for source in trajectories:
+                    for result in shared.replaced(clt, firsts, kind, source):
+                        name = f"{kind}_{source}_{result.first}"
+                        read[name] = zs.read(result.embeddings, labels)
+                        l0[name] = l0.get(name, 0.0) + result.l0 * len(images) / len(data)
+            for name, outcome in read.items():
+                outcomes.setdefault(name, []).append(outcome)
+            bar.update(len(images))
+    readings = gather_readings(outcomes, seed, data.label_sets)
+    return Cascade(readings, firsts, n, kinds, trajectories, l0, data.name)
+
+
+def _listed(name: str, chosen: str | Sequence[str], known: Sequence[str]) -> list[Any]:
+    wanted = [chosen] if isinstance(chosen, str) else list(dict.fromkeys(chosen))
+    choices = ", ".join(f'"{each}"' for each in known)
+    for each in wanted:
+        if each not in known:
+            raise InputError(f'{name} is "{each}"; expected {choices}.')
+    if not wanted:
+        raise InputError(f"{name} is empty; expected at least one of {choices}.")
+    return wanted
+
+
+def mean_mlp_outputs(
+    vit: HookedViT, data: ImageData, *, progress: bool = False
+) -> Float[Tensor, "layer token d_model"]:
+    """Mean of every y_l over the images, per token position (summed in float64)."""
+    names = [HOOK_OUT.format(l=l) for l in range(vit.cfg.n_layers)]
+    means = position_means(vit, data, names, title="mean MLP outputs", progress=progress)
+    return torch.stack([means[name] for name in names])

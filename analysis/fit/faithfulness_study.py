@@ -1,0 +1,283 @@
+"""Surrogate faithfulness: how closely a ViT with a CLT in its MLPs' place follows the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from vit_clt.analysis.fit.faithfulness_columns import LEADING, averages, per_image
+from vit_clt.analysis.fit.surrogate_embeddings import Version, gather_embeddings
+from vit_clt.analysis.stats.intervals import bootstrap_means, interval
+from vit_clt.analysis.stats.similarity import linear_cka, pearson, similarity_ranks
+from vit_clt.data.forms import check_prepared
+from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.data.prompts import CIFAR_TEMPLATES
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, TokenKind, check_fits, layer_list, token_rows
+from vit_clt.hooks.replacement import Inputs
+from vit_clt.metrics import Metric
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+VERSIONS: tuple[Version, ...] = get_args(Version)
+SIMILARITY_IMAGES = 5000
+"""Images whose pairwise similarities are ranked, at most: pairs grow with their square."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a number of the study is called; docs/definitions.md defines it."""
+
+    name: str
+    title: str
+    unit: Literal["fraction", "nats"]
+    percent: bool = False
+    """Whether tables and figures show it times 100."""
+
+    @property
+    def label(self) -> str:
+        """Title with the unit that tables and figures show."""
+        if self.percent:
+            return f"{self.title} (%)"
+        return f"{self.title} (nats)" if self.unit == "nats" else self.title
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % bootstrap interval over images (NaN where it has none)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Images it was measured on."""
+
+
+@dataclass(frozen=True)
+class SurrogateFaithfulness:
+    """Every measure of the surrogate, and by the same code of both floors and the model itself."""
+
+    measures: list[Measure]
+    estimates: dict[str, dict[Version, Estimate]]
+    """Per measure and version, each version against "original"."""
+    by_template: pd.DataFrame
+    """One row per prompt template: accuracies (top1, baseline, floor_mean, floor_zero) and mean KL
+    against the unaltered model (kl, kl_floor_mean, kl_floor_zero)."""
+    layers: list[int]
+    tokens: TokenKind
+    inputs: Inputs
+    templates: str
+    """Prompts of every measure but the prompt measures."""
+    data: str
+    seed: int
+    n: int
+    l0: float
+    """Active features a token and layer on these rows, teacher trajectory, over all sources."""
+    no_op: bool
+    """Whether these rows cannot reach the output (patch rows of the last layer, CLS pooling)."""
+
+    @property
+    def layer_range(self) -> str:
+        """The layers as text, "7-11" where they are consecutive, else "3 5"."""
+        first, last = self.layers[0], self.layers[-1]
+        if len(self.layers) > 1 and len(self.layers) == last - first + 1:
+            return f"{first}-{last}"
+        return " ".join(map(str, self.layers))
+
+    def at(self, measure: str, version: Version = "surrogate") -> Estimate:
+        """One number."""
+        return self.estimates[measure][version]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per measure, in fractions and nats, floors beside the surrogate."""
+        rows = []
+        for measure in self.measures:
+            found = self.at(measure.name)
+            row = {
+                "layers": self.layer_range,
+                "tokens": self.tokens,
+                "inputs": self.inputs,
+                "measure": measure.name,
+                "unit": measure.unit,
+                "value": found.value,
+                "low": found.low,
+                "high": found.high,
+                "n": found.n,
+                "baseline": self.at(measure.name, "original").value,
+            }
+            floors: tuple[Version, ...] = ("floor_mean", "floor_zero")
+            for version in floors:
+                floor = self.at(measure.name, version)
+                row |= {
+                    version: floor.value,
+                    f"{version}_low": floor.low,
+                    f"{version}_high": floor.high,
+                }
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def metrics(self) -> list[Metric]:
+        """The surrogate's numbers beside mean floor and baseline, then the floors' own."""
+        found = []
+        shown: tuple[Version, ...] = ("surrogate", "floor_mean", "floor_zero")
+        for version in shown:
+            for measure in self.measures:
+                e = self.at(measure.name, version)
+                found.append(
+                    Metric(
+                        measure.name if version == "surrogate" else f"{version}_{measure.name}",
+                        e.value,
+                        measure.unit,
+                        e.n,
+                        e.low,
+                        e.high,
+                        self.at(measure.name, "floor_mean").value,
+                        self.at(measure.name, "original").value,
+                    )
+                )
+        return found
+
+    def figure(self) -> go.Figure:
+        """A panel per measure: the surrogate beside both floors, the unaltered model as a line."""
+        from vit_clt.analysis.fit.faithfulness_figure import faithfulness_figure
+
+        return faithfulness_figure(self)
+
+
+@torch.no_grad()
+def surrogate_faithfulness(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    layers: int | Iterable[int] | None = None,
+    tokens: TokenKind = "cls",
+    inputs: Inputs = "stream",
+    templates: Sequence[str | ZeroShot] = CIFAR_TEMPLATES,
+    seed: int = 0,
+    progress: bool = False,
+) -> SurrogateFaithfulness:
+    """Compare the model with a CLT in its MLPs' place, and two floors, to the unaltered model.
+
+    The floors have the same MLP rows at zero, or at their mean over `data` at the same position.
+    Neither the order of the images nor their batches matter: every draw goes by their pixels.
+
+    Args:
+        vit: the teacher.
+        clt: its transcoder.
+        data: labelled images.
+        zs: the zero-shot classifier of every measure but the prompt measures.
+        layers: layers replaced; all by default.
+        tokens: rows replaced.
+        inputs: where codes come from, "stream" or "teacher".
+        templates: prompts that the prompt measures compare, at least two; or the classifiers of
+            one template each, already made, as several studies of one teacher share them.
+        seed: of the bootstrap, and of the images whose similarities are ranked.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: an argument out of range, labels without names, a CLT of another model, or one
+            that makes embeddings NaN or infinite.
+    """
+    data = as_image_data(data)
+    check_prepared(vit, data)
+    check_fits(vit, clt)
+    n_layers = vit.cfg.n_layers
+    chosen = layer_list(range(n_layers) if layers is None else layers, n_layers)
+    token_rows(tokens, vit.cfg.has_cls)
+    if len(templates) < 2:
+        raise InputError(
+            f"templates has {len(templates)} of them; expected at least 2, which prompt "
+            "sensitivity compares."
+        )
+    heads = [
+        each if isinstance(each, ZeroShot) else ZeroShot(vit, zs.class_names, [each])
+        for each in templates
+    ]
+    gathered = gather_embeddings(
+        vit,
+        clt,
+        data,
+        zs,
+        layers=chosen,
+        tokens=tokens,
+        inputs=inputs,
+        seed=seed,
+        progress=progress,
+    )
+    k = min(5, len(zs.class_names))
+    measures = _measures(k, len(zs.class_names))
+    # one bootstrap for all versions, so that their differences are paired
+    columns = [per_image(gathered, version, zs, heads, k) for version in VERSIONS]
+    values = np.concatenate(columns, axis=1)
+    means, samples = (
+        dict(zip(VERSIONS, np.split(x, len(VERSIONS), axis=-1), strict=True))
+        for x in (values.mean(0, keepdims=True), bootstrap_means(values, seed))
+    )
+    ranks = similarity_ranks(gathered.versions["original"][:SIMILARITY_IMAGES])
+    estimates: dict[str, dict[Version, Estimate]] = {measure.name: {} for measure in measures}
+    n = len(gathered)
+    for version in VERSIONS:
+        points = averages(means[version], means["original"], k)
+        draws = averages(samples[version], samples["original"], k)
+        for name, point in points.items():
+            estimates[name][version] = Estimate(float(point[0]), *interval(draws[name]), n)
+        embeddings = gathered.versions[version]
+        cka = linear_cka(gathered.versions["original"], embeddings)
+        # ranking takes seconds: the model's own once
+        own = version == "original"
+        others = ranks if own else similarity_ranks(embeddings[:SIMILARITY_IMAGES])
+        spearman = float(pearson(ranks, others))
+        estimates["cka"][version] = Estimate(cka, np.nan, np.nan, n)
+        n_ranked = min(n, SIMILARITY_IMAGES)
+        estimates["spearman"][version] = Estimate(spearman, np.nan, np.nan, n_ranked)
+    return SurrogateFaithfulness(
+        measures=measures,
+        estimates=estimates,
+        by_template=_by_template([head.templates[0] for head in heads], means),
+        layers=chosen,
+        tokens=tokens,
+        inputs=inputs,
+        templates=zs.name,
+        data=data.name,
+        seed=seed,
+        n=n,
+        l0=gathered.l0,
+        no_op=tokens == "patch" and chosen == [n_layers - 1] and vit.cfg.pools_cls,
+    )
+
+
+def _measures(k: int, n_classes: int) -> list[Measure]:
+    always = f" (of {k} classes: always 1)" if k == n_classes else ""
+    return [
+        Measure("top1", "top-1 accuracy", "fraction", percent=True),
+        Measure("delta_top1", "Δ accuracy", "fraction", percent=True),
+        Measure("loss", "cross-entropy", "nats"),
+        Measure("delta_loss", "Δ cross-entropy", "nats"),
+        Measure("flip", "flip rate", "fraction", percent=True),
+        Measure(f"top{k}_overlap", f"top-{k} overlap{always}", "fraction", percent=True),
+        Measure("kl", "KL", "nats"),
+        Measure("cosine", "cosine", "fraction"),
+        Measure("cka", "linear CKA", "fraction"),
+        Measure("spearman", "Spearman", "fraction"),
+        Measure("prompt_r", "prompt r", "fraction"),
+        Measure("prompt_kl", "prompt KL", "nats"),
+    ]
+
+
+def _by_template(templates: list[str], means: dict[Version, np.ndarray]) -> pd.DataFrame:
+    halves = {v: np.split(x[0, LEADING:], 2) for v, x in means.items()}
+    frame = {"template": templates, "top1": halves["surrogate"][0]}
+    frame["baseline"] = halves["original"][0]
+    floors: tuple[Version, ...] = ("floor_mean", "floor_zero")
+    frame |= {version: halves[version][0] for version in floors}
+    frame["kl"] = halves["surrogate"][1]
+    frame |= {f"kl_{version}": halves[version][1] for version in floors}
+    return pd.DataFrame(frame)

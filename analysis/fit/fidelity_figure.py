@@ -1,0 +1,259 @@
+"""Fidelity against sparsity as a figure, and as a page with every number."""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from vit_clt.analysis.reporting.page import Section, render_report
+from vit_clt.analysis.reporting.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    ROW_NAMES,
+    finish,
+)
+
+if TYPE_CHECKING:
+    from vit_clt.analysis.fit.fidelity_study import Fidelity
+
+_SKY, _YELLOW = "#56B4E9", "#E69F00"
+# colours tell groups apart, dashes and symbols the two kinds
+_COLOURS = (BLUE, ORANGE, GREEN, _YELLOW, _SKY, PURPLE)
+_KINDS = {True: ("CLT", "solid", "circle"), False: ("per-layer", "dash", "square")}
+# column, title, factor, whether it has an interval
+_PANELS = (
+    ("r2_cls", "R², CLS rows", 1, False),
+    ("r2_position_patch", "R², patch rows", 1, False),
+    ("loss", "cross-entropy (nats, log)", 1, True),
+    ("recovered_loss", "loss recovered (%)", 100, True),
+    ("recovered_top1", "accuracy recovered (%)", 100, True),
+    ("top1", "zero-shot accuracy (%)", 100, True),
+)
+_COLUMNS = 3
+CAVEAT = (
+    "At equal k the kinds are not equals: a CLT rebuilds y_l from the active codes of l + 1 "
+    "layers and has a decoder for each, a per-layer transcoder from those of one. Codes read and "
+    "parameters stand beside every result; L0 alone does not say which kind is better."
+)
+
+
+def fidelity_figure(result: Fidelity, trained_on: str | None = None) -> go.Figure:
+    """R^2, loss and accuracy, whole and recovered, against measured L0 (log).
+
+    A CLT's lines are solid, a per-layer transcoder's dashed; floors and the unaltered model are
+    horizontal lines. `trained_on` says on what, for the subtitle.
+    """
+    n_rows = -(-len(_PANELS) // _COLUMNS)
+    figure = make_subplots(
+        rows=n_rows,
+        cols=_COLUMNS,
+        subplot_titles=[title for _, title, _, _ in _PANELS],
+        horizontal_spacing=0.08,
+        vertical_spacing=0.17,
+    )
+    groups = _groups(result.frame)
+    # room at both sides, so that measured L0s that hardly differ are not drawn far apart
+    span = [result.frame["l0"].min() / 1.2, result.frame["l0"].max() * 1.2]
+    for i, (column, _, factor, bars) in enumerate(_PANELS):
+        place = {"row": i // _COLUMNS + 1, "col": i % _COLUMNS + 1}
+        for name, level, colour, dash in _levels(result, column):
+            figure.add_trace(
+                go.Scatter(
+                    x=span,
+                    y=[level * factor] * 2,
+                    mode="lines",
+                    name=name,
+                    legendgroup=name,
+                    # the panel of losses has all lines
+                    showlegend=column == "loss",
+                    line={"color": colour, "dash": dash, "width": 1.5},
+                    hovertemplate=name + ": %{y:.4g}<extra></extra>",
+                ),
+                **place,
+            )
+        for j, (label, rows) in enumerate(groups.items()):
+            _, dash, symbol = _KINDS[bool(rows["cross_layer"].iloc[0])]
+            y = rows[column] * factor
+            figure.add_trace(
+                go.Scatter(
+                    x=rows["l0"].tolist(),
+                    y=[_or_none(v) for v in y],
+                    error_y=_bars(rows, column, factor) if bars else None,
+                    customdata=rows[["name", "codes_read", "parameters"]].to_numpy().tolist(),
+                    hovertemplate="%{customdata[0]}: %{y:.4g}, L0 %{x:.1f}<br>%{customdata[1]:.0f} "
+                    "codes read a target, %{customdata[2]:,} parameters<extra></extra>",
+                    name=label,
+                    legendgroup=label,
+                    showlegend=i == 0,
+                    mode="lines+markers",
+                    line={"color": _COLOURS[j % len(_COLOURS)], "dash": dash},
+                    marker={"symbol": symbol, "size": 8},
+                ),
+                **place,
+            )
+        if result.frame[column].isna().all():
+            figure.add_annotation(
+                text="undefined: these outputs<br>do not vary"
+                if column.startswith("r2")
+                else "undefined: the interval of<br>unaltered − floor contains 0",
+                x=0.5,
+                y=0.5,
+                xref="x domain",
+                yref="y domain",
+                showarrow=False,
+                **place,
+            )
+    ticks = _apart(result.frame["l0"].tolist())
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{t:.3g}" for t in ticks])
+    ticks = [float(f"{m}e{e}") for e in range(-4, 2) for m in (1, 1.5, 2, 3, 5, 7)]
+    figure.update_yaxes(
+        type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks], row=1, col=_COLUMNS
+    )
+    figure.update_xaxes(title_text="measured L0 (log)", row=n_rows)
+    trained = "" if trained_on is None else f"; trained on {trained_on}"
+    rows = ROW_NAMES[result.tokens]
+    figure.update_layout(
+        title={
+            "text": f"Fidelity against sparsity: all MLPs replaced, {rows}<br><sup>{result.data}, "
+            f"N = {result.n}; {_shapes(result.frame)}{trained}<br>R² (0: position means) and L0 "
+            f"({rows}) on the teacher trajectory, the rest with stream inputs; templates: "
+            f"{result.templates}, seed {result.seed}; bars: 95 % bootstrap over images<br>"
+            "At equal L0 a CLT rebuilds each layer from the codes of all layers up to it, a "
+            "per-layer transcoder from those of one.</sup>",
+        },
+        width=1080,
+        height=230 + 280 * n_rows,
+        legend={"orientation": "h", "y": -0.13},
+    )
+    finish(figure)
+    return figure.update_layout(margin_t=140)
+
+
+def fidelity_report(result: Fidelity, trained_on: str | None = None) -> str:
+    """The page as self-contained HTML: the figure, then every number."""
+    lead = (
+        "How well does a transcoder stand in for all MLPs of the model, at which sparsity, and "
+        "what does it gain from writing to deeper layers?"
+    )
+    facts = {
+        "Replaced": f"{ROW_NAMES[result.tokens]} of every layer, stream inputs",
+        "Images": f"{result.data}, N = {result.n}",
+        **({} if trained_on is None else {"Trained on": trained_on}),
+        "Prompts": result.templates,
+        "Seed of the bootstrap": str(result.seed),
+        "Unaltered model": f"{100 * result.original:.2f} % / {result.original.loss:.4f} nats",
+        "Floor: rows at their mean": f"{100 * result.floor_mean:.2f} % / "
+        f"{result.floor_mean.loss:.4f} nats",
+        "Floor: rows at zero": f"{100 * result.floor_zero:.2f} % / "
+        f"{result.floor_zero.loss:.4f} nats",
+    }
+    notes = [
+        "Recovered is (value − floor) / (unaltered − floor), the floor being those MLP rows at "
+        "their mean; it is undefined where the paired 95 % interval of unaltered − floor contains "
+        "0. R² is a mean over layers; 0 is predicting the mean of all rows, in brackets (and in "
+        "the figure) of the rows at the same position.",
+    ]
+    sections = [
+        Section("What was measured", [CAVEAT], facts=facts),
+        Section("Against measured L0", figures=[fidelity_figure(result, trained_on)]),
+        Section("Every transcoder", notes, [fidelity_table(result)]),
+    ]
+    return render_report("Fidelity against sparsity", lead, sections)
+
+
+def fidelity_table(result: Fidelity) -> pd.DataFrame:
+    """One row per transcoder, as text: size, codes read a target, and what it keeps."""
+    return pd.DataFrame(
+        {
+            "name": r.name,
+            "parameters": f"{r.parameters:,}",
+            "L0": f"{r.l0:.1f}",
+            "codes read a target, mean (last)": f"{r.codes_read:.1f} ({r.codes_read_last:.1f})",
+            "dead %": f"{100 * r.dead:.1f}",
+            "R² CLS": _r2(r.r2_cls),
+            "R² patch (of positions)": f"{_r2(r.r2_patch)} ({_r2(r.r2_position_patch)})",
+            "top-1 % / loss": f"{100 * r.top1:.2f} / {r.loss:.4f}",
+            "loss recovered %": _share(
+                r.recovered_loss, r.recovered_loss_low, r.recovered_loss_high
+            ),
+            "accuracy recovered %": _share(
+                r.recovered_top1, r.recovered_top1_low, r.recovered_top1_high
+            ),
+        }
+        for r in result.frame.itertuples()
+    )
+
+
+def _groups(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Transcoders that one line joins, by its label: same kind, sparsifier and width."""
+    several = [name for name in ("sparsifier", "n_features") if frame[name].nunique() > 1]
+    found = {}
+    for key, rows in frame.groupby(["cross_layer", "sparsifier", "n_features"], sort=False):
+        cross_layer, sparsifier, n_features = key
+        parts = {"sparsifier": str(sparsifier), "n_features": f"F = {n_features:,}"}
+        label = ", ".join([_KINDS[bool(cross_layer)][0], *(parts[name] for name in several)])
+        found[label] = rows.sort_values("l0")
+    return found
+
+
+def _apart(values: list[float]) -> list[float]:
+    """The values, without those too close to the one before for two labels on a log axis."""
+    found: list[float] = []
+    for value in sorted(values):
+        if not found or value > found[-1] * 1.15:
+            found.append(value)
+    return found
+
+
+def _shapes(frame: pd.DataFrame) -> str:
+    sparsifiers = ", ".join(map(str, frame["sparsifier"].unique()))
+    return f"{sparsifiers}, F = {', '.join(f'{f:,}' for f in frame['n_features'].unique())}"
+
+
+def _levels(result: Fidelity, column: str) -> list[tuple[str, float, str, str]]:
+    """Horizontal lines of a panel: name, level, colour, dash."""
+    lines = [
+        ("unaltered model", result.original, 1.0, INK, "solid"),
+        ("floor: MLP rows at their mean", result.floor_mean, 0.0, PURPLE, "dashdot"),
+        ("floor: MLP rows at zero", result.floor_zero, None, GREY, "dot"),
+    ]
+    if column in ("top1", "loss"):
+        return [
+            (name, reading.top1 if column == "top1" else reading.loss, colour, dash)
+            for name, reading, _, colour, dash in lines
+        ]
+    # shares, of variance or of what is lost: the mean is 0 by definition, what zero is depends
+    return [
+        (name, share, colour, dash) for name, _, share, colour, dash in lines if share is not None
+    ]
+
+
+def _bars(rows: pd.DataFrame, column: str, factor: int) -> dict[str, object]:
+    value, low, high = (rows[f"{column}{end}"] * factor for end in ("", "_low", "_high"))
+    return {
+        "array": [_or_none(v) for v in high - value],
+        "arrayminus": [_or_none(v) for v in value - low],
+        "thickness": 1,
+    }
+
+
+def _share(value: float, low: float, high: float) -> str:
+    if isnan(value):
+        return "undefined"
+    return f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _r2(value: float) -> str:
+    return "undefined" if isnan(value) else f"{value:.3f}"
+
+
+def _or_none(value: float) -> float | None:
+    return None if isnan(value) else value

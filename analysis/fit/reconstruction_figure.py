@@ -1,0 +1,165 @@
+"""Reconstruction per layer, several CLTs overlaid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, get_args
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from vit_clt.analysis.reporting.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    ROW_NAMES,
+    error_bars,
+    finish,
+    log_axis,
+)
+from vit_clt.errors import InputError
+from vit_clt.hooks import TokenKind
+
+if TYPE_CHECKING:
+    from vit_clt.analysis.fit.reconstruction_study import Reconstruction
+
+_FIT = (
+    ("cosine", "cosine"),
+    ("mse", "MSE (log, squared units of y)"),
+    ("r2", "R²"),
+)
+_DEPTH = (
+    ("l0", "active features a row (L0)"),
+    ("dead", "dead features (%)"),
+    ("cross_layer", "cross-layer share of ŷ (%)"),
+)
+_PERCENT = ("dead", "cross_layer")
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#E69F00")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+
+
+def reconstruction_figure(
+    results: Sequence[Reconstruction], names: Sequence[str] = ("CLT",)
+) -> go.Figure:
+    """Cosine, MSE and R^2 per token kind; L0, dead and cross-layer share; all per layer.
+
+    Args:
+        results: of CLTs of one teacher, measured on the same images.
+        names: of these CLTs, for the legend.
+
+    Raises:
+        InputError: not a name for each result, or none, or results of other data.
+    """
+    if not results or len(names) != len(results):
+        raise InputError(
+            f"names has {len(names)} entries; expected one for each of the {len(results)} results, "
+            "at least one."
+        )
+    sizes = {(r.data, int(r.frame["n_images"].iloc[0])) for r in results}
+    if len(sizes) > 1:
+        listed = ", ".join(sorted(f"{data} with N = {n}" for data, n in sizes))
+        raise InputError(f"results are of {listed}; expected one set of images.")
+    ((data, n),) = sizes
+    kinds: list[TokenKind] = list(get_args(TokenKind))
+    titles = [f"{ROW_NAMES[kind]} · {title}" for kind in kinds for _, title in _FIT]
+    titles += [f"{ROW_NAMES['all']} · {title}" for _, title in _DEPTH]
+    figure = make_subplots(
+        rows=4, cols=3, subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=0.075
+    )
+    for i, kind in enumerate(kinds, start=1):
+        for column, (name, _) in enumerate(_FIT, start=1):
+            _panel(figure, results, names, kind, name, i, column)
+    for column, (name, _) in enumerate(_DEPTH, start=1):
+        _panel(figure, results, names, "all", name, 4, column)
+    figure.update_xaxes(dtick=1 if len(results[0].frame) <= 3 * 13 else 3)
+    figure.update_xaxes(title_text="layer", row=4)
+    height = 1100
+    figure.update_layout(
+        title={
+            "text": f"Reconstruction per layer<br><sup>{data}, N = {n}, teacher trajectory; R² = 0 "
+            "is predicting the mean; bars: 95 % bootstrap over images, seed "
+            f"{results[0].seed}<br>typical rows: without the 1 % with the largest ‖y‖; "
+            "cross-layer: 1 − centred C(l→l), the share that features of earlier layers decode"
+            "</sup>"
+        },
+        width=1100,
+        height=height,
+        legend={"orientation": "h", "y": -60 / (height - 180), "yanchor": "top"},
+    )
+    return finish(figure).update_layout(margin={"t": 120})
+
+
+def _panel(
+    figure: go.Figure,
+    results: Sequence[Reconstruction],
+    names: Sequence[str],
+    kind: TokenKind,
+    column: str,
+    row: int,
+    col: int,
+) -> None:
+    factor = 100 if column in _PERCENT else 1
+    legend = row == col == 1
+    drawn: list[float] = []
+    place = {"row": row, "col": col}
+    frames = [r.frame[r.frame["tokens"] == kind] for r in results]
+    layers = frames[0]["layer"].tolist()
+    if f"{column}_floor" in frames[0]:
+        floor = frames[0][f"{column}_floor"].tolist()
+        drawn += floor
+        figure.add_trace(
+            go.Scatter(
+                x=layers,
+                y=floor,
+                mode="lines",
+                name="floor: predicting the mean",
+                legendgroup="floor",
+                showlegend=legend,
+                line={"color": GREY, "dash": "dot", "width": 1.5},
+                hovertemplate="predicting the mean, layer %{x}: %{y:.4g}<extra></extra>",
+            ),
+            **place,
+        )
+    for i, (result, name, rows) in enumerate(zip(results, names, frames, strict=True)):
+        colour, symbol = _COLOURS[i % len(_COLOURS)], _SYMBOLS[i % len(_SYMBOLS)]
+        values = (rows[column] * factor).tolist()
+        drawn += values
+        bars = None
+        if f"{column}_low" in rows:
+            bars = error_bars(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], width=3)
+        l0, dead = result.mean("all", "l0"), result.mean("all", "dead")
+        figure.add_trace(
+            go.Scatter(
+                x=layers,
+                y=values,
+                error_y=bars,
+                mode="lines+markers",
+                name=f"{name}: L0 {l0:.1f} a row, {dead:.0%} dead",
+                legendgroup=str(i),
+                showlegend=legend,
+                line={"color": colour, "width": 1.5},
+                marker={"symbol": symbol, "size": 7},
+                hovertemplate=f"{name}, layer %{{x}}: %{{y:.4g}}<extra></extra>",
+            ),
+            **place,
+        )
+        if f"{column}_typical" in rows:
+            figure.add_trace(
+                go.Scatter(
+                    x=layers,
+                    y=rows[f"{column}_typical"].tolist(),
+                    mode="lines",
+                    name="dashed: R² of the typical rows",
+                    legendgroup="typical",
+                    showlegend=i == 0 and row == 1,
+                    line={"color": colour, "dash": "dash", "width": 1},
+                    hovertemplate=f"{name}, typical rows, layer %{{x}}: %{{y:.4g}}<extra></extra>",
+                ),
+                **place,
+            )
+    if column == "mse":
+        log_axis(figure, drawn, **place)
+    elif column in dict(_DEPTH):
+        figure.update_yaxes(rangemode="tozero", **place)

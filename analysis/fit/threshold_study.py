@@ -1,0 +1,150 @@
+"""What thresholds in place of top-k cost: L0, R^2, accuracy and loss of both, on the same images.
+
+A CLT and the one that `vit_clt.interchange.thresholds.with_thresholds` made of it share their
+weights and differ in which features fire. Measured on other images than thresholds were fitted on,
+by rows of each token kind: L0 and R^2 (mean over layers, and the lowest R^2 of a layer, which a
+mean hides) on the teacher trajectory, and zero-shot accuracy and loss with all MLPs replaced there
+(stream inputs).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import pandas as pd
+import torch
+
+from vit_clt.analysis.fit.cascade_study import Cascade, cascade
+from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstructions
+from vit_clt.analysis.stats.intervals import interval
+from vit_clt.analysis.stats.readings import Measure
+from vit_clt.data.images import ImageData
+from vit_clt.hooks import HookedViT, TokenKind
+from vit_clt.metrics import Metric
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+_UNITS = {"l0": "count", "r2": "fraction", "fvu": "fraction", "top1": "fraction", "loss": "nats"}
+
+
+@dataclass(frozen=True)
+class ThresholdCost:
+    """Both CLTs, measured alike."""
+
+    frame: pd.DataFrame
+    """One row per token kind. Columns: tokens; l0, r2, fvu (means over layers, teacher trajectory),
+    top1 and loss (nats) with all MLPs replaced there, each with _before (top-k), _after
+    (thresholds) and _change (after - before); top1 and loss also with _change_low, _change_high
+    (paired over images), _baseline (unaltered), _floor_mean and _floor_zero; lowest_r2_before and
+    _after, the lowest R^2 of any layer, and lowest_r2_layer_before and _after, that layer (NaN and
+    -1 where no layer has one); n (images)."""
+    data: str
+    seed: int
+    """Of the bootstrap."""
+
+    def metrics(self) -> list[Metric]:
+        """Every number after, with the one before as baseline, and every change.
+
+        The floor is 0 for R^2, 1 for FVU, and for accuracy and loss the MLP rows at their mean. The
+        lowest R^2 after and before may be of different layers: each is named, neither subtracted.
+        """
+        found, fixed = [], {"r2": 0.0, "fvu": 1.0}
+        for row in self.frame.to_dict("records"):
+            n = row["n"]
+            for name, unit in _UNITS.items():
+                before, after = row[f"{name}_before"], row[f"{name}_after"]
+                floor = fixed.get(name, row.get(f"{name}_floor_mean"))
+                ends = [row.get(f"{name}_change_{end}") for end in ("low", "high")]
+                full = f"{row['tokens']}_{name}"
+                found += [
+                    Metric(full, after, unit, n, floor=floor, baseline=before),
+                    Metric(f"{full}_change", row[f"{name}_change"], unit, n, *ends),
+                ]
+            lowest = f"{row['tokens']}_lowest_r2"
+            ends = [row[f"lowest_r2_{version}"] for version in ("before", "after")]
+            found.append(Metric(lowest, ends[1], "fraction", n, floor=0.0, baseline=ends[0]))
+            found += [
+                Metric(f"{lowest}_layer_{version}", row[f"lowest_r2_layer_{version}"], "count", n)
+                for version in ("before", "after")
+            ]
+        return found
+
+
+@torch.no_grad()
+def threshold_cost(
+    vit: HookedViT,
+    before: CrossLayerTranscoder,
+    after: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> ThresholdCost:
+    """Measure two CLTs of one teacher beside each other.
+
+    Args:
+        vit: the teacher, with no hooks attached.
+        before: the CLT with top-k.
+        after: the same with thresholds.
+        data: labelled images that neither CLT nor thresholds were fitted on.
+        zs: the zero-shot classifier.
+        seed: of the bootstrap.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a CLT of another model, labels without names, or a hook on `vit`.
+    """
+    kinds: tuple[TokenKind, ...] = get_args(TokenKind)
+    clts = {"before": before, "after": after}
+    fits = dict(
+        zip(clts, reconstructions(vit, [before, after], data, progress=progress), strict=True)
+    )
+    reads = {
+        name: cascade(
+            vit, clt, data, zs, tokens=kinds, first_layers=[0], seed=seed, progress=progress
+        )
+        for name, clt in clts.items()
+    }
+    rows = []
+    for kind in kinds:
+        row: dict[str, Any] = {"tokens": kind}
+        for column in ("l0", "r2", "fvu"):
+            values = {name: fit.mean(kind, column) for name, fit in fits.items()}
+            row |= _before_and_after(column, values)
+        for version, fit in fits.items():
+            row |= _lowest_r2(fit, kind, version)
+        measures: tuple[Measure, ...] = ("top1", "loss")
+        for measure in measures:
+            row |= _readings(reads, kind, measure)
+        rows.append({**row, "n": len(data)})
+    return ThresholdCost(pd.DataFrame(rows), data.name, seed)
+
+
+def _before_and_after(name: str, values: dict[str, float]) -> dict[str, float]:
+    ends = {f"{name}_{end}": value for end, value in values.items()}
+    return {**ends, f"{name}_change": values["after"] - values["before"]}
+
+
+def _lowest_r2(fit: Reconstruction, kind: TokenKind, version: str) -> dict[str, Any]:
+    r2 = fit.frame[fit.frame["tokens"] == kind].set_index("layer")["r2"].dropna()
+    value, layer = (float(r2.min()), int(r2.idxmin())) if len(r2) else (float("nan"), -1)
+    return {f"lowest_r2_{version}": value, f"lowest_r2_layer_{version}": layer}
+
+
+def _readings(reads: dict[str, Cascade], kind: TokenKind, measure: Measure) -> dict[str, float]:
+    """Of one measure; both were read on the same images with the same resamples."""
+    replaced = f"{kind}_stream_0"
+    places = {name: read.readings.names.index(replaced) for name, read in reads.items()}
+    values = {
+        name: float(read.readings.means[measure][places[name]]) for name, read in reads.items()
+    }
+    drawn = {name: read.readings.samples[measure][:, places[name]] for name, read in reads.items()}
+    low, high = interval(drawn["after"] - drawn["before"])
+    found = _before_and_after(measure, values)
+    found |= {f"{measure}_change_low": low, f"{measure}_change_high": high}
+    versions = {"baseline": "original", "floor_mean": f"{kind}_mean_0"}
+    for column, version in {**versions, "floor_zero": f"{kind}_zero_0"}.items():
+        found[f"{measure}_{column}"] = reads["before"].readings[version].columns()[measure]
+    return found

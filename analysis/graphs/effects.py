@@ -1,0 +1,215 @@
+"""Direct effects: a class logit, taken apart exactly into what adds to it.
+
+    <e/||e||, direction> = sum of features + errors + patches + bias
+
+with the attention patterns, all LayerNorm scales and ||e|| held at their clean values. e is the
+image's embedding; the terms are those of `Sources`, on the teacher trajectory. A term is a direct
+effect: through residual stream and attention, not by way of other features' activations. The form
+for language models is attribution patching's and circuit-tracer's; for ViTs, and with biases by
+their own formulas, it is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.analysis.graphs.sources import SourceEffects, Sources
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.hooks.passes.frozen import Norms
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+
+@dataclass(frozen=True)
+class DirectEffects:
+    """Direct effects on one reading a image, all in its unit (logits, for a class direction)."""
+
+    logit: Float[Tensor, " image"]
+    """The model's own <e/||e||, direction>, which the terms sum to if norms are held."""
+    norms: Norms
+    features: pd.DataFrame
+    """One row per active feature: image, layer, token, feature, activation, effect."""
+    terms: Float[Tensor, "image target source token"]
+    """<c_{s->l}, G_l>: what source layer s adds by writing at layer l; 0 where it does not."""
+    errors: Float[Tensor, "image layer token"]
+    """<y_l - y^_l, G_l>."""
+    patches: Float[Tensor, "image patch"]
+    """Of the patch embeddings, through residual stream and attention alone."""
+    bias: pd.DataFrame
+    """One row per image and part: image, part, layer (b_dec and attention), effect."""
+
+    @property
+    def by_source(self) -> Float[Tensor, "image source"]:
+        """Summed over tokens and the layers written to."""
+        return self.terms.sum((1, 3))
+
+    @property
+    def by_source_token(self) -> Float[Tensor, "image source token"]:
+        """Summed over the layers written to."""
+        return self.terms.sum(1)
+
+    @property
+    def by_source_target(self) -> Float[Tensor, "image target source"]:
+        """Summed over tokens."""
+        return self.terms.sum(3)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every term; with norms held an image's effects sum to its logit.
+
+        Columns: image, kind ("source", "error", "patch", "bias"), part (of the bias), layer (the
+        source's, or the error's), target (written to), token, effect. A source's features are
+        summed.
+        """
+        found = []
+        for i in range(len(self.logit)):
+            found += self._rows(i)
+        frame = pd.DataFrame(found)
+        whole = ["layer", "target", "token"]
+        return frame.astype(dict.fromkeys(whole, "Int64"))
+
+    def _rows(self, i: int) -> list[dict[str, Any]]:
+        n_layers, n_tokens = self.errors.shape[1:]
+        nothing = {"image": i, "part": None, "layer": None, "target": None, "token": None}
+        terms, errors = self.terms[i].tolist(), self.errors[i].tolist()
+        rows = [
+            nothing
+            | {"kind": "source", "layer": s, "target": l, "token": t, "effect": terms[l][s][t]}
+            for l in range(n_layers)
+            for s in range(l + 1)
+            for t in range(n_tokens)
+        ]
+        rows += [
+            nothing | {"kind": "error", "layer": l, "token": t, "effect": errors[l][t]}
+            for l in range(n_layers)
+            for t in range(n_tokens)
+        ]
+        rows += [
+            nothing | {"kind": "patch", "token": 1 + p, "effect": effect}
+            for p, effect in enumerate(self.patches[i].tolist())
+        ]
+        bias = self.bias[self.bias["image"] == i].to_dict("records")
+        return rows + [nothing | {"kind": "bias"} | row for row in bias]
+
+
+def class_direction(
+    zs: ZeroShot, label: int, contrast: int | None = None
+) -> Float[Tensor, " d_embed"]:
+    """The direction whose reading is the logit of `label`, or that minus the logit of `contrast`.
+
+    logit_scale * (w_label - w_contrast), w being the classifier's columns.
+
+    Raises:
+        InputError: a class that does not exist, or one contrasted with itself.
+    """
+    n = len(zs.class_names)
+    for name, value in (("target", label), ("contrast", contrast)):
+        if value is not None and not 0 <= value < n:
+            raise InputError(f"{name} is class {value}; expected one from 0 to {n - 1}.")
+    if label == contrast:
+        raise InputError(f"contrast is class {contrast}, the target itself; expected another.")
+    column = zs.weights[:, label]
+    if contrast is not None:
+        column = column - zs.weights[:, contrast]
+    return zs.logit_scale * column
+
+
+def direct_effects(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    images: Float[Tensor, "image 3 height width"],
+    direction: Float[Tensor, "*image d_embed"],
+    *,
+    norms: Norms = "held",
+    progress: bool = False,
+) -> DirectEffects:
+    """Direct effects on <e/||e||, direction>, image by image.
+
+    Args:
+        vit: the teacher; hooks attached to it do not fire.
+        clt: its transcoder.
+        images: in the model's preprocessing.
+        direction: one for all images, or one each; of a class: `class_direction`.
+        norms: held, so that the terms sum to the logit, or differentiated, so that they are the
+            first order of what a small change does and do not (`vit_clt.hooks.passes.frozen`).
+        progress: show a progress bar.
+
+    Raises:
+        InputError: a CLT of another model, a model that does not pool CLS, no images, or directions
+            that are not one an image.
+    """
+    check_fits(vit, clt)
+    if not len(images):
+        raise InputError("images is empty; expected at least one.")
+    if direction.ndim not in (1, 2) or (direction.ndim == 2 and len(direction) != len(images)):
+        raise InputError(
+            f"direction has shape {tuple(direction.shape)}; expected (d_embed,) or "
+            f"({len(images)}, d_embed), one an image."
+        )
+    bar = tqdm(images, "direct effects", unit=" images", disable=not progress)
+    return gather_effects(
+        (Sources(vit, clt, image) for image in bar), direction.expand(len(images), -1), norms
+    )
+
+
+def gather_effects(
+    sources: Iterable[Sources],
+    directions: Iterable[Float[Tensor, " d_embed"]],
+    norms: Norms = "held",
+) -> DirectEffects:
+    """Direct effects from the sources of each image and its direction."""
+    logits, terms, effects, features = [], [], [], []
+    bias: list[dict[str, Any]] = []
+    for i, (each, direction) in enumerate(zip(sources, directions, strict=True)):
+        reading = each.frozen.read_output(direction, norms=norms)
+        found = each.effects(reading)
+        logits.append(each.logit(direction))
+        terms.append(each.terms(reading))
+        features.append(_feature_frame(i, each, found))
+        bias += _bias_rows(i, found)
+        effects.append(found)
+    return DirectEffects(
+        logit=torch.stack(logits),
+        norms=norms,
+        features=pd.concat(features, ignore_index=True),
+        terms=torch.stack(terms),
+        errors=torch.stack([each.errors for each in effects]),
+        patches=torch.stack([each.patches for each in effects]),
+        bias=pd.DataFrame(bias),
+    )
+
+
+def _feature_frame(image: int, sources: Sources, effects: SourceEffects) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "image": image,
+            "layer": sources.layer.tolist(),
+            "token": sources.token.tolist(),
+            "feature": sources.feature.tolist(),
+            "activation": sources.activation.tolist(),
+            "effect": effects.features.tolist(),
+        }
+    )
+
+
+def _bias_rows(image: int, effects: SourceEffects) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for part, value in (
+        ("class token", effects.class_token),
+        ("positions", effects.positions),
+        ("ln_pre", effects.ln_pre),
+        ("ln_post", effects.reader),
+    ):
+        rows.append({"image": image, "part": part, "layer": None, "effect": float(value)})
+    for part, values in (("attention", effects.attention), ("b_dec", effects.b_dec)):
+        for l, effect in enumerate(values.tolist()):
+            rows.append({"image": image, "part": part, "layer": l, "effect": effect})
+    return rows

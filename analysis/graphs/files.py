@@ -1,0 +1,109 @@
+"""Attribution graphs as JSON, and back.
+
+    {"schema": "vit-clt attribution graphs 1",
+     "graphs": [{"facts": {...}, "nodes": [{...}, ...], "edges": [{...}, ...]}, ...]}
+
+Facts, columns of nodes and of edges are those of `AttributionGraph`; docs/graphs.md lists them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+
+from vit_clt.analysis.graphs.graph import AttributionGraph, GraphFacts, Kind
+from vit_clt.errors import InputError
+
+SCHEMA = "vit-clt attribution graphs 1"
+_WHOLE = ("layer", "token", "feature")
+_NODE = ("node", "kind", *_WHOLE, "value", "effect", "total", "influence")
+_EDGE = ("source", "target", "effect", "influence")
+
+
+def graphs_json(graphs: Sequence[AttributionGraph]) -> str:
+    """The file's text: plain lists and numbers, null where there is none."""
+    document = {
+        "schema": SCHEMA,
+        "graphs": [
+            {
+                "facts": asdict(graph.facts),
+                "nodes": [_plain(row) for row in graph.nodes.to_dict("records")],
+                "edges": [_plain(row) for row in graph.edges.to_dict("records")],
+            }
+            for graph in graphs
+        ],
+    }
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def load_graphs(path: Path | str) -> list[AttributionGraph]:
+    """The graphs of a file.
+
+    Raises:
+        InputError: no such file, another schema, or nodes and edges that are no graph: a column
+            too many or missing, numbers out of order, an edge without its nodes or not upwards.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}.") from error
+    found = document.get("schema") if isinstance(document, dict) else None
+    if found != SCHEMA:
+        raise InputError(f'{path} has schema {json.dumps(found)}; expected "{SCHEMA}".')
+    try:
+        return [_graph(each) for each in document["graphs"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is no attribution graph: {error}.") from error
+
+
+def _graph(document: dict[str, Any]) -> AttributionGraph:
+    facts, nodes, edges = document["facts"], document["nodes"], document["edges"]
+    _check_columns("facts", [facts], [field.name for field in fields(GraphFacts)])
+    _check_columns("nodes", nodes, _NODE)
+    _check_columns("edges", edges, _EDGE)
+    if [node["node"] for node in nodes] != list(range(len(nodes))):
+        raise ValueError("nodes are not numbered from 0 on")
+    kinds = [node["kind"] for node in nodes]
+    if unknown := set(kinds) - set(get_args(Kind)):
+        raise ValueError(f"a node has kind {min(unknown)!r}")
+    if kinds[:1] != ["logit"] or "logit" in kinds[1:]:
+        raise ValueError("node 0 is not the one logit")
+    for edge in edges:
+        ends = edge["source"], edge["target"]
+        if not all(0 <= end < len(nodes) for end in ends):
+            raise ValueError(f"an edge joins {ends}, of which there is no such node")
+        source, target = (nodes[end] for end in ends)
+        if target["kind"] == "feature":
+            below = source["layer"] is None or source["layer"] < target["layer"]
+            upwards = source["kind"] != "logit" and below
+        else:
+            upwards = target["kind"] == "logit" and source["kind"] != "logit"
+        if not upwards:
+            raise ValueError(f"the edge {ends} does not lead upwards")
+        if not all(math.isfinite(edge[name]) for name in ("effect", "influence")):
+            raise ValueError(f"the edge {ends} has no finite effect and influence")
+    facts["patch_grid"] = tuple(facts["patch_grid"])
+    frame = pd.DataFrame(nodes, columns=list(_NODE))
+    numbers = dict.fromkeys(["value", "effect", "total", "influence"], float)
+    return AttributionGraph(
+        GraphFacts(**facts),
+        frame.astype({**dict.fromkeys(_WHOLE, "Int64"), **numbers}),
+        pd.DataFrame(edges, columns=list(_EDGE)),
+    )
+
+
+def _check_columns(name: str, rows: Sequence[dict[str, Any]], wanted: Sequence[str]) -> None:
+    for row in rows:
+        if set(row) != set(wanted):
+            odd = min(set(row) ^ set(wanted))
+            raise ValueError(f"{name} have {odd!r} too many or missing")
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {str(name): None if pd.isna(value) else value for name, value in row.items()}

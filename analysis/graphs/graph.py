@@ -1,0 +1,243 @@
+"""The attribution graph of one image: what drives a logit, feature by feature.
+
+Nodes are the logit, active features, error nodes (one a layer and token row), patch embeddings, and
+one node for all biases. An edge is the direct effect of its source on its target: on the logit, or
+on the pre-activation of a target feature, W_enc x_l[row] + b_enc, with attention patterns, norms
+and the set of active features held (a top-k feature stays on whatever drives it). All in-edges of a
+target, those of dropped nodes included, sum to its value exactly. With norms differentiated they do
+not, but say better what a change of the source would do.
+
+Nodes are kept by their influence (`influence`); in-edges are worked out for eight times as many
+features as a graph may have nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_clt.analysis.graphs.influence import InEdges, edges_of, shares
+from vit_clt.analysis.graphs.sources import Sources
+from vit_clt.errors import InputError
+from vit_clt.hooks.passes.frozen import Norms
+
+Kind = Literal["logit", "feature", "error", "patch", "bias"]
+MAX_NODES = 60
+KEEP = 0.8
+"""Share of the influence of all nodes that those kept should have."""
+EXPAND = 8
+"""In-edges are worked out for this many features per node that a graph may have."""
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What the graph is of, and how much of it was dropped."""
+
+    image: str
+    """Data set and row."""
+    target: str
+    """What the logit is of."""
+    model: str
+    clt: str
+    logit: float
+    """The model's own; with norms held its in-edges, dropped nodes' included, sum to it."""
+    norms: Norms
+    """Held or differentiated."""
+    l0: float
+    """Active features a token row and source layer, of this image."""
+    n_layers: int
+    n_tokens: int
+    patch_grid: tuple[int, int]
+    """Down, across."""
+    n_active: int
+    """Active features of this image."""
+    n_expanded: int
+    """Those whose in-edges were worked out."""
+    n_candidates: int
+    """Nodes before pruning, the logit left out."""
+    kept_influence: float
+    """Share of the influence of all nodes that the nodes kept have."""
+    kept_effect: float
+    """Share of sum |direct effect on the logit| that the nodes kept have."""
+    completeness: float
+    """The same of every kept target's in-edges, averaged with the targets' influence."""
+    error_share: float
+    """Of the influence that ends in errors, patches, biases or features not worked out, the share
+    in errors."""
+    unexpanded_share: float
+    """The same, in features whose in-edges were not worked out."""
+
+
+@dataclass(frozen=True)
+class AttributionGraph:
+    """Nodes and edges kept."""
+
+    facts: GraphFacts
+    nodes: pd.DataFrame
+    """node (its number), kind, layer, token, feature, value (logit, activation; norm of an error
+    or patch), effect (direct, on the logit), total (through other features too, those kept or
+    not), influence; empty where a kind of node has none. Node 0 is the logit."""
+    edges: pd.DataFrame
+    """source, target (node numbers), effect (on the target's value), influence (the target's, times
+    the share of this edge among all its in-edges)."""
+
+
+@torch.no_grad()
+def attribution_graph(
+    sources: Sources,
+    direction: Float[Tensor, " d_embed"],
+    *,
+    max_nodes: int = MAX_NODES,
+    keep: float | int = KEEP,
+    norms: Norms = "held",
+    image: str = "image",
+    target: str = "direction",
+    clt: str = "in memory",
+) -> AttributionGraph:
+    """The graph of <e/||e||, direction> for one image.
+
+    Nodes are kept in the order of their influence until they have the share `keep` of all nodes'
+    influence or are `max_nodes`; the logit and the biases are kept beside them.
+
+    Args:
+        sources: of the image.
+        direction: of a class: `class_direction`.
+        max_nodes: features, errors and patches kept, at most.
+        keep: share of influence to keep.
+        norms: held, so that in-edges sum to their target, or differentiated, so that they are the
+            first order of what a small change does (`vit_clt.hooks.passes.frozen`).
+        image, target, clt: names for captions.
+
+    Raises:
+        InputError: max_nodes below 1, or a share outside 0 to 1.
+    """
+    check_size(max_nodes, keep)
+    rows = InEdges(sources, direction, norms)
+    rows.expand(EXPAND * max_nodes)
+    influence = rows.influence()
+    n_active = len(sources.layer)
+    able = influence[:-1].clone()
+    # a feature without in-edges would look as if nothing drove it
+    able[:n_active] = 0
+    able[rows.expanded] = influence[rows.expanded]
+    ranked = able.argsort(descending=True, stable=True)
+    ranked = ranked[able[ranked] > 0][:max_nodes]
+    reached = able[ranked].cumsum(0) + influence[-1]
+    enough = int((reached < keep * influence.sum()).sum()) + 1
+    kept = torch.cat([ranked[:enough].sort().values, ranked.new_tensor([len(able)])])
+    return _assemble(rows, direction, influence, kept, (image, target, clt))
+
+
+def check_size(max_nodes: int, keep: float | int) -> None:
+    """Refuse what would be no graph.
+
+    Raises:
+        InputError: max_nodes below 1, or a share outside 0 to 1.
+    """
+    if max_nodes < 1:
+        raise InputError(f"max-nodes is {max_nodes}; expected at least 1.")
+    if not 0 < keep <= 1:
+        raise InputError(f"keep is {keep}; expected a share above 0 and up to 1.")
+
+
+def _assemble(
+    rows: InEdges,
+    direction: Tensor,
+    influence: Tensor,
+    kept: Tensor,
+    names: tuple[str, str, str],
+) -> AttributionGraph:
+    sources = rows.sources
+    vit, n_active = sources.frozen.vit, len(sources.layer)
+    total = edges_of(sources.effects(sources.total_reading(direction, rows.norms)))
+    described = _candidates(sources)
+    nodes = pd.DataFrame(
+        [{"kind": "logit", "layer": None, "token": None, "feature": None}]
+        + [described(int(c)) for c in kept]
+    ).astype(dict.fromkeys(["layer", "token", "feature"], "Int64"))
+    nodes.insert(0, "node", range(len(nodes)))
+    logit = float(sources.logit(direction))
+    values = _values(sources)[kept].tolist()
+    nodes["value"] = [logit, *values]
+    nodes["effect"] = [None, *rows.logit[kept].tolist()]
+    # a constant has no one total effect: features have biases of their own
+    nodes["total"] = [None, *total[kept[:-1]].tolist(), None]
+    nodes["influence"] = [1.0, *influence[kept].tolist()]
+    number = {int(c): i for i, c in enumerate(kept.tolist(), start=1)}
+    position = {candidate: i for i, candidate in enumerate(rows.expanded)}
+    targets = [(0, rows.logit, 1.0)] + [
+        (number[c], rows.edges[position[c]], float(influence[c]))
+        for c in kept.tolist()
+        if c < n_active
+    ]
+    edges = pd.DataFrame(
+        [
+            {"source": number[c], "target": target, "effect": effect, "influence": weight * share}
+            for target, row, weight in targets
+            for c, effect, share in zip(
+                kept.tolist(), row[kept].tolist(), shares(row[None])[0, kept].tolist(), strict=True
+            )
+            if effect != 0
+        ],
+        columns=["source", "target", "effect", "influence"],
+    )
+    inside = torch.stack([shares(row[None])[0, kept].sum() for _, row, _ in targets])
+    weights = inside.new_tensor([weight for *_, weight in targets])
+    ends = influence.clone()
+    ends[rows.expanded] = 0
+    errors = slice(n_active, n_active + sources.errors.shape[0] * sources.errors.shape[1])
+    facts = GraphFacts(
+        image=names[0],
+        target=names[1],
+        model=vit.cfg.model,
+        clt=names[2],
+        logit=logit,
+        norms=rows.norms,
+        l0=n_active / (vit.cfg.n_layers * vit.cfg.n_tokens),
+        n_layers=vit.cfg.n_layers,
+        n_tokens=vit.cfg.n_tokens,
+        patch_grid=vit.cfg.patch_grid,
+        n_active=n_active,
+        n_expanded=len(rows.expanded),
+        n_candidates=len(influence),
+        kept_influence=float(influence[kept].sum() / influence.sum()),
+        kept_effect=float(inside[0]),
+        completeness=float((inside * weights).sum() / weights.sum()),
+        error_share=float(ends[errors].sum() / ends.sum()),
+        unexpanded_share=float(ends[:n_active].sum() / ends.sum()),
+    )
+    return AttributionGraph(facts, nodes, edges)
+
+
+def _candidates(sources: Sources) -> Any:
+    n_active, n_tokens = len(sources.layer), sources.errors.shape[1]
+    n_errors = len(sources.errors) * n_tokens
+
+    def describe(c: int) -> dict[str, Any]:
+        if c < n_active:
+            where = (sources.layer[c], sources.token[c], sources.feature[c])
+            layer, token, feature = map(int, where)
+            return {"kind": "feature", "layer": layer, "token": token, "feature": feature}
+        rest = c - n_active
+        if rest < n_errors:
+            layer, token = divmod(rest, n_tokens)
+            return {"kind": "error", "layer": layer, "token": token, "feature": None}
+        patch = rest - n_errors
+        if patch < n_tokens - 1:
+            return {"kind": "patch", "layer": None, "token": 1 + patch, "feature": None}
+        return {"kind": "bias", "layer": None, "token": None, "feature": None}
+
+    return describe
+
+
+def _values(sources: Sources) -> Float[Tensor, " candidate"]:
+    """Activations, norms of errors and patches, NaN for the biases."""
+    errors = sources.errors.norm(dim=-1).flatten()
+    patches = sources.frozen.patches[0].norm(dim=-1)
+    nothing = errors.new_full((1,), torch.nan)
+    return torch.cat([sources.activation.to(errors), errors, patches, nothing])

@@ -1,0 +1,284 @@
+"""An attribution graph as a figure: layers bottom to top, token rows left to right."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from vit_clt.analysis.graphs.graph import AttributionGraph, GraphFacts
+from vit_clt.analysis.reporting.pictures import data_uri
+from vit_clt.analysis.reporting.style import BLUE, GREY, INK, ORANGE, finish
+
+MAX_EDGES = 200
+"""Edges drawn; the table has all."""
+_SYMBOLS = {
+    "feature": "circle",
+    "error": "diamond",
+    "patch": "square",
+    "bias": "x",
+    "logit": "star",
+}
+_NAMES = {
+    "feature": "feature",
+    "error": "error node",
+    "patch": "patch embedding",
+    "bias": "all biases",
+    "logit": "logit",
+}
+_WIDTHS = (0.7, 1.6, 3.2)  # of edges, in pixels, by influence
+_SPLIT = 0.74  # of the width, for the graph
+_TOP, _BOTTOM, _LAYER = 145, 92, 46
+_PICTURE = 512
+
+
+def graph_figure(
+    graph: AttributionGraph,
+    picture: UInt8[np.ndarray, "height width 3"],
+    patches: Float[Tensor, " patch"],
+) -> go.Figure:
+    """Nodes and their strongest edges; beside them the image and its patches' direct effects.
+
+    Args:
+        graph: what is drawn.
+        picture: the image, as `thumbnails.pixels` gives it.
+        patches: direct effect of every patch embedding on the logit.
+    """
+    facts = graph.facts
+    layers = facts.n_layers
+    x, ticks = _columns(graph.nodes, facts)
+    y = [_level(row, layers) for row in graph.nodes.to_dict("records")]
+    figure = go.Figure()
+    drawn = graph.edges.nlargest(MAX_EDGES, "influence")
+    _add_edges(figure, drawn, x, y)
+    _add_nodes(figure, graph, x, y)
+    _add_pictures(figure, facts, picture, patches)
+    height = _TOP + _BOTTOM + _LAYER * (layers + 2)
+    figure.update_layout(
+        title={"text": _title(graph, len(drawn))},
+        width=1060,
+        height=max(height, 560),
+        hovermode="closest",
+        legend={"orientation": "h", "y": -62 / (height - _TOP - _BOTTOM), "yanchor": "top", "x": 0},
+        xaxis={
+            "domain": [0, _SPLIT],
+            "tickvals": list(ticks.values()),
+            "ticktext": list(ticks),
+            "tickfont": {"size": 10},
+            "tickangle": -90 if len(ticks) > 14 else 0,
+            "title": {"text": "token row: CLS, then patches (row, column)", "standoff": 6},
+            "range": [-1, max(x) + 1],
+            "zeroline": False,
+        },
+        yaxis={
+            "tickvals": list(range(layers + 2)),
+            "ticktext": ["inputs", *(f"layer {l}" for l in range(layers)), "logit"],
+            "range": [-0.6, layers + 1.6],
+            "zeroline": False,
+        },
+    )
+    return finish(figure).update_layout(margin={"l": 70, "t": _TOP, "b": _BOTTOM, "r": 80})
+
+
+def patch_name(token: int, grid: tuple[int, int]) -> str:
+    """ "CLS", or a patch's row and column."""
+    if token == 0:
+        return "CLS"
+    row, column = divmod(token - 1, grid[1])
+    return f"{row},{column}"
+
+
+def _title(graph: AttributionGraph, drawn: int) -> str:
+    facts = graph.facts
+    return (
+        f"What drives {facts.target}: logit {facts.logit:.2f}"
+        f"<br><sup>{facts.image}<br>model {facts.model.rsplit('/', 1)[-1]}, CLT "
+        f"{facts.clt.rsplit('/', 1)[-1]}, L0 {facts.l0:.1f}; teacher trajectory; attention and "
+        f"active sets held, norms {facts.norms}"
+        f"<br>{len(graph.nodes) - 2} of {facts.n_candidates - 1} nodes, with "
+        f"{100 * facts.kept_influence:.0f} % of all influence and "
+        f"{100 * facts.kept_effect:.0f} % of |direct effects| on the logit (biases included); "
+        f"{drawn} of {len(graph.edges)} edges drawn"
+        "<br>blue raises, orange lowers: a node the logit (direct effect), an edge its target; "
+        "size and width: influence</sup>"
+    )
+
+
+def _columns(nodes: pd.DataFrame, facts: GraphFacts) -> tuple[list[float], dict[str, float]]:
+    """A place for every node, side by side where several share layer and token row; and ticks."""
+    level = [_level(row, facts.n_layers) for row in nodes.to_dict("records")]
+    cells = pd.DataFrame({"token": nodes["token"].astype(float), "level": level})
+    # biases stand at the left, and the logit is read from the class token
+    cells.loc[nodes["kind"] == "bias", "token"] = -1
+    cells.loc[nodes["kind"] == "logit", "token"] = 0
+    places = cells.groupby(["token", "level"])["token"]
+    place, size = places.cumcount(), places.transform("size")
+    widths = size.groupby(cells["token"]).max().sort_index()
+    centres = widths.cumsum() - widths / 2
+    x = cells["token"].map(centres) + place - (size - 1) / 2
+    ticks = {
+        "bias" if token < 0 else patch_name(int(token), facts.patch_grid): float(centre)
+        for token, centre in centres.items()
+    }
+    return x.tolist(), ticks
+
+
+def _level(row: dict[str, Any], layers: int) -> int:
+    if row["kind"] == "logit":
+        return layers + 1
+    return 0 if pd.isna(row["layer"]) else int(row["layer"]) + 1
+
+
+def _add_edges(figure: go.Figure, edges: pd.DataFrame, x: list[float], y: list[int]) -> None:
+    strongest = edges["influence"].max() if len(edges) else 1.0
+    grade = np.minimum((3 * (edges["influence"] / strongest) ** 0.5).astype(int), 2)
+    for sign, colour, name in ((1, BLUE, "raises"), (-1, ORANGE, "lowers")):
+        for g, width in enumerate(_WIDTHS):
+            part = edges[(np.sign(edges["effect"]) == sign) & (grade == g)]
+            ends = list(zip(part["source"], part["target"], strict=True))
+            figure.add_scatter(
+                x=[v for s, t in ends for v in (x[s], x[t], None)],
+                y=[v for s, t in ends for v in (y[s], y[t], None)],
+                mode="lines",
+                line={"color": colour, "width": width},
+                opacity=0.25 + 0.2 * g,
+                name=f"edge: {name}",
+                legendgroup=name,
+                showlegend=g == 1,
+                hoverinfo="skip",
+            )
+
+
+def _add_nodes(figure: go.Figure, graph: AttributionGraph, x: list[float], y: list[int]) -> None:
+    nodes = graph.nodes
+    largest = nodes["influence"][1:].max()
+    for kind, symbol in _SYMBOLS.items():
+        part = nodes[nodes["kind"] == kind]
+        figure.add_scatter(
+            x=[x[i] for i in part["node"]],
+            y=[y[i] for i in part["node"]],
+            mode="markers",
+            marker={
+                "symbol": symbol,
+                "size": [7 + 15 * sqrt(min(1.0, v / largest)) for v in part["influence"]],
+                "color": [_colour(row) for row in part.to_dict("records")],
+                "line": {"color": "white", "width": 1},
+            },
+            text=[_hover(row, graph.facts) for row in part.to_dict("records")],
+            hovertemplate="%{text}<extra></extra>",
+            name=_NAMES[kind],
+            showlegend=False,
+        )
+        # in the legend without a sign
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            marker={"symbol": symbol, "size": 11, "color": GREY},
+            name=_NAMES[kind],
+            showlegend=len(part) > 0,
+        )
+
+
+def _colour(row: dict[str, Any]) -> str:
+    if row["kind"] == "logit":
+        return INK
+    return ORANGE if row["effect"] < 0 else BLUE
+
+
+def _hover(row: dict[str, Any], facts: GraphFacts) -> str:
+    where = ""
+    if not pd.isna(row["token"]):
+        name = patch_name(int(row["token"]), facts.patch_grid)
+        where = ", CLS row" if name == "CLS" else f", patch ({name.replace(',', ', ')})"
+    if row["kind"] == "logit":
+        return f"{facts.target}<br>logit {row['value']:.4g}"
+    head = {
+        "feature": f"feature {row['feature']} of layer {row['layer']}",
+        "error": f"error node of layer {row['layer']}",
+        "patch": "patch embedding",
+        "bias": "class token, positions and all biases",
+    }[row["kind"]]
+    value = {"feature": "activation", "error": "norm", "patch": "norm"}.get(row["kind"])
+    lines = [head + where]
+    if value:
+        lines.append(f"{value} {row['value']:.4g}")
+    lines.append(f"direct effect on the logit {row['effect']:+.4g}")
+    if not pd.isna(row["total"]):
+        lines.append(f"with later features {row['total']:+.4g}")
+    return "<br>".join([*lines, f"influence {row['influence']:.4g}"])
+
+
+def _add_pictures(
+    figure: go.Figure,
+    facts: GraphFacts,
+    picture: UInt8[np.ndarray, "height width 3"],
+    patches: Float[Tensor, " patch"],
+) -> None:
+    down, across = facts.patch_grid
+    grid = patches.detach().double().cpu().numpy().reshape(down, across)
+    largest = float(np.abs(grid).max()) or 1.0
+    left = _SPLIT + 0.04
+    for axis, low, high in (("2", 0.55, 0.95), ("3", 0.02, 0.42)):
+        figure.update_layout(
+            {
+                f"xaxis{axis}": {
+                    "domain": [left, 1],
+                    "anchor": f"y{axis}",
+                    "visible": False,
+                    "range": [-0.5, across - 0.5],
+                    "constrain": "domain",
+                },
+                f"yaxis{axis}": {
+                    "domain": [low, high],
+                    "anchor": f"x{axis}",
+                    "visible": False,
+                    "range": [down - 0.5, -0.5],
+                    "scaleanchor": f"x{axis}",
+                    "constrain": "domain",
+                    "constraintoward": "top",
+                },
+            }
+        )
+        figure.add_layout_image(
+            source=data_uri(picture, _PICTURE),
+            xref=f"x{axis}",
+            yref=f"y{axis}",
+            x=-0.5,
+            y=-0.5,
+            sizex=across,
+            sizey=down,
+            sizing="stretch",
+            layer="below",
+        )
+    # without a trace, axes are not drawn
+    figure.add_scatter(
+        x=[None], y=[None], xaxis="x2", yaxis="y2", showlegend=False, hoverinfo="skip"
+    )
+    figure.add_heatmap(
+        z=grid.tolist(),
+        xaxis="x3",
+        yaxis="y3",
+        zmin=-largest,
+        zmax=largest,
+        colorscale=[[0, ORANGE], [0.5, "#ffffff"], [1, BLUE]],
+        opacity=0.7,
+        colorbar={"thickness": 10, "len": 0.4, "y": 0.22, "x": 1.01, "tickfont": {"size": 10}},
+        hovertemplate="patch (%{y}, %{x}): %{z:.4g}<extra></extra>",
+    )
+    for y, text in ((0.955, "the image"), (0.425, "direct effects of patches (logits)")):
+        figure.add_annotation(
+            text=text,
+            xref="paper",
+            yref="paper",
+            x=left,
+            y=y,
+            xanchor="left",
+            yanchor="bottom",
+            showarrow=False,
+        )

@@ -1,0 +1,129 @@
+"""The page of `vit-clt graph`: direct effects, a graph an image, and the check by intervention."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from vit_clt.analysis.graphs.agreement_figure import MEASURED, PREDICTED, agreement_figure
+from vit_clt.analysis.graphs.effects_figure import direct_effects_figure
+from vit_clt.analysis.graphs.graph_figure import graph_figure, patch_name
+from vit_clt.analysis.graphs.study import GraphStudy
+from vit_clt.analysis.reporting.page import Section, render_report
+from vit_clt.hooks.passes.frozen import Norms
+
+_TOP = 10
+_LEADS: dict[Norms, str] = {
+    "held": "A class logit, taken apart with the attention patterns, all LayerNorm scales, the "
+    "embedding's norm and the set of active features held at what they were. Under that condition "
+    "the sums are exact, error nodes and biases included.",
+    "differentiated": "What a small change would do to a class logit, with the attention patterns "
+    "and the set of active features held and all norms differentiated. These effects do not sum "
+    "to the logit.",
+}
+_CAUTION = (
+    " How far it carries is measured at the end. Features of layer s read everything up to there: "
+    "effects say from where the logit can be read, not what MLP s contributed."
+)
+_CHECK = (
+    "One feature of one token row is set to 0 in the CLT that stands in for all MLPs, error nodes "
+    "added, and the logit is read, its embedding normalised anew. The floor is what 97.5 % of "
+    "permuted predictions stay below. A slope below 1 says that predictions are too large: a norm "
+    "that is held counts in full what it would have scaled away. Predictions with norms "
+    "differentiated show how much of a disagreement that is; they do not sum to the logit."
+)
+
+
+def graph_report(study: GraphStudy, facts: dict[str, str]) -> str:
+    """Self-contained HTML.
+
+    Args:
+        study: what was found.
+        facts: the study's settings, by name.
+    """
+    context = f"{study.data}, CLT {study.clt.rstrip('/').rsplit('/', 1)[-1]}, L0 {study.l0:.1f}"
+    sections = [
+        Section(
+            "Direct effects",
+            [_agreement(study)],
+            tables=[rounded(study.summary().loc[:, :"bias"])],
+            figures=[direct_effects_figure(study.effects, study.titles, context)],
+            facts=facts,
+        )
+    ]
+    for i, (graph, title) in enumerate(zip(study.graphs, study.titles, strict=True)):
+        shares = graph.facts
+        sections.append(
+            Section(
+                title,
+                [
+                    f"Of {shares.n_active} active features {shares.n_expanded} were followed to "
+                    f"what drives them. Of the influence that ends somewhere, "
+                    f"{100 * shares.error_share:.0f} % ends in error nodes and "
+                    f"{100 * shares.unexpanded_share:.0f} % in features not followed. The nodes "
+                    f"kept have {100 * shares.kept_influence:.0f} % of all influence, "
+                    f"{100 * shares.kept_effect:.0f} % of the absolute direct effects, and "
+                    f"{100 * shares.completeness:.0f} % of what drives the nodes kept."
+                ],
+                tables=[_features(graph.nodes, shares.patch_grid)],
+                figures=[graph_figure(graph, study.pictures[i], study.effects.patches[i])],
+            )
+        )
+    sections.append(
+        Section(
+            "Are these effects what interventions find?",
+            [_CHECK],
+            tables=[_readable(study.agreement.to_frame())],
+            figures=[agreement_figure(study.agreement, context)],
+        )
+    )
+    return render_report("Attribution graphs", _LEADS[study.effects.norms] + _CAUTION, sections)
+
+
+def _agreement(study: GraphStudy) -> str:
+    """How far the effects on this page foretell interventions, before the first is looked at."""
+    norms = study.effects.norms
+    table = study.agreement.to_frame().set_index(["predicted", "measured", "chosen"])
+    r = table.loc[("direct" if norms == "held" else "direct_norms", "live", "all")]
+    return (
+        f"Direct effects, norms {norms}, against live interventions (one feature silenced, "
+        f"everything recomputed): Pearson's r {r['pearson']:.2f} [{r['pearson_low']:.2f}, "
+        f"{r['pearson_high']:.2f}], floor {r['pearson_floor_high']:.2f}, slope {r['slope']:.2f}, "
+        f"N = {int(r['n'])}."
+    )
+
+
+def rounded(frame: pd.DataFrame) -> pd.DataFrame:
+    """Numbers to three decimals, for reading."""
+    numbers = frame.select_dtypes("float").columns
+    return frame.assign(**{name: frame[name].map(lambda v: f"{v:.3f}") for name in numbers})
+
+
+def _readable(agreement: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for r in agreement.to_dict("records"):
+        row = {
+            "predicted": PREDICTED[r["predicted"]],
+            "measured": MEASURED[r["measured"]],
+            "features": r["chosen"],
+            "N": r["n"],
+        }
+        for name, title in (("pearson", "Pearson's r"), ("spearman", "Spearman's ρ")):
+            value, *ends = (r[f"{name}{end}"] for end in ("", "_low", "_high", "_floor_high"))
+            row[title] = f"{value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}], floor {ends[2]:.2f}"
+        rows.append({**row, "slope": f"{r['slope']:.2f}"})
+    return pd.DataFrame(rows)
+
+
+def _features(nodes: pd.DataFrame, grid: tuple[int, int]) -> pd.DataFrame:
+    features = nodes[nodes["kind"] == "feature"].nlargest(_TOP, "influence")
+    table = pd.DataFrame(
+        {
+            "feature": [f"{r.feature} of layer {r.layer}" for r in features.itertuples()],
+            "token row": [patch_name(int(t), grid) for t in features["token"]],
+            "activation": features["value"].to_numpy(),
+            "direct effect": features["effect"].to_numpy(),
+            "with later features": features["total"].to_numpy(),
+            "influence": features["influence"].to_numpy(),
+        }
+    )
+    return rounded(table)

@@ -1,0 +1,239 @@
+"""Direct effects, attribution graphs and their check by intervention, for chosen images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from vit_clt.analysis.graphs.agreement import GraphAgreement, check_interventions, graph_agreement
+from vit_clt.analysis.graphs.effects import DirectEffects, class_direction, gather_effects
+from vit_clt.analysis.graphs.graph import (
+    KEEP,
+    MAX_NODES,
+    AttributionGraph,
+    attribution_graph,
+    check_size,
+)
+from vit_clt.analysis.graphs.sources import Sources
+from vit_clt.analysis.reporting.pictures import pixels
+from vit_clt.data.forms import check_prepared
+from vit_clt.data.images import ImageData
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.hooks.passes.frozen import Norms
+from vit_clt.metrics import Metric
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot, class_number
+
+
+@dataclass(frozen=True)
+class GraphStudy:
+    """What was found of each image, in the order asked for."""
+
+    rows: list[int]
+    """Rows of the data."""
+    targets: list[str]
+    """What the logit is of, by image."""
+    titles: list[str]
+    """Row, label where known, and target, for captions."""
+    floors: list[float]
+    """Mean logit of all other classes (with a contrast: minus the contrast's)."""
+    pictures: UInt8[np.ndarray, "image height width 3"]
+    effects: DirectEffects
+    graphs: list[AttributionGraph]
+    agreement: GraphAgreement
+    l0: float
+    data: str
+    clt: str
+
+    def summary(self) -> pd.DataFrame:
+        """One row an image: logit and its parts, and what the graph kept."""
+        bias = self.effects.bias.groupby("image")["effect"].sum()
+        return pd.DataFrame(
+            [
+                {
+                    "image": row,
+                    "target": target,
+                    "logit": float(self.effects.logit[i]),
+                    "floor": floor,
+                    "features": float(self.effects.terms[i].sum()),
+                    "errors": float(self.effects.errors[i].sum()),
+                    "patches": float(self.effects.patches[i].sum()),
+                    "bias": float(bias[i]),
+                    "nodes": len(graph.nodes) - 2,
+                    "kept_influence": graph.facts.kept_influence,
+                    "kept_effect": graph.facts.kept_effect,
+                    "completeness": graph.facts.completeness,
+                    "error_share": graph.facts.error_share,
+                    "unexpanded_share": graph.facts.unexpanded_share,
+                }
+                for i, (row, target, floor, graph) in enumerate(
+                    zip(self.rows, self.targets, self.floors, self.graphs, strict=True)
+                )
+            ]
+        )
+
+    def metrics(self) -> list[Metric]:
+        """Logits and their parts, what graphs kept, and the agreement with interventions."""
+        found = []
+        for r in self.summary().to_dict("records"):
+            name = f"image_{r['image']}"
+            found.append(Metric(f"{name}_logit", r["logit"], "logits", 1, floor=r["floor"]))
+            for part in ("features", "errors", "patches", "bias"):
+                found.append(Metric(f"{name}_{part}", r[part], "logits", 1, baseline=r["logit"]))
+            shares = ("kept_influence", "kept_effect", "completeness", "error_share")
+            for part in (*shares, "unexpanded_share"):
+                found.append(Metric(f"{name}_{part}", r[part], "fraction", 1))
+        return found + self.agreement.metrics()
+
+    def nodes(self) -> pd.DataFrame:
+        """The nodes of all graphs, the row of their image first."""
+        return self._joined([graph.nodes for graph in self.graphs])
+
+    def edges(self) -> pd.DataFrame:
+        """The edges of all graphs, the row of their image first."""
+        return self._joined([graph.edges for graph in self.graphs])
+
+    def terms(self) -> pd.DataFrame:
+        """`DirectEffects.to_frame`, images by their rows."""
+        return self._named(self.effects.to_frame())
+
+    def interventions(self) -> pd.DataFrame:
+        """Every intervention, images by their rows."""
+        return self._named(self.agreement.interventions)
+
+    def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(image=[self.rows[i] for i in frame["image"]])
+
+    def _joined(self, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        named = zip(self.rows, frames, strict=True)
+        return pd.concat([f.assign(image=row) for row, f in named], ignore_index=True)[
+            ["image", *frames[0].columns]
+        ]
+
+
+@torch.no_grad()
+def graph_study(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    rows: Sequence[int],
+    *,
+    target: str = "predicted",
+    contrast: str | None = None,
+    max_nodes: int = MAX_NODES,
+    keep: float | int = KEEP,
+    norms: Norms = "held",
+    interventions: int = 64,
+    clt_name: str = "in memory",
+    seed: int = 0,
+    progress: bool = False,
+) -> GraphStudy:
+    """Take a logit of each image apart, draw up its graph, and silence features to check it.
+
+    Args:
+        vit: the teacher, with no hooks attached.
+        clt: its transcoder.
+        data: the images.
+        zs: whose logits are taken apart.
+        rows: images, by their rows.
+        target: "predicted" (the class with the highest logit), "label", or a class by name or
+            number.
+        contrast: a class whose logit is subtracted, by name or number.
+        max_nodes, keep, norms: as `attribution_graph`.
+        interventions: features silenced an image, as `graph_agreement`.
+        clt_name: for captions.
+        seed: of the interventions.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a row out of range or given twice, a class that does not exist, an image without
+            the label asked for, a CLT or images of another model, a CLT silent on all the images,
+            hooks on `vit`, or a number out of range.
+    """
+    check_fits(vit, clt)
+    check_prepared(vit, data)
+    check_size(max_nodes, keep)
+    check_interventions(interventions)
+    _check_rows(rows, data)
+    other = None if contrast is None else class_number(zs.class_names, contrast, "contrast")
+    by_image = target in ("predicted", "label")
+    fixed = None if by_image else class_number(zs.class_names, target)
+    images, labels = data.batch(list(rows))
+    images = images.to(next(vit.parameters()).device)
+    logits = zs.logits(vit(images))
+    classes = []
+    for row, label, logit in zip(rows, labels.tolist(), logits, strict=True):
+        if target == "label" and not 0 <= label < len(zs.class_names):
+            raise InputError(
+                f'target is "label", but image {row} has {label}; expected a label from 0 to '
+                f"{len(zs.class_names) - 1}."
+            )
+        predicted = int(logit.argmax()) if target == "predicted" else label
+        classes.append(predicted if fixed is None else fixed)
+    directions = [class_direction(zs, label, other) for label in classes]
+    names = [zs.class_names[label] for label in classes]
+    if other is not None:
+        names = [f"{name} − {zs.class_names[other]}" for name in names]
+    titles = [
+        f"image {row}"
+        + (f" (label {zs.class_names[label]})" if 0 <= label < logits.shape[1] else "")
+        for row, label in zip(rows, labels.tolist(), strict=True)
+    ]
+    sources = [Sources(vit, clt, image) for image in images]
+    pairs = list(zip(sources, directions, strict=True))
+    bar = tqdm(pairs, "attribution graphs", unit=" images", disable=not progress)
+    graphs = [
+        attribution_graph(
+            *pair,
+            max_nodes=max_nodes,
+            keep=keep,
+            norms=norms,
+            image=f"{data.name}, {title}",
+            target=name,
+            clt=clt_name,
+        )
+        for pair, title, name in zip(bar, titles, names, strict=True)
+    ]
+    return GraphStudy(
+        rows=list(rows),
+        targets=names,
+        titles=[f"{title}, logit of {name}" for title, name in zip(titles, names, strict=True)],
+        floors=[_floor(logit, label, other) for logit, label in zip(logits, classes, strict=True)],
+        pictures=pixels(vit, images),
+        effects=gather_effects(sources, directions, norms),
+        graphs=graphs,
+        agreement=graph_agreement(
+            sources, directions, norms=norms, n=interventions, seed=seed, progress=progress
+        ),
+        l0=float(np.mean([graph.facts.l0 for graph in graphs])),
+        data=data.name,
+        clt=clt_name,
+    )
+
+
+def _check_rows(rows: Sequence[int], data: ImageData) -> None:
+    if not rows:
+        raise InputError("query is empty; expected at least one row.")
+    for i, row in enumerate(rows):
+        if not 0 <= row < len(data):
+            raise InputError(
+                f"query is {row}; expected rows from 0 to {len(data) - 1} of {data.name}."
+            )
+        if row in rows[:i]:
+            raise InputError(f"query holds {row} twice; expected different rows.")
+
+
+def _floor(logits: torch.Tensor, label: int, contrast: int | None) -> float:
+    others = [c for c in range(len(logits)) if c != label]
+    if not others:
+        return float("nan")
+    mean = float(logits[others].mean())
+    return mean if contrast is None else mean - float(logits[contrast])

@@ -1,0 +1,247 @@
+"""Linear probes as a figure, a page and a table: accuracy and loss by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from vit_clt.analysis.probing.places import PROBED_ROWS, ProbedRows, Stage
+from vit_clt.analysis.reporting.page import Section, render_report
+from vit_clt.analysis.reporting.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    error_bars,
+    finish,
+)
+
+if TYPE_CHECKING:
+    from vit_clt.analysis.probing.study import Probes
+
+PLACES = {"cls": "CLS row", "patch": "patches"}
+STREAM: dict[Stage, float] = {"resid_pre": 0, "resid_mid": 0.5, "resid_post": 1}
+"""How far into its block each point of the residual stream lies."""
+READING = (
+    "A factor that a probe reads at a depth is there to be read by what comes next; whether the "
+    "model reads it, ablation must tell. The additive floor is the same probe fitted to the data's "
+    "factors themselves, one-hot: what it leaves near chance but reads in the model, the model has "
+    "worked out from them. A hand-made linear map may do better than this floor; see "
+    "docs/definitions.md."
+)
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, INK)
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
+
+
+def probe_figure(result: Probes) -> go.Figure:
+    """Accuracy and loss along the residual stream, and accuracy of x_l and y_l, by token kind."""
+    rows = (
+        "stream · accuracy (%)",
+        "stream · loss (nats)",
+        "x_l (solid), y_l (dashed) · accuracy (%)",
+    )
+    figure = make_subplots(
+        rows=3,
+        cols=2,
+        subplot_titles=[f"{PLACES[kind]}: {title}" for title in rows for kind in PROBED_ROWS],
+        horizontal_spacing=0.08,
+        vertical_spacing=0.12,
+    )
+    for column, kind in enumerate(PROBED_ROWS, start=1):
+        add_stream(figure, result, kind, "top1", row=1, col=column, legend=column == 1)
+        add_stream(figure, result, kind, "loss", row=2, col=column)
+        _add_mlps(figure, result, kind, column)
+        figure.update_xaxes(title_text="layer", dtick=1, title_standoff=5, row=3, col=column)
+    shown = ", ".join(result.floors)
+    figure.update_layout(
+        title={
+            "text": f"Where can {shown} be read linearly?<br><sup>{probe_context(result)}"
+            "<br>stream: before block 0, then after each block's attention (half-way) and MLP; "
+            "x_l: what MLP l reads, y_l: what it puts out<br>patches: mean over each half of the "
+            "grid, side by side; bars: 95 % bootstrap over images</sup>"
+        },
+        width=1000,
+        height=1080,
+        legend={"orientation": "h", "y": -0.06, "yanchor": "top"},
+    )
+    return finish(figure).update_layout(margin={"t": 145})
+
+
+def add_stream(
+    figure: go.Figure,
+    result: Probes,
+    tokens: ProbedRows,
+    measure: str,
+    *,
+    row: int,
+    col: int,
+    names: Mapping[str, str] | None = None,
+    legend: bool = False,
+) -> None:
+    """Draw every factor against depth in the residual stream into one panel, with its floors.
+
+    Args:
+        figure: made by plotly's `make_subplots`.
+        result: the probes.
+        tokens: which rows.
+        measure: "top1" (drawn in percent) or "loss" (nats).
+        row, col: the panel, counted from 1.
+        names: what factors are called; by default their own names.
+        legend: whether the legend tells of this panel's lines.
+    """
+    frame = result.to_frame().query("tokens == @tokens and stage in @STREAM")
+    frame = frame.assign(depth=frame["layer"] + frame["stage"].map(STREAM)).sort_values("depth")
+    factor_100 = 100 if measure == "top1" else 1
+    ends = ("low", "high") if measure == "top1" else ("loss_low", "loss_high")
+    for i, name in enumerate(result.floors):
+        own = frame[frame["factor"] == name]
+        y, low, high = (own[column] * factor_100 for column in (measure, *ends))
+        figure.add_trace(
+            go.Scatter(
+                x=own["depth"].tolist(),
+                y=y.tolist(),
+                error_y=error_bars(y, low, high, width=2),
+                mode="lines+markers",
+                name=(names or {}).get(name, name),
+                legendgroup=name,
+                showlegend=legend,
+                line={"color": _COLOURS[i % 5]},
+                marker={"symbol": _SYMBOLS[i % 5], "size": 6},
+                hovertemplate=f"{name}, depth %{{x}}: %{{y:.4g}}<extra></extra>",
+            ),
+            row=row,
+            col=col,
+        )
+    span = [float(frame["depth"].min()), float(frame["depth"].max())]
+    for label, y, colour, dash in _floors(result, measure, names or {}):
+        figure.add_trace(
+            go.Scatter(
+                x=span,
+                y=[y * factor_100] * 2,
+                mode="lines",
+                name=label,
+                legendgroup=label,
+                showlegend=legend,
+                line={"color": colour, "dash": dash, "width": 1.5},
+                hovertemplate=f"{label}: %{{y:.4g}}<extra></extra>",
+            ),
+            row=row,
+            col=col,
+        )
+    depths = sorted(frame["depth"].unique())
+    ends_of_blocks = [d for d in depths if d == int(d)]
+    figure.update_xaxes(
+        title_text="depth: blocks passed",
+        tickvals=ends_of_blocks,
+        ticktext=[str(int(d)) for d in ends_of_blocks],
+        title_standoff=5,
+        row=row,
+        col=col,
+    )
+    if measure == "top1":
+        figure.update_yaxes(range=[-3, 105], row=row, col=col)
+
+
+def probe_table(result: Probes) -> pd.DataFrame:
+    """One row per token kind and place, as text: accuracy (%) / loss (nats) of every factor."""
+    frame = result.to_frame()
+    rows: dict[tuple[str, str, int], dict[str, str]] = {}
+    for r in frame.itertuples():
+        at = rows.setdefault(
+            (r.tokens, r.stage, r.layer), {"place": f"{r.tokens} {r.stage} {r.layer}"}
+        )
+        at[r.factor] = f"{100 * r.top1:.1f} / {r.loss:.3f}"
+        at[f"{r.factor}, permuted"] = f"{100 * r.permuted:.1f} / {r.permuted_loss:.3f}"
+    floors: dict[str, dict[str, str]] = {}
+    for name, each in result.floors.items():
+        chance = floors.setdefault("chance", {"place": "chance"})
+        chance[name] = f"{100 * each.chance:.1f} / {each.chance_loss:.3f}"
+        if each.additive is not None:
+            at = floors.setdefault("additive", {"place": "additive floor"})
+            at[name] = f"{100 * each.additive.top1:.1f} / {each.additive.loss:.3f}"
+    return pd.DataFrame([*floors.values(), *rows.values()]).fillna("")
+
+
+def probe_report(result: Probes) -> str:
+    """The page as self-contained HTML: what was done, the figure, the table."""
+    facts = {
+        "Read on": f"{result.data}, N = {result.n}",
+        "Fitted on": f"{result.train_data}, N = {result.n_train}",
+        "Trajectory": "the unaltered model (teacher); no CLT",
+        "Probe": "linear discriminant with a shrunk covariance, chosen on a fifth of the training "
+        "images",
+        "Patch rows": "mean over the left and mean over the right half of the patch grid, side by "
+        "side",
+        "Seed": str(result.seed),
+    }
+    sections = [
+        Section("What was done", [READING], facts=facts),
+        Section("By depth", figures=[probe_figure(result)]),
+        Section(
+            "Every place", ["Accuracy in percent / cross-entropy in nats."], [probe_table(result)]
+        ),
+    ]
+    lead = (
+        "At which depth of a Vision Transformer can what its images show be read by a linear map?"
+    )
+    return render_report("Linear probes", lead, sections)
+
+
+def probe_context(result: Probes) -> str:
+    """Data, numbers of images and seed, for captions."""
+    return (
+        f"{result.data}, N = {result.n}; probes fitted on {result.train_data}, "
+        f"N = {result.n_train}; no CLT, seed {result.seed}"
+    )
+
+
+def _floors(
+    result: Probes, measure: str, names: Mapping[str, str]
+) -> list[tuple[str, float, str, str]]:
+    """Name, level, colour and dash of the lines that do not depend on depth."""
+    loss = measure == "loss"
+    found = [
+        (
+            f"additive floor of {names.get(name, name)}",
+            each.additive.loss if loss else each.additive.top1,
+            INK,
+            "dash",
+        )
+        for name, each in result.floors.items()
+        if each.additive is not None
+    ]
+    levels = [each.chance_loss if loss else each.chance for each in result.floors.values()]
+    # of several factors' the one that is hardest to beat
+    best = min(levels) if loss else max(levels)
+    found.append(("best chance" if len(levels) > 1 else "chance", best, GREY, "dot"))
+    return found
+
+
+def _add_mlps(figure: go.Figure, result: Probes, tokens: ProbedRows, column: int) -> None:
+    frame = result.to_frame().query("tokens == @tokens")
+    for i, name in enumerate(result.floors):
+        for stage, dash, label in (("x", "solid", "x_l"), ("y", "dash", "y_l")):
+            own = frame[(frame["factor"] == name) & (frame["stage"] == stage)]
+            y = 100 * own["top1"]
+            figure.add_trace(
+                go.Scatter(
+                    x=own["layer"].tolist(),
+                    y=y.tolist(),
+                    error_y=error_bars(y, 100 * own["low"], 100 * own["high"], width=2),
+                    mode="lines+markers",
+                    legendgroup=name,
+                    showlegend=False,
+                    line={"color": _COLOURS[i % 5], "dash": dash},
+                    marker={"symbol": _SYMBOLS[i % 5], "size": 6},
+                    hovertemplate=f"{name}, {label} of layer %{{x}}: %{{y:.4g}}<extra></extra>",
+                ),
+                row=3,
+                col=column,
+            )
+    figure.update_yaxes(range=[-3, 105], row=3, col=column)

@@ -1,0 +1,91 @@
+"""What linear probes read: vectors of the stream and of MLPs, one an image and place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.analysis.factors.regions import region_rows
+from vit_clt.data.images import ImageData
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT
+from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT
+
+Stage = Literal["resid_pre", "resid_mid", "resid_post", "x", "y"]
+STAGE_POINTS: dict[Stage, str] = {
+    "resid_pre": "blocks.{l}.hook_resid_pre",
+    "resid_mid": "blocks.{l}.hook_resid_mid",
+    "resid_post": "blocks.{l}.hook_resid_post",
+    "x": HOOK_IN,
+    "y": HOOK_OUT,
+}
+ProbedRows = Literal["cls", "patch"]
+PROBED_ROWS: tuple[ProbedRows, ...] = ("cls", "patch")
+
+
+class Place(NamedTuple):
+    """Where a probe reads."""
+
+    tokens: ProbedRows
+    stage: Stage
+    layer: int
+
+
+@torch.no_grad()
+def probe_rows(
+    vit: HookedViT, data: ImageData, layers: Sequence[int], *, progress: bool = False
+) -> tuple[dict[Place, Float[np.ndarray, "image column"]], np.ndarray]:
+    """The vectors of every place, in float32, and the labels; one pass over the images.
+
+    "cls": row 0, d_model columns. "patch": the mean over the patches of the grid's left half and
+    the mean over its right half, side by side (a middle column of patches belongs to the left).
+    The stream's start, resid_pre, is there where layer 0 is; the start of another block is the end
+    of the one below.
+
+    Raises:
+        InputError: images of another size, or activations that are NaN or infinite.
+    """
+    stages = [
+        (stage, l) for l in layers for stage in STAGE_POINTS if stage != "resid_pre" or l == 0
+    ]
+    found: dict[Place, np.ndarray] = {}
+    labels: list[Tensor] = []
+    device = next(vit.parameters()).device
+    names = {at: STAGE_POINTS[at[0]].format(l=at[1]) for at in stages}
+    done = 0
+    with tqdm(total=len(data), desc=data.name, unit=" images", disable=not progress) as bar:
+        for images, own in data:
+            cache = vit.clean_cache(images.to(device), list(names.values()))
+            here = slice(done, done + len(images))
+            for (stage, l), name in names.items():
+                for tokens in PROBED_ROWS:
+                    rows = _pooled(cache[name], vit.cfg.patch_grid, tokens)
+                    if not rows.isfinite().all():
+                        raise InputError(
+                            f"{name} holds NaN or infinite values; expected finite activations."
+                        )
+                    place = Place(tokens, stage, l)
+                    if place not in found:
+                        found[place] = np.empty((len(data), rows.shape[1]), np.float32)
+                    found[place][here] = rows.cpu().numpy()
+            labels.append(own)
+            done += len(images)
+            bar.update(len(images))
+    return found, torch.cat(labels).numpy()
+
+
+def _pooled(
+    values: Float[Tensor, "image token d_model"], grid: tuple[int, int], tokens: ProbedRows
+) -> Float[Tensor, "image column"]:
+    if tokens == "cls":
+        return values[:, 0]
+    halves = [region_rows("left_half", grid)]
+    if grid[1] > 1:
+        halves.append(region_rows("right_half", grid))
+    return torch.cat([values[:, rows].double().mean(1).float() for rows in halves], 1)

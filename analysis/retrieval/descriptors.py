@@ -1,0 +1,191 @@
+"""What an image is to a layer: its sparse codes pooled over token rows, beside the plain x_s.
+
+    codes   mean over the rows of z_s;  for "cls" that is z_s of the class token itself
+    inputs  mean over the rows of x_s, what the encoder of layer s reads
+
+Indexing pooled codes layer by layer is the paper's (section 7, equation 12), which averages over
+space; the inputs beside them are ours: they show what the codes add to, or lose from, x_s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from scipy.sparse import csr_array
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.data.forms import check_prepared
+from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, TokenKind, check_fits, layer_list, token_rows
+from vit_clt.hooks.activations import capture
+from vit_clt.kernels.codes import Codes, DenseCodes
+from vit_clt.training.engine import seeded_globally
+from vit_clt.transcoder.model import CrossLayerTranscoder
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """Images as every layer sees them, on the teacher trajectory."""
+
+    codes: dict[TokenKind, dict[int, csr_array]]
+    """By token kind and source layer, "image feature" in float32."""
+    inputs: dict[TokenKind, dict[int, np.ndarray]]
+    """By token kind and layer, "image d_model" in float32."""
+    labels: Int[np.ndarray, " image"]
+    """-1 where unknown."""
+    l0: dict[TokenKind, dict[int, float]]
+    """Active features a token row, before pooling, by token kind and source layer."""
+    data: str
+    """What the images are called."""
+
+    def take(self, rows: Sequence[int]) -> Descriptors:
+        """Some of the images, in the order given; `l0` stays that of all."""
+        chosen = list(rows)
+        codes, inputs = (
+            {kind: {s: m[chosen] for s, m in by_layer.items()} for kind, by_layer in space.items()}
+            for space in (self.codes, self.inputs)
+        )
+        return Descriptors(codes, inputs, self.labels[chosen], self.l0, self.data)
+
+
+class SparseRows:
+    """A sparse matrix "row column" that grows downwards; 8 bytes an entry, nothing dense."""
+
+    def __init__(self, n_columns: int):
+        self._n_columns = n_columns
+        self._values: list[np.ndarray] = []
+        self._indices: list[np.ndarray] = []
+        self._counts: list[np.ndarray] = []
+
+    def append(self, block: csr_array) -> None:
+        """Add rows, of `n_columns` columns, below those there are."""
+        assert block.shape[1] == self._n_columns, block.shape
+        self._values.append(block.data.astype(np.float32))
+        # int32 whatever scipy chose for the block: half the memory, and no layer has 2^31 features
+        self._indices.append(block.indices.astype(np.int32))
+        self._counts.append(np.diff(block.indptr))
+
+    def matrix(self) -> csr_array:
+        """The whole matrix. The blocks are given up for it, so nothing is kept twice."""
+        counts = np.concatenate([np.zeros(1, np.int64), *self._counts])
+        offsets = counts.cumsum()
+        values, self._values = np.concatenate(self._values), []
+        indices, self._indices = np.concatenate(self._indices), []
+        if offsets[-1] <= np.iinfo(np.int32).max:
+            offsets = offsets.astype(np.int32)
+        return csr_array((values, indices, offsets), shape=(len(offsets) - 1, self._n_columns))
+
+
+@torch.no_grad()
+def describe(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    images: ImageData | Tensor | Iterable[Any],
+    *,
+    tokens: TokenKind | Sequence[TokenKind] = "cls",
+    layers: Sequence[int] | None = None,
+    progress: bool = False,
+) -> Descriptors:
+    """Descriptors of every image, batch by batch: one pass for all token kinds and layers.
+
+    Args:
+        vit: the teacher; hooks attached to it do not fire.
+        clt: its transcoder.
+        images: ImageData, a tensor "image 3 height width", or batches.
+        tokens: rows pooled, one kind or several.
+        layers: source layers; all by default.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: no images, an unknown token kind or layer, or a CLT of another model.
+    """
+    check_fits(vit, clt)
+    data = as_image_data(images)
+    check_prepared(vit, data)
+    kinds: list[TokenKind] = [tokens] if isinstance(tokens, str) else list(dict.fromkeys(tokens))
+    if not kinds:
+        raise InputError('tokens is empty; expected "cls", "patch" or "all".')
+    rows = {kind: token_rows(kind, vit.cfg.has_cls) for kind in kinds}
+    sources = layer_list(range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers)
+    n, device = len(data), clt.b_enc.device
+    growing = {kind: {s: SparseRows(clt.config.n_features) for s in sources} for kind in kinds}
+    inputs = {
+        kind: {s: np.empty((n, vit.cfg.d_model), np.float32) for s in sources} for kind in kinds
+    }
+    l0 = {kind: dict.fromkeys(sources, 0.0) for kind in kinds}
+    labels: list[Tensor] = []
+    done = 0
+    with tqdm(total=n, desc="descriptors", unit=" images", disable=not progress) as bar:
+        for batch, batch_labels in data:
+            x = capture(vit, batch.to(device)).x
+            here = slice(done, done + len(batch))
+            for kind in kinds:
+                for s in sources:
+                    own = x[s][:, rows[kind]]
+                    codes = clt.encode(own, layer=s)
+                    growing[kind][s].append(pooled(codes))
+                    inputs[kind][s][here] = own.double().mean(1).float().cpu().numpy()
+                    l0[kind][s] += float(codes.l0().double().mean()) * len(batch) / n
+            labels.append(batch_labels.cpu())
+            done += len(batch)
+            bar.update(len(batch))
+    return Descriptors(
+        {kind: {s: growing[kind][s].matrix() for s in sources} for kind in kinds},
+        inputs,
+        torch.cat(labels).numpy(),
+        l0,
+        data.name,
+    )
+
+
+def pooled(codes: Codes) -> csr_array:
+    """Mean over the token axis of codes "image token feature": "image feature" in float32.
+
+    Summed in float64; entries that are zero, or cancel (Abs-TopK codes are signed), are not kept.
+    """
+    n_images, n_tokens = codes.tokens
+    if isinstance(codes, DenseCodes):
+        return csr_array(codes.dense.double().mean(1).float().cpu().numpy())
+    entries = codes.entries()
+    values = entries.values.double().cpu().numpy()
+    indices = entries.indices.cpu().numpy()
+    offsets = entries.offsets[::n_tokens].cpu().numpy()
+    # an image's tokens follow each other: as one row of the matrix they only have to be summed,
+    # which happens in place: not in the codes' own memory
+    parts = (values, indices, offsets)
+    rows = csr_array(parts, shape=(n_images, codes.n_features), copy=True)
+    rows.sum_duplicates()
+    rows.data /= n_tokens
+    rows = rows.astype(np.float32)
+    rows.eliminate_zeros()
+    return rows
+
+
+def encoder_sha256(clt: CrossLayerTranscoder) -> str:
+    """Hash of what codes depend on: encoders, thresholds and the sparsifier; not the decoders."""
+    digest = hashlib.sha256(json.dumps(clt.config.to_json()["sparsifier"]).encode())
+    for name, tensor in sorted(clt.state_dict().items()):
+        if not name.startswith(("W_dec", "b_dec")):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def untrained(clt: CrossLayerTranscoder, seed: int = 0) -> CrossLayerTranscoder:
+    """A CLT with as many features and the same sparsifier, its encoders as training starts them.
+
+    What its codes find is found by sparseness and pooling, whatever the CLT has learned. Decoders
+    play no part and are left out but for each layer's own; JumpReLU's L0 is its own as well.
+    """
+    config = replace(clt.config, cross_layer=False, zero_cross_init=False, teacher=None)
+    with seeded_globally(seed):
+        return CrossLayerTranscoder(config).to(clt.b_enc.device).eval().requires_grad_(False)

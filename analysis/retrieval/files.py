@@ -1,0 +1,156 @@
+"""An index in a folder: index.safetensors and index.json, moved into place when whole.
+
+index.json holds the arrays' SHA-256 and goes last, so that a write that was killed between the
+two, or arrays damaged since, are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy.sparse import csr_array
+
+from vit_clt.analysis.retrieval.descriptors import Descriptors
+from vit_clt.errors import InputError
+from vit_clt.hooks import TokenKind
+
+FORMAT = 1
+ARRAYS_FILE = "index.safetensors"
+FACTS_FILE = "index.json"
+_STAGING = ".saving-"
+_CSR = ("values", "indices", "offsets")
+
+
+def write_index(folder: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Write both files, over those of an earlier index.
+
+    Raises:
+        InputError: the folder holds anything else, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"index is {folder}, a file; expected a folder.")
+    there = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    # what a killed write left is nobody's
+    known = (ARRAYS_FILE, FACTS_FILE, _STAGING)
+    if others := [name for name in there if not name.startswith(known)]:
+        raise InputError(
+            f"index is {folder}, which holds {min(others)}; expected a new or empty folder, or an "
+            "index."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=_STAGING) as name:
+            staging = Path(name)
+            save_file(arrays, staging / ARRAYS_FILE)
+            facts = {"format": FORMAT, **facts, "sha256": _sha256(staging / ARRAYS_FILE)}
+            (staging / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            # safetensors lets nobody else read its files
+            shutil.copymode(staging / FACTS_FILE, staging / ARRAYS_FILE)
+            for file in (ARRAYS_FILE, FACTS_FILE):
+                os.replace(staging / file, folder / file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"index {folder} cannot be written: {error}.") from error
+
+
+def packed(corpus: Descriptors) -> dict[str, np.ndarray]:
+    """Descriptors as flat arrays by name, and their labels."""
+    arrays = {"labels": corpus.labels}
+    for kind, by_layer in corpus.codes.items():
+        for s, codes in by_layer.items():
+            for part, values in zip(_CSR, (codes.data, codes.indices, codes.indptr), strict=True):
+                arrays[f"{kind}.{s}.{part}"] = values
+            arrays[f"{kind}.{s}.inputs"] = corpus.inputs[kind][s]
+    return arrays
+
+
+def unpacked(
+    arrays: dict[str, np.ndarray],
+    tokens: Sequence[TokenKind],
+    layers: Sequence[int],
+    shape: tuple[int, int],
+) -> tuple[
+    dict[TokenKind, dict[int, csr_array]], dict[TokenKind, dict[int, np.ndarray]], np.ndarray
+]:
+    """Codes of `shape` and inputs, by token kind and layer, and labels: what `packed` was given.
+
+    Raises:
+        InputError: arrays are missing, or are not codes of that shape.
+    """
+    codes: dict[TokenKind, dict[int, csr_array]] = {kind: {} for kind in tokens}
+    inputs: dict[TokenKind, dict[int, np.ndarray]] = {kind: {} for kind in tokens}
+    try:
+        for kind, s in product(tokens, layers):
+            parts = tuple(arrays[f"{kind}.{s}.{part}"] for part in _CSR)
+            codes[kind][s] = csr_array(parts, shape=shape)
+            codes[kind][s].check_format()
+            inputs[kind][s] = arrays[f"{kind}.{s}.inputs"]
+        labels = arrays["labels"]
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{ARRAYS_FILE} does not hold codes of {shape[0]} images and {shape[1]} features, as "
+            f"{FACTS_FILE} says: {error}."
+        ) from error
+    return codes, inputs, labels
+
+
+def is_index(folder: Path) -> bool:
+    """Whether an index was saved there."""
+    return (folder / FACTS_FILE).is_file()
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What index.json says.
+
+    Raises:
+        InputError: nothing there, not readable, or of another format.
+    """
+    path = folder / FACTS_FILE
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"index is {folder}; expected a folder holding {FACTS_FILE}.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not readable JSON: {error}.") from error
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path} has format {found}; expected {FORMAT}.")
+    return facts
+
+
+def read_arrays(folder: Path, facts: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays that belong to these facts.
+
+    Raises:
+        InputError: they are missing or not those that were saved.
+    """
+    path = folder / ARRAYS_FILE
+    try:
+        if _sha256(path) != facts.get("sha256"):
+            raise InputError(
+                f"{path} is not the file that {FACTS_FILE} was saved with; expected both whole and "
+                "of one save."
+            )
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,304 @@
+"""Layerwise retrieval: which images of a corpus look alike to a layer's sparse codes?
+
+For image q and source layer s the K rows of the corpus with the highest similarity of pooled codes,
+
+    N_s(q) = top-K over corpus images j of sim(z_s(q), z_s(j))
+
+(the paper's equation 12; that `sim` is the cosine by default is our choice). Retrieved images show
+what codes of depth s tell apart. They show nothing of what the ViT does with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.analysis.retrieval.descriptors import Descriptors, describe, encoder_sha256
+from vit_clt.analysis.retrieval.files import packed, read_arrays, read_facts, unpacked, write_index
+from vit_clt.analysis.retrieval.neighbours import Neighbours
+from vit_clt.analysis.stats.nearest import SearchBackend, Similarity, nearest
+from vit_clt.data.fingerprints import data_fingerprint
+from vit_clt.data.images import ImageData, ImageRows, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, TokenKind, check_fits
+from vit_clt.transcoder.model import CrossLayerTranscoder
+
+Space = Literal["codes", "inputs"]
+
+
+@dataclass(frozen=True)
+class IndexFacts:
+    """What an index was made of."""
+
+    tokens: list[TokenKind]
+    layers: list[int]
+    similarity: Similarity
+    n_images: int
+    n_features: int
+    d_model: int
+    data: str
+    split: str | None
+    class_names: list[str]
+    data_sha256: str
+    """`data_fingerprint` of the corpus."""
+    encoder_sha256: str
+    """Hash of the CLT's encoders, on which codes depend."""
+    weights_sha256: str
+    """Hash of the teacher's vision tower."""
+    activation: str
+    model: str
+
+
+@dataclass(frozen=True)
+class RetrievalIndex:
+    """Pooled codes of a corpus, one sparse matrix a token kind and source layer.
+
+    Beside them lie the plain x_s, pooled alike: what the codes are to be compared with. In memory
+    and on disk an image takes 8 bytes for each active feature of its pooled code and 4 d bytes for
+    x_s, per layer and token kind: 0.2 GB and 0.15 GB a layer for 50,000 images of a ViT-B whose
+    patch codes pool to 523 entries.
+    """
+
+    vit: HookedViT
+    clt: CrossLayerTranscoder
+    corpus: Descriptors
+    facts: IndexFacts
+
+    @classmethod
+    def build(
+        cls,
+        vit: HookedViT,
+        clt: CrossLayerTranscoder,
+        corpus: ImageData | Tensor | Iterable[Any],
+        *,
+        tokens: TokenKind | Sequence[TokenKind] = "cls",
+        layers: Sequence[int] | None = None,
+        similarity: Similarity = "cosine",
+        progress: bool = False,
+    ) -> RetrievalIndex:
+        """Describe every image of a corpus, batch by batch.
+
+        Args:
+            vit: the teacher.
+            clt: its transcoder.
+            corpus: images to search among.
+            tokens: "cls" (z_s of the class token), "patch" (mean of z_s over patch rows) or "all",
+                or several of them on one pass.
+            layers: source layers; all by default.
+            similarity: "cosine", or "dot", which prefers large codes.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: an empty corpus, an argument out of range, or a CLT of another model.
+        """
+        if similarity not in get_args(Similarity):
+            raise InputError(f'similarity is "{similarity}"; expected "cosine" or "dot".')
+        data = as_image_data(corpus)
+        found = describe(vit, clt, data, tokens=tokens, layers=layers, progress=progress)
+        teacher = vit.identity()
+        facts = IndexFacts(
+            tokens=list(found.codes),
+            layers=list(next(iter(found.codes.values()))),
+            similarity=similarity,
+            n_images=len(data),
+            n_features=clt.config.n_features,
+            d_model=clt.config.d_model,
+            data=data.name,
+            split=data.split,
+            class_names=list(data.class_names),
+            data_sha256=data_fingerprint(data),
+            encoder_sha256=encoder_sha256(clt),
+            weights_sha256=teacher.weights_sha256,
+            activation=teacher.activation,
+            model=teacher.model,
+        )
+        return cls(vit, clt, found, facts)
+
+    def describe(
+        self, images: ImageData | Tensor | Iterable[Any], *, progress: bool = False
+    ) -> Descriptors:
+        """Queries as this index sees them, to be searched for more than once."""
+        facts = self.facts
+        return describe(
+            self.vit,
+            self.clt,
+            images,
+            tokens=facts.tokens,
+            layers=facts.layers,
+            progress=progress,
+        )
+
+    def search(
+        self,
+        queries: Descriptors | ImageData | Tensor | Iterable[Any],
+        k: int,
+        *,
+        tokens: TokenKind = "cls",
+        space: Space = "codes",
+        own_rows: Sequence[int] | np.ndarray | None = None,
+        backend: SearchBackend = "exact",
+        progress: bool = False,
+    ) -> dict[int, Neighbours]:
+        """The k nearest images of the corpus to each query, by layer.
+
+        Args:
+            queries: images, or what `describe` made of them.
+            k: neighbours a query.
+            tokens: one of the kinds the index holds.
+            space: "codes", or "inputs" for the plain x_s, the baseline.
+            own_rows: where queries are images of the corpus: each one's row there, or -1. That row
+                is left out of its own neighbours; copies of it in other rows are not.
+            backend: "exact" compares every image; "faiss" needs the extra of that name.
+            progress: show a progress bar.
+
+        Raises:
+            InputError: queries of another CLT's size, an argument out of range, k above the
+                corpus, or no faiss.
+        """
+        if tokens not in self.facts.tokens:
+            held = ", ".join(f'"{kind}"' for kind in self.facts.tokens)
+            raise InputError(f'tokens is "{tokens}"; this index holds {held}.')
+        if space not in get_args(Space):
+            raise InputError(f'space is "{space}"; expected "codes" or "inputs".')
+        found = queries if isinstance(queries, Descriptors) else self.describe(queries)
+        self._check_size(found, tokens)
+        own = None if own_rows is None else np.asarray(own_rows, dtype=np.int64)
+        asked: Any = getattr(found, space)[tokens]
+        held_here: Any = getattr(self.corpus, space)[tokens]
+        neighbours = {}
+        title = f"search {tokens} {space}"
+        for s in tqdm(self.facts.layers, title, unit=" layers", disable=not progress):
+            rows, similarities = nearest(
+                asked[s],
+                held_here[s],
+                k,
+                similarity=self.facts.similarity,
+                own_rows=own,
+                backend=backend,
+            )
+            neighbours[s] = Neighbours(rows, similarities, self.corpus.labels[rows])
+        return neighbours
+
+    def check_corpus(self, data: ImageData) -> None:
+        """Refuse images that are not those of this index.
+
+        Raises:
+            InputError: another number of rows, or other pixels.
+        """
+        if len(data) != self.facts.n_images or data_fingerprint(data) != self.facts.data_sha256:
+            raise InputError(
+                f"the index holds {self.facts.n_images} images of {self.facts.data}; found "
+                f"{len(data)} of {data.name}, with other pixels or rows; expected the same corpus."
+            )
+
+    def only(
+        self, tokens: Sequence[TokenKind], layers: Sequence[int] | None = None
+    ) -> RetrievalIndex:
+        """The same index, to be searched by these token kinds and layers alone.
+
+        Raises:
+            InputError: a token kind or layer that it does not hold.
+        """
+        facts = self.facts
+        chosen = facts.layers if layers is None else sorted(set(layers))
+        for name, wanted, held in (
+            ("tokens", tokens, facts.tokens),
+            ("layers", chosen, facts.layers),
+        ):
+            for each in wanted:
+                if each not in held:
+                    raise InputError(
+                        f"{name} contains {each}; this index holds {', '.join(map(str, held))}."
+                    )
+        kinds = list(dict.fromkeys(tokens))
+        whole = self.corpus
+        corpus = replace(
+            whole,
+            codes={kind: {s: whole.codes[kind][s] for s in chosen} for kind in kinds},
+            inputs={kind: {s: whole.inputs[kind][s] for s in chosen} for kind in kinds},
+            l0={kind: {s: whole.l0[kind][s] for s in chosen} for kind in kinds},
+        )
+        return replace(
+            self,
+            corpus=corpus,
+            facts=replace(facts, tokens=kinds, layers=list(chosen)),
+        )
+
+    def _check_size(self, queries: Descriptors, tokens: TokenKind) -> None:
+        facts = self.facts
+        have = {s: codes.shape[1] for s, codes in queries.codes.get(tokens, {}).items()}
+        for s in facts.layers:
+            if have.get(s) != facts.n_features:
+                found = f"{have[s]} features" if s in have else "nothing"
+                raise InputError(
+                    f"queries have {found} on {tokens} rows of layer {s}; expected "
+                    f"{facts.n_features} features, as in the index."
+                )
+
+    # ---- files --------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write index.safetensors and index.json; each is whole before it takes its place.
+
+        Raises:
+            InputError: the folder holds anything but an index, or cannot be written.
+        """
+        l0 = {kind: list(by_layer.values()) for kind, by_layer in self.corpus.l0.items()}
+        write_index(Path(folder), packed(self.corpus), {**asdict(self.facts), "l0": l0})
+
+    @classmethod
+    def load(cls, folder: str | Path, vit: HookedViT, clt: CrossLayerTranscoder) -> RetrievalIndex:
+        """An index saved before, for the same teacher and encoders.
+
+        Raises:
+            InputError: nothing there, damaged, or an index of another model or CLT.
+        """
+        check_fits(vit, clt)
+        folder = Path(folder)
+        values = read_facts(folder)
+        try:
+            facts = IndexFacts(**{field.name: values[field.name] for field in fields(IndexFacts)})
+            l0 = {
+                kind: dict(zip(facts.layers, values["l0"][kind], strict=True))
+                for kind in facts.tokens
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{folder}/index.json is not that of an index: {error!r}.") from error
+        teacher = vit.identity()
+        for field, expected, about in (
+            ("weights_sha256", teacher.weights_sha256, "model"),
+            ("activation", teacher.activation, "model"),
+            ("encoder_sha256", encoder_sha256(clt), "CLT"),
+        ):
+            if getattr(facts, field) != expected:
+                raise InputError(
+                    f"index {folder} is of another {about}: {field} is "
+                    f"{getattr(facts, field)[:24]}; expected {expected[:24]}, or another folder."
+                )
+        arrays = read_arrays(folder, values)
+        corpus = Descriptors(
+            *unpacked(arrays, facts.tokens, facts.layers, (facts.n_images, facts.n_features)),
+            l0,
+            facts.data,
+        )
+        return cls(vit, clt, corpus, facts)
+
+
+def own_rows(queries: ImageData, corpus: ImageData) -> Int[np.ndarray, " query"] | None:
+    """The corpus row of every query where both are the same images from the first on, else None.
+
+    Both may be cut to different lengths: queries beyond the corpus get -1. The same means the same
+    `data_fingerprint` of the rows both have.
+    """
+    shared = range(min(len(queries), len(corpus)))
+    if data_fingerprint(ImageRows(queries, shared)) != data_fingerprint(ImageRows(corpus, shared)):
+        return None
+    rows = np.arange(len(queries))
+    return np.where(rows < len(corpus), rows, -1)

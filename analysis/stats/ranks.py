@@ -1,0 +1,215 @@
+"""Do two rankings of source layers agree? Rank correlation by target, beside a permutation floor.
+
+Row l of C(s->l) is ranked over its sources s < l, the diagonal left out, and compared with row l of
+the causal effects: Spearman's rho and Kendall's tau-b per target, their mean over targets with at
+least three such sources. The floor shuffles every row of C over its sources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy.stats import rankdata
+
+from vit_clt.analysis.stats.intervals import interval
+from vit_clt.analysis.stats.similarity import pearson
+from vit_clt.errors import InputError
+from vit_clt.metrics import Metric
+
+MIN_SOURCES = 3
+"""Fewer cannot disagree by degrees: two sources have rho 1 or -1."""
+PERMUTATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A mean rank correlation over targets."""
+
+    value: float
+    """NaN where no target has a correlation."""
+    low: float
+    high: float
+    """95 % bootstrap interval over images; NaN without draws."""
+    floor: float
+    """Mean over permutations of C's rows."""
+    floor_low: float
+    floor_high: float
+    """The central 95 % of permutations."""
+    p: float
+    """Share of permutations, the found order counted as one, that agree at least as well."""
+
+
+@dataclass(frozen=True)
+class RankAgreement:
+    """Two [target, source] matrices compared, row by row."""
+
+    by_target: pd.DataFrame
+    """target, n_sources, spearman, kendall; NaN where a row does not vary over its sources, or
+    holds NaN (a target that does not vary over images)."""
+    spearman: Agreement
+    kendall: Agreement
+    n_targets: int
+    """Targets in the mean: at least three sources, and both rows defined and varying."""
+
+    def metrics(self, prefix: str, n: int) -> list[Metric]:
+        """Both means with their intervals, what permuted rows reach (97.5 %), and p.
+
+        Args:
+            prefix: what is compared, the start of each name.
+            n: images.
+        """
+        found = []
+        for name, a in (("spearman", self.spearman), ("kendall", self.kendall)):
+            whole = f"{prefix}_{name}"
+            found += [
+                Metric(whole, a.value, "fraction", n, a.low, a.high, a.floor),
+                Metric(f"{whole}_permuted_high", a.floor_high, "fraction", n),
+                Metric(f"{whole}_p", a.p, "fraction", n),
+            ]
+        return found
+
+
+def rank_agreement(
+    scores: Float[np.ndarray, "target source"],
+    effects: Float[np.ndarray, "target source"],
+    *,
+    score_draws: Float[np.ndarray, "draw target source"] | None = None,
+    effect_draws: Float[np.ndarray, "draw target source"] | None = None,
+    seed: int = 0,
+) -> RankAgreement:
+    """Rank correlation of every row below the diagonal.
+
+    Args:
+        scores: C(s->l).
+        effects: causal effects of s on l.
+        score_draws, effect_draws: the same over bootstrap resamples of the images, which must be
+            the same resamples if both are given. With one of them the other is held at its value,
+            and the interval leaves its noise out.
+        seed: of the permutations.
+
+    Raises:
+        InputError: matrices of unlike shapes, or no target with three sources below it.
+    """
+    _check_shapes(scores, effects, score_draws, effect_draws)
+    targets = range(MIN_SOURCES, len(scores))
+    if not targets:
+        raise InputError(
+            f"scores have {len(scores)} layers; a ranking of sources needs at least "
+            f"{MIN_SOURCES + 1}."
+        )
+    rows = [
+        _Row(
+            target=l,
+            c=scores[l, :l],
+            effect=effects[l, :l],
+            c_draws=None if score_draws is None else score_draws[:, l, :l],
+            effect_draws=None if effect_draws is None else effect_draws[:, l, :l],
+        )
+        for l in targets
+    ]
+    return _agree(rows, seed)
+
+
+def row_agreement(
+    scores: Float[np.ndarray, " source"],
+    effects: Float[np.ndarray, " source"],
+    *,
+    score_draws: Float[np.ndarray, "draw source"] | None = None,
+    effect_draws: Float[np.ndarray, "draw source"] | None = None,
+    seed: int = 0,
+) -> RankAgreement:
+    """The same for one row over all its sources: C(s->L-1) against effects on the output.
+
+    Raises:
+        InputError: rows of unlike length, or fewer than three sources.
+    """
+    _check_shapes(scores, effects, score_draws, effect_draws)
+    if len(scores) < MIN_SOURCES:
+        raise InputError(f"scores have {len(scores)} sources; expected at least {MIN_SOURCES}.")
+    return _agree([_Row(len(scores) - 1, scores, effects, score_draws, effect_draws)], seed)
+
+
+def _check_shapes(
+    scores: np.ndarray,
+    effects: np.ndarray,
+    score_draws: np.ndarray | None,
+    effect_draws: np.ndarray | None,
+) -> None:
+    if scores.shape != effects.shape or (scores.ndim == 2 and len(set(scores.shape)) > 1):
+        raise InputError(
+            f"scores have shape {scores.shape} and effects {effects.shape}; expected one shape, "
+            "as many targets as sources."
+        )
+    draws = [d.shape for d in (score_draws, effect_draws) if d is not None]
+    if any(shape[1:] != scores.shape for shape in draws) or len(set(draws)) > 1:
+        raise InputError(
+            f"draws have shapes {draws}; expected one shape, (draws, {str(scores.shape)[1:]}."
+        )
+
+
+@dataclass(frozen=True)
+class _Row:
+    target: int
+    c: np.ndarray
+    effect: np.ndarray
+    c_draws: np.ndarray | None
+    effect_draws: np.ndarray | None
+
+    @property
+    def drawn(self) -> bool:
+        return self.c_draws is not None or self.effect_draws is not None
+
+    def draws(self) -> tuple[np.ndarray, np.ndarray]:
+        return (
+            self.c if self.c_draws is None else self.c_draws,
+            self.effect if self.effect_draws is None else self.effect_draws,
+        )
+
+
+def _agree(rows: list[_Row], seed: int) -> RankAgreement:
+    rng = np.random.default_rng(seed)
+    shuffled = [rng.permuted(np.tile(r.c, (PERMUTATIONS, 1)), axis=1) for r in rows]
+    columns, means = {}, {}
+    for name, correlate in (("spearman", _spearman), ("kendall", _kendall)):
+        found = np.array([correlate(r.c, r.effect) for r in rows])
+        floor = np.array([correlate(c, r.effect) for c, r in zip(shuffled, rows, strict=True)])
+        draws = np.array([correlate(*r.draws()) for r in rows]) if rows[0].drawn else None
+        columns[name], means[name] = found, _mean_over_targets(found, floor, draws)
+    by_target = pd.DataFrame(
+        {"target": [r.target for r in rows], "n_sources": [len(r.c) for r in rows], **columns}
+    )
+    n_targets = int(by_target["spearman"].notna().sum())
+    return RankAgreement(by_target, means["spearman"], means["kendall"], n_targets)
+
+
+def _mean_over_targets(found: np.ndarray, floor: np.ndarray, draws: np.ndarray | None) -> Agreement:
+    varied = ~np.isnan(found)
+    if not varied.any():
+        return Agreement(*[float("nan")] * 7)
+    value = float(found[varied].mean())
+    low = high = float("nan")
+    if draws is not None:
+        # a resample in which a row happens not to vary has no correlation there
+        drawn = pd.DataFrame(draws[varied]).mean().dropna().to_numpy()
+        low, high = interval(drawn) if len(drawn) else (low, high)
+    means = floor[varied].mean(0)
+    p = (1 + int((means >= value - 1e-12).sum())) / (1 + len(means))
+    return Agreement(value, low, high, float(means.mean()), *interval(means), p)
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = np.broadcast_arrays(x, y)
+    return pearson(rankdata(x, axis=-1), rankdata(y, axis=-1))
+
+
+def _kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    # tau-b over the last axis; scipy's takes one pair of rows at a time
+    i, j = np.triu_indices(x.shape[-1], 1)
+    with np.errstate(invalid="ignore"):
+        signs_x, signs_y = (np.sign(v[..., i] - v[..., j]) for v in np.broadcast_arrays(x, y))
+    scale = np.sqrt(np.abs(signs_x).sum(-1) * np.abs(signs_y).sum(-1))
+    shared = (signs_x * signs_y).sum(-1)
+    return np.divide(shared, scale, out=np.full(shared.shape, np.nan), where=scale > 0)

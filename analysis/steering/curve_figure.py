@@ -1,0 +1,203 @@
+"""Steering curves: changes from the unsteered model by strength, random features' beside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from vit_clt.analysis.reporting.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    ROW_NAMES,
+    error_bars,
+    finish,
+)
+from vit_clt.analysis.steering.curve import UNSTEERED, SteeringCurve
+from vit_clt.analysis.steering.versions import STEERED
+from vit_clt.zero_shot import class_number
+
+if TYPE_CHECKING:
+    from vit_clt.hooks import Rows
+
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
+_FAINT = "#bbbbbb"
+
+
+def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Figure:
+    """Changes by class; those of one class, KL, accuracy and loss beside random features'.
+
+    Changes and not values: their intervals are paired, and an effect far smaller than the spread of
+    a probability over images still shows.
+    """
+    named = moved_classes(curve, target)
+    first = named[0]
+    steered = "these features" if len(curve.steered.features) > 1 else "this feature"
+    panels = [("kl", "KL from the unsteered model", "KL (nats)", 1)]
+    if curve.labelled:
+        panels += [
+            ("top1", "zero-shot accuracy", "Δ top-1 (points)", 100),
+            ("loss", "cross-entropy", "Δ loss (nats)", 1),
+        ]
+    figure = make_subplots(
+        rows=2,
+        cols=6,
+        specs=[
+            [{"colspan": 3}, None, None] * 2,
+            [{"colspan": 2}, None] * len(panels) + [None, None] * (3 - len(panels)),
+        ],
+        subplot_titles=[
+            "probability of each class",
+            f"“{curve.class_names[first]}”: {steered} and random ones",
+            *(title for _, title, _, _ in panels),
+        ],
+        horizontal_spacing=0.1,
+        vertical_spacing=0.17,
+    )
+    grey = [label for label in range(len(curve.class_names)) if label not in named]
+    for rank, label in enumerate([*grey, *named]):
+        shown = label in named
+        _line(
+            figure,
+            _rows(curve, STEERED, "probability", label),
+            100,
+            name=curve.class_names[label] if shown else "other classes",
+            colour=_COLOURS[named.index(label)] if shown else _FAINT,
+            legend=shown or rank == 0,
+            bars=shown,
+            row=1,
+            col=1,
+        )
+    of_probability = "Δ probability (points)"
+    figure.update_yaxes(title={"text": of_probability}, row=1, col=1)
+    compared: list[tuple[str, str, int | None, int, int, int]] = [
+        ("probability", of_probability, first, 100, 1, 4)
+    ]
+    compared += [(m, axis, None, x, 2, 1 + 2 * i) for i, (m, _, axis, x) in enumerate(panels)]
+    for at, (measure, axis, of_class, factor, row, col) in enumerate(compared):
+        figure.update_yaxes(title={"text": axis}, row=row, col=col)
+        for j, control in enumerate(curve.controls):
+            rows = _rows(curve, control.name, measure, of_class)
+            legend = at == j == 0
+            _line(
+                figure, rows, factor, "random features", GREY, legend, row=row, col=col, thin=True
+            )
+        rows = _rows(curve, STEERED, measure, of_class)
+        _line(figure, rows, factor, steered, INK, at == 0, bars=True, row=row, col=col)
+    unit = "× typical activation" if curve.kind == "clamp" else "factor on z"
+    figure.update_xaxes(title={"text": f"strength ({unit})", "font": {"size": 13}, "standoff": 6})
+    subtitle = _curve_subtitle(curve, target, first)
+    figure.update_layout(
+        title={"text": f"Steering {curve.steered.text()}<br><sup>{subtitle}</sup>"},
+        width=1000,
+        height=790,
+        legend={"orientation": "h", "y": -0.11, "yanchor": "top"},
+    )
+    figure.update_annotations(font_size=14)
+    # 0.0004 nats, not 400µ; the line at 0 is the unsteered model
+    figure.update_yaxes(
+        exponentformat="power",
+        zeroline=True,
+        zerolinecolor=INK,
+        zerolinewidth=1,
+        title={"font": {"size": 13}, "standoff": 4},
+    )
+    return finish(figure).update_layout(margin={"t": 170, "b": 90})
+
+
+def moved_classes(curve: SteeringCurve, target: str | int | None = None, n: int = 4) -> list[int]:
+    """The classes whose mean probability moves most over the strengths, `target` first if given.
+
+    Raises:
+        InputError: no such class.
+    """
+    f = curve.frame
+    rows = f[(f["version"] == STEERED) & (f["measure"] == "probability")]
+    change = rows.assign(size=rows["change"].abs()).groupby("label")["size"].max()
+    ranked = [int(label) for label in change.sort_values(ascending=False, kind="stable").index]
+    if target is not None:
+        first = class_number(curve.class_names, target)
+        ranked = [first, *(label for label in ranked if label != first)]
+    return ranked[:n]
+
+
+def rows_name(tokens: Rows) -> str:
+    """The rows in words."""
+    return ROW_NAMES[tokens] if isinstance(tokens, str) else f"rows {', '.join(map(str, tokens))}"
+
+
+def _curve_subtitle(curve: SteeringCurve, target: str | int | None, first: int) -> str:
+    before = _rows(curve, UNSTEERED, "probability", first)["value"].iloc[0]
+    unsteered = f"“{curve.class_names[first]}” {100 * before:.1f} %"
+    if curve.labelled:
+        top1, loss = (_rows(curve, UNSTEERED, m, None)["value"].iloc[0] for m in ("top1", "loss"))
+        unsteered += f", top-1 {100 * top1:.1f} %, loss {loss:.4f} nats"
+    units = ", ".join(f"{value:.3g}" for value in curve.steered.typical)
+    rates = ", ".join(f"{100 * rate:.1f}" for rate in curve.steered.rates)
+    where = f"{rows_name(curve.tokens)}{', where active' if curve.only_active else ''}"
+    # random features are read on a class that was chosen for being moved
+    drawn = "; class compared: the one that moves most" if target is None else ""
+    how = "clamped to strength × typical activation" if curve.kind == "clamp" else "scaled"
+    return (
+        f"{curve.data}, N = {curve.n}, templates: {curve.templates}, L0 = {curve.l0:.1f} a row; "
+        f"every MLP replaced with error nodes, stream inputs<br>{how} on {where}; typical "
+        f"activation (mean of z where active, {curve.n_typical} images): {units}; active on "
+        f"{rates} % of rows<br>random: {len(curve.controls)} of the same layer and of about that "
+        f"firing rate, seed {curve.seed}; bars: 95 % bootstrap over images of the change from the "
+        f"unsteered model, paired<br>unsteered (0): {unsteered}{drawn}"
+    )
+
+
+def _line(
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    factor: int,
+    name: str,
+    colour: str,
+    legend: bool,
+    *,
+    row: int,
+    col: int,
+    bars: bool = False,
+    thin: bool = False,
+) -> None:
+    change, low, high = (rows[f"change{end}"] * factor for end in ("", "_low", "_high"))
+    ends: dict[str, Any] = {}
+    if bars and low.notna().all():
+        ends["error_y"] = error_bars(change, low, high)
+    if thin:
+        style: dict[str, Any] = {"line": {"color": colour, "width": 1, "dash": "dash"}}
+    else:
+        style = {"line": {"color": colour, "width": 2 if bars else 1}}
+    figure.add_trace(
+        go.Scatter(
+            x=rows["strength"].tolist(),
+            y=change.tolist(),
+            mode="lines+markers" if bars else "lines",
+            name=name,
+            legendgroup=name,
+            showlegend=legend,
+            marker={"size": 6},
+            customdata=[
+                f"{r['features']}, {r['class'] or r['measure']}, z: {r['raw']}"
+                for r in rows.to_dict("records")
+            ],
+            hovertemplate="%{customdata}<br>strength %{x:g}: %{y:+.4g}<extra></extra>",
+            **style,
+            **ends,
+        ),
+        row=row,
+        col=col,
+    )
+
+
+def _rows(curve: SteeringCurve, version: str, measure: str, label: int | None) -> pd.DataFrame:
+    f = curve.frame
+    rows = f[(f["version"] == version) & (f["measure"] == measure)]
+    return rows if label is None else rows[rows["label"] == label]

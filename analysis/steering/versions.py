@@ -1,0 +1,120 @@
+"""The features that are steered together, and the random ones that stand beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+
+import numpy as np
+
+from vit_clt.analysis.features.activity import FeatureActivity
+from vit_clt.errors import InputError
+from vit_clt.hooks import Edit, EditKind, Rows
+
+Feature = tuple[int, int]
+"""(source layer, feature number)."""
+STEERED = "steered"
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Some features that are steered together, and what they do unsteered."""
+
+    name: str
+    """"steered", or "random 0", "random 1", ..."""
+    features: list[Feature]
+    rates: list[float]
+    """Share of the rows on which each is active."""
+    typical: list[float]
+    """Mean of z where it is active: the unit of clamps."""
+    image_rates: list[float]
+    """Share of the images on which each is active on one of these rows or more."""
+    cls_rates: list[float]
+    """Share of the CLS rows on which each is active; NaN where CLS is not steered."""
+    typical_by_kind: list[tuple[float, float]]
+    """`typical` over CLS rows alone, and over the other rows alone; 0 where it never fires."""
+
+    def edits(
+        self, kind: EditKind, strength: float | int, tokens: Rows, only_active: bool
+    ) -> list[Edit]:
+        """An edit a feature: clamped to strength times its typical activation, or scaled by it."""
+        return [
+            Edit(s, i, kind, value, tokens, only_active)
+            for (s, i), value in zip(self.features, self.values(kind, strength), strict=True)
+        ]
+
+    def values(self, kind: EditKind, strength: float | int) -> list[float]:
+        """What each z becomes (clamp), or the factor on it (scale)."""
+        units = self.typical if kind == "clamp" else [1.0] * len(self.features)
+        return [strength * unit for unit in units]
+
+    def activity_text(self) -> str:
+        """Typical activation and rates of each, those of CLS rows beside: all rows mix both."""
+        parts = []
+        for i, (s, feature) in enumerate(self.features):
+            text = f"{s}:{feature}: {self.typical[i]:.3g}"
+            rates = f"active on {100 * self.rates[i]:.1f} % of these rows, "
+            rates += f"{100 * self.image_rates[i]:.1f} % of images"
+            if not isnan(self.cls_rates[i]):
+                cls, others = self.typical_by_kind[i]
+                text += f" (CLS rows {cls:.3g}, patch rows {others:.3g})"
+                rates += f", {100 * self.cls_rates[i]:.1f} % of CLS rows"
+            parts.append(f"{text}, {rates}")
+        return "; ".join(parts)
+
+    def text(self) -> str:
+        """ "7:123, 8:4"."""
+        return features_text(self.features)
+
+
+def features_text(features: Sequence[Feature]) -> str:
+    """ "7:123, 8:4"."""
+    return ", ".join(f"{s}:{i}" for s, i in features)
+
+
+def steered_versions(
+    activity: dict[int, FeatureActivity],
+    chosen: Sequence[Feature],
+    n_random: int,
+    seed: int,
+    data: str,
+) -> list[Steered]:
+    """The chosen features, then as many random ones of the same layers, `n_random` times.
+
+    Args:
+        activity: of every layer chosen, on the rows steered.
+        chosen: the features.
+        n_random: controls.
+        seed: of the draw.
+        data: name of the images, for the message.
+
+    Raises:
+        InputError: a chosen feature that never fires there, or too few others.
+    """
+    for s, i in chosen:
+        if not activity[s].fired[i]:
+            raise InputError(
+                f"feature {s}:{i} is active on none of these rows of {data}; expected one that "
+                "fires, as strengths are in units of its activation."
+            )
+    rng = np.random.default_rng(seed)
+    used: dict[int, set[int]] = {s: {i for t, i in chosen if t == s} for s in activity}
+    drawn: list[list[Feature]] = [[] for _ in range(n_random)]
+    for s, i in chosen:
+        for control, other in zip(drawn, activity[s].alike(i, n_random, rng, used[s]), strict=True):
+            control.append((s, other))
+            used[s].add(other)
+    names = {STEERED: list(chosen)} | {f"random {j}": each for j, each in enumerate(drawn)}
+    return [
+        Steered(
+            name,
+            features,
+            [activity[s].rate(i) for s, i in features],
+            [activity[s].typical(i) for s, i in features],
+            [activity[s].image_rate(i) for s, i in features],
+            [activity[s].cls_rate(i) for s, i in features],
+            [activity[s].typical_by_kind(i) for s, i in features],
+        )
+        for name, features in names.items()
+    ]

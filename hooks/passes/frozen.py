@@ -1,0 +1,308 @@
+"""A ViT made linear around one batch: what its attention and its norms did is held.
+
+Held at the values of one unaltered pass: every attention pattern P, the 1/std of every LayerNorm
+(ln_pre, ln_1, ln_2, ln_post) and the norm of the embedding. The MLPs are cut: their outputs y_l
+are sources of the stream, nothing flows back through them. What is left is affine:
+
+    pre_0      = LN_pre(patch, class token, + position)
+    mid_l      = pre_l + ls1_l * (W_O concat_h P_l,h (W_V,h LN1_l(pre_l) + b_V,h) + b_O)
+    pre_{l+1}  = mid_l + ls2_l * y_l
+    x_l        = LN2_l(mid_l)
+    e          = proj LN_post(pre_L[CLS])
+
+with LN(v) = gain * (v - mean v) / std + bias at the std that is held, and ls LayerScale, where a
+model has one. Any linear reading of e or of a row of x_l is then a sum over y, patches and biases,
+exactly: a `Reading` has its gradients, taken back by explicit linear algebra.
+
+A norm that is held counts in full what it would scale away: a part along the embedding itself adds
+to every logit, though the cosine knows nothing of it. With `norms="differentiated"` gradients go
+through the norms as well. They are then the first order of what a small change does (attention
+held), and no longer sum to the reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vit_clt.errors import InputError
+from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, HookedViT
+from vit_clt.hooks.passes.overwritten import RESID_MID, RESID_PRE
+
+Norms = Literal["held", "differentiated"]
+ATTN_IN = "blocks.{l}.ln1.hook_out"
+StandIn = Callable[
+    [int, Mapping[int, Float[Tensor, "*direction batch token d_model"]]],
+    Float[Tensor, "*direction batch token d_model"],
+]
+"""A linear map in an MLP's place, backwards; see `FrozenPass.read_output`."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A linear reading of the frozen stream, by what adds to it. All terms sum to the reading:
+
+    sum_l <y, y_l> + <inputs, patches + class token + position> + the three biases
+    """
+
+    y: Float[Tensor, "*direction layer batch token d_model"]
+    """Gradient with respect to y_l (before LayerScale), of the layers below what is read."""
+    inputs: Float[Tensor, "*direction batch token d_model"]
+    """Gradient with respect to what enters ln_pre: on each row the sum of its patch (or the class
+    token) and its position."""
+    ln_pre_bias: Float[Tensor, "*direction batch"]
+    """What ln_pre's bias adds."""
+    attention_bias: Float[Tensor, "*direction attention batch"]
+    """What the biases of ln_1, the values and out_proj add, per block whose attention is passed."""
+    reader_bias: Float[Tensor, "*direction batch"]
+    """What the biases of the LayerNorms that are read add: ln_post's, or ln_2's of x_l."""
+
+
+class FrozenPass:
+    """One unaltered pass of a batch, and linear readings of it with attention and norms held.
+
+    Works in the model's own precision. Hooks attached to `vit` do not fire.
+
+    Args:
+        vit: the model.
+        images: one batch.
+
+    Raises:
+        InputError: the model does not pool the class token alone, or images of another shape.
+    """
+
+    x: Float[Tensor, "layer batch token d_model"]
+    """MLP inputs."""
+    y: Float[Tensor, "layer batch token d_model"]
+    """MLP outputs, before LayerScale."""
+    patches: Float[Tensor, "batch patch d_model"]
+    """What the patch embedding puts out, without positions."""
+    embedding: Float[Tensor, "batch d_embed"]
+    """`vit(images)`, not normalised."""
+    pattern: Float[Tensor, "layer batch head query key"]
+    """Attention patterns, held."""
+
+    @torch.no_grad()
+    def __init__(self, vit: HookedViT, images: Float[Tensor, "batch 3 height width"]):
+        if not vit.cfg.pools_cls:
+            raise InputError(
+                f"model is {vit.cfg.model}, whose embedding is not read from the class token "
+                "alone; expected one that pools CLS."
+            )
+        self.vit = vit
+        n = vit.cfg.n_layers
+        end = f"blocks.{n - 1}.hook_resid_post"
+        points = (RESID_PRE, RESID_MID, ATTN_IN, HOOK_IN, HOOK_OUT)
+        cache = vit.clean_cache(images, [*(p.format(l=l) for l in range(n) for p in points), end])
+        layers = range(n)
+        self.x = torch.stack([cache[HOOK_IN.format(l=l)] for l in layers])
+        self.y = torch.stack([cache[HOOK_OUT.format(l=l)] for l in layers])
+        patches = self._visual.conv1(images)
+        self.patches = rearrange(patches, "batch d down across -> batch (down across) d")
+        self.embedding = vit.head(cache[end])
+        patterns = [
+            block.pattern_and_values(cache[ATTN_IN.format(l=l)])[0]
+            for l, block in enumerate(vit.blocks)
+        ]
+        self.pattern = torch.stack(patterns)
+        self._ln_1 = [
+            _Norm.held(b.ln_1, cache[RESID_PRE.format(l=l)]) for l, b in enumerate(vit.blocks)
+        ]
+        self._ln_2 = [
+            _Norm.held(b.ln_2, cache[RESID_MID.format(l=l)]) for l, b in enumerate(vit.blocks)
+        ]
+        self._ln_post = _Norm.held(self._visual.ln_post, cache[end][:, 0])
+        self._ln_pre = None
+        if isinstance(self._visual.ln_pre, nn.LayerNorm):
+            entering = self.positions.expand(len(images), -1, -1).clone()
+            entering[:, 0] += self.class_token
+            entering[:, 1:] += self.patches
+            self._ln_pre = _Norm.held(self._visual.ln_pre, entering)
+
+    @property
+    def _visual(self) -> Any:
+        return self.vit.clip.visual
+
+    @property
+    def class_token(self) -> Float[Tensor, " d_model"]:
+        """The class token that enters row 0, the same for every image."""
+        return self._visual.class_embedding
+
+    @property
+    def positions(self) -> Float[Tensor, "token d_model"]:
+        """The positional embedding, the same for every image."""
+        return self._visual.positional_embedding
+
+    def gradients(
+        self, direction: Float[Tensor, "*direction d_embed"], norms: Norms = "held"
+    ) -> Float[Tensor, "*direction layer batch token d_model"]:
+        """Gradient of <e/||e||, direction> with respect to y_l, before LayerScale, of every row.
+
+        A class logit is `zs.logit_scale * zs.weights[:, label]` (`ZeroShot`).
+
+        Args:
+            direction: one or several.
+            norms: of LayerNorms and the embedding: held, so that <y_l, gradient> are the exact
+                terms of a sum, or differentiated, so that <change of y_l, gradient> is what a small
+                change does to first order.
+
+        Raises:
+            InputError: a direction of another width than the embedding.
+        """
+        return self.read_output(direction, norms=norms).y
+
+    @torch.no_grad()
+    def read_output(
+        self,
+        direction: Float[Tensor, "*direction d_embed"],
+        through: StandIn | None = None,
+        norms: Norms = "held",
+    ) -> Reading:
+        """The reading <e/||e||, direction>, e the embedding, ||e|| held.
+
+        Args:
+            direction: one or several.
+            through: what hands gradients of the y's on to x_l, where the MLPs are not cut but
+                stood in for by something linear: given l and the gradients of y_l and all later
+                ones, the gradient of x_l. What the stand-in adds of its own (biases, errors) is
+                not in the reading's terms.
+            norms: of LayerNorms and the embedding, held or differentiated.
+
+        Raises:
+            InputError: a direction of another width than the embedding.
+        """
+        if direction.shape[-1] != self.embedding.shape[-1]:
+            raise InputError(
+                f"direction has width {direction.shape[-1]}; expected that of the embedding, "
+                f"{self.embedding.shape[-1]}."
+            )
+        size = self.embedding.norm(dim=-1, keepdim=True)
+        at_unit = direction.to(self.embedding)[..., None, :]
+        if norms == "differentiated":
+            unit = self.embedding / size
+            at_unit = at_unit - (at_unit * unit).sum(-1, keepdim=True) * unit
+        at_e = at_unit / size
+        at_norm = at_e if self._visual.proj is None else at_e @ self._visual.proj.mT
+        stream = at_norm.new_zeros(*at_norm.shape[:-1], *self.x.shape[-2:])
+        stream[..., 0, :] = self._ln_post.back(at_norm, norms)
+        bias = at_norm @ self._ln_post.bias
+        return self._back(stream, self.vit.cfg.n_layers, bias, through=through, norms=norms)
+
+    @torch.no_grad()
+    def read_mlp_input(
+        self,
+        layer: int,
+        rows: Int[Tensor, " direction"],
+        vectors: Float[Tensor, "direction d_model"],
+        norms: Norms = "held",
+    ) -> Reading:
+        """The readings <x_l[row], vector>, one per row and vector; of y_l' only l' < l.
+
+        A feature's pre-activation is that of its encoder row, W_enc[l]_i, plus b_enc[l]_i.
+
+        Raises:
+            InputError: a layer or row out of range.
+        """
+        n, n_tokens = self.vit.cfg.n_layers, self.vit.cfg.n_tokens
+        if not 0 <= layer < n:
+            raise InputError(f"layer is {layer}; expected a layer from 0 to {n - 1}.")
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < n_tokens:
+            raise InputError(
+                f"rows run from {int(rows.min())} to {int(rows.max())}; expected token rows from "
+                f"0 to {n_tokens - 1}."
+            )
+        norm = self._ln_2[layer]
+        at_x = vectors.new_zeros(len(rows), *self.x.shape[1:])
+        at_x[torch.arange(len(rows), device=rows.device), :, rows] = vectors[:, None]
+        bias = (vectors @ norm.bias)[:, None].expand(-1, self.x.shape[1])
+        return self._back(norm.back(at_x, norms), layer, bias, from_mid=True, norms=norms)
+
+    def _back(
+        self,
+        stream: Tensor,
+        layer: int,
+        reader_bias: Tensor,
+        from_mid: bool = False,
+        through: StandIn | None = None,
+        norms: Norms = "held",
+    ) -> Reading:
+        """Take a gradient of pre_layer, or of mid_layer, back to all that adds to it."""
+        y: dict[int, Tensor] = {}
+        biases: list[Tensor] = []
+        if from_mid:
+            stream, bias = self._through_attention(stream, layer, norms)
+            biases.append(bias)
+        for l in reversed(range(layer)):
+            y[l] = _scaled(stream, self.vit.blocks[l].ls_2)
+            if through is not None:
+                at_x = through(l, y)
+                reader_bias = reader_bias + at_x.sum(-2) @ self._ln_2[l].bias
+                stream = stream + self._ln_2[l].back(at_x, norms)
+            stream, bias = self._through_attention(stream, l, norms)
+            biases.append(bias)
+        norm = self._ln_pre
+        ln_pre_bias = torch.zeros_like(reader_bias)
+        if norm is not None:
+            ln_pre_bias, stream = stream.sum(-2) @ norm.bias, norm.back(stream, norms)
+        nothing = stream.new_zeros(*stream.shape[:-3], 0, *stream.shape[-3:])
+        return Reading(
+            y=torch.stack([y[l] for l in range(layer)], dim=-4) if y else nothing,
+            inputs=stream,
+            ln_pre_bias=ln_pre_bias,
+            attention_bias=torch.stack(biases[::-1], dim=-2),
+            reader_bias=reader_bias,
+        )
+
+    def _through_attention(self, mid: Tensor, layer: int, norms: Norms) -> tuple[Tensor, Tensor]:
+        """A gradient of mid_l to one of pre_l, and what block l's attention biases add."""
+        block = self.vit.blocks[layer]
+        attn: Any = block.attn
+        norm = self._ln_1[layer]
+        w_v, b_v = attn.in_proj_weight.chunk(3)[2], attn.in_proj_bias.chunk(3)[2]
+        at_out = _scaled(mid, block.ls_1)
+        at_z = at_out @ attn.out_proj.weight
+        at_heads = rearrange(at_z, "... query (head d) -> ... head query d", head=attn.num_heads)
+        # each key row gathers what the queries that looked at it hand back
+        at_values = self.pattern[layer].mT @ at_heads
+        at_v = rearrange(at_values, "... head key d -> ... key (head d)")
+        at_norm = at_v @ w_v
+        bias = (
+            at_out.sum(-2) @ attn.out_proj.bias + at_v.sum(-2) @ b_v + at_norm.sum(-2) @ norm.bias
+        )
+        return mid + norm.back(at_norm, norms), bias
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """A LayerNorm at the 1/std it had."""
+
+    gain: Tensor
+    bias: Tensor
+    scale: Tensor
+    """1/std of every row, "*row 1"."""
+    unit: Tensor
+    """(v - mean v) / std, "*row d_model"."""
+
+    @classmethod
+    def held(cls, norm: nn.LayerNorm, stream: Tensor) -> _Norm:
+        scale = torch.rsqrt(stream.var(-1, correction=0, keepdim=True) + norm.eps)
+        return cls(norm.weight, norm.bias, scale, (stream - stream.mean(-1, keepdim=True)) * scale)
+
+    def back(self, gradient: Tensor, norms: Norms = "held") -> Tensor:
+        """A gradient of the output to one of the input; centring is its own transpose."""
+        scaled = gradient * self.gain
+        centred = scaled - scaled.mean(-1, keepdim=True)
+        if norms == "differentiated":
+            centred = centred - (scaled * self.unit).mean(-1, keepdim=True) * self.unit
+        return centred * self.scale
+
+
+def _scaled(gradient: Tensor, layer_scale: nn.Module) -> Tensor:
+    gamma = getattr(layer_scale, "gamma", None)
+    return gradient if gamma is None else gradient * gamma

@@ -1,0 +1,163 @@
+"""One unaltered pass of a batch, and steered passes that go on from it.
+
+What `steer` does in the running model (every MLP replaced, error nodes, stream inputs), for the
+many edits of a study. With an error node y_l' = y_l + sum over s of (z_s' - z_s) W_dec[s->l], and
+below the first edit all of it is 0: codes there are never made, blocks there never run again, and
+an image that no edit touches keeps its embedding. Outputs equal those of `steer` within float
+rounding: sums associate differently. Where two features tie for the last place of a top-k code,
+rounding decides, in either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+
+from vit_clt.hooks.blocks import idle_mlps
+from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, READ_IN, FwdHooks, HookedViT
+from vit_clt.hooks.interventions import check_unhooked
+from vit_clt.hooks.steering import Edit, check_edits
+from vit_clt.kernels.codes import Codes, SparseCodes
+from vit_clt.transcoder.model import CrossLayerTranscoder
+
+RESID_PRE = "blocks.{l}.hook_resid_pre"
+
+
+class SteeredPass:
+    """The unaltered pass of one batch; steered passes go on from it.
+
+    Check a saved CLT against the model with `check_fits(vit, clt)` first.
+
+    Args:
+        vit: the teacher, with no hooks attached.
+        clt: its transcoder.
+        images: one batch.
+
+    Raises:
+        InputError: hooks are attached, or images of another shape.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        vit: HookedViT,
+        clt: CrossLayerTranscoder,
+        images: Float[Tensor, "batch 3 height width"],
+    ):
+        check_unhooked(vit)
+        self.vit, self.clt = vit, clt
+        n = vit.cfg.n_layers
+        end = f"blocks.{n - 1}.hook_resid_post"
+        points = (RESID_PRE, HOOK_IN, HOOK_OUT)
+        cache = vit.clean_cache(images, [*(p.format(l=l) for l in range(n) for p in points), end])
+        self._pre, self._x, self._y = ([cache[p.format(l=l)] for l in range(n)] for p in points)
+        self.embeddings: Float[Tensor, "batch d_embed"] = vit(cache[end], start_at_layer=n)
+        """`vit(images)`, bit for bit."""
+        self._codes: dict[int, Codes] = {}
+        self._terms: dict[tuple[int, int], Tensor] = {}
+
+    @torch.no_grad()
+    def steered(self, edits: Sequence[Edit]) -> Float[Tensor, "batch d_embed"]:
+        """Embeddings with these features edited, everything downstream live; not normalised.
+
+        Cheapest for edits whose lowest layer is that of the call before.
+
+        Raises:
+            InputError: no edit, two of one feature and row, or one out of range.
+        """
+        layers = range(self.vit.cfg.n_layers)
+        check_edits(self.clt, edits, layers=layers, n_tokens=self.vit.cfg.n_tokens)
+        touched = torch.zeros(len(self.embeddings), dtype=torch.bool, device=self._pre[0].device)
+        for edit in edits:
+            z = values_of(self._clean(edit.layer), edit.features)
+            touched |= (edit.apply(z) != z).flatten(1).any(1)
+        out = self.embeddings.clone()
+        if touched.any():
+            out[touched] = _Steered(self, edits, touched).run()
+        return out
+
+    def _clean(self, layer: int) -> Codes:
+        if layer not in self._codes:
+            self._codes[layer] = self.clt.encode(self._x[layer], layer=layer)
+        return self._codes[layer]
+
+    def _clean_terms(self, first: int, target: int) -> Tensor:
+        """What the sources above `first` write to `target`, bias included, unaltered."""
+        if (first, target) not in self._terms:
+            # those of one `first` at a time: all would be L times the activations
+            self._terms = {at: term for at, term in self._terms.items() if at[0] == first}
+            sources = [s for s in self.clt.config.sources(target) if s > first]
+            codes = {s: self._clean(s) for s in sources}
+            self._terms[first, target] = self.clt.decode(codes, target=target)
+        return self._terms[first, target]
+
+
+class _Steered:
+    """One steered pass over the images touched."""
+
+    def __init__(
+        self, unaltered: SteeredPass, edits: Sequence[Edit], touched: Bool[Tensor, " batch"]
+    ):
+        self.of, self.edits, self.touched = unaltered, edits, touched
+        self.vit, self.clt = unaltered.vit, unaltered.clt
+        self.first = min(edit.layer for edit in edits)
+        self.codes: dict[int, Codes] = {}
+        self.moves: list[tuple[Edit, Tensor]] = []
+
+    def run(self) -> Float[Tensor, "touched d_embed"]:
+        layers = range(self.first, self.vit.cfg.n_layers)
+        hooks: FwdHooks = [(READ_IN.format(l=l), partial(self._read, layer=l)) for l in layers]
+        hooks += [(HOOK_OUT.format(l=l), partial(self._write, layer=l)) for l in layers]
+        resid = self.of._pre[self.first][self.touched]
+        with self.vit.hooks(fwd_hooks=hooks), idle_mlps(self.vit.blocks[l] for l in layers):
+            return self.vit(resid, start_at_layer=self.first)
+
+    def _rows(self, layer: int) -> slice:
+        # where the embedding is the class token's, no other row of the last layer is ever read
+        last = self.vit.cfg.n_layers - 1
+        return slice(0, 1) if layer == last and self.vit.cfg.pools_cls else slice(None)
+
+    def _read(self, x: Tensor, hook: HookPoint, layer: int) -> None:
+        rows = self._rows(layer)
+        if layer > self.first:
+            self.codes[layer] = self.clt.encode(x[:, rows], layer=layer)
+        for edit in (each for each in self.edits if each.layer == layer):
+            z = x.new_zeros(*x.shape[:2], len(edit.features))
+            if layer > self.first:
+                z[:, rows] = values_of(self.codes[layer], edit.features).to(z)
+            else:  # nothing is altered yet
+                z = values_of(self.of._clean(layer), edit.features)[self.touched]
+            self.moves.append((edit, edit.apply(z) - z))
+
+    def _write(self, y: Tensor, hook: HookPoint, layer: int) -> Tensor:
+        rows = self._rows(layer)
+        change = torch.zeros_like(self.of._y[layer][self.touched][:, rows])
+        live = {
+            s: codes if s == layer else codes.at_rows(rows)
+            for s, codes in self.codes.items()
+            if layer in self.clt.config.targets(s)
+        }
+        if live:
+            clean = self.of._clean_terms(self.first, layer)[self.touched]
+            change = change + (self.clt.decode(live, target=layer) - clean[:, rows])
+        for edit, moved in self.moves:
+            if layer in self.clt.config.targets(edit.layer):
+                decoder = self.clt.W_dec[edit.layer][layer - edit.layer, list(edit.features)]
+                change = change + moved[:, rows] @ decoder
+        out = self.of._y[layer][self.touched]
+        out[:, rows] += change
+        return out
+
+
+def values_of(codes: Codes, features: Sequence[int]) -> Float[Tensor, "*layer_token chosen"]:
+    """The codes of some features, 0 where they are silent."""
+    if isinstance(codes, SparseCodes):
+        # indices never repeat within a token, and slots of value 0 add nothing
+        found = [(codes.values * (codes.indices == i)).sum(-1) for i in features]
+        return torch.stack(found, dim=-1)
+    return codes.to_dense()[..., list(features)]

@@ -1,0 +1,235 @@
+"""Images by the name of their form: one interface over Hugging Face data sets and local files.
+
+`load_data` finds the data; what it returns is an `ImageData` (`vit_clt.data.images`), which can be
+imported from here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vit_clt.data.adding import CLASS_NAMES as ADDING_CLASSES
+from vit_clt.data.adding import adding_arrays
+from vit_clt.data.coco import hub_coco, local_coco
+from vit_clt.data.digits import CLASS_NAMES as DIGITS_CLASSES
+from vit_clt.data.digits import digits_arrays
+from vit_clt.data.imagenet100 import IMAGENET100, class_numbers
+from vit_clt.data.images import (
+    DecodedImages,
+    ImageData,
+    ImageRows,
+    TensorImages,
+    UnreadableImage,
+    as_image_data,
+)
+from vit_clt.data.prompts import CIFAR10_CLASSES, CIFAR100_CLASSES
+from vit_clt.data.tables import Kind, Renumber, check_names, local_kind, read_table, table_images
+from vit_clt.errors import InputError
+from vit_clt.hooks.hooked_vit import HookedViT
+
+__all__ = [
+    "DecodedImages",
+    "ImageData",
+    "ImageRows",
+    "TensorImages",
+    "UnreadableImage",
+    "as_image_data",
+    "check_prepared",
+    "load_data",
+]
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class NamedTable:
+    """A data set of the Hub, which may also lie in local files with the same columns."""
+
+    repository: str
+    image_column: str
+    label_column: str
+    class_names: list[str]
+    """As prompted, in label order."""
+    held_out: str = "test"
+    renumber: Renumber | None = None
+
+
+NAMED = {
+    "cifar10": NamedTable("uoft-cs/cifar10", "img", "label", CIFAR10_CLASSES),
+    "cifar100": NamedTable("uoft-cs/cifar100", "img", "fine_label", CIFAR100_CLASSES),
+    "imagenet100": NamedTable(
+        "clane9/imagenet-100",
+        "image",
+        "label",
+        list(IMAGENET100.values()),
+        "validation",
+        class_numbers,
+    ),
+}
+COCO_SPLITS = ("train", "val")
+OFFLINE = {"digits": DIGITS_CLASSES, "adding": ADDING_CLASSES}
+"""Class names of what comes with scikit-learn."""
+FORMS = [
+    *OFFLINE,
+    *NAMED,
+    "coco",
+    *(f"{name}:PATH" for name in (*NAMED, "coco", "parquet", "imagefolder")),
+    "hf:NAME",
+]
+
+
+def load_data(
+    form: str,
+    *,
+    vit: HookedViT,
+    split: str | None = None,
+    limit: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> ImageData:
+    """Images in the preprocessing of `vit`.
+
+    Args:
+        form: "digits" or "adding" (offline; the latter knows both digits, `.factors`); "cifar10",
+            "cifar100", "imagenet100" or "coco" from the Hub; the same from local files,
+            "cifar10:PATH", "cifar100:PATH", "imagenet100:PATH" (each what parquet: or imagefolder:
+            reads) and "coco:PATH" (official layout); "parquet:PATH" (a file, or a folder of
+            SPLIT*.parquet), "imagefolder:PATH" or "hf:NAME".
+        vit: whose preprocessing is applied.
+        split: which split; by default the held-out one: "test", for imagenet100 "validation", for
+            coco "val". A single parquet file is its own split.
+        limit: keep the first rows only.
+        image_column, label_column: by default the columns typed Image and ClassLabel. Without a
+            label column labels are -1: enough for training and scores.
+        class_names: by default those the data set carries.
+
+    Raises:
+        InputError: unknown form, split or column, nothing there, no rows, or not a class name per
+            label.
+    """
+    if vit.preprocess is None:
+        raise InputError("vit has no preprocessing; expected one from HookedViT.from_open_clip.")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; expected at least 1.")
+    kind, colon, place = form.partition(":")
+    if bool(colon) != bool(place) or not (
+        kind in (*NAMED, "coco")
+        or (kind in OFFLINE and not place)
+        or (kind in get_args(Kind) and place)
+    ):
+        raise InputError(f'data is "{form}"; expected one of {", ".join(FORMS)}.')
+    if kind in OFFLINE:
+        return _offline(kind, vit.preprocess, split or "test", limit, class_names)
+    columns = {"image": image_column, "label": label_column}
+    if kind == "coco":
+        return _coco(place, vit.preprocess, split or "val", limit, columns, class_names)
+    named = NAMED.get(kind)
+    split = split or (named.held_out if named else "test")
+    own_split = kind != "hf" and Path(place).is_file()
+    if named is None:
+        table = read_table(kind, place, split)  # type: ignore[arg-type]
+    else:
+        if not own_split:
+            _check_split(kind, split, ("train", named.held_out))
+        source = (local_kind(place), place) if place else ("hf", named.repository)
+        table = read_table(*source, split)
+        for role, default in (("image", named.image_column), ("label", named.label_column)):
+            # a folder of images has columns of its own, found by their types
+            if columns[role] is None and default in table.column_names:
+                columns[role] = default
+    # a single file is its own split: calling training images "test" would be a false label
+    data = table_images(
+        table,
+        vit.preprocess,
+        form if own_split else f"{form} ({split})",
+        limit=limit,
+        image_column=columns["image"],
+        label_column=columns["label"],
+        class_names=class_names,
+        prompted=named.class_names if named else None,
+        renumber=named.renumber if named else None,
+    )
+    data.split = None if own_split else split
+    return data
+
+
+def check_prepared(vit: HookedViT, data: ImageData) -> None:
+    """Refuse images in the preprocessing of another model: numbers would be quietly wrong.
+
+    Two preprocessings are alike if they say the same of themselves, as torchvision's do. Tensors, a
+    model without its preprocessing, and functions, which say no more than where they lie, tell
+    nothing, and pass.
+
+    Raises:
+        InputError: the preprocessing of `data` is another than that of `vit`.
+    """
+    have, want = data.transform, vit.preprocess
+    found, expected = (" ".join(repr(each).split()) for each in (have, want))
+    silent = have is None or want is None or " at 0x" in found + expected
+    if silent or found == expected:
+        return
+    raise InputError(
+        f"data {data.name} went through {found}; expected the preprocessing of model "
+        f"{vit.cfg.model}, {expected}: load it with vit=."
+    )
+
+
+def _coco(
+    place: str,
+    transform: Transform,
+    split: str,
+    limit: int | None,
+    columns: dict[str, str | None],
+    class_names: Sequence[str] | None,
+) -> ImageData:
+    for role, column in columns.items():
+        if column is not None:
+            raise InputError(f'{role}-column is "{column}"; coco has its own, expected none.')
+    if place:
+        data = local_coco(place, split, transform, limit)
+    else:
+        _check_split("coco", split, COCO_SPLITS)
+        data = hub_coco(split, transform, limit)
+    if class_names is not None:
+        check_names(class_names, len(data.class_names), "coco")
+        data.class_names = list(class_names)
+    data.split = split
+    return data
+
+
+def _offline(
+    kind: str,
+    transform: Transform,
+    split: str,
+    limit: int | None,
+    class_names: Sequence[str] | None,
+) -> ImageData:
+    _check_split(kind, split, ("train", "test"))
+    if class_names is not None:
+        check_names(class_names, len(OFFLINE[kind]), kind)
+    arrays = adding_arrays(split) if kind == "adding" else digits_arrays(split)
+    pixels, labels, *factors = (values[:limit] for values in arrays)
+
+    def fetch(rows: list[int]) -> tuple[list[Any], list[int]]:
+        return [Image.fromarray(p) for p in pixels[rows]], labels[rows].tolist()
+
+    names = class_names or OFFLINE[kind]
+    data = DecodedImages(fetch, len(labels), transform, names, f"{kind} ({split})")
+    data.split = split
+    if factors:
+        left, right = map(torch.from_numpy, factors)
+        data.factors = {"left": left, "right": right}
+    return data
+
+
+def _check_split(name: str, split: str, splits: tuple[str, str]) -> None:
+    if split not in splits:
+        raise InputError(f'split is "{split}"; {name} has "{splits[0]}" and "{splits[1]}".')

@@ -1,0 +1,249 @@
+"""CLT files of circuit-tracer, written and read: one layer at a time, by safetensors and YAML.
+
+    W_enc_{i}.safetensors    W_enc_{i} [F, d], b_enc_{i} [F], b_dec_{i} [d], threshold_{i} [F]
+    W_dec_{i}.safetensors    W_dec_{i} [F, L - i, d], slice j writing to layer i + j
+    config.yaml              model_kind, feature_input_hook, feature_output_hook; model_name and
+                             teacher_weights_sha256 (ours) of a CLT that knows its teacher
+
+Its codes are z = a 1[a > threshold], or ReLU(a) where W_enc_0 has no threshold_0: JumpReLU with
+theta = threshold, or theta = 0, log_theta = -inf. Weights pass unchanged, both ways. The threshold
+written is theta as the encoder computes it; read, log_theta is the float32 number whose exponential
+is nearest. For a theta that was exp of a float32 number that is theta itself; for any other from
+1e-6 to 1e6 it is within 1e-6 of it, relatively.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vit_clt.data.images import ImageData
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.interchange.files import (
+    CONFIG_FILE,
+    INPUT_HOOKS,
+    KIND,
+    OUTPUT_HOOKS,
+    TEACHER_KEY,
+    check_teacher,
+    checked_config,
+    checked_shapes,
+    circuit_tracer_files,
+    count_layers,
+)
+from vit_clt.interchange.thresholds import nearest_log, with_thresholds
+from vit_clt.transcoder.checkpoints import STAGING
+from vit_clt.transcoder.config import CLTConfig
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.transcoder.sparsifiers import AbsTopK, JumpReLU, ReLUTopK
+
+# ---- writing ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def export_circuit_tracer(
+    clt: CrossLayerTranscoder,
+    folder: Path | str,
+    *,
+    vit: HookedViT | None = None,
+    data: ImageData | Tensor | None = None,
+    progress: bool = False,
+) -> CrossLayerTranscoder:
+    """Write a CLT's files in float32; returns the CLT they hold.
+
+    JumpReLU passes exactly. ReLU-TopK has no thresholds: they are fitted on `data`
+    (`interchange_thresholds.with_thresholds`), and the result is another CLT, to be measured again.
+
+    Args:
+        clt: the transcoder.
+        folder: made if absent; files of the same names are replaced, all of them complete before
+            the first takes its place.
+        vit: the teacher, for ReLU-TopK.
+        data: images to fit thresholds on, for ReLU-TopK.
+        progress: show progress bars.
+
+    Raises:
+        InputError: Abs-TopK or a per-layer transcoder, which the format cannot hold; ReLU-TopK
+            without `vit` and `data`; weights that are not finite; or a folder that cannot be
+            written, or holds further layers.
+    """
+    target = Path(folder)
+    check_exportable(clt.config)
+    for name, tensor in clt.named_parameters():
+        # log_theta = -inf is ReLU
+        if name != "log_theta" and not tensor.isfinite().all():
+            raise InputError(f"{name} of the CLT holds NaN or infinite values; expected numbers.")
+    n = clt.config.n_layers
+    _check_no_further_layers(target, n)
+    if isinstance(clt.config.sparsifier, ReLUTopK):
+        if vit is None or data is None:
+            missing = "vit" if vit is None else "data"
+            raise InputError(
+                f"{missing} is None; ReLU-TopK has no thresholds, expected vit and images to fit "
+                "them on."
+            )
+        clt = with_thresholds(vit, clt, data, progress=progress)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for left_by_a_kill in target.glob(f"{STAGING}*"):
+            shutil.rmtree(left_by_a_kill)
+        with tempfile.TemporaryDirectory(dir=target, prefix=STAGING) as staging:
+            config = Path(staging) / CONFIG_FILE
+            config.write_text(yaml.safe_dump(_config_values(clt.config), sort_keys=False))
+            for i in tqdm(range(n), "export", unit=" layers", disable=not progress):
+                for name, tensors in _layer_tensors(clt, i).items():
+                    save_file(tensors, Path(staging) / name)
+                    # safetensors lets nobody else read its files
+                    shutil.copymode(config, Path(staging) / name)
+            for name in circuit_tracer_files(n):
+                os.replace(Path(staging) / name, target / name)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write the CLT to {target}: {error}.") from error
+    return clt
+
+
+def check_exportable(config: CLTConfig) -> None:
+    """Refuse what the format cannot hold.
+
+    Raises:
+        InputError: Abs-TopK, or a per-layer transcoder.
+    """
+    if isinstance(config.sparsifier, AbsTopK):
+        raise InputError(
+            "sparsifier is abs_topk; its codes may be negative, which a * (a > threshold) of "
+            "circuit-tracer's files never is: expected jumprelu or relu_topk."
+        )
+    if not config.cross_layer:
+        raise InputError(
+            "cross_layer is False; circuit-tracer's CLT files have a decoder for every later "
+            "layer, expected a cross-layer transcoder."
+        )
+
+
+def _check_no_further_layers(folder: Path, n_layers: int) -> None:
+    own = circuit_tracer_files(n_layers)
+    further = {p.name for kind in ("enc", "dec") for p in folder.glob(f"W_{kind}_*.safetensors")}
+    for name in sorted(further - set(own)):
+        raise InputError(
+            f"{folder} holds {name}, which readers would count as a layer; expected a folder "
+            f"without, for a CLT of {n_layers} layers."
+        )
+
+
+def _config_values(config: CLTConfig) -> dict[str, Any]:
+    known, teacher = config.teacher, {}
+    if known is not None:
+        teacher = {"model_name": known.model, TEACHER_KEY: known.weights_sha256}
+    return {
+        "model_kind": KIND,
+        **teacher,
+        "feature_input_hook": INPUT_HOOKS[0],
+        "feature_output_hook": OUTPUT_HOOKS[0],
+    }
+
+
+def _layer_tensors(clt: CrossLayerTranscoder, i: int) -> dict[str, dict[str, Tensor]]:
+    """Contents of layer i's two files; copies, as views of a whole would be written whole."""
+    assert clt.log_theta is not None
+    encoder = {
+        f"W_enc_{i}": clt.W_enc[i],
+        f"b_enc_{i}": clt.b_enc[i],
+        f"b_dec_{i}": clt.b_dec[i],
+        f"threshold_{i}": clt.log_theta[i].exp(),
+    }
+    decoder = {f"W_dec_{i}": clt.W_dec[i].transpose(0, 1)}
+    return {
+        f"W_{kind}_{i}.safetensors": {
+            name: tensor.to("cpu", torch.float32).contiguous().clone()
+            for name, tensor in tensors.items()
+        }
+        for kind, tensors in (("enc", encoder), ("dec", decoder))
+    }
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def import_circuit_tracer(
+    folder: Path | str, *, vit: HookedViT | None = None, progress: bool = False
+) -> CrossLayerTranscoder:
+    """A CLT from such files, float32 whatever they hold (float32, bfloat16 or float16).
+
+    The files do not say how the CLT was trained: its sparsifier is JumpReLU with the default
+    bandwidth. Its teacher is unknown, so that it attaches wherever it fits, unless `vit` is given;
+    files of ours name the teacher's weights, and another's are refused. Each layer replaces an
+    unallocated one: never two copies of the whole.
+
+    Args:
+        folder: holds config.yaml and two files a layer.
+        vit: the teacher; it is recorded in the configuration, weights' hash included.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: a file or tensor is missing, unreadable, or of another shape or type than the
+            rest; the CLT reads or writes elsewhere than x_l and y_l, has skip weights or a negative
+            threshold; or it does not fit `vit`, or names the weights of another.
+    """
+    source = Path(folder)
+    if not source.is_dir():
+        raise InputError(f"from is {source}; expected a folder holding {CONFIG_FILE}.")
+    values = checked_config(source / CONFIG_FILE)
+    shapes = checked_shapes(source)
+    n_features, d_model = shapes["W_enc_0"]
+    config = CLTConfig(count_layers(source), d_model, n_features, JumpReLU())
+    with torch.device("meta"):
+        clt = CrossLayerTranscoder(config)
+    if vit is not None:
+        check_fits(vit, clt)
+        teacher = vit.identity()
+        check_teacher(source / CONFIG_FILE, values, teacher)
+        clt.config = replace(config, teacher=teacher)
+    biases = torch.empty(clt.b_enc.shape), torch.empty(clt.b_dec.shape)
+    log_theta = torch.full_like(biases[0], -torch.inf)
+    for i in tqdm(range(config.n_layers), "import", unit=" layers", disable=not progress):
+        found = _read_layer(source, i, shapes)
+        clt.W_enc[i] = nn.Parameter(found[f"W_enc_{i}"])
+        clt.W_dec[i] = nn.Parameter(found[f"W_dec_{i}"].transpose(0, 1).contiguous())
+        biases[0][i], biases[1][i] = found[f"b_enc_{i}"], found[f"b_dec_{i}"]
+        if f"threshold_{i}" in found:
+            log_theta[i] = nearest_log(found[f"threshold_{i}"])
+    clt.b_enc, clt.b_dec = nn.Parameter(biases[0]), nn.Parameter(biases[1])
+    clt.log_theta = nn.Parameter(log_theta)
+    return clt
+
+
+def _read_layer(folder: Path, i: int, known: Mapping[str, Any]) -> dict[str, Tensor]:
+    found: dict[str, Float[Tensor, "..."]] = {}
+    for kind, names in (("enc", ("W_enc", "b_enc", "b_dec", "threshold")), ("dec", ("W_dec",))):
+        path = folder / f"W_{kind}_{i}.safetensors"
+        with safe_open(path, framework="pt") as file:
+            for name in (f"{name}_{i}" for name in names):
+                if name not in known:
+                    continue
+                found[name] = file.get_tensor(name).float()
+                if not found[name].isfinite().all():
+                    raise InputError(
+                        f"{path}: {name} holds NaN or infinite values; expected numbers."
+                    )
+    lowest = float(found[f"threshold_{i}"].min()) if f"threshold_{i}" in found else 0.0
+    if lowest < 0:
+        raise InputError(
+            f"{folder / f'W_enc_{i}.safetensors'}: threshold_{i} is {lowest:.4g} for a feature, "
+            "whose codes may then be negative; expected at least 0."
+        )
+    return found

@@ -1,0 +1,140 @@
+"""What the files of a CLT are called and hold: a folder is checked before a layer of it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from vit_clt.errors import InputError
+from vit_clt.transcoder.config import TeacherIdentity
+
+CONFIG_FILE = "config.yaml"
+KIND = "cross_layer_transcoder"
+TEACHER_KEY = "teacher_weights_sha256"
+# names inside a block under which TransformerLens 4 has x_l and y_l; the first of each is written
+INPUT_HOOKS = ("ln2.hook_out", "mlp.hook_in")
+OUTPUT_HOOKS = ("hook_mlp_out", "mlp.hook_out")
+_DTYPES = {"F32", "BF16", "F16"}
+
+
+def circuit_tracer_files(n_layers: int) -> list[str]:
+    """The names of the files of a CLT; config.yaml, without which there is none, comes last."""
+    kinds = ("W_enc", "W_dec")
+    return [*(f"{kind}_{i}.safetensors" for i in range(n_layers) for kind in kinds), CONFIG_FILE]
+
+
+def checked_config(path: Path) -> dict[str, Any]:
+    """What config.yaml says.
+
+    Raises:
+        InputError: no such file, unreadable, or of another kind of model or other hooks.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"from is {path.parent}; expected a {path.name} in it.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:150].rstrip(".")
+        raise InputError(f"{path} is not readable YAML: {reason}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds a {type(values).__name__}; expected a mapping.")
+    for field, known in (
+        ("model_kind", (KIND,)),
+        ("feature_input_hook", INPUT_HOOKS),
+        ("feature_output_hook", OUTPUT_HOOKS),
+    ):
+        found = f'"{values[field]}"' if field in values else "missing"
+        if values.get(field) not in known:
+            expected = " or ".join(f'"{each}"' for each in known)
+            raise InputError(f"{field} of {path} is {found}; expected {expected}.")
+    return values
+
+
+def check_teacher(path: Path, values: Mapping[str, Any], teacher: TeacherIdentity) -> None:
+    """Refuse another model's files: shapes alone do not tell two of one architecture apart.
+
+    Raises:
+        InputError: config.yaml names other weights than `teacher`'s.
+    """
+    recorded = values.get(TEACHER_KEY)
+    if recorded not in (None, teacher.weights_sha256):
+        raise InputError(
+            f"{TEACHER_KEY} of {path} is {str(recorded)[:12]} (model_name "
+            f'"{values.get("model_name")}"), the weights of model "{teacher.model}" are '
+            f"{teacher.weights_sha256[:12]}; expected the model that the CLT was trained on."
+        )
+
+
+def count_layers(folder: Path) -> int:
+    """The largest index of a file of either kind, plus 1: a missing file is no layer less."""
+    named = re.compile(r"W_(?:enc|dec)_(0|[1-9]\d{0,3})\.safetensors")
+    found = (named.fullmatch(path.name) for path in folder.iterdir())
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def checked_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor to read, from the files' headers alone, checked against each other.
+
+    Raises:
+        InputError: a file or tensor is missing, unreadable, or of another shape or type than the
+            rest, or a CLT has skip weights.
+    """
+    n_layers = max(1, count_layers(folder))
+    found: dict[str, tuple[int, ...]] = {}
+    files: dict[str, str] = {}
+    for name in circuit_tracer_files(n_layers)[:-1]:
+        if not (folder / name).is_file():
+            raise InputError(f"from is {folder}, with {n_layers} layers; expected a {name} in it.")
+        of_file = _header(folder / name)
+        found |= of_file
+        files |= dict.fromkeys(of_file, name)
+    if len(found.get("W_enc_0", ())) != 2:
+        have = found.get("W_enc_0", "no such tensor")
+        raise InputError(f"W_enc_0.safetensors: W_enc_0 is {have}; expected (n_features, d_model).")
+    (f, d), has_thresholds = found["W_enc_0"], "threshold_0" in found
+    for i in range(n_layers):
+        expected: dict[str, tuple[int, ...] | None] = {
+            f"W_enc_{i}": (f, d),
+            f"b_enc_{i}": (f,),
+            f"b_dec_{i}": (d,),
+            f"W_dec_{i}": (f, n_layers - i, d),
+            f"threshold_{i}": (f,) if has_thresholds else None,
+            f"W_skip_{i}": None,
+        }
+        for name, want in expected.items():
+            if found.get(name) != want:
+                file = files.get(name, f"W_{'dec' if 'W_dec' in name else 'enc'}_{i}.safetensors")
+                raise InputError(
+                    f"{folder / file}: {name} is {found.get(name, 'missing')}; expected "
+                    f"{want or 'no such tensor'}, {_reason(name, has_thresholds)}."
+                )
+    return found
+
+
+def _reason(name: str, has_thresholds: bool) -> str:
+    if name.startswith("W_skip"):
+        return "as our CLTs have no skip weights"
+    if name.startswith("threshold"):
+        return f"as W_enc_0.safetensors has {'one' if has_thresholds else 'none'}"
+    return "from the shape of W_enc_0 and the number of layers"
+
+
+def _header(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            dtypes = {name: each.get_dtype() for name, each in slices.items()}
+            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a complete safetensors file: {error}.") from error
+    for name, dtype in dtypes.items():
+        if dtype not in _DTYPES:
+            raise InputError(f"{path}: {name} is {dtype}; expected F32, BF16 or F16.")
+    return shapes

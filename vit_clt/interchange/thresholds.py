@@ -1,0 +1,147 @@
+"""Thresholds that stand for top-k: each feature fires as often as before, on images of one's own.
+
+Top-k lets features compete within a token row; a threshold knows its own feature alone. Over the N
+token rows of the images (all rows, class token and patches), feature i of a layer is active on n_i
+under top-k. Its threshold lies half-way between its n_i-th and its (n_i + 1)-th largest
+pre-activation, or half-way to 0 where the latter is not positive: on these images it then fires on
+n_i rows again (fewer where the two are equal), and the layer's L0, the sum of n_i / N, is the same.
+Which rows those are changes. Where n_i is 0 the threshold is just above the largest pre-activation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vit_clt.data.forms import check_prepared
+from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.hooks.activations import capture
+from vit_clt.kernels.chunks import pre_activation_chunks
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.transcoder.sparsifiers import JumpReLU, ReLUTopK
+
+# a silent feature's threshold over its largest pre-activation: far above the rounding of log_theta
+_ABOVE = 1 + 1e-4
+
+
+@torch.no_grad()
+def with_thresholds(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    images: ImageData | Tensor,
+    *,
+    progress: bool = False,
+) -> CrossLayerTranscoder:
+    """A JumpReLU CLT on the very weights of a ReLU-TopK one, thresholds fitted on `images`.
+
+    Two passes over the images: how often features fire, then the order statistics of all rows,
+    exactly. Held between chunks of rows are at most twice as many pre-activations as there are
+    active codes and features together; "row feature" exists for one chunk of rows at a time.
+
+    Args:
+        vit: the teacher.
+        clt: the transcoder; its weight tensors are shared, not copied.
+        images: what thresholds are fitted on; measure on others.
+        progress: show progress bars.
+
+    Raises:
+        InputError: another sparsifier, a CLT of another model, or no images.
+    """
+    if not isinstance(clt.config.sparsifier, ReLUTopK):
+        name = clt.config.sparsifier.name
+        raise InputError(f"sparsifier is {name}; expected relu_topk, to fit thresholds to.")
+    check_fits(vit, clt)
+    data = as_image_data(images)
+    check_prepared(vit, data)
+    n_batches = -(-len(data) // data.batch_size)
+    counts = torch.zeros_like(clt.b_enc, dtype=torch.long)
+    for batch, _ in tqdm(data, "features firing", n_batches, disable=not progress):
+        counts += clt.encode(capture(vit, batch.to(counts.device)).x).fired()
+    largest = [_Largest(n + 1) for n in counts]
+    for batch, _ in tqdm(data, "thresholds", n_batches, disable=not progress):
+        x = capture(vit, batch.to(counts.device)).x.flatten(1, 2)
+        for s, kept in enumerate(largest):
+            for _, a in pre_activation_chunks(x[s].to(clt.b_enc.dtype), clt.W_enc[s], clt.b_enc[s]):
+                kept.add(a)
+    theta = torch.stack([kept.thresholds() for kept in largest])
+    with torch.device("meta"):
+        twin = CrossLayerTranscoder(replace(clt.config, sparsifier=JumpReLU()), clt.backend)
+    for s in range(clt.config.n_layers):
+        twin.W_enc[s], twin.W_dec[s] = clt.W_enc[s], clt.W_dec[s]
+    twin.b_enc, twin.b_dec = clt.b_enc, clt.b_dec
+    log_theta = torch.stack([nearest_log(each) for each in theta])
+    twin.log_theta = nn.Parameter(log_theta, requires_grad=clt.b_enc.requires_grad)
+    return twin.train(clt.training)
+
+
+class _Largest:
+    """Of a stream of pre-activations, each feature's `need` largest positive ones."""
+
+    def __init__(self, need: Int[Tensor, " feature"]):
+        self.need = need
+        self.bound = torch.zeros_like(need, dtype=torch.float32)
+        self.values = self.bound[:0]
+        self.features = need[:0]
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.room = int(need.sum())
+
+    def add(self, a: Float[Tensor, "token feature"]) -> None:
+        rows, features = (a > self.bound).nonzero(as_tuple=True)
+        self.waiting.append((a[rows, features].float(), features))
+        # pruned once as many wait as can stay: each costs its share of few sorts
+        if sum(len(values) for values, _ in self.waiting) > self.room:
+            self._prune()
+
+    def _prune(self) -> None:
+        values = torch.cat([self.values, *(values for values, _ in self.waiting)])
+        features = torch.cat([self.features, *(features for _, features in self.waiting)])
+        self.waiting.clear()
+        values, order = values.sort(descending=True)
+        features, order = features[order].sort(stable=True)
+        values = values[order]
+        counts = features.bincount(minlength=len(self.need))
+        starts = counts.cumsum(0) - counts
+        rank = torch.arange(len(features), device=features.device) - starts[features]
+        full = counts >= self.need
+        self.bound[full] = values[(starts + self.need - 1)[full]]
+        kept = rank < self.need[features]
+        self.values, self.features = values[kept], features[kept]
+
+    def thresholds(self) -> Float[Tensor, " feature"]:
+        self._prune()
+        counts = self.features.bincount(minlength=len(self.need))
+        padded = torch.cat([self.values, self.values.new_zeros(1)])
+        starts, nothing = counts.cumsum(0) - counts, len(self.values)
+
+        def at(rank: Tensor) -> Tensor:
+            return padded[torch.where((rank >= 0) & (rank < counts), starts + rank, nothing)]
+
+        first_silent, last_firing = at(self.need - 1), at(self.need - 2)
+        middle = first_silent + (last_firing - first_silent) / 2
+        # neighbouring floats have nothing between them
+        middle = torch.where(middle < last_firing, middle, first_silent)
+        return torch.where(self.need > 1, middle, first_silent * _ABOVE)
+
+
+@torch.no_grad()
+def nearest_log(theta: Float[Tensor, " feature"]) -> Float[Tensor, " feature"]:
+    """The float32 numbers whose exponentials, as torch computes them, are nearest to `theta` >= 0.
+
+    Exactly theta where that is the exponential of a float32 number; -inf where it is 0.
+    """
+    theta = theta.float()
+    best = theta.double().log().float()
+    error = (best.exp().double() - theta.double()).abs()
+    # both roundings, of log and of exp, may miss: then a neighbour hits
+    for end in (-torch.inf, torch.inf):
+        candidate = best.nextafter(torch.full_like(best, end))
+        other = (candidate.exp().double() - theta.double()).abs()
+        best = torch.where(other < error, candidate, best)
+        error = error.minimum(other)
+    return best

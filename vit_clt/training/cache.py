@@ -1,0 +1,315 @@
+"""(x, y) of every image on disk, so that many epochs and many CLTs pay for the ViT once.
+
+A folder holds cache.json (which teacher, which images, which shapes) and shard-00000.safetensors,
+... with tensors "x" and "y", "image layer token d_model" in bfloat16, in the row order of the data:
+what one image needs is contiguous. Made for small models: an image takes 4 L T d bytes, 35 kB with
+the shipped digits model but 7.3 MB with a ViT-B/16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from vit_clt.data.fingerprints import data_fingerprint
+from vit_clt.data.images import ImageData
+from vit_clt.errors import InputError
+from vit_clt.hooks.activations import IMAGES_PER_PASS, Activations, capture
+from vit_clt.hooks.hooked_vit import HookedViT
+
+FORMAT = 1
+MANIFEST_FILE = "cache.json"
+SHARD_BYTES = 256_000_000
+"""Largest shard (a single image may be larger)."""
+STAGING = ".building-"
+# for people: the same weights, or the same pixels, from another place are the same
+NAMES = ("model", "pretrained", "data")
+DIFFERENCES = {
+    "weights_sha256": "another model",
+    "activation": "another model",
+    "hook_in": "other hooks",
+    "hook_out": "other hooks",
+    "n_images": "other data",
+    "data_sha256": "other data or another preprocessing",
+}
+
+
+class ActivationCache:
+    """(x, y) of every image, built where missing and read by row.
+
+    Values are rounded to bfloat16, a relative error of at most 2^-8 (half of its machine epsilon):
+    meant for training. Evaluation always recomputes activations in float32.
+
+    A build that is stopped, even killed, goes on with the next shard when run again; a shard that
+    is missing or cut short is built again. Let one process build: several at once waste work, but
+    do no harm, as a shard takes its place only when it is complete.
+
+    Args:
+        folder: a cache of this teacher and these images, or a new or empty folder.
+        vit: the teacher.
+        data: its images. They are told apart by `data_fingerprint`, which samples.
+        unreadable: "stop" at an image that cannot be read, or "skip" it and go on.
+        progress: show a progress line over images.
+
+    Raises:
+        InputError: the folder holds anything else, the disk is too small (both before anything is
+            written), a write fails, an image cannot be read, or activations are not finite.
+    """
+
+    unreadable: frozenset[int]
+    """Rows that could not be read when the cache was built: their activations are zero. Only with
+    `unreadable="skip"`; "stop" tries them again."""
+    description: str
+    """One line: images, bytes per image, total, place."""
+
+    def __init__(
+        self,
+        folder: Path | str,
+        vit: HookedViT,
+        data: ImageData,
+        *,
+        unreadable: Literal["stop", "skip"] = "stop",
+        progress: bool = True,
+    ):
+        self.folder = Path(folder)
+        self._skip = unreadable == "skip"
+        self._n_images = len(data)
+        # one image, in the order of its bytes
+        self._shape = (vit.cfg.n_layers, vit.cfg.n_tokens, vit.cfg.d_model)
+        per_image = cache_bytes(1, *self._shape)
+        self._per_shard = max(1, SHARD_BYTES // per_image)
+        self._rows = [
+            range(start, min(start + self._per_shard, self._n_images))
+            for start in range(0, self._n_images, self._per_shard)
+        ]
+        self._handles: dict[int, tuple[Any, int]] = {}
+
+        manifest = {
+            "format": FORMAT,
+            **asdict(vit.identity()),
+            "data": data.name,
+            "n_images": self._n_images,
+            "data_sha256": data_fingerprint(data),
+            "n_layers": vit.cfg.n_layers,
+            "n_tokens": vit.cfg.n_tokens,
+            "d_model": vit.cfg.d_model,
+            "dtype": "bfloat16",
+            "images_per_shard": self._per_shard,
+        }
+        compared = {name: manifest[name] for name in manifest if name not in NAMES}
+        # written into every shard: one that strayed in from another cache is not taken for ours
+        self._key = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
+
+        new = _is_new(self.folder)
+        if not new:
+            _check_manifest(self.folder / MANIFEST_FILE, compared)
+        missing = [s for s in range(len(self._rows)) if self._whole(s) is None]
+        self._check_space(missing)
+        if new:
+            text = json.dumps(manifest, indent=2) + "\n"
+            self._write(MANIFEST_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        self._build(missing, vit, data, progress)
+        self.unreadable = frozenset(
+            row for s in range(len(self._rows)) for row in _unreadable(self._opened(s))
+        )
+        total = cache_bytes(self._n_images, *self._shape)
+        self.description = (
+            f"activation cache: {self._n_images:,} images of {_size(per_image)} in bfloat16, "
+            f"{_size(total)} in all, in {self.folder}"
+        )
+
+    def read(self, rows: Sequence[int]) -> Activations:
+        """(x, y) of these rows, in their order, in float32 on the CPU.
+
+        Raises:
+            InputError: no such row, or a shard was deleted or damaged since the cache was opened.
+        """
+        for row in rows:
+            if not 0 <= row < self._n_images:
+                raise InputError(f"rows hold {row}; expected 0 to {self._n_images - 1}.")
+        layers, *rest = self._shape
+        x, y = (torch.empty(layers, len(rows), *rest) for _ in range(2))
+        wanted = {row // self._per_shard for row in rows}
+        shards = {shard: self._opened(shard) for shard in wanted}
+        for i, row in enumerate(rows):
+            shard, inside = divmod(row, self._per_shard)
+            x[:, i] = shards[shard].get_slice("x")[inside]
+            y[:, i] = shards[shard].get_slice("y")[inside]
+        return Activations(x, y)
+
+    # ---- building ---------------------------------------------------------------------------
+
+    def _build(self, missing: list[int], vit: HookedViT, data: ImageData, progress: bool) -> None:
+        done = self._n_images - sum(len(self._rows[s]) for s in missing)
+        with tqdm(
+            total=self._n_images,
+            initial=done,
+            unit="image",
+            desc="cache",
+            disable=not progress or not missing,
+        ) as bar:
+            for shard in missing:
+                self._build_shard(shard, vit, data, bar)
+        # what killed builds left; every shard is in place now, also for a process still at work
+        for left in self.folder.glob(f"{STAGING}*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _build_shard(self, shard: int, vit: HookedViT, data: ImageData, bar: Any) -> None:
+        rows = self._rows[shard]
+        device = next(vit.parameters()).device
+        x, y = (torch.zeros(len(rows), *self._shape, dtype=torch.bfloat16) for _ in range(2))
+        bad: list[int] = []
+        for start in range(0, len(rows), IMAGES_PER_PASS):
+            chunk = rows[start : start + IMAGES_PER_PASS]
+            if self._skip:
+                images, positions = data.readable(chunk)
+            else:
+                images, positions = data.batch(chunk)[0], list(range(len(chunk)))
+            if images is not None:
+                found = capture(vit, images.to(device))
+                places = torch.tensor(positions) + start
+                x[places] = found.x.transpose(0, 1).bfloat16().cpu()
+                y[places] = found.y.transpose(0, 1).bfloat16().cpu()
+            read = set(positions)
+            bad += [row for i, row in enumerate(chunk) if i not in read]
+            bar.update(len(chunk))
+        metadata = {"format": "pt", "cache": self._key, "unreadable": json.dumps(bad)}
+
+        def save(path: Path) -> None:
+            save_file({"x": x, "y": y}, path, metadata=metadata)
+            # safetensors makes files for their owner alone; a cache may be a group's
+            shutil.copymode(self.folder / MANIFEST_FILE, path)
+
+        try:
+            self._write(_name(shard), save)
+        except InputError:
+            # another process may have finished this very shard and tidied up
+            if self._whole(shard) is None:
+                raise
+
+    def _write(self, name: str, save: Callable[[Path], object]) -> None:
+        target = self.folder / name
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=STAGING) as staging:
+                save(Path(staging) / name)
+                os.replace(Path(staging) / name, target)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{target} cannot be written: {error}.") from error
+
+    def _check_space(self, missing: list[int]) -> None:
+        needed = cache_bytes(sum(len(self._rows[s]) for s in missing), *self._shape)
+        place = self.folder.absolute()
+        free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+        if missing and needed > free:
+            raise InputError(
+                f"cache {self.folder} needs {_size(needed)} for {len(missing)} missing shards; "
+                f"found {_size(free)} free."
+            )
+
+    # ---- shards -----------------------------------------------------------------------------
+
+    def _whole(self, shard: int) -> Any | None:
+        """The shard, opened, or None where it has to be built."""
+        try:
+            found = safe_open(self.folder / _name(shard), "pt")
+            names = found.keys()
+            have = {name: found.get_slice(name) for name in names}
+        except (OSError, SafetensorError):  # missing; cut short or no safetensors file
+            return None
+        metadata = found.metadata() or {}
+        shape = [len(self._rows[shard]), *self._shape]
+        if (
+            metadata.get("cache") != self._key
+            or set(have) != {"x", "y"}
+            or any(t.get_dtype() != "BF16" or t.get_shape() != shape for t in have.values())
+            or (not self._skip and _unreadable(found))
+        ):
+            return None
+        return found
+
+    def _opened(self, shard: int) -> Any:
+        """The shard, kept open; refused once its file is gone or of another size."""
+        path = self.folder / _name(shard)
+        try:
+            size = path.stat().st_size
+        except OSError:
+            size = 0
+        if shard not in self._handles:
+            self._handles[shard] = (self._whole(shard), size)
+        found, expected = self._handles[shard]
+        # asked before every read: past the end of a mapped file waits not an error but a signal
+        if found is None or size != expected:
+            raise InputError(
+                f"{path} was deleted or damaged while in use; expected it whole, and running again "
+                "builds it again."
+            )
+        return found
+
+
+def cache_bytes(n_images: int, n_layers: int, n_tokens: int, d_model: int) -> int:
+    """Bytes on disk of x and y, 4 L T d an image; each shard's header adds a few hundred."""
+    return n_images * 2 * 2 * n_layers * n_tokens * d_model
+
+
+def _name(shard: int) -> str:
+    return f"shard-{shard:05d}.safetensors"
+
+
+def _unreadable(shard: Any) -> list[int]:
+    return json.loads(shard.metadata()["unreadable"])
+
+
+def _is_new(folder: Path) -> bool:
+    for parent in (folder, *folder.parents):
+        if parent.exists() and not parent.is_dir():
+            raise InputError(f"cache is {folder}; {parent} is a file, expected a folder.")
+    if not folder.is_dir():
+        return True
+    names = [f.name for f in folder.iterdir() if not f.name.startswith(STAGING)]
+    if names and MANIFEST_FILE not in names:
+        raise InputError(
+            f"cache is {folder}, which holds {min(names)} and no {MANIFEST_FILE}; expected a new "
+            "or empty folder, or a cache."
+        )
+    return not names
+
+
+def _check_manifest(path: Path, expected: dict[str, Any]) -> None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not readable JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}; expected a JSON object.")
+    for name, want in expected.items():
+        have = found.get(name)
+        if have != want:
+            about = DIFFERENCES.get(name, "another layout")
+            raise InputError(
+                f"cache {path.parent} is of {about}: {name} is {str(have)[:24]}; "
+                f"expected {str(want)[:24]}, or another folder."
+            )
+
+
+def _size(n_bytes: int) -> str:
+    value, unit = float(n_bytes), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:  # three digits do not show what lies between
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"

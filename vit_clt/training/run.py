@@ -1,0 +1,390 @@
+"""A training run: its state, one step of it, and how it goes on from a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.errors import InputError, Stopped
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.training.batches import Group, Source, TokenBatch, Waits, epoch_batches, norm_scales
+from vit_clt.training.checkpoints import Snapshot, Snapshots
+from vit_clt.training.engine import (
+    Engine,
+    model_tensors,
+    optimiser_tensors,
+    restore,
+    seeded_globally,
+)
+from vit_clt.training.fvu import VarianceSums
+from vit_clt.training.objective import Activity, Objective, Sparsity, active_features, learning_rate
+from vit_clt.training.order import ShardPlan, in_groups, seeded
+from vit_clt.training.step import Stepper
+from vit_clt.transcoder.config import CLTConfig
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.transcoder.sparsifiers import JumpReLU
+from vit_clt.transcoder.train_config import TrainConfig
+
+Log = Callable[[dict[str, Any]], None]
+Result = TypeVar("Result")
+
+
+class Run:
+    """The state of a run and how it goes on."""
+
+    def __init__(
+        self,
+        vit: HookedViT,
+        source: Source,
+        n_images: int,
+        config: CLTConfig,
+        settings: TrainConfig,
+        engine: Engine,
+        waits: Waits,
+    ):
+        self.vit, self.config, self.settings, self.engine = vit, config, settings, engine
+        self.source, self.waits = source, waits
+        self.snapshots: Snapshots | None = None
+        self.on_log: Log | None = None
+        self.facts: dict[str, Any] = {}
+        order = torch.randperm(n_images, generator=seeded(settings.seed, "validation")).tolist()
+        held_out = settings.held_out(n_images)
+        self.held_out, self.images = sorted(order[:held_out]), sorted(order[held_out:])
+        self.total = self._plans(0)[0].n_batches * settings.epochs
+        with seeded_globally(settings.seed):
+            taught = replace(config, teacher=vit.identity())
+            self.clt = CrossLayerTranscoder(taught, backend=settings.backend).to(engine.device)
+        self.objective, self.optimiser = engine.prepare(Objective(self.clt, settings))
+        shape = config.n_layers, config.n_features, config.d_model
+        self.stepper = Stepper(self.objective, self.optimiser, settings, engine, shape)
+        self.lr = learning_rate(settings, self.total)
+        self.k = active_features(settings, getattr(config.sparsifier, "k", 0), self.total)
+        self.sparsity = Sparsity(settings, self.total)
+        rows = len(self.images) * vit.cfg.n_tokens
+        self.activity = Activity(
+            (config.n_layers, config.n_features), settings.dead_tokens or rows, engine.device
+        )
+        self.scales: tuple[Tensor, Tensor] | None = None
+        self.step, self.seconds, self.rows = 0, 0.0, 0
+        self.saved_step: int | None = None
+        self.n_images = n_images
+
+    # ---- one step ---------------------------------------------------------------------------
+
+    def train_on(self, batch: TokenBatch, logging: bool) -> dict[str, Any]:
+        """One step; its record, empty unless `logging`."""
+        settings = self.settings
+        self._set_k()
+        dead = self.activity.dead() if settings.aux_k else None
+        lr, sparsity, epoch = self.lr(self.step), self.sparsity.value, self._epoch(self.step)
+        place = self.step % (self.total // settings.epochs)
+        done = self.stepper.step(
+            *self._normalised(batch),
+            batch.is_cls,
+            lr=lr,
+            sparsity=sparsity,
+            dead=dead if dead is not None and bool(dead.any()) else None,
+            measure=logging,
+            where=f"at step {self.step} (batch {place} of epoch {epoch})",
+        )
+        self.step += 1
+        if done is None:  # all images of the batch were unreadable
+            self.sparsity.steer(None)
+            return {}
+        self.rows += done.n_tokens
+        self.activity.count(done.fired, done.n_tokens)
+        steered = settings.l0 is not None
+        l0 = (done.active / done.n_tokens).tolist() if logging or steered else []
+        self.sparsity.steer(_mean(l0) if steered else None)
+        if done.variance is None:
+            return {}
+        dead_by_layer = self.activity.dead().float().mean(1).tolist()
+        return {
+            "step": self.step,
+            "epoch": epoch,
+            "tokens": done.n_tokens,
+            "loss": float(done.loss.sum()),
+            "loss_by_layer": done.loss.tolist(),
+            **_means(done.variance),
+            "l0": _mean(l0),
+            "l0_by_layer": l0,
+            "dead": _mean(dead_by_layer),
+            "dead_by_layer": dead_by_layer,
+            "sparsity": sparsity if isinstance(self.config.sparsifier, JumpReLU) else None,
+            "lr": lr,
+            "grad_norm": done.grad_norm,
+            "aux": float(done.aux) if settings.aux_k else None,
+            "backend": done.backend,
+        }
+
+    def validate(self) -> dict[str, Any]:
+        """Held-out FVU and L0 by layer, as a record."""
+        self._set_k()
+        cfg = self.config
+        sums = VarianceSums(cfg.n_layers, cfg.d_model, self.engine.device)
+        loss, active, n_tokens, n_images = 0.0, torch.zeros(cfg.n_layers), 0, 0
+        groups = in_groups(self.held_out)
+        for group in self.source.read(groups):
+            batch = _rows(group, self.vit.cfg.has_cls)
+            if not len(batch):
+                continue
+            n_images += int(group.readable.sum())
+            normalised = self._normalised(batch)
+            # no more rows at a time than in a step
+            size = max(1, self.settings.batch_size // self.engine.n_processes)
+            for rows in torch.arange(len(batch), device=self.engine.device).split(size):
+                x, y = (values[:, rows] for values in normalised)
+                with torch.no_grad():
+                    ones = torch.ones(len(rows), device=x.device)
+                    found = self.objective(x, y, ones, 1.0, len(rows), 0.0, None)
+                sums.add(y, found["y_hat"], batch.is_cls[rows])
+                loss += float(found["loss_by_layer"].sum())
+                active += found["active"].cpu()
+                n_tokens += len(rows)
+        if not n_tokens:
+            raise InputError("none of the held-out images can be read; expected at least one.")
+        return {
+            "event": "validation",
+            "step": self.step,
+            "epoch": self._epoch(self.step - 1),
+            "n_images": n_images,
+            "loss": loss / n_tokens,
+            **{
+                f"fvu{'' if kind == 'all' else f'_{kind}'}_by_layer": values
+                for kind, values in sums.by_layer().items()
+            },
+            "l0_by_layer": (active / n_tokens).tolist(),
+        }
+
+    # ---- the whole run ----------------------------------------------------------------------
+
+    def to_the_end(self, should_stop: Callable[[], bool], progress: bool) -> CrossLayerTranscoder:
+        """Train to the end; the CLT in raw units."""
+        self._log({"event": "start", "step": self.step})
+        if self.scales is None:
+            self.scales = self._measured_scales()
+        with tqdm(
+            total=self.total, initial=self.step, unit="step", disable=not progress, desc="train"
+        ) as bar:
+            self._remaining_steps(should_stop, bar)
+        rate = self.rows / max(self.seconds, 1e-9)
+        end = {"step": self.step, "seconds": self.seconds, "tokens_per_second": rate}
+        self._log({"event": "end", **end})
+        return self._result()
+
+    def _remaining_steps(self, should_stop: Callable[[], bool], bar: Any) -> None:
+        began = time.perf_counter() - self.seconds
+        last, last_rows = time.perf_counter(), self.rows
+        steps_per_epoch = self.total // self.settings.epochs
+        batches = self._batches()
+        while self.step < self.total:
+            batch = self._or_save(lambda: next(batches))
+            record = self.train_on(batch, self._logs(self.step + 1))
+            self.seconds = time.perf_counter() - began
+            if record:
+                now = time.perf_counter()
+                record["tokens_per_second"] = (self.rows - last_rows) / (now - last)
+                record["waits"] = self.waits.shares()
+                record["skipped"] = len(self._skipped())
+                last, last_rows = now, self.rows
+                self._log(record)
+                bar.set_postfix(_short(record))
+            bar.update()
+            if self.held_out and self.step % steps_per_epoch == 0:
+                self._log(self._or_save(self.validate))
+                last, last_rows = time.perf_counter(), self.rows
+                self.waits.shares()
+            every = self.settings.checkpoint_every
+            stop = bool(
+                self.engine.total(torch.tensor(float(should_stop()), device=self.engine.device)) > 0
+            )
+            if stop or self.step == self.total or (every and self.step % every == 0):
+                self.save()
+            if stop and self.step < self.total:
+                raise Stopped(f"stopped after step {self.step} of {self.total}")
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is a folder for them and none of this step."""
+        if self.snapshots is None or self.saved_step == self.step:
+            return
+        assert self.scales is not None
+        clt = self._objective().clt
+        tensors = {
+            "model": model_tensors(clt),
+            "optimizer": optimiser_tensors(clt, self.optimiser),
+            "run": {
+                "scale_x": self.scales[0],
+                "scale_y": self.scales[1],
+                "silent": self.activity.silent,
+            },
+        }
+        state = {
+            "step": self.step,
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "skipped": sorted(self._skipped()),
+            "sparsity": {"step": self.sparsity.step, "log_gain": self.sparsity.log_gain},
+            "train": asdict(self.settings),
+            "clt": self.clt.config.to_json() | {"sparsifier": self.config.to_json()["sparsifier"]},
+            **self.facts,
+        }
+        if self.engine.is_main:
+            self.snapshots.save(self.step, tensors, state)
+        self.engine.accelerator.wait_for_everyone()
+        self.saved_step = self.step
+
+    def load(self, found: Snapshot) -> None:
+        """Go on from a checkpoint."""
+        state, tensors = found.state, found.tensors
+        restore(self._objective().clt, self.optimiser, tensors["model"], tensors["optimizer"])
+        device = self.engine.device
+        self.scales = tensors["run"]["scale_x"].to(device), tensors["run"]["scale_y"].to(device)
+        self.activity.silent.copy_(tensors["run"]["silent"])
+        self.sparsity.step = state["sparsity"]["step"]
+        self.sparsity.log_gain = state["sparsity"]["log_gain"]
+        self.source.skipped |= set(state["skipped"])
+        self.step, self.rows, self.seconds = state["step"], state["rows"], state["seconds"]
+        self.saved_step = self.step
+
+    # ---- parts ------------------------------------------------------------------------------
+
+    def _plans(self, epoch: int) -> list[ShardPlan]:
+        settings, shards = self.settings, self.settings.shards
+        assert shards is not None
+        rows = settings.batch_size // shards
+        return [
+            ShardPlan(
+                settings.seed,
+                epoch,
+                shard,
+                shards,
+                self.images,
+                self.vit.cfg.n_tokens,
+                rows,
+                settings.buffer_batches * rows,
+            )
+            for shard in range(self.engine.rank, shards, self.engine.n_processes)
+        ]
+
+    def _batches(self) -> Iterator[TokenBatch]:
+        per_epoch = self.total // self.settings.epochs
+        for epoch in range(self.step // per_epoch, self.settings.epochs):
+            skip = self.step - epoch * per_epoch
+            yield from epoch_batches(
+                self._plans(epoch), self.source, has_cls=self.vit.cfg.has_cls, skip=skip
+            )
+
+    def _or_save(self, work: Callable[[], Result]) -> Result:
+        """The result of work between steps, whose failure must not cost the last whole step."""
+        try:
+            return work()
+        except InputError:
+            # one process of several cannot save alone
+            if self.engine.n_processes == 1 and self.step:
+                self.save()
+            raise
+
+    def _measured_scales(self) -> tuple[Tensor, Tensor]:
+        order = torch.randperm(
+            len(self.images), generator=seeded(self.settings.seed, "normalisation")
+        )
+        chosen = [self.images[i] for i in order[: self.settings.norm_images].tolist()]
+        scales = norm_scales(self.source.read(in_groups(chosen)), self.config.d_model)
+        # the same numbers everywhere, whatever kernels the processes chose
+        x, y = (self.engine.total(s) / self.engine.n_processes for s in scales)
+        return x, y
+
+    def _skipped(self) -> set[int]:
+        """Unreadable images that any process met. Every process must call this."""
+        if self.engine.n_processes == 1:
+            return self.source.skipped
+        met = torch.zeros(self.n_images, device=self.engine.device)
+        met[list(self.source.skipped)] = 1
+        return set(self.engine.total(met).nonzero()[:, 0].tolist())
+
+    def _normalised(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        assert self.scales is not None
+        x, y = self.scales
+        return batch.x * x[:, None, None], batch.y * y[:, None, None]
+
+    def _set_k(self) -> None:
+        sparsifier, k = self.clt.config.sparsifier, self.k(self.step)
+        if not isinstance(sparsifier, JumpReLU) and sparsifier.k != k:
+            self.clt.config = replace(self.clt.config, sparsifier=replace(sparsifier, k=k))
+
+    def _epoch(self, step: int) -> int:
+        return step // (self.total // self.settings.epochs)
+
+    def _logs(self, step: int) -> bool:
+        return step % self.settings.log_every == 0 or step == self.total
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.on_log is not None:
+            self.on_log(record)
+        prefix = "validation/" if record.get("event") == "validation" else ""
+        numbers = {
+            f"{prefix}{name}": _mean(value) if isinstance(value, list) else value
+            for name, value in record.items()
+        }
+        self.engine.log(numbers, self.step)
+
+    def _objective(self) -> Objective:
+        objective: Objective = self.engine.accelerator.unwrap_model(self.objective)
+        return objective
+
+    def _result(self) -> CrossLayerTranscoder:
+        assert self.scales is not None
+        tensors = model_tensors(self._objective().clt)
+        clt = self.clt
+        clt.config = replace(clt.config, sparsifier=self.config.sparsifier)
+        if self.engine.n_processes > 1:
+            # free of what the processes share
+            config = replace(self.config, teacher=self.vit.identity())
+            clt = CrossLayerTranscoder(config, backend=self.settings.backend)
+            clt.load_state_dict(tensors)
+            clt = clt.to(self.engine.device)
+        clt.rescale_(*self.scales)
+        clt.zero_grad()
+        return clt.eval()
+
+
+def _rows(group: Group, has_cls: bool) -> TokenBatch:
+    n_images, n_tokens = group.x.shape[1:3]
+    is_cls = torch.zeros(n_images, n_tokens, dtype=torch.bool, device=group.x.device)
+    is_cls[:, 0] = has_cls
+    kept = group.readable
+    return TokenBatch(
+        group.x[:, kept].flatten(1, 2), group.y[:, kept].flatten(1, 2), is_cls[kept].flatten()
+    )
+
+
+def _means(sums: VarianceSums) -> dict[str, float | None]:
+    return {
+        "fvu" if kind == "all" else f"fvu_{kind}": None if values is None else _mean(values)
+        for kind, values in sums.by_layer().items()
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _short(record: dict[str, Any]) -> dict[str, str]:
+    def shown(name: str) -> str:
+        return "-" if record[name] is None else f"{record[name]:.3f}"
+
+    waits = max(record["waits"], key=record["waits"].get)
+    return {
+        "FVU cls": shown("fvu_cls"),
+        "patch": shown("fvu_patch"),
+        "L0": f"{record['l0']:.1f}",
+        "dead": f"{record['dead']:.1%}",
+        "tok/s": f"{record['tokens_per_second']:.0f}",
+        "most in": f"{waits} {record['waits'][waits]:.0%}",
+    }

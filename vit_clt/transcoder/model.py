@@ -1,0 +1,288 @@
+"""The cross-layer transcoder: a sparse, linear-in-its-codes stand-in for every MLP of a ViT.
+
+    z_s   = sparsify(W_enc[s] x_s + b_enc[s])
+    y^_l  = b_dec[l] + sum over s <= l of c_{s->l},    c_{s->l} = z_s W_dec[s->l]
+
+x_l is the MLP's input at layer l (LayerNorm 2's output), y_l its output (arXiv 2604.13304). The
+decoder of source s is stored as one tensor `W_dec[s]` "target feature d_model" whose first axis
+runs over targets s, s+1, ..., n_layers-1, so that no zero block is kept.
+
+With `CLTConfig(cross_layer=False)` it is a per-layer transcoder: c_{s->l} is 0 for s < l, and
+`W_dec[s]` has the one target s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import sqrt
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vit_clt.choices import Backend, check_backend
+from vit_clt.errors import InputError
+from vit_clt.kernels.choose import choose, choose_jump
+from vit_clt.kernels.codes import Codes, DenseCodes, RaggedCodes, SparseCodes, stack_codes
+from vit_clt.kernels.dense import decode_dense
+from vit_clt.kernels.jump import Near, encode_jump, jump_densities
+from vit_clt.kernels.sparse import decode_entries, encode_top_k
+from vit_clt.transcoder.checkpoints import PretrainedCLT
+from vit_clt.transcoder.config import CLTConfig
+from vit_clt.transcoder.sparsifiers import AbsTopK, JumpReLU, ReLUTopK
+
+
+class CrossLayerTranscoder(PretrainedCLT):
+    """A CLT, its parameters public.
+
+    W_enc[s] "feature d_model", b_enc "layer feature", W_dec[s] "target feature d_model" (targets
+    `config.targets(s)`), b_dec "layer d_model" and, for JumpReLU, log_theta "layer feature" (else
+    None).
+    `backend` says how codes are computed and read: "dense", "sparse" or, from shape and density,
+    "auto"; all three are exact, and the attribute may be changed at any time
+    (`vit_clt.kernels.choose`).
+    Weights start at W_enc ~ U(+-1/sqrt(F)), W_dec ~ U(+-1/sqrt(L d)), biases 0 (our choice; the
+    paper is silent). Per layer W_dec ~ U(+-1/sqrt(d)): y^ of the last layer, which a CLT sums over
+    L sources, starts at the same scale when one source alone makes it.
+    """
+
+    log_theta: nn.Parameter | None
+
+    def __init__(self, config: CLTConfig, backend: Backend = "auto"):
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        n, f, d = config.n_layers, config.n_features, config.d_model
+        self.W_enc = nn.ParameterList(_uniform((f, d), 1 / sqrt(f)) for _ in range(n))
+        self.b_enc = nn.Parameter(torch.zeros(n, f))
+        # L terms of variance 1/(3 L d) a feature sum to the variance of the one term per layer
+        bound = 1 / sqrt((n if config.cross_layer else 1) * d)
+        shapes = [(len(config.targets(s)), f, d) for s in range(n)]
+        self.W_dec = nn.ParameterList(_uniform(shape, bound) for shape in shapes)
+        self.b_dec = nn.Parameter(torch.zeros(n, d))
+        if isinstance(config.sparsifier, JumpReLU):
+            theta = torch.tensor(config.sparsifier.theta)
+            self.log_theta = nn.Parameter(theta.log().expand(n, f).clone())
+        else:
+            self.log_theta = None
+        if config.zero_cross_init:
+            with torch.no_grad():
+                for decoder in self.W_dec:
+                    decoder[1:] = 0
+
+    @property
+    def backend(self) -> Backend:
+        """The back end asked for."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: Backend) -> None:
+        self._backend = check_backend(backend)
+
+    def encode(self, x: Float[Tensor, "*layer_token d_model"], layer: int | None = None) -> Codes:
+        """Codes of MLP inputs, of all layers ("layer *token d_model") or of one ("*token d_model").
+
+        Args:
+            x: LayerNorm 2 outputs, raw units.
+            layer: encode `x` as this source layer alone; None takes the first axis as layers.
+
+        Raises:
+            InputError: the width or the number of layers does not fit this CLT.
+        """
+        if layer is not None:
+            return self._encode([(self._check_layer("layer", layer), x)])[0]
+        if x.ndim < 2:
+            raise InputError(f"x has {x.ndim} axes; expected at least layer and d_model.")
+        if x.shape[0] != self.config.n_layers:
+            raise InputError(
+                f"x has {x.shape[0]} entries on its layer axis; expected {self.config.n_layers}."
+            )
+        layers = list(enumerate(x))
+        return stack_codes(self._encode(layers))
+
+    def decode(
+        self, codes: Codes | Sequence[Codes] | Mapping[int, Codes], target: int | None = None
+    ) -> Float[Tensor, "*layer_token d_model"]:
+        """Reconstruction y^ in raw units: "layer *token d_model", or one target's "*token d_model".
+
+        Args:
+            codes: codes of all layers; with `target` l, those of layers 0..l are enough, or codes
+                by source layer, where the sources left out are silent.
+            target: decode this layer alone.
+
+        Raises:
+            InputError: a layer out of range, missing or too deep, or codes of another width.
+        """
+        if target is None:
+            sources = self._check_codes(codes, self.config.n_layers)
+            return self._decode(codes, sources, 0, self.b_dec)
+        target = self._check_layer("target", target)
+        sources = self._check_codes(codes, target + 1)
+        return self._decode(codes, sources, target, self.b_dec[target : target + 1])[0]
+
+    def contributions(
+        self, codes: Codes | Sequence[Codes] | Mapping[int, Codes], target: int
+    ) -> Float[Tensor, "source *token d_model"]:
+        """The terms c_{s->l} = z_s W_dec[s->l] of one target, sources 0..l, or those in a mapping.
+
+        With all of them y^_l == terms.sum(0) + b_dec[l]; per layer all but source l's are 0. z_s
+        reads everything in the stream up to
+        depth s: a term says from which depth y_l can be sparsely read, not what MLP_s contributed.
+        """
+        target = self._check_layer("target", target)
+        sources = self._check_codes(codes, target + 1)
+        nothing = torch.zeros_like(self.b_dec[:1])
+        return torch.cat([self._decode(codes, [s], target, nothing) for s in sources])
+
+    def forward(
+        self, x: Float[Tensor, "layer *token d_model"]
+    ) -> Float[Tensor, "layer *token d_model"]:
+        """decode(encode(x))."""
+        return self.decode(self.encode(x))
+
+    def decoder_norms(self) -> Float[Tensor, "layer feature"]:
+        """Norm of each feature's decoder over all its targets together."""
+        return torch.stack([decoder.square().sum((0, 2)).sqrt() for decoder in self.W_dec])
+
+    @torch.no_grad()
+    def rescale_(self, x: Float[Tensor, " layer"], y: Float[Tensor, " layer"]) -> None:
+        """Fold normalisation in: a CLT trained on (x * x_l, y * y_l) then maps raw to raw units."""
+        for s, (encoder, decoder) in enumerate(zip(self.W_enc, self.W_dec, strict=True)):
+            encoder.mul_(x[s])
+            decoder.div_(y[s : s + len(decoder), None, None])
+        self.b_dec.div_(y[:, None])
+
+    def forget_teacher(self) -> None:
+        """Let this CLT attach to any ViT it fits, also one that is not its teacher."""
+        self.config = replace(self.config, teacher=None)
+
+    def backend_for(self, codes: Codes) -> Literal["dense", "banded", "sparse"]:
+        """The back end that decodes `codes`."""
+        if isinstance(codes, DenseCodes) or not self._is_sparse(codes.density()):
+            return "dense"
+        banded = isinstance(codes, RaggedCodes) and codes.band is not None
+        return "banded" if banded else "sparse"
+
+    def planned_backend(self) -> Backend:
+        """What `backend` means for this shape; "auto" where the density of each batch decides."""
+        sparsifier = self.config.sparsifier
+        if isinstance(sparsifier, JumpReLU):
+            return self.backend
+        return "sparse" if self._is_sparse(sparsifier.k / self.config.n_features) else "dense"
+
+    def _encode(self, layers: Sequence[tuple[int, Tensor]]) -> list[Codes]:
+        d = self.config.d_model
+        for _, x in layers:
+            if x.shape[-1] != d:
+                raise InputError(f"x has width {x.shape[-1]}; expected d_model, {d}.")
+        inputs = [(s, x.to(self.b_enc.dtype)) for s, x in layers]
+        sparsifier = self.config.sparsifier
+        if isinstance(sparsifier, JumpReLU):
+            return self._encode_jump(inputs, sparsifier)
+        sparse = self._is_sparse(sparsifier.k / self.config.n_features)
+        return [
+            self._encode_top_k(x, s, sparsifier) if sparse else self._encode_dense(x, s)
+            for s, x in inputs
+        ]
+
+    def _encode_dense(self, x: Tensor, s: int) -> Codes:
+        pre = nn.functional.linear(x, self.W_enc[s], self.b_enc[s])
+        return self.config.sparsifier(pre, None if self.log_theta is None else self.log_theta[s])
+
+    def _encode_top_k(self, x: Tensor, s: int, sparsifier: ReLUTopK | AbsTopK) -> Codes:
+        values, indices = encode_top_k(
+            x.reshape(-1, x.shape[-1]),
+            self.W_enc[s],
+            self.b_enc[s],
+            sparsifier.k,
+            signed=isinstance(sparsifier, AbsTopK),
+        )
+        shape = (*x.shape[:-1], sparsifier.k)
+        return SparseCodes(values.view(shape), indices.view(shape), self.config.n_features)
+
+    def _encode_jump(self, inputs: list[tuple[int, Tensor]], sparsifier: JumpReLU) -> list[Codes]:
+        assert self.log_theta is not None
+        bandwidth = sparsifier.bandwidth
+        if not self._is_sparse(0.0):
+            # dense at any density: a GPU need not be waited for to measure it
+            return [self._encode_dense(x, s) for s, x in inputs]
+        weights = [(x, self.W_enc[s], self.b_enc[s], self.log_theta[s]) for s, x in inputs]
+        # one choice for all layers, so that their codes stack
+        densities = [jump_densities(*each, bandwidth) for each in weights]
+        firing, near = (sum(shares) / len(weights) for shares in zip(*densities, strict=True))
+        # the threshold's gradient needs units just below it; without gradients only firing ones
+        if not (torch.is_grad_enabled() and self.log_theta.requires_grad):
+            kept: Near | None = "dropped" if self._is_sparse(firing) else None
+        else:
+            shape = self.config.n_features, self.config.d_model
+            choice = choose_jump(self.backend, *shape, firing, near, self.b_enc)
+            kept = {"dense": None, "banded": "masked", "sparse": "listed"}[choice]
+        if kept is None:
+            return [self._encode_dense(x, s) for s, x in inputs]
+        return [encode_jump(*each, bandwidth, kept) for each in weights]
+
+    def _decode(
+        self,
+        codes: Codes | Sequence[Codes] | Mapping[int, Codes],
+        sources: Iterable[int],
+        first: int,
+        bias: Tensor,
+    ) -> Tensor:
+        """Terms of `sources` and `bias`, for targets first, first + 1, ... one per row of bias."""
+        available: dict[int, Codes] = {s: codes[s] for s in sources}
+        tokens = next(iter(available.values())).tokens
+        targets = range(first, first + len(bias))
+        # per layer most sources write to none of them, and cost nothing
+        chosen = {s: each for s, each in available.items() if self._writes_to(s, targets)}
+        sparse = {
+            s: each.entries()
+            for s, each in chosen.items()
+            if not isinstance(each, DenseCodes) and self.backend_for(each) != "dense"
+        }
+        if sparse:
+            out = decode_entries(sparse, list(self.W_dec), bias, first)
+            out = out.view(len(bias), *tokens, bias.shape[-1])
+        else:
+            out = bias.view(len(bias), *[1] * len(tokens), bias.shape[-1])
+        rest = {s: each for s, each in chosen.items() if s not in sparse}
+        if rest:
+            return decode_dense(rest, list(self.W_dec), out, first)
+        return out if sparse else out.expand(len(bias), *tokens, bias.shape[-1]).clone()
+
+    def _writes_to(self, source: int, targets: range) -> bool:
+        return any(l in targets for l in self.config.targets(source))
+
+    def _is_sparse(self, density: float) -> bool:
+        config, weight = self.config, self.b_enc
+        return choose(self.backend, config.n_features, config.d_model, density, weight) == "sparse"
+
+    def _check_codes(
+        self, codes: Codes | Sequence[Codes] | Mapping[int, Codes], n_sources: int
+    ) -> Sequence[int]:
+        """The sources to decode, of those that targets below `n_sources` can read."""
+        if not isinstance(codes, Mapping):
+            if len(codes) < n_sources:
+                raise InputError(f"codes has {len(codes)} layers; expected at least {n_sources}.")
+            sources: Sequence[int] = range(n_sources)
+        else:
+            sources = sorted(codes)
+            if not sources or sources[0] < 0 or sources[-1] >= n_sources:
+                raise InputError(
+                    f"codes has source layers {sources}; expected some from 0 to {n_sources - 1}."
+                )
+        width = codes[sources[0]].n_features
+        if width != self.config.n_features:
+            raise InputError(f"codes have {width} features; expected {self.config.n_features}.")
+        return sources
+
+    def _check_layer(self, name: str, layer: int) -> int:
+        n = self.config.n_layers
+        if not -n <= layer < n:
+            raise InputError(f"{name} is {layer}; expected a layer from 0 to {n - 1}.")
+        return layer % n
+
+
+def _uniform(shape: tuple[int, ...], bound: float) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
