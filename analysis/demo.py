@@ -21,13 +21,14 @@ from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.reporting.style import ROW_NAMES
 from vit_clt.analysis.retrieval.consistency import ClassConsistency, class_consistency
 from vit_clt.analysis.retrieval.descriptors import untrained
-from vit_clt.analysis.retrieval.figure import retrieval_figure
+from vit_clt.analysis.retrieval.figures import retrieval_figure
 from vit_clt.analysis.retrieval.index import RetrievalIndex
 from vit_clt.analysis.retrieval.report import retrieval_section
 from vit_clt.analysis.stats.readings import Measure
+from vit_clt.choices import TokenKind
 from vit_clt.data.forms import load_data
 from vit_clt.data.images import ImageData, ImageRows
-from vit_clt.hooks import HookedViT, TokenKind
+from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.config import CLTConfig

@@ -21,7 +21,8 @@ from bench_replacement import MODEL, random_vit
 from measure import LoadWatch, finish, interleave, ratios
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK
-from vit_clt.hooks import HookedViT, SharedPrefix, TokenKind, replace_mlps
+from vit_clt.choices import TokenKind
+from vit_clt.hooks import HookedViT, SharedPrefix, replace_mlps
 
 BAR = 0.65
 

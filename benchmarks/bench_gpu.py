@@ -31,7 +31,7 @@ from measure import machine
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
 from vit_clt.errors import InputError
-from vit_clt.kernels.fused import fusion
+from vit_clt.kernels.jump import fusion
 from vit_clt.training.engine import matmul_precision
 from vit_clt.training.objective import Objective
 from vit_clt.training.trial import faster_backend

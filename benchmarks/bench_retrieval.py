@@ -26,8 +26,8 @@ import torch
 from measure import LoadWatch, finish, interleave, ratios
 from scipy.sparse import csr_array
 
-from vit_clt.analysis.retrieval.descriptors import SparseRows
 from vit_clt.analysis.stats.nearest import nearest
+from vit_clt.analysis.stats.sparse_rows import SparseRows
 from vit_clt.errors import InputError
 
 K = 5

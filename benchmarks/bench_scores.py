@@ -25,8 +25,9 @@ from measure import LoadWatch, finish, interleave, ratios
 from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK, load_data
 from vit_clt.analysis import contribution_moments, reconstruction, score
 from vit_clt.analysis.contributions.scores import ALL_SCORES, ContributionScores
+from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, TensorImages
-from vit_clt.hooks import HookedViT, TokenKind
+from vit_clt.hooks import HookedViT
 
 BAR = 1.5
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, HookedViT
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT
 
 IMAGES_PER_PASS = 128
 """Images that go through the ViT together, wherever activations are gathered."""

@@ -13,19 +13,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
-
-# attribute on the block -> TransformerLens 4 name below `blocks.{l}.`
-BLOCK_POINTS = {
-    "hook_resid_pre": "hook_resid_pre",
-    "hook_ln1": "ln1.hook_out",
-    "hook_pattern": "attn.hook_pattern",
-    "hook_attn_out": "hook_attn_out",
-    "hook_resid_mid": "hook_resid_mid",
-    "hook_ln2": "ln2.hook_out",
-    "hook_mlp_in": "mlp.hook_in",
-    "hook_mlp_out": "hook_mlp_out",
-    "hook_resid_post": "hook_resid_post",
-}
+from vit_clt.hooks.points import BLOCK_POINTS
 
 
 class Recorder:

@@ -21,17 +21,12 @@ from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
-from vit_clt.hooks.blocks import BLOCK_POINTS, HookedBlock, Recorder
+from vit_clt.hooks.blocks import HookedBlock, Recorder
+from vit_clt.hooks.points import BLOCK_POINTS, HOOK_IN, HOOK_OUT
 from vit_clt.hooks.tokenizers import load_tokenizer
 from vit_clt.teachers import shipped_teacher
 from vit_clt.transcoder.config import TeacherIdentity
 
-HOOK_IN = "blocks.{l}.ln2.hook_out"
-HOOK_OUT = "blocks.{l}.hook_mlp_out"
-# x_l again, after every edit of it: for readers, whoever registered first
-READ_IN = "blocks.{l}.mlp.hook_in"
-
-# everything open_clip, torch and safetensors raise for names, files and pickles they refuse
 _LOAD_ERRORS = (
     RuntimeError,
     ValueError,

@@ -6,20 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from vit_clt.choices import Site, TokenKind
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import HOOK_OUT, FwdHooks, HookedViT
-from vit_clt.hooks.rows import TokenKind, token_rows
-
-Site = Literal["mlp", "attn"]
-"""Which part of a block: its MLP or its attention layer."""
-SITE_OUT: dict[Site, str] = {"mlp": HOOK_OUT, "attn": "blocks.{l}.hook_attn_out"}
-"""Where each puts out: a hook point of every layer, before LayerScale where a model has one."""
+from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
+from vit_clt.hooks.points import SITE_OUT
+from vit_clt.hooks.rows import token_rows
 
 
 def overwrite_mlp_hooks(

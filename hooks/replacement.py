@@ -12,20 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.hook_points import HookPoint
 
+from vit_clt.choices import Inputs, TokenKind
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import idle_mlps
-from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, READ_IN, FwdHooks, HookedViT
-from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
+from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN
+from vit_clt.hooks.rows import layer_list, token_rows
 from vit_clt.kernels.codes import Codes, DenseCodes
 from vit_clt.transcoder.model import CrossLayerTranscoder
-
-Inputs = Literal["stream", "teacher"]
 
 
 def replacement_hooks(

@@ -1,13 +1,20 @@
-"""Token rows: CLS is row 0, patches follow in raster order."""
+"""Token rows and layers by name: CLS is row 0, patches follow in raster order.
+
+`token_rows` takes a kind of row ("cls", "patch", "all") for every model; `region_rows` also knows
+the halves of a patch grid.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import get_args
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vit_clt.choices import Region, TokenKind
 from vit_clt.errors import InputError
-
-TokenKind = Literal["cls", "patch", "all"]
 
 
 def token_rows(tokens: TokenKind, has_cls: bool = True) -> slice:
@@ -42,3 +49,38 @@ def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
     if not wanted:
         raise InputError(f"layers is empty; expected at least one layer from 0 to {n_layers - 1}.")
     return sorted({layer % n_layers for layer in wanted})
+
+
+REGION_NAMES: dict[Region, str] = {
+    "all": "all rows",
+    "cls": "CLS rows",
+    "patch": "patch rows",
+    "left_half": "left half",
+    "right_half": "right half",
+}
+
+
+def region_rows(region: Region, grid: tuple[int, int]) -> Int[Tensor, " row"]:
+    """Rows of the token axis, CLS first.
+
+    A middle column of patches belongs to the left half, so a grid of one column has no right one.
+
+    Args:
+        region: which rows.
+        grid: patches down and across (`vit.cfg.patch_grid`).
+
+    Raises:
+        InputError: an unknown region, or one without patches.
+    """
+    if region not in get_args(Region):
+        known = ", ".join(f'"{each}"' for each in get_args(Region))
+        raise InputError(f'region is "{region}"; expected one of {known}.')
+    n_patches = grid[0] * grid[1]
+    if region in ("all", "cls"):
+        return torch.arange(1 + n_patches if region == "all" else 1)
+    patches = 1 + torch.arange(n_patches).view(grid)
+    left = -(-grid[1] // 2)
+    halves = {"patch": patches, "left_half": patches[:, :left], "right_half": patches[:, left:]}
+    if not halves[region].numel():
+        raise InputError(f'region is "{region}"; a grid of {grid[1]} column has no such patches.')
+    return halves[region].flatten()

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from math import isfinite
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from vit_clt.choices import EditKind, TokenKind
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
 from vit_clt.hooks.replacement import check_fits, replace_mlps
-from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
+from vit_clt.hooks.rows import layer_list, token_rows
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
-EditKind = Literal["clamp", "scale"]
 Rows = TokenKind | tuple[int, ...]
 """Token rows by kind, or by number (row 0 is CLS)."""
 _ENDLESS = 2**31  # past the last row of any model: rows by kind overlap whatever their number

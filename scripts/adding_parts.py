@@ -22,7 +22,6 @@ import pandas as pd
 from vit_clt import CrossLayerTranscoder, ZeroShot, load_data
 from vit_clt.analysis import causal_effects, clamp, probes, selectivity, suppress
 from vit_clt.analysis.factors.clamping import Clamp
-from vit_clt.analysis.factors.regions import REGION_NAMES, Region
 from vit_clt.analysis.factors.selectivity_figure import selectivity_figure
 from vit_clt.analysis.factors.selectivity_study import Selectivity
 from vit_clt.analysis.factors.sets import FeatureSet
@@ -30,10 +29,12 @@ from vit_clt.analysis.factors.suppression import Suppression
 from vit_clt.analysis.factors.truth_figure import truth_figure
 from vit_clt.analysis.reporting.files import check_png, markdown_table, study_files, write_study
 from vit_clt.analysis.reporting.page import Section, render_report
-from vit_clt.analysis.stats.layer_sets import layer_sets
+from vit_clt.analysis.stats.names import layer_sets
+from vit_clt.choices import Region
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
+from vit_clt.hooks.rows import REGION_NAMES
 from vit_clt.metrics import Metric, metrics_json
 from vit_clt.outputs import OutputFolder
 

@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from small_clip import accuracy, as_pixels, class_loss, describe, export, report, tokens
 from tqdm import tqdm
 
-from vit_clt.data.adding import CLASS_NAMES, SIDE, adding_arrays, side_by_side
-from vit_clt.data.digits import digits_arrays
+from vit_clt.data.digits import ADDING_CLASSES, SIDE, adding_arrays, digits_arrays, side_by_side
 
 BATCH = 128
 WARM_UP = 200
@@ -109,7 +108,7 @@ def main() -> None:
         model.load_state_dict(saved["model"])
         for optimiser, state in zip(both, saved["optimisers"], strict=True):
             optimiser.load_state_dict(state)
-    texts = tokens(CLASS_NAMES)
+    texts = tokens(ADDING_CLASSES)
     pairs = Pairs(args.seed)
     test = adding_arrays("test")
     bar = tqdm(range(first, args.steps), unit="step", initial=first, total=args.steps)

@@ -19,7 +19,7 @@ from small_clip import accuracy, as_pixels, class_loss, describe, export, report
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from vit_clt.data.digits import CLASS_NAMES, digits_arrays
+from vit_clt.data.digits import DIGITS_CLASSES, digits_arrays
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
@@ -41,7 +41,7 @@ def main() -> None:
 
     description = describe(8, patch_size=2)
     model = open_clip.CLIP(**description["model_cfg"])
-    texts = tokens(CLASS_NAMES)
+    texts = tokens(DIGITS_CLASSES)
     test = digits_arrays("test")
     pixels, labels = (torch.from_numpy(a) for a in digits_arrays("train"))
     pixels = as_pixels(pixels)

@@ -17,8 +17,7 @@ from scipy.stats import chi2_contingency, chisquare
 from vit_clt import ZeroShot, load_data
 from vit_clt.analysis.fit.cascade_study import mean_mlp_outputs
 from vit_clt.cli.options import ModelOptions
-from vit_clt.data.adding import CLASS_NAMES, N_PAIRS, adding_arrays, side_by_side
-from vit_clt.data.digits import digits_arrays
+from vit_clt.data.digits import ADDING_CLASSES, N_PAIRS, adding_arrays, digits_arrays, side_by_side
 from vit_clt.data.images import ImageRows
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
@@ -113,7 +112,7 @@ def test_images_labels_and_factors_share_their_rows(adding_vit: HookedViT, split
     arrays = adding_arrays(split)
     rows = [7, 0, N_PAIRS[split] - 1]
     assert (data.name, data.split, len(data)) == (f"adding ({split})", split, N_PAIRS[split])
-    assert data.class_names == CLASS_NAMES
+    assert data.class_names == ADDING_CLASSES
     images, labels = data.batch(rows)
     shown = [adding_vit.preprocess(Image.fromarray(arrays.images[row])) for row in rows]
     assert torch.equal(images, torch.stack(shown))

@@ -18,8 +18,8 @@ from vit_clt.analysis import causal_effects
 from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.causal.targets import PATHS, READS
 from vit_clt.analysis.stats.donors import donor_cycle
-from vit_clt.analysis.stats.intervals import bootstrap_means, interval
-from vit_clt.analysis.stats.layer_sets import layer_sets, layers_text
+from vit_clt.analysis.stats.names import layer_sets, layers_text
+from vit_clt.analysis.stats.readings import bootstrap_means, interval
 from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT, UnalteredPass, token_rows
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from vit_clt import InputError, load_data
-from vit_clt.data.digits import CLASS_NAMES, digits_arrays
+from vit_clt.data.digits import DIGITS_CLASSES, digits_arrays
 from vit_clt.data.images import ImageData, TensorImages, as_image_data
 from vit_clt.data.prompts import CIFAR10_CLASSES
 from vit_clt.hooks import HookedViT
@@ -107,7 +107,7 @@ def test_digits_are_loaded_in_the_preprocessing_of_the_model(
 ) -> None:
     data = load_data("digits", vit=digits_vit, split=split)
     assert len(data) == n
-    assert data.class_names == CLASS_NAMES
+    assert data.class_names == DIGITS_CLASSES
     assert data.name == f"digits ({split})"
     pixels, labels = digits_arrays(split)
     images, found = data.batch([5, 2, n - 1])

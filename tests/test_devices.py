@@ -29,8 +29,8 @@ from vit_clt import (
     analysis,
     train,
 )
+from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.ridge import ridge_transcoder
-from vit_clt.analysis.auditing.shuffled import ShuffledSources
 from vit_clt.analysis.retrieval.index import RetrievalIndex
 from vit_clt.cli import main
 from vit_clt.data.images import TensorImages

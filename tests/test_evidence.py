@@ -9,8 +9,8 @@ import torch
 from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, ZeroShot, load_data, train
 from vit_clt.analysis import contribution_scores, keep_sources
 from vit_clt.analysis.ablations.all_sets import KeepSets, MarkedSet
+from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.evidence import Evidence, check_question, gather_evidence, halves
-from vit_clt.analysis.auditing.shuffled import ShuffledSources
 from vit_clt.analysis.causal.effects import causal_effects
 from vit_clt.analysis.stats.ranks import Agreement, RankAgreement
 from vit_clt.analysis.stats.readings import gather_readings

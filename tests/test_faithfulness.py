@@ -20,7 +20,7 @@ from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK, ZeroS
 from vit_clt.analysis import cascade, surrogate_faithfulness
 from vit_clt.analysis.fit import faithfulness_study as faithfulness
 from vit_clt.analysis.fit.faithfulness_study import VERSIONS, SurrogateFaithfulness
-from vit_clt.analysis.stats.intervals import interval
+from vit_clt.analysis.stats.readings import interval
 from vit_clt.data.images import ImageData, ImageRows, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
 from vit_clt.kernels.codes import Codes, DenseCodes

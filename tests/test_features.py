@@ -17,14 +17,13 @@ from torchvision.transforms import Compose, Normalize
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import feature_statistics
 from vit_clt.analysis.features.choice import RULES, select_features
-from vit_clt.analysis.features.class_purity import purity, purity_by_chance
 from vit_clt.analysis.features.effects import class_effects
 from vit_clt.analysis.features.figure import activation_picture
-from vit_clt.analysis.features.folding_histogram import BINS, FoldingHistograms
-from vit_clt.analysis.features.neighbours import nearest_features
-from vit_clt.analysis.features.page import BANDS, activations_at
+from vit_clt.analysis.features.page import BANDS, activations_at, nearest_features
+from vit_clt.analysis.features.purity import purity, purity_by_chance
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.features.summary import summary, summary_metrics
+from vit_clt.analysis.features.tally import BINS, FoldingHistograms
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture

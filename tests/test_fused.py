@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
-from vit_clt.kernels import fused
+from vit_clt.kernels import jump as fused
 from vit_clt.training.objective import tanh_penalty
 from vit_clt.training.trainer import check_run
 from vit_clt.transcoder.train_config import TrainConfig
@@ -41,7 +41,7 @@ def test_the_penalty_has_the_gradients_of_its_equation():
 
 COMPILED = """
 import torch
-from vit_clt.kernels import fused
+from vit_clt.kernels import jump as fused
 torch.manual_seed(0)
 a, grad, theta = torch.randn(9, 7), torch.randn(9, 7), torch.rand(7)
 def run(rows):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vit_clt.training.fvu import VarianceSums
+from vit_clt.training.step import VarianceSums
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from vit_clt import InputError, load_data
-from vit_clt.data.pixels import eight_bit
+from vit_clt.data.images import eight_bit
 from vit_clt.hooks import HookedViT
 
 pytestmark = pytest.mark.usefixtures("offline_datasets")

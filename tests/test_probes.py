@@ -21,7 +21,7 @@ from vit_clt.analysis.probing.discriminant import SHRINKAGES, Discriminant
 from vit_clt.analysis.probing.figure import probe_table
 from vit_clt.analysis.probing.places import Place, probe_rows
 from vit_clt.cli import main
-from vit_clt.data.adding import adding_arrays
+from vit_clt.data.digits import adding_arrays
 from vit_clt.data.images import ImageRows, TensorImages
 from vit_clt.hooks import HookedViT
 

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from vit_clt.analysis.stats.intervals import RESAMPLES, bootstrap_means, interval
-from vit_clt.analysis.stats.readings import Accuracy, Readings, gather_readings
+from vit_clt.analysis.stats.readings import (
+    RESAMPLES,
+    Accuracy,
+    Readings,
+    bootstrap_means,
+    gather_readings,
+    interval,
+)
 from vit_clt.zero_shot import Outcome
 
 N = 400

@@ -20,7 +20,6 @@ from vit_clt import AbsTopK, InputError, JumpReLU, ReLUTopK, load_data
 from vit_clt.analysis import RetrievalIndex, class_consistency
 from vit_clt.analysis.reporting.pictures import data_uri, pixels
 from vit_clt.analysis.reporting.style import BLUE
-from vit_clt.analysis.retrieval.consistency_figure import consistency_figure
 from vit_clt.analysis.retrieval.descriptors import (
     SparseRows,
     describe,
@@ -28,10 +27,10 @@ from vit_clt.analysis.retrieval.descriptors import (
     pooled,
     untrained,
 )
-from vit_clt.analysis.retrieval.figure import retrieval_figure
+from vit_clt.analysis.retrieval.figures import consistency_figure, retrieval_figure
 from vit_clt.analysis.retrieval.index import own_rows
 from vit_clt.analysis.retrieval.neighbours import neighbour_frame
-from vit_clt.analysis.stats.intervals import bootstrap_means, interval
+from vit_clt.analysis.stats.readings import bootstrap_means, interval
 from vit_clt.data.images import ImageRows, TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.kernels.codes import DenseCodes

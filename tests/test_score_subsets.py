@@ -16,11 +16,10 @@ from vit_clt import AbsTopK, CrossLayerTranscoder, InputError, JumpReLU, ReLUTop
 from vit_clt.analysis import contribution_scores, score
 from vit_clt.analysis.ablations.rankings import source_orders
 from vit_clt.analysis.contributions import moments
-from vit_clt.analysis.contributions.difference import ScoreDifference
 from vit_clt.analysis.contributions.figure import contribution_figure, difference_figure
 from vit_clt.analysis.contributions.moments import ContributionMoments, compared_moments
 from vit_clt.analysis.contributions.scores import ALL_SCORES
-from vit_clt.analysis.contributions.study import score_study
+from vit_clt.analysis.contributions.study import ScoreDifference, score_study
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 

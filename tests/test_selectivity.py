@@ -15,15 +15,15 @@ from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, ReLUTo
 from vit_clt.analysis import clamp, selectivity, suppress
 from vit_clt.analysis.factors.anova import Cells
 from vit_clt.analysis.factors.clamping import Clamp
-from vit_clt.analysis.factors.edits import with_codes
-from vit_clt.analysis.factors.regions import region_rows
 from vit_clt.analysis.factors.selectivity_figure import selectivity_figure
 from vit_clt.analysis.factors.selectivity_study import Selectivity
-from vit_clt.data.adding import adding_arrays
+from vit_clt.analysis.factors.sets import with_codes
+from vit_clt.data.digits import adding_arrays
 from vit_clt.data.forms import load_data
 from vit_clt.data.images import ImageRows, TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import Activations, capture
+from vit_clt.hooks.rows import region_rows
 
 VALUES = 4
 TOYS = ("left 1", "right 2", "left 0 + right 1", "left 3 and right 2", "sum 2", "noise", "dead")

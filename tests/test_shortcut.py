@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vit_clt.analysis.auditing.shortcut import OUT, shortcut_example
+from vit_clt.analysis.auditing.controls import OUT, shortcut_example
 
 
 def projection(clt, x, target):

@@ -3,7 +3,7 @@
 import torch
 
 from vit_clt.analysis import contribution_scores
-from vit_clt.analysis.auditing.shuffled import ShuffledSources
+from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.hooks.activations import capture
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from vit_clt import AbsTopK, InputError, JumpReLU, ZeroShot
 from vit_clt.analysis import steering_curve, steering_search
 from vit_clt.analysis.features.activity import feature_activity
-from vit_clt.analysis.features.contrast_effects import contrast_weights
-from vit_clt.analysis.stats.intervals import bootstrap_means, interval
+from vit_clt.analysis.features.effects import contrast_weights
+from vit_clt.analysis.stats.readings import bootstrap_means, interval
 from vit_clt.analysis.steering.report import agreement_text, curve_table, search_table
 from vit_clt.cli import main
 from vit_clt.data.images import ImageData, ImageRows, TensorImages

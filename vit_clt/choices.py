@@ -1,16 +1,64 @@
-"""Names that options take; free of torch, so that the command line can list them at once."""
+"""Every value that an option takes, declared once for the library and for the command line.
+
+Free of torch, so that the command line can list them at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 from vit_clt.errors import InputError
 
+# the CLT and its training
+SparsifierName = Literal["relu_topk", "abs_topk", "jumprelu"]
+TranscoderKind = Literal["clt", "plt"]
+"""A cross-layer transcoder, or per-layer ones."""
+Preset = Literal["paper", "small", "demo"]
 Backend = Literal["auto", "dense", "sparse"]
 LrSchedule = Literal["linear", "cosine", "constant"]
 Optimiser = Literal["adamw", "adamw8bit"]
 Precision = Literal["fp32", "tf32", "bf16"]
 Unreadable = Literal["stop", "skip"]
+
+# the ViT
+TokenKind = Literal["cls", "patch", "all"]
+Region = Literal["all", "cls", "patch", "left_half", "right_half"]
+"""A `TokenKind`, or one half of the patch grid."""
+Inputs = Literal["stream", "teacher"]
+"""Where the codes of a replacement come from: the live stream, or a clean pass."""
+Site = Literal["mlp", "attn"]
+"""Which output of a block is overwritten."""
+EditKind = Literal["clamp", "scale"]
+Norms = Literal["held", "differentiated"]
+"""What a frozen pass does with its LayerNorms."""
+
+# studies
+Templates = Literal["single", "ensemble"]
+"""Zero-shot prompts: one, or the 18 CIFAR templates."""
+ScoreKind = Literal["projection", "centred", "norm", "loo", "loo_r2"]
+Reduce = Literal["mean_of_ratios", "ratio_of_means"]
+Ranking = Literal[ScoreKind, "last", "bottom", "random"]
+"""A score, highest first; "last": deepest source first; "bottom": lowest score first; "random"."""
+Fill = Literal["zero", "mean", "resample"]
+"""What takes the place of a dropped term or an ablated output."""
+Rule = Literal["spread", "rate", "effect", "purity", "random"]
+"""How features are chosen for pages."""
+SearchBackend = Literal["exact", "faiss"]
+Backbone = Literal["ViT-B/32", "ViT-B/16"]
+ExportFormat = Literal["circuit-tracer"]
+
+
+def check_choice(field: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse a value that is none of `choices`, as `typing.get_args` of a Literal lists them.
+
+    Raises:
+        InputError: naming the field, the value and the choices.
+    """
+    known = list(choices)
+    if value not in known:
+        listed = ", ".join(f'"{choice}"' for choice in known)
+        raise InputError(f'{field} is "{value}"; expected one of {listed}.')
 
 
 def check_backend(backend: str) -> Backend:

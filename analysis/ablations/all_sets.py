@@ -19,13 +19,14 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from vit_clt.analysis.ablations.keep_drop import term_sets
-from vit_clt.analysis.ablations.rankings import Ranking, source_orders
-from vit_clt.analysis.ablations.term_sets import REFERENCES, Fill
+from vit_clt.analysis.ablations.rankings import source_orders
+from vit_clt.analysis.ablations.term_sets import REFERENCES
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.stats.readings import Measure, Readings
+from vit_clt.choices import Fill, Ranking, TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind, layer_list
+from vit_clt.hooks import HookedViT, layer_list
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot

@@ -10,12 +10,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from vit_clt.analysis.ablations.keep_drop import Mode, kept_sources, sources_at, term_sets
-from vit_clt.analysis.ablations.rankings import Order, Ranking, source_orders
-from vit_clt.analysis.ablations.term_sets import REFERENCES, Fill, Targets
+from vit_clt.analysis.ablations.rankings import Order, source_orders
+from vit_clt.analysis.ablations.term_sets import REFERENCES, Targets
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.stats.readings import Accuracy, Measure, Readings
+from vit_clt.choices import Fill, Ranking, TokenKind
 from vit_clt.data.images import ImageData, as_image_data
-from vit_clt.hooks import HookedViT, TokenKind
+from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot

@@ -13,12 +13,13 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from vit_clt.analysis.ablations.rankings import rank_sources
-from vit_clt.analysis.ablations.term_sets import REFERENCES, Fill, Targets, TermSets, target_list
+from vit_clt.analysis.ablations.term_sets import REFERENCES, Targets, TermSets, target_list
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.stats.readings import Accuracy, Measure, Readings
+from vit_clt.choices import Fill, TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind, token_rows
+from vit_clt.hooks import HookedViT, token_rows
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 

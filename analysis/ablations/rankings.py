@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
-from vit_clt.analysis.contributions.parts import ScoreKind
 from vit_clt.analysis.contributions.scores import ContributionScores
+from vit_clt.choices import Ranking
 from vit_clt.errors import InputError
-
-Ranking = Literal[ScoreKind, "last", "bottom", "random"]
-"""A score, highest first; "last": deepest source first; "bottom": lowest score first; "random"."""
 
 
 @dataclass(frozen=True)

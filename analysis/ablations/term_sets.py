@@ -20,24 +20,22 @@ from tqdm import tqdm
 
 from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.analysis.stats.readings import Readings, gather_readings
+from vit_clt.choices import Fill, TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import (
     HookedViT,
-    TokenKind,
     check_fits,
     layer_list,
     overwrite_mlp_hooks,
     token_rows,
 )
-from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT
 from vit_clt.hooks.interventions import overwrite_rows
-from vit_clt.hooks.passes.replaced import RESID_MID
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot
 
-Fill = Literal["zero", "mean", "resample"]
 Targets = int | Iterable[int] | Literal["all"]
 Kept = Mapping[int, Collection[int]]
 """Per target, the sources whose terms stay."""

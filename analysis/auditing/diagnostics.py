@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from vit_clt.analysis.auditing.controls import shortcut_example
 from vit_clt.analysis.auditing.evidence import Evidence, causes_by_target
 from vit_clt.analysis.auditing.ridge import RidgeFit
-from vit_clt.analysis.auditing.shortcut import shortcut_example
 from vit_clt.analysis.contributions.scores import ContributionScores
 from vit_clt.analysis.fit.fidelity_study import Fidelity
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction

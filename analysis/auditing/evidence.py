@@ -26,17 +26,16 @@ from typing import Literal, get_args
 import torch
 
 from vit_clt.analysis.ablations.all_sets import KeepSets, keep_sets
-from vit_clt.analysis.ablations.term_sets import Fill
 from vit_clt.analysis.causal.agreement import depth_agreement
 from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.causal.targets import PATHS, Path
 from vit_clt.analysis.contributions.moments import contribution_moments
-from vit_clt.analysis.contributions.parts import ScoreKind
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores, score
 from vit_clt.analysis.stats.ranks import MIN_SOURCES, RankAgreement, rank_agreement
+from vit_clt.choices import Fill, ScoreKind, TokenKind
 from vit_clt.data.images import ImageData, ImageRows
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind, layer_list
+from vit_clt.hooks import HookedViT, layer_list
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 

@@ -19,9 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind, token_rows
+from vit_clt.hooks import HookedViT, token_rows
 from vit_clt.hooks.activations import capture
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder

@@ -14,20 +14,21 @@ from itertools import chain
 import pandas as pd
 
 from vit_clt.analysis.auditing import diagnostics
+from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.diagnostics import Diagnostic
 from vit_clt.analysis.auditing.evidence import Evidence, Verdict, check_question, gather_evidence
 from vit_clt.analysis.auditing.ridge import ridge_transcoder
 from vit_clt.analysis.auditing.rivals import Rivals
-from vit_clt.analysis.auditing.shuffled import ShuffledSources
 from vit_clt.analysis.causal.effects import causal_effects
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.fit.fidelity_study import fidelity
 from vit_clt.analysis.fit.reconstruction_figure import reconstruction_figure
 from vit_clt.analysis.fit.reconstruction_study import reconstruction
 from vit_clt.analysis.reporting.page import Section, render_report
+from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind
+from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot

@@ -26,19 +26,17 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.analysis.ablations.term_sets import Fill
 from vit_clt.analysis.causal.targets import PATHS, EffectSums, Path, Read, TargetEffects
 from vit_clt.analysis.stats.donors import donor_cycle
-from vit_clt.analysis.stats.intervals import interval
-from vit_clt.analysis.stats.layer_sets import LayerSet, layer_sets, layers_text
 from vit_clt.analysis.stats.means import position_means
-from vit_clt.analysis.stats.readings import Readings, gather_readings
+from vit_clt.analysis.stats.names import LayerSet, layer_sets, layers_text
+from vit_clt.analysis.stats.readings import Readings, gather_readings, interval
+from vit_clt.choices import Fill, Site, TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, Site, TokenKind, UnalteredPass, layer_list, token_rows
-from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT
-from vit_clt.hooks.interventions import SITE_OUT
+from vit_clt.hooks import HookedViT, UnalteredPass, layer_list, token_rows
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, SITE_OUT
 from vit_clt.metrics import Metric
 from vit_clt.zero_shot import Outcome, ZeroShot
 

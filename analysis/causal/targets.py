@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_clt.analysis.stats.intervals import bootstrap_means
+from vit_clt.analysis.stats.readings import bootstrap_means
 
 Path = Literal["total", "direct"]
 Read = Literal["y", "x"]

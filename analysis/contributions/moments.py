@@ -22,9 +22,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_clt.choices import TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
-from vit_clt.hooks import HookedViT, TokenKind, check_fits
+from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.activations import capture
 from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.model import CrossLayerTranscoder

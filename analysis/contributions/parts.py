@@ -7,17 +7,14 @@ sum over the images of the numerator, by sum over the images of the denominator.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_clt.analysis.contributions.moments import GROUPS, ContributionMoments
-from vit_clt.hooks import TokenKind
+from vit_clt.choices import Reduce, ScoreKind, TokenKind
 
-ScoreKind = Literal["projection", "centred", "norm", "loo", "loo_r2"]
-Reduce = Literal["mean_of_ratios", "ratio_of_means"]
 REDUCIBLE: tuple[ScoreKind, ...] = ("projection", "norm")
 """Kinds that can be averaged either way; the others are ratios of means by definition."""
 # rows whose ||y^||^2 is below this share of its mean are left out of mean ratios, and counted

@@ -34,18 +34,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_clt.analysis.contributions.moments import ContributionMoments, contribution_moments
-from vit_clt.analysis.contributions.parts import (
-    NEGLIGIBLE,
-    REDUCIBLE,
-    Reduce,
-    ScoreKind,
-    ScoreParts,
-    score_parts,
-)
-from vit_clt.analysis.stats.intervals import RESAMPLES, bootstrap_means, intervals
+from vit_clt.analysis.contributions.parts import NEGLIGIBLE, REDUCIBLE, ScoreParts, score_parts
+from vit_clt.analysis.stats.readings import RESAMPLES, bootstrap_means, intervals
+from vit_clt.choices import Reduce, ScoreKind, TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind, token_rows
+from vit_clt.hooks import HookedViT, token_rows
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import class_number
 

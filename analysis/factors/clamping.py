@@ -22,16 +22,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.factors.anova import Cells
-from vit_clt.analysis.factors.edits import with_codes
-from vit_clt.analysis.factors.regions import Region, region_rows
 from vit_clt.analysis.factors.selectivity_study import factor_values
-from vit_clt.analysis.factors.sets import FeatureSet, compared_sets, overlap
-from vit_clt.analysis.stats.intervals import bootstrap_means, interval
+from vit_clt.analysis.factors.sets import FeatureSet, compared_sets, overlap, with_codes
+from vit_clt.analysis.stats.readings import bootstrap_means, interval
+from vit_clt.choices import Region
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.activations import capture
+from vit_clt.hooks.rows import region_rows
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot

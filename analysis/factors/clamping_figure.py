@@ -8,9 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.factors.regions import REGION_NAMES
 from vit_clt.analysis.reporting.style import BLUE, GREY, INK, ORANGE, error_bars, finish
-from vit_clt.analysis.stats.layer_sets import layers_text
+from vit_clt.analysis.stats.names import layers_text
+from vit_clt.hooks.rows import REGION_NAMES
 
 if TYPE_CHECKING:
     from vit_clt.analysis.factors.clamping import Clamp

@@ -40,14 +40,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.factors.anova import Cells, Sums
-from vit_clt.analysis.factors.regions import Region, region_rows
 from vit_clt.analysis.factors.sets import FeatureSet
-from vit_clt.analysis.retrieval.descriptors import SparseRows
+from vit_clt.analysis.stats.sparse_rows import SparseRows
+from vit_clt.choices import Region
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list
 from vit_clt.hooks.activations import capture
+from vit_clt.hooks.rows import region_rows
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 

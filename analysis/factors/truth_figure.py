@@ -28,7 +28,7 @@ from vit_clt.analysis.reporting.style import (
     error_bars,
     finish,
 )
-from vit_clt.analysis.stats.layer_sets import layers_text
+from vit_clt.analysis.stats.names import layers_text
 from vit_clt.errors import InputError
 
 

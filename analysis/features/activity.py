@@ -14,12 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.analysis.features.active import ActiveCodes, active_codes
-from vit_clt.analysis.features.counts import CLS, FeatureCounts
+from vit_clt.analysis.features.active import CLS, ActiveCodes, FeatureCounts, active_codes
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, Rows
-from vit_clt.hooks.hooked_vit import HOOK_IN
+from vit_clt.hooks.points import HOOK_IN
 from vit_clt.hooks.steering import row_index
 from vit_clt.transcoder.model import CrossLayerTranscoder
 

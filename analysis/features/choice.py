@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 
 from vit_clt.analysis.features.statistics import FeatureStatistics
+from vit_clt.choices import Rule
 from vit_clt.errors import InputError
 from vit_clt.zero_shot import class_number
 
-Rule = Literal["spread", "rate", "effect", "purity", "random"]
 _EFFECT = " (centred over classes, as a mean over all images it was measured on)"
 RULES: dict[Rule, str] = {
     "spread": "one at random from each of as many equal groups of the active features, ordered by "

@@ -12,7 +12,7 @@ from vit_clt.analysis.features.page import Example, FeaturePage
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.reporting.pictures import data_uri, pixels
 from vit_clt.analysis.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, finish
-from vit_clt.analysis.stats.class_names import short_names
+from vit_clt.analysis.stats.names import short_names
 
 _COLUMNS = 6
 _SIDE = 100  # pixels of an image in the figure

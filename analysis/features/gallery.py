@@ -25,7 +25,7 @@ from tqdm import tqdm
 from vit_clt.analysis.features.page import Example, FeaturePage
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.reporting.pictures import pixels
-from vit_clt.analysis.stats.class_names import short_names
+from vit_clt.analysis.stats.names import short_names
 from vit_clt.outputs import OutputFolder
 
 _PARTS = ("index.html", "gallery.css", "gallery.js")

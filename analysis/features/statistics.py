@@ -20,11 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.analysis.features.active import active_codes
-from vit_clt.analysis.features.class_purity import purity, purity_by_chance
-from vit_clt.analysis.features.counts import CLS, PATCH
+from vit_clt.analysis.features.active import CLS, PATCH, active_codes
 from vit_clt.analysis.features.effects import ClassEffects, class_effects
-from vit_clt.analysis.features.neighbours import nearest_features
 from vit_clt.analysis.features.page import (
     BANDS,
     Band,
@@ -32,7 +29,9 @@ from vit_clt.analysis.features.page import (
     activations_at,
     check_features,
     example,
+    nearest_features,
 )
+from vit_clt.analysis.features.purity import purity, purity_by_chance
 from vit_clt.analysis.features.tally import FeatureTally
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data

@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from vit_clt.analysis.stats.means import position_means
 from vit_clt.analysis.stats.readings import Readings, gather_readings
+from vit_clt.choices import Inputs, TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, SharedPrefix, TokenKind, check_fits, layer_list, token_rows
-from vit_clt.hooks.hooked_vit import HOOK_OUT
-from vit_clt.hooks.replacement import Inputs
+from vit_clt.hooks import HookedViT, SharedPrefix, check_fits, layer_list, token_rows
+from vit_clt.hooks.points import HOOK_OUT
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot

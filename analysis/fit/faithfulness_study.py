@@ -13,14 +13,14 @@ import torch
 
 from vit_clt.analysis.fit.faithfulness_columns import LEADING, averages, per_image
 from vit_clt.analysis.fit.surrogate_embeddings import Version, gather_embeddings
-from vit_clt.analysis.stats.intervals import bootstrap_means, interval
+from vit_clt.analysis.stats.readings import bootstrap_means, interval
 from vit_clt.analysis.stats.similarity import linear_cka, pearson, similarity_ranks
+from vit_clt.choices import Inputs, TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.data.prompts import CIFAR_TEMPLATES
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind, check_fits, layer_list, token_rows
-from vit_clt.hooks.replacement import Inputs
+from vit_clt.hooks import HookedViT, check_fits, layer_list, token_rows
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot

@@ -23,11 +23,11 @@ from jaxtyping import Float
 
 from vit_clt.analysis.fit.cascade_study import Cascade, cascade
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstruction
-from vit_clt.analysis.stats.intervals import interval
-from vit_clt.analysis.stats.readings import Accuracy, Measure
+from vit_clt.analysis.stats.readings import Accuracy, Measure, interval
+from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind
+from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder

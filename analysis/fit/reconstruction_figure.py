@@ -19,8 +19,8 @@ from vit_clt.analysis.reporting.style import (
     finish,
     log_axis,
 )
+from vit_clt.choices import TokenKind
 from vit_clt.errors import InputError
-from vit_clt.hooks import TokenKind
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.reconstruction_study import Reconstruction

@@ -36,12 +36,13 @@ from vit_clt.analysis.fit.reconstruction_sums import (
     OutputSurvey,
     survey_outputs,
 )
-from vit_clt.analysis.stats.intervals import bootstrap_means, interval
+from vit_clt.analysis.stats.readings import bootstrap_means, interval
+from vit_clt.choices import TokenKind
 from vit_clt.data.fingerprints import image_keys
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind, check_fits, token_rows
+from vit_clt.hooks import HookedViT, check_fits, token_rows
 from vit_clt.hooks.activations import capture
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder

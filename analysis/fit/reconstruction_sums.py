@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData
-from vit_clt.hooks import HookedViT, TokenKind
+from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import Activations, capture
 from vit_clt.transcoder.model import CrossLayerTranscoder
 

@@ -12,12 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.fit.cascade_study import mean_mlp_outputs
+from vit_clt.choices import Inputs, TokenKind
 from vit_clt.data.fingerprints import image_keys
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind, overwrite_mlp_hooks, replacement_hooks, token_rows
-from vit_clt.hooks.hooked_vit import HOOK_IN, FwdHooks
-from vit_clt.hooks.replacement import Inputs
+from vit_clt.hooks import (
+    HookedViT,
+    overwrite_mlp_hooks,
+    replacement_hooks,
+    token_rows,
+)
+from vit_clt.hooks.hooked_vit import FwdHooks
+from vit_clt.hooks.points import HOOK_IN
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 

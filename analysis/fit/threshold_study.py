@@ -17,10 +17,10 @@ import torch
 
 from vit_clt.analysis.fit.cascade_study import Cascade, cascade
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstructions
-from vit_clt.analysis.stats.intervals import interval
-from vit_clt.analysis.stats.readings import Measure
+from vit_clt.analysis.stats.readings import Measure, interval
+from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData
-from vit_clt.hooks import HookedViT, TokenKind
+from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot

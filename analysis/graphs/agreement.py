@@ -32,13 +32,12 @@ from tqdm import tqdm
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.analysis.graphs.sources import Sources
-from vit_clt.analysis.stats.intervals import RESAMPLES, interval
+from vit_clt.analysis.stats.readings import RESAMPLES, interval
 from vit_clt.analysis.stats.similarity import pearson
+from vit_clt.choices import Inputs, Norms
 from vit_clt.errors import InputError
 from vit_clt.hooks import Reading, replace_mlps
 from vit_clt.hooks.interventions import check_unhooked
-from vit_clt.hooks.passes.frozen import Norms
-from vit_clt.hooks.replacement import Inputs
 from vit_clt.metrics import Metric
 
 Prediction = Literal["direct", "total", "direct_norms", "total_norms"]

@@ -22,9 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.graphs.sources import SourceEffects, Sources
+from vit_clt.choices import Norms
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
-from vit_clt.hooks.passes.frozen import Norms
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from vit_clt.analysis.graphs.effects import DirectEffects
 from vit_clt.analysis.reporting.style import BLUE, GREEN, GREY, ORANGE, finish
-from vit_clt.hooks.passes.frozen import Norms
+from vit_clt.choices import Norms
 
 _ROW = 210  # pixels an image
 _SUMS: dict[Norms, str] = {

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from vit_clt.analysis.graphs.influence import InEdges, edges_of, shares
 from vit_clt.analysis.graphs.sources import Sources
+from vit_clt.choices import Norms
 from vit_clt.errors import InputError
-from vit_clt.hooks.passes.frozen import Norms
 
 Kind = Literal["logit", "feature", "error", "patch", "bias"]
 MAX_NODES = 60

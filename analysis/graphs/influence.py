@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_clt.analysis.graphs.sources import SourceEffects, Sources
-from vit_clt.hooks.passes.frozen import Norms
+from vit_clt.choices import Norms
 
 _CHUNK = 64  # features worked out before influence is summed anew
 _NUMBERS = 2**25  # of gradients held at once

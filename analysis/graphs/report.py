@@ -9,7 +9,7 @@ from vit_clt.analysis.graphs.effects_figure import direct_effects_figure
 from vit_clt.analysis.graphs.graph_figure import graph_figure, patch_name
 from vit_clt.analysis.graphs.study import GraphStudy
 from vit_clt.analysis.reporting.page import Section, render_report
-from vit_clt.hooks.passes.frozen import Norms
+from vit_clt.choices import Norms
 
 _TOP = 10
 _LEADS: dict[Norms, str] = {

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_clt.choices import Norms
 from vit_clt.hooks import FrozenPass, HookedViT, Reading
-from vit_clt.hooks.passes.frozen import Norms
 from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.model import CrossLayerTranscoder
 

@@ -22,11 +22,11 @@ from vit_clt.analysis.graphs.graph import (
 )
 from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.analysis.reporting.pictures import pixels
+from vit_clt.choices import Norms
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
-from vit_clt.hooks.passes.frozen import Norms
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot, class_number

@@ -11,17 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.analysis.factors.regions import region_rows
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
-from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST, RESID_PRE
+from vit_clt.hooks.rows import region_rows
 
 Stage = Literal["resid_pre", "resid_mid", "resid_post", "x", "y"]
 STAGE_POINTS: dict[Stage, str] = {
-    "resid_pre": "blocks.{l}.hook_resid_pre",
-    "resid_mid": "blocks.{l}.hook_resid_mid",
-    "resid_post": "blocks.{l}.hook_resid_post",
+    "resid_pre": RESID_PRE,
+    "resid_mid": RESID_MID,
+    "resid_post": RESID_POST,
     "x": HOOK_IN,
     "y": HOOK_OUT,
 }

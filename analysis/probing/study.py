@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from vit_clt.analysis.probing.discriminant import Discriminant
 from vit_clt.analysis.probing.places import Place, probe_rows
-from vit_clt.analysis.stats.intervals import bootstrap_means, intervals
+from vit_clt.analysis.stats.readings import bootstrap_means, intervals
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError

@@ -19,13 +19,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vit_clt.analysis.reproduction.published import DATASETS, paper_faithfulness
+from vit_clt.choices import Inputs, Templates, TokenKind
 from vit_clt.data.prompts import CIFAR_TEMPLATES
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind
-from vit_clt.hooks.replacement import Inputs
+from vit_clt.hooks import HookedViT
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
@@ -48,7 +48,6 @@ FILES = (
     CELL_FILE,
 )
 BASELINE_FILE = "baseline.csv"
-Templates = Literal["single", "ensemble"]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import pandas as pd
 
 from vit_clt.analysis.retrieval.descriptors import Descriptors
 from vit_clt.analysis.retrieval.index import RetrievalIndex, Space
-from vit_clt.analysis.stats.intervals import bootstrap_means, interval
-from vit_clt.analysis.stats.nearest import SearchBackend
+from vit_clt.analysis.stats.readings import bootstrap_means, interval
+from vit_clt.choices import SearchBackend
 from vit_clt.errors import InputError
 from vit_clt.metrics import Metric
 

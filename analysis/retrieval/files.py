@@ -22,8 +22,8 @@ from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_array
 
 from vit_clt.analysis.retrieval.descriptors import Descriptors
+from vit_clt.choices import TokenKind
 from vit_clt.errors import InputError
-from vit_clt.hooks import TokenKind
 
 FORMAT = 1
 ARRAYS_FILE = "index.safetensors"

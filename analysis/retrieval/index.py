@@ -23,11 +23,12 @@ from tqdm import tqdm
 from vit_clt.analysis.retrieval.descriptors import Descriptors, describe, encoder_sha256
 from vit_clt.analysis.retrieval.files import packed, read_arrays, read_facts, unpacked, write_index
 from vit_clt.analysis.retrieval.neighbours import Neighbours
-from vit_clt.analysis.stats.nearest import SearchBackend, Similarity, nearest
+from vit_clt.analysis.stats.nearest import Similarity, nearest
+from vit_clt.choices import SearchBackend, TokenKind
 from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.images import ImageData, ImageRows, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, TokenKind, check_fits
+from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 Space = Literal["codes", "inputs"]

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.retrieval.consistency import ClassConsistency
-from vit_clt.analysis.retrieval.consistency_figure import consistency_figure
+from vit_clt.analysis.retrieval.figures import consistency_figure
 
 SECTION = "Which images look alike to each layer?"
 MEANING = (

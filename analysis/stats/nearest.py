@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 from sklearn.preprocessing import normalize
 
+from vit_clt.choices import SearchBackend
 from vit_clt.errors import InputError
 
 Similarity = Literal["cosine", "dot"]
-SearchBackend = Literal["exact", "faiss"]
 Matrix = TypeVar("Matrix", csr_array, np.ndarray)
 DECIMALS = 12
 # a block of the corpus against a chunk of the queries: 34 MB of float64 similarities at a time

@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from vit_clt.analysis.stats.intervals import interval
+from vit_clt.analysis.stats.readings import interval
 from vit_clt.analysis.stats.similarity import pearson
 from vit_clt.errors import InputError
 from vit_clt.metrics import Metric

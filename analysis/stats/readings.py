@@ -1,4 +1,8 @@
-"""Zero-shot readings of a model and its altered versions: accuracy, its loss, paired intervals."""
+"""Zero-shot readings of a model and its altered versions: accuracy, its loss, paired intervals.
+
+Intervals are bootstraps over images; every quantity of one study shares its resamples, so that
+differences are paired.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
-from vit_clt.analysis.stats.intervals import bootstrap_means, interval
 from vit_clt.zero_shot import Outcome
 
 Measure = Literal["top1", "loss", "any_hit"]
@@ -149,3 +153,37 @@ def gather_readings(
 
 def _columns(versions: list[torch.Tensor]) -> np.ndarray:
     return torch.stack(versions, dim=1).double().numpy()
+
+
+RESAMPLES = 1000
+LEVEL = 0.95
+_CHUNK = 100
+
+
+def bootstrap_means(
+    values: Float[np.ndarray, "image quantity"], seed: int = 0
+) -> Float[np.ndarray, "resample quantity"]:
+    """Means of each quantity over images drawn with replacement, the same draws for all."""
+    n = len(values)
+    rng = np.random.default_rng(seed)
+    means = np.empty((RESAMPLES, values.shape[1]))
+    for start in range(0, RESAMPLES, _CHUNK):
+        drawn = rng.integers(0, n, (_CHUNK, n)) + n * np.arange(_CHUNK)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=n * _CHUNK).reshape(_CHUNK, n)
+        means[start : start + _CHUNK] = counts @ values / n
+    return means
+
+
+def interval(samples: Float[np.ndarray, " resample"]) -> tuple[float, float]:
+    """The central 95 % of bootstrap samples."""
+    low, high = intervals(samples[:, None])
+    return float(low[0]), float(high[0])
+
+
+def intervals(
+    samples: Float[np.ndarray, "resample *quantity"],
+) -> tuple[Float[np.ndarray, "*quantity"], Float[np.ndarray, "*quantity"]]:
+    """`interval` of every quantity: low ends and high ends; NaN where a sample is."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
+    return low, high

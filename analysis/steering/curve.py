@@ -22,10 +22,11 @@ from tqdm import tqdm
 from vit_clt.analysis.features.activity import feature_activity
 from vit_clt.analysis.steering.readings import SteeredReader, known_labels
 from vit_clt.analysis.steering.versions import STEERED, Feature, Steered, steered_versions
+from vit_clt.choices import EditKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import Edit, EditKind, HookedViT, Rows, SteeredPass, check_fits
+from vit_clt.hooks import Edit, HookedViT, Rows, SteeredPass, check_fits
 from vit_clt.hooks.steering import check_edits, check_rows
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_clt.analysis.stats.intervals import bootstrap_means, intervals
+from vit_clt.analysis.stats.readings import bootstrap_means, intervals
 from vit_clt.analysis.stats.similarity import kl_divergence
 from vit_clt.zero_shot import ZeroShot
 

@@ -14,7 +14,7 @@ from vit_clt.analysis.steering.curve import UNSTEERED, SteeringCurve
 from vit_clt.analysis.steering.curve_figure import moved_classes
 from vit_clt.analysis.steering.search import SteeringSearch
 from vit_clt.analysis.steering.versions import STEERED
-from vit_clt.hooks import EditKind
+from vit_clt.choices import EditKind
 
 READING = (
     "The CLT stands in for every MLP with its reconstruction error added back, so that the "

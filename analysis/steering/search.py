@@ -26,9 +26,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_clt.analysis.features.contrast_effects import contrast_effects
-from vit_clt.analysis.stats.intervals import bootstrap_means, interval, intervals
+from vit_clt.analysis.features.effects import contrast_effects
 from vit_clt.analysis.stats.ranks import MIN_SOURCES, Agreement, row_agreement
+from vit_clt.analysis.stats.readings import bootstrap_means, interval, intervals
 from vit_clt.analysis.steering.scaled_features import SCALES, scaled_features
 from vit_clt.analysis.steering.versions import Feature
 from vit_clt.data.forms import check_prepared

@@ -9,8 +9,9 @@ from math import isnan
 import numpy as np
 
 from vit_clt.analysis.features.activity import FeatureActivity
+from vit_clt.choices import EditKind
 from vit_clt.errors import InputError
-from vit_clt.hooks import Edit, EditKind, Rows
+from vit_clt.hooks import Edit, Rows
 
 Feature = tuple[int, int]
 """(source layer, feature number)."""

@@ -24,19 +24,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vit_clt.choices import Norms
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, HookedViT
-from vit_clt.hooks.passes.overwritten import RESID_MID, RESID_PRE
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.points import ATTN_IN, HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST, RESID_PRE
 
-Norms = Literal["held", "differentiated"]
-ATTN_IN = "blocks.{l}.ln1.hook_out"
 StandIn = Callable[
     [int, Mapping[int, Float[Tensor, "*direction batch token d_model"]]],
     Float[Tensor, "*direction batch token d_model"],
@@ -97,7 +96,7 @@ class FrozenPass:
             )
         self.vit = vit
         n = vit.cfg.n_layers
-        end = f"blocks.{n - 1}.hook_resid_post"
+        end = RESID_POST.format(l=n - 1)
         points = (RESID_PRE, RESID_MID, ATTN_IN, HOOK_IN, HOOK_OUT)
         cache = vit.clean_cache(images, [*(p.format(l=l) for l in range(n) for p in points), end])
         layers = range(n)

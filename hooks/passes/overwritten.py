@@ -22,20 +22,18 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from vit_clt.choices import Site, TokenKind
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import HOOK_OUT, READ_IN, FwdHooks, HookedViT
+from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
 from vit_clt.hooks.interventions import (
-    SITE_OUT,
-    Site,
     check_unhooked,
     overwrite_attn_hooks,
     overwrite_mlp_hooks,
     overwrite_rows,
 )
-from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
+from vit_clt.hooks.points import HOOK_OUT, READ_IN, RESID_MID, RESID_POST, RESID_PRE, SITE_OUT
+from vit_clt.hooks.rows import layer_list, token_rows
 
-RESID_PRE = "blocks.{l}.hook_resid_pre"
-RESID_MID = "blocks.{l}.hook_resid_mid"
 Values = Mapping[int, Float[Tensor, "*batch row d_model"]]
 
 
@@ -82,7 +80,7 @@ class UnalteredPass:
         self._rows = token_rows(ablated, vit.cfg.has_cls)
         self._scored = token_rows(scored, vit.cfg.has_cls)
         n = vit.cfg.n_layers
-        end = f"blocks.{n - 1}.hook_resid_post"
+        end = RESID_POST.format(l=n - 1)
         points = {RESID_PRE, RESID_MID, HOOK_OUT, SITE_OUT[site]}
         cache = vit.clean_cache(images, [*(p.format(l=l) for l in range(n) for p in points), end])
         self._pre = [cache[RESID_PRE.format(l=l)] for l in range(n)]

@@ -20,16 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
+from vit_clt.choices import Inputs, TokenKind
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import idle_mlps
-from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, READ_IN, FwdHooks, HookedViT
+from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
 from vit_clt.hooks.interventions import check_unhooked, overwrite_rows
-from vit_clt.hooks.replacement import Inputs
-from vit_clt.hooks.rows import TokenKind, layer_list, token_rows
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN, RESID_MID
+from vit_clt.hooks.rows import layer_list, token_rows
 from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.model import CrossLayerTranscoder
-
-RESID_MID = "blocks.{l}.hook_resid_mid"
 
 
 @dataclass(frozen=True)

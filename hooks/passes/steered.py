@@ -19,13 +19,12 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.hooks.blocks import idle_mlps
-from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, READ_IN, FwdHooks, HookedViT
+from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
 from vit_clt.hooks.interventions import check_unhooked
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN, RESID_POST, RESID_PRE
 from vit_clt.hooks.steering import Edit, check_edits
 from vit_clt.kernels.codes import Codes, SparseCodes
 from vit_clt.transcoder.model import CrossLayerTranscoder
-
-RESID_PRE = "blocks.{l}.hook_resid_pre"
 
 
 class SteeredPass:
@@ -52,7 +51,7 @@ class SteeredPass:
         check_unhooked(vit)
         self.vit, self.clt = vit, clt
         n = vit.cfg.n_layers
-        end = f"blocks.{n - 1}.hook_resid_post"
+        end = RESID_POST.format(l=n - 1)
         points = (RESID_PRE, HOOK_IN, HOOK_OUT)
         cache = vit.clean_cache(images, [*(p.format(l=l) for l in range(n) for p in points), end])
         self._pre, self._x, self._y = ([cache[p.format(l=l)] for l in range(n)] for p in points)

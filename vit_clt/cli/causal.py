@@ -46,10 +46,10 @@ class Causal(ModelOptions, StudyOptions, SeedOptions):
         from vit_clt.analysis.causal.agreement import depth_agreement, score_agreement
         from vit_clt.analysis.causal.figure import agreement_table, causal_report, output_table
         from vit_clt.analysis.causal.targets import PATHS
-        from vit_clt.analysis.contributions.parts import ScoreKind
         from vit_clt.analysis.reporting.files import write_study
-        from vit_clt.analysis.stats.layer_sets import layer_sets
+        from vit_clt.analysis.stats.names import layer_sets
         from vit_clt.analysis.stats.ranks import RankAgreement
+        from vit_clt.choices import ScoreKind
         from vit_clt.metrics import metrics_json
         from vit_clt.zero_shot import ZeroShot
 

@@ -57,9 +57,8 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
         from vit_clt.analysis import RetrievalIndex, class_consistency
         from vit_clt.analysis.reporting.files import write_study
         from vit_clt.analysis.reporting.style import ROW_NAMES
-        from vit_clt.analysis.retrieval.consistency_figure import consistency_figure
         from vit_clt.analysis.retrieval.descriptors import untrained
-        from vit_clt.analysis.retrieval.figure import retrieval_figure
+        from vit_clt.analysis.retrieval.figures import consistency_figure, retrieval_figure
         from vit_clt.analysis.retrieval.index import own_rows
         from vit_clt.analysis.retrieval.neighbours import neighbour_frame
         from vit_clt.analysis.retrieval.report import retrieval_report

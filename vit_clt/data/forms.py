@@ -15,11 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vit_clt.data.adding import CLASS_NAMES as ADDING_CLASSES
-from vit_clt.data.adding import adding_arrays
 from vit_clt.data.coco import hub_coco, local_coco
-from vit_clt.data.digits import CLASS_NAMES as DIGITS_CLASSES
-from vit_clt.data.digits import digits_arrays
+from vit_clt.data.digits import ADDING_CLASSES, DIGITS_CLASSES, adding_arrays, digits_arrays
 from vit_clt.data.imagenet100 import IMAGENET100, class_numbers
 from vit_clt.data.images import (
     DecodedImages,

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks.activations import IMAGES_PER_PASS, capture
-from vit_clt.hooks.hooked_vit import HOOK_IN, HOOK_OUT, HookedViT
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT
 from vit_clt.training.cache import ActivationCache
 from vit_clt.training.order import Filling, ShardPlan
 

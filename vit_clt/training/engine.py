@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vit_clt.choices import Precision
 from vit_clt.errors import InputError
-from vit_clt.kernels.fused import fusion
+from vit_clt.kernels.jump import fusion
 from vit_clt.training.objective import Objective
 from vit_clt.transcoder.train_config import TrainConfig
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vit_clt.kernels.codes import Codes, RaggedCodes
-from vit_clt.kernels.fused import tanh_sum, tanh_sum_gradients
+from vit_clt.kernels.jump import tanh_sum, tanh_sum_gradients
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import JumpReLU
 from vit_clt.transcoder.train_config import TrainConfig

@@ -22,10 +22,9 @@ from vit_clt.training.engine import (
     restore,
     seeded_globally,
 )
-from vit_clt.training.fvu import VarianceSums
 from vit_clt.training.objective import Activity, Objective, Sparsity, active_features, learning_rate
 from vit_clt.training.order import ShardPlan, in_groups, seeded
-from vit_clt.training.step import Stepper
+from vit_clt.training.step import Stepper, VarianceSums
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import JumpReLU

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vit_clt.errors import InputError
 from vit_clt.kernels.codes import Codes, DenseCodes, SparseCodes
-from vit_clt.kernels.fused import jump, jump_gradients
+from vit_clt.kernels.jump import jump, jump_gradients
 from vit_clt.kernels.topk import top_k
 
 

@@ -1,6 +1,9 @@
-"""Two exact CLTs of one model that tell opposite stories about its depth.
+"""What an attribution is held against: sources dealt by chance, and two exact CLTs that disagree.
 
-A residual stream holds three bits a, b, c. MLP_0 writes h = a AND b; MLP_1 reads h and c and writes
+`ShuffledSources` makes the same reconstructions, with their terms dealt to the sources by chance.
+
+`shortcut_example` is two exact CLTs of one model that tell opposite stories about its depth. A
+residual stream holds three bits a, b, c. MLP_0 writes h = a AND b; MLP_1 reads h and c and writes
 h AND c. Both CLTs below rebuild both MLP outputs without error on every input:
 
     deep       layer 0: ab -> y_0               layer 1: (h AND c) -> y_1
@@ -14,6 +17,7 @@ Neither is wrong as a reconstruction; a heatmap alone cannot tell which one the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -21,9 +25,43 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import ReLUTopK
+
+
+class ShuffledSources(CrossLayerTranscoder):
+    """A CLT whose terms c_{s->l} are permuted over s, anew for every token row.
+
+    y^_l is unchanged, so accuracy, R^2 and replacement are; what any source is said to contribute
+    is chance. Whatever a study still finds in it, it would find in anything. A row's permutation is
+    decided by the row's own terms, so that it is the same in every pass over the same images.
+    """
+
+    @classmethod
+    def of(cls, clt: CrossLayerTranscoder) -> ShuffledSources:
+        """The control of a trained CLT; weights are shared, not copied."""
+        shuffled = cls.__new__(cls)
+        shuffled.__dict__ = {**clt.__dict__}
+        return shuffled
+
+    def contributions(
+        self, codes: Codes | Sequence[Codes] | Mapping[int, Codes], target: int
+    ) -> Float[Tensor, "source *token d_model"]:
+        """Terms of one target, permuted over the sources given; their sum is unchanged."""
+        terms = super().contributions(codes, target)
+        order = _chance(terms).argsort(0)
+        return terms.gather(0, order[..., None].expand_as(terms))
+
+
+def _chance(terms: Float[Tensor, "source *token d_model"]) -> Float[Tensor, "source *token"]:
+    # digits of a norm far below its size carry no trace of it; float64 leaves them to read
+    source = torch.arange(1, len(terms) + 1, device=terms.device, dtype=torch.float64)
+    row = terms.sum(0).double().norm(dim=-1)
+    mixed = torch.sin(row * 12.9898 + source.view(-1, *[1] * row.ndim) * 78.233) * 43758.5453
+    return mixed - mixed.floor()
+
 
 A, B, C, H, OUT = range(5)
 """Coordinates of the stream: three input bits, MLP_0's output, MLP_1's output."""
