@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import random_clt, tiny_clip
-from pretend_gpu import PretendTensor, pretend_gpu
+from oracles.pretend_gpu import PretendTensor, pretend_gpu
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 import yaml
 from conftest import one_sentence
-from hub_stand_in import TOKEN, HubStandIn, hub_stand_in
 from huggingface_hub import ModelCard, constants
+from oracles.hub_stand_in import TOKEN, HubStandIn, hub_stand_in
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
 from vit_clt.metrics import Metric, metrics_json

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from run_train import At, limit_file_size, trained
+from oracles.run_train import At, limit_file_size, trained
 from safetensors.torch import load_file, save_file
 
 from vit_clt import CrossLayerTranscoder

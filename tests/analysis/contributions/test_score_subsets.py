@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_clt, tiny_clip
-from score_oracle import numpy_score, numpy_terms
+from oracles.score_oracle import numpy_score, numpy_terms
 from torch import Tensor
 
 from vit_clt import AbsTopK, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_clt
-from frozen_oracle import double_clt, double_vit
+from oracles.frozen_oracle import double_clt, double_vit
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 

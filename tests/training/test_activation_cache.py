@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import one_sentence, tiny_clip
-from run_train import forked
+from oracles.run_train import forked
 from safetensors.torch import load_file, save_file
 
 from vit_clt import InputError

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pretend_gpu import pretend_gpu
+from oracles.pretend_gpu import pretend_gpu
 from test_sparse_step import KINDS, build, noise
 from torch import Tensor
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_train import DIES, IS_ASKED_TO_STOP, At, Ended, Started, trained
+from oracles.run_train import DIES, IS_ASKED_TO_STOP, At, Ended, Started, trained
 from safetensors.torch import load_file
 from test_resume import BROKEN, write_parquet
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from oracles.run_train import DIES, IS_ASKED_TO_STOP, At, Ended, Started, limit_file_size, trained
 from PIL import Image
-from run_train import DIES, IS_ASKED_TO_STOP, At, Ended, Started, limit_file_size, trained
 from safetensors.torch import load_file, save_file
 
 import vit_clt

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 from conftest import random_clt
-from frozen_oracle import double_clt, double_vit
+from oracles.frozen_oracle import double_clt, double_vit
 from torch import Tensor
 
 from vit_clt import AbsTopK, InputError, JumpReLU, ReLUTopK

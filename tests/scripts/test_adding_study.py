@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
 
 
 @pytest.mark.parametrize("part", ["truth", "features"])

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 from conftest import random_clt, tiny_clip
-from score_oracle import numpy_score, numpy_terms, r2
+from oracles.score_oracle import numpy_score, numpy_terms, r2
 from torch import Tensor
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK

@@ -16,7 +16,7 @@ from vit_clt.data.digits import digits_arrays
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
     module = importlib.import_module("train_adding_clip")
     monkeypatch.setattr(module, "BATCH", 8)
     monkeypatch.setattr(module, "CHECKPOINT_EVERY", 2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_clip
-from frozen_oracle import Held, double_vit
+from oracles.frozen_oracle import Held, double_vit
 from torch import Tensor
 
 from vit_clt import InputError

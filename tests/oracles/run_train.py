@@ -35,7 +35,7 @@ _IMPORTED_ONCE = (
     "vit_clt.transcoder.model_card",
     "vit_clt.training.trainer",
     # last: it uses them
-    "warm_up",
+    "oracles.warm_up",
 )
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(list(_IMPORTED_ONCE))
@@ -51,8 +51,9 @@ def forked(target: Callable[..., None], *args: Any) -> BaseProcess:
     # the server ignores this process's sys.path (and, silently, what it cannot import), but not
     # the environment it is started with
     before = os.environ.get("PYTHONPATH")
-    here = str(Path(__file__).parent)
-    os.environ["PYTHONPATH"] = here if before is None else os.pathsep.join([here, before])
+    tests = Path(__file__).parents[1]
+    places = [place for place in sys.path if tests in (Path(place), *Path(place).parents)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(places if before is None else [*places, before])
     try:
         forkserver.ensure_running()
     finally:
