@@ -72,7 +72,7 @@ NAMED = {
 }
 COCO_SPLITS = ("train", "val")
 OFFLINE = {"digits": DIGITS_CLASSES, "adding": ADDING_CLASSES}
-"""Class names of what comes with scikit-learn."""
+"""Class names of what comes with the package."""
 FORMS = [
     *OFFLINE,
     *NAMED,
