@@ -39,7 +39,7 @@ def room(module: str) -> str:
         return "hooks" if parts[1:] else ""
     if not parts or parts == ["__main__"]:
         return ""
-    return "root" if parts[0] in ROOT_FILES.split(", ") + ["teachers"] else parts[0]
+    return "root" if parts[0] in [*ROOT_FILES.split(", "), "teachers"] else parts[0]
 
 
 def imported(module: str, path: Path, known: dict[str, Path]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from vit_clt.teachers import SHIPPED
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vit_clt.analysis.reporting.study import Study
     from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
@@ -43,6 +44,27 @@ class StudyOptions(OutputOptions):
 
     png: bool = False
     """Also a PNG of the figure; needs the extra "png" and Chrome or Chromium."""
+
+    def folder_of(self, *studies: type[Study]) -> OutputFolder:
+        """The folder of results of these kinds, checked before anything is loaded."""
+        from vit_clt.analysis.reporting.files import check_png
+        from vit_clt.analysis.reporting.study import study_files
+        from vit_clt.outputs import OutputFolder
+
+        if self.png:
+            check_png()
+        return OutputFolder(self.out, study_files(*studies), self.overwrite)
+
+    def report(self, folder: OutputFolder, study: Study, command: str) -> None:
+        """Write a result's files, and print its caption, its table and how to read it."""
+        from vit_clt.analysis.reporting.study import write_study
+
+        write_study(folder.open(), study, command, png=self.png)
+        print(study.caption())
+        print_table(study.shown())
+        for note in study.notes():
+            print(note)
+        print(f"written to {folder.path}")
 
     def study_folder(self, *names: str) -> OutputFolder:
         """The folder of studies of these names, checked before anything is loaded."""
