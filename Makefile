@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test bench bench-gpu cifar-clts adding check format lint types clean
+.PHONY: help setup demo test bench bench-gpu cifar-clts adding check format lint types map clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -65,6 +65,9 @@ types: $(STAMP)  ## mypy on the package as it is installed
 	@rm -rf build && mkdir build
 	@$(BIN)/python -c "import setuptools; setuptools.setup()" --quiet build_py --build-lib build/types 2> build/types.log || (cat build/types.log; false)
 	@MYPYPATH=build/types $(BIN)/mypy
+
+map: $(STAMP)    ## draw the rooms of CONTRIBUTING.md anew, from the imports
+	@$(BIN)/python scripts/map_rooms.py --write
 
 clean:           ## remove the environment and everything generated
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
