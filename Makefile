@@ -35,6 +35,7 @@ bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies o
 	$(BIN)/python benchmarks/bench_keep_sets.py --out out/bench/keep_sets.json || failed=1; \
 	$(BIN)/python benchmarks/bench_scores.py --out out/bench/scores.json || failed=1; \
 	$(BIN)/python benchmarks/bench_retrieval.py --out out/bench/retrieval.json || failed=1; \
+	$(BIN)/python benchmarks/bench_startup.py --out out/bench/startup.json || failed=1; \
 	$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json || failed=1; \
 	exit $$failed
 
