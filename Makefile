@@ -49,7 +49,7 @@ cifar-clts: $(STAMP)  ## train the five CIFAR-10 transcoders of docs/results (ab
 
 adding: $(STAMP) ## the study with a known answer, of docs/results/adding.md (about 15 minutes; resumes)
 	@echo "== adding study, into out/adding"
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/adding_study.py
+	@$(MAKE) --no-print-directory -j2 -f scripts/adding.mk PYTHON=$(BIN)/python
 
 check: format lint types test  ## exactly what CI runs
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
 from typing import no_type_check
 
 # before torch is imported: small models gain nothing from threads, and lose much to busy cores
@@ -100,11 +99,6 @@ def tiny_vit() -> HookedViT:
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randn(6, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def make_clt() -> Callable[..., CrossLayerTranscoder]:
-    return random_clt
 
 
 @pytest.fixture

@@ -102,16 +102,16 @@ class KeepSets:
             held[i, list(sources)] = True
         return held
 
-    def spearman(self, measure: Measure = "loss") -> float:
-        """Rank correlation over the sets of summed score and loss (or top1); NaN where constant.
+    def spearman(self) -> float:
+        """Rank correlation over the sets of summed score and loss; NaN where one is constant.
 
-        Negative for the loss where a higher score means a better set.
+        Negative where a higher score means a better set.
         """
         summed = self.membership @ np.asarray(self.scores)
-        read = getattr(self, measure).numpy()
-        if np.ptp(summed) == 0 or np.ptp(read) == 0:
+        loss = self.loss.numpy()
+        if np.ptp(summed) == 0 or np.ptp(loss) == 0:
             return float("nan")
-        return float(spearmanr(summed, read).statistic)
+        return float(spearmanr(summed, loss).statistic)
 
     def layers(self) -> pd.DataFrame:
         """One row per source: what it changes that a set holds it.

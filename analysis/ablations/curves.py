@@ -80,10 +80,13 @@ class AblationCurves:
         """The rankings, each once."""
         return list(dict.fromkeys(order.ranking for order in self.orders))
 
-    def at(self, mode: Mode, k: int, ranking: str | None = None, draw: int = 0) -> Accuracy:
-        """The reading with the first k sources kept, or dropped; the first ranking by default."""
+    def at(self, mode: Mode, k: int, ranking: str | None = None) -> Accuracy:
+        """The reading with the first k sources kept, or dropped; the first ranking by default.
+
+        Of a random ranking it is the first draw.
+        """
         found = self._find(ranking or self.orders[0].ranking, mode, k)
-        return self.readings[found[draw].name]
+        return self.readings[found[0].name]
 
     def mean(
         self, mode: Mode, k: int, ranking: str, measure: Measure = "top1"

@@ -229,14 +229,14 @@ def train_rivals(
     )
 
 
-def shuffled_weights(vit: HookedViT, seed: int = 0) -> HookedViT:
+def shuffled_weights(vit: HookedViT) -> HookedViT:
     """The ViT with the entries of every parameter of its vision tower permuted.
 
     An untrained network with the trained one's distribution of weights: what a CLT says of it,
     training did not put there.
     """
     shuffled = copy.deepcopy(vit)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for name, parameter in shuffled.clip.named_parameters():
         if not name.startswith("visual."):
             continue

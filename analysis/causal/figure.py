@@ -21,6 +21,8 @@ from vit_clt.analysis.reporting.style import (
     ROW_NAMES,
     error_bars,
     finish,
+    or_none,
+    three_digits,
 )
 from vit_clt.analysis.stats.names import layers_text
 from vit_clt.errors import InputError
@@ -66,7 +68,7 @@ def causal_figure(effects: CausalEffects) -> go.Figure:
         matrix = effects.matrix(path).tolist()
         figure.add_trace(
             go.Heatmap(
-                z=[[_or_none(v) for v in row] for row in matrix],
+                z=[[or_none(v) for v in row] for row in matrix],
                 x=list(map(str, range(n))),
                 y=list(map(str, range(n))),
                 text=[["" if isnan(v) else _short(v) for v in row] for row in matrix],
@@ -187,7 +189,7 @@ def agreement_table(agreement: Mapping[str, RankAgreement]) -> pd.DataFrame:
             "compared": name,
             "Spearman": _interval_text(a.spearman),
             "permuted": _floor_text(a.spearman),
-            "p": _plain(a.spearman.p),
+            "p": three_digits(a.spearman.p),
             "Kendall": _interval_text(a.kendall),
             "targets": a.n_targets,
         }
@@ -285,16 +287,12 @@ def _subtitle(effects: CausalEffects) -> str:
 
 def _interval_text(a: Agreement) -> str:
     if isnan(a.low):
-        return _plain(a.value)
-    return f"{_plain(a.value)} ({a.low:.3f} to {a.high:.3f})"
+        return three_digits(a.value)
+    return f"{three_digits(a.value)} ({a.low:.3f} to {a.high:.3f})"
 
 
 def _floor_text(a: Agreement) -> str:
     return "undefined" if isnan(a.floor) else f"{a.floor_low:.3f} to {a.floor_high:.3f}"
-
-
-def _plain(value: float) -> str:
-    return "undefined" if isnan(value) else f"{value:.3f}"
 
 
 def _short(value: float) -> str:
@@ -302,7 +300,3 @@ def _short(value: float) -> str:
     if value == 0 or value >= 0.01:
         return f"{value:.2f}" if value else "0"
     return f"{value:.3f}"[1:] if value >= 0.0005 else "<.001"
-
-
-def _or_none(value: float) -> float | None:
-    return None if isnan(value) else value

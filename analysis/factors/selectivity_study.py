@@ -152,11 +152,6 @@ class Selectivity:
             drawn[s] = torch.tensor(sorted(taken))
         return drawn
 
-    def mean_rate(self, group: FeatureSet) -> float:
-        """Mean share of the region's token rows on which a feature of the group is active."""
-        rates = self.frame.set_index(["layer", "feature"])["rate"]
-        return float(np.mean([rates[s, int(i)] for s, own in group.items() for i in own]))
-
     def counts(self) -> pd.DataFrame:
         """Features of each kind, a row per layer."""
         table = pd.crosstab(self.frame["layer"], self.frame["kind"])

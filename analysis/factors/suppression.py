@@ -93,9 +93,9 @@ class Suppression:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def group_minus_random(self, measure: str = "loss") -> tuple[float, float, float]:
-        """Version "group" less the mean over random sets, with its paired interval over images."""
-        means, samples = self.readings.means[measure], self.readings.samples[measure]  # type: ignore[index]
+    def group_minus_random(self) -> tuple[float, float, float]:
+        """Loss of "group" less the mean over random sets, with its paired interval over images."""
+        means, samples = self.readings.means["loss"], self.readings.samples["loss"]
         at = [self.readings.names.index(name) for name in self.randoms]
         group = self.readings.names.index("group")
         return (

@@ -102,13 +102,12 @@ class FeatureStatistics:
         return self.pages([(layer, feature)])[0]
 
     def pages(
-        self, chosen: Sequence[tuple[int, int]], *, near: int = 5, progress: bool = False
+        self, chosen: Sequence[tuple[int, int]], *, progress: bool = False
     ) -> list[FeaturePage]:
         """Pages of (layer, feature), in this order; each image they show is read once.
 
         Args:
             chosen: without repeats.
-            near: nearest features a page.
             progress: show a progress bar.
 
         Raises:
@@ -122,7 +121,7 @@ class FeatureStatistics:
             for each in chosen
         }
         values = activations_at(self.vit, self.clt, self.data, wanted, progress=progress)
-        neighbours = nearest_features(self.clt, chosen, near)
+        neighbours = nearest_features(self.clt, chosen)
         purities = {s: self._purity(s) for s in {layer for layer, _ in chosen}}
         found = []
         for each in chosen:

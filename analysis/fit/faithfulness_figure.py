@@ -10,7 +10,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.page import Section, render_report
-from vit_clt.analysis.reporting.style import BLUE, GREY, INK, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.reporting.style import (
+    BLUE,
+    GREY,
+    INK,
+    PURPLE,
+    ROW_NAMES,
+    finish,
+    or_none,
+)
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.faithfulness_study import Estimate, Measure, SurrogateFaithfulness
@@ -48,10 +56,10 @@ def faithfulness_figure(result: SurrogateFaithfulness) -> go.Figure:
             figure.add_trace(
                 go.Scatter(
                     x=[label],
-                    y=[_or_none(factor * e.value)],
+                    y=[or_none(factor * e.value)],
                     error_y={
-                        "array": [_or_none(factor * (e.high - e.value))],
-                        "arrayminus": [_or_none(factor * (e.value - e.low))],
+                        "array": [or_none(factor * (e.high - e.value))],
+                        "arrayminus": [or_none(factor * (e.value - e.low))],
                         "thickness": 1.5,
                     },
                     name=label,
@@ -64,7 +72,7 @@ def faithfulness_figure(result: SurrogateFaithfulness) -> go.Figure:
                 row=row,
                 col=column,
             )
-        best = _or_none(factor * result.at(measure.name, "original").value)
+        best = or_none(factor * result.at(measure.name, "original").value)
         figure.add_trace(
             go.Scatter(
                 x=[label for _, label, _, _ in _VERSIONS],
@@ -198,7 +206,3 @@ def _shown(measure: Measure, value: float) -> str:
     if isnan(value):
         return "undefined"
     return f"{100 * value:.2f}" if measure.percent else f"{value:.4f}"
-
-
-def _or_none(value: float) -> float | None:
-    return None if isnan(value) else value

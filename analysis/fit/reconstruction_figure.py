@@ -9,12 +9,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.style import (
+    AMBER,
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     PURPLE,
     ROW_NAMES,
+    SKY,
     error_bars,
     finish,
     log_axis,
@@ -36,7 +38,7 @@ _DEPTH = (
     ("cross_layer", "cross-layer share of ŷ (%)"),
 )
 _PERCENT = ("dead", "cross_layer")
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#E69F00")
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 
 

@@ -52,16 +52,6 @@ class DirectEffects:
         """Summed over tokens and the layers written to."""
         return self.terms.sum((1, 3))
 
-    @property
-    def by_source_token(self) -> Float[Tensor, "image source token"]:
-        """Summed over the layers written to."""
-        return self.terms.sum(1)
-
-    @property
-    def by_source_target(self) -> Float[Tensor, "image target source"]:
-        """Summed over tokens."""
-        return self.terms.sum(3)
-
     def to_frame(self) -> pd.DataFrame:
         """Every term; with norms held an image's effects sum to its logit.
 

@@ -174,13 +174,6 @@ def _facts(
     if resumed := _resumed(records):
         listed = ", ".join(map(str, resumed))
         facts["Interruptions"] = f"resumed at step{'s' * (len(resumed) > 1)} {listed}"
-    fallbacks = [
-        ", ".join(f"{name} {value}" for name, value in r.items() if name != "event")
-        for r in records
-        if r.get("event") == "fallback"
-    ]
-    if fallbacks:
-        facts["Fallbacks"] = "; ".join(fallbacks)
     return facts
 
 

@@ -117,7 +117,6 @@ def row_agreement(
     scores: Float[np.ndarray, " source"],
     effects: Float[np.ndarray, " source"],
     *,
-    score_draws: Float[np.ndarray, "draw source"] | None = None,
     effect_draws: Float[np.ndarray, "draw source"] | None = None,
     seed: int = 0,
 ) -> RankAgreement:
@@ -126,10 +125,10 @@ def row_agreement(
     Raises:
         InputError: rows of unlike length, or fewer than three sources.
     """
-    _check_shapes(scores, effects, score_draws, effect_draws)
+    _check_shapes(scores, effects, None, effect_draws)
     if len(scores) < MIN_SOURCES:
         raise InputError(f"scores have {len(scores)} sources; expected at least {MIN_SOURCES}.")
-    return _agree([_Row(len(scores) - 1, scores, effects, score_draws, effect_draws)], seed)
+    return _agree([_Row(len(scores) - 1, scores, effects, None, effect_draws)], seed)
 
 
 def _check_shapes(

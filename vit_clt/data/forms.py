@@ -1,7 +1,6 @@
 """Images by the name of their form: one interface over Hugging Face data sets and local files.
 
-`load_data` finds the data; what it returns is an `ImageData` (`vit_clt.data.images`), which can be
-imported from here too.
+`load_data` finds the data; what it returns is an `ImageData` (`vit_clt.data.images`).
 """
 
 from __future__ import annotations
@@ -21,26 +20,11 @@ from vit_clt.data.imagenet100 import IMAGENET100, class_numbers
 from vit_clt.data.images import (
     DecodedImages,
     ImageData,
-    ImageRows,
-    TensorImages,
-    UnreadableImage,
-    as_image_data,
 )
 from vit_clt.data.prompts import CIFAR10_CLASSES, CIFAR100_CLASSES
 from vit_clt.data.tables import Kind, Renumber, check_names, local_kind, read_table, table_images
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
-
-__all__ = [
-    "DecodedImages",
-    "ImageData",
-    "ImageRows",
-    "TensorImages",
-    "UnreadableImage",
-    "as_image_data",
-    "check_prepared",
-    "load_data",
-]
 
 Transform = Callable[[Image.Image], Tensor]
 

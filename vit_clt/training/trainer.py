@@ -22,7 +22,7 @@ import torch
 from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
-from vit_clt.errors import InputError, Stopped
+from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.kernels.choose import choose
 from vit_clt.training.batches import Cached, Recomputed, Source, Waits, lost_worker
@@ -34,9 +34,7 @@ from vit_clt.training.trial import decided
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import JumpReLU
-from vit_clt.transcoder.train_config import PRESETS, TrainConfig
-
-__all__ = ["PRESETS", "Stopped", "TrainConfig", "as_context", "resolved", "train"]
+from vit_clt.transcoder.train_config import TrainConfig
 
 FREE = ("workers", "log_every", "checkpoint_every", "keep_checkpoints")
 """What a resumed run may set anew without another result."""

@@ -165,13 +165,6 @@ class CrossLayerTranscoder(PretrainedCLT):
         banded = isinstance(codes, RaggedCodes) and codes.band is not None
         return "banded" if banded else "sparse"
 
-    def planned_backend(self) -> Backend:
-        """What `backend` means for this shape; "auto" where the density of each batch decides."""
-        sparsifier = self.config.sparsifier
-        if isinstance(sparsifier, JumpReLU):
-            return self.backend
-        return "sparse" if self._is_sparse(sparsifier.k / self.config.n_features) else "dense"
-
     def _encode(self, layers: Sequence[tuple[int, Tensor]]) -> list[Codes]:
         d = self.config.d_model
         for _, x in layers:

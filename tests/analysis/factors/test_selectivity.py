@@ -151,8 +151,6 @@ def test_features_are_chosen_and_matched(toys: Selectivity) -> None:
     assert len(set(other[0].tolist())) == 2
     assert not set(other[0].tolist()) & {0, 4, 6}
     assert set(toys.matched({0: torch.arange(6)}, apart=False)[0].tolist()) == set(range(6))
-    rates = toys.frame.query("layer == 0")["rate"]
-    assert toys.mean_rate(group) == pytest.approx(rates[[0, 4]].mean())
     for call, message in (
         (lambda: toys.matched({0: torch.arange(4)}), "layer 0 has 2 other features that fire"),
         (lambda: toys.features("left", most=0), "most is 0; expected at least 1"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,7 @@ from conftest import random_clt, tiny_clip
 from oracles.frozen_oracle import Held, double_clt, double_vit
 from torch import Tensor
 
-from vit_clt import AbsTopK, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
+from vit_clt import AbsTopK, InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import direct_effects
 from vit_clt.analysis.graphs.effects import class_direction
 from vit_clt.analysis.graphs.sources import Sources
@@ -39,15 +37,15 @@ def test_terms_sum_to_the_logit(kind: str, images: Tensor, directions: Tensor) -
     assert sums.tolist() == pytest.approx(logits.tolist(), rel=1e-10, abs=1e-11)
     # the features one by one are the terms, whose decoding takes another path
     by_place = found.features.groupby(["image", "layer", "token"])["effect"].sum()
+    written = found.terms.sum(1)
     for (i, s, t), effect in by_place.items():
-        assert effect == pytest.approx(float(found.by_source_token[i, s, t]), rel=1e-9, abs=1e-12)
+        assert effect == pytest.approx(float(written[i, s, t]), rel=1e-9, abs=1e-12)
     active = [int(clt.encode(x).l0().sum()) for x in FrozenPass(vit, two).x.unbind(1)]
     assert found.features.groupby("image").size().tolist() == active
-    torch.testing.assert_close(found.by_source, found.by_source_target.sum(1))
-    torch.testing.assert_close(found.by_source, found.by_source_token.sum(2))
+    torch.testing.assert_close(found.by_source, written.sum(2))
     if kind == "per layer":
         off_diagonal = ~torch.eye(4, dtype=torch.bool)
-        assert not found.by_source_target[:, off_diagonal].any()
+        assert not found.terms[:, off_diagonal].any()
 
 
 def test_an_effect_is_what_is_lost_when_everything_else_is_held(
@@ -107,10 +105,8 @@ def test_total_effects_are_autograds_of_the_linear_replacement(
     )
 
 
-def test_single_precision_is_close(
-    tiny_vit: HookedViT, make_clt: Callable[..., CrossLayerTranscoder], images: Tensor
-) -> None:
-    found = direct_effects(tiny_vit, make_clt(tiny_vit), images[:2], torch.ones(12))
+def test_single_precision_is_close(tiny_vit: HookedViT, images: Tensor) -> None:
+    found = direct_effects(tiny_vit, random_clt(tiny_vit), images[:2], torch.ones(12))
     sums = found.to_frame().groupby("image")["effect"].sum()
     assert sums.tolist() == pytest.approx(found.logit.tolist(), rel=1e-5, abs=1e-5)
 
