@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
+from vit_clt.outputs import check_same, read_json, staged_file
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -204,7 +204,8 @@ def train_rivals(
         _check_same(place, description)
         if is_finished(run, folder):
             continue
-        _write(place / RUN_FILE, description)
+        with staged_file(place / RUN_FILE) as staging:
+            staging.write_text(json.dumps(description, indent=1) + "\n")
         clt = train(
             teacher,
             data,
@@ -255,13 +256,6 @@ def _place(run: RivalRun, folder: Path) -> Path:
     return folder / run.name.replace(", ", "_").replace(" ", "-")
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.part")
-    staging.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(staging, path)
-
-
 def _check_same(place: Path, now: dict[str, Any]) -> None:
     """Refuse a folder whose transcoder was, or is being, trained otherwise."""
     path = place / RUN_FILE
@@ -269,17 +263,4 @@ def _check_same(place: Path, now: dict[str, Any]) -> None:
         if (place / "model.safetensors").is_file():
             raise InputError(f"{place} holds a transcoder without {RUN_FILE}; expected none.")
         return
-    try:
-        then = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
-    for part in now:
-        if then.get(part) == json.loads(json.dumps(now[part])):
-            continue
-        was, wanted = then.get(part), now[part]
-        if isinstance(wanted, dict) and isinstance(was, dict):
-            name = next(key for key in wanted if was.get(key) != wanted[key])
-            was, wanted, part = was.get(name), wanted[name], name
-        raise InputError(
-            f"{place} holds a rival with {part} {was!r}; expected {wanted!r}, or --overwrite."
-        )
+    check_same(now, read_json(path), f"the run in {place}, or --overwrite")

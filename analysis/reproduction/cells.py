@@ -152,31 +152,3 @@ def smoke_recipe() -> Recipe:
 def is_finished(root: Path, cell: Cell) -> bool:
     """Whether a cell below `root` needs nothing any more."""
     return (root / cell.path / CELL_FILE).is_file()
-
-
-def check_same(path: Path, now: dict[str, Any]) -> None:
-    """Refuse to go on with what was started otherwise.
-
-    Args:
-        path: the JSON file that says how it was started.
-        now: how it would be now; only its keys are compared.
-
-    Raises:
-        InputError: the file cannot be read, or holds other values.
-    """
-    try:
-        before = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); expected a run to resume.") from error
-    for key, value in now.items():
-        was = before.get(key)
-        if isinstance(value, dict) and isinstance(was, dict):
-            parts = [(f"{key}.{name}", was.get(name), value[name]) for name in value]
-        else:
-            parts = [(key, was, value)]
-        for name, old, new in parts:
-            if old != new:
-                raise InputError(
-                    f"{name} is {json.dumps(new)[:80]}; the run in {path.parent} was started with "
-                    f"{json.dumps(old)[:80]}."
-                )

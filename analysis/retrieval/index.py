@@ -29,6 +29,7 @@ from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.images import ImageData, ImageRows, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.outputs import check_same
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 Space = Literal["codes", "inputs"]
@@ -273,16 +274,20 @@ class RetrievalIndex:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder}/index.json is not that of an index: {error!r}.") from error
         teacher = vit.identity()
-        for field, expected, about in (
-            ("weights_sha256", teacher.weights_sha256, "model"),
-            ("activation", teacher.activation, "model"),
-            ("encoder_sha256", encoder_sha256(clt), "CLT"),
-        ):
-            if getattr(facts, field) != expected:
-                raise InputError(
-                    f"index {folder} is of another {about}: {field} is "
-                    f"{getattr(facts, field)[:24]}; expected {expected[:24]}, or another folder."
-                )
+        check_same(
+            {
+                "weights_sha256": teacher.weights_sha256,
+                "activation": teacher.activation,
+                "encoder_sha256": encoder_sha256(clt),
+            },
+            values,
+            f"index {folder}, or another folder",
+            {
+                "weights_sha256": "of the model",
+                "activation": "of the model",
+                "encoder_sha256": "of the CLT",
+            },
+        )
         arrays = read_arrays(folder, values)
         corpus = Descriptors(
             *unpacked(arrays, facts.tokens, facts.layers, (facts.n_images, facts.n_features)),

@@ -301,7 +301,7 @@ def test_a_failed_export_leaves_the_earlier_one(exported: Path, monkeypatch: pyt
         save_file(tensors, path)
 
     monkeypatch.setattr(interchange_module, "save_file", full_disk)
-    with pytest.raises(InputError, match=r"cannot write the CLT to .*No space left"):
+    with pytest.raises(InputError, match=r"files cannot be written: .*No space left"):
         export_circuit_tracer(jump_clt(seed=1), exported)
     assert len(written) == 4
     assert files_of(exported) == before

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -274,14 +275,14 @@ def test_a_first_save_that_fails_leaves_no_half_clt(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints_module, "save_file", full_disk)
-    with pytest.raises(InputError, match="cannot write the CLT"):
+    with pytest.raises(InputError, match=r"(new|taken) cannot be written: "):
         build().save_pretrained(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_saving_into_a_file_is_refused(tmp_path):
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(InputError, match="cannot write the CLT") as error:
+    with pytest.raises(InputError, match=r"(new|taken) cannot be written: ") as error:
         build().save_pretrained(tmp_path / "taken")
     one_sentence(error)
     assert (tmp_path / "taken").read_text() == "mine"
@@ -308,19 +309,19 @@ def test_what_a_killed_save_left_is_removed_by_the_next(saved):
 
 @pytest.mark.parametrize("newer", [AbsTopK(k=3), ReLUTopK(k=2)], ids=lambda s: f"{s.name}-{s.k}")
 def test_a_save_killed_between_its_two_files_is_refused(saved, monkeypatch, newer):
-    replace = checkpoints_module.os.replace
+    replace = os.replace
 
     def kill(source, target):
         if Path(target).name == "model.safetensors":
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(checkpoints_module.os, "replace", kill)
+    monkeypatch.setattr(os, "replace", kill)
     with pytest.raises(KeyboardInterrupt):
         build(newer, seed=1).save_pretrained(saved)
-    with pytest.raises(InputError, match=r"was saved with sparsifier .*'k': 3") as error:
+    with pytest.raises(InputError, match="sparsifier") as error:
         CrossLayerTranscoder.from_pretrained(saved)
-    assert "of one save" in one_sentence(error)
+    assert "must be of one save" in one_sentence(error)
 
 
 def test_weights_of_other_writers_that_name_no_configuration_still_load(saved):

@@ -348,7 +348,7 @@ def test_files_of_two_uploads_are_refused(hub, tmp_path):
     weights = hub.repositories["me/clt"]["model.safetensors"]
     build(dataclasses.replace(CONFIG, sparsifier=AbsTopK(k=2))).push_to_hub("me/clt")
     hub.repositories["me/clt"]["model.safetensors"] = weights
-    with pytest.raises(InputError, match="expected both of one save") as error:
+    with pytest.raises(InputError, match="must be of one save") as error:
         load("me/clt", tmp_path / "cache")
     one_sentence(error)
 

@@ -397,7 +397,7 @@ def test_a_run_of_the_other_kind_is_not_resumed(tiny_vit, images, tmp_path):
     per_layer = CLTConfig(4, 16, 24, ReLUTopK(4), cross_layer=False)
     train(tiny_vit, data, per_layer, how, checkpoints=tmp_path, progress=False)
     other = replace(per_layer, cross_layer=True)
-    with pytest.raises(InputError, match="cross_layer is True; the run that is resumed has False"):
+    with pytest.raises(InputError, match="cross_layer is True; expected False, as in the run"):
         train(tiny_vit, data, other, how, checkpoints=tmp_path, resume=True, progress=False)
 
 

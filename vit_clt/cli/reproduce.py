@@ -87,7 +87,8 @@ class Reproduce(OutputOptions):
         """Plan, run every cell that is missing, and report."""
         import torch
 
-        from vit_clt.analysis.reproduction.cells import check_same, is_finished
+        from vit_clt.analysis.reproduction.cells import is_finished
+        from vit_clt.outputs import check_same, read_json
         from vit_clt.training.cost import check_fits
 
         if self.resume and self.overwrite:
@@ -97,7 +98,7 @@ class Reproduce(OutputOptions):
         started = {"recipe": recipe.to_json(), "pretrained": self.pretrained, "weights": weights}
         folder = None if self.plan else self._folder()
         if folder is not None and folder.resumes:
-            check_same(folder.path / STUDY_FILE, started)
+            check_same(started, read_json(self.out / STUDY_FILE), f"the run in {self.out}")
         finished = [cell for cell in chosen if self.resume and is_finished(self.out, cell)]
         for cell in finished:
             print(f"{cell.name}: finished")

@@ -87,8 +87,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
         from vit_clt.training.cache import ActivationCache
-        from vit_clt.training.trainer import as_context, train
-        from vit_clt.training.trial import decided
+        from vit_clt.training.trainer import as_context, resolved, train
         from vit_clt.transcoder.model_card import model_card
 
         if self.resume and self.overwrite:
@@ -107,7 +106,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
                 settings = replace(settings, backend=was)
         self._check_fits(vit, data, clt_config, settings)
         if not folder.resumes:  # run.json has the choice, or else the checkpoint
-            settings = decided(settings, clt_config, self.device, _n_processes())
+            settings = resolved(settings, clt_config, self.device, _n_processes(), trial=True)
         asked = replace(asked, backend=settings.backend)
         run = self._described(clt_config, settings, data, vit)
         if _is_main():
@@ -350,23 +349,21 @@ def _check_same(run: dict[str, Any], path: Path) -> Backend:
 
     The checkpoint checks the rest.
     """
+    from vit_clt.outputs import check_same, read_json
     from vit_clt.training.trainer import FREE
 
+    before = read_json(path)
     try:
-        before = json.loads(path.read_text())
         was, now = before["options"], run["options"]
         was, now = {**was, **was["training"]}, {**now, **now["training"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); expected a run to resume.") from error
-    for name in now:
-        # the checkpoint settles what "auto" and None stand for
-        free = (*FREE, "training", "preset", "cache", "backend", "shards")
-        # an option that the run did not know has its default
-        then = was.get(name, getattr(Train, name, None))
-        if name not in free and then != now[name]:
-            raise InputError(
-                f"{name} is {now[name]!r}; the run in {path.parent} was started with {then!r}."
-            )
+    # the checkpoint settles what "auto" and None stand for
+    free = (*FREE, "training", "preset", "cache", "backend", "shards")
+    now = {name: value for name, value in now.items() if name not in free}
+    # an option that the run did not know has its default
+    defaults = {name: getattr(Train, name, None) for name in now}
+    check_same(now, defaults | was, f"the run in {path.parent}")
     if before["versions"] != run["versions"]:
         print(
             f"warning: this run was started with {before['versions']}; it may not end with the "

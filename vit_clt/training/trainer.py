@@ -24,13 +24,13 @@ from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
-from vit_clt.kernels.choose import choose
+from vit_clt.outputs import check_same
 from vit_clt.training.batches import Cached, Recomputed, Source, Waits, lost_worker
 from vit_clt.training.cache import ActivationCache
 from vit_clt.training.checkpoints import Snapshot, Snapshots
 from vit_clt.training.engine import Engine, check_engine
 from vit_clt.training.run import Log, Run
-from vit_clt.training.trial import decided
+from vit_clt.training.trial import decided_backend
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import JumpReLU
@@ -95,40 +95,69 @@ def train(
         snapshots = (
             None if checkpoints is None else Snapshots(checkpoints, settings.keep_checkpoints)
         )
-        settings = resolved(settings, config, device, engine.n_processes)
         found = _found(snapshots, progress and engine.is_main) if resume else None
         if snapshots is not None and not resume and engine.is_main and snapshots.steps():
             raise InputError(
                 f"checkpoints is {checkpoints}, which holds those of another run; expected a new "
                 "folder, or to resume it."
             )
+        settings = _settled(settings, config, engine, found)
+        facts = {"data": data_fingerprint(data), "cached": cache is not None}
         if found is not None:
-            if train_config is None or train_config.backend == "auto":
-                settings = replace(settings, backend=found.state["train"]["backend"])
-            if train_config is None or train_config.shards is None:
-                settings = replace(settings, shards=found.state["train"]["shards"])
-            settings = resolved(settings, config, device, engine.n_processes)
-            _check_same(settings, config, vit, data, cache is not None, found)
-        settings = decided(settings, config, device, engine.n_processes)
-        settings = replace(settings, backend=engine.agreed(settings.backend))
+            _check_resumed(found, settings, config, vit, data, facts)
         waits = Waits()
-        source = _source(vit, data, settings, cache, engine, waits, progress)
-        run = Run(vit, source, len(data), config, settings, engine, waits)
-        run.snapshots = snapshots
-        run.facts = {"data": data_fingerprint(data), "cached": cache is not None}
-        if found is not None:
-            run.load(found)
-        run.on_log = on_log if engine.is_main else None
+        run = Run(
+            vit,
+            _source(vit, data, settings, cache, engine, waits, progress),
+            len(data),
+            config,
+            settings,
+            engine,
+            waits,
+            snapshots=snapshots,
+            on_log=on_log if engine.is_main else None,
+            facts=facts,
+            found=found,
+        )
         try:
             return run.to_the_end(should_stop or (lambda: False), progress and engine.is_main)
         except RuntimeError as error:
             raise lost_worker(error) or error from None
 
 
-def resolved(
-    settings: TrainConfig, config: CLTConfig, device: torch.device | str, n_processes: int = 1
+def _settled(
+    asked: TrainConfig, config: CLTConfig, engine: Engine, found: Snapshot | None
 ) -> TrainConfig:
-    """`settings` with every "auto" and None decided that this machine decides without a trial.
+    """The settings of the run, every "auto" and None decided, the same in every process.
+
+    What was decided when the run started is not decided again where it is resumed.
+    """
+    if found is not None:
+        before = found.state["train"]
+        backend = before["backend"] if asked.backend == "auto" else asked.backend
+        shards = before["shards"] if asked.shards is None else asked.shards
+        asked = replace(asked, backend=backend, shards=shards)
+    settings = resolved(asked, config, engine.device, engine.n_processes, trial=True)
+    return replace(settings, backend=engine.agreed(settings.backend))
+
+
+def resolved(
+    settings: TrainConfig,
+    config: CLTConfig,
+    device: torch.device | str,
+    n_processes: int = 1,
+    *,
+    trial: bool = False,
+) -> TrainConfig:
+    """`settings` with every "auto" and None decided.
+
+    Args:
+        settings: what is asked for.
+        config: the CLT to be trained.
+        device: where.
+        n_processes: that share a batch.
+        trial: also decide what takes a trial (`vit_clt.training.trial.decided_backend`); otherwise
+            that back end stays "auto".
 
     Raises:
         InputError: shards do not divide among the processes, or the batch among the shards.
@@ -144,12 +173,7 @@ def resolved(
     workers = settings.workers
     if workers is None:
         workers = 0 if device.type == "cpu" else min(8, max(1, torch.get_num_threads() - 1))
-    backend = settings.backend
-    # on a GPU top-k codes wait for a trial (`vit_clt.training.trial.decided`)
-    if not isinstance(config.sparsifier, JumpReLU) and device.type != "cuda":
-        density = config.sparsifier.k / config.n_features
-        weight = torch.empty(0, device=device)
-        backend = choose(backend, config.n_features, config.d_model, density, weight)
+    backend = decided_backend(settings, config, device, n_processes, trial=trial)
     return replace(settings, shards=shards, workers=workers, backend=backend)
 
 
@@ -193,48 +217,40 @@ def _found(snapshots: Snapshots | None, show: bool) -> Snapshot | None:
     return found
 
 
-def _check_same(
+def _check_resumed(
+    found: Snapshot,
     settings: TrainConfig,
     config: CLTConfig,
     vit: HookedViT,
     data: ImageData,
-    cached: bool,
-    found: Snapshot,
+    facts: dict[str, Any],
 ) -> None:
     """Refuse to resume a run of other settings, another CLT, teacher or data."""
+    where = "the run that is resumed"
     # a field the run did not know has its default
     before, now = asdict(TrainConfig()) | found.state["train"], asdict(settings)
-    for name in sorted(before.keys() | now.keys()):
-        if name not in FREE and before.get(name) != now.get(name):
-            raise InputError(
-                f"{name} is {now.get(name)!r}; the run that is resumed has {before.get(name)!r}."
-            )
+    # one that we do not know was set by another version
+    asked = dict.fromkeys(before) | now
+    check_same({name: asked[name] for name in sorted(asked) if name not in FREE}, before, where)
     # as this version writes it
-    was = CLTConfig.from_json(found.state["clt"]).to_json()
-    teacher = was.pop("teacher")
-    asked = config.to_json()
-    asked.pop("teacher")
-    for name in sorted(was):
-        if was[name] != asked.get(name):
-            raise InputError(
-                f"{name} is {asked.get(name)!r}; the run that is resumed has {was[name]!r}."
-            )
-    if found.state["cached"] != cached:
-        raise InputError(
-            f"cache is {'given' if cached else 'missing'}; the run that is resumed was started "
-            f"{'with' if found.state['cached'] else 'without'} one."
-        )
+    clt = CLTConfig.from_json(found.state["clt"]).to_json()
+    teacher = clt.pop("teacher")
+    check_same({name: config.to_json()[name] for name in sorted(clt)}, clt, where)
     identity = vit.identity()
-    if teacher["weights_sha256"] != identity.weights_sha256:
-        raise InputError(
-            f"model is {identity.model}; the run that is resumed has {teacher['model']} with other "
-            "weights."
-        )
-    if found.state["data"] != data_fingerprint(data):
-        raise InputError(
-            f"data is {data.name} with {len(data)} images; the run that is resumed saw other "
-            "images or another preprocessing."
-        )
+    check_same(
+        {"cache": facts["cached"], "model": identity.weights_sha256, "data": facts["data"]},
+        {
+            "cache": found.state["cached"],
+            "model": teacher["weights_sha256"],
+            "data": found.state["data"],
+        },
+        where,
+        {
+            "cache": "whether activations are read from one",
+            "model": f"the weights of {identity.model}",
+            "data": f"{data.name}, {len(data)} images as they are preprocessed",
+        },
+    )
 
 
 def check_run(

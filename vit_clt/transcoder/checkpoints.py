@@ -9,9 +9,7 @@ moves, or a download between two uploads) are refused rather than loaded as a CL
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,14 +28,13 @@ from torch import nn
 from yaml import YAMLError
 
 from vit_clt.errors import InputError
+from vit_clt.outputs import check_same, remove_unfinished, staged_files
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model_card import model_card
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
-STAGING = ".saving-"
-"""Files of a save that is under way; a kill leaves them, the next save removes them."""
 CLT = TypeVar("CLT", bound="PretrainedCLT")
 
 
@@ -58,19 +55,12 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
             InputError: the folder cannot be made or written, or the Hub does not take it.
         """
         target = Path(save_directory)
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            for left_by_a_kill in target.glob(f"{STAGING}*"):
-                shutil.rmtree(left_by_a_kill)
-            with tempfile.TemporaryDirectory(dir=target, prefix=STAGING) as staging:
-                super().save_pretrained(staging, model_card_kwargs=kwargs.get("model_card_kwargs"))
-                # safetensors lets nobody else read its files
-                shutil.copymode(Path(staging) / CONFIG_FILE, Path(staging) / WEIGHTS_FILE)
-                for file in sorted(Path(staging).iterdir()):
-                    if file.name != CARD_FILE or not (target / file.name).exists():
-                        os.replace(file, target / file.name)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"cannot write the CLT to {target}: {error}.") from error
+        remove_unfinished(target)
+        card = [] if (target / CARD_FILE).exists() else [CARD_FILE]
+        with staged_files(target, [*card, CONFIG_FILE, WEIGHTS_FILE]) as staging:
+            super().save_pretrained(staging, model_card_kwargs=kwargs.get("model_card_kwargs"))
+            # safetensors lets nobody else read its files
+            shutil.copymode(staging / CONFIG_FILE, staging / WEIGHTS_FILE)
         if kwargs.pop("push_to_hub", False):
             kwargs["model_card_kwargs"] = {"text": _read_card(target / CARD_FILE)}
             return self.push_to_hub(kwargs.pop("repo_id", None) or target.name, **kwargs)
@@ -215,12 +205,7 @@ def _check_same_save(config: dict[str, Any], saved_with: str, path: Path) -> Non
     except (TypeError, ValueError) as error:  # InputError is one
         reason = str(error).rstrip(".")
         raise InputError(f"{path} names no readable configuration: {reason}.") from error
-    for name, value in values.items():
-        if value != config[name]:
-            raise InputError(
-                f"{path} was saved with {name} {value}, {CONFIG_FILE} beside it says "
-                f"{config[name]}; expected both of one save."
-            )
+    check_same(config, values, f"{path}: {CONFIG_FILE} and {path.name} must be of one save")
 
 
 def _read_card(path: Path) -> str:
