@@ -9,6 +9,7 @@ import torch
 
 from vit_clt import CLTConfig, JumpReLU, ReLUTopK, TrainConfig
 from vit_clt.data.images import TensorImages
+from vit_clt.errors import Stopped
 from vit_clt.training import trainer as training
 from vit_clt.training import trial
 from vit_clt.training.trainer import resolved, train
@@ -111,7 +112,7 @@ def test_a_resumed_run_keeps_the_choice_and_takes_no_trial(monkeypatch, tiny_vit
             progress=False,
         )
 
-    with pytest.raises(training.Stopped):
+    with pytest.raises(Stopped):
         run(resume=False, stop_after=1)
     run(resume=True, stop_after=0)
     assert chosen == ["dense"]
