@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from oracles.pretend_gpu import PretendTensor, pretend_gpu
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize

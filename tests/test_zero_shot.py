@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_clip
+from builders import tiny_clip
 
 from vit_clt import InputError, ZeroShot
 from vit_clt.data.images import ImageData

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_clip
+from assertions import one_sentence
+from builders import tiny_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -262,10 +263,7 @@ def test_broken_files_are_refused_in_one_sentence(exported: Path, case: str):
     damage(exported)
     with pytest.raises(InputError, match=expected) as error:
         import_circuit_tracer(exported)
-    text = str(error.value)
-    assert text.endswith(".")
-    assert not text.endswith("..")
-    assert "\n" not in text
+    one_sentence(error)
 
 
 def test_what_the_format_cannot_hold_is_refused(tmp_path: Path):

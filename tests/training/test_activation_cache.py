@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import one_sentence, tiny_clip
+from assertions import one_sentence
+from builders import tiny_clip
 from oracles.run_train import forked
 from safetensors.torch import load_file, save_file
 

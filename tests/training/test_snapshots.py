@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import one_sentence
+from assertions import one_sentence
 from safetensors import SafetensorError
 from torch import Tensor
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import one_sentence
+from assertions import one_sentence, same_clt
+from builders import noisy_clt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -28,13 +29,9 @@ each_sparsifier = pytest.mark.parametrize(
 
 
 def build(sparsifier=None, seed: int = 0, n_features: int = 8) -> CrossLayerTranscoder:
-    """A CLT whose every parameter is random and that names a teacher."""
-    generator = torch.Generator().manual_seed(seed)
+    """It names a teacher."""
     config = CLTConfig(3, 4, n_features, sparsifier or ReLUTopK(k=3), teacher=TEACHER)
-    clt = CrossLayerTranscoder(config)
-    for parameter in clt.parameters():
-        parameter.data.normal_(generator=generator)
-    return clt
+    return noisy_clt(config, seed, torch.float32)
 
 
 def tokens() -> torch.Tensor:
@@ -42,10 +39,7 @@ def tokens() -> torch.Tensor:
 
 
 def assert_same(found: CrossLayerTranscoder, expected: CrossLayerTranscoder) -> None:
-    assert found.config == expected.config
-    assert found.state_dict().keys() == expected.state_dict().keys()
-    for name, tensor in expected.state_dict().items():
-        assert torch.equal(found.state_dict()[name], tensor)
+    same_clt(found, expected)
     assert torch.equal(found(tokens()), expected(tokens()))
 
 

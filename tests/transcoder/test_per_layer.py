@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import pytest
 import torch
-from conftest import close, noise
+from assertions import close
+from builders import KINDS, noise, noisy_clt_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -31,25 +33,9 @@ from vit_clt.training.objective import auxiliary_error, tanh_penalty
 from vit_clt.transcoder import model as module
 from vit_clt.transcoder.model_card import model_card
 
-KINDS = ["relu_topk", "abs_topk", "jumprelu"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_backend = pytest.mark.parametrize("backend", ["dense", "sparse"])
-
-
-def build(kind="relu_topk", L=3, d=4, F=8, k=3, bandwidth=1.0, backend="auto", seed=0):
-    """A float64 per-layer transcoder whose every parameter is random."""
-    sparsifier = {
-        "relu_topk": ReLUTopK(k=k),
-        "abs_topk": AbsTopK(k=k),
-        "jumprelu": JumpReLU(bandwidth=bandwidth),
-    }[kind]
-    config = CLTConfig(L, d, F, sparsifier, cross_layer=False)
-    plt = CrossLayerTranscoder(config, backend=backend).double()
-    for i, parameter in enumerate(plt.parameters()):
-        parameter.data.copy_(noise(*parameter.shape, seed=seed + i))
-    if plt.log_theta is not None:
-        plt.log_theta.data.mul_(0.5).sub_(0.5)
-    return plt
+build = partial(noisy_clt_of, backend="auto", cross_layer=False)
 
 
 def with_zero_decoders(plt: CrossLayerTranscoder) -> CrossLayerTranscoder:
@@ -86,7 +72,7 @@ def codes_by_hand(sparsifier, a: Tensor, log_theta: Tensor | None) -> Tensor:
     seed=st.integers(0, 2**20),
 )
 def test_outputs_and_gradients_equal_those_by_hand(backend, kind, L, d, F, T, k, bandwidth, seed):
-    plt = build(kind, L, d, F, min(k, F), bandwidth, backend, seed)
+    plt = build(kind, L, d, F, min(k, F), bandwidth, seed, backend=backend)
     sparsifier = plt.config.sparsifier
     x, dy = noise(L, T, d, seed=seed + 100).requires_grad_(), noise(L, T, d, seed=seed + 200)
     codes = plt.encode(x)

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_clt
+from builders import random_clt
 from torch import Tensor
 
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot

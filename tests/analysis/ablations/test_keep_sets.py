@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from torch import Tensor
 
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot

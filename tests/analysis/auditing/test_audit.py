@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt import CLTConfig, CrossLayerTranscoder
 from vit_clt.cli import main

@@ -10,7 +10,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_clip
+from builders import tiny_clip
 from torch import Tensor
 
 from vit_clt import InputError, ZeroShot, load_data

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import random_clt
+from builders import random_clt
 from scipy.stats import spearmanr
 
 from vit_clt import InputError, load_data

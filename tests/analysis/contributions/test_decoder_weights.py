@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK
 from vit_clt.analysis import decoder_norms

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from scipy.sparse import csr_array
 from scipy.stats import binomtest, spearmanr
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import Compose, Normalize

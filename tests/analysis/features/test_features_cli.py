@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from PIL import Image
 
 from vit_clt.analysis.features.tally import FeatureTally

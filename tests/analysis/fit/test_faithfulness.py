@@ -10,7 +10,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, log_loss

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from sklearn.metrics import r2_score
 from transformer_lens.hook_points import HookPoint
 

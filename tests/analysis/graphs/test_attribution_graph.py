@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 from oracles.frozen_oracle import double_clt, double_vit
 from torch import Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from oracles.frozen_oracle import Held, double_clt, double_vit
 from torch import Tensor
 

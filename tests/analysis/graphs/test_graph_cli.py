@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt.analysis.graphs.files import load_graphs
 from vit_clt.cli import main

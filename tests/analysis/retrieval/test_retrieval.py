@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from PIL import Image
 from safetensors.numpy import load_file
 from scipy.sparse import csr_array, vstack

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt.cli import main
 from vit_clt.hooks import HookedViT

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_clt
+from builders import random_clt
 from scipy.stats import spearmanr
 from torch import Tensor
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_clip
+from builders import tiny_clip
 from oracles.frozen_oracle import Held, double_vit
 from torch import Tensor
 
