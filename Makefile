@@ -23,7 +23,7 @@ demo: $(STAMP)   ## train and study a CLT on handwritten digits, offline, under 
 
 test: $(STAMP)   ## run the tests
 	@echo "== tests (about six minutes on two cores)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=5
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=5
 
 bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies on this machine
 	@echo "== bench, one thread, into out/bench; fails if the machine is loaded"

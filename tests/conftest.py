@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import no_type_check
 
 # before torch is imported: small models gain nothing from threads, and lose much to busy cores
@@ -62,3 +63,11 @@ def digits_vit() -> HookedViT:
 @pytest.fixture(scope="session")
 def digits_test(digits_vit: HookedViT) -> ImageData:
     return load_data("digits", vit=digits_vit, split="test")
+
+
+@pytest.fixture(scope="session")
+def digits_clt(digits_vit: HookedViT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a saved, untrained CLT of the digits' ViT; what reads it only must use it."""
+    folder = tmp_path_factory.mktemp("digits") / "clt"
+    random_clt(digits_vit).save_pretrained(folder)
+    return folder

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import random_clt
+from builders import random_clt
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

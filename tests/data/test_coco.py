@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 from PIL import Image
 
 from vit_clt import InputError, ZeroShot, load_data
@@ -265,13 +265,12 @@ def test_readings_count_any_hit(digits_vit: HookedViT, coco: Path) -> None:
 
 
 def test_a_command_says_what_is_left_out_and_writes_any_hit(
-    digits_vit: HookedViT,
+    digits_clt: Path,
     coco: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    random_clt(digits_vit).save_pretrained(tmp_path / "clt")
-    where = ["--clt", str(tmp_path / "clt"), "--data", f"coco:{coco}", "--model", "digits"]
+    where = ["--clt", str(digits_clt), "--data", f"coco:{coco}", "--model", "digits"]
     assert main(["ablate", *where, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "images without a box left out: 1" in printed

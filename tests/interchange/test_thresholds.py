@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt import InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import reconstruction, threshold_cost

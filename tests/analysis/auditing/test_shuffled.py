@@ -1,7 +1,7 @@
 """Terms dealt to sources by chance: sums stay, shares become equal, passes agree."""
 
 import torch
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt.analysis import contribution_scores
 from vit_clt.analysis.auditing.controls import ShuffledSources

@@ -45,12 +45,14 @@ def test_without_a_clt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_with_a_clt(
-    digits_vit: HookedViT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits_vit: HookedViT,
+    digits_clt: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     clt = random_clt(digits_vit)
-    clt.save_pretrained(tmp_path / "clt")
     out = tmp_path / "causal"
-    args = ["causal", "--clt", str(tmp_path / "clt"), "--limit", "12", "--tokens", "patch"]
+    args = ["causal", "--clt", str(digits_clt), "--limit", "12", "--tokens", "patch"]
     assert main([*args, "--out", str(out)]) == 0
     document = json.loads((out / "metrics.json").read_text())
     assert document["context"]["l0"] > 0

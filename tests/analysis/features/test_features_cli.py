@@ -17,11 +17,9 @@ from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
 
 
-@pytest.fixture(scope="module")
-def clt(digits_vit: HookedViT, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("features") / "clt"
-    random_clt(digits_vit).save_pretrained(folder)
-    return str(folder)
+@pytest.fixture
+def clt(digits_clt: Path) -> str:
+    return str(digits_clt)
 
 
 @pytest.fixture

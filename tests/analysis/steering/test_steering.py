@@ -331,11 +331,11 @@ def test_refused(digits_vit, clt, zs, data) -> None:
 
 
 def test_the_command(
-    digits_vit: HookedViT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits_clt: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    clt = random_clt(digits_vit)
-    clt.save_pretrained(tmp_path / "clt")
-    start = ["steer", "--clt", str(tmp_path / "clt"), "--limit", "8", "--templates", "single"]
+    start = ["steer", "--clt", str(digits_clt), "--limit", "8", "--templates", "single"]
     out = tmp_path / "out"
     for args, message in (
         ([], "neither is given of --feature and --search"),
