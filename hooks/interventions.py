@@ -56,7 +56,7 @@ def check_unhooked(vit: HookedViT) -> None:
     hooked = [name for name, point in vit.hook_dict.items() if point.has_hooks()]
     if hooked:
         raise InputError(
-            f'vit has a hook at "{hooked[0]}"; expected none (vit.reset_hooks() removes them).'
+            "vit", f'has a hook at "{hooked[0]}"; expected none (vit.reset_hooks() removes them).'
         )
 
 
@@ -87,7 +87,7 @@ def _hooks(
 ) -> FwdHooks:
     layers = list(layers)
     if layers and min(layers) < 0:
-        raise InputError(f"layers contains {min(layers)}; expected layers counted from 0.")
+        raise InputError("layers", f"contains {min(layers)}; expected layers counted from 0.")
     rows = token_rows(tokens)
     return [
         (

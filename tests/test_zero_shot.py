@@ -109,7 +109,7 @@ def test_label_without_a_class_name_is_refused(
 @pytest.mark.parametrize(
     ("names", "templates", "message"),
     [
-        ([], "single", "class-names is empty"),
+        ([], "single", "class_names is empty"),
         (CLASSES, [], "templates is empty"),
         (CLASSES, "many", 'templates is "many"'),
         (CLASSES, ["a {}.", "a photo"], 'templates holds "a photo"; expected "{}" once'),

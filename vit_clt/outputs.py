@@ -50,7 +50,7 @@ class OutputFolder:
         self.files = list(files)
         for parent in (self.path, *self.path.parents):
             if parent.exists() and not parent.is_dir():
-                raise InputError(f"out is {self.path}; {parent} is a file, expected a folder.")
+                raise InputError("out", f"is {self.path}; {parent} is a file, expected a folder.")
         self.resumes = resume is not None and (self.path / resume).is_file()
         if overwrite or self.resumes or not self.path.is_dir():
             return
@@ -62,12 +62,15 @@ class OutputFolder:
         ]
         if found and resume is not None:
             raise InputError(
-                f"out is {self.path}, which holds files but no {resume}; expected a run to resume, "
-                "or a new folder."
+                "out",
+                f"is {self.path}, which holds files but no {resume}; expected a run to resume, "
+                "or a new folder.",
             )
         if found:
             raise InputError(
-                f"out is {self.path}, which is not empty; expected a new folder, or --overwrite."
+                "out",
+                f"is {self.path}, which is not empty; expected a new folder.",
+                remedy="overwrite",
             )
 
     def open(self) -> OutputFolder:
@@ -78,7 +81,7 @@ class OutputFolder:
                 for found in self.path.glob(name):
                     found.unlink()
         except OSError as error:
-            raise InputError(f"out is {self.path}, which cannot be written: {error}.") from error
+            raise InputError("out", f"is {self.path}, which cannot be written: {error}.") from error
         return self
 
     def write(self, name: str, content: str | bytes) -> None:
@@ -237,6 +240,7 @@ def check_same(
     expected: Mapping[str, Any],
     where: str,
     about: Mapping[str, str] | None = None,
+    remedy: str | None = None,
 ) -> None:
     """Refuse to go on with what was started, or made, otherwise.
 
@@ -247,6 +251,7 @@ def check_same(
             recorded is expected to be None.
         where: what was recorded, as in "expected 4, as in the run in out/run".
         about: what the value of a name stands for, where the name and two hashes do not say it.
+        remedy: as of `InputError`.
 
     Raises:
         InputError: the first name whose value differs, what it is and what is expected.
@@ -255,9 +260,8 @@ def check_same(
     now, then = (json.loads(json.dumps(dict(each), default=str)) for each in (found, expected))
     for name, value, recorded in _differences(now, then):
         note = f" ({about[name]})" if about and name in about else ""
-        raise InputError(
-            f"{name} is {_short(value)}{note}; expected {_short(recorded)}, as in {where}."
-        )
+        text = f"is {_short(value)}{note}; expected {_short(recorded)}, as in {where}."
+        raise InputError(name, text, remedy=remedy)
 
 
 def _differences(

@@ -307,8 +307,9 @@ def check_k(k: int, target: int, n_layers: int) -> int:
     [target] = layer_list(target, n_layers)
     if not 0 < k <= target:
         raise InputError(
-            f"k is {k}; layer {target} has {target + 1} sources, expected at least 1 and fewer "
-            "than that."
+            "k",
+            f"is {k}; layer {target} has {target + 1} sources, expected at least 1 and fewer "
+            "than that.",
         )
     return target + 1
 

@@ -16,7 +16,7 @@ from vit_clt.analysis.ablations.rankings import rank_sources
 from vit_clt.analysis.ablations.term_sets import REFERENCES, Targets, TermSets, target_list
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.stats.readings import Accuracy, Measure, Readings
-from vit_clt.choices import Fill, TokenKind
+from vit_clt.choices import Fill, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
@@ -193,8 +193,7 @@ def term_sets(
 ) -> TermSets:
     """The study that all ablations of these arguments read, once they are checked."""
     token_rows(tokens, vit.cfg.has_cls)
-    if fill not in get_args(Fill):
-        raise InputError(f'fill is "{fill}"; expected "zero", "mean" or "resample".')
+    check_choice("fill", fill, get_args(Fill))
     targets = target_list(target, vit.cfg.n_layers)
     return TermSets(vit, clt, as_image_data(data), zs, targets, tokens, fill, seed, progress)
 
@@ -209,8 +208,9 @@ def sources_at(targets: Iterable[int], sources: Iterable[int]) -> dict[int, list
     for source in chosen:
         if not 0 <= source <= max(targets):
             raise InputError(
-                f"sources holds {source}; expected source layers from 0 to {max(targets)}, the "
-                "deepest target."
+                "sources",
+                f"holds {source}; expected source layers from 0 to {max(targets)}, the "
+                "deepest target.",
             )
     return {target: [s for s in chosen if s <= target] for target in targets}
 
@@ -227,7 +227,7 @@ def _top_k(study: TermSets, mode: Mode, k: int, scores: ContributionScores | Non
     deepest = max(study.targets)
     if not 0 <= k <= deepest + 1:
         raise InputError(
-            f"k is {k}; layer {deepest} has {deepest + 1} sources, expected 0 to that."
+            "k", f"is {k}; layer {deepest} has {deepest + 1} sources, expected 0 to that."
         )
     scores = scores or contribution_scores(
         study.vit, study.clt, study.data, tokens=study.tokens, progress=study.progress

@@ -295,6 +295,6 @@ def target_list(target: Targets, n_layers: int) -> list[int]:
     """
     if isinstance(target, str):
         if target != "all":
-            raise InputError(f'target is "{target}"; expected a layer, several, or "all".')
+            raise InputError("target", f'is "{target}"; expected a layer, several, or "all".')
         return list(range(n_layers))
     return layer_list(target, n_layers)

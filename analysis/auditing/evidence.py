@@ -141,15 +141,16 @@ def gather_evidence(
     """
     by_fill = {each.fill: each for each in effects}
     if "mean" not in by_fill:
-        raise InputError(f"effects hold fills {sorted(by_fill)}; expected mean among them.")
+        raise InputError("effects", f"hold fills {sorted(by_fill)}; expected mean among them.")
     tokens = by_fill["mean"].tokens
     for each in effects:
         measured = (each.site, each.ablated, each.tokens, each.data, each.n, each.seed)
         if measured != ("mlp", "all", tokens, data.name, len(data), seed):
             raise InputError(
-                f"effects are of {each.ablated} rows of {each.site} on {each.tokens} rows of "
+                "effects",
+                f"are of {each.ablated} rows of {each.site} on {each.tokens} rows of "
                 f"{each.data} (N = {each.n}, seed {each.seed}); expected all rows of mlp on "
-                f"{tokens} rows of {data.name} (N = {len(data)}, seed {seed})."
+                f"{tokens} rows of {data.name} (N = {len(data)}, seed {seed}).",
             )
     check_question(vit, data, tokens, target, k)
     moments = contribution_moments(vit, clt, data, progress=progress)
@@ -222,18 +223,19 @@ def check_question(
             f"the model has {n} layers; ranking sources needs at least {MIN_SOURCES + 1}."
         )
     if len(data) < 4:
-        raise InputError(f"data has {len(data)} images; expected at least 4, two halves of two.")
+        raise InputError("data", f"has {len(data)} images; expected at least 4, two halves of two.")
     if not data.class_names:
-        raise InputError(f"data is {data.name}, which has no class names; expected labels.")
+        raise InputError("data", f"is {data.name}, which has no class names; expected labels.")
     [layer] = layer_list(target, n)
     if not 0 < k <= layer:
         raise InputError(
-            f"{name} is {k}; layer {layer} has {layer + 1} sources, expected 1 to {layer}."
+            name, f"is {k}; layer {layer} has {layer + 1} sources, expected 1 to {layer}."
         )
     if tokens == "patch" and layer == n - 1 and vit.cfg.pools_cls:
         raise InputError(
-            "tokens is patch at the last layer, whose rows cannot reach the output; expected "
-            "another target or cls."
+            "tokens",
+            "is patch at the last layer, whose rows cannot reach the output; expected "
+            "another target or cls.",
         )
 
 

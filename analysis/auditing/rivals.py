@@ -95,9 +95,9 @@ def planned_rivals(
     n, f = config.n_layers, config.n_features
     small = f if full else min(f, SMALL)
     if not config.cross_layer:
-        raise InputError("clt is a per-layer transcoder; expected one that reads across layers.")
+        raise InputError("clt", "is a per-layer transcoder; expected one that reads across layers.")
     if not 1 <= l0 <= small:
-        raise InputError(f"l0 is {l0}; expected at least 1 and at most {small} features.")
+        raise InputError("l0", f"is {l0}; expected at least 1 and at most {small} features.")
     own = config.sparsifier.name
 
     def run(
@@ -166,7 +166,7 @@ def train_rivals(
     runs: Sequence[RivalRun],
     folder: Path,
     *,
-    fresh: bool = False,
+    overwrite: bool = False,
     should_stop: Callable[[], bool] | None = None,
     progress: bool = False,
 ) -> Rivals:
@@ -178,7 +178,7 @@ def train_rivals(
         runs: what to train.
         folder: each run has its own folder there, which is itself a CLT; its run.json says what
             was trained, on which images.
-        fresh: train everything again.
+        overwrite: train everything again.
         should_stop: asked after each step; True saves a checkpoint and raises `Stopped`.
         progress: show progress lines.
 
@@ -199,7 +199,7 @@ def train_rivals(
             "teacher": teacher.identity().weights_sha256,
             "data": data_fingerprint(data),
         }
-        if fresh:
+        if overwrite:
             shutil.rmtree(place, ignore_errors=True)
         _check_same(place, description)
         if is_finished(run, folder):
@@ -263,4 +263,4 @@ def _check_same(place: Path, now: dict[str, Any]) -> None:
         if (place / "model.safetensors").is_file():
             raise InputError(f"{place} holds a transcoder without {RUN_FILE}; expected none.")
         return
-    check_same(now, read_json(path), f"the run in {place}, or --overwrite")
+    check_same(now, read_json(path), f"the run in {place}", remedy="overwrite")

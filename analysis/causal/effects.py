@@ -31,7 +31,7 @@ from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.analysis.stats.means import position_means
 from vit_clt.analysis.stats.names import LayerSet, layer_sets, layers_text
 from vit_clt.analysis.stats.readings import Readings, gather_readings, interval
-from vit_clt.choices import Fill, Site, TokenKind
+from vit_clt.choices import Fill, Site, TokenKind, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -196,14 +196,14 @@ def causal_effects(
     n = vit.cfg.n_layers
     for kind in (tokens, ablated):
         token_rows(kind, vit.cfg.has_cls)
-    for name, value, choices in (("fill", fill, Fill), ("site", site, Site)):
-        if value not in get_args(choices):
-            known = ", ".join(f'"{each}"' for each in get_args(choices))
-            raise InputError(f'{name} is "{value}"; expected one of {known}.')
+    check_choice("fill", fill, get_args(Fill))
+    check_choice("site", site, get_args(Site))
     if sets is not None and zs is None:
-        raise InputError("sets is given without zs; sets of layers are read at the output.")
+        raise InputError("sets", "is given without zs; sets of layers are read at the output.")
     if len(data) < 2:
-        raise InputError("data has 1 image; effects are relative to how images differ, expected 2.")
+        raise InputError(
+            "data", "has 1 image; effects are relative to how images differ, expected 2."
+        )
     chosen = layer_sets(n) if sets is None else [tuple(layer_list(each, n)) for each in sets]
     alone: list[LayerSet] = [(s,) for s in range(n)]
     chosen = list(dict.fromkeys([*alone, *chosen, tuple(range(n))])) if zs else alone

@@ -176,7 +176,9 @@ def clamp(
             f"{factor} is {known[0]} in every image of {data.name}; expected at least two values."
         )
     if missing := set(known.tolist()) - set(factor_values(source, factor).tolist()):
-        raise InputError(f"source has no image of {factor} {min(missing)}; expected every value.")
+        raise InputError(
+            "source", f"has no image of {factor} {min(missing)}; expected every value."
+        )
     place = np.searchsorted(known, origin)
     step = np.random.default_rng(seed).integers(1, len(known), len(data))
     aim = (place + step) % len(known)

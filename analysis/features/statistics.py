@@ -187,8 +187,9 @@ class FeatureStatistics:
         for layer, feature in chosen:
             if not self.tallies[layer].counts.images[feature]:
                 raise InputError(
-                    f"feature is {layer}:{feature}, which is active on none of the {self.n_images} "
-                    f"images of {self.data.name}; expected one that is."
+                    "feature",
+                    f"is {layer}:{feature}, which is active on none of the {self.n_images} "
+                    f"images of {self.data.name}; expected one that is.",
                 )
 
     def _rates(self, layer: int) -> Float[np.ndarray, "kind feature"]:
@@ -306,7 +307,7 @@ def feature_statistics(
     data = as_image_data(images)
     check_prepared(vit, data)
     if top < 1:
-        raise InputError(f"top is {top}; expected at least 1.")
+        raise InputError("top", f"is {top}; expected at least 1.")
     cfg, n_features, n = vit.cfg, clt.config.n_features, len(data)
     sources = layer_list(range(cfg.n_layers) if layers is None else layers, cfg.n_layers)
     effects = None

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vit_clt.analysis.stats.means import position_means
 from vit_clt.analysis.stats.readings import Readings, gather_readings
-from vit_clt.choices import Inputs, TokenKind
+from vit_clt.choices import Inputs, TokenKind, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -181,12 +181,10 @@ def cascade(
 
 def _listed(name: str, chosen: str | Sequence[str], known: Sequence[str]) -> list[Any]:
     wanted = [chosen] if isinstance(chosen, str) else list(dict.fromkeys(chosen))
-    choices = ", ".join(f'"{each}"' for each in known)
     for each in wanted:
-        if each not in known:
-            raise InputError(f'{name} is "{each}"; expected {choices}.')
+        check_choice(name, each, known)
     if not wanted:
-        raise InputError(f"{name} is empty; expected at least one of {choices}.")
+        raise InputError(name, f"is empty; expected at least one of {', '.join(known)}.")
     return wanted
 
 

@@ -194,8 +194,9 @@ def surrogate_faithfulness(
     token_rows(tokens, vit.cfg.has_cls)
     if len(templates) < 2:
         raise InputError(
-            f"templates has {len(templates)} of them; expected at least 2, which prompt "
-            "sensitivity compares."
+            "templates",
+            f"has {len(templates)} of them; expected at least 2, which prompt "
+            "sensitivity compares.",
         )
     heads = [
         each if isinstance(each, ZeroShot) else ZeroShot(vit, zs.class_names, [each])

@@ -130,7 +130,7 @@ def fidelity(
     read: Cascade | None = None
     for name, clt in clts:
         if name in {row["name"] for row in rows}:
-            raise InputError(f'clts holds "{name}" twice; expected a name for each transcoder.')
+            raise InputError("clts", f'holds "{name}" twice; expected a name for each transcoder.')
         fit = reconstruction(vit, clt, data, progress=progress)
         read = cascade(
             vit, clt, data, zs, tokens=tokens, first_layers=[0], seed=seed, progress=progress
@@ -140,7 +140,7 @@ def fidelity(
         samples = read.readings.samples
         draws[name] = {measure: drawn[:, version] for measure, drawn in samples.items()}
     if read is None:
-        raise InputError("clts is empty; expected at least one transcoder.")
+        raise InputError("clts", "is empty; expected at least one transcoder.")
     names = ("original", f"{tokens}_mean_0", f"{tokens}_zero_0")
     original, floor_mean, floor_zero = (read.readings[name] for name in names)
     return Fidelity(

@@ -122,7 +122,7 @@ def reconstructions(
         InputError: a CLT does not fit the model, or there are no CLTs or no images.
     """
     if not clts:
-        raise InputError("clts is empty; expected at least one CLT.")
+        raise InputError("clts", "is empty; expected at least one CLT.")
     for clt in clts:
         check_fits(vit, clt)
     data = as_image_data(images)

@@ -175,7 +175,7 @@ def graph_agreement(
             bar.update()
     if not rows:
         raise InputError(
-            "clt has no active feature on the images asked for; expected one to silence."
+            "clt", "has no active feature on the images asked for; expected one to silence."
         )
     return GraphAgreement(pd.DataFrame(rows), seed)
 
@@ -187,7 +187,9 @@ def check_interventions(n: int) -> None:
         InputError: n below 2.
     """
     if n < 2:
-        raise InputError(f"interventions is {n}; expected at least 2, half of them top features.")
+        raise InputError(
+            "interventions", f"is {n}; expected at least 2, half of them top features."
+        )
 
 
 def _predictions(sources: Sources, direction: Tensor) -> dict[Prediction, Float[Tensor, " active"]]:

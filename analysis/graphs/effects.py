@@ -103,9 +103,9 @@ def class_direction(
     n = len(zs.class_names)
     for name, value in (("target", label), ("contrast", contrast)):
         if value is not None and not 0 <= value < n:
-            raise InputError(f"{name} is class {value}; expected one from 0 to {n - 1}.")
+            raise InputError(name, f"is class {value}; expected one from 0 to {n - 1}.")
     if label == contrast:
-        raise InputError(f"contrast is class {contrast}, the target itself; expected another.")
+        raise InputError("contrast", f"is class {contrast}, the target itself; expected another.")
     column = zs.weights[:, label]
     if contrast is not None:
         column = column - zs.weights[:, contrast]
@@ -138,11 +138,12 @@ def direct_effects(
     """
     check_fits(vit, clt)
     if not len(images):
-        raise InputError("images is empty; expected at least one.")
+        raise InputError("images", "is empty; expected at least one.")
     if direction.ndim not in (1, 2) or (direction.ndim == 2 and len(direction) != len(images)):
         raise InputError(
-            f"direction has shape {tuple(direction.shape)}; expected (d_embed,) or "
-            f"({len(images)}, d_embed), one an image."
+            "direction",
+            f"has shape {tuple(direction.shape)}; expected (d_embed,) or "
+            f"({len(images)}, d_embed), one an image.",
         )
     bar = tqdm(images, "direct effects", unit=" images", disable=not progress)
     return gather_effects(

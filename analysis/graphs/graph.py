@@ -140,9 +140,9 @@ def check_size(max_nodes: int, keep: float | int) -> None:
         InputError: max_nodes below 1, or a share outside 0 to 1.
     """
     if max_nodes < 1:
-        raise InputError(f"max-nodes is {max_nodes}; expected at least 1.")
+        raise InputError("max_nodes", f"is {max_nodes}; expected at least 1.")
     if not 0 < keep <= 1:
-        raise InputError(f"keep is {keep}; expected a share above 0 and up to 1.")
+        raise InputError("keep", f"is {keep}; expected a share above 0 and up to 1.")
 
 
 def _assemble(

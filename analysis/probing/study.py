@@ -236,12 +236,13 @@ class _Values:
         counts = (train[:, None] == known).sum(0)
         if len(known) == 1:
             raise InputError(
-                f'factor "{name}" is {known[0]} in every image; expected at least two values.'
+                "factor", f'"{name}" is {known[0]} in every image; expected at least two values.'
             )
         if counts.min() < FEWEST:
             raise InputError(
-                f'factor "{name}" is {known[counts.argmin()]} in {counts.min()} training images; '
-                f"expected at least {FEWEST} of each value."
+                "factor",
+                f'"{name}" is {known[counts.argmin()]} in {counts.min()} training images; '
+                f"expected at least {FEWEST} of each value.",
             )
         return cls(np.searchsorted(known, train), np.searchsorted(known, test), len(known))
 
@@ -294,7 +295,7 @@ def _known_factors(asked: Sequence[str] | None, train: ImageData, test: ImageDat
     known = [*_shared_factors(train, test), LABEL]
     for name in asked or ():
         if name not in known:
-            raise InputError(f'factor is "{name}"; {test.name} has {", ".join(known)}.')
+            raise InputError("factor", f'is "{name}"; {test.name} has {", ".join(known)}.')
     if asked is not None and not asked:
-        raise InputError(f"factors is empty; {test.name} has {', '.join(known)}.")
+        raise InputError("factors", f"is empty; {test.name} has {', '.join(known)}.")
     return known if asked is None else list(dict.fromkeys(asked))

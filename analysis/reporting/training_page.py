@@ -73,7 +73,7 @@ def read_log(path: str | Path) -> list[_Record]:
                 records.append(record)
     except OSError as error:
         raise InputError(
-            f"log is {path}, which cannot be read ({error.strerror}); expected a train.jsonl."
+            "log", f"is {path}, which cannot be read ({error.strerror}); expected a train.jsonl."
         ) from error
     return records
 

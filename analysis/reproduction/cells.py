@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_clt.analysis.reproduction.published import DATASETS, paper_faithfulness
-from vit_clt.choices import Inputs, Templates, TokenKind
+from vit_clt.choices import Inputs, Templates, TokenKind, check_choice
 from vit_clt.data.prompts import CIFAR_TEMPLATES
-from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS
@@ -117,10 +116,7 @@ class Recipe:
 
     def config(self, vit: HookedViT, sparsifier: str) -> CLTConfig:
         """The CLT of a cell."""
-        if sparsifier not in SPARSIFIERS:
-            raise InputError(
-                f'sparsifiers holds "{sparsifier}"; expected {", ".join(SPARSIFIER_NAMES)}.'
-            )
+        check_choice("sparsifiers", sparsifier, SPARSIFIERS)
         kind: Any = SPARSIFIERS[sparsifier]
         width = vit.cfg.d_model
         return CLTConfig(

@@ -73,7 +73,7 @@ class Bench:
         names = held_out.class_names
         if not 2 <= recipe.prompts <= len(CIFAR_TEMPLATES):
             raise InputError(
-                f"prompts is {recipe.prompts}; expected 2 to {len(CIFAR_TEMPLATES)} templates."
+                "prompts", f"is {recipe.prompts}; expected 2 to {len(CIFAR_TEMPLATES)} templates."
             )
         # both say which prompts the paper's baseline fits; a smoke run saves the time
         sets = [recipe.templates] if recipe.smoke else list(TEMPLATE_SETS)

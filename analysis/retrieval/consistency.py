@@ -103,8 +103,9 @@ def class_consistency(
     for name, found in (("queries", labels), ("corpus", corpus)):
         if (found < 0).any():
             raise InputError(
-                f"{name} have {int((found < 0).sum())} images without a label; class consistency "
-                "needs a label on each."
+                name,
+                f"have {int((found < 0).sum())} images without a label; class consistency "
+                "needs a label on each.",
             )
     spaces: dict[str, tuple[RetrievalIndex, Descriptors, Space]] = {
         "codes": (index, queries, "codes"),
@@ -114,8 +115,9 @@ def class_consistency(
         other_corpus, other_queries = control[0].corpus.labels, control[1].labels
         if not (np.array_equal(other_corpus, corpus) and np.array_equal(other_queries, labels)):
             raise InputError(
-                f"control has {len(other_queries)} queries and {len(other_corpus)} images of other "
-                "labels; expected the same images in the same order."
+                "control",
+                f"has {len(other_queries)} queries and {len(other_corpus)} images of other "
+                "labels; expected the same images in the same order.",
             )
         spaces["untrained"] = (*control, "codes")
     against = list(spaces)

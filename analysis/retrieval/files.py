@@ -36,14 +36,14 @@ def write_index(folder: Path, arrays: dict[str, np.ndarray], facts: dict[str, An
         InputError: the folder holds anything else, or cannot be written.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"index is {folder}, a file; expected a folder.")
+        raise InputError("index", f"is {folder}, a file; expected a folder.")
     there = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     # what a killed write left is nobody's
     known = (ARRAYS_FILE, FACTS_FILE, STAGING)
     if others := [name for name in there if not name.startswith(known)]:
         raise InputError(
-            f"index is {folder}, which holds {min(others)}; expected a new or empty folder, or an "
-            "index."
+            "index",
+            f"is {folder}, which holds {min(others)}; expected a new or empty folder, or an index.",
         )
     remove_unfinished(folder)
     with staged_files(folder, [ARRAYS_FILE, FACTS_FILE]) as staging:
@@ -108,7 +108,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / FACTS_FILE
     if not is_index(folder):
-        raise InputError(f"index is {folder}; expected a folder holding {FACTS_FILE}.")
+        raise InputError("index", f"is {folder}; expected a folder holding {FACTS_FILE}.")
     facts = read_json(path)
     if facts.get("format") != FORMAT:
         raise InputError(f"{path} has format {facts.get('format')}; expected {FORMAT}.")

@@ -24,7 +24,7 @@ from vit_clt.analysis.retrieval.descriptors import Descriptors, describe, encode
 from vit_clt.analysis.retrieval.files import packed, read_arrays, read_facts, unpacked, write_index
 from vit_clt.analysis.retrieval.neighbours import Neighbours
 from vit_clt.analysis.stats.nearest import Similarity, nearest
-from vit_clt.choices import SearchBackend, TokenKind
+from vit_clt.choices import SearchBackend, TokenKind, check_choice
 from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.images import ImageData, ImageRows, as_image_data
 from vit_clt.errors import InputError
@@ -100,8 +100,7 @@ class RetrievalIndex:
         Raises:
             InputError: an empty corpus, an argument out of range, or a CLT of another model.
         """
-        if similarity not in get_args(Similarity):
-            raise InputError(f'similarity is "{similarity}"; expected "cosine" or "dot".')
+        check_choice("similarity", similarity, get_args(Similarity))
         data = as_image_data(corpus)
         found = describe(vit, clt, data, tokens=tokens, layers=layers, progress=progress)
         teacher = vit.identity()
@@ -166,9 +165,8 @@ class RetrievalIndex:
         """
         if tokens not in self.facts.tokens:
             held = ", ".join(f'"{kind}"' for kind in self.facts.tokens)
-            raise InputError(f'tokens is "{tokens}"; this index holds {held}.')
-        if space not in get_args(Space):
-            raise InputError(f'space is "{space}"; expected "codes" or "inputs".')
+            raise InputError("tokens", f'is "{tokens}"; this index holds {held}.')
+        check_choice("space", space, get_args(Space))
         found = queries if isinstance(queries, Descriptors) else self.describe(queries)
         self._check_size(found, tokens)
         own = None if own_rows is None else np.asarray(own_rows, dtype=np.int64)
@@ -217,7 +215,7 @@ class RetrievalIndex:
             for each in wanted:
                 if each not in held:
                     raise InputError(
-                        f"{name} contains {each}; this index holds {', '.join(map(str, held))}."
+                        name, f"contains {each}; this index holds {', '.join(map(str, held))}."
                     )
         kinds = list(dict.fromkeys(tokens))
         whole = self.corpus
@@ -240,8 +238,9 @@ class RetrievalIndex:
             if have.get(s) != facts.n_features:
                 found = f"{have[s]} features" if s in have else "nothing"
                 raise InputError(
-                    f"queries have {found} on {tokens} rows of layer {s}; expected "
-                    f"{facts.n_features} features, as in the index."
+                    "queries",
+                    f"have {found} on {tokens} rows of layer {s}; expected "
+                    f"{facts.n_features} features, as in the index.",
                 )
 
     # ---- files --------------------------------------------------------------------------------

@@ -97,8 +97,8 @@ def rank_agreement(
     targets = range(MIN_SOURCES, len(scores))
     if not targets:
         raise InputError(
-            f"scores have {len(scores)} layers; a ranking of sources needs at least "
-            f"{MIN_SOURCES + 1}."
+            "scores",
+            f"have {len(scores)} layers; a ranking of sources needs at least {MIN_SOURCES + 1}.",
         )
     rows = [
         _Row(
@@ -127,7 +127,7 @@ def row_agreement(
     """
     _check_shapes(scores, effects, None, effect_draws)
     if len(scores) < MIN_SOURCES:
-        raise InputError(f"scores have {len(scores)} sources; expected at least {MIN_SOURCES}.")
+        raise InputError("scores", f"have {len(scores)} sources; expected at least {MIN_SOURCES}.")
     return _agree([_Row(len(scores) - 1, scores, effects, None, effect_draws)], seed)
 
 
@@ -139,13 +139,14 @@ def _check_shapes(
 ) -> None:
     if scores.shape != effects.shape or (scores.ndim == 2 and len(set(scores.shape)) > 1):
         raise InputError(
-            f"scores have shape {scores.shape} and effects {effects.shape}; expected one shape, "
-            "as many targets as sources."
+            "scores",
+            f"have shape {scores.shape} and effects {effects.shape}; expected one shape, "
+            "as many targets as sources.",
         )
     draws = [d.shape for d in (score_draws, effect_draws) if d is not None]
     if any(shape[1:] != scores.shape for shape in draws) or len(set(draws)) > 1:
         raise InputError(
-            f"draws have shapes {draws}; expected one shape, (draws, {str(scores.shape)[1:]}."
+            "draws", f"have shapes {draws}; expected one shape, (draws, {str(scores.shape)[1:]}."
         )
 
 

@@ -197,12 +197,14 @@ def steering_search(
     check_rows(tokens, vit.cfg.n_tokens)
     label = class_number(zs.class_names, target)
     if len(zs.class_names) < 2:
-        raise InputError("class-names has 1 class; expected at least 2, as classes are compared.")
+        raise InputError(
+            "class_names", "has 1 class; expected at least 2, as classes are compared."
+        )
     for name, number in (("top", top), ("n_random", n_random)):
         if number < 1:
-            raise InputError(f"{name} is {number}; expected at least 1.")
+            raise InputError(name, f"is {number}; expected at least 1.")
     if len(data) < 4:
-        raise InputError(f"data has {len(data)} images; expected at least 4, two in each half.")
+        raise InputError("data", f"has {len(data)} images; expected at least 4, two in each half.")
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(data))
     half = len(data) // 2

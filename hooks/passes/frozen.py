@@ -91,8 +91,9 @@ class FrozenPass:
     def __init__(self, vit: HookedViT, images: Float[Tensor, "batch 3 height width"]):
         if not vit.cfg.pools_cls:
             raise InputError(
-                f"model is {vit.cfg.model}, whose embedding is not read from the class token "
-                "alone; expected one that pools CLS."
+                "model",
+                f"is {vit.cfg.model}, whose embedding is not read from the class token "
+                "alone; expected one that pools CLS.",
             )
         self.vit = vit
         n = vit.cfg.n_layers
@@ -178,8 +179,9 @@ class FrozenPass:
         """
         if direction.shape[-1] != self.embedding.shape[-1]:
             raise InputError(
-                f"direction has width {direction.shape[-1]}; expected that of the embedding, "
-                f"{self.embedding.shape[-1]}."
+                "direction",
+                f"has width {direction.shape[-1]}; expected that of the embedding, "
+                f"{self.embedding.shape[-1]}.",
             )
         size = self.embedding.norm(dim=-1, keepdim=True)
         at_unit = direction.to(self.embedding)[..., None, :]
@@ -210,11 +212,12 @@ class FrozenPass:
         """
         n, n_tokens = self.vit.cfg.n_layers, self.vit.cfg.n_tokens
         if not 0 <= layer < n:
-            raise InputError(f"layer is {layer}; expected a layer from 0 to {n - 1}.")
+            raise InputError("layer", f"is {layer}; expected a layer from 0 to {n - 1}.")
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < n_tokens:
             raise InputError(
-                f"rows run from {int(rows.min())} to {int(rows.max())}; expected token rows from "
-                f"0 to {n_tokens - 1}."
+                "rows",
+                f"run from {int(rows.min())} to {int(rows.max())}; expected token rows from "
+                f"0 to {n_tokens - 1}.",
             )
         norm = self._ln_2[layer]
         at_x = vectors.new_zeros(len(rows), *self.x.shape[1:])

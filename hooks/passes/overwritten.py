@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.choices import Site, TokenKind
+from vit_clt.choices import Site, TokenKind, check_choice
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
 from vit_clt.hooks.interventions import (
@@ -74,8 +74,7 @@ class UnalteredPass:
         scored: TokenKind = "cls",
     ):
         check_unhooked(vit)
-        if site not in get_args(Site):
-            raise InputError(f'site is "{site}"; expected "mlp" or "attn".')
+        check_choice("site", site, get_args(Site))
         self.vit, self.site, self.ablated = vit, site, ablated
         self._rows = token_rows(ablated, vit.cfg.has_cls)
         self._scored = token_rows(scored, vit.cfg.has_cls)
@@ -149,8 +148,9 @@ class UnalteredPass:
         [source], [target] = (layer_list(l, self.vit.cfg.n_layers) for l in (source, target))
         if target not in self.readers(source):
             raise InputError(
-                f"target is {target}, whose MLP does not read the {self.site} output of layer "
-                f"{source}; expected a layer from {source + (self.site == 'mlp')} on."
+                "target",
+                f"is {target}, whose MLP does not read the {self.site} output of layer "
+                f"{source}; expected a layer from {source + (self.site == 'mlp')} on.",
             )
         block = self.vit.blocks[target]
         x = block.ln_2(self._mid[target] + self._change(source, values)[:, self._scored])

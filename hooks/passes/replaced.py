@@ -20,8 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.choices import Inputs, TokenKind
-from vit_clt.errors import InputError
+from vit_clt.choices import Inputs, TokenKind, check_choice
 from vit_clt.hooks.blocks import idle_mlps
 from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
 from vit_clt.hooks.interventions import check_unhooked, overwrite_rows
@@ -111,8 +110,7 @@ class SharedPrefix:
         """
         firsts = layer_list(first_layers, self.vit.cfg.n_layers)
         rows = token_rows(tokens, self.vit.cfg.has_cls)
-        if inputs not in get_args(Inputs):
-            raise InputError(f'inputs is "{inputs}"; expected "stream" or "teacher".')
+        check_choice("inputs", inputs, get_args(Inputs))
         x = [x_l[:, rows] for x_l in self._x]
         if inputs == "stream":
             yield from self._from_stream(clt, x, firsts, tokens)

@@ -107,7 +107,7 @@ def test_single_labels_on_areas() -> None:
 def test_names_of_ones_own(digits_vit: HookedViT, coco: Path) -> None:
     data = load_data(f"coco:{coco}", vit=digits_vit, class_names=["a", "b", "c"])
     assert data.class_names == ["a", "b", "c"]
-    with pytest.raises(InputError, match="class-names holds 2 names; coco has 3 classes"):
+    with pytest.raises(InputError, match="class_names holds 2 names; coco has 3 classes"):
         load_data(f"coco:{coco}", vit=digits_vit, class_names=["a", "b"])
 
 
@@ -186,7 +186,7 @@ def test_pictures_are_turned_as_the_camera_says(digits_vit: HookedViT, coco: Pat
         ("coco", {"split": "test"}, 'split is "test"; coco has "train" and "val"'),
         ("coco:{}/absent", {}, r"expected annotations/instances_val2017\.json in that folder"),
         ("coco:", {}, 'data is "coco:"; expected one of'),
-        ("coco:{}", {"label_column": "x"}, 'label-column is "x"; coco has its own'),
+        ("coco:{}", {"label_column": "x"}, 'label_column is "x"; coco has its own'),
     ],
 )
 def test_bad_forms_are_refused(

@@ -344,11 +344,11 @@ def test_commands_refuse_before_writing(tmp_path: Path, capsys: pytest.CaptureFi
     out = str(tmp_path / "out")
     for args, expected in (
         (["export", "--clt", "abs"], "codes may be negative"),
-        (["export", "--clt", "jump", "--data", "digits"], "data is digits; thresholds of a"),
-        (["export", "--clt", "jump", "--limit", "9"], "limit is 9; thresholds of a"),
-        (["export", "--clt", "jump", "--train-limit", "9"], "train-limit is 9; thresholds of a"),
-        (["export", "--clt", "jump", "--templates", "single"], "templates is single; thresholds"),
-        (["export", "--clt", "jump", "--any-teacher"], "any-teacher is True; thresholds of a"),
+        (["export", "--clt", "jump", "--data", "digits"], "--data is digits; thresholds of a"),
+        (["export", "--clt", "jump", "--limit", "9"], "--limit is 9; thresholds of a"),
+        (["export", "--clt", "jump", "--train-limit", "9"], "--train-limit is 9; thresholds of a"),
+        (["export", "--clt", "jump", "--templates", "single"], "--templates is single; thresholds"),
+        (["export", "--clt", "jump", "--any-teacher"], "--any-teacher is True; thresholds of a"),
         (["import", "--from", "jump"], "expected a config.yaml in it"),
         (["import", "--from", "jump", "--pretrained", "openai"], "openai without a model"),
     ):

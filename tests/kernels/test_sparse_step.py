@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vit_clt import AbsTopK, CrossLayerTranscoder, InputError, JumpReLU
-from vit_clt.choices import check_backend
+from vit_clt import AbsTopK, CrossLayerTranscoder, JumpReLU
 from vit_clt.kernels.choose import choose
 from vit_clt.kernels.codes import DenseCodes, SparseCodes
 from vit_clt.kernels.dense import decode_dense
@@ -290,11 +289,6 @@ def test_the_choice_is_a_function_of_shape_and_density():
     assert choose("auto", 12288, 768, 0.01, torch.zeros(1, device="meta")) == "dense"
     assert choose("dense", 12288, 768, 0.01, weight) == "dense"
     assert choose("sparse", 12288, 768, 0.9, weight) == "sparse"
-
-
-def test_an_unknown_back_end_is_refused():
-    with pytest.raises(InputError, match='backend is "fast"; expected "auto"'):
-        check_backend("fast")
 
 
 def test_dense_decoding_adds_to_what_it_is_given():

@@ -260,7 +260,7 @@ def test_a_tracker_that_is_missing_is_named(monkeypatch, tmp_path):
     with pytest.raises(InputError) as error:
         Engine(TrainConfig(), CPU, ["tensorboard"], tmp_path)
     assert one_sentence(error) == (
-        'tracker "tensorboard" is not installed; expected its package: '
+        'trackers holds "tensorboard", which is not installed; expected its package: '
         "pip install 'vit-clt[tensorboard]'."
     )
     assert not list(Path(tmp_path).iterdir())

@@ -258,12 +258,12 @@ def test_sigterm_saves_the_step_it_stopped_at(uninterrupted: Uninterrupted, tmp_
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--lr 1e-4", ["lr is 0.0001; ", " 0.001, "]),
-        ("--k 5", ["k is 5; ", " 4, "]),
-        ("--sparsifier abs_topk", ["sparsifier is 'abs_topk'; ", " 'relu_topk', "]),
-        ("--seed 1", ["seed is 1; ", " 0, "]),
-        ("--n-features 65", ["n_features is 65; ", " 64, "]),
-        ("--limit 190", ["limit is 190; ", " 200, "]),
+        ("--lr 1e-4", ["--lr is 0.0001; ", " 0.001, "]),
+        ("--k 5", ["--k is 5; ", " 4, "]),
+        ("--sparsifier abs_topk", ["--sparsifier is 'abs_topk'; ", " 'relu_topk', "]),
+        ("--seed 1", ["--seed is 1; ", " 0, "]),
+        ("--n-features 65", ["--n-features is 65; ", " 64, "]),
+        ("--limit 190", ["--limit is 190; ", " 200, "]),
     ],
 )
 def test_another_option_is_refused_and_nothing_changes(
@@ -279,7 +279,7 @@ def test_a_cache_is_not_taken_up_on_the_way(killed: Path, tmp_path: Path):
     out = copied(killed, tmp_path)
     before = files(out)
     # it rounds what is trained on: the end would be that of neither run
-    assert_refused(resumed(["--cache", str(tmp_path / "cache")], out), "cache is ")
+    assert_refused(resumed(["--cache", str(tmp_path / "cache")], out), "--cache is ")
     assert files(out) == before
 
 

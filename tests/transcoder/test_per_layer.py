@@ -399,7 +399,7 @@ def test_a_run_from_before_the_option_is_a_clts(tmp_path, capsys):
     assert main(command) == 0
     assert "is finished" in capsys.readouterr().out
     assert main([*command, "--no-cross-layer"]) == 2
-    assert "cross_layer is False; the run in" in capsys.readouterr().err
+    assert "--cross-layer is False; expected True" in capsys.readouterr().err
 
 
 def test_it_is_estimated_at_its_own_size():

@@ -11,12 +11,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, get_args
 
 import tyro
 
-from vit_clt.choices import Backend, check_backend
-from vit_clt.cli.options import ModelOptions, OutputOptions
+from vit_clt.choices import Backend, check_choice
+from vit_clt.cli.options import Command, ModelOptions
 from vit_clt.cli.training_options import TrainingOptions, preset_in, value_of
 from vit_clt.cli.training_summary import kind_of, training_summary
 from vit_clt.errors import InputError
@@ -44,7 +44,7 @@ _NOT_OF_THE_RUN = ("out", "overwrite", "resume", "config", "traceback", "device"
 
 
 @dataclass(kw_only=True)
-class Train(ModelOptions, OutputOptions, TrainingOptions):
+class Train(ModelOptions, Command, TrainingOptions):
     """Train a CLT on a frozen ViT; the output folder is itself a --clt.
 
     A run that was killed goes on with the same command and --resume. Several processes:
@@ -75,7 +75,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         """What options start from, given those that decide it: --preset and --config."""
         preset, path = value_of("--preset", args), value_of("--config", args)
         if preset is not None and path is not None:
-            raise InputError("preset and config are both set; expected one of them.")
+            raise InputError("--preset and --config are both set; expected one of them.")
         options = {} if path is None else _options_in(Path(path))
         options.setdefault("training", preset_in(args))
         start = cls(out=Path(), **options)
@@ -91,7 +91,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         from vit_clt.transcoder.model_card import model_card
 
         if self.resume and self.overwrite:
-            raise InputError("overwrite and resume are both set; expected one of them.")
+            raise InputError("--overwrite and --resume are both set; expected one of them.")
         # a process that starts late finds what the main one has begun
         overwrite = self.overwrite or not _is_main()
         folder = OutputFolder(self.out, FILES, overwrite, RUN_FILE if self.resume else None)
@@ -172,7 +172,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         from vit_clt.training.trainer import check_run, resolved
 
         if self.k is not None and self.k < 1:
-            raise InputError(f"k is {self.k}; expected at least 1.")
+            raise InputError("k", f"is {self.k}; expected at least 1.")
         if self.device == "cuda" and _n_processes() > 1:
             self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         vit = self.load_vit(self.device)
@@ -207,7 +207,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         for name, default in (("bandwidth", 1.0), ("ramp", False)):
             if getattr(self, name) != default and self.sparsifier != "jumprelu":
                 raise InputError(
-                    f"{name} is {getattr(self, name)}; expected only with sparsifier jumprelu."
+                    name, f"is {getattr(self, name)}; expected only with sparsifier jumprelu."
                 )
         sparsifiers: dict[str, Callable[[], Sparsifier]] = {
             "relu_topk": lambda: ReLUTopK(k),
@@ -340,7 +340,7 @@ def _options_in(path: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"config is {path}; expected the run.json of a training run ({error})."
+            "config", f"is {path}; expected the run.json of a training run ({error})."
         ) from error
 
 
@@ -370,4 +370,6 @@ def _check_same(run: dict[str, Any], path: Path) -> Backend:
             "same bits",
             file=sys.stderr,
         )
-    return check_backend(was.get("backend", "auto"))
+    backend: Backend = was.get("backend", "auto")
+    check_choice("backend", backend, get_args(Backend))
+    return backend

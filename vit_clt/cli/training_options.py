@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
+from vit_clt.choices import Preset, SparsifierName
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
 
@@ -16,9 +16,9 @@ from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 class TrainingOptions:
     """How to train."""
 
-    preset: Literal["paper", "small", "demo"] = "small"
+    preset: Preset = "small"
     """Hyperparameters to start from; options override them."""
-    sparsifier: Literal["relu_topk", "abs_topk", "jumprelu"] = "relu_topk"
+    sparsifier: SparsifierName = "relu_topk"
     """How codes are made sparse."""
     n_features: int | None = None
     """Features per layer; default: 16 times the width."""

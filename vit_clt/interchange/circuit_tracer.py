@@ -91,8 +91,8 @@ def export_circuit_tracer(
         if vit is None or data is None:
             missing = "vit" if vit is None else "data"
             raise InputError(
-                f"{missing} is None; ReLU-TopK has no thresholds, expected vit and images to fit "
-                "them on."
+                missing,
+                "is None; ReLU-TopK has no thresholds, expected vit and images to fit them on.",
             )
         clt = with_thresholds(vit, clt, data, progress=progress)
     remove_unfinished(target)
@@ -115,13 +115,15 @@ def check_exportable(config: CLTConfig) -> None:
     """
     if isinstance(config.sparsifier, AbsTopK):
         raise InputError(
-            "sparsifier is abs_topk; its codes may be negative, which a * (a > threshold) of "
-            "circuit-tracer's files never is: expected jumprelu or relu_topk."
+            "sparsifier",
+            "is abs_topk; its codes may be negative, which a * (a > threshold) of "
+            "circuit-tracer's files never is: expected jumprelu or relu_topk.",
         )
     if not config.cross_layer:
         raise InputError(
-            "cross_layer is False; circuit-tracer's CLT files have a decoder for every later "
-            "layer, expected a cross-layer transcoder."
+            "cross_layer",
+            "is False; circuit-tracer's CLT files have a decoder for every later "
+            "layer, expected a cross-layer transcoder.",
         )
 
 
@@ -192,7 +194,7 @@ def import_circuit_tracer(
     """
     source = Path(folder)
     if not source.is_dir():
-        raise InputError(f"from is {source}; expected a folder holding {CONFIG_FILE}.")
+        raise InputError("source", f"is {source}; expected a folder holding {CONFIG_FILE}.")
     values = checked_config(source / CONFIG_FILE)
     shapes = checked_shapes(source)
     n_features, d_model = shapes["W_enc_0"]

@@ -14,13 +14,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from vit_clt.choices import Unreadable
 from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
@@ -75,7 +76,7 @@ class ActivationCache:
         vit: HookedViT,
         data: ImageData,
         *,
-        unreadable: Literal["stop", "skip"] = "stop",
+        unreadable: Unreadable = "stop",
         progress: bool = True,
     ):
         self.folder = Path(folder)
@@ -135,7 +136,7 @@ class ActivationCache:
         """
         for row in rows:
             if not 0 <= row < self._n_images:
-                raise InputError(f"rows hold {row}; expected 0 to {self._n_images - 1}.")
+                raise InputError("rows", f"hold {row}; expected 0 to {self._n_images - 1}.")
         layers, *rest = self._shape
         x, y = (torch.empty(layers, len(rows), *rest) for _ in range(2))
         wanted = {row // self._per_shard for row in rows}
@@ -200,8 +201,9 @@ class ActivationCache:
         free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
         if missing and needed > free:
             raise InputError(
-                f"cache {self.folder} needs {_size(needed)} for {len(missing)} missing shards; "
-                f"found {_size(free)} free."
+                "cache",
+                f"{self.folder} needs {_size(needed)} for {len(missing)} missing shards; "
+                f"found {_size(free)} free.",
             )
 
     # ---- shards -----------------------------------------------------------------------------
@@ -260,14 +262,15 @@ def _unreadable(shard: Any) -> list[int]:
 def _is_new(folder: Path) -> bool:
     for parent in (folder, *folder.parents):
         if parent.exists() and not parent.is_dir():
-            raise InputError(f"cache is {folder}; {parent} is a file, expected a folder.")
+            raise InputError("cache", f"is {folder}; {parent} is a file, expected a folder.")
     if not folder.is_dir():
         return True
     names = [f.name for f in folder.iterdir() if not f.name.startswith(STAGING)]
     if names and MANIFEST_FILE not in names:
         raise InputError(
-            f"cache is {folder}, which holds {min(names)} and no {MANIFEST_FILE}; expected a new "
-            "or empty folder, or a cache."
+            "cache",
+            f"is {folder}, which holds {min(names)} and no {MANIFEST_FILE}; expected a new "
+            "or empty folder, or a cache.",
         )
     return not names
 

@@ -98,8 +98,9 @@ def train(
         found = _found(snapshots, progress and engine.is_main) if resume else None
         if snapshots is not None and not resume and engine.is_main and snapshots.steps():
             raise InputError(
-                f"checkpoints is {checkpoints}, which holds those of another run; expected a new "
-                "folder, or to resume it."
+                "checkpoints",
+                f"is {checkpoints}, which holds those of another run; expected a new "
+                "folder, or to resume it.",
             )
         settings = _settled(settings, config, engine, found)
         facts = {"data": data_fingerprint(data), "cached": cache is not None}
@@ -165,10 +166,10 @@ def resolved(
     device = torch.device(device)
     shards = settings.shards or n_processes
     if shards % n_processes:
-        raise InputError(f"shards is {shards}; expected a multiple of {n_processes} processes.")
+        raise InputError("shards", f"is {shards}; expected a multiple of {n_processes} processes.")
     if settings.batch_size % shards:
         raise InputError(
-            f"batch_size is {settings.batch_size}; expected a multiple of shards, {shards}."
+            "batch_size", f"is {settings.batch_size}; expected a multiple of shards, {shards}."
         )
     workers = settings.workers
     if workers is None:
@@ -208,7 +209,7 @@ def _source(
 
 def _found(snapshots: Snapshots | None, show: bool) -> Snapshot | None:
     if snapshots is None:
-        raise InputError("resume is set without checkpoints; expected a folder of them.")
+        raise InputError("resume", "is set without checkpoints; expected a folder of them.")
     found, torn = snapshots.newest()
     for reason in torn:
         back = f"step {found.step}" if found is not None else "the beginning"
@@ -266,27 +267,32 @@ def check_run(
     have, want = (config.n_layers, config.d_model), (vit.cfg.n_layers, vit.cfg.d_model)
     if have != want:
         raise InputError(
-            f"config is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
-            f"width {want[1]}, as in model {vit.cfg.model}."
+            "config",
+            f"is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
+            f"width {want[1]}, as in model {vit.cfg.model}.",
         )
     steered = isinstance(config.sparsifier, JumpReLU)
     if settings.l0 is not None and not steered:
-        raise InputError(f"l0 is {settings.l0}; only JumpReLU is steered to an L0, top-k has k.")
+        raise InputError("l0", f"is {settings.l0}; only JumpReLU is steered to an L0, top-k has k.")
     for name in ("k_start", "aux_k"):
         if getattr(settings, name) and steered:
-            raise InputError(f"{name} is {getattr(settings, name)}; expected a top-k sparsifier.")
+            raise InputError(name, f"is {getattr(settings, name)}; expected a top-k sparsifier.")
     if settings.compile and not steered:
-        raise InputError("compile is on; expected JumpReLU, a top-k step gains nothing by it.")
+        raise InputError("compile", "is on; expected JumpReLU, a top-k step gains nothing by it.")
     if settings.l0 is not None and settings.l0 > config.n_features:
-        raise InputError(f"l0 is {settings.l0}; expected at most n_features, {config.n_features}.")
+        raise InputError(
+            "l0", f"is {settings.l0}; expected at most n_features, {config.n_features}."
+        )
     k = getattr(config.sparsifier, "k", 0)
     if settings.k_start is not None and not k <= settings.k_start <= config.n_features:
         raise InputError(
-            f"k_start is {settings.k_start}; expected k, {k}, to n_features, {config.n_features}."
+            "k_start",
+            f"is {settings.k_start}; expected k, {k}, to n_features, {config.n_features}.",
         )
     n_images -= settings.held_out(n_images)
     if settings.shards is not None and n_images < settings.shards:
         raise InputError(
-            f"shards is {settings.shards}; expected at most one for each of the {n_images} "
-            "training images."
+            "shards",
+            f"is {settings.shards}; expected at most one for each of the {n_images} "
+            "training images.",
         )

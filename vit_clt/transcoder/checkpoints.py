@@ -84,8 +84,8 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
         # RuntimeError: what huggingface_hub and hf_xet raise around a failed upload of one file
         except (HTTPError, OSError, ValueError, RuntimeError) as error:
             raise InputError(
-                f'repo_id is "{repo_id}", which {constants.ENDPOINT} did not take: '
-                f"{_refusal(error)}."
+                "repo_id",
+                f'is "{repo_id}", which {constants.ENDPOINT} did not take: {_refusal(error)}.',
             ) from error
 
     def generate_model_card(
@@ -114,7 +114,9 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
         if source.is_dir():
             _read_config(source / CONFIG_FILE)
         elif source.exists():
-            raise InputError(f"clt is {source}, a file; expected a folder holding {CONFIG_FILE}.")
+            raise InputError(
+                "clt", f"is {source}, a file; expected a folder holding {CONFIG_FILE}."
+            )
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -123,13 +125,15 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
             ) from error
         except RemoteEntryNotFoundError as error:
             raise InputError(
-                f"clt is {source}; expected a {CONFIG_FILE} and a {WEIGHTS_FILE} in that "
-                "repository of the Hub."
+                "clt",
+                f"is {source}; expected a {CONFIG_FILE} and a {WEIGHTS_FILE} in that "
+                "repository of the Hub.",
             ) from error
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise InputError(
-                f"clt is {source}; found neither such a folder nor such a repository on the Hub "
-                f"({type(error).__name__})."
+                "clt",
+                f"is {source}; found neither such a folder nor such a repository on the Hub "
+                f"({type(error).__name__}).",
             ) from error
 
     @classmethod
@@ -168,7 +172,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"clt is {path.parent}; expected a {path.name} in it.") from None
+        raise InputError("clt", f"is {path.parent}; expected a {path.name} in it.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -180,7 +184,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _load_weights(clt: PretrainedCLT, path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"clt is {path.parent}; expected a {path.name} in it.")
+        raise InputError("clt", f"is {path.parent}; expected a {path.name} in it.")
     try:
         found = load_file(path)
         with safe_open(path, framework="pt") as file:

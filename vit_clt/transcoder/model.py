@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_clt.choices import Backend, check_backend
+from vit_clt.choices import Backend, check_choice
 from vit_clt.errors import InputError
 from vit_clt.kernels.choose import choose, choose_jump
 from vit_clt.kernels.codes import Codes, DenseCodes, RaggedCodes, SparseCodes, stack_codes
@@ -79,7 +79,8 @@ class CrossLayerTranscoder(PretrainedCLT):
 
     @backend.setter
     def backend(self, backend: Backend) -> None:
-        self._backend = check_backend(backend)
+        check_choice("backend", backend, get_args(Backend))
+        self._backend = backend
 
     def encode(self, x: Float[Tensor, "*layer_token d_model"], layer: int | None = None) -> Codes:
         """Codes of MLP inputs, of all layers ("layer *token d_model") or of one ("*token d_model").
@@ -94,10 +95,10 @@ class CrossLayerTranscoder(PretrainedCLT):
         if layer is not None:
             return self._encode([(self._check_layer("layer", layer), x)])[0]
         if x.ndim < 2:
-            raise InputError(f"x has {x.ndim} axes; expected at least layer and d_model.")
+            raise InputError("x", f"has {x.ndim} axes; expected at least layer and d_model.")
         if x.shape[0] != self.config.n_layers:
             raise InputError(
-                f"x has {x.shape[0]} entries on its layer axis; expected {self.config.n_layers}."
+                "x", f"has {x.shape[0]} entries on its layer axis; expected {self.config.n_layers}."
             )
         layers = list(enumerate(x))
         return stack_codes(self._encode(layers))
@@ -169,7 +170,7 @@ class CrossLayerTranscoder(PretrainedCLT):
         d = self.config.d_model
         for _, x in layers:
             if x.shape[-1] != d:
-                raise InputError(f"x has width {x.shape[-1]}; expected d_model, {d}.")
+                raise InputError("x", f"has width {x.shape[-1]}; expected d_model, {d}.")
         inputs = [(s, x.to(self.b_enc.dtype)) for s, x in layers]
         sparsifier = self.config.sparsifier
         if isinstance(sparsifier, JumpReLU):
@@ -257,23 +258,26 @@ class CrossLayerTranscoder(PretrainedCLT):
         """The sources to decode, of those that targets below `n_sources` can read."""
         if not isinstance(codes, Mapping):
             if len(codes) < n_sources:
-                raise InputError(f"codes has {len(codes)} layers; expected at least {n_sources}.")
+                raise InputError(
+                    "codes", f"has {len(codes)} layers; expected at least {n_sources}."
+                )
             sources: Sequence[int] = range(n_sources)
         else:
             sources = sorted(codes)
             if not sources or sources[0] < 0 or sources[-1] >= n_sources:
                 raise InputError(
-                    f"codes has source layers {sources}; expected some from 0 to {n_sources - 1}."
+                    "codes",
+                    f"has source layers {sources}; expected some from 0 to {n_sources - 1}.",
                 )
         width = codes[sources[0]].n_features
         if width != self.config.n_features:
-            raise InputError(f"codes have {width} features; expected {self.config.n_features}.")
+            raise InputError("codes", f"have {width} features; expected {self.config.n_features}.")
         return sources
 
     def _check_layer(self, name: str, layer: int) -> int:
         n = self.config.n_layers
         if not -n <= layer < n:
-            raise InputError(f"{name} is {layer}; expected a layer from 0 to {n - 1}.")
+            raise InputError(name, f"is {layer}; expected a layer from 0 to {n - 1}.")
         return layer % n
 
 

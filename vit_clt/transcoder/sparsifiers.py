@@ -110,4 +110,4 @@ def _largest(a: Tensor, k: int) -> Tensor:
 
 def _require_positive(field: str, value: float | int) -> None:
     if not value > 0:
-        raise InputError(f"{field} is {value}; expected a value above 0.")
+        raise InputError(field, f"is {value}; expected a value above 0.")

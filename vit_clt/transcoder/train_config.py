@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Unreadable, check_backend
+from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Unreadable, check_choice
 from vit_clt.errors import InputError
 
 
@@ -98,9 +98,9 @@ class TrainConfig:
         optional = ("clip", "shards", "l0", "k_start", "dead_tokens")
         for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
             if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}; expected a value above 0.")
+                raise InputError(name, f"is {getattr(self, name)}; expected a value above 0.")
         if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}; expected 0 to 2^63 - 1.")
+            raise InputError("seed", f"is {self.seed}; expected 0 to 2^63 - 1.")
         for name in (
             "warmup_steps",
             "decay_fraction",
@@ -116,24 +116,19 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
-                raise InputError(f"{name} is {value}; expected 0 or more.")
+                raise InputError(name, f"is {value}; expected 0 or more.")
         for name in ("decay_fraction", "sparsity_ramp", "k_ramp"):
             if getattr(self, name) > 1:
                 raise InputError(
-                    f"{name} is {getattr(self, name)}; expected a share of the run, at most 1."
+                    name, f"is {getattr(self, name)}; expected a share of the run, at most 1."
                 )
         if self.l0 is not None and self.sparsity == 0:
-            raise InputError("sparsity is 0 with an l0 target; expected a start above 0.")
-        for name, choices in (
-            ("lr_schedule", get_args(LrSchedule)),
-            ("optimiser", get_args(Optimiser)),
-            ("precision", get_args(Precision)),
-            ("unreadable", get_args(Unreadable)),
-        ):
-            if getattr(self, name) not in choices:
-                listed = ", ".join(f'"{choice}"' for choice in choices)
-                raise InputError(f'{name} is "{getattr(self, name)}"; expected one of {listed}.')
-        check_backend(self.backend)
+            raise InputError("sparsity", "is 0 with an l0 target; expected a start above 0.")
+        check_choice("lr_schedule", self.lr_schedule, get_args(LrSchedule))
+        check_choice("optimiser", self.optimiser, get_args(Optimiser))
+        check_choice("precision", self.precision, get_args(Precision))
+        check_choice("unreadable", self.unreadable, get_args(Unreadable))
+        check_choice("backend", self.backend, get_args(Backend))
 
     def held_out(self, n_images: int) -> int:
         """How many of `n_images` are held out: `val_images`, at most a tenth."""

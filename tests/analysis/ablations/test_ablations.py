@@ -561,7 +561,7 @@ def test_random_orders_stand_as_the_mean_of_their_draws(rankings: AblationCurves
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rankings": ["projection", "best"]}, 'rankings holds "best"'),
+        ({"rankings": ["projection", "best"]}, 'rankings is "best"'),
         ({"rankings": []}, "rankings is empty"),
         ({"rankings": ["random"], "draws": 0}, "draws is 0"),
         ({"sources": [0, LAYERS]}, "sources holds 8; expected source layers from 0 to 7"),

@@ -82,7 +82,7 @@ def test_rivals_are_trained_once_and_reused(tiny_vit, tmp_path):
         assert torch.equal(one.b_dec, other.b_dec)
     # started anew, they come out the same, to the bit
     before = [clt.state_dict() for _, clt in first.per_layer]
-    fresh = train_rivals(tiny_vit, data, runs, tmp_path, fresh=True)
+    fresh = train_rivals(tiny_vit, data, runs, tmp_path, overwrite=True)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/model.safetensors")} != written
     for state, (_, clt) in zip(before, fresh.per_layer, strict=True):
         assert all(torch.equal(state[name], value) for name, value in clt.state_dict().items())

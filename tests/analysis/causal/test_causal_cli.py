@@ -89,7 +89,7 @@ def test_refused_before_anything_is_written(
 ) -> None:
     out = tmp_path / "out"
     for args, names in (
-        (["--any-teacher"], "any-teacher is given without a CLT"),
+        (["--any-teacher"], "--any-teacher is given without a CLT"),
         (["--clt", "/no/such/clt"], "/no/such/clt"),
         (["--fill", "foam"], "foam"),
         (["--ablated", "words"], "words"),

@@ -154,7 +154,7 @@ def test_features_are_chosen_and_matched(toys: Selectivity) -> None:
     for call, message in (
         (lambda: toys.matched({0: torch.arange(4)}), "layer 0 has 2 other features that fire"),
         (lambda: toys.features("left", most=0), "most is 0; expected at least 1"),
-        (lambda: toys.features("foam"), 'kind is "foam"; expected one of left, right, mixed'),
+        (lambda: toys.features("foam"), 'kind is "foam"; expected one of "left", "right", "mixed"'),
         (
             lambda: toys.features("left", layers=[3]),
             r"layers contains 3; expected some of \[0, 1\]",

@@ -263,7 +263,7 @@ def test_the_figure_shows_every_node(graph: AttributionGraph) -> None:
 
 
 def test_wrong_numbers_are_refused(sources: Sources, direction: Tensor) -> None:
-    with pytest.raises(InputError, match="max-nodes is 0"):
+    with pytest.raises(InputError, match="max_nodes is 0"):
         attribution_graph(sources, direction, max_nodes=0)
     with pytest.raises(InputError, match=r"keep is 1\.5"):
         attribution_graph(sources, direction, keep=1.5)

@@ -342,7 +342,7 @@ def test_the_command(
         (["--feature", "7:1", "--search", "1"], "both are given"),
         (["--feature", "7-1"], 'feature is "7-1"; expected layer:feature'),
         (["--feature", "9:1"], "expected layers from 0 to 7"),
-        (["--search", "1", "--values", "2"], "values is given with --search"),
+        (["--search", "1", "--values", "2"], "--values is given with --search"),
         (["--search", "eleven"], 'search is "eleven", which fits no class name'),
     ):
         assert main([*start, *args, "--out", str(out)]) == 2
