@@ -230,7 +230,7 @@ def causal_effects(
                 for l in clean.readers(s):
                     sums.add(batch, "direct", l, s, *clean.direct_on_mlp(s, l, values))
             # the output is read by a classifier alone
-            versions = {"original": clean.embeddings()} if zs else {}
+            versions = {"original": clean.embeddings} if zs else {}
             for layers in chosen:
                 altered = clean.total(layers, values)
                 if layers in alone:

@@ -66,7 +66,7 @@ def plain_forward(
 def test_unaltered_is_the_model_bit_for_bit(tiny_vit: HookedViT, images: Tensor) -> None:
     for site in SITES:
         clean = UnalteredPass(tiny_vit, images, site=site, scored="patch")
-        assert torch.equal(clean.embeddings(), tiny_vit(images))
+        assert torch.equal(clean.embeddings, tiny_vit(images))
         _, cache = tiny_vit.run_with_cache(images)
         for l in range(N):
             assert torch.equal(clean.y[l], cache["mlp_out", l][:, 1:])
@@ -143,11 +143,11 @@ def test_what_cannot_change_is_exactly_zero(tiny_vit: HookedViT, images: Tensor)
         altered = clean.total(1, kept)
         for l in (2, 3):
             assert torch.equal(altered.y[l], clean.y[l])
-        assert torch.equal(altered.embeddings, clean.embeddings())
+        assert torch.equal(altered.embeddings, clean.embeddings)
         # patch rows of the last MLP reach nothing
-        assert torch.equal(clean.total(3).embeddings, clean.embeddings())
-        assert torch.equal(clean.direct_on_output(range(N), kept), clean.embeddings())
-        assert torch.equal(clean.direct_on_output(0), clean.embeddings())
+        assert torch.equal(clean.total(3).embeddings, clean.embeddings)
+        assert torch.equal(clean.direct_on_output(range(N), kept), clean.embeddings)
+        assert torch.equal(clean.direct_on_output(0), clean.embeddings)
 
 
 @torch.no_grad()
@@ -156,7 +156,7 @@ def test_the_last_mlp_has_no_indirect_path(tiny_vit: HookedViT, images: Tensor) 
     near(mlp.direct_on_output(3), mlp.total(3).embeddings)
     attn = UnalteredPass(tiny_vit, images, site="attn")
     difference = attn.direct_on_output(3) - attn.total(3).embeddings
-    assert difference.norm() > 1e-2 * attn.embeddings().norm()
+    assert difference.norm() > 1e-2 * attn.embeddings.norm()
 
 
 def test_bad_input(tiny_vit: HookedViT, images: Tensor, monkeypatch) -> None:
