@@ -43,8 +43,7 @@ class CleanPass:
     @torch.no_grad()
     def __init__(self, vit: HookedViT, images: Float[Tensor, "batch 3 height width"], keep: Keep):
         self.vit = vit
-        names = [point.format(l=l) for point, layers in keep.items() for l in layers]
-        self.embeddings, self._kept = vit.run_clean(images, names)
+        self.embeddings, self._kept = vit.run_clean(images, _names(keep))
 
     def at(self, point: str, layer: int) -> Float[Tensor, "batch row d_model"]:
         """The activation at a hook point of a layer; it must be one of those kept."""
@@ -53,8 +52,7 @@ class CleanPass:
     def at_rows(self, rows: slice, keep: Keep) -> CleanPass:
         """Some activations on some token rows, copied: the others need not stay in memory."""
         part = copy(self)
-        names = [point.format(l=l) for point, layers in keep.items() for l in layers]
-        part._kept = {name: self._kept[name][:, rows].contiguous() for name in names}
+        part._kept = {name: self._kept[name][:, rows].contiguous() for name in _names(keep)}
         return part
 
     @property
@@ -110,3 +108,7 @@ class CleanPass:
         versions = y.unflatten(0, (-1, len(resid_mid)))
         resid = self.vit.blocks[layer].add_mlp(resid_mid, versions).flatten(0, 1)
         return self.from_layer(layer + 1, resid, hooks, idle)
+
+
+def _names(keep: Keep) -> list[str]:
+    return [point.format(l=l) for point, layers in keep.items() for l in layers]
