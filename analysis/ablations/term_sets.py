@@ -82,7 +82,8 @@ class _Means:
 class TermSets:
     """Some target layers, one token kind, one fill; `read` gives accuracy and loss of kept sets.
 
-    Everything is measured on `data`: terms (teacher trajectory), their means, the floors.
+    Everything is measured on `data`: terms (teacher trajectory), their means, the floors. A model
+    with hooks attached is refused where a pass goes on (`CleanPass`).
     """
 
     vit: HookedViT
