@@ -22,7 +22,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import HookedBlock, Recorder
-from vit_clt.hooks.points import BLOCK_POINTS, HOOK_IN, HOOK_OUT
+from vit_clt.hooks.points import BLOCK_POINTS, HOOK_IN, HOOK_OUT, FwdHook
 from vit_clt.hooks.tokenizers import load_tokenizer
 from vit_clt.teachers import shipped_teacher
 from vit_clt.transcoder.config import TeacherIdentity
@@ -39,7 +39,6 @@ _LOAD_ERRORS = (
     SafetensorError,
     UnpicklingError,
 )
-FwdHooks = list[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 
 
@@ -233,17 +232,27 @@ class HookedViT(HookedRootModule):
     def clean_cache(
         self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
     ) -> dict[str, Tensor]:
-        """The unaltered activations `names`; no hook fires, whatever is attached to the model."""
+        """The unaltered activations `names`; see `run_clean`."""
+        return self.run_clean(images, names)[1]
+
+    def run_clean(
+        self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
+    ) -> tuple[Float[Tensor, "batch *out"], dict[str, Tensor]]:
+        """The unaltered embeddings and activations `names`; no hook fires, whatever is attached.
+
+        Raises:
+            InputError: images of another shape, or a name that no hook point of the model has.
+        """
         recorded: dict[str, Tensor] = {}
         self._recorder.values, self._recorder.names = recorded, frozenset(names)
         try:
-            self.forward(images)
+            embeddings = self.forward(images)
         finally:
             self._recorder.values, self._recorder.names = None, ()
         for name in names:
             if name not in recorded:
                 raise InputError(f'no activation of the model itself is named "{name}".')
-        return {name: recorded[name] for name in names}
+        return embeddings, {name: recorded[name] for name in names}
 
     def run_with_cache(  # type: ignore[override]
         self, *args: Any, names_filter: NamesFilter = None, **kwargs: Any
@@ -272,8 +281,8 @@ class HookedViT(HookedRootModule):
     @contextmanager
     def hooks(  # type: ignore[override]
         self,
-        fwd_hooks: FwdHooks | tuple[()] = (),
-        bwd_hooks: FwdHooks | tuple[()] = (),
+        fwd_hooks: Sequence[FwdHook] = (),
+        bwd_hooks: Sequence[FwdHook] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator[HookedViT]:

@@ -13,8 +13,8 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_clt.choices import Site, TokenKind
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
-from vit_clt.hooks.points import SITE_OUT
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.points import SITE_OUT, FwdHooks
 from vit_clt.hooks.rows import token_rows
 
 

@@ -21,8 +21,8 @@ from transformer_lens.hook_points import HookPoint
 from vit_clt.choices import Inputs, TokenKind, check_choice
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import idle_mlps
-from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
-from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN, FwdHooks
 from vit_clt.hooks.rows import layer_list, token_rows
 from vit_clt.kernels.codes import Codes, DenseCodes
 from vit_clt.transcoder.model import CrossLayerTranscoder

@@ -54,6 +54,15 @@ def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
     return sorted({layer % n_layers for layer in wanted})
 
 
+def patch_rows_unread(layer: int, n_layers: int, pools_cls: bool) -> bool:
+    """Whether no patch row of what this layer's MLP puts out can reach the output.
+
+    So it is at the last layer of a model that pools the class token (`vit.cfg.pools_cls`): no
+    attention comes after it, and the final LayerNorm works row by row.
+    """
+    return pools_cls and layer == n_layers - 1
+
+
 REGION_NAMES: dict[Region, str] = {
     "all": "all rows",
     "cls": "CLS rows",

@@ -23,7 +23,8 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_clt.choices import EditKind, TokenKind, check_choice
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.points import FwdHooks
 from vit_clt.hooks.replacement import check_fits, replace_mlps
 from vit_clt.hooks.rows import layer_list, token_rows
 from vit_clt.transcoder.model import CrossLayerTranscoder

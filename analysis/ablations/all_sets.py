@@ -245,7 +245,8 @@ def keep_sets(
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, or a CLT of another model.
+        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
+            another model.
     """
     data = as_image_data(data)
     [target] = layer_list(target, vit.cfg.n_layers)

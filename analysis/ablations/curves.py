@@ -200,7 +200,8 @@ def ablation_curves(
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, or a CLT of another model.
+        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
+            another model.
     """
     data = as_image_data(data)
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)

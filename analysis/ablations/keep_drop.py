@@ -100,7 +100,8 @@ def keep_top_k(
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, or a CLT of another model.
+        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
+            another model.
     """
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
     return _top_k(study, "keep", k, scores)
@@ -154,7 +155,7 @@ def keep_sources(
 
     Raises:
         InputError: an argument out of range, a source deeper than every target, labels without
-            names, or a CLT of another model.
+            names, a hook on `vit`, or a CLT of another model.
     """
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
     chosen = sources_at(study.targets, sources)

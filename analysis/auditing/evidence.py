@@ -36,6 +36,7 @@ from vit_clt.choices import Fill, ScoreKind, TokenKind
 from vit_clt.data.images import ImageData, ImageRows
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
+from vit_clt.hooks.rows import patch_rows_unread
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
@@ -231,7 +232,7 @@ def check_question(
         raise InputError(
             name, f"is {k}; layer {layer} has {layer + 1} sources, expected 1 to {layer}."
         )
-    if tokens == "patch" and layer == n - 1 and vit.cfg.pools_cls:
+    if tokens == "patch" and patch_rows_unread(layer, n, vit.cfg.pools_cls):
         raise InputError(
             "tokens",
             "is patch at the last layer, whose rows cannot reach the output; expected "

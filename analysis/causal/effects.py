@@ -9,7 +9,7 @@ of MLP_l, and at the output:
 over images and scored rows, the mean over images at the same position. 0 says that nothing moved, 1
 that y_l moved as far as it varies over images (what overwriting y_l itself by its mean would do; by
 other images' rows, about 2). Total effects let everything downstream recompute, direct ones change
-only the stream that LN2_l reads (`vit_clt.hooks.UnalteredPass`). The form is ours.
+only the stream that LN2_l reads (`vit_clt.hooks.OverwrittenPass`). The form is ours.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vit_clt.choices import Fill, Site, TokenKind, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, UnalteredPass, layer_list, token_rows
+from vit_clt.hooks import HookedViT, OverwrittenPass, layer_list, token_rows
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, SITE_OUT
 from vit_clt.metrics import Metric
 from vit_clt.zero_shot import Outcome, ZeroShot
@@ -216,7 +216,7 @@ def causal_effects(
         for start in range(0, len(data), data.batch_size):
             batch = range(start, min(start + data.batch_size, len(data)))
             images, labels = data.batch(batch)
-            clean = UnalteredPass(
+            clean = OverwrittenPass(
                 vit, images.to(means.device), site=site, ablated=ablated, scored=tokens
             )
             values: dict[int, Tensor] | None = None
@@ -230,7 +230,7 @@ def causal_effects(
                 for l in clean.readers(s):
                     sums.add(batch, "direct", l, s, *clean.direct_on_mlp(s, l, values))
             # the output is read by a classifier alone
-            versions = {"original": clean.embeddings()} if zs else {}
+            versions = {"original": clean.embeddings} if zs else {}
             for layers in chosen:
                 altered = clean.total(layers, values)
                 if layers in alone:

@@ -19,7 +19,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, replace_mlps
-from vit_clt.hooks.hooked_vit import FwdHooks
+from vit_clt.hooks.points import FwdHooks
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 # layers may differ in how many they have, so the axis has no name

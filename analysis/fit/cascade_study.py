@@ -159,7 +159,7 @@ def cascade(
     with tqdm(total=len(data), desc="cascade", unit=" images", disable=not progress) as bar:
         for images, labels in data:
             shared = SharedPrefix(vit, images.to(means.device))
-            read: dict[str, Outcome] = {"original": zs.read(shared.unaltered(), labels)}
+            read: dict[str, Outcome] = {"original": zs.read(shared.embeddings, labels)}
             for kind in kinds:
                 mean = {l: means[l, rows[kind]] for l in range(n)}
                 for s in firsts:

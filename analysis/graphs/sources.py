@@ -116,7 +116,7 @@ class Sources:
 
     def logit(self, direction: Float[Tensor, " d_embed"]) -> Float[Tensor, ""]:
         """The model's own <e/||e||, direction>."""
-        unit = F.normalize(self.frozen.embedding[0], dim=-1)
+        unit = F.normalize(self.frozen.embeddings[0], dim=-1)
         return unit @ direction.to(unit)
 
     @torch.no_grad()

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from vit_clt.choices import Norms
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.passes.clean import CleanPass
 from vit_clt.hooks.points import ATTN_IN, HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST, RESID_PRE
 
 StandIn = Callable[
@@ -82,7 +83,7 @@ class FrozenPass:
     """MLP outputs, before LayerScale."""
     patches: Float[Tensor, "batch patch d_model"]
     """What the patch embedding puts out, without positions."""
-    embedding: Float[Tensor, "batch d_embed"]
+    embeddings: Float[Tensor, "batch d_embed"]
     """`vit(images)`, not normalised."""
     pattern: Float[Tensor, "layer batch head query key"]
     """Attention patterns, held."""
@@ -96,28 +97,21 @@ class FrozenPass:
                 "alone; expected one that pools CLS.",
             )
         self.vit = vit
-        n = vit.cfg.n_layers
-        end = RESID_POST.format(l=n - 1)
+        layers = range(vit.cfg.n_layers)
         points = (RESID_PRE, RESID_MID, ATTN_IN, HOOK_IN, HOOK_OUT)
-        cache = vit.clean_cache(images, [*(p.format(l=l) for l in range(n) for p in points), end])
-        layers = range(n)
-        self.x = torch.stack([cache[HOOK_IN.format(l=l)] for l in layers])
-        self.y = torch.stack([cache[HOOK_OUT.format(l=l)] for l in layers])
+        clean = CleanPass(vit, images, dict.fromkeys(points, layers) | {RESID_POST: layers[-1:]})
+        self.embeddings = clean.embeddings
+        self.x, self.y = (
+            torch.stack([clean.at(point, l) for l in layers]) for point in (HOOK_IN, HOOK_OUT)
+        )
         patches = self._visual.conv1(images)
         self.patches = rearrange(patches, "batch d down across -> batch (down across) d")
-        self.embedding = vit.head(cache[end])
-        patterns = [
-            block.pattern_and_values(cache[ATTN_IN.format(l=l)])[0]
-            for l, block in enumerate(vit.blocks)
-        ]
+        blocks = list(enumerate(vit.blocks))
+        patterns = [block.pattern_and_values(clean.at(ATTN_IN, l))[0] for l, block in blocks]
         self.pattern = torch.stack(patterns)
-        self._ln_1 = [
-            _Norm.held(b.ln_1, cache[RESID_PRE.format(l=l)]) for l, b in enumerate(vit.blocks)
-        ]
-        self._ln_2 = [
-            _Norm.held(b.ln_2, cache[RESID_MID.format(l=l)]) for l, b in enumerate(vit.blocks)
-        ]
-        self._ln_post = _Norm.held(self._visual.ln_post, cache[end][:, 0])
+        self._ln_1 = [_Norm.held(block.ln_1, clean.at(RESID_PRE, l)) for l, block in blocks]
+        self._ln_2 = [_Norm.held(block.ln_2, clean.at(RESID_MID, l)) for l, block in blocks]
+        self._ln_post = _Norm.held(self._visual.ln_post, clean.at(RESID_POST, layers[-1])[:, 0])
         self._ln_pre = None
         if isinstance(self._visual.ln_pre, nn.LayerNorm):
             entering = self.positions.expand(len(images), -1, -1).clone()
@@ -177,16 +171,16 @@ class FrozenPass:
         Raises:
             InputError: a direction of another width than the embedding.
         """
-        if direction.shape[-1] != self.embedding.shape[-1]:
+        if direction.shape[-1] != self.embeddings.shape[-1]:
             raise InputError(
                 "direction",
                 f"has width {direction.shape[-1]}; expected that of the embedding, "
-                f"{self.embedding.shape[-1]}.",
+                f"{self.embeddings.shape[-1]}.",
             )
-        size = self.embedding.norm(dim=-1, keepdim=True)
-        at_unit = direction.to(self.embedding)[..., None, :]
+        size = self.embeddings.norm(dim=-1, keepdim=True)
+        at_unit = direction.to(self.embeddings)[..., None, :]
         if norms == "differentiated":
-            unit = self.embedding / size
+            unit = self.embeddings / size
             at_unit = at_unit - (at_unit * unit).sum(-1, keepdim=True) * unit
         at_e = at_unit / size
         at_norm = at_e if self._visual.proj is None else at_e @ self._visual.proj.mT

@@ -352,3 +352,11 @@ def test_the_kind_of_the_scores_chooses(study: Study) -> None:
 def test_bad_sets_are_refused(study: Study, options: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         keep_sets(*study, scores=study.scores, **options)
+
+
+def test_a_hook_that_would_fire_above_the_target_alone_is_refused(study: Study) -> None:
+    with (
+        study.vit.hooks(fwd_hooks=overwrite_mlp_hooks([2], "cls")),
+        pytest.raises(InputError, match=r'vit has a hook at "blocks\.2\.hook_mlp_out"'),
+    ):
+        keep_sets(*study, k=1, scores=study.scores, target=1)

@@ -21,7 +21,7 @@ from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.analysis.stats.names import layer_sets, layers_text
 from vit_clt.analysis.stats.readings import bootstrap_means, interval
 from vit_clt.data.images import ImageData, TensorImages
-from vit_clt.hooks import HookedViT, UnalteredPass, token_rows
+from vit_clt.hooks import HookedViT, OverwrittenPass, token_rows
 
 N, N_IMAGES = 4, 14
 POINTS = {"mlp": "hook_mlp_out", "attn": "hook_attn_out"}
@@ -231,8 +231,7 @@ def test_without_a_classifier_the_output_is_not_read(
     def unread(*_: object) -> Tensor:
         raise AssertionError("nothing reads this")
 
-    for name in ("embeddings", "direct_on_output"):
-        monkeypatch.setattr(UnalteredPass, name, unread)
+    monkeypatch.setattr(OverwrittenPass, "direct_on_output", unread)
     found = causal_effects(digits_vit, noisy, seed=1)
     assert found.readings is None
     for key in effects.on_targets:

@@ -108,7 +108,7 @@ def test_what_is_recorded_is_the_models_own(
     tiny_vit: HookedViT, images: Tensor, random: torch.Generator
 ) -> None:
     frozen = FrozenPass(tiny_vit, images)
-    assert torch.equal(frozen.embedding, tiny_vit(images))
+    assert torch.equal(frozen.embeddings, tiny_vit(images))
     tiny_vit.set_use_attn_pattern(True)
     names = [f"blocks.{l}.attn.hook_pattern" for l in range(4)]
     _, cache = tiny_vit.run_with_cache(images, names_filter=names)

@@ -20,7 +20,7 @@ SPARSIFIERS = [ReLUTopK(k=5), AbsTopK(k=5), JumpReLU(theta=0.2)]
 
 def test_unaltered_equals_the_model_bit_for_bit(tiny_vit: HookedViT, images: Tensor) -> None:
     with torch.no_grad():
-        assert torch.equal(SharedPrefix(tiny_vit, images).unaltered(), tiny_vit(images))
+        assert torch.equal(SharedPrefix(tiny_vit, images).embeddings, tiny_vit(images))
 
 
 @pytest.mark.parametrize("inputs", ["stream", "teacher"])
