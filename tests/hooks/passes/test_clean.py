@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_clip
+from builders import tiny_clip
 from torch import Tensor
 
 from vit_clt.errors import InputError
