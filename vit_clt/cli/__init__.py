@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 
 from vit_clt import __version__
 from vit_clt.cli.commands import COMMANDS, flag, parse
@@ -31,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # idle OpenMP threads that spin make small steps ten times slower on a machine that is not idle
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        _quiet_libraries()
+        _load_libraries(command.imports)
         command.run()
     except InputError as error:
         if command.traceback:
@@ -66,15 +70,22 @@ def script() -> None:
     sys.exit(main())
 
 
-def _quiet_libraries() -> None:
+def _load_libraries(modules: Sequence[str]) -> None:
+    # what a command uses anyway, first of all; docs/performance.md says what each library costs.
+    # They make a million objects that stay: looking for garbage among them took a sixth of the time
+    gc.disable()
+    try:
+        for module in modules:
+            import_module(module)
+    finally:
+        gc.freeze()
+        gc.enable()
     # their bars and notices would drown ours
-    import logging
-    import warnings
+    if "datasets" in sys.modules:
+        import datasets
 
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)
+        datasets.disable_progress_bars()
+        datasets.utils.logging.set_verbosity(logging.CRITICAL)
     logging.getLogger().setLevel(logging.CRITICAL)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 

@@ -23,6 +23,8 @@ class Demo(Command, SeedOptions):
     Example: vit-clt demo --out out/demo
     """
 
+    imports = ("vit_clt.analysis.demo",)
+
     out: Path = Path("out/demo")
     """Output folder: absent or empty, unless --overwrite."""
 

@@ -30,6 +30,10 @@ class Command(ABC):
     other_names: ClassVar[Mapping[str, str]] = {"clt.forget_teacher()": "any_teacher"}
     """Options by what they are called in the library, where that is another name."""
 
+    imports: ClassVar[tuple[str, ...]] = ("vit_clt.hooks.hooked_vit",)
+    """Modules that are imported before it runs, as they bring the libraries that take longest:
+    a hooked ViT brings torch, open_clip and transformer_lens."""
+
     out: Path
     """Output folder: absent or empty, unless --overwrite."""
     overwrite: bool = False

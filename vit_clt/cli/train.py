@@ -53,6 +53,8 @@ class Train(ModelOptions, Command, TrainingOptions):
     Example: vit-clt train --model digits --data digits --n-features 512 --k 16 --out out/clt
     """
 
+    imports = ("vit_clt.training.trainer",)
+
     config: Path | None = None
     """run.json of an earlier run, whose options are the defaults instead of a preset's."""
     k: int | None = None

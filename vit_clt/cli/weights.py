@@ -14,6 +14,8 @@ class Weights(StudyOptions):
     Example: vit-clt weights --clt out/clt --out out/weights
     """
 
+    imports = ("vit_clt.transcoder.model",)
+
     clt: str
     """CLT folder or Hub id."""
 
