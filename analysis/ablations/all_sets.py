@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from vit_clt.analysis.ablations.keep_drop import term_sets
@@ -107,6 +106,8 @@ class KeepSets:
 
         Negative where a higher score means a better set.
         """
+        from scipy.stats import spearmanr  # takes a second to import
+
         summed = self.membership @ np.asarray(self.scores)
         loss = self.loss.numpy()
         if np.ptp(summed) == 0 or np.ptp(loss) == 0:

@@ -17,7 +17,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
@@ -80,6 +79,8 @@ class Clamp:
     def to_frame(self) -> pd.DataFrame:
         """One row per version: shares that moved and stayed with Wilson intervals, losses in nats
         with bootstrap intervals."""
+        from scipy.stats import binomtest  # takes a second to import
+
         rows = []
         for name in self.moved:
             row: dict[str, object] = {"features": name}

@@ -16,7 +16,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
-from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from vit_clt.analysis.factors.anova import Cells
@@ -72,6 +71,8 @@ class Suppression:
 
         Does what breaks follow where the features are active? NaN where one of them is constant.
         """
+        from scipy.stats import spearmanr  # takes a second to import
+
         rise = (self.loss[name] - self.loss["original"]).ravel()
         active = self.activity[name].ravel()
         if np.ptp(rise) == 0 or np.ptp(active) == 0:

@@ -26,7 +26,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 from transformer_lens.hook_points import HookPoint
@@ -233,6 +232,8 @@ def _silenced(
 
 
 def _agreement(predicted: np.ndarray, measured: np.ndarray, seed: int) -> dict[str, Any]:
+    from scipy.stats import rankdata  # takes a second to import
+
     n = len(predicted)
     rng = np.random.default_rng(seed)
     ranks = rankdata(predicted), rankdata(measured)
@@ -267,4 +268,6 @@ def _agreement(predicted: np.ndarray, measured: np.ndarray, seed: int) -> dict[s
 
 
 def _ranked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.stats import rankdata  # takes a second to import
+
     return rankdata(x, axis=-1), rankdata(y, axis=-1)

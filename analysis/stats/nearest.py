@@ -14,7 +14,6 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
-from sklearn.preprocessing import normalize
 
 from vit_clt.choices import SearchBackend, check_choice
 from vit_clt.errors import InputError
@@ -160,6 +159,8 @@ def _first(k: int, query: np.ndarray, row: np.ndarray, score: np.ndarray) -> Fou
 
 
 def _in_float64(matrix: Matrix, similarity: Similarity) -> Matrix:
+    from sklearn.preprocessing import normalize  # takes a second to import
+
     doubled = matrix.astype(np.float64)
     return normalize(doubled, copy=False) if similarity == "cosine" else doubled
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from vit_clt.analysis.stats.readings import interval
 from vit_clt.analysis.stats.similarity import pearson
@@ -201,6 +200,8 @@ def _mean_over_targets(found: np.ndarray, floor: np.ndarray, draws: np.ndarray |
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata  # takes a second to import
+
     x, y = np.broadcast_arrays(x, y)
     return pearson(rankdata(x, axis=-1), rankdata(y, axis=-1))
 
