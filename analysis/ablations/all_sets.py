@@ -21,6 +21,7 @@ from vit_clt.analysis.ablations.keep_drop import term_sets
 from vit_clt.analysis.ablations.rankings import source_orders
 from vit_clt.analysis.ablations.term_sets import REFERENCES
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.readings import Measure, Readings
 from vit_clt.choices import Fill, Ranking, TokenKind
 from vit_clt.data.images import ImageData, as_image_data
@@ -80,6 +81,11 @@ class KeepSets:
     def chosen(self) -> MarkedSet:
         """The k sources with the highest score."""
         return self.marked[0]
+
+    @property
+    def lead(self) -> Interval:
+        """Loss of the k deepest minus that of the chosen set, paired over images."""
+        return self.readings.difference("last", self.chosen.name, "loss")
 
     @property
     def sampled(self) -> bool:
@@ -153,9 +159,7 @@ class KeepSets:
                     "rank_top1": mark.rank["top1"],
                     "better_loss": mark.better["loss"],
                     "better_top1": mark.better["top1"],
-                    "loss_above_chosen": above[0],
-                    "loss_above_chosen_low": above[1],
-                    "loss_above_chosen_high": above[2],
+                    **above.columns("loss_above_chosen"),
                     "n_sets": len(self.sets),
                 }
             )
@@ -186,11 +190,7 @@ class KeepSets:
         n, original, floor = self.readings.n, self.readings["original"], self.readings["floor_mean"]
         found = []
         for name in (*REFERENCES[1:], *(mark.name for mark in self.marked)):
-            reading = self.readings[name]
-            top1 = (reading.top1, "fraction", n, reading.low, reading.high, floor.top1)
-            loss = (reading.loss, "nats", n, reading.loss_low, reading.loss_high, floor.loss)
-            found.append(Metric(f"{prefix}{name}_top1", *top1, original.top1))
-            found.append(Metric(f"{prefix}{name}_loss", *loss, original.loss))
+            found += self.readings[name].metrics(f"{prefix}{name}", floor, original)
         for mark in self.marked:
             for measure in ("loss", "top1"):
                 rank, better = mark.rank[measure], mark.better[measure]

@@ -75,8 +75,7 @@ class Evidence:
         causes = self.agreement["projection", "mean", "total"].spearman
         zero, mean = self.sets["zero"], self.sets["mean"]
         better = zero.chosen.better["loss"]
-        lead, low, high = _lead(zero)
-        mean_lead, mean_low, mean_high = _lead(mean)
+        lead, mean_lead = zero.lead, mean.lead
         last = next(mark for mark in zero.marked if mark.name == "last")
         same = last.sources == zero.chosen.sources
         note = " (the chosen set is the deepest one)" if same else ""
@@ -84,23 +83,23 @@ class Evidence:
         return [
             Condition(
                 "causes",
-                causes.low > 0 and causes.value > causes.floor_high,
-                f"mean Spearman over targets {causes.value:.2f} ({causes.low:.2f} to "
-                f"{causes.high:.2f}), 97.5 % of permuted rows below {causes.floor_high:.2f}, p "
+                causes.value.low > 0 and causes.value > causes.floor.high,
+                f"mean Spearman over targets {causes.value.text('.2f')}, 97.5 % of permuted rows "
+                f"below {causes.floor.high:.2f}, p "
                 f"{causes.p:.3f}; depth alone {self.depth_agreement.spearman.value:.2f}; layer "
                 f"{zero.target} {own:.2f}",
             ),
             Condition(
                 "best sets",
-                better <= BEST and low > 0,
+                better <= BEST and lead.low > 0,
                 f"{100 * better:.1f} % of {len(zero.sets)} sets are better; loss of the deepest "
-                f"minus chosen {lead:+.4f} nats ({low:+.4f} to {high:+.4f}){note}",
+                f"minus chosen {lead:+.4f} nats ({lead.low:+.4f} to {lead.high:+.4f}){note}",
             ),
             Condition(
                 "fill",
-                lead > 0 and mean_low > 0,
-                f"{lead:+.4f} nats at zero fill, {mean_lead:+.4f} ({mean_low:+.4f} to "
-                f"{mean_high:+.4f}) with dropped terms at their mean{note}",
+                lead > 0 and mean_lead.low > 0,
+                f"{lead:+.4f} nats at zero fill, {mean_lead.text('+.4f')} with dropped terms at "
+                f"their mean{note}",
             ),
         ]
 
@@ -244,8 +243,3 @@ def causes_by_target(agreement: RankAgreement, target: int) -> float:
     """Spearman correlation of one target's row, NaN where it has too few sources."""
     rows = agreement.by_target.set_index("target")["spearman"]
     return float(rows.get(target, float("nan")))
-
-
-def _lead(sets: KeepSets) -> tuple[float, float, float]:
-    """Loss of the k deepest minus that of the chosen set, with its paired interval."""
-    return sets.readings.difference("last", sets.chosen.name, "loss")

@@ -28,9 +28,10 @@ from tqdm import tqdm
 
 from vit_clt.analysis.causal.targets import PATHS, EffectSums, Path, Read, TargetEffects
 from vit_clt.analysis.stats.donors import donor_cycle
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.means import position_means
 from vit_clt.analysis.stats.names import LayerSet, layer_sets, layers_text
-from vit_clt.analysis.stats.readings import Readings, gather_readings, interval
+from vit_clt.analysis.stats.readings import UNITS, Readings, gather_readings
 from vit_clt.choices import Fill, Site, TokenKind, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
@@ -101,26 +102,21 @@ class CausalEffects:
             matrix, draws = effects.matrix, effects.draws(self.seed)
             for l, s in np.argwhere(np.isfinite(matrix)).tolist():
                 at = {"path": path, "layers": str(s), "target": str(l), "measure": read}
-                low, high = interval(draws[:, l, s])
-                found = {"unit": "fraction", "value": matrix[l, s], "low": low, "high": high}
-                rows.append({**at, **found, "n": self.n, "baseline": 0.0, "floor": None})
+                effect = Interval.of(matrix[l, s], draws[:, l, s])
+                rows.append({**at, **self._number(effect, "fraction", 0.0, None)})
         return pd.DataFrame([*rows, *self._output_rows()])
 
     def metrics(self) -> list[Metric]:
         """Every number of `to_frame`, named "{path}_{source}_to_{target}_{measure}"."""
-        frame = self.to_frame().replace({np.nan: None})
         return [
-            Metric(
+            Interval(r.value, r.low, r.high).metric(
                 f"{r.path}_{r.layers}_to_{r.target}_{r.measure}",
-                r.value,
                 r.unit,
                 r.n,
-                r.low,
-                r.high,
-                r.floor,
+                None if pd.isna(r.floor) else r.floor,
                 r.baseline,
             )
-            for r in frame.itertuples()
+            for r in self.to_frame().itertuples()
         ]
 
     def figure(self) -> go.Figure:
@@ -134,21 +130,34 @@ class CausalEffects:
             return
         everything = f"total {layers_text(range(self.n_layers))}"
         versions = [(path, layers_text(layers)) for path in PATHS for layers in self.layer_sets]
-        for measure, means in self.readings.means.items():
-            level = dict(zip(self.readings.names, means.tolist(), strict=True))
-            lowest, original = level[everything], level["original"]
-            unit = "nats" if measure == "loss" else "fraction"
+        for measure in self.readings.means:
+            lowest, original = (
+                self.readings.mean([name], measure) for name in (everything, "original")
+            )
             for path, layers in versions:
                 name = f"{path} {layers}"
-                samples = self.readings.samples[measure][:, self.readings.names.index(name)]
-                change, *ends = self.readings.difference(name, "original", measure)
-                for kind, value, (low, high), baseline, floor in (
-                    (measure, level[name], interval(samples), original, lowest),
-                    (f"delta_{measure}", change, ends, 0.0, lowest - original),
+                at = {"path": path, "layers": layers, "target": "output"}
+                level = self.readings.mean([name], measure)
+                change = self.readings.difference(name, "original", measure)
+                for kind, value, baseline, floor in (
+                    (measure, level, original, lowest),
+                    (f"delta_{measure}", change, 0.0, lowest - original),
                 ):
-                    at = {"path": path, "layers": layers, "target": "output", "measure": kind}
-                    found = {"unit": unit, "value": value, "low": low, "high": high}
-                    yield {**at, **found, "n": self.n, "baseline": baseline, "floor": floor}
+                    number = self._number(value, UNITS[measure], baseline, floor)
+                    yield {**at, "measure": kind, **number}
+
+    def _number(
+        self, value: Interval, unit: str, baseline: float, floor: float | None
+    ) -> dict[str, Any]:
+        return {
+            "unit": unit,
+            "value": value,
+            "low": value.low,
+            "high": value.high,
+            "n": self.n,
+            "baseline": baseline,
+            "floor": floor,
+        }
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_clt.analysis.contributions.parts import NEGLIGIBLE
-from vit_clt.analysis.stats.readings import bootstrap_means
+from vit_clt.analysis.stats.intervals import bootstrap_means
 
 Path = Literal["total", "direct"]
 Read = Literal["y", "x"]

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from vit_clt.analysis.contributions.moments import ContributionMoments, contribution_moments
 from vit_clt.analysis.contributions.parts import NEGLIGIBLE, REDUCIBLE, ScoreParts, score_parts
-from vit_clt.analysis.stats.readings import RESAMPLES, bootstrap_means, intervals
+from vit_clt.analysis.stats.intervals import RESAMPLES, bootstrap_means, intervals
 from vit_clt.choices import Reduce, ScoreKind, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError

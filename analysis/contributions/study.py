@@ -22,7 +22,7 @@ from vit_clt.analysis.contributions.scores import (
     score,
 )
 from vit_clt.analysis.reporting.style import ROW_NAMES
-from vit_clt.analysis.stats.readings import intervals
+from vit_clt.analysis.stats.intervals import intervals
 from vit_clt.choices import Reduce, ScoreKind, TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError

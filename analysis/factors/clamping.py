@@ -23,7 +23,7 @@ from tqdm import tqdm
 from vit_clt.analysis.factors.anova import Cells
 from vit_clt.analysis.factors.selectivity_study import factor_values
 from vit_clt.analysis.factors.sets import FeatureSet, compared_sets, overlap, with_codes
-from vit_clt.analysis.stats.readings import bootstrap_means, interval
+from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
 from vit_clt.choices import Region
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
@@ -87,12 +87,10 @@ class Clamp:
             for what in ("moved", "stayed"):
                 hits = getattr(self, what)[name]
                 ends = binomtest(int(hits.sum()), self.n).proportion_ci(method="wilson")
-                row |= {what: float(hits.mean())}
-                row |= {f"{what}_low": float(ends.low), f"{what}_high": float(ends.high)}
+                row |= Interval(hits.mean(), ends.low, ends.high).columns(what)
                 losses = getattr(self, f"{what}_loss")[name]
-                low, high = interval(bootstrap_means(losses[:, None], self.seed)[:, 0])
-                row |= {f"{what}_loss": float(losses.mean())}
-                row |= {f"{what}_loss_low": low, f"{what}_loss_high": high}
+                draws = bootstrap_means(losses[:, None], self.seed)[:, 0]
+                row |= Interval.of(losses.mean(), draws).columns(f"{what}_loss")
             rows.append({**row, "chance": self.chance, "n": self.n, "pairs": self.n_pairs})
         return pd.DataFrame(rows)
 
@@ -104,13 +102,10 @@ class Clamp:
         for name, row in frame.iterrows():
             for what in ("moved", "stayed", "moved_loss", "stayed_loss"):
                 found.append(
-                    Metric(
+                    Interval.from_columns(row.to_dict(), what).metric(
                         f"{str(name).replace(' ', '_')}_{what}",
-                        float(row[what]),
                         "nats" if what.endswith("loss") else "fraction",
                         self.n,
-                        float(row[f"{what}_low"]),
-                        float(row[f"{what}_high"]),
                         float(random[what].mean()) if name == "group" else None,
                         float(frame.loc["original", what]),
                     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isnan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -24,6 +25,7 @@ from vit_clt.analysis.reporting.style import (
     or_none,
     three_digits,
 )
+from vit_clt.analysis.stats.intervals import Interval
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.fidelity_study import Fidelity
@@ -152,10 +154,10 @@ def fidelity_report(result: Fidelity, trained_on: str | None = None) -> str:
         **({} if trained_on is None else {"Trained on": trained_on}),
         "Prompts": result.templates,
         "Seed of the bootstrap": str(result.seed),
-        "Unaltered model": f"{100 * result.original:.2f} % / {result.original.loss:.4f} nats",
-        "Floor: rows at their mean": f"{100 * result.floor_mean:.2f} % / "
+        "Unaltered model": f"{100 * result.original.top1:.2f} % / {result.original.loss:.4f} nats",
+        "Floor: rows at their mean": f"{100 * result.floor_mean.top1:.2f} % / "
         f"{result.floor_mean.loss:.4f} nats",
-        "Floor: rows at zero": f"{100 * result.floor_zero:.2f} % / "
+        "Floor: rows at zero": f"{100 * result.floor_zero.top1:.2f} % / "
         f"{result.floor_zero.loss:.4f} nats",
     }
     notes = [
@@ -186,12 +188,8 @@ def fidelity_table(result: Fidelity) -> pd.DataFrame:
                 f"{three_digits(r.r2_patch)} ({three_digits(r.r2_position_patch)})"
             ),
             "top-1 % / loss": f"{100 * r.top1:.2f} / {r.loss:.4f}",
-            "loss recovered %": _share(
-                r.recovered_loss, r.recovered_loss_low, r.recovered_loss_high
-            ),
-            "accuracy recovered %": _share(
-                r.recovered_top1, r.recovered_top1_low, r.recovered_top1_high
-            ),
+            "loss recovered %": _share(r._asdict(), "recovered_loss"),
+            "accuracy recovered %": _share(r._asdict(), "recovered_top1"),
         }
         for r in result.frame.itertuples()
     )
@@ -232,7 +230,7 @@ def _levels(result: Fidelity, column: str) -> list[tuple[str, float, str, str]]:
     ]
     if column in ("top1", "loss"):
         return [
-            (name, reading.top1 if column == "top1" else reading.loss, colour, dash)
+            (name, float(reading.top1 if column == "top1" else reading.loss), colour, dash)
             for name, reading, _, colour, dash in lines
         ]
     # shares, of variance or of what is lost: the mean is 0 by definition, what zero is depends
@@ -250,7 +248,6 @@ def _bars(rows: pd.DataFrame, column: str, factor: int) -> dict[str, object]:
     }
 
 
-def _share(value: float, low: float, high: float) -> str:
-    if isnan(value):
-        return "undefined"
-    return f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+def _share(row: Mapping[str, Any], name: str) -> str:
+    share = Interval.from_columns(row, name)
+    return "undefined" if isnan(share) else share.text(".1f", 100)

@@ -160,10 +160,10 @@ def gather_effects(
     logits, terms, effects, features = [], [], [], []
     bias: list[dict[str, Any]] = []
     for i, (each, direction) in enumerate(zip(sources, directions, strict=True)):
-        reading = each.frozen.read_output(direction, norms=norms)
-        found = each.effects(reading)
+        readout = each.frozen.read_output(direction, norms=norms)
+        found = each.effects(readout)
         logits.append(each.logit(direction))
-        terms.append(each.terms(reading))
+        terms.append(each.terms(readout))
         features.append(_feature_frame(i, each, found))
         bias += _bias_rows(i, found)
         effects.append(found)

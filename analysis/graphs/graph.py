@@ -154,7 +154,7 @@ def _assemble(
 ) -> AttributionGraph:
     sources = rows.sources
     vit, n_active = sources.frozen.vit, len(sources.layer)
-    total = edges_of(sources.effects(sources.total_reading(direction, rows.norms)))
+    total = edges_of(sources.effects(sources.total_readout(direction, rows.norms)))
     described = _candidates(sources)
     nodes = pd.DataFrame(
         [{"kind": "logit", "layer": None, "token": None, "feature": None}]

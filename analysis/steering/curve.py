@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.features.activity import feature_activity
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.steering.readings import SteeredReader, known_labels
 from vit_clt.analysis.steering.versions import STEERED, Feature, Steered, steered_versions
 from vit_clt.choices import EditKind, check_choice
@@ -95,13 +96,12 @@ class SteeringCurve:
             of_class = "" if pd.isna(r["class"]) else f"_{r['class']}"
             name = f"{self.kind}_{r['strength']:g}_{r['measure']}{of_class}"
             baseline, unit = r["value"] - r["change"], r["unit"]
-            value = (r["value"], unit, self.n, r["low"], r["high"], r["floor"], baseline)
-            change = (r["change"], unit, self.n, r["change_low"], r["change_high"])
-            beyond = (r["beyond"], unit, self.n, r["beyond_low"], r["beyond_high"])
+            value = Interval(r["value"], r["low"], r["high"])
+            change, beyond = (Interval.from_columns(r, each) for each in ("change", "beyond"))
             found += [
-                Metric(name, *value),
-                Metric(f"{name}_change", *change),
-                Metric(f"{name}_beyond_random", *beyond),
+                value.metric(name, unit, self.n, r["floor"], baseline),
+                change.metric(f"{name}_change", unit, self.n),
+                beyond.metric(f"{name}_beyond_random", unit, self.n),
             ]
         return found
 

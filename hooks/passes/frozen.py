@@ -12,7 +12,7 @@ are sources of the stream, nothing flows back through them. What is left is affi
 
 with LN(v) = gain * (v - mean v) / std + bias at the std that is held, and ls LayerScale, where a
 model has one. Any linear reading of e or of a row of x_l is then a sum over y, patches and biases,
-exactly: a `Reading` has its gradients, taken back by explicit linear algebra.
+exactly: a `Readout` has its gradients, taken back by explicit linear algebra.
 
 A norm that is held counts in full what it would scale away: a part along the embedding itself adds
 to every logit, though the cosine knows nothing of it. With `norms="differentiated"` gradients go
@@ -45,7 +45,7 @@ StandIn = Callable[
 
 
 @dataclass(frozen=True)
-class Reading:
+class Readout:
     """A linear reading of the frozen stream, by what adds to it. All terms sum to the reading:
 
     sum_l <y, y_l> + <inputs, patches + class token + position> + the three biases
@@ -157,7 +157,7 @@ class FrozenPass:
         direction: Float[Tensor, "*direction d_embed"],
         through: StandIn | None = None,
         norms: Norms = "held",
-    ) -> Reading:
+    ) -> Readout:
         """The reading <e/||e||, direction>, e the embedding, ||e|| held.
 
         Args:
@@ -196,7 +196,7 @@ class FrozenPass:
         rows: Int[Tensor, " direction"],
         vectors: Float[Tensor, "direction d_model"],
         norms: Norms = "held",
-    ) -> Reading:
+    ) -> Readout:
         """The readings <x_l[row], vector>, one per row and vector; of y_l' only l' < l.
 
         A feature's pre-activation is that of its encoder row, W_enc[l]_i, plus b_enc[l]_i.
@@ -227,7 +227,7 @@ class FrozenPass:
         from_mid: bool = False,
         through: StandIn | None = None,
         norms: Norms = "held",
-    ) -> Reading:
+    ) -> Readout:
         """Take a gradient of pre_layer, or of mid_layer, back to all that adds to it."""
         y: dict[int, Tensor] = {}
         biases: list[Tensor] = []
@@ -247,7 +247,7 @@ class FrozenPass:
         if norm is not None:
             ln_pre_bias, stream = stream.sum(-2) @ norm.bias, norm.back(stream, norms)
         nothing = stream.new_zeros(*stream.shape[:-3], 0, *stream.shape[-3:])
-        return Reading(
+        return Readout(
             y=torch.stack([y[l] for l in range(layer)], dim=-4) if y else nothing,
             inputs=stream,
             ln_pre_bias=ln_pre_bias,

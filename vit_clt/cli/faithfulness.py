@@ -57,7 +57,7 @@ class Faithfulness(CLTOptions, StudyOptions, SeedOptions):
         folder.open()
         shown = measure_table(result)
         caption = (
-            f"{data.name}, N = {result.n} (similarities of {result.at('spearman').n}), "
+            f"{data.name}, N = {result.n} (similarities of {result.n_of('spearman')}), "
             f"{self.tokens} rows of layers {result.layer_range}, {self.inputs} inputs, templates: "
             f"{self.templates}, L0 {result.l0:.1f}"
         )

@@ -111,9 +111,9 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         caption = (
             f"{data.name}, N = {result.n}, {self.tokens} rows of all layers, stream inputs, "
             f"templates: {self.templates}, seed {self.training.seed}; top-1 % / loss (nats): "
-            f"unaltered {at(100 * result.original, result.original.loss)}, at mean "
-            f"{at(100 * result.floor_mean, result.floor_mean.loss)}, at zero "
-            f"{at(100 * result.floor_zero, result.floor_zero.loss)}"
+            f"unaltered {at(100 * result.original.top1, result.original.loss)}, at mean "
+            f"{at(100 * result.floor_mean.top1, result.floor_mean.loss)}, at zero "
+            f"{at(100 * result.floor_zero.top1, result.floor_zero.loss)}"
         )
         write_study(
             folder,

@@ -248,8 +248,8 @@ def test_ranks_count_the_sets_that_are_strictly_better(study: Study, result: Kee
     assert len({mark.rank["loss"] for mark in result.marked}) > 1
     table = result.marks()
     above = result.readings.difference("last", "projection", "loss")
-    assert table.set_index("set").loc["last", "loss_above_chosen"] == above[0]
-    assert table["loss_above_chosen_low"][3] == above[1]
+    assert table.set_index("set").loc["last", "loss_above_chosen"] == above
+    assert table["loss_above_chosen_low"][3] == above.low
 
 
 def test_membership_and_correlation_are_those_of_the_table(study: Study, result: KeepSets) -> None:
@@ -281,8 +281,8 @@ def test_metrics_and_figure_say_where_the_chosen_set_stands(result: KeepSets) ->
     metric = metrics["a_projection_loss"]
     assert (metric.value, metric.low, metric.high) == (
         chosen.loss,
-        chosen.loss_low,
-        chosen.loss_high,
+        chosen.loss.low,
+        chosen.loss.high,
     )
     assert metric.floor == result.readings["floor_mean"].loss
     assert metric.baseline == result.readings["original"].loss

@@ -66,7 +66,7 @@ def test_with_a_clt(
         )
         found = named[f"centred_C_{path}_effect_on_y_spearman"]
         assert found["value"] == pytest.approx(expected.spearman.value)
-        assert found["low"] == pytest.approx(expected.spearman.low)
+        assert found["low"] == pytest.approx(expected.spearman.value.low)
         assert found["floor"] == pytest.approx(expected.spearman.floor)
         by_hand = [spearmanr(range(l), effects.matrix(path)[l, :l]).statistic for l in range(3, 8)]
         depth = named[f"depth_alone_{path}_effect_on_y_spearman"]
@@ -81,7 +81,7 @@ def test_with_a_clt(
     cls = contribution_scores(digits_vit, clt, data, tokens="cls")
     with pytest.raises(InputError, match="scores were measured on cls rows of digits"):
         score_agreement(effects, [cls])
-    assert np.isfinite(found["centred C, total effect on y"].spearman.low)
+    assert np.isfinite(found["centred C, total effect on y"].spearman.value.low)
 
 
 def test_refused_before_anything_is_written(

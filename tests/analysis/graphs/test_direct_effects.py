@@ -90,14 +90,14 @@ def test_total_effects_are_autograds_of_the_linear_replacement(
     logit = (held.run(held.patches, y) @ directions[0])[0]
     assert float(logit.detach()) == pytest.approx(float(sources.logit(directions[0])), rel=1e-10)
     (gradient,) = torch.autograd.grad(logit, [errors], retain_graph=True)
-    reading = sources.total_reading(directions[0])
-    torch.testing.assert_close(reading.y[:, 0], gradient, rtol=1e-9, atol=1e-12)
+    readout = sources.total_readout(directions[0])
+    torch.testing.assert_close(readout.y[:, 0], gradient, rtol=1e-9, atol=1e-12)
     by_feature = torch.autograd.grad(logit, codes)
-    units = sources.unit_effects(dict(enumerate(reading.y[:, 0])))
+    units = sources.unit_effects(dict(enumerate(readout.y[:, 0])))
     wanted = torch.stack(list(by_feature))[sources.layer, sources.token, sources.feature]
     torch.testing.assert_close(units, wanted, rtol=1e-9, atol=1e-12)
     # what is no feature sums to the logit, once features have been followed to what drives them
-    parts = sources.effects(reading)
+    parts = sources.effects(readout)
     leaves = parts.errors.sum() + parts.patches.sum() + parts.bias
     constant = clt.b_enc[sources.layer, sources.feature]
     torch.testing.assert_close(
