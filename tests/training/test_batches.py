@@ -280,8 +280,7 @@ def test_an_input_error_of_a_worker_arrives_as_its_sentence(vit, pixels):
 
 @forks
 def test_a_killed_worker_is_named_as_such(vit, pixels):
-    # one worker: torch raises once for each that dies, a second time outside of this block
-    source = recomputed(vit, Failing(pixels, "killed"), workers=1)
+    source = recomputed(vit, Failing(pixels, "killed"), workers=2)
     with pytest.raises(InputError) as error:
         list(source.read(in_groups(range(N))))
     assert "a process that decodes images was lost" in one_sentence(error)
@@ -297,7 +296,7 @@ def test_a_worker_killed_while_a_step_is_at_work_is_named_as_such(vit, pixels):
         return False
 
     config = CLTConfig(vit.cfg.n_layers, vit.cfg.d_model, 8, ReLUTopK(2))
-    settings = TrainConfig(epochs=1, batch_size=24, buffer_batches=1, workers=1)
+    settings = TrainConfig(epochs=1, batch_size=24, buffer_batches=1, workers=2)
     with pytest.raises(InputError) as error:
         train(
             vit,

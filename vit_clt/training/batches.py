@@ -28,6 +28,7 @@ from vit_clt.training.cache import ActivationCache
 from vit_clt.training.order import Filling, ShardPlan
 
 # other ways to start a process would have to pickle the data set's reader
+_UNTIL_THE_SIGNAL = 2.0  # seconds; the sleep ends with the signal's exception
 _START_METHOD = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
 
@@ -107,7 +108,12 @@ class Recomputed:
                 activation is not finite.
         """
         try:
-            yield from self._read(groups)
+            try:
+                yield from self._read(groups)
+            except (ConnectionError, EOFError):
+                if self.workers:  # the pipe to a worker breaks before a signal tells of its end
+                    time.sleep(_UNTIL_THE_SIGNAL)
+                raise
         except RuntimeError as error:
             raise lost_worker(error) or error from None
 
