@@ -38,6 +38,7 @@ from vit_clt.hooks import Edit, HookedViT, replace_mlps, replacement_hooks, stee
 from vit_clt.interchange.circuit_tracer import export_circuit_tracer, import_circuit_tracer
 from vit_clt.kernels import bags
 from vit_clt.training.objective import Objective
+from vit_clt.transcoder.sparsifiers import JumpReLUTraining, TopKTraining
 
 SPARSIFIERS = [ReLUTopK(k=5), AbsTopK(k=5), JumpReLU(theta=0.3)]
 CLASSES = ["red thing", "green thing", "blue thing"]
@@ -196,7 +197,8 @@ def test_a_step(gpu: torch.device, sparsifier: Any, cross_layer: bool) -> None:
         clt = CrossLayerTranscoder(CLTConfig(4, 16, 24, sparsifier, cross_layer=cross_layer))
         clt.load_state_dict(start)
         clt.to(device).backend = backend
-        objective = Objective(clt, TrainConfig(aux_k=4 if top_k else 0))
+        options = TopKTraining(aux_k=4) if top_k else JumpReLUTraining()
+        objective = Objective(clt, TrainConfig(sparsity=options))
         at = [value.to(device) for value in (x, y, torch.ones(12))]
         found = objective(*at, 12.0, 12, 1e-3, dead.to(device) if top_k else None)
         optimiser = torch.optim.AdamW(clt.parameters(), fused=True)

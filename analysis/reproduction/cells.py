@@ -19,10 +19,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vit_clt.analysis.reproduction.published import DATASETS, paper_faithfulness
-from vit_clt.choices import Inputs, Templates, TokenKind
+from vit_clt.choices import Inputs, PaperSparsifier, Templates, TokenKind
 from vit_clt.data.prompts import CIFAR_TEMPLATES
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
@@ -33,7 +33,7 @@ from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 BACKBONES = {"ViT-B/32": "ViT-B-32-quickgelu", "ViT-B/16": "ViT-B-16-quickgelu"}
 """The paper's names to open_clip's; OpenAI's weights need QuickGELU."""
 DATASET_NAMES = tuple(DATASETS.values())
-SPARSIFIER_NAMES = tuple(SPARSIFIERS)
+SPARSIFIER_NAMES = get_args(PaperSparsifier)
 KINDS: tuple[TokenKind, ...] = ("cls", "patch", "all")
 RUN_FILE, CELL_FILE, LOG_FILE = "run.json", "cell.json", "train.jsonl"
 FILES = (
@@ -117,24 +117,23 @@ class Recipe:
 
     def config(self, vit: HookedViT, sparsifier: str) -> CLTConfig:
         """The CLT of a cell."""
-        if sparsifier not in SPARSIFIERS:
+        if sparsifier not in SPARSIFIER_NAMES:
             raise InputError(
                 f'sparsifiers holds "{sparsifier}"; expected {", ".join(SPARSIFIER_NAMES)}.'
             )
-        kind: Any = SPARSIFIERS[sparsifier]
         width = vit.cfg.d_model
         return CLTConfig(
             vit.cfg.n_layers,
             width,
             16 * width if self.n_features is None else self.n_features,
-            kind() if sparsifier == "jumprelu" else kind(self.k),
+            SPARSIFIERS[sparsifier].for_l0(self.k),
         )
 
     def settings(self, sparsifier: str) -> TrainConfig:
         """How the CLT of a cell is trained."""
-        if sparsifier == "jumprelu" and self.training.l0 is None:
-            return replace(self.training, l0=float(self.k))
-        return self.training
+        kind = SPARSIFIERS[sparsifier].training
+        options = self.training.sparsity.options_of(kind) or kind()
+        return replace(self.training, sparsity=options.aimed_at(self.k))
 
 
 def smoke_recipe() -> Recipe:

@@ -163,7 +163,7 @@ def _parse(args: list[str]) -> Command | None:
             return None
         # tyro draws a box over several lines; the user gets its first statement as one sentence
         text = complaint.getvalue().split("For full helptext")[0]
-        text = re.sub(r"Error parsing \S*\.training: ", "", text)
+        text = re.sub(r"Error parsing \S*\.training(\.\S+)?: ", "", text)
         text = re.sub(r"╭─ (Invalid choice|Value error|Unrecognized options) ─*╮", "", text)
         text = " ".join(re.sub(r"[─│╭╮╰╯]+", " ", text).split())
         raise InputError(_one_sentence(f"{text} (see vit-clt --help)")) from None

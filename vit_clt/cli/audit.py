@@ -77,7 +77,7 @@ class Audit(CLTOptions, OutputOptions):
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Audit:
         """What options start from, given the --preset among them."""
-        start = cls(out=Path(), clt="", training=preset_in(args))
+        start = cls(out=Path(), clt="", training=preset_in("audit", args))
         start.out = start.clt = tyro.MISSING  # they must be given
         return start
 
@@ -187,11 +187,12 @@ class Audit(CLTOptions, OutputOptions):
 
         if not self.train:
             return []
-        k = getattr(clt.config.sparsifier, "k", None) if self.k is None else self.k
+        sparsifier = clt.config.sparsifier
+        k = sparsifier.expected_l0 if self.k is None else self.k
         if k is None:
             raise InputError(
-                "k is missing; a JumpReLU CLT does not say the L0 its rivals should have, expected "
-                "a number (vit-clt reconstruct measures its own)."
+                f"k is missing; a {sparsifier.label} CLT does not say the L0 its rivals should "
+                "have, expected a number (vit-clt reconstruct measures its own)."
             )
         if k < 1:
             raise InputError(f"k is {k}; expected at least 1.")

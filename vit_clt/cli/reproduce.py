@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import tyro
 
+from vit_clt.choices import PaperSparsifier
 from vit_clt.cli.options import OutputOptions, check_device, print_table
+from vit_clt.cli.training_options import with_every_option
 from vit_clt.errors import InputError
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
@@ -41,11 +43,7 @@ class Reproduce(OutputOptions):
     """Data sets: from the Hub, or from local files with :PATH (cifar100:PATH coco:PATH ...)."""
     backbones: tuple[Literal["ViT-B/32", "ViT-B/16"], ...] = ("ViT-B/32", "ViT-B/16")
     """CLIP backbones."""
-    sparsifiers: tuple[Literal["jumprelu", "relu_topk", "abs_topk"], ...] = (
-        "jumprelu",
-        "relu_topk",
-        "abs_topk",
-    )
+    sparsifiers: tuple[PaperSparsifier, ...] = get_args(PaperSparsifier)
     """How codes are made sparse."""
     pretrained: str = "openai"
     """open_clip tag of both backbones' weights; "random" for random weights."""
@@ -74,13 +72,18 @@ class Reproduce(OutputOptions):
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Reproduce:
         """What options start from, given --smoke, which makes everything small."""
-        if "reproduce" not in args or "--smoke" not in args:
+        if "reproduce" not in args[:1]:
             return cls()
+        if "--smoke" not in args:
+            return cls(training=with_every_option(PRESETS["paper"]))
         from vit_clt.analysis.reproduction.cells import smoke_recipe
 
         small = smoke_recipe()
         return cls(
-            k=small.k, n_features=small.n_features, limit=small.limit, training=small.training
+            k=small.k,
+            n_features=small.n_features,
+            limit=small.limit,
+            training=with_every_option(small.training),
         )
 
     def run(self) -> None:

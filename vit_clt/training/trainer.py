@@ -33,7 +33,6 @@ from vit_clt.training.run import Log, Run
 from vit_clt.training.trial import decided
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.sparsifiers import JumpReLU
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
 __all__ = ["PRESETS", "Stopped", "TrainConfig", "as_context", "resolved", "train"]
@@ -91,7 +90,7 @@ def train(
     data = as_image_data(data)
     check_prepared(vit, data)
     device = next(vit.parameters()).device
-    settings = train_config or TrainConfig()
+    settings = config.sparsifier.with_options(train_config or TrainConfig())
     check_run(vit, config, settings, len(data), device, trackers)
     with Engine(settings, device, trackers, log_dir) as engine:
         snapshots = (
@@ -133,9 +132,17 @@ def resolved(
     """`settings` with every "auto" and None decided that this machine decides without a trial.
 
     Raises:
-        InputError: shards do not divide among the processes, or the batch among the shards.
+        InputError: shards do not divide among the processes, or the batch among the shards; a
+            batch in parts whose sparsifier needs it whole; or another sparsifier's options.
     """
     device = torch.device(device)
+    settings = config.sparsifier.with_options(settings)
+    for name, parts in (("accumulate", settings.accumulate), ("processes", n_processes)):
+        if parts > 1 and config.sparsifier.whole_batch:
+            raise InputError(
+                f"{name} is {parts}; expected 1, as {config.sparsifier.name} chooses codes among "
+                "all rows of a batch at once."
+            )
     shards = settings.shards or n_processes
     if shards % n_processes:
         raise InputError(f"shards is {shards}; expected a multiple of {n_processes} processes.")
@@ -148,8 +155,8 @@ def resolved(
         workers = 0 if device.type == "cpu" else min(8, max(1, torch.get_num_threads() - 1))
     backend = settings.backend
     # on a GPU top-k codes wait for a trial (`vit_clt.training.trial.decided`)
-    if not isinstance(config.sparsifier, JumpReLU) and device.type != "cuda":
-        density = config.sparsifier.k / config.n_features
+    density = config.sparsifier.density(config.n_features)
+    if density is not None and device.type != "cuda":
         weight = torch.empty(0, device=device)
         backend = choose(backend, config.n_features, config.d_model, density, weight)
     return replace(settings, shards=shards, workers=workers, backend=backend)
@@ -204,13 +211,6 @@ def _check_same(
     found: Snapshot,
 ) -> None:
     """Refuse to resume a run of other settings, another CLT, teacher or data."""
-    # a field the run did not know has its default
-    before, now = asdict(TrainConfig()) | found.state["train"], asdict(settings)
-    for name in sorted(before.keys() | now.keys()):
-        if name not in FREE and before.get(name) != now.get(name):
-            raise InputError(
-                f"{name} is {now.get(name)!r}; the run that is resumed has {before.get(name)!r}."
-            )
     # as this version writes it
     was = CLTConfig.from_json(found.state["clt"]).to_json()
     teacher = was.pop("teacher")
@@ -220,6 +220,14 @@ def _check_same(
         if was[name] != asked.get(name):
             raise InputError(
                 f"{name} is {asked.get(name)!r}; the run that is resumed has {was[name]!r}."
+            )
+    # a field the run did not know has its default
+    before = TrainConfig.from_json(found.state["train"], config.sparsifier.training).flat()
+    now = settings.flat()
+    for name in sorted(now):
+        if name not in FREE and before[name] != now[name]:
+            raise InputError(
+                f"{name} is {now[name]!r}; the run that is resumed has {before[name]!r}."
             )
     if found.state["cached"] != cached:
         raise InputError(
@@ -255,21 +263,8 @@ def check_run(
             f"config is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
             f"width {want[1]}, as in model {vit.cfg.model}."
         )
-    steered = isinstance(config.sparsifier, JumpReLU)
-    if settings.l0 is not None and not steered:
-        raise InputError(f"l0 is {settings.l0}; only JumpReLU is steered to an L0, top-k has k.")
-    for name in ("k_start", "aux_k"):
-        if getattr(settings, name) and steered:
-            raise InputError(f"{name} is {getattr(settings, name)}; expected a top-k sparsifier.")
-    if settings.compile and not steered:
-        raise InputError("compile is on; expected JumpReLU, a top-k step gains nothing by it.")
-    if settings.l0 is not None and settings.l0 > config.n_features:
-        raise InputError(f"l0 is {settings.l0}; expected at most n_features, {config.n_features}.")
-    k = getattr(config.sparsifier, "k", 0)
-    if settings.k_start is not None and not k <= settings.k_start <= config.n_features:
-        raise InputError(
-            f"k_start is {settings.k_start}; expected k, {k}, to n_features, {config.n_features}."
-        )
+    sparsifier = config.sparsifier
+    sparsifier.check(sparsifier.with_options(settings).sparsity, config.n_features)
     n_images -= settings.held_out(n_images)
     if settings.shards is not None and n_images < settings.shards:
         raise InputError(

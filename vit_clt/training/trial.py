@@ -24,7 +24,6 @@ from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.training.engine import is_sharded, matmul_precision
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.sparsifiers import JumpReLU
 from vit_clt.transcoder.train_config import TrainConfig
 
 _IMAGES, _ROWS = 16, (64, 256)
@@ -90,7 +89,7 @@ def decided(
     GPU. Elsewhere `settings` are returned as they are.
     """
     device = torch.device(device)
-    timed = device.type == "cuda" and not isinstance(config.sparsifier, JumpReLU)
+    timed = device.type == "cuda" and config.sparsifier.density(config.n_features) is not None
     if settings.backend != "auto" or not timed:
         return settings
     if is_sharded():
@@ -134,7 +133,7 @@ def _trial(clt: CrossLayerTranscoder, x: Tensor, y: Tensor, settings: TrainConfi
     bf16 = settings.precision == "bf16"
     with torch.enable_grad():
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            y_hat = clt(x)
+            y_hat = clt.decode(clt.encode_batch(x))
         loss = (y_hat.float() - y).square().sum(-1).mean()
         # not backward(): nothing is added to .grad, and no hook that waits for other processes runs
         torch.autograd.grad(loss, learned)
