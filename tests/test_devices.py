@@ -19,6 +19,7 @@ from torchvision.transforms import Compose, Normalize
 
 from vit_clt import (
     AbsTopK,
+    BatchTopK,
     CLTConfig,
     CrossLayerTranscoder,
     InputError,
@@ -183,7 +184,7 @@ def test_training_a_layer_gives_the_cpus_numbers_and_nothing_is_left_behind() ->
 
 
 @pytest.mark.parametrize("cross_layer", [True, False], ids=["cross", "per layer"])
-@pytest.mark.parametrize("sparsifier", SPARSIFIERS, ids=lambda s: s.name)
+@pytest.mark.parametrize("sparsifier", [*SPARSIFIERS, BatchTopK(k=5)], ids=lambda s: s.name)
 def test_a_step(gpu: torch.device, sparsifier: Any, cross_layer: bool) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -19,6 +19,7 @@ from vit_clt.training import trial
 from vit_clt.training.cache import cache_bytes
 from vit_clt.training.cost import Estimate, check_fits, estimate
 from vit_clt.training.trial import seconds_per_step
+from vit_clt.transcoder.sparsifiers import TopKTraining
 from vit_clt.transcoder.train_config import TrainConfig
 
 GIB = 2**30
@@ -34,7 +35,6 @@ STEPS = """
 import json, os, sys, torch
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
 from vit_clt.transcoder.sparsifiers.jumprelu import tanh_penalty
-from vit_clt.transcoder.sparsifiers import TopKTraining
 
 def status(key):
     lines = open("/proc/self/status").read().splitlines()

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from vit_clt.choices import Backend
@@ -29,8 +29,8 @@ RATE = 0.01
 """Share of a training step in the running mean of thresholds."""
 Chunks = Iterable[tuple[int, Float[Tensor, "chunk feature"]]]
 """Pre-activations, some rows at a time, with the number of the first row."""
-Chosen = tuple[Float[Tensor, " entry"], Int[Tensor, " entry"]]
-"""Pre-activations and their places in the flattened array, in order."""
+Chosen = tuple[Tensor, Tensor]
+"""Pre-activations " entry", and their places " entry" in the flattened array."""
 
 
 @dataclass(frozen=True)
