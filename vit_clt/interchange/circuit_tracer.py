@@ -65,7 +65,7 @@ def export_circuit_tracer(
 ) -> CrossLayerTranscoder:
     """Write a CLT's files in float32; returns the CLT they hold.
 
-    JumpReLU passes exactly. ReLU-TopK has no thresholds: they are fitted on `data`
+    Sparsifiers with thresholds (JumpReLU, BatchTopK) pass exactly. ReLU-TopK has no thresholds: they are fitted on `data`
     (`interchange_thresholds.with_thresholds`), and the result is another CLT, to be measured again.
 
     Args:
