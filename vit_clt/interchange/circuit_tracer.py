@@ -65,8 +65,9 @@ def export_circuit_tracer(
 ) -> CrossLayerTranscoder:
     """Write a CLT's files in float32; returns the CLT they hold.
 
-    Sparsifiers with thresholds (JumpReLU, BatchTopK) pass exactly. ReLU-TopK has no thresholds: they are fitted on `data`
-    (`interchange_thresholds.with_thresholds`), and the result is another CLT, to be measured again.
+    Sparsifiers with thresholds (JumpReLU, BatchTopK) pass exactly. ReLU-TopK has none: they are
+    fitted on `data` (`thresholds.with_thresholds`), and the result is another CLT, to be measured
+    again.
 
     Args:
         clt: the transcoder.
