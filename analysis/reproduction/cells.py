@@ -112,8 +112,17 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
+        values = asdict(self) | {"training": self.training_options()}
+        found: dict[str, Any] = json.loads(json.dumps(values))
+        return found
+
+    def training_options(self) -> dict[str, Any]:
+        """How cells are trained, by name, with the options of each sparsifier."""
+        found: dict[str, Any] = {}
+        for kind in (SPARSIFIERS[name].training for name in SPARSIFIER_NAMES):
+            options = self.training.sparsity.options_of(kind) or kind()
+            found |= replace(self.training, sparsity=options).flat()
+        return found
 
     def config(self, vit: HookedViT, sparsifier: str) -> CLTConfig:
         """The CLT of a cell."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import isnan
-from typing import Any
 
 import pandas as pd
 
 from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.reporting.style import ROW_NAMES
-from vit_clt.analysis.reproduction.cells import KINDS, SPARSIFIER_NAMES, Recipe, cells
+from vit_clt.analysis.reproduction.cells import KINDS, Recipe, cells
 from vit_clt.analysis.reproduction.comparison import FinishedCell
 from vit_clt.analysis.reproduction.figures import (
     STYLES,
@@ -21,7 +19,6 @@ from vit_clt.analysis.reproduction.figures import (
 from vit_clt.analysis.reproduction.plan import IMAGES
 from vit_clt.analysis.reproduction.published import TABLE_5, can_be_of, checks, paper_cascade
 from vit_clt.training.trainer import FREE
-from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 
 SMOKE = (
     "THIS IS A SMOKE RUN. A few images, a few features and a few steps show that everything runs. "
@@ -65,7 +62,7 @@ def differences_from_paper(recipe: Recipe) -> list[str]:
         found.append(
             f"Only the first {recipe.limit:,} images of either split; the paper uses all of them."
         )
-    ours_train, paper_train = _options(recipe), _options(paper)
+    ours_train, paper_train = recipe.training_options(), paper.training_options()
     for name, value in ours_train.items():
         if value != paper_train[name] and name not in (*FREE, "backend", "seed"):
             found.append(
@@ -78,15 +75,6 @@ def differences_from_paper(recipe: Recipe) -> list[str]:
         f"L0 that JumpReLU is steered to ({recipe.k}), and one label for a COCO image (the "
         "category of the largest summed box area; images without a box left out).",
     ]
-    return found
-
-
-def _options(recipe: Recipe) -> dict[str, Any]:
-    """How its cells are trained, every sparsifier's own options among the others."""
-    found: dict[str, Any] = {}
-    for kind in (SPARSIFIERS[name].training for name in SPARSIFIER_NAMES):
-        options = recipe.training.sparsity.options_of(kind) or kind()
-        found |= replace(recipe.training, sparsity=options).flat()
     return found
 
 
