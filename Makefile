@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test bench bench-gpu cifar-clts adding check format lint types clean
+.PHONY: help setup demo test bench bench-gpu cifar-clts adding check format lint types map clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -23,7 +23,7 @@ demo: $(STAMP)   ## train and study a CLT on handwritten digits, offline, under 
 
 test: $(STAMP)   ## run the tests
 	@echo "== tests (about six minutes on two cores)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=5
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=5
 
 bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies on this machine
 	@echo "== bench, one thread, into out/bench; fails if the machine is loaded"
@@ -35,6 +35,7 @@ bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies o
 	$(BIN)/python benchmarks/bench_keep_sets.py --out out/bench/keep_sets.json || failed=1; \
 	$(BIN)/python benchmarks/bench_scores.py --out out/bench/scores.json || failed=1; \
 	$(BIN)/python benchmarks/bench_retrieval.py --out out/bench/retrieval.json || failed=1; \
+	$(BIN)/python benchmarks/bench_startup.py --out out/bench/startup.json || failed=1; \
 	$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json || failed=1; \
 	exit $$failed
 
@@ -48,7 +49,7 @@ cifar-clts: $(STAMP)  ## train the five CIFAR-10 transcoders of docs/results (ab
 
 adding: $(STAMP) ## the study with a known answer, of docs/results/adding.md (about 15 minutes; resumes)
 	@echo "== adding study, into out/adding"
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/adding_study.py
+	@$(MAKE) --no-print-directory -j2 -f scripts/adding.mk PYTHON=$(BIN)/python
 
 check: format lint types test  ## exactly what CI runs
 
@@ -65,6 +66,9 @@ types: $(STAMP)  ## mypy on the package as it is installed
 	@rm -rf build && mkdir build
 	@$(BIN)/python -c "import setuptools; setuptools.setup()" --quiet build_py --build-lib build/types 2> build/types.log || (cat build/types.log; false)
 	@MYPYPATH=build/types $(BIN)/mypy
+
+map: $(STAMP)    ## draw the rooms of CONTRIBUTING.md anew, from the imports
+	@$(BIN)/python scripts/map_rooms.py --write
 
 clean:           ## remove the environment and everything generated
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -74,8 +74,8 @@ class DemoStudy:
         n = self.n_test
         position = self.reconstruction.mean("patch", "r2_position")
         found = [
-            Metric("teacher_top1", teacher.top1, "fraction", n, teacher.low, teacher.high, 0.1),
-            Metric("teacher_loss", teacher.loss, "nats", n, teacher.loss_low, teacher.loss_high),
+            teacher.top1.metric("teacher_top1", "fraction", n, floor=0.1),
+            teacher.loss.metric("teacher_loss", "nats", n),
             Metric("r2_patch", self.reconstruction.mean("patch"), "fraction", n, floor=0.0),
             Metric("r2_patch_by_position", position, "fraction", n, floor=0.0),
             Metric("r2_cls", self.reconstruction.mean("cls"), "fraction", n, floor=0.0),
@@ -83,30 +83,10 @@ class DemoStudy:
             Metric("dead", self.reconstruction.mean("all", "dead"), "fraction", n),
             Metric("seconds", self.seconds, "seconds", n),
         ]
-        for r in self.cascade.to_frame().itertuples():
-            found.append(
-                Metric(
-                    f"replaced_{r.tokens}_top1",
-                    r.top1,
-                    "fraction",
-                    n,
-                    r.top1_low,
-                    r.top1_high,
-                    r.floor_mean,
-                    r.baseline,
-                )
-            )
-            found.append(
-                Metric(
-                    f"replaced_{r.tokens}_loss",
-                    r.loss,
-                    "nats",
-                    n,
-                    r.loss_low,
-                    r.loss_high,
-                    r.loss_floor_mean,
-                    r.loss_baseline,
-                )
+        readings = self.cascade.readings
+        for tokens in self.cascade.tokens:
+            found += readings[f"{tokens}_stream_0"].metrics(
+                f"replaced_{tokens}", floor=readings[f"{tokens}_mean_0"], baseline=teacher
             )
         for curves in self.curves:
             found += curves.metrics(prefix=f"fill_{curves.fill}_")

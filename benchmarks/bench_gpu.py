@@ -30,6 +30,7 @@ import torch
 from measure import machine
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
+from vit_clt.choices import Precision
 from vit_clt.errors import InputError
 from vit_clt.kernels.jump import fusion
 from vit_clt.training.engine import matmul_precision
@@ -50,7 +51,7 @@ class Case:
     k: int
     tokens: int
     backend: Literal["dense", "sparse"]
-    precision: Literal["bf16", "tf32", "fp32"]
+    precision: Precision
     compile: bool = False
 
     def settings(self) -> TrainConfig:

@@ -22,6 +22,7 @@ from rivals import RIVALS
 from torch import Tensor, nn
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK
+from vit_clt.kernels.choose import choose
 
 BASE, BAG = "dense per pair", "embedding_bag, source-major"
 
@@ -139,8 +140,7 @@ def growth(rounds: int) -> list[dict[str, Any]]:
             timings = interleave(runs, rounds)
             dense, sparse = (1e3 * statistics.median(timings[b].cpu) for b in runs)
             ratio = ratios(timings, "sparse", "dense")[0]
-            clt.backend = "auto"
-            plan = clt.planned_backend()
+            plan = choose("auto", size.features, size.d_model, size.k / size.features, clt.b_enc)
             print(f"| {axis} {value} | {dense:.0f} | {sparse:.0f} | {ratio:.2f} | {plan} |")
             row = {"dense_ms": dense, "sparse_ms": sparse, "ratio": ratio, "auto": plan}
             rows.append({"axis": axis, "value": value, **row})

@@ -70,19 +70,24 @@ class LoadWatch:
         self.cores = os.cpu_count() or 1
         self.start = self._others(own=0.0)
         self.began = time.perf_counter()
-        self.cpu = time.process_time()
+        self.cpu = _own_seconds()
 
     def report(self) -> dict[str, float | bool]:
         """Load a core, this process left out, and whether it is too high to publish."""
-        busy = (time.process_time() - self.cpu) / max(1e-9, time.perf_counter() - self.began)
+        busy = (_own_seconds() - self.cpu) / max(1e-9, time.perf_counter() - self.began)
         # the one-minute average has seen this process for as long as it ran
         seen = 1 - 2.718 ** (-(time.perf_counter() - self.began) / 60)
-        end = self._others(own=min(1.0, busy) * seen)
+        end = self._others(own=busy * seen)
         loaded = max(self.start, end) > MAX_LOAD_PER_CORE
         return {"load_start": self.start, "load_end": end, "loaded": loaded}
 
     def _others(self, own: float) -> float:
         return max(0.0, os.getloadavg()[0] - own) / self.cores
+
+
+def _own_seconds() -> float:
+    # CPU seconds of this process and of those it started
+    return sum(os.times()[:4])
 
 
 def finish(result: dict[str, Any], watch: LoadWatch, out: Path | None) -> None:

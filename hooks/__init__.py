@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from vit_clt.hooks.interventions import Site as Site
     from vit_clt.hooks.interventions import overwrite_attn_hooks as overwrite_attn_hooks
     from vit_clt.hooks.interventions import overwrite_mlp_hooks as overwrite_mlp_hooks
+    from vit_clt.hooks.passes.clean import CleanPass as CleanPass
     from vit_clt.hooks.passes.frozen import FrozenPass as FrozenPass
-    from vit_clt.hooks.passes.frozen import Reading as Reading
-    from vit_clt.hooks.passes.overwritten import UnalteredPass as UnalteredPass
+    from vit_clt.hooks.passes.frozen import Readout as Readout
+    from vit_clt.hooks.passes.overwritten import OverwrittenPass as OverwrittenPass
     from vit_clt.hooks.passes.replaced import ReplacedRange as ReplacedRange
     from vit_clt.hooks.passes.replaced import SharedPrefix as SharedPrefix
     from vit_clt.hooks.passes.steered import SteeredPass as SteeredPass
@@ -43,8 +44,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "activations": ["Activations", "capture"],
         "hooked_vit": ["HookedViT", "HookedViTConfig"],
         "interventions": ["Site", "overwrite_attn_hooks", "overwrite_mlp_hooks"],
-        "passes.frozen": ["FrozenPass", "Reading"],
-        "passes.overwritten": ["UnalteredPass"],
+        "passes.clean": ["CleanPass"],
+        "passes.frozen": ["FrozenPass", "Readout"],
+        "passes.overwritten": ["OverwrittenPass"],
         "passes.replaced": ["ReplacedRange", "SharedPrefix"],
         "passes.steered": ["SteeredPass"],
         "replacement": ["check_fits", "replace_mlps", "replacement_hooks"],

@@ -65,8 +65,9 @@ class HookedBlock(ResidualAttentionBlock):
         """
         if type(block) is not ResidualAttentionBlock:
             raise InputError(
-                f"model has blocks of class {type(block).__name__}; expected open_clip's "
-                "ResidualAttentionBlock (timm and SigLIP towers are not supported)."
+                "model",
+                f"has blocks of class {type(block).__name__}; expected open_clip's "
+                "ResidualAttentionBlock (timm and SigLIP towers are not supported).",
             )
         block.__class__ = HookedBlock
         assert isinstance(block, HookedBlock)

@@ -22,7 +22,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import HookedBlock, Recorder
-from vit_clt.hooks.points import BLOCK_POINTS, HOOK_IN, HOOK_OUT
+from vit_clt.hooks.points import BLOCK_POINTS, HOOK_IN, HOOK_OUT, FwdHook
 from vit_clt.hooks.tokenizers import load_tokenizer
 from vit_clt.teachers import shipped_teacher
 from vit_clt.transcoder.config import TeacherIdentity
@@ -39,7 +39,6 @@ _LOAD_ERRORS = (
     SafetensorError,
     UnpicklingError,
 )
-FwdHooks = list[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 
 
@@ -96,8 +95,9 @@ class HookedViT(HookedRootModule):
         visual = getattr(clip, "visual", None)
         if not isinstance(visual, VisionTransformer):
             raise InputError(
-                f"model has a vision tower of class {type(visual).__name__}; expected open_clip's "
-                "VisionTransformer (timm and SigLIP towers are not supported)."
+                "model",
+                f"has a vision tower of class {type(visual).__name__}; expected open_clip's "
+                "VisionTransformer (timm and SigLIP towers are not supported).",
             )
         self.clip = clip.eval().requires_grad_(False)
         self.preprocess = preprocess
@@ -131,8 +131,8 @@ class HookedViT(HookedRootModule):
         own_weights = source.startswith("local-dir:")
         if own_weights and pretrained is not None:
             raise InputError(
-                f'pretrained is "{pretrained}"; model "{model}" carries its own weights, expected '
-                "none."
+                "pretrained",
+                f'is "{pretrained}"; model "{model}" carries its own weights, expected none.',
             )
         _check_activation(source, pretrained)
         try:
@@ -149,8 +149,9 @@ class HookedViT(HookedRootModule):
             plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
             reason = " ".join(plain.split())[:150]
             raise InputError(
-                f'model is "{model}" and pretrained is "{pretrained}"; expected an open_clip name '
-                f"and tag, or readable weights: {reason}"
+                "model",
+                f'is "{model}" and pretrained is "{pretrained}"; expected an open_clip name '
+                f"and tag, or readable weights: {reason}",
             ) from error
         return cls(
             clip,
@@ -184,7 +185,7 @@ class HookedViT(HookedRootModule):
         visual: Any = self.clip.visual
         for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
             if layer is not None and not -self.cfg.n_layers <= layer <= self.cfg.n_layers:
-                raise InputError(f"{name} is {layer}; expected 0 to {self.cfg.n_layers}.")
+                raise InputError(name, f"is {layer}; expected 0 to {self.cfg.n_layers}.")
         if start_at_layer is None:
             self._check_images(images)
         elif images.shape[1:] != (self.cfg.n_tokens, self.cfg.d_model):
@@ -231,17 +232,27 @@ class HookedViT(HookedRootModule):
     def clean_cache(
         self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
     ) -> dict[str, Tensor]:
-        """The unaltered activations `names`; no hook fires, whatever is attached to the model."""
+        """The unaltered activations `names`; see `run_clean`."""
+        return self.run_clean(images, names)[1]
+
+    def run_clean(
+        self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
+    ) -> tuple[Float[Tensor, "batch *out"], dict[str, Tensor]]:
+        """The unaltered embeddings and activations `names`; no hook fires, whatever is attached.
+
+        Raises:
+            InputError: images of another shape, or a name that no hook point of the model has.
+        """
         recorded: dict[str, Tensor] = {}
         self._recorder.values, self._recorder.names = recorded, frozenset(names)
         try:
-            self.forward(images)
+            embeddings = self.forward(images)
         finally:
             self._recorder.values, self._recorder.names = None, ()
         for name in names:
             if name not in recorded:
                 raise InputError(f'no activation of the model itself is named "{name}".')
-        return {name: recorded[name] for name in names}
+        return embeddings, {name: recorded[name] for name in names}
 
     def run_with_cache(  # type: ignore[override]
         self, *args: Any, names_filter: NamesFilter = None, **kwargs: Any
@@ -257,19 +268,21 @@ class HookedViT(HookedRootModule):
             else:
                 chosen = [names_filter] if isinstance(names_filter, str) else list(names_filter)
             if not chosen:
-                raise InputError("names_filter matches no hook point; see vit.hook_dict for names.")
+                raise InputError(
+                    "names_filter", "matches no hook point; see vit.hook_dict for names."
+                )
             self._check_names(chosen)
             names_filter = chosen
         output, cache = super().run_with_cache(*args, names_filter=names_filter, **kwargs)
         if not cache:
-            raise InputError("names_filter matches no hook point that this forward reached.")
+            raise InputError("names_filter", "matches no hook point that this forward reached.")
         return output, ActivationCache(cache, self)
 
     @contextmanager
     def hooks(  # type: ignore[override]
         self,
-        fwd_hooks: FwdHooks | tuple[()] = (),
-        bwd_hooks: FwdHooks | tuple[()] = (),
+        fwd_hooks: Sequence[FwdHook] = (),
+        bwd_hooks: Sequence[FwdHook] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator[HookedViT]:
@@ -338,12 +351,14 @@ class HookedViT(HookedRootModule):
         visual: Any = self.clip.visual
         if images.dtype != visual.conv1.weight.dtype:
             raise InputError(
-                f"images are {images.dtype}; expected {visual.conv1.weight.dtype}, as the weights."
+                "images",
+                f"are {images.dtype}; expected {visual.conv1.weight.dtype}, as the weights.",
             )
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise InputError(
-                f"images have shape {tuple(images.shape)}; expected (batch, {expected[0]}, "
-                f"{expected[1]}, {expected[2]})."
+                "images",
+                f"have shape {tuple(images.shape)}; expected (batch, {expected[0]}, "
+                f"{expected[1]}, {expected[2]}).",
             )
 
     def _check_names(self, names: Sequence[str]) -> None:
@@ -359,7 +374,7 @@ def _config_of(
     visual: VisionTransformer, blocks: list[HookedBlock], model: str, pretrained: str | None
 ) -> HookedViTConfig:
     if not visual.transformer.batch_first:
-        raise InputError("model has a sequence-first transformer; expected batch_first=True.")
+        raise InputError("model", "has a sequence-first transformer; expected batch_first=True.")
     width = visual.positional_embedding.shape[-1]
     return HookedViTConfig(
         n_layers=len(blocks),
@@ -386,6 +401,7 @@ def _check_activation(model: str, pretrained: str | None) -> None:
     config = open_clip.get_model_config(model) or {}
     if tag and tag.get("quick_gelu", False) and not config.get("quick_gelu", False):
         raise InputError(
-            f'model is "{model}", which uses GELU; the "{pretrained}" weights expect QuickGELU: '
-            f'use "{model}-quickgelu".'
+            "model",
+            f'is "{model}", which uses GELU; the "{pretrained}" weights expect QuickGELU: '
+            f'use "{model}-quickgelu".',
         )

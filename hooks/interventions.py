@@ -13,8 +13,8 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_clt.choices import Site, TokenKind
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
-from vit_clt.hooks.points import SITE_OUT
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.points import SITE_OUT, FwdHooks
 from vit_clt.hooks.rows import token_rows
 
 
@@ -56,7 +56,7 @@ def check_unhooked(vit: HookedViT) -> None:
     hooked = [name for name, point in vit.hook_dict.items() if point.has_hooks()]
     if hooked:
         raise InputError(
-            f'vit has a hook at "{hooked[0]}"; expected none (vit.reset_hooks() removes them).'
+            "vit", f'has a hook at "{hooked[0]}"; expected none (vit.reset_hooks() removes them).'
         )
 
 
@@ -87,7 +87,7 @@ def _hooks(
 ) -> FwdHooks:
     layers = list(layers)
     if layers and min(layers) < 0:
-        raise InputError(f"layers contains {min(layers)}; expected layers counted from 0.")
+        raise InputError("layers", f"contains {min(layers)}; expected layers counted from 0.")
     rows = token_rows(tokens)
     return [
         (

@@ -6,7 +6,15 @@ TransformerLens keeps `hook_normalized` for the value before them, which is none
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from vit_clt.choices import Site
+
+FwdHook = tuple[str | Callable[[str], bool], Callable[..., Any]]
+"""A hook of the forward: where (a point's name, or a choice among names), and a function of the
+activation there and the hook point, which returns what takes its place, or None."""
+FwdHooks = list[FwdHook]
 
 RESID_PRE = "blocks.{l}.hook_resid_pre"
 ATTN_IN = "blocks.{l}.ln1.hook_out"

@@ -18,11 +18,11 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.choices import Inputs, TokenKind
+from vit_clt.choices import Inputs, TokenKind, check_choice
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import idle_mlps
-from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
-from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN, FwdHooks
 from vit_clt.hooks.rows import layer_list, token_rows
 from vit_clt.kernels.codes import Codes, DenseCodes
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -58,12 +58,13 @@ def replacement_hooks(
     if replacement.clean_names and clean is None:
         cause = "error_node=True" if error_node else 'inputs="teacher"'
         raise InputError(
-            f"clean is None; {cause} needs an activation cache of the same images "
-            "(or use replace_mlps, which makes it)."
+            "clean",
+            f"is None; {cause} needs an activation cache of the same images "
+            "(or use replace_mlps, which makes it).",
         )
     for name in replacement.clean_names:
         if clean is not None and name not in clean:
-            raise InputError(f'clean lacks "{name}"; cache it in a pass of the same images.')
+            raise InputError("clean", f'lacks "{name}"; cache it in a pass of the same images.')
     replacement.clean = clean or {}
     return replacement.fwd_hooks()
 
@@ -147,8 +148,9 @@ def check_fits(vit: HookedViT, clt: CrossLayerTranscoder) -> None:
         if getattr(recorded, field) != getattr(found, field):
             raise InputError(
                 f"the CLT was trained on {recorded.model} ({recorded.pretrained}) with {field} "
-                f"{getattr(recorded, field)[:24]}; this model has {getattr(found, field)[:24]} "
-                "(clt.forget_teacher() lifts this check)."
+                f"{getattr(recorded, field)[:24]}, this model has {getattr(found, field)[:24]}; "
+                "expected the same.",
+                remedy="clt.forget_teacher()",
             )
 
 
@@ -163,8 +165,7 @@ class _Replacement:
         inputs: Inputs,
         error_node: bool,
     ):
-        if inputs not in get_args(Inputs):
-            raise InputError(f'inputs is "{inputs}"; expected "stream" or "teacher".')
+        check_choice("inputs", inputs, get_args(Inputs))
         self.clt = clt
         self.layers = layer_list(layers, clt.config.n_layers)
         self.sources = clt.config.sources(*self.layers)
@@ -211,8 +212,9 @@ class _Replacement:
             clean_x = self.clean[HOOK_IN.format(l=source)]
             if clean_x.shape != x.shape:
                 raise InputError(
-                    f"clean has shape {tuple(clean_x.shape)}; expected {tuple(x.shape)}, the same "
-                    "images."
+                    "clean",
+                    f"has shape {tuple(clean_x.shape)}; expected {tuple(x.shape)}, the same "
+                    "images.",
                 )
             codes = self.clt.encode(clean_x[:, self.encoded], layer=source)
             if self._watched(source):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from vit_clt.choices import Region, TokenKind
+from vit_clt.choices import Region, TokenKind, check_choice
 from vit_clt.errors import InputError
 
 
@@ -23,11 +23,10 @@ def token_rows(tokens: TokenKind, has_cls: bool = True) -> slice:
     Raises:
         InputError: unknown kind, or "cls" on a model without a class token.
     """
-    if tokens not in get_args(TokenKind):
-        raise InputError(f'tokens is "{tokens}"; expected "cls", "patch" or "all".')
+    check_choice("tokens", tokens, get_args(TokenKind))
     if tokens == "cls" and not has_cls:
         raise InputError(
-            'tokens is "cls"; this model has no class token, expected "patch" or "all".'
+            "tokens", 'is "cls"; this model has no class token, expected "patch" or "all".'
         )
     if tokens == "all":
         return slice(None)
@@ -45,10 +44,23 @@ def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
     wanted = [layers] if isinstance(layers, int) else list(layers)
     for layer in wanted:
         if not -n_layers <= layer < n_layers:
-            raise InputError(f"layers contains {layer}; expected layers from 0 to {n_layers - 1}.")
+            raise InputError(
+                "layers", f"contains {layer}; expected layers from 0 to {n_layers - 1}."
+            )
     if not wanted:
-        raise InputError(f"layers is empty; expected at least one layer from 0 to {n_layers - 1}.")
+        raise InputError(
+            "layers", f"is empty; expected at least one layer from 0 to {n_layers - 1}."
+        )
     return sorted({layer % n_layers for layer in wanted})
+
+
+def patch_rows_unread(layer: int, n_layers: int, pools_cls: bool) -> bool:
+    """Whether no patch row of what this layer's MLP puts out can reach the output.
+
+    So it is at the last layer of a model that pools the class token (`vit.cfg.pools_cls`): no
+    attention comes after it, and the final LayerNorm works row by row.
+    """
+    return pools_cls and layer == n_layers - 1
 
 
 REGION_NAMES: dict[Region, str] = {
@@ -72,9 +84,7 @@ def region_rows(region: Region, grid: tuple[int, int]) -> Int[Tensor, " row"]:
     Raises:
         InputError: an unknown region, or one without patches.
     """
-    if region not in get_args(Region):
-        known = ", ".join(f'"{each}"' for each in get_args(Region))
-        raise InputError(f'region is "{region}"; expected one of {known}.')
+    check_choice("region", region, get_args(Region))
     n_patches = grid[0] * grid[1]
     if region in ("all", "cls"):
         return torch.arange(1 + n_patches if region == "all" else 1)
@@ -82,5 +92,7 @@ def region_rows(region: Region, grid: tuple[int, int]) -> Int[Tensor, " row"]:
     left = -(-grid[1] // 2)
     halves = {"patch": patches, "left_half": patches[:, :left], "right_half": patches[:, left:]}
     if not halves[region].numel():
-        raise InputError(f'region is "{region}"; a grid of {grid[1]} column has no such patches.')
+        raise InputError(
+            "region", f'is "{region}"; a grid of {grid[1]} column has no such patches.'
+        )
     return halves[region].flatten()

@@ -21,9 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.choices import EditKind, TokenKind
+from vit_clt.choices import EditKind, TokenKind, check_choice
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
+from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.points import FwdHooks
 from vit_clt.hooks.replacement import check_fits, replace_mlps
 from vit_clt.hooks.rows import layer_list, token_rows
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -59,11 +60,10 @@ class Edit:
 
     def __post_init__(self) -> None:
         if self.layer < 0:
-            raise InputError(f"layer is {self.layer}; expected a layer from 0.")
-        if self.kind not in get_args(EditKind):
-            raise InputError(f'kind is "{self.kind}"; expected "clamp" or "scale".')
+            raise InputError("layer", f"is {self.layer}; expected a layer from 0.")
+        check_choice("kind", self.kind, get_args(EditKind))
         if not isfinite(self.value):
-            raise InputError(f"value is {self.value}; expected a finite number.")
+            raise InputError("value", f"is {self.value}; expected a finite number.")
         _check_numbers("feature", self.features)
         check_rows(self.tokens)
 
@@ -172,7 +172,8 @@ def check_edits(
     for edit in edits:
         if edit.layer >= config.n_layers:
             raise InputError(
-                f"edits hold layer {edit.layer}; expected layers from 0 to {config.n_layers - 1}."
+                "edits",
+                f"hold layer {edit.layer}; expected layers from 0 to {config.n_layers - 1}.",
             )
         check_feature(edit.layer, max(edit.features), config.n_features)
         check_rows(edit.tokens, n_tokens)
@@ -180,13 +181,15 @@ def check_edits(
         if not any(l in targets for l in layers):
             written = f"{targets[0]} to {targets[-1]}" if len(targets) > 1 else f"{targets[0]}"
             raise InputError(
-                f"edits hold layer {edit.layer}, whose features write to layer {written}; expected "
-                f"one of them among the replaced layers, {', '.join(map(str, layers))}."
+                "edits",
+                f"hold layer {edit.layer}, whose features write to layer {written}; expected "
+                f"one of them among the replaced layers, {', '.join(map(str, layers))}.",
             )
         if _shared_row(edit.tokens, tokens) is None:
             raise InputError(
-                f"edits hold tokens {_rows_text(edit.tokens)}; expected rows that are replaced, "
-                f"{_rows_text(tokens)}."
+                "edits",
+                f"hold tokens {_rows_text(edit.tokens)}; expected rows that are replaced, "
+                f"{_rows_text(tokens)}.",
             )
 
 
@@ -198,7 +201,8 @@ def check_feature(layer: int, feature: int, n_features: int) -> None:
     """
     if not 0 <= feature < n_features:
         raise InputError(
-            f"feature is {feature} at layer {layer}; expected features from 0 to {n_features - 1}."
+            "feature",
+            f"is {feature} at layer {layer}; expected features from 0 to {n_features - 1}.",
         )
 
 
@@ -213,7 +217,7 @@ def check_rows(tokens: Rows, n_tokens: int | None = None) -> None:
         return
     _check_numbers("tokens", tokens)
     if n_tokens is not None and max(tokens) >= n_tokens:
-        raise InputError(f"tokens hold row {max(tokens)}; expected rows 0 to {n_tokens - 1}.")
+        raise InputError("tokens", f"hold row {max(tokens)}; expected rows 0 to {n_tokens - 1}.")
 
 
 def row_index(tokens: Rows) -> slice | list[int]:
@@ -233,14 +237,15 @@ def _edit(codes: Tensor, hook: HookPoint, edits: Sequence[Edit]) -> Tensor:
 
 def _check_apart(edits: Sequence[Edit]) -> None:
     if not edits:
-        raise InputError("edits is empty; expected at least one.")
+        raise InputError("edits", "is empty; expected at least one.")
     for a, b in combinations(edits, 2):
         both = set(a.features) & set(b.features) if a.layer == b.layer else ()
         row = _shared_row(a.tokens, b.tokens) if both else None
         if row is not None:
             raise InputError(
-                f"edits hold feature {min(both)} of layer {a.layer} twice on row {row}; expected "
-                "one edit a feature and row."
+                "edits",
+                f"hold feature {min(both)} of layer {a.layer} twice on row {row}; expected "
+                "one edit a feature and row.",
             )
 
 
@@ -256,11 +261,11 @@ def _shared_row(a: Rows, b: Rows) -> int | None:
 
 def _check_numbers(name: str, numbers: Sequence[int]) -> None:
     if not numbers:
-        raise InputError(f"{name} is empty; expected at least one number.")
+        raise InputError(name, "is empty; expected at least one number.")
     if min(numbers) < 0:
-        raise InputError(f"{name} holds {min(numbers)}; expected numbers from 0.")
+        raise InputError(name, f"holds {min(numbers)}; expected numbers from 0.")
     if len(set(numbers)) < len(numbers):
-        raise InputError(f"{name} holds a number twice; expected each once.")
+        raise InputError(name, "holds a number twice; expected each once.")
 
 
 def _rows_text(tokens: Rows) -> str:

@@ -1,4 +1,4 @@
-"""Two steps of the adding study that are no commands of their own; see scripts/adding_study.py.
+"""Two steps of the adding study that are no commands of their own; see scripts/adding.mk.
 
     python scripts/adding_parts.py truth --out out/adding/truth
     python scripts/adding_parts.py features --clt out/adding/clt_k16 --out out/adding/features

@@ -35,6 +35,7 @@ from vit_clt.analysis.reproduction.cells import (
 )
 from vit_clt.data.imagenet100 import IMAGENET100
 from vit_clt.data.prompts import CIFAR100_CLASSES
+from vit_clt.outputs import staged_file
 
 N_IMAGES = 8
 FORMATS = {"ViT-B/32": "safetensors", "ViT-B/16": "pt"}
@@ -49,12 +50,11 @@ def save_weights(folder: Path) -> dict[str, Path]:
         torch.manual_seed(seed)
         state = open_clip.create_model(BACKBONES[backbone]).state_dict()
         state = {name: tensor.contiguous() for name, tensor in state.items()}
-        staging = path.with_name(f".{path.name}.part")
-        if path.suffix == ".safetensors":
-            save_file(state, staging)
-        else:
-            torch.save(state, staging)
-        os.replace(staging, path)
+        with staged_file(path) as staging:
+            if path.suffix == ".safetensors":
+                save_file(state, staging)
+            else:
+                torch.save(state, staging)
     return paths
 
 

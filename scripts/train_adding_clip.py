@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 import open_clip
@@ -22,6 +21,7 @@ from small_clip import accuracy, as_pixels, class_loss, describe, export, report
 from tqdm import tqdm
 
 from vit_clt.data.digits import ADDING_CLASSES, SIDE, adding_arrays, digits_arrays, side_by_side
+from vit_clt.outputs import staged_file
 
 BATCH = 128
 WARM_UP = 200
@@ -131,9 +131,8 @@ def main() -> None:
                 "model": model.state_dict(),
                 "optimisers": [optimiser.state_dict() for optimiser in both],
             }
-            beside = args.checkpoint.with_suffix(".part")
-            torch.save(state, beside)
-            os.replace(beside, args.checkpoint)
+            with staged_file(args.checkpoint) as beside:
+                torch.save(state, beside)
 
     export(model, description, args.out)
     report(args.out, "adding")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from oracles.pretend_gpu import PretendTensor, pretend_gpu
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
@@ -395,9 +395,8 @@ def test_studies(gpu: torch.device, name: str) -> None:
         pd.testing.assert_frame_equal(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_a_command(gpu: torch.device, digits_vit: HookedViT, tmp_path: Path) -> None:
-    random_clt(digits_vit).save_pretrained(tmp_path / "clt")
-    args = ["cascade", "--clt", str(tmp_path / "clt"), "--limit", "6", "--layers", "0,7"]
+def test_a_command(gpu: torch.device, digits_clt: Path, tmp_path: Path) -> None:
+    args = ["cascade", "--clt", str(digits_clt), "--limit", "6", "--layers", "0,7"]
     tables = []
     for device in ("cuda", "cpu"):
         out = tmp_path / device

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_clip
+from builders import tiny_clip
 
 from vit_clt import InputError, ZeroShot
 from vit_clt.data.images import ImageData
@@ -109,7 +109,7 @@ def test_label_without_a_class_name_is_refused(
 @pytest.mark.parametrize(
     ("names", "templates", "message"),
     [
-        ([], "single", "class-names is empty"),
+        ([], "single", "class_names is empty"),
         (CLASSES, [], "templates is empty"),
         (CLASSES, "many", 'templates is "many"'),
         (CLASSES, ["a {}.", "a photo"], 'templates holds "a photo"; expected "{}" once'),

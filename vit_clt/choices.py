@@ -6,7 +6,7 @@ Free of torch, so that the command line can list them at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 from vit_clt.errors import InputError
 
@@ -60,12 +60,4 @@ def check_choice(field: str, value: object, choices: Iterable[object]) -> None:
     known = list(choices)
     if value not in known:
         listed = ", ".join(f'"{choice}"' for choice in known)
-        raise InputError(f'{field} is "{value}"; expected one of {listed}.')
-
-
-def check_backend(backend: str) -> Backend:
-    """`backend` itself. Raises InputError if there is no such back end."""
-    for known in get_args(Backend):
-        if backend == known:
-            return known
-    raise InputError(f'backend is "{backend}"; expected "auto", "dense" or "sparse".')
+        raise InputError(field, f'is "{value}"; expected one of {listed}.')

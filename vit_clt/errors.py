@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class InputError(ValueError):
     """Bad input, in one sentence: the field, what was found, what was expected.
 
-    The command line prints it alone and exits with status 2.
+    The command line prints it alone, with the flags of the arguments that it names, and exits with
+    status 2.
+
+    Args:
+        *sentence: the name of the refused argument and what follows it, so that
+            `InputError("k", "is 0; expected at least 1.")` reads "k is 0; expected at least 1."; or
+            a whole sentence, where no argument is its subject.
+        remedy: another argument that would allow what is refused; the sentence then ends with
+            ", or" and its name.
     """
+
+    def __init__(self, *sentence: str, remedy: str | None = None):
+        super().__init__(*sentence)
+        self.remedy = remedy
+
+    @property
+    def field(self) -> str | None:
+        """The refused argument, where one is the subject of the sentence."""
+        return self.args[0] if len(self.args) > 1 else None
+
+    def __str__(self) -> str:
+        return self.spelled(str)
+
+    def spelled(self, spelling: Callable[[str], str]) -> str:
+        """The sentence with `spelling(name)` in place of an argument's name, e.g. its flag."""
+        *field, sentence = self.args
+        text = " ".join([*map(spelling, field), sentence])
+        if self.remedy is None:
+            return text
+        return f"{text.removesuffix('.')}, or {spelling(self.remedy)}."
+
+    def without_remedy(self) -> str:
+        """The sentence, for an error that wraps this one and has a remedy of its own, or none."""
+        return str(InputError(*self.args))
 
 
 class Stopped(Exception):

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vit_clt.choices import check_choice
 from vit_clt.data.prompts import TEMPLATE_SETS
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
 
 
-def class_number(class_names: Sequence[str], wanted: str | int, option: str = "target") -> int:
+def class_number(class_names: Sequence[str], wanted: str | int, field: str = "target") -> int:
     """The class that is meant: one called exactly so, or of this number, or the only one whose name
     holds the text (a whole name before a part of one), capitals ignored.
 
@@ -30,7 +31,7 @@ def class_number(class_names: Sequence[str], wanted: str | int, option: str = "t
     """
     names = list(class_names)
     if not names:
-        raise InputError(f'{option} is "{wanted}", but there are no class names; expected some.')
+        raise InputError(field, f'is "{wanted}", but there are no class names; expected some.')
     text = str(wanted)
     fits = [c for c, name in enumerate(names) if name == wanted]
     if not fits and text.isascii() and text.isdigit() and int(text) < len(names):
@@ -44,8 +45,9 @@ def class_number(class_names: Sequence[str], wanted: str | int, option: str = "t
         known = ", ".join([*named[:10], *(["..."] if len(named) > 10 else [])])
         found = f"{len(fits)} class names" if fits else "no class name"
         raise InputError(
-            f'{option} is "{wanted}", which fits {found}; expected one of {known}, or a number '
-            f"from 0 to {len(names) - 1}."
+            field,
+            f'is "{wanted}", which fits {found}; expected one of {known}, or a number '
+            f"from 0 to {len(names) - 1}.",
         )
     return fits[0]
 
@@ -81,21 +83,20 @@ class ZeroShot:
         templates: str | Sequence[str] = "ensemble",
     ):
         if not class_names:
-            raise InputError("class-names is empty; zero-shot accuracy needs a name per label.")
+            raise InputError("class_names", "is empty; zero-shot accuracy needs a name per label.")
         if vit.tokenizer is None:
-            raise InputError("vit has no tokenizer; expected one from HookedViT.from_open_clip.")
+            raise InputError("vit", "has no tokenizer; expected one from HookedViT.from_open_clip.")
         if isinstance(templates, str):
-            if templates not in TEMPLATE_SETS:
-                raise InputError(f'templates is "{templates}"; expected "single" or "ensemble".')
+            check_choice("templates", templates, TEMPLATE_SETS)
             self.name = templates
             templates = TEMPLATE_SETS[templates]
         else:
             self.name = f"{len(templates)} templates"
         if not templates:
-            raise InputError("templates is empty; expected at least one.")
+            raise InputError("templates", "is empty; expected at least one.")
         for template in templates:
             if template.count("{}") != 1:
-                raise InputError(f'templates holds "{template}"; expected "{{}}" once in each.')
+                raise InputError("templates", f'holds "{template}"; expected "{{}}" once in each.')
         self.class_names = list(class_names)
         self.templates = list(templates)
         with torch.no_grad():
@@ -121,8 +122,9 @@ class ZeroShot:
         """
         if labels.min() < 0 or labels.max() >= len(self.class_names):
             raise InputError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to "
-                f"{len(self.class_names) - 1}, one per class name."
+                "labels",
+                f"run from {int(labels.min())} to {int(labels.max())}; expected 0 to "
+                f"{len(self.class_names) - 1}, one per class name.",
             )
 
     def read(

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from vit_clt.analysis.ablations.keep_drop import term_sets
 from vit_clt.analysis.ablations.rankings import source_orders
 from vit_clt.analysis.ablations.term_sets import REFERENCES
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.readings import Measure, Readings
 from vit_clt.choices import Fill, Ranking, TokenKind
 from vit_clt.data.images import ImageData, as_image_data
@@ -83,6 +83,11 @@ class KeepSets:
         return self.marked[0]
 
     @property
+    def lead(self) -> Interval:
+        """Loss of the k deepest minus that of the chosen set, paired over images."""
+        return self.readings.difference("last", self.chosen.name, "loss")
+
+    @property
     def sampled(self) -> bool:
         """Whether the sets are a sample of all."""
         return len(self.sets) < self.n_possible
@@ -102,16 +107,18 @@ class KeepSets:
             held[i, list(sources)] = True
         return held
 
-    def spearman(self, measure: Measure = "loss") -> float:
-        """Rank correlation over the sets of summed score and loss (or top1); NaN where constant.
+    def spearman(self) -> float:
+        """Rank correlation over the sets of summed score and loss; NaN where one is constant.
 
-        Negative for the loss where a higher score means a better set.
+        Negative where a higher score means a better set.
         """
+        from scipy.stats import spearmanr  # takes a second to import
+
         summed = self.membership @ np.asarray(self.scores)
-        read = getattr(self, measure).numpy()
-        if np.ptp(summed) == 0 or np.ptp(read) == 0:
+        loss = self.loss.numpy()
+        if np.ptp(summed) == 0 or np.ptp(loss) == 0:
             return float("nan")
-        return float(spearmanr(summed, read).statistic)
+        return float(spearmanr(summed, loss).statistic)
 
     def layers(self) -> pd.DataFrame:
         """One row per source: what it changes that a set holds it.
@@ -152,9 +159,7 @@ class KeepSets:
                     "rank_top1": mark.rank["top1"],
                     "better_loss": mark.better["loss"],
                     "better_top1": mark.better["top1"],
-                    "loss_above_chosen": above[0],
-                    "loss_above_chosen_low": above[1],
-                    "loss_above_chosen_high": above[2],
+                    **above.columns("loss_above_chosen"),
                     "n_sets": len(self.sets),
                 }
             )
@@ -185,11 +190,7 @@ class KeepSets:
         n, original, floor = self.readings.n, self.readings["original"], self.readings["floor_mean"]
         found = []
         for name in (*REFERENCES[1:], *(mark.name for mark in self.marked)):
-            reading = self.readings[name]
-            top1 = (reading.top1, "fraction", n, reading.low, reading.high, floor.top1)
-            loss = (reading.loss, "nats", n, reading.loss_low, reading.loss_high, floor.loss)
-            found.append(Metric(f"{prefix}{name}_top1", *top1, original.top1))
-            found.append(Metric(f"{prefix}{name}_loss", *loss, original.loss))
+            found += self.readings[name].metrics(f"{prefix}{name}", floor, original)
         for mark in self.marked:
             for measure in ("loss", "top1"):
                 rank, better = mark.rank[measure], mark.better[measure]
@@ -245,7 +246,8 @@ def keep_sets(
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, or a CLT of another model.
+        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
+            another model.
     """
     data = as_image_data(data)
     [target] = layer_list(target, vit.cfg.n_layers)
@@ -307,8 +309,9 @@ def check_k(k: int, target: int, n_layers: int) -> int:
     [target] = layer_list(target, n_layers)
     if not 0 < k <= target:
         raise InputError(
-            f"k is {k}; layer {target} has {target + 1} sources, expected at least 1 and fewer "
-            "than that."
+            "k",
+            f"is {k}; layer {target} has {target + 1} sources, expected at least 1 and fewer "
+            "than that.",
         )
     return target + 1
 

@@ -91,7 +91,7 @@ def keep_set_figure(result: KeepSets) -> go.Figure:
         col=1,
     )
     for name, label, colour, dash in _LINES:
-        level = result.readings[name].loss
+        level = float(result.readings[name].loss)
         for row, ends in ((1, [0, int(counts.max())]), (2, [-0.5, len(labels) - 0.5])):
             figure.add_trace(
                 go.Scatter(

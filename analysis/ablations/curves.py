@@ -13,7 +13,8 @@ from vit_clt.analysis.ablations.keep_drop import Mode, kept_sources, sources_at,
 from vit_clt.analysis.ablations.rankings import Order, source_orders
 from vit_clt.analysis.ablations.term_sets import REFERENCES, Targets
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
-from vit_clt.analysis.stats.readings import Accuracy, Measure, Readings
+from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, Reading, Readings
 from vit_clt.choices import Fill, Ranking, TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.hooks import HookedViT
@@ -23,7 +24,6 @@ from vit_clt.zero_shot import ZeroShot
 
 GIVEN = "given"
 """What a set that was given, not ranked, stands under where rankings do."""
-_UNITS: dict[Measure, str] = {"top1": "fraction", "loss": "nats", "any_hit": "fraction"}
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,16 @@ class AblationCurves:
         """The rankings, each once."""
         return list(dict.fromkeys(order.ranking for order in self.orders))
 
-    def at(self, mode: Mode, k: int, ranking: str | None = None, draw: int = 0) -> Accuracy:
-        """The reading with the first k sources kept, or dropped; the first ranking by default."""
-        found = self._find(ranking or self.orders[0].ranking, mode, k)
-        return self.readings[found[draw].name]
+    def at(self, mode: Mode, k: int, ranking: str | None = None) -> Reading:
+        """The reading with the first k sources kept, or dropped; the first ranking by default.
 
-    def mean(
-        self, mode: Mode, k: int, ranking: str, measure: Measure = "top1"
-    ) -> tuple[float, float, float]:
-        """The mean over a ranking's draws with its 95 % interval over images."""
+        Of a random ranking it is the first draw.
+        """
+        found = self._find(ranking or self.orders[0].ranking, mode, k)
+        return self.readings[found[0].name]
+
+    def mean(self, mode: Mode, k: int, ranking: str, measure: Measure = "top1") -> Interval:
+        """The mean over a ranking's draws, with its interval over images."""
         return self.readings.mean([p.name for p in self._find(ranking, mode, k)], measure)
 
     def to_frame(self) -> pd.DataFrame:
@@ -116,13 +117,16 @@ class AblationCurves:
             row |= {f"loss_{name}": reading.loss for name, reading in references.items()}
             if "any_hit" in row:
                 row |= {f"any_hit_{name}": r.any_hit for name, r in references.items()}
-            measures: tuple[Measure, ...] = ("top1", "loss")
-            for measure in measures:
+            for measure in MEASURES:
                 above = self.readings.difference(point.name, "full", measure)
-                share = self.readings.recovered_interval(point.name, "full", "floor_mean", measure)
-                for i, end in enumerate(("", "_low", "_high")):
-                    row[f"{measure}_above_full{end}"] = above[i]
-                    row[f"recovered_{measure}{end}"] = share[i]
+                share = self.readings.recovered(point.name, "full", "floor_mean", measure)
+                pairs = zip(
+                    above.columns(f"{measure}_above_full").items(),
+                    share.columns(f"recovered_{measure}").items(),
+                    strict=True,
+                )
+                for pair in pairs:
+                    row |= dict(pair)
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -139,15 +143,15 @@ class AblationCurves:
             versions.setdefault(name, []).append(point.name)
         original, floor = self.readings["original"], self.readings["floor_mean"]
         return [
-            Metric(
+            self.readings.mean(own, measure).metric(
                 f"{prefix}{name}_{measure}",
-                *(value, _UNITS[measure], self.readings.n, low, high),
-                floor=getattr(floor, measure),
-                baseline=getattr(original, measure),
+                UNITS[measure],
+                self.readings.n,
+                getattr(floor, measure),
+                getattr(original, measure),
             )
             for name, own in versions.items()
             for measure in self.readings.means
-            for value, low, high in [self.readings.mean(own, measure)]
         ]
 
     def figure(self) -> go.Figure:
@@ -197,7 +201,8 @@ def ablation_curves(
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, or a CLT of another model.
+        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
+            another model.
     """
     data = as_image_data(data)
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.style import (
+    AMBER,
     BLUE,
     GREEN,
     GREY,
@@ -15,6 +16,7 @@ from vit_clt.analysis.reporting.style import (
     ORANGE,
     PURPLE,
     ROW_NAMES,
+    SKY,
     error_bars,
     finish,
 )
@@ -22,15 +24,14 @@ from vit_clt.analysis.reporting.style import (
 if TYPE_CHECKING:
     from vit_clt.analysis.ablations.curves import AblationCurves
 
-_SKY, _AMBER = "#56B4E9", "#E69F00"
 _STYLES = {
     "projection": (BLUE, "solid", "circle", "by projection"),
     "centred": (ORANGE, "solid", "square", "by centred"),
     "norm": (GREEN, "solid", "diamond", "by norm"),
-    "loo": (_AMBER, "solid", "triangle-up", "by loo"),
-    "loo_r2": (_AMBER, "dash", "triangle-down", "by loo R²"),
+    "loo": (AMBER, "solid", "triangle-up", "by loo"),
+    "loo_r2": (AMBER, "dash", "triangle-down", "by loo R²"),
     "last": (PURPLE, "dash", "x", "deepest first"),
-    "bottom": (_SKY, "dash", "triangle-left", "lowest score first"),
+    "bottom": (SKY, "dash", "triangle-left", "lowest score first"),
     "random": (GREY, "solid", "circle-open", "random (mean; band: lowest to highest draw)"),
     "given": (INK, "solid", "star", "given set"),
 }

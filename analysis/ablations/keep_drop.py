@@ -15,8 +15,9 @@ from torch import Tensor
 from vit_clt.analysis.ablations.rankings import rank_sources
 from vit_clt.analysis.ablations.term_sets import REFERENCES, Targets, TermSets, target_list
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
-from vit_clt.analysis.stats.readings import Accuracy, Measure, Readings
-from vit_clt.choices import Fill, TokenKind
+from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.stats.readings import Measure, Reading, Readings
+from vit_clt.choices import Fill, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
@@ -31,29 +32,58 @@ Images = ImageData | Tensor | Iterable[Any]
 class Ablation:
     """One kept set, beside the lines it is to be read against."""
 
-    top1: float
-    low: float
-    high: float
-    loss: float
-    loss_low: float
-    loss_high: float
+    reading: Reading
     kept_at: dict[int, list[int]]
     """Per target, the source layers whose terms stayed."""
-    bias_only: Accuracy
+    bias_only: Reading
     """y^ = b_dec: every term dropped, nothing filled in."""
-    floor_zero: Accuracy
+    floor_zero: Reading
     """The model's own MLP rows at the targets set to zero."""
-    floor_mean: Accuracy
+    floor_mean: Reading
     """The model's own MLP rows at the targets set to their mean over the images."""
-    full: Accuracy
+    full: Reading
     """Every term kept."""
-    original: Accuracy
+    original: Reading
     """The unaltered model."""
-    n: int
     no_op: bool
     """Whether these rows cannot reach the output (patch rows of the last layer, CLS pooling)."""
     readings: Readings
     name: str
+
+    @property
+    def top1(self) -> Interval:
+        """Zero-shot accuracy, a fraction."""
+        return self.reading.top1
+
+    @property
+    def low(self) -> float:
+        """Lower end of the accuracy's 95 % interval."""
+        return self.top1.low
+
+    @property
+    def high(self) -> float:
+        """Upper end of the accuracy's 95 % interval."""
+        return self.top1.high
+
+    @property
+    def loss(self) -> Interval:
+        """Mean cross-entropy, in nats."""
+        return self.reading.loss
+
+    @property
+    def loss_low(self) -> float:
+        """Lower end of the loss's 95 % interval."""
+        return self.loss.low
+
+    @property
+    def loss_high(self) -> float:
+        """Upper end of the loss's 95 % interval."""
+        return self.loss.high
+
+    @property
+    def n(self) -> int:
+        """Images read."""
+        return self.reading.n
 
     @property
     def kept(self) -> list[int]:
@@ -62,7 +92,7 @@ class Ablation:
 
     def recovered(
         self, floor: Literal["floor_zero", "floor_mean"] = "floor_mean", measure: Measure = "top1"
-    ) -> float:
+    ) -> Interval:
         """(value - floor) / (full - floor); NaN where the interval of full - floor contains 0."""
         return self.readings.recovered(self.name, "full", floor, measure)
 
@@ -100,7 +130,8 @@ def keep_top_k(
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, or a CLT of another model.
+        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
+            another model.
     """
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
     return _top_k(study, "keep", k, scores)
@@ -154,7 +185,7 @@ def keep_sources(
 
     Raises:
         InputError: an argument out of range, a source deeper than every target, labels without
-            names, or a CLT of another model.
+            names, a hook on `vit`, or a CLT of another model.
     """
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
     chosen = sources_at(study.targets, sources)
@@ -193,8 +224,7 @@ def term_sets(
 ) -> TermSets:
     """The study that all ablations of these arguments read, once they are checked."""
     token_rows(tokens, vit.cfg.has_cls)
-    if fill not in get_args(Fill):
-        raise InputError(f'fill is "{fill}"; expected "zero", "mean" or "resample".')
+    check_choice("fill", fill, get_args(Fill))
     targets = target_list(target, vit.cfg.n_layers)
     return TermSets(vit, clt, as_image_data(data), zs, targets, tokens, fill, seed, progress)
 
@@ -209,8 +239,9 @@ def sources_at(targets: Iterable[int], sources: Iterable[int]) -> dict[int, list
     for source in chosen:
         if not 0 <= source <= max(targets):
             raise InputError(
-                f"sources holds {source}; expected source layers from 0 to {max(targets)}, the "
-                "deepest target."
+                "sources",
+                f"holds {source}; expected source layers from 0 to {max(targets)}, the "
+                "deepest target.",
             )
     return {target: [s for s in chosen if s <= target] for target in targets}
 
@@ -227,7 +258,7 @@ def _top_k(study: TermSets, mode: Mode, k: int, scores: ContributionScores | Non
     deepest = max(study.targets)
     if not 0 <= k <= deepest + 1:
         raise InputError(
-            f"k is {k}; layer {deepest} has {deepest + 1} sources, expected 0 to that."
+            "k", f"is {k}; layer {deepest} has {deepest + 1} sources, expected 0 to that."
         )
     scores = scores or contribution_scores(
         study.vit, study.clt, study.data, tokens=study.tokens, progress=study.progress
@@ -238,17 +269,10 @@ def _top_k(study: TermSets, mode: Mode, k: int, scores: ContributionScores | Non
 def _read(study: TermSets, mode: Mode, chosen: dict[int, list[int]]) -> Ablation:
     kept = kept_sources(mode, chosen)
     readings = study.read({mode: kept})
-    reading = readings[mode]
     return Ablation(
-        top1=reading.top1,
-        low=reading.low,
-        high=reading.high,
-        loss=reading.loss,
-        loss_low=reading.loss_low,
-        loss_high=reading.loss_high,
+        reading=readings[mode],
         kept_at=kept,
         **{reference: readings[reference] for reference in REFERENCES},
-        n=readings.n,
         no_op=study.no_op,
         readings=readings,
         name=mode,

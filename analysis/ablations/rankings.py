@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 
 from vit_clt.analysis.contributions.scores import ContributionScores
-from vit_clt.choices import Ranking
+from vit_clt.choices import Ranking, check_choice
 from vit_clt.errors import InputError
 
 
@@ -36,7 +36,9 @@ def rank_sources(scores: ContributionScores, target: int) -> list[int]:
     """
     row = scores.matrix[target][: target % len(scores.matrix) + 1].tolist()
     if any(value != value for value in row):
-        raise InputError(f"scores hold NaN at layer {target}; expected a number for every source.")
+        raise InputError(
+            "scores", f"hold NaN at layer {target}; expected a number for every source."
+        )
     return sorted(range(len(row)), key=lambda s: (-row[s], -s))
 
 
@@ -62,13 +64,12 @@ def source_orders(
     """
     known = get_args(Ranking)
     if not rankings:
-        raise InputError(f"rankings is empty; expected at least one of {', '.join(known)}.")
+        raise InputError("rankings", f"is empty; expected at least one of {', '.join(known)}.")
     if draws < 1:
-        raise InputError(f"draws is {draws}; expected at least 1 random order.")
+        raise InputError("draws", f"is {draws}; expected at least 1 random order.")
     orders = []
     for ranking in dict.fromkeys(rankings):
-        if ranking not in known:
-            raise InputError(f'rankings holds "{ranking}"; expected any of {", ".join(known)}.')
+        check_choice("rankings", ranking, known)
         if ranking == "random":
             for draw in range(draws):
                 rng = np.random.default_rng([seed, draw])

@@ -32,7 +32,9 @@ from vit_clt.hooks import (
     token_rows,
 )
 from vit_clt.hooks.interventions import overwrite_rows
+from vit_clt.hooks.passes.clean import CleanPass, Keep
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID
+from vit_clt.hooks.rows import patch_rows_unread
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot
 
@@ -59,16 +61,14 @@ class TermBatch:
     """The model's own MLP rows per target."""
     l0: Float[Tensor, " source"]
     """Per source of the deepest target."""
-    resid_mid: Float[Tensor, "image token d_model"]
-    """The stream before the first target's MLP."""
-    mlp_out: Float[Tensor, "image token d_model"]
-    """The first target's MLP output, all rows that matter."""
+    clean: CleanPass
+    """The stream before the first target's MLP, and what that puts out, on all rows that matter."""
 
     @property
     def nbytes(self) -> int:
         """Memory of the terms and the stream."""
         held = [*self.terms.values(), *self.donated.values(), *self.y.values()]
-        return sum(t.nbytes for t in (*held, self.resid_mid, self.mlp_out))
+        return sum(t.nbytes for t in held) + self.clean.nbytes
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class _Means:
 class TermSets:
     """Some target layers, one token kind, one fill; `read` gives accuracy and loss of kept sets.
 
-    Everything is measured on `data`: terms (teacher trajectory), their means, the floors.
+    Everything is measured on `data`: terms (teacher trajectory), their means, the floors. A model
+    with hooks attached is refused where a pass goes on (`CleanPass`).
     """
 
     vit: HookedViT
@@ -106,7 +107,7 @@ class TermSets:
     @property
     def no_op(self) -> bool:
         """Whether these rows cannot reach the output."""
-        return self.tokens == "patch" and self._last_only and self.vit.cfg.pools_cls
+        return self.tokens == "patch" and self._only_cls_is_read
 
     @torch.no_grad()
     def read(self, plans: Mapping[str, Kept]) -> Readings:
@@ -119,10 +120,11 @@ class TermSets:
         outcomes: dict[str, list[Outcome]] = {name: [] for name in (*REFERENCES, *plans)}
         _ = self._means  # a pass of its own, before the one below
         for batch in self._batches("ablate"):
+            outcomes["original"].append(self.zs.read(batch.clean.embeddings, batch.labels))
             for name, values in self._references(batch).items():
                 # alone in their batch, as in the model itself: rounding depends on a batch's size
                 single = {target: value[None] for target, value in values.items()}
-                embeddings = self._embed(batch, single, 1)
+                embeddings = self._embed(batch, single)
                 outcomes[name].append(self.zs.read(embeddings, batch.labels))
             for own, outcome in zip(names.values(), self._read_sets(batch, masks), strict=True):
                 for name in own:
@@ -148,13 +150,13 @@ class TermSets:
         return float(self._means.l0.mean())
 
     @property
-    def _last_only(self) -> bool:
-        return list(self.targets) == [self.vit.cfg.n_layers - 1]
+    def _only_cls_is_read(self) -> bool:
+        # of what the targets put out
+        return patch_rows_unread(self.targets[0], self.vit.cfg.n_layers, self.vit.cfg.pools_cls)
 
     @property
     def _one_row(self) -> bool:
-        # after the last block every row of a CLS-pooled model but the first is thrown away
-        return self.tokens == "cls" and self._last_only and self.vit.cfg.pools_cls
+        return self.tokens == "cls" and self._only_cls_is_read
 
     def _masks(self, sets: Sequence[Kept]) -> dict[int, Tensor]:
         # per target "set source", 1 where the source is kept
@@ -168,7 +170,6 @@ class TermSets:
     def _references(self, batch: TermBatch) -> dict[str, dict[int, Tensor]]:
         bias = {t: self.clt.b_dec[t].expand_as(batch.y[t]) for t in self.targets}
         return {
-            "original": {},
             "full": {t: bias[t] + batch.terms[t].sum(0) for t in self.targets},
             "bias_only": bias,
             "floor_zero": {t: torch.zeros_like(bias[t]) for t in self.targets},
@@ -185,7 +186,7 @@ class TermSets:
             elif self.fill == "resample":
                 parts.append(batch.donated[target])
             columns[target] = torch.cat(parts).flatten(1)
-        size = max(1, _AT_ONCE // batch.resid_mid.numel())
+        size = max(1, _AT_ONCE // batch.clean.at(RESID_MID, self.targets[0]).numel())
         for start in range(0, n_sets, size):
             values = {}
             for target, column in columns.items():
@@ -194,7 +195,7 @@ class TermSets:
                 mixed = (kept if self.fill == "zero" else torch.cat([kept, 1 - kept], 1)) @ column
                 values[target] = mixed.unflatten(1, batch.y[target].shape) + self.clt.b_dec[target]
             n = min(size, n_sets - start)
-            found = self.zs.read(self._embed(batch, values, n), batch.labels.repeat(n))
+            found = self.zs.read(self._embed(batch, values), batch.labels.repeat(n))
             of_each = (each.split(n_images) for each in (found.correct, found.loss, found.top))
             yield from map(Outcome, *of_each)
 
@@ -202,19 +203,13 @@ class TermSets:
         self,
         batch: TermBatch,
         values: Mapping[int, Float[Tensor, "set image row d_model"]],
-        n_sets: int,
     ) -> Tensor:
-        # embeddings "set*image d_embed" with these rows written; none: the unaltered model's
-        first = self.targets[0]
+        # embeddings "set*image d_embed" with these rows written at every target
+        first, *later = self.targets
+        y = batch.clean.at(HOOK_OUT, first).repeat(len(values[first]), 1, 1)
         flat = {target: value.flatten(0, 1) for target, value in values.items()}
-        y = batch.mlp_out.repeat(n_sets, 1, 1)
-        if first in flat:
-            y = overwrite_rows(y, token_rows(self.tokens), flat.pop(first))
-        resid = self.vit.blocks[first].add_mlp(batch.resid_mid.repeat(n_sets, 1, 1), y)
-        if self._one_row:
-            return self.vit.head(resid)
-        hooks = overwrite_mlp_hooks(list(flat), self.tokens, flat)
-        return self.vit.run_with_hooks(resid, start_at_layer=first + 1, fwd_hooks=hooks)
+        y = overwrite_rows(y, token_rows(self.tokens), flat[first])
+        return batch.clean.from_mlp(first, y, overwrite_mlp_hooks(later, self.tokens, flat))
 
     def _batches(self, title: str) -> Iterator[TermBatch]:
         size = self.data.batch_size
@@ -231,14 +226,12 @@ class TermSets:
 
     def _batch(self, chosen: range) -> TermBatch:
         first = self.targets[0]
-        middle, entered = RESID_MID.format(l=first), HOOK_OUT.format(l=first)
-        outs = {target: HOOK_OUT.format(l=target) for target in self.targets}
         images, labels = self.data.batch(chosen)
-        terms, l0, cache = self._terms(images, [middle, *outs.values()])
+        terms, l0, clean = self._terms(images, {RESID_MID: [first], HOOK_OUT: self.targets})
         donated: dict[int, Tensor] = {}
         if self.fill == "resample":
             donors, _ = self.data.batch([self._donors[i] for i in chosen])
-            donated, _, _ = self._terms(donors, [])
+            donated, _, _ = self._terms(donors, {})
         rows = token_rows(self.tokens, self.vit.cfg.has_cls)
         # only the class token's row of the stream is kept, where no other is ever read
         read = rows if self._one_row else slice(None)
@@ -247,22 +240,19 @@ class TermSets:
             terms=terms,
             donated=donated,
             # copies of these rows, so that the others need not stay in memory
-            y={target: cache[out][:, rows].contiguous() for target, out in outs.items()},
+            y={t: clean.at(HOOK_OUT, t)[:, rows].contiguous() for t in self.targets},
             l0=l0,
-            resid_mid=cache[middle][:, read].contiguous(),
-            mlp_out=cache[entered][:, read].contiguous(),
+            clean=clean.at_rows(read, {RESID_MID: [first], HOOK_OUT: [first]}),
         )
 
-    def _terms(
-        self, images: Tensor, more: Sequence[str]
-    ) -> tuple[dict[int, Tensor], Tensor, dict[str, Tensor]]:
-        # terms per target, L0 per source, and the unaltered activations `more`
+    def _terms(self, images: Tensor, more: Keep) -> tuple[dict[int, Tensor], Tensor, CleanPass]:
+        # terms per target, L0 per source, and the pass, which keeps `more` beside the x's
         rows = token_rows(self.tokens, self.vit.cfg.has_cls)
-        names = [HOOK_IN.format(l=s) for s in range(self.targets[-1] + 1)]
-        cache = self.vit.clean_cache(images.to(self.clt.b_dec.device), [*names, *more])
-        codes = [self.clt.encode(cache[name][:, rows], layer=s) for s, name in enumerate(names)]
+        sources = range(self.targets[-1] + 1)
+        clean = CleanPass(self.vit, images.to(self.clt.b_dec.device), {HOOK_IN: sources, **more})
+        codes = [self.clt.encode(clean.at(HOOK_IN, s)[:, rows], layer=s) for s in sources]
         terms = {t: self.clt.contributions(codes[: t + 1], target=t) for t in self.targets}
-        return terms, torch.stack([c.l0().float().mean() for c in codes]), cache
+        return terms, torch.stack([c.l0().float().mean() for c in codes]), clean
 
     @cached_property
     @torch.no_grad()
@@ -295,6 +285,6 @@ def target_list(target: Targets, n_layers: int) -> list[int]:
     """
     if isinstance(target, str):
         if target != "all":
-            raise InputError(f'target is "{target}"; expected a layer, several, or "all".')
+            raise InputError("target", f'is "{target}"; expected a layer, several, or "all".')
         return list(range(n_layers))
     return layer_list(target, n_layers)

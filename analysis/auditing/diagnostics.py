@@ -17,7 +17,7 @@ from vit_clt.analysis.contributions.scores import ContributionScores
 from vit_clt.analysis.fit.fidelity_study import Fidelity
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction
 from vit_clt.analysis.stats.ranks import RankAgreement, rank_agreement
-from vit_clt.analysis.stats.readings import Measure
+from vit_clt.analysis.stats.readings import MEASURES, UNITS
 from vit_clt.metrics import Metric
 
 
@@ -53,26 +53,26 @@ def per_layer_rivals(found: Fidelity, own: str, trained_on: str) -> Diagnostic:
     rivals = [name for name in found.frame["name"] if name != own]
     ahead = {name: found.difference(name, own) for name in rivals}
     table["loss above this CLT's"] = [
-        "" if name == own else "{:+.4f} ({:+.4f} to {:+.4f})".format(*ahead[name])
-        for name in found.frame["name"]
+        "" if name == own else ahead[name].text("+.4f") for name in found.frame["name"]
     ]
     said = [
-        "{}: {:+.4f} nats ({:+.4f} to {:+.4f})".format(name, *values)
-        for name, values in ahead.items()
+        f"{name}: {loss:+.4f} nats ({loss.low:+.4f} to {loss.high:+.4f})"
+        for name, loss in ahead.items()
     ]
     metrics = [replace(metric, name=f"D1_{metric.name}") for metric in found.metrics()]
     metrics += [
-        Metric(f"D1_{name}_loss_above", value, "nats", found.n, low, high, 0.0)
-        for name, (value, low, high) in ahead.items()
+        loss.metric(f"D1_{name}_loss_above", "nats", found.n, floor=0.0)
+        for name, loss in ahead.items()
     ]
     return Diagnostic(
         "D1",
         "Is reading across layers needed at all?",
         f"Transcoders in the place of every MLP, {found.tokens} rows, stream inputs; "
-        f"{found.data}, N = {found.n}. Unaltered {100 * found.original:.2f} % / "
-        f"{found.original.loss:.4f} nats, MLP rows at their mean {100 * found.floor_mean:.2f} % / "
-        f"{found.floor_mean.loss:.4f}. Rivals: {trained_on}. How long this CLT was trained is not "
-        "known here: a rival of another budget is no fair one.",
+        f"{found.data}, N = {found.n}. Unaltered {100 * found.original.top1:.2f} % / "
+        f"{found.original.loss:.4f} nats, MLP rows at their mean "
+        f"{100 * found.floor_mean.top1:.2f} % / {found.floor_mean.loss:.4f}. "
+        f"Rivals: {trained_on}. How long this CLT was trained is not known here: a rival of "
+        "another budget is no fair one.",
         "A per-layer transcoder does as well: terms from other depths are then a choice of the "
         "fit, not something the model's outputs need.",
         "Loss above this CLT's, paired. " + "; ".join(said) + ".",
@@ -89,9 +89,9 @@ def causes(evidence: Evidence, figures: tuple[go.Figure, ...]) -> Diagnostic:
             "ablation": fill,
             "effect": path,
             "Spearman": a.spearman.value,
-            "low": a.spearman.low,
-            "high": a.spearman.high,
-            "97.5 % of permuted rows": a.spearman.floor_high,
+            "low": a.spearman.value.low,
+            "high": a.spearman.value.high,
+            "97.5 % of permuted rows": a.spearman.floor.high,
             "p": a.spearman.p,
             "Kendall": a.kendall.value,
             "targets": a.n_targets,
@@ -99,7 +99,7 @@ def causes(evidence: Evidence, figures: tuple[go.Figure, ...]) -> Diagnostic:
         for (kind, fill, path), a in evidence.agreement.items()
     )
     score = evidence.scores["projection"]
-    by_depth = evidence.depth_agreement.spearman
+    by_depth = evidence.depth_agreement.spearman.value
     metrics = [
         metric
         for (kind, fill, path), a in evidence.agreement.items()
@@ -114,7 +114,7 @@ def causes(evidence: Evidence, figures: tuple[go.Figure, ...]) -> Diagnostic:
         f"{score.n_images}; mean over targets, 95 % bootstrap over images.",
         "An interval that holds 0; a correlation that permuted rows of C reach, too (an interval "
         "over images says nothing about that); or one no higher than that of depth alone, which "
-        f"needs no CLT ({by_depth.value:.2f}, {by_depth.low:.2f} to {by_depth.high:.2f}).",
+        f"needs no CLT ({by_depth:.2f}, {by_depth.low:.2f} to {by_depth.high:.2f}).",
         evidence.conditions[0].reason + ".",
         table,
         figures,
@@ -126,14 +126,12 @@ def floors(evidence: Evidence) -> Diagnostic:
     """D3: is there an effect to be explained?"""
     readings = evidence.sets["zero"].readings
     rows, metrics = [], []
-    measures: tuple[tuple[Measure, str], ...] = (("top1", "fraction"), ("loss", "nats"))
-    for measure, unit in measures:
+    for measure in MEASURES:
         for name in ("floor_mean", "floor_zero", "full"):
-            value, low, high = readings.difference(name, "original", measure)
-            rows.append((name, measure, unit, value, low, high))
-            metrics.append(
-                Metric(f"D3_{name}_minus_original_{measure}", value, unit, readings.n, low, high)
-            )
+            change, unit = readings.difference(name, "original", measure), UNITS[measure]
+            rows.append((name, measure, unit, change, change.low, change.high))
+            label = f"D3_{name}_minus_original_{measure}"
+            metrics.append(change.metric(label, unit, readings.n))
     table = pd.DataFrame(
         rows, columns=["version", "measure", "unit", "minus unaltered", "low", "high"]
     )
@@ -148,8 +146,8 @@ def floors(evidence: Evidence) -> Diagnostic:
         "Intervals that hold 0: these rows hardly matter, and no ablation of terms can say much. A "
         "floor whose loss is below the unaltered model's: lower loss is then not closer to the "
         "model, and D4 and D5 ask the wrong question.",
-        f"At its mean: loss {loss[0]:+.4f} nats ({loss[1]:+.4f} to {loss[2]:+.4f}), accuracy "
-        f"{100 * top1[0]:+.2f} points ({100 * top1[1]:+.2f} to {100 * top1[2]:+.2f}).",
+        f"At its mean: loss {loss:+.4f} nats ({loss.low:+.4f} to {loss.high:+.4f}), accuracy "
+        f"{100 * top1:+.2f} points ({100 * top1.low:+.2f} to {100 * top1.high:+.2f}).",
         table,
         metrics=tuple(metrics),
     )
@@ -176,11 +174,10 @@ def fills(evidence: Evidence) -> Diagnostic:
     """D5: does the answer depend on what stands in for a dropped term?"""
     rows, metrics = [], []
     for fill, sets in evidence.sets.items():
-        lead, low, high = sets.readings.difference("last", sets.chosen.name, "loss")
-        rows.append((fill, sets.chosen.rank["loss"], len(sets.sets), lead, low, high))
-        n = sets.readings.n
-        metrics.append(Metric(f"D5_{fill}_rank_loss", sets.chosen.rank["loss"], "count", n))
-        metrics.append(Metric(f"D5_{fill}_lead_over_last", lead, "nats", n, low, high, 0.0))
+        rank, lead, n = sets.chosen.rank["loss"], sets.lead, sets.readings.n
+        rows.append((fill, rank, len(sets.sets), lead, lead.low, lead.high))
+        metrics.append(Metric(f"D5_{fill}_rank_loss", rank, "count", n))
+        metrics.append(lead.metric(f"D5_{fill}_lead_over_last", "nats", n, floor=0.0))
     columns = ["dropped terms", "rank of chosen", "sets", "lead over deepest (nats)", "low", "high"]
     table = pd.DataFrame(rows, columns=columns)
     return Diagnostic(
@@ -219,8 +216,8 @@ def ridge(evidence: Evidence, fit: RidgeFit, scores: ContributionScores, target:
         f"{own.n_images}; table: shares of layer {target}.",
         "The same ranking: C then says where y_l is linearly readable, and neither sparsity nor "
         "features had a part in it.",
-        f"Mean Spearman with ridge's C over targets, off the diagonal, {s.value:.2f} ({s.low:.2f} "
-        f"to {s.high:.2f}), 97.5 % of permuted rows below {s.floor_high:.2f}; layer {target} "
+        f"Mean Spearman with ridge's C over targets, off the diagonal, {s.value.text('.2f')}, "
+        f"97.5 % of permuted rows below {s.floor.high:.2f}; layer {target} "
         f"{here:.2f}.",
         table,
         metrics=(
@@ -273,7 +270,7 @@ def variants(
     for (a, first), (b, second) in combinations(scores.items(), 2):
         agreement = _agreement(first, second)
         tau = agreement.kendall
-        rows.append((a, b, tau.value, tau.low, tau.high, tau.floor_high, tau.p))
+        rows.append((a, b, tau.value, tau.value.low, tau.value.high, tau.floor.high, tau.p))
         metrics += agreement.metrics(f"D8_{a}_with_{b}", own.n_images)
     columns = ["CLT", "with", "Kendall's tau", "low", "high", "97.5 % of permuted rows", "p"]
     table = pd.DataFrame(rows, columns=columns)
@@ -349,8 +346,8 @@ def controls(
         agreement = _agreement(own, scores)
         tau = agreement.kendall
         found += (
-            f" Kendall's tau with C of {name}: {tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f}), "
-            f"97.5 % of permuted rows below {tau.floor_high:.2f}."
+            f" Kendall's tau with C of {name}: {tau.value.text('.2f')}, "
+            f"97.5 % of permuted rows below {tau.floor.high:.2f}."
         )
         metrics += agreement.metrics(f"D11_{name}", own.n_images)
     more = f" ({trained_on})" if random else ""

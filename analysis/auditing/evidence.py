@@ -36,6 +36,7 @@ from vit_clt.choices import Fill, ScoreKind, TokenKind
 from vit_clt.data.images import ImageData, ImageRows
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
+from vit_clt.hooks.rows import patch_rows_unread
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
@@ -74,8 +75,7 @@ class Evidence:
         causes = self.agreement["projection", "mean", "total"].spearman
         zero, mean = self.sets["zero"], self.sets["mean"]
         better = zero.chosen.better["loss"]
-        lead, low, high = _lead(zero)
-        mean_lead, mean_low, mean_high = _lead(mean)
+        lead, mean_lead = zero.lead, mean.lead
         last = next(mark for mark in zero.marked if mark.name == "last")
         same = last.sources == zero.chosen.sources
         note = " (the chosen set is the deepest one)" if same else ""
@@ -83,23 +83,23 @@ class Evidence:
         return [
             Condition(
                 "causes",
-                causes.low > 0 and causes.value > causes.floor_high,
-                f"mean Spearman over targets {causes.value:.2f} ({causes.low:.2f} to "
-                f"{causes.high:.2f}), 97.5 % of permuted rows below {causes.floor_high:.2f}, p "
+                causes.value.low > 0 and causes.value > causes.floor.high,
+                f"mean Spearman over targets {causes.value.text('.2f')}, 97.5 % of permuted rows "
+                f"below {causes.floor.high:.2f}, p "
                 f"{causes.p:.3f}; depth alone {self.depth_agreement.spearman.value:.2f}; layer "
                 f"{zero.target} {own:.2f}",
             ),
             Condition(
                 "best sets",
-                better <= BEST and low > 0,
+                better <= BEST and lead.low > 0,
                 f"{100 * better:.1f} % of {len(zero.sets)} sets are better; loss of the deepest "
-                f"minus chosen {lead:+.4f} nats ({low:+.4f} to {high:+.4f}){note}",
+                f"minus chosen {lead:+.4f} nats ({lead.low:+.4f} to {lead.high:+.4f}){note}",
             ),
             Condition(
                 "fill",
-                lead > 0 and mean_low > 0,
-                f"{lead:+.4f} nats at zero fill, {mean_lead:+.4f} ({mean_low:+.4f} to "
-                f"{mean_high:+.4f}) with dropped terms at their mean{note}",
+                lead > 0 and mean_lead.low > 0,
+                f"{lead:+.4f} nats at zero fill, {mean_lead.text('+.4f')} with dropped terms at "
+                f"their mean{note}",
             ),
         ]
 
@@ -141,15 +141,16 @@ def gather_evidence(
     """
     by_fill = {each.fill: each for each in effects}
     if "mean" not in by_fill:
-        raise InputError(f"effects hold fills {sorted(by_fill)}; expected mean among them.")
+        raise InputError("effects", f"hold fills {sorted(by_fill)}; expected mean among them.")
     tokens = by_fill["mean"].tokens
     for each in effects:
         measured = (each.site, each.ablated, each.tokens, each.data, each.n, each.seed)
         if measured != ("mlp", "all", tokens, data.name, len(data), seed):
             raise InputError(
-                f"effects are of {each.ablated} rows of {each.site} on {each.tokens} rows of "
+                "effects",
+                f"are of {each.ablated} rows of {each.site} on {each.tokens} rows of "
                 f"{each.data} (N = {each.n}, seed {each.seed}); expected all rows of mlp on "
-                f"{tokens} rows of {data.name} (N = {len(data)}, seed {seed})."
+                f"{tokens} rows of {data.name} (N = {len(data)}, seed {seed}).",
             )
     check_question(vit, data, tokens, target, k)
     moments = contribution_moments(vit, clt, data, progress=progress)
@@ -222,18 +223,19 @@ def check_question(
             f"the model has {n} layers; ranking sources needs at least {MIN_SOURCES + 1}."
         )
     if len(data) < 4:
-        raise InputError(f"data has {len(data)} images; expected at least 4, two halves of two.")
+        raise InputError("data", f"has {len(data)} images; expected at least 4, two halves of two.")
     if not data.class_names:
-        raise InputError(f"data is {data.name}, which has no class names; expected labels.")
+        raise InputError("data", f"is {data.name}, which has no class names; expected labels.")
     [layer] = layer_list(target, n)
     if not 0 < k <= layer:
         raise InputError(
-            f"{name} is {k}; layer {layer} has {layer + 1} sources, expected 1 to {layer}."
+            name, f"is {k}; layer {layer} has {layer + 1} sources, expected 1 to {layer}."
         )
-    if tokens == "patch" and layer == n - 1 and vit.cfg.pools_cls:
+    if tokens == "patch" and patch_rows_unread(layer, n, vit.cfg.pools_cls):
         raise InputError(
-            "tokens is patch at the last layer, whose rows cannot reach the output; expected "
-            "another target or cls."
+            "tokens",
+            "is patch at the last layer, whose rows cannot reach the output; expected "
+            "another target or cls.",
         )
 
 
@@ -241,8 +243,3 @@ def causes_by_target(agreement: RankAgreement, target: int) -> float:
     """Spearman correlation of one target's row, NaN where it has too few sources."""
     rows = agreement.by_target.set_index("target")["spearman"]
     return float(rows.get(target, float("nan")))
-
-
-def _lead(sets: KeepSets) -> tuple[float, float, float]:
-    """Loss of the k deepest minus that of the chosen set, with its paired interval."""
-    return sets.readings.difference("last", sets.chosen.name, "loss")

@@ -78,9 +78,9 @@ def ridge_transcoder(
     data = as_image_data(images)
     rows = token_rows(tokens, vit.cfg.has_cls)
     if len(data) < HELD_OUT_EVERY:
-        raise InputError(f"images has {len(data)} rows; expected at least {HELD_OUT_EVERY}.")
+        raise InputError("images", f"has {len(data)} rows; expected at least {HELD_OUT_EVERY}.")
     if not penalties or min(penalties) <= 0:
-        raise InputError(f"penalties is {list(penalties)}; expected numbers above 0.")
+        raise InputError("penalties", f"is {list(penalties)}; expected numbers above 0.")
     n, d = vit.cfg.n_layers, vit.cfg.d_model
     device = next(vit.parameters()).device
     fitted, held_out = _Moments.empty(n, d, device), _Moments.empty(n, d, device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
+from vit_clt.outputs import check_same, read_json, staged_file
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -97,9 +97,9 @@ def planned_rivals(
     n, f = config.n_layers, config.n_features
     small = f if full else min(f, SMALL)
     if not config.cross_layer:
-        raise InputError("clt is a per-layer transcoder; expected one that reads across layers.")
+        raise InputError("clt", "is a per-layer transcoder; expected one that reads across layers.")
     if not 1 <= l0 <= small:
-        raise InputError(f"l0 is {l0}; expected at least 1 and at most {small} features.")
+        raise InputError("l0", f"is {l0}; expected at least 1 and at most {small} features.")
     own = config.sparsifier.name
 
     def run(
@@ -165,7 +165,7 @@ def train_rivals(
     runs: Sequence[RivalRun],
     folder: Path,
     *,
-    fresh: bool = False,
+    overwrite: bool = False,
     should_stop: Callable[[], bool] | None = None,
     progress: bool = False,
 ) -> Rivals:
@@ -177,7 +177,7 @@ def train_rivals(
         runs: what to train.
         folder: each run has its own folder there, which is itself a CLT; its run.json says what
             was trained, on which images.
-        fresh: train everything again.
+        overwrite: train everything again.
         should_stop: asked after each step; True saves a checkpoint and raises `Stopped`.
         progress: show progress lines.
 
@@ -198,12 +198,13 @@ def train_rivals(
             "teacher": teacher.identity().weights_sha256,
             "data": data_fingerprint(data),
         }
-        if fresh:
+        if overwrite:
             shutil.rmtree(place, ignore_errors=True)
         _check_same(place, description)
         if is_finished(run, folder):
             continue
-        _write(place / RUN_FILE, description)
+        with staged_file(place / RUN_FILE) as staging:
+            staging.write_text(json.dumps(description, indent=1) + "\n")
         clt = train(
             teacher,
             data,
@@ -228,14 +229,14 @@ def train_rivals(
     )
 
 
-def shuffled_weights(vit: HookedViT, seed: int = 0) -> HookedViT:
+def shuffled_weights(vit: HookedViT) -> HookedViT:
     """The ViT with the entries of every parameter of its vision tower permuted.
 
     An untrained network with the trained one's distribution of weights: what a CLT says of it,
     training did not put there.
     """
     shuffled = copy.deepcopy(vit)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for name, parameter in shuffled.clip.named_parameters():
         if not name.startswith("visual."):
             continue
@@ -248,13 +249,6 @@ def _place(run: RivalRun, folder: Path) -> Path:
     return folder / run.name.replace(", ", "_").replace(" ", "-")
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.part")
-    staging.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(staging, path)
-
-
 def _check_same(place: Path, now: dict[str, Any]) -> None:
     """Refuse a folder whose transcoder was, or is being, trained otherwise."""
     path = place / RUN_FILE
@@ -262,17 +256,4 @@ def _check_same(place: Path, now: dict[str, Any]) -> None:
         if (place / "model.safetensors").is_file():
             raise InputError(f"{place} holds a transcoder without {RUN_FILE}; expected none.")
         return
-    try:
-        then = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
-    for part in now:
-        if then.get(part) == json.loads(json.dumps(now[part])):
-            continue
-        was, wanted = then.get(part), now[part]
-        if isinstance(wanted, dict) and isinstance(was, dict):
-            name = next(key for key in wanted if was.get(key) != wanted[key])
-            was, wanted, part = was.get(name), wanted[name], name
-        raise InputError(
-            f"{place} holds a rival with {part} {was!r}; expected {wanted!r}, or --overwrite."
-        )
+    check_same(now, read_json(path), f"the run in {place}", remedy="overwrite")

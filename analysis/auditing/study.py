@@ -140,7 +140,7 @@ def audit(
     data = as_image_data(data)
     check_question(vit, data, tokens, target, k)
     if not clt.config.cross_layer:
-        raise InputError("clt is a per-layer transcoder; expected one that reads across layers.")
+        raise InputError("clt", "is a per-layer transcoder; expected one that reads across layers.")
     rivals = rivals or Rivals()
     # accuracy and loss are read once; the other fill is for the ranking alone
     effects = [

@@ -34,8 +34,9 @@ def score_agreement(
         expected = (effects.tokens, effects.data, effects.n)
         if measured != expected:
             raise InputError(
-                f"scores were measured on {measured[0]} rows of {measured[1]} (N = {measured[2]}); "
-                f"expected {expected[0]} rows of {expected[1]} (N = {expected[2]}), as the effects."
+                "scores",
+                f"were measured on {measured[0]} rows of {measured[1]} (N = {measured[2]}); "
+                f"expected {expected[0]} of {expected[1]} (N = {expected[2]}), as the effects.",
             )
         matrix = score.matrix.numpy()
         for path in PATHS:

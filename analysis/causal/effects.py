@@ -9,7 +9,7 @@ of MLP_l, and at the output:
 over images and scored rows, the mean over images at the same position. 0 says that nothing moved, 1
 that y_l moved as far as it varies over images (what overwriting y_l itself by its mean would do; by
 other images' rows, about 2). Total effects let everything downstream recompute, direct ones change
-only the stream that LN2_l reads (`vit_clt.hooks.UnalteredPass`). The form is ours.
+only the stream that LN2_l reads (`vit_clt.hooks.OverwrittenPass`). The form is ours.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from tqdm import tqdm
 
 from vit_clt.analysis.causal.targets import PATHS, EffectSums, Path, Read, TargetEffects
 from vit_clt.analysis.stats.donors import donor_cycle
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.means import position_means
 from vit_clt.analysis.stats.names import LayerSet, layer_sets, layers_text
-from vit_clt.analysis.stats.readings import Readings, gather_readings, interval
-from vit_clt.choices import Fill, Site, TokenKind
+from vit_clt.analysis.stats.readings import UNITS, Readings, gather_readings
+from vit_clt.choices import Fill, Site, TokenKind, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, UnalteredPass, layer_list, token_rows
+from vit_clt.hooks import HookedViT, OverwrittenPass, layer_list, token_rows
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, SITE_OUT
 from vit_clt.metrics import Metric
 from vit_clt.zero_shot import Outcome, ZeroShot
@@ -101,26 +102,21 @@ class CausalEffects:
             matrix, draws = effects.matrix, effects.draws(self.seed)
             for l, s in np.argwhere(np.isfinite(matrix)).tolist():
                 at = {"path": path, "layers": str(s), "target": str(l), "measure": read}
-                low, high = interval(draws[:, l, s])
-                found = {"unit": "fraction", "value": matrix[l, s], "low": low, "high": high}
-                rows.append({**at, **found, "n": self.n, "baseline": 0.0, "floor": None})
+                effect = Interval.of(matrix[l, s], draws[:, l, s])
+                rows.append({**at, **self._number(effect, "fraction", 0.0, None)})
         return pd.DataFrame([*rows, *self._output_rows()])
 
     def metrics(self) -> list[Metric]:
         """Every number of `to_frame`, named "{path}_{source}_to_{target}_{measure}"."""
-        frame = self.to_frame().replace({np.nan: None})
         return [
-            Metric(
+            Interval(r.value, r.low, r.high).metric(
                 f"{r.path}_{r.layers}_to_{r.target}_{r.measure}",
-                r.value,
                 r.unit,
                 r.n,
-                r.low,
-                r.high,
-                r.floor,
+                None if pd.isna(r.floor) else r.floor,
                 r.baseline,
             )
-            for r in frame.itertuples()
+            for r in self.to_frame().itertuples()
         ]
 
     def figure(self) -> go.Figure:
@@ -134,21 +130,34 @@ class CausalEffects:
             return
         everything = f"total {layers_text(range(self.n_layers))}"
         versions = [(path, layers_text(layers)) for path in PATHS for layers in self.layer_sets]
-        for measure, means in self.readings.means.items():
-            level = dict(zip(self.readings.names, means.tolist(), strict=True))
-            lowest, original = level[everything], level["original"]
-            unit = "nats" if measure == "loss" else "fraction"
+        for measure in self.readings.means:
+            lowest, original = (
+                self.readings.mean([name], measure) for name in (everything, "original")
+            )
             for path, layers in versions:
                 name = f"{path} {layers}"
-                samples = self.readings.samples[measure][:, self.readings.names.index(name)]
-                change, *ends = self.readings.difference(name, "original", measure)
-                for kind, value, (low, high), baseline, floor in (
-                    (measure, level[name], interval(samples), original, lowest),
-                    (f"delta_{measure}", change, ends, 0.0, lowest - original),
+                at = {"path": path, "layers": layers, "target": "output"}
+                level = self.readings.mean([name], measure)
+                change = self.readings.difference(name, "original", measure)
+                for kind, value, baseline, floor in (
+                    (measure, level, original, lowest),
+                    (f"delta_{measure}", change, 0.0, lowest - original),
                 ):
-                    at = {"path": path, "layers": layers, "target": "output", "measure": kind}
-                    found = {"unit": unit, "value": value, "low": low, "high": high}
-                    yield {**at, **found, "n": self.n, "baseline": baseline, "floor": floor}
+                    number = self._number(value, UNITS[measure], baseline, floor)
+                    yield {**at, "measure": kind, **number}
+
+    def _number(
+        self, value: Interval, unit: str, baseline: float, floor: float | None
+    ) -> dict[str, Any]:
+        return {
+            "unit": unit,
+            "value": value,
+            "low": value.low,
+            "high": value.high,
+            "n": self.n,
+            "baseline": baseline,
+            "floor": floor,
+        }
 
 
 @torch.no_grad()
@@ -196,14 +205,14 @@ def causal_effects(
     n = vit.cfg.n_layers
     for kind in (tokens, ablated):
         token_rows(kind, vit.cfg.has_cls)
-    for name, value, choices in (("fill", fill, Fill), ("site", site, Site)):
-        if value not in get_args(choices):
-            known = ", ".join(f'"{each}"' for each in get_args(choices))
-            raise InputError(f'{name} is "{value}"; expected one of {known}.')
+    check_choice("fill", fill, get_args(Fill))
+    check_choice("site", site, get_args(Site))
     if sets is not None and zs is None:
-        raise InputError("sets is given without zs; sets of layers are read at the output.")
+        raise InputError("sets", "is given without zs; sets of layers are read at the output.")
     if len(data) < 2:
-        raise InputError("data has 1 image; effects are relative to how images differ, expected 2.")
+        raise InputError(
+            "data", "has 1 image; effects are relative to how images differ, expected 2."
+        )
     chosen = layer_sets(n) if sets is None else [tuple(layer_list(each, n)) for each in sets]
     alone: list[LayerSet] = [(s,) for s in range(n)]
     chosen = list(dict.fromkeys([*alone, *chosen, tuple(range(n))])) if zs else alone
@@ -216,7 +225,7 @@ def causal_effects(
         for start in range(0, len(data), data.batch_size):
             batch = range(start, min(start + data.batch_size, len(data)))
             images, labels = data.batch(batch)
-            clean = UnalteredPass(
+            clean = OverwrittenPass(
                 vit, images.to(means.device), site=site, ablated=ablated, scored=tokens
             )
             values: dict[int, Tensor] | None = None
@@ -230,7 +239,7 @@ def causal_effects(
                 for l in clean.readers(s):
                     sums.add(batch, "direct", l, s, *clean.direct_on_mlp(s, l, values))
             # the output is read by a classifier alone
-            versions = {"original": clean.embeddings()} if zs else {}
+            versions = {"original": clean.embeddings} if zs else {}
             for layers in chosen:
                 altered = clean.total(layers, values)
                 if layers in alone:

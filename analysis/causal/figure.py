@@ -21,13 +21,17 @@ from vit_clt.analysis.reporting.style import (
     ROW_NAMES,
     error_bars,
     finish,
+    or_none,
+    three_digits,
 )
 from vit_clt.analysis.stats.names import layers_text
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
     from vit_clt.analysis.causal.effects import CausalEffects
+    from vit_clt.analysis.stats.intervals import Interval
     from vit_clt.analysis.stats.ranks import Agreement, RankAgreement
+    from vit_clt.analysis.stats.readings import Reading
 
 SITE_NAMES = {"mlp": "MLP outputs", "attn": "attention outputs"}
 FILL_NAMES = {
@@ -66,7 +70,7 @@ def causal_figure(effects: CausalEffects) -> go.Figure:
         matrix = effects.matrix(path).tolist()
         figure.add_trace(
             go.Heatmap(
-                z=[[_or_none(v) for v in row] for row in matrix],
+                z=[[or_none(v) for v in row] for row in matrix],
                 x=list(map(str, range(n))),
                 y=list(map(str, range(n))),
                 text=[["" if isnan(v) else _short(v) for v in row] for row in matrix],
@@ -167,15 +171,14 @@ def output_table(effects: CausalEffects) -> pd.DataFrame:
     if effects.readings is None:
         raise InputError("the effects hold no readings; causal_effects needs a classifier zs.")
     original = effects.readings["original"]
-    first = {"layers": "none (unaltered)", "total": f"{100 * original:.2f} / {original.loss:.4f}"}
-    rows = [first]
+    rows = [{"layers": "none (unaltered)", "total": _reading_text(original)}]
     for layers in map(layers_text, effects.layer_sets):
         row = {"layers": layers}
         for path in PATHS:
             read = effects.readings[f"{path} {layers}"]
-            rise, *ends = effects.readings.difference(f"{path} {layers}", "original", "loss")
-            row[path] = f"{100 * read:.2f} / {read.loss:.4f}"
-            row[f"{path}, Δ loss"] = f"{rise:+.4f} ({ends[0]:+.4f} to {ends[1]:+.4f})"
+            rise = effects.readings.difference(f"{path} {layers}", "original", "loss")
+            row[path] = _reading_text(read)
+            row[f"{path}, Δ loss"] = rise.text("+.4f")
         rows.append(row)
     return pd.DataFrame(rows, columns=list(rows[-1])).fillna("")
 
@@ -185,10 +188,10 @@ def agreement_table(agreement: Mapping[str, RankAgreement]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "compared": name,
-            "Spearman": _interval_text(a.spearman),
+            "Spearman": _plain(a.spearman.value),
             "permuted": _floor_text(a.spearman),
-            "p": _plain(a.spearman.p),
-            "Kendall": _interval_text(a.kendall),
+            "p": three_digits(a.spearman.p),
+            "Kendall": _plain(a.kendall.value),
             "targets": a.n_targets,
         }
         for name, a in agreement.items()
@@ -283,18 +286,16 @@ def _subtitle(effects: CausalEffects) -> str:
     return lines
 
 
-def _interval_text(a: Agreement) -> str:
-    if isnan(a.low):
-        return _plain(a.value)
-    return f"{_plain(a.value)} ({a.low:.3f} to {a.high:.3f})"
+def _reading_text(reading: Reading) -> str:
+    return f"{100 * reading.top1:.2f} / {reading.loss:.4f}"
 
 
 def _floor_text(a: Agreement) -> str:
-    return "undefined" if isnan(a.floor) else f"{a.floor_low:.3f} to {a.floor_high:.3f}"
+    return "undefined" if isnan(a.floor) else f"{a.floor.low:.3f} to {a.floor.high:.3f}"
 
 
-def _plain(value: float) -> str:
-    return "undefined" if isnan(value) else f"{value:.3f}"
+def _plain(value: Interval) -> str:
+    return "undefined" if isnan(value) else value.text(".3f")
 
 
 def _short(value: float) -> str:
@@ -302,7 +303,3 @@ def _short(value: float) -> str:
     if value == 0 or value >= 0.01:
         return f"{value:.2f}" if value else "0"
     return f"{value:.3f}"[1:] if value >= 0.0005 else "<.001"
-
-
-def _or_none(value: float) -> float | None:
-    return None if isnan(value) else value

@@ -10,14 +10,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from vit_clt.analysis.stats.readings import bootstrap_means
+from vit_clt.analysis.contributions.parts import NEGLIGIBLE
+from vit_clt.analysis.stats.intervals import bootstrap_means
 
 Path = Literal["total", "direct"]
 Read = Literal["y", "x"]
 PATHS: tuple[Path, ...] = get_args(Path)
 READS: tuple[Read, ...] = get_args(Read)
-# a target whose spread is below this share of its power does not vary: the rest is rounding
-NEGLIGIBLE = 1e-12
 
 
 @dataclass(frozen=True)

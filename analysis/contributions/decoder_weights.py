@@ -20,29 +20,39 @@ which weights do not tell. The definitions are ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 TOP_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class DecoderNorms:
+class DecoderNorms(Study):
     """Matrices are indexed [target, source], float64, and NaN where the source is deeper."""
+
+    name = "weights"
 
     norm: Float[Tensor, "target source"]
     effective: Float[Tensor, "target source"]
     """Share of features; NaN where the connection is zero, as is `top_1_percent`."""
     top_1_percent: Float[Tensor, "target source"]
     n_features: int
+    clt: str
+    """What the CLT is called."""
 
     @property
     def rms(self) -> Float[Tensor, "target source"]:
@@ -84,16 +94,57 @@ class DecoderNorms:
             for s in range(l + 1)
         )
 
-    def figure(self, name: str = "CLT") -> go.Figure:
+    def facts(self) -> Facts:
+        """No image takes part."""
+        return Facts(None, 0, None, None, None, more={"clt": self.clt})
+
+    def caption(self) -> str:
+        """What the columns of `shown` are."""
+        return (
+            f"{self.clt}: decoder norms, raw units, no images; norm of a feature, effective share "
+            "of features and share held by the top 1 % on the diagonal; written later and from "
+            "earlier: shares of squared norm that cross layers"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row per layer: its own connection, and what crosses layers."""
+        return pd.DataFrame(
+            {
+                "layer": l,
+                "norm of a feature": f"{self.rms[l, l]:.4g}",
+                "written later": f"{self.cross_layer_of_source[l]:.3f}",
+                "from earlier": f"{self.cross_layer_of_target[l]:.3f}",
+                "effective features": f"{self.effective[l, l]:.3f}",
+                "in the top 1 %": f"{self.top_1_percent[l, l]:.3f}",
+            }
+            for l in range(len(self.norm))
+        )
+
+    def notes(self) -> Sequence[str]:
+        """What norms do not compare."""
+        return ["Between sources norms compare only as far as their codes are of one size."]
+
+    def metrics(self) -> list[Metric]:
+        """The shares of squared norm that cross layers."""
+        return [
+            Metric(f"cross_layer_of_{side}_{l}", float(share), "fraction", 0)
+            for side, shares in (
+                ("source", self.cross_layer_of_source),
+                ("target", self.cross_layer_of_target),
+            )
+            for l, share in enumerate(shares)
+        ]
+
+    def figure(self) -> go.Figure:
         """Heatmaps of norms, shares and concentration, and bars of the cross-layer shares."""
         from vit_clt.analysis.contributions.decoder_weights_figure import decoder_norms_figure
 
-        return decoder_norms_figure(self, name)
+        return decoder_norms_figure(self)
 
 
 @torch.no_grad()
-def decoder_norms(clt: CrossLayerTranscoder) -> DecoderNorms:
-    """Norms of every connection of a CLT and how they spread over its features."""
+def decoder_norms(clt: CrossLayerTranscoder, name: str = "CLT") -> DecoderNorms:
+    """Norms of every connection of a CLT, called `name`, and how they spread over its features."""
     n, n_features = clt.config.n_layers, clt.config.n_features
     n_top = ceil(TOP_SHARE * n_features)
     norm, effective, top = (torch.full((n, n), torch.nan, dtype=torch.float64) for _ in range(3))
@@ -104,4 +155,4 @@ def decoder_norms(clt: CrossLayerTranscoder) -> DecoderNorms:
             norm[l, s] = total.sqrt()
             effective[l, s] = total.square() / (n_features * energy.square().sum())
             top[l, s] = energy.topk(n_top).values.sum() / total
-    return DecoderNorms(norm, effective, top, n_features)
+    return DecoderNorms(norm, effective, top, n_features, name)

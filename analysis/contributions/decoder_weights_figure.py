@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vit_clt.analysis.contributions.decoder_weights import DecoderNorms
 
 
-def decoder_norms_figure(norms: DecoderNorms, name: str) -> go.Figure:
+def decoder_norms_figure(norms: DecoderNorms) -> go.Figure:
     """Norm per feature, share of the source's norm and effective features; below, the shares that
     cross layers, by source and by target.
     """
@@ -75,7 +75,7 @@ def decoder_norms_figure(norms: DecoderNorms, name: str) -> go.Figure:
     figure.update_layout(
         title={
             "text": "Decoder norms: which layers do the weights connect?"
-            f"<br><sup>{name}, {norms.n_features} features a layer; weights alone, no images: "
+            f"<br><sup>{norms.clt}, {norms.n_features} features a layer; weights alone, no images: "
             "not how often or how strongly features fire.<br>Between sources norms compare only as "
             "far as their codes are of one size; between targets, up to the size of y.</sup>"
         },

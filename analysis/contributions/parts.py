@@ -17,8 +17,8 @@ from vit_clt.choices import Reduce, ScoreKind, TokenKind
 
 REDUCIBLE: tuple[ScoreKind, ...] = ("projection", "norm")
 """Kinds that can be averaged either way; the others are ratios of means by definition."""
-# rows whose ||y^||^2 is below this share of its mean are left out of mean ratios, and counted
 NEGLIGIBLE = 1e-12
+"""A sum of squares below this share of what it is measured against is rounding: it counts as 0."""
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from torch import Tensor
 
 from vit_clt.analysis.contributions.moments import ContributionMoments, contribution_moments
 from vit_clt.analysis.contributions.parts import NEGLIGIBLE, REDUCIBLE, ScoreParts, score_parts
-from vit_clt.analysis.stats.readings import RESAMPLES, bootstrap_means, intervals
-from vit_clt.choices import Reduce, ScoreKind, TokenKind
+from vit_clt.analysis.stats.intervals import RESAMPLES, bootstrap_means, intervals
+from vit_clt.choices import Reduce, ScoreKind, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
@@ -197,7 +197,8 @@ def contribution_scores(
         InputError: an unknown kind, reduction or token kind; a class or image that is not there, or
             both named; one image in all with `centred`; no images; or a CLT of another model.
     """
-    _check_choice(kind, reduce)
+    check_choice("kind", kind, get_args(ScoreKind))
+    check_choice("reduce", reduce, get_args(Reduce))
     token_rows(tokens, vit.cfg.has_cls)
     data = as_image_data(images)
     check_chosen(label, image, data.class_names, len(data))
@@ -232,9 +233,10 @@ def _scored(
     reduce: Reduce,
     seed: int,
 ) -> ContributionScores:
-    _check_choice(kind, reduce)
+    check_choice("kind", kind, get_args(ScoreKind))
+    check_choice("reduce", reduce, get_args(Reduce))
     if kind == "centred" and moments.n_images < 2:
-        raise InputError("images has 1 row; centred scores need at least 2 images.")
+        raise InputError("images", "has 1 row; centred scores need at least 2 images.")
     if kind not in REDUCIBLE:
         reduce = "ratio_of_means"
     n = len(moments.targets)
@@ -285,9 +287,9 @@ def check_chosen(
         InputError: both are named, a class without such a name, or an image out of range.
     """
     if image is not None and label is not None:
-        raise InputError(f"image is {image} and label is {label}; expected one of them.")
+        raise InputError("image", f"is {image} and label is {label}; expected one of them.")
     if image is not None and not 0 <= image < n_images:
-        raise InputError(f"image is {image}; expected a row from 0 to {n_images - 1}.")
+        raise InputError("image", f"is {image}; expected a row from 0 to {n_images - 1}.")
     if isinstance(label, str):
         class_number(class_names, label, "label")
 
@@ -305,13 +307,5 @@ def _chosen(
     number = class_number(names, label, "label") if isinstance(label, str) else label
     chosen = (moments.labels == number).nonzero()[:, 0]
     if not len(chosen):
-        raise InputError(f"label is {label}, which no image has; expected one they have.")
+        raise InputError("label", f"is {label}, which no image has; expected one they have.")
     return chosen, f", class {names[number] if 0 <= number < len(names) else number}"
-
-
-def _check_choice(kind: str, reduce: str) -> None:
-    for name, value, choices in (("kind", kind, ScoreKind), ("reduce", reduce, Reduce)):
-        if value not in get_args(choices):
-            raise InputError(
-                f'{name} is "{value}"; expected one of {", ".join(get_args(choices))}.'
-            )

@@ -22,7 +22,7 @@ from vit_clt.analysis.contributions.scores import (
     score,
 )
 from vit_clt.analysis.reporting.style import ROW_NAMES
-from vit_clt.analysis.stats.readings import intervals
+from vit_clt.analysis.stats.intervals import intervals
 from vit_clt.choices import Reduce, ScoreKind, TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
@@ -185,7 +185,7 @@ def score_study(
     shown = [kind for kind in kinds if kind in dict(defined)]
     if not shown:
         found = f'"{kinds[0]}"' if kinds else "empty"
-        raise InputError(f"kind is {found}; expected one that {len(data)} images define.")
+        raise InputError("kind", f"is {found}; expected one that {len(data)} images define.")
     moments = compared_moments(vit, list(clts.values()), data, progress=progress)
     scores: dict[Key, ContributionScores] = {
         (name, rows, kind, how): score(
@@ -235,7 +235,9 @@ class ScoreDifference:
         of_a, of_b = ((s.chosen, s.moments.variation["all"]) for s in (self.a, self.b))
         for x, y in zip(of_a, of_b, strict=True):
             if x.shape != y.shape or not torch.allclose(x, y, rtol=1e-9, atol=0):
-                raise InputError("b was scored on other images or another teacher; expected a's.")
+                raise InputError(
+                    "b", "was scored on other images or another teacher; expected a's."
+                )
 
     @property
     def matrix(self) -> Float[Tensor, "target source_and_bias"]:

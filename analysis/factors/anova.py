@@ -74,14 +74,16 @@ class Cells:
         )
         if self.counts.min() < 2:
             raise InputError(
-                f"data has {self.counts.min()} images of {where}; expected at least 2 of each pair."
+                "data",
+                f"has {self.counts.min()} images of {where}; expected at least 2 of each pair.",
             )
         self.label = np.zeros(n_cells, label.dtype)
         self.label[self.cell] = label
         if mixed := np.flatnonzero(self.label[self.cell] != label).tolist():
             raise InputError(
-                f"label of image {mixed[0]} is {label[mixed[0]]}, another of the same {names[0]} "
-                f"and {names[1]} has {self.label[self.cell[mixed[0]]]}; expected one label a pair."
+                "label",
+                f"of image {mixed[0]} is {label[mixed[0]]}, another of the same {names[0]} "
+                f"and {names[1]} has {self.label[self.cell[mixed[0]]]}; expected one label a pair.",
             )
         n_labels = len(np.unique(self.label))
         cells = np.arange(n_cells)

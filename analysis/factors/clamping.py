@@ -17,14 +17,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.factors.anova import Cells
 from vit_clt.analysis.factors.selectivity_study import factor_values
 from vit_clt.analysis.factors.sets import FeatureSet, compared_sets, overlap, with_codes
-from vit_clt.analysis.stats.readings import bootstrap_means, interval
+from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
 from vit_clt.choices import Region
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
@@ -80,18 +79,18 @@ class Clamp:
     def to_frame(self) -> pd.DataFrame:
         """One row per version: shares that moved and stayed with Wilson intervals, losses in nats
         with bootstrap intervals."""
+        from scipy.stats import binomtest  # takes a second to import
+
         rows = []
         for name in self.moved:
             row: dict[str, object] = {"features": name}
             for what in ("moved", "stayed"):
                 hits = getattr(self, what)[name]
                 ends = binomtest(int(hits.sum()), self.n).proportion_ci(method="wilson")
-                row |= {what: float(hits.mean())}
-                row |= {f"{what}_low": float(ends.low), f"{what}_high": float(ends.high)}
+                row |= Interval(hits.mean(), ends.low, ends.high).columns(what)
                 losses = getattr(self, f"{what}_loss")[name]
-                low, high = interval(bootstrap_means(losses[:, None], self.seed)[:, 0])
-                row |= {f"{what}_loss": float(losses.mean())}
-                row |= {f"{what}_loss_low": low, f"{what}_loss_high": high}
+                draws = bootstrap_means(losses[:, None], self.seed)[:, 0]
+                row |= Interval.of(losses.mean(), draws).columns(f"{what}_loss")
             rows.append({**row, "chance": self.chance, "n": self.n, "pairs": self.n_pairs})
         return pd.DataFrame(rows)
 
@@ -103,13 +102,10 @@ class Clamp:
         for name, row in frame.iterrows():
             for what in ("moved", "stayed", "moved_loss", "stayed_loss"):
                 found.append(
-                    Metric(
+                    Interval.from_columns(row.to_dict(), what).metric(
                         f"{str(name).replace(' ', '_')}_{what}",
-                        float(row[what]),
                         "nats" if what.endswith("loss") else "fraction",
                         self.n,
-                        float(row[f"{what}_low"]),
-                        float(row[f"{what}_high"]),
                         float(random[what].mean()) if name == "group" else None,
                         float(frame.loc["original", what]),
                     )
@@ -176,7 +172,9 @@ def clamp(
             f"{factor} is {known[0]} in every image of {data.name}; expected at least two values."
         )
     if missing := set(known.tolist()) - set(factor_values(source, factor).tolist()):
-        raise InputError(f"source has no image of {factor} {min(missing)}; expected every value.")
+        raise InputError(
+            "source", f"has no image of {factor} {min(missing)}; expected every value."
+        )
     place = np.searchsorted(known, origin)
     step = np.random.default_rng(seed).integers(1, len(known), len(data))
     aim = (place + step) % len(known)

@@ -26,13 +26,14 @@ def selectivity_figure(results: Sequence[Selectivity]) -> go.Figure:
         InputError: no result, or results that differ in data or factors.
     """
     if not results:
-        raise InputError("results is empty; expected at least one.")
+        raise InputError("results", "is empty; expected at least one.")
     first = results[0]
     for each in results[1:]:
         if (each.data, each.n, each.factors) != (first.data, first.n, first.factors):
             raise InputError(
-                f"results holds {each.data}, N = {each.n}, factors {each.factors}; expected those "
-                f"of the first, {first.data}, N = {first.n}, factors {first.factors}."
+                "results",
+                f"holds {each.data}, N = {each.n}, factors {each.factors}; expected those "
+                f"of the first, {first.data}, N = {first.n}, factors {first.factors}.",
             )
     titles = ("features of each kind", "what determines them (shares)")
     figure = make_subplots(

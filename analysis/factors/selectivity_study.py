@@ -42,7 +42,7 @@ from tqdm import tqdm
 from vit_clt.analysis.factors.anova import Cells, Sums
 from vit_clt.analysis.factors.sets import FeatureSet
 from vit_clt.analysis.stats.sparse_rows import SparseRows
-from vit_clt.choices import Region
+from vit_clt.choices import Region, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
@@ -102,13 +102,12 @@ class Selectivity:
                 feature.
         """
         if most is not None and most < 1:
-            raise InputError(f"most is {most}; expected at least 1.")
+            raise InputError("most", f"is {most}; expected at least 1.")
         for kind in kinds:
-            if kind not in self.kinds:
-                raise InputError(f'kind is "{kind}"; expected one of {", ".join(self.kinds)}.')
+            check_choice("kind", kind, self.kinds)
         chosen = self.layers if layers is None else list(layers)
         if unknown := set(chosen) - set(self.layers):
-            raise InputError(f"layers contains {min(unknown)}; expected some of {self.layers}.")
+            raise InputError("layers", f"contains {min(unknown)}; expected some of {self.layers}.")
         found = self.frame[self.frame["kind"].isin(kinds) & self.frame["layer"].isin(chosen)]
         if found.empty:
             raise InputError(f"no feature of layers {chosen} is of kind {' or '.join(kinds)}.")
@@ -151,11 +150,6 @@ class Selectivity:
                 others = np.delete(others, place)
             drawn[s] = torch.tensor(sorted(taken))
         return drawn
-
-    def mean_rate(self, group: FeatureSet) -> float:
-        """Mean share of the region's token rows on which a feature of the group is active."""
-        rates = self.frame.set_index(["layer", "feature"])["rate"]
-        return float(np.mean([rates[s, int(i)] for s, own in group.items() for i in own]))
 
     def counts(self) -> pd.DataFrame:
         """Features of each kind, a row per layer."""
@@ -215,7 +209,7 @@ def selectivity(
     check_fits(vit, clt)
     check_prepared(vit, data)
     if draws < 20:
-        raise InputError(f"draws is {draws}; expected at least 20, for a 95th percentile.")
+        raise InputError("draws", f"is {draws}; expected at least 20, for a 95th percentile.")
     chosen = layer_list(range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers)
     a, b = (factor_values(data, name) for name in factors)
     values, rates, labels = _values(vit, clt, data, region, chosen, progress)
@@ -260,7 +254,7 @@ def factor_values(data: ImageData, name: str) -> Int[np.ndarray, " image"]:
     known = data.factors or {}
     if name not in known:
         names = ", ".join(known) or "none"
-        raise InputError(f'factor is "{name}"; {data.name} knows {names}.')
+        raise InputError("factor", f'is "{name}"; {data.name} knows {names}.')
     return known[name].numpy()
 
 

@@ -19,7 +19,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, replace_mlps
-from vit_clt.hooks.hooked_vit import FwdHooks
+from vit_clt.hooks.points import FwdHooks
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 # layers may differ in how many they have, so the axis has no name
@@ -36,7 +36,7 @@ def compared_sets(
         InputError: no random set, or one that is no set of features of this CLT.
     """
     if not randoms:
-        raise InputError("randoms is empty; expected at least one set to compare with.")
+        raise InputError("randoms", "is empty; expected at least one set to compare with.")
     sets = {"group": group, **{f"random {i}": each for i, each in enumerate(randoms)}}
     for name, each in sets.items():
         _check_features(clt, each, name)
@@ -50,19 +50,19 @@ def _check_features(clt: CrossLayerTranscoder, group: FeatureSet, name: str) -> 
         InputError: no features, a layer or a feature out of range, or one given twice.
     """
     if not sum(map(len, group.values())):
-        raise InputError(f"{name} is empty; expected at least one feature.")
+        raise InputError(name, "is empty; expected at least one feature.")
     n_layers, n_features = clt.config.n_layers, clt.config.n_features
     for layer, features in group.items():
         if not 0 <= layer < n_layers:
-            raise InputError(f"{name} holds layer {layer}; expected 0 to {n_layers - 1}.")
+            raise InputError(name, f"holds layer {layer}; expected 0 to {n_layers - 1}.")
         for feature in features.tolist():
             if not 0 <= feature < n_features:
                 raise InputError(
-                    f"{name} holds feature {feature} of layer {layer}; expected 0 to "
-                    f"{n_features - 1}."
+                    name,
+                    f"holds feature {feature} of layer {layer}; expected 0 to {n_features - 1}.",
                 )
         if len(features.unique()) < len(features):
-            raise InputError(f"{name} holds a feature of layer {layer} twice.")
+            raise InputError(name, f"holds a feature of layer {layer} twice.")
 
 
 def overlap(group: FeatureSet, others: Sequence[FeatureSet]) -> float:

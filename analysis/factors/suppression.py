@@ -16,13 +16,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
-from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from vit_clt.analysis.factors.anova import Cells
 from vit_clt.analysis.factors.selectivity_study import factor_values
 from vit_clt.analysis.factors.sets import FeatureSet, compared_sets, overlap
-from vit_clt.analysis.stats.readings import Readings, gather_readings, interval
+from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.stats.readings import MEASURES, UNITS, Readings, gather_readings
 from vit_clt.choices import Region
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
@@ -72,6 +72,8 @@ class Suppression:
 
         Does what breaks follow where the features are active? NaN where one of them is constant.
         """
+        from scipy.stats import spearmanr  # takes a second to import
+
         rise = (self.loss[name] - self.loss["original"]).ravel()
         active = self.activity[name].ravel()
         if np.ptp(rise) == 0 or np.ptp(active) == 0:
@@ -86,34 +88,32 @@ class Suppression:
             row = {"features": name, **self.readings[name].columns()}
             if name != "original":
                 row |= {"active": self._active(name), "follows": self.follows(name)}
-                for measure in ("top1", "loss"):
-                    change = self.readings.difference(name, "original", measure)  # type: ignore[arg-type]
-                    ends = (f"delta_{measure}{end}" for end in ("", "_low", "_high"))
-                    row |= dict(zip(ends, change, strict=True))
+                for measure in MEASURES:
+                    change = self.readings.difference(name, "original", measure)
+                    row |= change.columns(f"delta_{measure}")
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def group_minus_random(self, measure: str = "loss") -> tuple[float, float, float]:
-        """Version "group" less the mean over random sets, with its paired interval over images."""
-        means, samples = self.readings.means[measure], self.readings.samples[measure]  # type: ignore[index]
-        at = [self.readings.names.index(name) for name in self.randoms]
-        group = self.readings.names.index("group")
-        return (
-            float(means[group] - means[at].mean()),
-            *interval(samples[:, group] - samples[:, at].mean(1)),
-        )
+    def group_minus_random(self) -> Interval:
+        """Loss of "group" less the mean over random sets, with its paired interval over images."""
+        return self.readings.difference("group", self.randoms, "loss")
 
     def metrics(self) -> list[Metric]:
         """Accuracy and loss of every version; floor: random sets' mean, baseline: unaltered."""
         found = []
-        for measure, unit in (("top1", "fraction"), ("loss", "nats")):
-            random = self.readings.mean(self.randoms, measure)[0]  # type: ignore[arg-type]
-            baseline = float(self.readings.means[measure][0])  # type: ignore[index]
-            for r in self.to_frame().to_dict("records"):
-                low, high = r[f"{measure}_low"], r[f"{measure}_high"]
-                name = f"{r['features'].replace(' ', '_')}_{measure}"
-                floor = random if r["features"] == "group" else None
-                found.append(Metric(name, r[measure], unit, self.n, low, high, floor, baseline))
+        for measure in MEASURES:
+            random = self.readings.mean(self.randoms, measure)
+            original = self.readings.mean(["original"], measure)
+            for version in self.readings.names:
+                found.append(
+                    self.readings.mean([version], measure).metric(
+                        f"{version.replace(' ', '_')}_{measure}",
+                        UNITS[measure],
+                        self.n,
+                        random if version == "group" else None,
+                        original,
+                    )
+                )
         return found
 
     def figure(self) -> go.Figure:

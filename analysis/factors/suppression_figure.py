@@ -73,14 +73,14 @@ def suppression_figure(result: Suppression) -> go.Figure:
     )
     group = result.follows()
     random = float(np.mean([result.follows(name) for name in result.randoms]))
-    change, change_low, change_high = result.group_minus_random()
+    change = result.group_minus_random()
     figure.update_layout(
         title={
             "text": f"What breaks without {result.n_features} features<br><sup>{result.data}, "
             f"N = {result.n}, codes 0 on {REGION_NAMES[result.region]}, layers "
             f"{layers_text(result.layers)}; CLT with error nodes, stream inputs, templates: "
             f"{result.templates}<br>{rows}<br>Δ loss of group minus random {change:+.4f} "
-            f"({change_low:+.4f} to {change_high:+.4f}, paired); {len(result.randoms)} random sets "
+            f"({change.low:+.4f} to {change.high:+.4f}, paired); {len(result.randoms)} random sets "
             f"matched in rate, {100 * result.overlap:.0f} % of the group in them; seed "
             f"{result.seed}<br>rank correlation, over pairs, of active features and Δ loss: group "
             f"{group:.2f}, random {random:.2f} (mean)</sup>"
@@ -106,4 +106,4 @@ def suppression_figure(result: Suppression) -> go.Figure:
 
 
 def _mean(result: Suppression, names: list[str]) -> tuple[float, float]:
-    return result.readings.mean(names)[0], result.readings.mean(names, "loss")[0]
+    return result.readings.mean(names), result.readings.mean(names, "loss")

@@ -54,18 +54,20 @@ def truth_figure(
             readings.
     """
     if not ablated:
-        raise InputError("ablated is empty; expected at least one study of causal_effects.")
+        raise InputError("ablated", "is empty; expected at least one study of causal_effects.")
     for effects in ablated:
         if effects.data != probed.data:
             raise InputError(
-                f"ablated holds effects on {effects.data}; expected {probed.data}, as the probes."
+                "ablated",
+                f"holds effects on {effects.data}; expected {probed.data}, as the probes.",
             )
         if effects.readings is None:
             raise InputError("the effects hold no readings; causal_effects needs a classifier zs.")
         if max(probed.layers) >= effects.n_layers or effects.n_layers != ablated[0].n_layers:
             raise InputError(
-                f"ablated holds effects of {effects.n_layers} layers; expected as many in every "
-                f"study, and the probed layer {max(probed.layers)} among them."
+                "ablated",
+                f"holds effects of {effects.n_layers} layers; expected as many in every "
+                f"study, and the probed layer {max(probed.layers)} among them.",
             )
     titles = [f"{PLACES[kind]}: probes of the stream · accuracy (%)" for kind in PROBED_ROWS]
     for effects in ablated:

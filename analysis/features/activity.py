@@ -99,8 +99,9 @@ class FeatureActivity:
         others = np.setdiff1d(np.flatnonzero(self.fired), [feature, *without])
         if len(others) < n:
             raise InputError(
-                f"n_random is {n}; layer {self.layer} has only {len(others)} other features that "
-                "fire on these rows."
+                "n_random",
+                f"is {n}; layer {self.layer} has only {len(others)} other features that "
+                "fire on these rows.",
             )
         distance = np.abs(np.log(self.fired[others]) - np.log(max(1, self.fired[feature])))
         pool = others[np.argsort(distance, kind="stable")][: max(POOL, n)]

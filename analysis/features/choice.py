@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vit_clt.analysis.features.statistics import FeatureStatistics
-from vit_clt.choices import Rule
+from vit_clt.choices import Rule, check_choice
 from vit_clt.errors import InputError
 from vit_clt.zero_shot import class_number
 
@@ -37,13 +37,12 @@ def check_selection(rule: Rule, count: int, class_name: str | int | None = None)
     Raises:
         InputError: an unknown rule, a count below 1, or a class with a rule that reads none.
     """
-    if rule not in get_args(Rule):
-        raise InputError(f'select is "{rule}"; expected one of {", ".join(RULES)}.')
+    check_choice("rule", rule, get_args(Rule))
     if count < 1:
-        raise InputError(f"count is {count}; expected at least 1.")
+        raise InputError("count", f"is {count}; expected at least 1.")
     if class_name is not None and rule != "effect":
         raise InputError(
-            f'raises is "{class_name}" with select "{rule}"; expected select "effect".'
+            "class_name", f'is "{class_name}" with rule "{rule}"; expected rule "effect".'
         )
 
 
@@ -55,8 +54,9 @@ def check_measured(rule: Rule, effects: bool) -> None:
     """
     if rule == "effect" and not effects:
         raise InputError(
-            'select is "effect", but no effects are measured; expected class names, and a model '
-            "that pools the class token."
+            "rule",
+            'is "effect", but no effects are measured; expected class names, and a model '
+            "that pools the class token.",
         )
 
 
@@ -86,7 +86,7 @@ def select_features(
     check_measured(rule, stats.effects is not None)
     number = None
     if class_name is not None and stats.effects is not None:
-        number = class_number(stats.effects.class_names, class_name, "raises")
+        number = class_number(stats.effects.class_names, class_name, "class_name")
     table = stats.to_frame()
     found: list[tuple[int, int]] = []
     for s in stats.layers:
@@ -101,8 +101,9 @@ def select_features(
         found += [(s, feature) for feature in chosen]
     if not found:
         raise InputError(
-            f'select is "{rule}", which fits no feature: none of layers {stats.layers} is active '
-            f"as it asks on the {stats.n_images} images of {stats.data.name}."
+            "rule",
+            f'is "{rule}", which fits no feature: none of layers {stats.layers} is active '
+            f"as it asks on the {stats.n_images} images of {stats.data.name}.",
         )
     return found
 

@@ -76,7 +76,7 @@ def class_effects(
         InputError: fewer than one image, or a model that does not pool the class token alone.
     """
     if n_images < 1:
-        raise InputError(f"effect_images is {n_images}; expected at least 1.")
+        raise InputError("effect_images", f"is {n_images}; expected at least 1.")
     shown = ImageRows(data, range(min(n_images, len(data))))
     cfg, n_features, n_classes = vit.cfg, clt.config.n_features, len(zs.class_names)
     directions = zs.logit_scale * zs.weights.T

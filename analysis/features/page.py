@@ -154,16 +154,17 @@ def check_features(
         InputError: none at all, a layer that is not one of `layers`, or a feature out of range.
     """
     if not chosen:
-        raise InputError("feature is empty; expected at least one (layer, feature).")
+        raise InputError("feature", "is empty; expected at least one (layer, feature).")
     for layer, feature in chosen:
         if layer not in layers:
             raise InputError(
-                f"feature is {layer}:{feature}; expected one of the layers looked at, "
-                f"{', '.join(map(str, layers))}."
+                "feature",
+                f"is {layer}:{feature}; expected one of the layers looked at, "
+                f"{', '.join(map(str, layers))}.",
             )
         if not 0 <= feature < n_features:
             raise InputError(
-                f"feature is {layer}:{feature}; expected features from 0 to {n_features - 1}."
+                "feature", f"is {layer}:{feature}; expected features from 0 to {n_features - 1}."
             )
 
 

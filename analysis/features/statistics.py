@@ -102,13 +102,12 @@ class FeatureStatistics:
         return self.pages([(layer, feature)])[0]
 
     def pages(
-        self, chosen: Sequence[tuple[int, int]], *, near: int = 5, progress: bool = False
+        self, chosen: Sequence[tuple[int, int]], *, progress: bool = False
     ) -> list[FeaturePage]:
         """Pages of (layer, feature), in this order; each image they show is read once.
 
         Args:
             chosen: without repeats.
-            near: nearest features a page.
             progress: show a progress bar.
 
         Raises:
@@ -122,7 +121,7 @@ class FeatureStatistics:
             for each in chosen
         }
         values = activations_at(self.vit, self.clt, self.data, wanted, progress=progress)
-        neighbours = nearest_features(self.clt, chosen, near)
+        neighbours = nearest_features(self.clt, chosen)
         purities = {s: self._purity(s) for s in {layer for layer, _ in chosen}}
         found = []
         for each in chosen:
@@ -188,8 +187,9 @@ class FeatureStatistics:
         for layer, feature in chosen:
             if not self.tallies[layer].counts.images[feature]:
                 raise InputError(
-                    f"feature is {layer}:{feature}, which is active on none of the {self.n_images} "
-                    f"images of {self.data.name}; expected one that is."
+                    "feature",
+                    f"is {layer}:{feature}, which is active on none of the {self.n_images} "
+                    f"images of {self.data.name}; expected one that is.",
                 )
 
     def _rates(self, layer: int) -> Float[np.ndarray, "kind feature"]:
@@ -307,7 +307,7 @@ def feature_statistics(
     data = as_image_data(images)
     check_prepared(vit, data)
     if top < 1:
-        raise InputError(f"top is {top}; expected at least 1.")
+        raise InputError("top", f"is {top}; expected at least 1.")
     cfg, n_features, n = vit.cfg, clt.config.n_features, len(data)
     sources = layer_list(range(cfg.n_layers) if layers is None else layers, cfg.n_layers)
     effects = None

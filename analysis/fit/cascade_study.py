@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vit_clt.analysis.stats.means import position_means
 from vit_clt.analysis.stats.readings import Readings, gather_readings
-from vit_clt.choices import Inputs, TokenKind
+from vit_clt.choices import Inputs, TokenKind, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -54,59 +54,34 @@ class Cascade:
                     "first_layer": s,
                     "last_layer": self.n_layers - 1,
                     "inputs": inputs,
-                    "top1": read.top1,
-                    "top1_low": read.low,
-                    "top1_high": read.high,
+                    **read.top1.columns("top1"),
                     "n": read.n,
                     "baseline": original.top1,
                     "floor_zero": zero.top1,
                     "floor_mean": mean.top1,
-                    "loss": read.loss,
-                    "loss_low": read.loss_low,
-                    "loss_high": read.loss_high,
+                    **read.loss.columns("loss"),
                     "loss_baseline": original.loss,
                     "loss_floor_zero": zero.loss,
                     "loss_floor_mean": mean.loss,
                     "l0": self.l0[name],
                 }
             )
-            hits = {key: v for key, v in read.columns().items() if key.startswith("any_hit")}
-            if hits:
+            if read.any_hit is not None:
                 floors = {"baseline": original, "floor_zero": zero, "floor_mean": mean}
                 of_floors = {f"any_hit_{key}": each.any_hit for key, each in floors.items()}
-                rows[-1] |= {**hits, **of_floors}
+                rows[-1] |= {**read.any_hit.columns("any_hit"), **of_floors}
         return pd.DataFrame(rows)
 
     def metrics(self) -> list[Metric]:
         """Accuracy and loss of the original and of every range; the floor is that of means."""
-        first = self.readings["original"]
-        top1 = Metric("original_top1", first.top1, "fraction", first.n, first.low, first.high)
-        loss = Metric("original_loss", first.loss, "nats", first.n, first.loss_low, first.loss_high)
-        found = [top1, loss]
-        for r in self.to_frame().itertuples():
-            name = f"{r.tokens}_{r.inputs}_{r.first_layer}_to_{r.last_layer}"
-            found += [
-                Metric(
-                    f"{name}_top1",
-                    r.top1,
-                    "fraction",
-                    r.n,
-                    r.top1_low,
-                    r.top1_high,
-                    r.floor_mean,
-                    r.baseline,
-                ),
-                Metric(
-                    f"{name}_loss",
-                    r.loss,
-                    "nats",
-                    r.n,
-                    r.loss_low,
-                    r.loss_high,
-                    r.loss_floor_mean,
-                    r.loss_baseline,
-                ),
-            ]
+        original = self.readings["original"]
+        found = original.metrics("original")
+        for tokens, inputs, s in self._ranges():
+            found += self.readings[f"{tokens}_{inputs}_{s}"].metrics(
+                f"{tokens}_{inputs}_{s}_to_{self.n_layers - 1}",
+                floor=self.readings[f"{tokens}_mean_{s}"],
+                baseline=original,
+            )
         return found
 
     def _ranges(self) -> list[tuple[TokenKind, Inputs, int]]:
@@ -159,7 +134,7 @@ def cascade(
     with tqdm(total=len(data), desc="cascade", unit=" images", disable=not progress) as bar:
         for images, labels in data:
             shared = SharedPrefix(vit, images.to(means.device))
-            read: dict[str, Outcome] = {"original": zs.read(shared.unaltered(), labels)}
+            read: dict[str, Outcome] = {"original": zs.read(shared.embeddings, labels)}
             for kind in kinds:
                 mean = {l: means[l, rows[kind]] for l in range(n)}
                 for s in firsts:
@@ -181,12 +156,10 @@ def cascade(
 
 def _listed(name: str, chosen: str | Sequence[str], known: Sequence[str]) -> list[Any]:
     wanted = [chosen] if isinstance(chosen, str) else list(dict.fromkeys(chosen))
-    choices = ", ".join(f'"{each}"' for each in known)
     for each in wanted:
-        if each not in known:
-            raise InputError(f'{name} is "{each}"; expected {choices}.')
+        check_choice(name, each, known)
     if not wanted:
-        raise InputError(f"{name} is empty; expected at least one of {choices}.")
+        raise InputError(name, f"is empty; expected at least one of {', '.join(known)}.")
     return wanted
 
 

@@ -10,10 +10,19 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.page import Section, render_report
-from vit_clt.analysis.reporting.style import BLUE, GREY, INK, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.reporting.style import (
+    BLUE,
+    GREY,
+    INK,
+    PURPLE,
+    ROW_NAMES,
+    finish,
+    or_none,
+)
+from vit_clt.analysis.stats.intervals import Interval
 
 if TYPE_CHECKING:
-    from vit_clt.analysis.fit.faithfulness_study import Estimate, Measure, SurrogateFaithfulness
+    from vit_clt.analysis.fit.faithfulness_study import Quantity, SurrogateFaithfulness
     from vit_clt.analysis.fit.surrogate_embeddings import Version
 
 _COLUMNS = 4
@@ -48,10 +57,10 @@ def faithfulness_figure(result: SurrogateFaithfulness) -> go.Figure:
             figure.add_trace(
                 go.Scatter(
                     x=[label],
-                    y=[_or_none(factor * e.value)],
+                    y=[or_none(factor * e)],
                     error_y={
-                        "array": [_or_none(factor * (e.high - e.value))],
-                        "arrayminus": [_or_none(factor * (e.value - e.low))],
+                        "array": [or_none(factor * (e.high - e))],
+                        "arrayminus": [or_none(factor * (e - e.low))],
                         "thickness": 1.5,
                     },
                     name=label,
@@ -64,7 +73,7 @@ def faithfulness_figure(result: SurrogateFaithfulness) -> go.Figure:
                 row=row,
                 col=column,
             )
-        best = _or_none(factor * result.at(measure.name, "original").value)
+        best = or_none(factor * result.at(measure.name, "original"))
         figure.add_trace(
             go.Scatter(
                 x=[label for _, label, _, _ in _VERSIONS],
@@ -92,7 +101,6 @@ def faithfulness_figure(result: SurrogateFaithfulness) -> go.Figure:
 
 def faithfulness_report(result: SurrogateFaithfulness) -> str:
     """The page as self-contained HTML: the figure, every number, every prompt template."""
-    spearman = result.at("spearman")
     r = result.at("prompt_r")
     notes = [
         "Intervals are 95 % bootstrap over images, paired with the unaltered model; linear CKA and "
@@ -100,7 +108,7 @@ def faithfulness_report(result: SurrogateFaithfulness) -> str:
     ]
     if result.no_op:
         notes.append("These rows cannot reach the output: replacing them is a no-op.")
-    if isnan(r.value):
+    if isnan(r):
         notes.append(
             "Prompt r is undefined: the accuracy of a version does not differ between templates."
         )
@@ -116,7 +124,8 @@ def faithfulness_report(result: SurrogateFaithfulness) -> str:
             facts={
                 "Replaced": f"{ROW_NAMES[result.tokens]}, layers {result.layer_range}, "
                 f"{result.inputs} inputs",
-                "Images": f"{result.data}, N = {result.n}; similarities of {spearman.n} of them",
+                "Images": f"{result.data}, N = {result.n}; similarities of "
+                f"{result.n_of('spearman')} of them",
                 "Prompts": f"{result.templates}; {len(result.by_template)} templates one by one",
                 "CLT": f"L0 = {result.l0:.1f} a token on these rows (teacher trajectory)",
                 "Seed": str(result.seed),
@@ -143,7 +152,7 @@ def measure_table(result: SurrogateFaithfulness) -> pd.DataFrame:
         {
             "measure": m.label,
             "with the CLT": _with_interval(m, result.at(m.name)),
-            "unaltered": _shown(m, result.at(m.name, "original").value),
+            "unaltered": _with_interval(m, Interval(result.at(m.name, "original"))),
             "MLP rows at their mean": _with_interval(m, result.at(m.name, "floor_mean")),
             "MLP rows at zero": _with_interval(m, result.at(m.name, "floor_zero")),
         }
@@ -181,24 +190,13 @@ def _title(result: SurrogateFaithfulness) -> str:
 
 def _subtitle(result: SurrogateFaithfulness) -> str:
     return (
-        f"{result.data}, N = {result.n} (similarities of {result.at('spearman').n}), "
+        f"{result.data}, N = {result.n} (similarities of {result.n_of('spearman')}), "
         f"{result.inputs} inputs, L0 = {result.l0:.1f}<br>templates: "
         f"{result.templates}, seed {result.seed}; bars: 95 % bootstrap over images"
     )
 
 
-def _with_interval(measure: Measure, estimate: Estimate) -> str:
-    value = _shown(measure, estimate.value)
-    if isnan(estimate.low):
-        return value
-    return f"{value} ({_shown(measure, estimate.low)} to {_shown(measure, estimate.high)})"
-
-
-def _shown(measure: Measure, value: float) -> str:
+def _with_interval(quantity: Quantity, value: Interval) -> str:
     if isnan(value):
         return "undefined"
-    return f"{100 * value:.2f}" if measure.percent else f"{value:.4f}"
-
-
-def _or_none(value: float) -> float | None:
-    return None if isnan(value) else value
+    return value.text(".2f", 100) if quantity.percent else value.text(".4f")

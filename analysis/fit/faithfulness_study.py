@@ -13,7 +13,7 @@ import torch
 
 from vit_clt.analysis.fit.faithfulness_columns import LEADING, averages, per_image
 from vit_clt.analysis.fit.surrogate_embeddings import Version, gather_embeddings
-from vit_clt.analysis.stats.readings import bootstrap_means, interval
+from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
 from vit_clt.analysis.stats.similarity import linear_cka, pearson, similarity_ranks
 from vit_clt.choices import Inputs, TokenKind
 from vit_clt.data.forms import check_prepared
@@ -21,6 +21,7 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.data.prompts import CIFAR_TEMPLATES
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list, token_rows
+from vit_clt.hooks.rows import patch_rows_unread
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
@@ -31,7 +32,7 @@ SIMILARITY_IMAGES = 5000
 
 
 @dataclass(frozen=True)
-class Measure:
+class Quantity:
     """What a number of the study is called; docs/definitions.md defines it."""
 
     name: str
@@ -49,22 +50,11 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % bootstrap interval over images (NaN where it has none)."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    """Images it was measured on."""
-
-
-@dataclass(frozen=True)
 class SurrogateFaithfulness:
     """Every measure of the surrogate, and by the same code of both floors and the model itself."""
 
-    measures: list[Measure]
-    estimates: dict[str, dict[Version, Estimate]]
+    measures: list[Quantity]
+    values: dict[str, dict[Version, Interval]]
     """Per measure and version, each version against "original"."""
     by_template: pd.DataFrame
     """One row per prompt template: accuracies (top1, baseline, floor_mean, floor_zero) and mean KL
@@ -82,6 +72,10 @@ class SurrogateFaithfulness:
     no_op: bool
     """Whether these rows cannot reach the output (patch rows of the last layer, CLS pooling)."""
 
+    def n_of(self, measure: str) -> int:
+        """Images a measure was taken on."""
+        return min(self.n, SIMILARITY_IMAGES) if measure == "spearman" else self.n
+
     @property
     def layer_range(self) -> str:
         """The layers as text, "7-11" where they are consecutive, else "3 5"."""
@@ -90,9 +84,9 @@ class SurrogateFaithfulness:
             return f"{first}-{last}"
         return " ".join(map(str, self.layers))
 
-    def at(self, measure: str, version: Version = "surrogate") -> Estimate:
+    def at(self, measure: str, version: Version = "surrogate") -> Interval:
         """One number."""
-        return self.estimates[measure][version]
+        return self.values[measure][version]
 
     def to_frame(self) -> pd.DataFrame:
         """One row per measure, in fractions and nats, floors beside the surrogate."""
@@ -105,20 +99,15 @@ class SurrogateFaithfulness:
                 "inputs": self.inputs,
                 "measure": measure.name,
                 "unit": measure.unit,
-                "value": found.value,
+                "value": found,
                 "low": found.low,
                 "high": found.high,
-                "n": found.n,
-                "baseline": self.at(measure.name, "original").value,
+                "n": self.n_of(measure.name),
+                "baseline": self.at(measure.name, "original"),
             }
             floors: tuple[Version, ...] = ("floor_mean", "floor_zero")
             for version in floors:
-                floor = self.at(measure.name, version)
-                row |= {
-                    version: floor.value,
-                    f"{version}_low": floor.low,
-                    f"{version}_high": floor.high,
-                }
+                row |= self.at(measure.name, version).columns(version)
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -128,17 +117,13 @@ class SurrogateFaithfulness:
         shown: tuple[Version, ...] = ("surrogate", "floor_mean", "floor_zero")
         for version in shown:
             for measure in self.measures:
-                e = self.at(measure.name, version)
                 found.append(
-                    Metric(
+                    self.at(measure.name, version).metric(
                         measure.name if version == "surrogate" else f"{version}_{measure.name}",
-                        e.value,
                         measure.unit,
-                        e.n,
-                        e.low,
-                        e.high,
-                        self.at(measure.name, "floor_mean").value,
-                        self.at(measure.name, "original").value,
+                        self.n_of(measure.name),
+                        self.at(measure.name, "floor_mean"),
+                        self.at(measure.name, "original"),
                     )
                 )
         return found
@@ -194,8 +179,9 @@ def surrogate_faithfulness(
     token_rows(tokens, vit.cfg.has_cls)
     if len(templates) < 2:
         raise InputError(
-            f"templates has {len(templates)} of them; expected at least 2, which prompt "
-            "sensitivity compares."
+            "templates",
+            f"has {len(templates)} of them; expected at least 2, which prompt "
+            "sensitivity compares.",
         )
     heads = [
         each if isinstance(each, ZeroShot) else ZeroShot(vit, zs.class_names, [each])
@@ -222,25 +208,22 @@ def surrogate_faithfulness(
         for x in (values.mean(0, keepdims=True), bootstrap_means(values, seed))
     )
     ranks = similarity_ranks(gathered.versions["original"][:SIMILARITY_IMAGES])
-    estimates: dict[str, dict[Version, Estimate]] = {measure.name: {} for measure in measures}
-    n = len(gathered)
+    numbers: dict[str, dict[Version, Interval]] = {measure.name: {} for measure in measures}
     for version in VERSIONS:
         points = averages(means[version], means["original"], k)
         draws = averages(samples[version], samples["original"], k)
         for name, point in points.items():
-            estimates[name][version] = Estimate(float(point[0]), *interval(draws[name]), n)
+            numbers[name][version] = Interval.of(point[0], draws[name])
         embeddings = gathered.versions[version]
         cka = linear_cka(gathered.versions["original"], embeddings)
+        numbers["cka"][version] = Interval(cka)
         # ranking takes seconds: the model's own once
         own = version == "original"
         others = ranks if own else similarity_ranks(embeddings[:SIMILARITY_IMAGES])
-        spearman = float(pearson(ranks, others))
-        estimates["cka"][version] = Estimate(cka, np.nan, np.nan, n)
-        n_ranked = min(n, SIMILARITY_IMAGES)
-        estimates["spearman"][version] = Estimate(spearman, np.nan, np.nan, n_ranked)
+        numbers["spearman"][version] = Interval(float(pearson(ranks, others)))
     return SurrogateFaithfulness(
         measures=measures,
-        estimates=estimates,
+        values=numbers,
         by_template=_by_template([head.templates[0] for head in heads], means),
         layers=chosen,
         tokens=tokens,
@@ -248,27 +231,27 @@ def surrogate_faithfulness(
         templates=zs.name,
         data=data.name,
         seed=seed,
-        n=n,
+        n=len(gathered),
         l0=gathered.l0,
-        no_op=tokens == "patch" and chosen == [n_layers - 1] and vit.cfg.pools_cls,
+        no_op=tokens == "patch" and patch_rows_unread(chosen[0], n_layers, vit.cfg.pools_cls),
     )
 
 
-def _measures(k: int, n_classes: int) -> list[Measure]:
+def _measures(k: int, n_classes: int) -> list[Quantity]:
     always = f" (of {k} classes: always 1)" if k == n_classes else ""
     return [
-        Measure("top1", "top-1 accuracy", "fraction", percent=True),
-        Measure("delta_top1", "Δ accuracy", "fraction", percent=True),
-        Measure("loss", "cross-entropy", "nats"),
-        Measure("delta_loss", "Δ cross-entropy", "nats"),
-        Measure("flip", "flip rate", "fraction", percent=True),
-        Measure(f"top{k}_overlap", f"top-{k} overlap{always}", "fraction", percent=True),
-        Measure("kl", "KL", "nats"),
-        Measure("cosine", "cosine", "fraction"),
-        Measure("cka", "linear CKA", "fraction"),
-        Measure("spearman", "Spearman", "fraction"),
-        Measure("prompt_r", "prompt r", "fraction"),
-        Measure("prompt_kl", "prompt KL", "nats"),
+        Quantity("top1", "top-1 accuracy", "fraction", percent=True),
+        Quantity("delta_top1", "Δ accuracy", "fraction", percent=True),
+        Quantity("loss", "cross-entropy", "nats"),
+        Quantity("delta_loss", "Δ cross-entropy", "nats"),
+        Quantity("flip", "flip rate", "fraction", percent=True),
+        Quantity(f"top{k}_overlap", f"top-{k} overlap{always}", "fraction", percent=True),
+        Quantity("kl", "KL", "nats"),
+        Quantity("cosine", "cosine", "fraction"),
+        Quantity("cka", "linear CKA", "fraction"),
+        Quantity("spearman", "Spearman", "fraction"),
+        Quantity("prompt_r", "prompt r", "fraction"),
+        Quantity("prompt_kl", "prompt KL", "nats"),
     ]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isnan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -11,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.reporting.style import (
+    AMBER,
     BLUE,
     GREEN,
     GREY,
@@ -18,15 +20,18 @@ from vit_clt.analysis.reporting.style import (
     ORANGE,
     PURPLE,
     ROW_NAMES,
+    SKY,
     finish,
+    or_none,
+    three_digits,
 )
+from vit_clt.analysis.stats.intervals import Interval
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.fidelity_study import Fidelity
 
-_SKY, _YELLOW = "#56B4E9", "#E69F00"
 # colours tell groups apart, dashes and symbols the two kinds
-_COLOURS = (BLUE, ORANGE, GREEN, _YELLOW, _SKY, PURPLE)
+_COLOURS = (BLUE, ORANGE, GREEN, AMBER, SKY, PURPLE)
 _KINDS = {True: ("CLT", "solid", "circle"), False: ("per-layer", "dash", "square")}
 # column, title, factor, whether it has an interval
 _PANELS = (
@@ -85,7 +90,7 @@ def fidelity_figure(result: Fidelity, trained_on: str | None = None) -> go.Figur
             figure.add_trace(
                 go.Scatter(
                     x=rows["l0"].tolist(),
-                    y=[_or_none(v) for v in y],
+                    y=[or_none(v) for v in y],
                     error_y=_bars(rows, column, factor) if bars else None,
                     customdata=rows[["name", "codes_read", "parameters"]].to_numpy().tolist(),
                     hovertemplate="%{customdata[0]}: %{y:.4g}, L0 %{x:.1f}<br>%{customdata[1]:.0f} "
@@ -149,10 +154,10 @@ def fidelity_report(result: Fidelity, trained_on: str | None = None) -> str:
         **({} if trained_on is None else {"Trained on": trained_on}),
         "Prompts": result.templates,
         "Seed of the bootstrap": str(result.seed),
-        "Unaltered model": f"{100 * result.original:.2f} % / {result.original.loss:.4f} nats",
-        "Floor: rows at their mean": f"{100 * result.floor_mean:.2f} % / "
+        "Unaltered model": f"{100 * result.original.top1:.2f} % / {result.original.loss:.4f} nats",
+        "Floor: rows at their mean": f"{100 * result.floor_mean.top1:.2f} % / "
         f"{result.floor_mean.loss:.4f} nats",
-        "Floor: rows at zero": f"{100 * result.floor_zero:.2f} % / "
+        "Floor: rows at zero": f"{100 * result.floor_zero.top1:.2f} % / "
         f"{result.floor_zero.loss:.4f} nats",
     }
     notes = [
@@ -178,15 +183,13 @@ def fidelity_table(result: Fidelity) -> pd.DataFrame:
             "L0": f"{r.l0:.1f}",
             "codes read a target, mean (last)": f"{r.codes_read:.1f} ({r.codes_read_last:.1f})",
             "dead %": f"{100 * r.dead:.1f}",
-            "R² CLS": _r2(r.r2_cls),
-            "R² patch (of positions)": f"{_r2(r.r2_patch)} ({_r2(r.r2_position_patch)})",
+            "R² CLS": three_digits(r.r2_cls),
+            "R² patch (of positions)": (
+                f"{three_digits(r.r2_patch)} ({three_digits(r.r2_position_patch)})"
+            ),
             "top-1 % / loss": f"{100 * r.top1:.2f} / {r.loss:.4f}",
-            "loss recovered %": _share(
-                r.recovered_loss, r.recovered_loss_low, r.recovered_loss_high
-            ),
-            "accuracy recovered %": _share(
-                r.recovered_top1, r.recovered_top1_low, r.recovered_top1_high
-            ),
+            "loss recovered %": _share(r._asdict(), "recovered_loss"),
+            "accuracy recovered %": _share(r._asdict(), "recovered_top1"),
         }
         for r in result.frame.itertuples()
     )
@@ -227,7 +230,7 @@ def _levels(result: Fidelity, column: str) -> list[tuple[str, float, str, str]]:
     ]
     if column in ("top1", "loss"):
         return [
-            (name, reading.top1 if column == "top1" else reading.loss, colour, dash)
+            (name, float(reading.top1 if column == "top1" else reading.loss), colour, dash)
             for name, reading, _, colour, dash in lines
         ]
     # shares, of variance or of what is lost: the mean is 0 by definition, what zero is depends
@@ -239,21 +242,12 @@ def _levels(result: Fidelity, column: str) -> list[tuple[str, float, str, str]]:
 def _bars(rows: pd.DataFrame, column: str, factor: int) -> dict[str, object]:
     value, low, high = (rows[f"{column}{end}"] * factor for end in ("", "_low", "_high"))
     return {
-        "array": [_or_none(v) for v in high - value],
-        "arrayminus": [_or_none(v) for v in value - low],
+        "array": [or_none(v) for v in high - value],
+        "arrayminus": [or_none(v) for v in value - low],
         "thickness": 1,
     }
 
 
-def _share(value: float, low: float, high: float) -> str:
-    if isnan(value):
-        return "undefined"
-    return f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def _r2(value: float) -> str:
-    return "undefined" if isnan(value) else f"{value:.3f}"
-
-
-def _or_none(value: float) -> float | None:
-    return None if isnan(value) else value
+def _share(row: Mapping[str, Any], name: str) -> str:
+    share = Interval.from_columns(row, name)
+    return "undefined" if isnan(share) else share.text(".1f", 100)

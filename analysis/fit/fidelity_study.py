@@ -23,7 +23,8 @@ from jaxtyping import Float
 
 from vit_clt.analysis.fit.cascade_study import Cascade, cascade
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstruction
-from vit_clt.analysis.stats.readings import Accuracy, Measure, interval
+from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, Reading
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -39,7 +40,7 @@ class Fidelity:
     """Several transcoders of one model, measured on the same images."""
 
     frame: pd.DataFrame
-    """One row per transcoder. Columns: name; cross_layer, sparsifier, k (NaN for JumpReLU),
+    """One row per transcoder. Columns: name; cross_layer, sparsifier, k (NaN where none is fixed),
     n_features, parameters; l0 (active features a token and layer, teacher trajectory), l0_stream
     (the same with all MLPs replaced), codes_read and codes_read_last (active codes that a target
     reads a token, mean over targets and of the last one, teacher trajectory), all on rows of
@@ -48,11 +49,11 @@ class Fidelity:
     trajectory); with all MLPs replaced top1 and loss (nats), each with _low, _high, _baseline
     (unaltered), _floor_mean and _floor_zero, and recovered_top1 and recovered_loss, each with _low,
     _high; n (images)."""
-    original: Accuracy
+    original: Reading
     """The unaltered model."""
-    floor_mean: Accuracy
+    floor_mean: Reading
     """All MLPs' rows of `tokens` at their mean over the images."""
-    floor_zero: Accuracy
+    floor_zero: Reading
     """The same rows at zero."""
     tokens: TokenKind
     templates: str
@@ -62,11 +63,11 @@ class Fidelity:
     draws: dict[str, dict[Measure, Float[np.ndarray, " resample"]]]
     """Per transcoder, accuracy and loss of the replaced model on the shared resamples."""
 
-    def difference(self, a: str, b: str, measure: Measure = "loss") -> tuple[float, float, float]:
-        """a - b of two transcoders with its paired 95 % interval: (value, low, high)."""
+    def difference(self, a: str, b: str, measure: Measure = "loss") -> Interval:
+        """a - b of two transcoders with its paired interval."""
         values = self.frame.set_index("name")[measure]
         apart = self.draws[a][measure] - self.draws[b][measure]
-        return float(values[a] - values[b]), *interval(apart)
+        return Interval.of(values[a] - values[b], apart)
 
     @property
     def n(self) -> int:
@@ -85,16 +86,13 @@ class Fidelity:
                 Metric(f"{r.name}_r2_patch", r.r2_patch, "fraction", n, floor=0.0),
             ]
             row = r._asdict()
-            for measure, unit in (("top1", "fraction"), ("loss", "nats")):
-                value, low, high, floor, unaltered = (
-                    row[f"{measure}{end}"]
-                    for end in ("", "_low", "_high", "_floor_mean", "_baseline")
-                )
-                share = [row[f"recovered_{measure}{end}"] for end in ("", "_low", "_high")]
-                name = f"{r.name}_recovered_{measure}"
+            for measure in MEASURES:
+                value = Interval.from_columns(row, measure)
+                share = Interval.from_columns(row, f"recovered_{measure}")
+                beside = row[f"{measure}_floor_mean"], row[f"{measure}_baseline"]
                 found += [
-                    Metric(f"{r.name}_{measure}", value, unit, n, low, high, floor, unaltered),
-                    Metric(name, share[0], "fraction", n, share[1], share[2], 0.0, 1.0),
+                    value.metric(f"{r.name}_{measure}", UNITS[measure], n, *beside),
+                    share.metric(f"{r.name}_recovered_{measure}", "fraction", n, 0.0, 1.0),
                 ]
         return found
 
@@ -130,17 +128,16 @@ def fidelity(
     read: Cascade | None = None
     for name, clt in clts:
         if name in {row["name"] for row in rows}:
-            raise InputError(f'clts holds "{name}" twice; expected a name for each transcoder.')
+            raise InputError("clts", f'holds "{name}" twice; expected a name for each transcoder.')
         fit = reconstruction(vit, clt, data, progress=progress)
         read = cascade(
             vit, clt, data, zs, tokens=tokens, first_layers=[0], seed=seed, progress=progress
         )
         rows.append({"name": name, **_size(clt.config, fit, tokens), **_readings(read, tokens)})
-        version = read.readings.names.index(f"{tokens}_stream_0")
-        samples = read.readings.samples
-        draws[name] = {measure: drawn[:, version] for measure, drawn in samples.items()}
+        readings = read.readings
+        draws[name] = {each: readings.draws(f"{tokens}_stream_0", each) for each in readings.means}
     if read is None:
-        raise InputError("clts is empty; expected at least one transcoder.")
+        raise InputError("clts", "is empty; expected at least one transcoder.")
     names = ("original", f"{tokens}_mean_0", f"{tokens}_zero_0")
     original, floor_mean, floor_zero = (read.readings[name] for name in names)
     return Fidelity(
@@ -179,21 +176,16 @@ def _size(config: CLTConfig, fit: Reconstruction, tokens: TokenKind) -> dict[str
 
 def _readings(read: Cascade, tokens: TokenKind) -> dict[str, Any]:
     name, floor = f"{tokens}_stream_0", f"{tokens}_mean_0"
+    readings = read.readings
     found: dict[str, Any] = {"l0_stream": read.l0[name]}
-    measures: tuple[Measure, ...] = ("top1", "loss")
-    for measure in measures:
-        for end, version in (
-            ("", name),
-            ("_baseline", "original"),
-            ("_floor_mean", floor),
-            ("_floor_zero", f"{tokens}_zero_0"),
-        ):
-            columns = read.readings[version].columns()
-            found[f"{measure}{end}"] = columns[measure]
-            if version == name:
-                found[f"{measure}_low"] = columns[f"{measure}_low"]
-                found[f"{measure}_high"] = columns[f"{measure}_high"]
-        recovered = read.readings.recovered_interval(name, "original", floor, measure)
-        for end, value in zip(("", "_low", "_high"), recovered, strict=True):
-            found[f"recovered_{measure}{end}"] = value
-    return {**found, "n": read.readings.n}
+    references = {
+        "baseline": readings["original"],
+        "floor_mean": readings[floor],
+        "floor_zero": readings[f"{tokens}_zero_0"],
+    }
+    for measure in MEASURES:
+        found |= getattr(readings[name], measure).columns(measure)
+        found |= {f"{measure}_{end}": getattr(each, measure) for end, each in references.items()}
+        share = readings.recovered(name, "original", floor, measure)
+        found |= share.columns(f"recovered_{measure}")
+    return {**found, "n": readings.n}

@@ -9,12 +9,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.style import (
+    AMBER,
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     PURPLE,
     ROW_NAMES,
+    SKY,
     error_bars,
     finish,
     log_axis,
@@ -36,7 +38,7 @@ _DEPTH = (
     ("cross_layer", "cross-layer share of ŷ (%)"),
 )
 _PERCENT = ("dead", "cross_layer")
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#E69F00")
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 
 
@@ -54,13 +56,14 @@ def reconstruction_figure(
     """
     if not results or len(names) != len(results):
         raise InputError(
-            f"names has {len(names)} entries; expected one for each of the {len(results)} results, "
-            "at least one."
+            "names",
+            f"has {len(names)} entries; expected one for each of the {len(results)} results, "
+            "at least one.",
         )
     sizes = {(r.data, int(r.frame["n_images"].iloc[0])) for r in results}
     if len(sizes) > 1:
         listed = ", ".join(sorted(f"{data} with N = {n}" for data, n in sizes))
-        raise InputError(f"results are of {listed}; expected one set of images.")
+        raise InputError("results", f"are of {listed}; expected one set of images.")
     ((data, n),) = sizes
     kinds: list[TokenKind] = list(get_args(TokenKind))
     titles = [f"{ROW_NAMES[kind]} · {title}" for kind in kinds for _, title in _FIT]

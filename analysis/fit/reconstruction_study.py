@@ -36,7 +36,7 @@ from vit_clt.analysis.fit.reconstruction_sums import (
     OutputSurvey,
     survey_outputs,
 )
-from vit_clt.analysis.stats.readings import bootstrap_means, interval
+from vit_clt.analysis.stats.intervals import bootstrap_means, intervals
 from vit_clt.choices import TokenKind
 from vit_clt.data.fingerprints import image_keys
 from vit_clt.data.forms import check_prepared
@@ -122,7 +122,7 @@ def reconstructions(
         InputError: a CLT does not fit the model, or there are no CLTs or no images.
     """
     if not clts:
-        raise InputError("clts is empty; expected at least one CLT.")
+        raise InputError("clts", "is empty; expected at least one CLT.")
     for clt in clts:
         check_fits(vit, clt)
     data = as_image_data(images)
@@ -212,7 +212,7 @@ def _cross_layer(fit: FitSums, rows: slice, n_images: int) -> Float[Tensor, " la
 def _ends(
     samples: Float[Tensor, "layer resample"], defined: Bool[Tensor, " layer"]
 ) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
-    nothing = (float("nan"), float("nan"))
-    ends = [interval(s.numpy()) if d else nothing for s, d in zip(samples, defined, strict=True)]
-    low, high = torch.tensor(ends, dtype=torch.float64).T
+    low, high = (torch.full(defined.shape, torch.nan, dtype=samples.dtype) for _ in range(2))
+    for end, known in zip((low, high), intervals(samples[defined].T.numpy()), strict=True):
+        end[defined] = torch.from_numpy(known)
     return low, high

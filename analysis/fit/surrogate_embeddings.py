@@ -22,8 +22,7 @@ from vit_clt.hooks import (
     replacement_hooks,
     token_rows,
 )
-from vit_clt.hooks.hooked_vit import FwdHooks
-from vit_clt.hooks.points import HOOK_IN
+from vit_clt.hooks.points import HOOK_IN, FwdHooks
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 

@@ -17,7 +17,8 @@ import torch
 
 from vit_clt.analysis.fit.cascade_study import Cascade, cascade
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstructions
-from vit_clt.analysis.stats.readings import Measure, interval
+from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
@@ -25,7 +26,8 @@ from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
-_UNITS = {"l0": "count", "r2": "fraction", "fvu": "fraction", "top1": "fraction", "loss": "nats"}
+_UNITS: dict[str, str] = {"l0": "count", "r2": "fraction", "fvu": "fraction"}
+_UNITS |= {measure: UNITS[measure] for measure in MEASURES}
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,7 @@ def threshold_cost(
             row |= _before_and_after(column, values)
         for version, fit in fits.items():
             row |= _lowest_r2(fit, kind, version)
-        measures: tuple[Measure, ...] = ("top1", "loss")
-        for measure in measures:
+        for measure in MEASURES:
             row |= _readings(reads, kind, measure)
         rows.append({**row, "n": len(data)})
     return ThresholdCost(pd.DataFrame(rows), data.name, seed)
@@ -133,18 +134,15 @@ def _lowest_r2(fit: Reconstruction, kind: TokenKind, version: str) -> dict[str, 
     return {f"lowest_r2_{version}": value, f"lowest_r2_layer_{version}": layer}
 
 
-def _readings(reads: dict[str, Cascade], kind: TokenKind, measure: Measure) -> dict[str, float]:
+def _readings(reads: dict[str, Cascade], kind: TokenKind, measure: Measure) -> dict[str, Any]:
     """Of one measure; both were read on the same images with the same resamples."""
     replaced = f"{kind}_stream_0"
-    places = {name: read.readings.names.index(replaced) for name, read in reads.items()}
-    values = {
-        name: float(read.readings.means[measure][places[name]]) for name, read in reads.items()
-    }
-    drawn = {name: read.readings.samples[measure][:, places[name]] for name, read in reads.items()}
-    low, high = interval(drawn["after"] - drawn["before"])
-    found = _before_and_after(measure, values)
-    found |= {f"{measure}_change_low": low, f"{measure}_change_high": high}
+    values = {name: read.readings.mean([replaced], measure) for name, read in reads.items()}
+    before, after = (read.readings.draws(replaced, measure) for read in reads.values())
+    change = Interval.of(values["after"] - values["before"], after - before)
+    found: dict[str, Any] = {f"{measure}_{name}": value for name, value in values.items()}
+    found |= change.columns(f"{measure}_change")
     versions = {"baseline": "original", "floor_mean": f"{kind}_mean_0"}
     for column, version in {**versions, "floor_zero": f"{kind}_zero_0"}.items():
-        found[f"{measure}_{column}"] = reads["before"].readings[version].columns()[measure]
+        found[f"{measure}_{column}"] = reads["before"].readings.mean([version], measure)
     return found

@@ -26,17 +26,16 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.analysis.graphs.sources import Sources
-from vit_clt.analysis.stats.readings import RESAMPLES, interval
+from vit_clt.analysis.stats.intervals import RESAMPLES, Interval
 from vit_clt.analysis.stats.similarity import pearson
 from vit_clt.choices import Inputs, Norms
 from vit_clt.errors import InputError
-from vit_clt.hooks import Reading, replace_mlps
+from vit_clt.hooks import Readout, replace_mlps
 from vit_clt.hooks.interventions import check_unhooked
 from vit_clt.metrics import Metric
 
@@ -92,28 +91,13 @@ class GraphAgreement:
         found = []
         for r in self.to_frame().to_dict("records"):
             name = f"{r['predicted']}_against_{r['measured']}_{r['chosen']}"
-            low, high = r["pearson_low"], r["pearson_high"]
-            found += [
-                Metric(
-                    f"{name}_pearson",
-                    r["pearson"],
-                    "fraction",
-                    r["n"],
-                    low,
-                    high,
-                    r["pearson_floor_high"],
-                ),
-                Metric(
-                    f"{name}_spearman",
-                    r["spearman"],
-                    "fraction",
-                    r["n"],
-                    r["spearman_low"],
-                    r["spearman_high"],
-                    r["spearman_floor_high"],
-                ),
-                Metric(f"{name}_slope", r["slope"], "fraction", r["n"]),
-            ]
+            for measure in ("pearson", "spearman"):
+                found.append(
+                    Interval.from_columns(r, measure).metric(
+                        f"{name}_{measure}", "fraction", r["n"], r[f"{measure}_floor_high"]
+                    )
+                )
+            found.append(Metric(f"{name}_slope", r["slope"], "fraction", r["n"]))
         return found
 
 
@@ -175,7 +159,7 @@ def graph_agreement(
             bar.update()
     if not rows:
         raise InputError(
-            "clt has no active feature on the images asked for; expected one to silence."
+            "clt", "has no active feature on the images asked for; expected one to silence."
         )
     return GraphAgreement(pd.DataFrame(rows), seed)
 
@@ -187,19 +171,21 @@ def check_interventions(n: int) -> None:
         InputError: n below 2.
     """
     if n < 2:
-        raise InputError(f"interventions is {n}; expected at least 2, half of them top features.")
+        raise InputError(
+            "interventions", f"is {n}; expected at least 2, half of them top features."
+        )
 
 
 def _predictions(sources: Sources, direction: Tensor) -> dict[Prediction, Float[Tensor, " active"]]:
     """Effects of every active feature."""
     frozen = sources.frozen
-    readings: dict[Prediction, Reading] = {
+    readouts: dict[Prediction, Readout] = {
         "direct": frozen.read_output(direction),
-        "total": sources.total_reading(direction),
+        "total": sources.total_readout(direction),
         "direct_norms": frozen.read_output(direction, norms="differentiated"),
-        "total_norms": sources.total_reading(direction, norms="differentiated"),
+        "total_norms": sources.total_readout(direction, norms="differentiated"),
     }
-    return {name: sources.effects(reading).features for name, reading in readings.items()}
+    return {name: sources.effects(readout).features for name, readout in readouts.items()}
 
 
 def _silenced(
@@ -231,38 +217,34 @@ def _silenced(
 
 
 def _agreement(predicted: np.ndarray, measured: np.ndarray, seed: int) -> dict[str, Any]:
+    from scipy.stats import rankdata  # takes a second to import
+
     n = len(predicted)
     rng = np.random.default_rng(seed)
     ranks = rankdata(predicted), rankdata(measured)
-    values = float(pearson(predicted, measured)), float(pearson(*ranks))
-    if n < _FEWEST:
-        values = float("nan"), float("nan")
     draws = rng.integers(0, n, (RESAMPLES, n))
     shuffled = rng.permuted(np.tile(np.arange(n), (RESAMPLES, 1)), axis=1)
-    low_high = []
-    for x, y in ((predicted[draws], measured[draws]), _ranked(predicted[draws], measured[draws])):
-        drawn = pearson(x, y)
-        # a resample that happens to hold one intervention alone has no correlation
-        drawn = drawn[~np.isnan(drawn)]
-        low_high.append(interval(drawn) if n >= _FEWEST and len(drawn) else (np.nan, np.nan))
-    floors = [
-        interval(pearson(x[shuffled], np.broadcast_to(y, shuffled.shape)))[1]
-        for x, y in ((predicted, measured), ranks)
-    ]
+    found: dict[str, Any] = {"n": n}
+    for name, (x, y), (x_drawn, y_drawn) in (
+        ("pearson", (predicted, measured), (predicted[draws], measured[draws])),
+        ("spearman", ranks, _ranked(predicted[draws], measured[draws])),
+    ):
+        value = Interval(float("nan"))
+        if n >= _FEWEST:
+            drawn = pearson(x_drawn, y_drawn)
+            # a resample that happens to hold one intervention alone has no correlation
+            drawn = drawn[~np.isnan(drawn)]
+            r = float(pearson(x, y))
+            value = Interval.of(r, drawn) if len(drawn) else Interval(r)
+        floor = pearson(x[shuffled], np.broadcast_to(y, shuffled.shape))
+        found |= value.columns(name)
+        found[f"{name}_floor_high"] = Interval.of(floor.mean(), floor).high
     power = float((predicted**2).sum())
-    return {
-        "n": n,
-        "pearson": values[0],
-        "pearson_low": low_high[0][0],
-        "pearson_high": low_high[0][1],
-        "pearson_floor_high": floors[0],
-        "spearman": values[1],
-        "spearman_low": low_high[1][0],
-        "spearman_high": low_high[1][1],
-        "spearman_floor_high": floors[1],
-        "slope": float((predicted * measured).sum()) / power if power else float("nan"),
-    }
+    found["slope"] = float((predicted * measured).sum()) / power if power else float("nan")
+    return found
 
 
 def _ranked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.stats import rankdata  # takes a second to import
+
     return rankdata(x, axis=-1), rankdata(y, axis=-1)

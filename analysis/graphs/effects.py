@@ -52,16 +52,6 @@ class DirectEffects:
         """Summed over tokens and the layers written to."""
         return self.terms.sum((1, 3))
 
-    @property
-    def by_source_token(self) -> Float[Tensor, "image source token"]:
-        """Summed over the layers written to."""
-        return self.terms.sum(1)
-
-    @property
-    def by_source_target(self) -> Float[Tensor, "image target source"]:
-        """Summed over tokens."""
-        return self.terms.sum(3)
-
     def to_frame(self) -> pd.DataFrame:
         """Every term; with norms held an image's effects sum to its logit.
 
@@ -113,9 +103,9 @@ def class_direction(
     n = len(zs.class_names)
     for name, value in (("target", label), ("contrast", contrast)):
         if value is not None and not 0 <= value < n:
-            raise InputError(f"{name} is class {value}; expected one from 0 to {n - 1}.")
+            raise InputError(name, f"is class {value}; expected one from 0 to {n - 1}.")
     if label == contrast:
-        raise InputError(f"contrast is class {contrast}, the target itself; expected another.")
+        raise InputError("contrast", f"is class {contrast}, the target itself; expected another.")
     column = zs.weights[:, label]
     if contrast is not None:
         column = column - zs.weights[:, contrast]
@@ -148,11 +138,12 @@ def direct_effects(
     """
     check_fits(vit, clt)
     if not len(images):
-        raise InputError("images is empty; expected at least one.")
+        raise InputError("images", "is empty; expected at least one.")
     if direction.ndim not in (1, 2) or (direction.ndim == 2 and len(direction) != len(images)):
         raise InputError(
-            f"direction has shape {tuple(direction.shape)}; expected (d_embed,) or "
-            f"({len(images)}, d_embed), one an image."
+            "direction",
+            f"has shape {tuple(direction.shape)}; expected (d_embed,) or "
+            f"({len(images)}, d_embed), one an image.",
         )
     bar = tqdm(images, "direct effects", unit=" images", disable=not progress)
     return gather_effects(
@@ -169,10 +160,10 @@ def gather_effects(
     logits, terms, effects, features = [], [], [], []
     bias: list[dict[str, Any]] = []
     for i, (each, direction) in enumerate(zip(sources, directions, strict=True)):
-        reading = each.frozen.read_output(direction, norms=norms)
-        found = each.effects(reading)
+        readout = each.frozen.read_output(direction, norms=norms)
+        found = each.effects(readout)
         logits.append(each.logit(direction))
-        terms.append(each.terms(reading))
+        terms.append(each.terms(readout))
         features.append(_feature_frame(i, each, found))
         bias += _bias_rows(i, found)
         effects.append(found)

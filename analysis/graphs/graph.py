@@ -140,9 +140,9 @@ def check_size(max_nodes: int, keep: float | int) -> None:
         InputError: max_nodes below 1, or a share outside 0 to 1.
     """
     if max_nodes < 1:
-        raise InputError(f"max-nodes is {max_nodes}; expected at least 1.")
+        raise InputError("max_nodes", f"is {max_nodes}; expected at least 1.")
     if not 0 < keep <= 1:
-        raise InputError(f"keep is {keep}; expected a share above 0 and up to 1.")
+        raise InputError("keep", f"is {keep}; expected a share above 0 and up to 1.")
 
 
 def _assemble(
@@ -154,7 +154,7 @@ def _assemble(
 ) -> AttributionGraph:
     sources = rows.sources
     vit, n_active = sources.frozen.vit, len(sources.layer)
-    total = edges_of(sources.effects(sources.total_reading(direction, rows.norms)))
+    total = edges_of(sources.effects(sources.total_readout(direction, rows.norms)))
     described = _candidates(sources)
     nodes = pd.DataFrame(
         [{"kind": "logit", "layer": None, "token": None, "feature": None}]

@@ -38,8 +38,8 @@ class InEdges:
 
     def __init__(self, sources: Sources, direction: Tensor, norms: Norms = "held"):
         self.sources, self.norms = sources, norms
-        reading = sources.frozen.read_output(direction, norms=norms)
-        self.logit = edges_of(sources.effects(reading))
+        readout = sources.frozen.read_output(direction, norms=norms)
+        self.logit = edges_of(sources.effects(readout))
         self.expanded = []
         self.edges = self.logit.new_zeros(0, len(self.logit))
         self._passed = shares(self.edges)
@@ -79,13 +79,13 @@ class InEdges:
         ]
         for layer, here in batches:
             features = sources.feature[chosen[here]]
-            reading = sources.frozen.read_mlp_input(
+            readout = sources.frozen.read_mlp_input(
                 layer,
                 sources.token[chosen[here]],
                 clt.W_enc[layer][features].to(sources.errors),
                 self.norms,
             )
-            out[here] = edges_of(sources.effects(reading))
+            out[here] = edges_of(sources.effects(readout))
             out[here, -1] += clt.b_enc[layer, features].to(out)
         return out
 

@@ -1,4 +1,4 @@
-"""What one image's frozen model is made of, and what each of its sources adds to a reading.
+"""What one image's frozen model is made of, and what each of its sources adds to a readout.
 
 In the unaltered model y_l = b_dec[l] + sum_s z_s W_dec[s->l] + error_l exactly, the error being
 y_l - y^_l on the teacher trajectory. With attention and norms held (`FrozenPass`), any reading of
@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_clt.choices import Norms
-from vit_clt.hooks import FrozenPass, HookedViT, Reading
+from vit_clt.hooks import FrozenPass, HookedViT, Readout
 from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -93,12 +93,12 @@ class Sources:
             zip(*rows.tolist(), counts.tolist(), strict=True)
         )
 
-    def effects(self, reading: Reading) -> SourceEffects:
-        """What each source adds to `reading` of this image."""
+    def effects(self, readout: Readout) -> SourceEffects:
+        """What each source adds to `readout` of this image."""
         frozen, n = self.frozen, self.frozen.vit.cfg.n_layers
-        y, inputs = reading.y[..., 0, :, :], reading.inputs[..., 0, :, :]
+        y, inputs = readout.y[..., 0, :, :], readout.inputs[..., 0, :, :]
         seen = y.shape[-3]
-        attention = reading.attention_bias[..., 0]
+        attention = readout.attention_bias[..., 0]
         units = y.new_zeros(*y.shape[:-3], len(self.activation))
         if seen:  # the first MLP reads no feature
             units = self.unit_effects({l: y[..., l, :, :] for l in range(seen)})
@@ -110,23 +110,23 @@ class Sources:
             attention=_padded(attention, -1, n),
             class_token=inputs[..., 0, :] @ frozen.class_token,
             positions=(inputs * frozen.positions).sum((-2, -1)),
-            ln_pre=reading.ln_pre_bias[..., 0],
-            reader=reading.reader_bias[..., 0],
+            ln_pre=readout.ln_pre_bias[..., 0],
+            reader=readout.reader_bias[..., 0],
         )
 
     def logit(self, direction: Float[Tensor, " d_embed"]) -> Float[Tensor, ""]:
         """The model's own <e/||e||, direction>."""
-        unit = F.normalize(self.frozen.embedding[0], dim=-1)
+        unit = F.normalize(self.frozen.embeddings[0], dim=-1)
         return unit @ direction.to(unit)
 
     @torch.no_grad()
-    def terms(self, reading: Reading) -> Float[Tensor, "target source token"]:
+    def terms(self, readout: Readout) -> Float[Tensor, "target source token"]:
         """<c_{s->l}[row], G_l[row]> of a reading of the output; 0 where s does not write to l."""
         n = self.clt.config.n_layers
         out = self.errors.new_zeros(n, n, self.errors.shape[1])
         for l in range(n):
             terms = self.clt.contributions(self.codes, target=l)
-            out[l, : l + 1] = (terms * reading.y[l, 0].to(terms)).sum(-1)
+            out[l, : l + 1] = (terms * readout.y[l, 0].to(terms)).sum(-1)
         return out
 
     @torch.no_grad()
@@ -159,7 +159,7 @@ class Sources:
         return torch.cat(out, dim=-1)
 
     @torch.no_grad()
-    def total_reading(self, direction: Float[Tensor, " d_embed"], norms: Norms = "held") -> Reading:
+    def total_readout(self, direction: Float[Tensor, " d_embed"], norms: Norms = "held") -> Readout:
         """The reading of the output with the CLT in the MLPs' place, its active features held on.
 
         Gradients then run through features too: z_i = W_enc[s]_i x_s[row] + b_enc[s]_i for every

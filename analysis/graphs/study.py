@@ -173,8 +173,9 @@ def graph_study(
     for row, label, logit in zip(rows, labels.tolist(), logits, strict=True):
         if target == "label" and not 0 <= label < len(zs.class_names):
             raise InputError(
-                f'target is "label", but image {row} has {label}; expected a label from 0 to '
-                f"{len(zs.class_names) - 1}."
+                "target",
+                f'is "label", but image {row} has {label}; expected a label from 0 to '
+                f"{len(zs.class_names) - 1}.",
             )
         predicted = int(logit.argmax()) if target == "predicted" else label
         classes.append(predicted if fixed is None else fixed)
@@ -221,14 +222,14 @@ def graph_study(
 
 def _check_rows(rows: Sequence[int], data: ImageData) -> None:
     if not rows:
-        raise InputError("query is empty; expected at least one row.")
+        raise InputError("query", "is empty; expected at least one row.")
     for i, row in enumerate(rows):
         if not 0 <= row < len(data):
             raise InputError(
-                f"query is {row}; expected rows from 0 to {len(data) - 1} of {data.name}."
+                "query", f"is {row}; expected rows from 0 to {len(data) - 1} of {data.name}."
             )
         if row in rows[:i]:
-            raise InputError(f"query holds {row} twice; expected different rows.")
+            raise InputError("query", f"holds {row} twice; expected different rows.")
 
 
 def _floor(logits: torch.Tensor, label: int, contrast: int | None) -> float:

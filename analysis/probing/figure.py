@@ -206,10 +206,10 @@ def _floors(
 ) -> list[tuple[str, float, str, str]]:
     """Name, level, colour and dash of the lines that do not depend on depth."""
     loss = measure == "loss"
-    found = [
+    found: list[tuple[str, float, str, str]] = [
         (
             f"additive floor of {names.get(name, name)}",
-            each.additive.loss if loss else each.additive.top1,
+            float(each.additive.loss if loss else each.additive.top1),
             INK,
             "dash",
         )

@@ -20,7 +20,7 @@ ten intervals of left + right, made by hand, have 75 %, which no fit by likeliho
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from vit_clt.analysis.probing.discriminant import Discriminant
 from vit_clt.analysis.probing.places import Place, probe_rows
-from vit_clt.analysis.stats.readings import bootstrap_means, intervals
+from vit_clt.analysis.stats.intervals import mean_intervals
+from vit_clt.analysis.stats.readings import Reading
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
@@ -42,18 +43,6 @@ LABEL = "label"
 PERMUTATIONS = 10
 FEWEST = 10
 """Training images that every value of a factor needs."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Accuracy (a fraction) and cross-entropy (nats) of a probe, with their 95 % intervals."""
-
-    top1: float
-    low: float
-    high: float
-    loss: float
-    loss_low: float
-    loss_high: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,9 @@ class Probes:
         rows = []
         for probe in self.probes:
             floors = self.floors[probe.factor]
-            found = {"factor": probe.factor, **probe.place._asdict(), **asdict(probe.reading)}
+            top1, loss = probe.reading.top1, probe.reading.loss
+            reading = {"top1": top1, "low": top1.low, "high": top1.high, **loss.columns("loss")}
+            found = {"factor": probe.factor, **probe.place._asdict(), **reading}
             found |= {name: getattr(probe, name) for name in ("permuted", "permuted_loss")}
             found |= {"chance": floors.chance, "chance_loss": floors.chance_loss}
             additive = floors.additive
@@ -138,10 +129,8 @@ class Probes:
     ) -> list[Metric]:
         chance, loss = self.floors[factor].chance, self.floors[factor].chance_loss
         return [
-            Metric(f"{name}_top1", r.top1, "fraction", self.n, r.low, r.high, floor, chance),
-            Metric(
-                f"{name}_loss", r.loss, "nats", self.n, r.loss_low, r.loss_high, floor_loss, loss
-            ),
+            r.top1.metric(f"{name}_top1", "fraction", self.n, floor, chance),
+            r.loss.metric(f"{name}_loss", "nats", self.n, floor_loss, loss),
         ]
 
 
@@ -236,12 +225,13 @@ class _Values:
         counts = (train[:, None] == known).sum(0)
         if len(known) == 1:
             raise InputError(
-                f'factor "{name}" is {known[0]} in every image; expected at least two values.'
+                "factor", f'"{name}" is {known[0]} in every image; expected at least two values.'
             )
         if counts.min() < FEWEST:
             raise InputError(
-                f'factor "{name}" is {known[counts.argmin()]} in {counts.min()} training images; '
-                f"expected at least {FEWEST} of each value."
+                "factor",
+                f'"{name}" is {known[counts.argmin()]} in {counts.min()} training images; '
+                f"expected at least {FEWEST} of each value.",
             )
         return cls(np.searchsorted(known, train), np.searchsorted(known, test), len(known))
 
@@ -279,11 +269,12 @@ class _Read:
 
 
 def _readings(read: list[_Read], seed: int) -> list[Reading]:
-    ends = []
-    for each in ([r.correct for r in read], [r.loss for r in read]):
-        per_image = np.stack(each, axis=1)
-        ends += [per_image.mean(0), *intervals(bootstrap_means(per_image, seed))]
-    return [Reading(*map(float, numbers)) for numbers in zip(*ends, strict=True)]
+    top1, loss = (
+        mean_intervals(np.stack(each, axis=1), seed)
+        for each in ([r.correct for r in read], [r.loss for r in read])
+    )
+    n = len(read[0].correct)
+    return [Reading(*each, n) for each in zip(top1, loss, strict=True)]
 
 
 def _shared_factors(train: ImageData, test: ImageData) -> list[str]:
@@ -294,7 +285,7 @@ def _known_factors(asked: Sequence[str] | None, train: ImageData, test: ImageDat
     known = [*_shared_factors(train, test), LABEL]
     for name in asked or ():
         if name not in known:
-            raise InputError(f'factor is "{name}"; {test.name} has {", ".join(known)}.')
+            raise InputError("factor", f'is "{name}"; {test.name} has {", ".join(known)}.')
     if asked is not None and not asked:
-        raise InputError(f"factors is empty; {test.name} has {', '.join(known)}.")
+        raise InputError("factors", f"is empty; {test.name} has {', '.join(known)}.")
     return known if asked is None else list(dict.fromkeys(asked))

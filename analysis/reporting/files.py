@@ -84,11 +84,11 @@ def check_png() -> None:
         from choreographer.browsers.chromium import Chromium
     except ImportError as error:
         raise InputError(
-            "png is on, but kaleido is not installed; expected pip install 'vit-clt[png]'."
+            "png", "is on, but kaleido is not installed; expected pip install 'vit-clt[png]'."
         ) from error
     if Chromium.find_browser(skip_local=False) is None:
         raise InputError(
-            "png is on, but no browser was found; expected Chrome or Chromium on this machine."
+            "png", "is on, but no browser was found; expected Chrome or Chromium on this machine."
         )
 
 

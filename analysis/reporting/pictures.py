@@ -33,8 +33,9 @@ def pixels(
     normalise = next((step for step in steps if isinstance(step, Normalize)), None)
     if normalise is None:
         raise InputError(
-            "vit has no preprocessing with a Normalize step; expected one from "
-            "HookedViT.from_open_clip."
+            "vit",
+            "has no preprocessing with a Normalize step; expected one from "
+            "HookedViT.from_open_clip.",
         )
     mean, std = (torch.as_tensor(v).view(3, 1, 1) for v in (normalise.mean, normalise.std))
     plain = (images.cpu() * std + mean).clamp(0, 1) * 255

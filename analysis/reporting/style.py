@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, isfinite, isnan, log10
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 ROW_NAMES = {"cls": "CLS rows", "patch": "patch rows", "all": "all rows"}
 # Okabe and Ito's palette: distinguishable with every common form of colour blindness
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
-INK = "#222222"
+SKY, AMBER = "#56B4E9", "#E69F00"
+INK, FAINT = "#222222", "#bbbbbb"
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": INK}
 _FEWEST, _MOST = 3, 8  # ticks of a logarithmic axis
 _AIR = 1.02  # between the data and the ends of a logarithmic axis
@@ -86,6 +87,16 @@ def span(values: Iterable[float | int]) -> str:
     found = list(values)
     low, high = f"{min(found):.1f}", f"{max(found):.1f}"
     return low if low == high else f"{low} to {high}"
+
+
+def or_none(value: float) -> float | None:
+    """None, which plotly draws as a gap, in the place of NaN."""
+    return None if isnan(value) else value
+
+
+def three_digits(value: float) -> str:
+    """Three decimals, or "undefined" for NaN."""
+    return "undefined" if isnan(value) else f"{value:.3f}"
 
 
 def _even_ticks(low: float, high: float) -> list[float]:

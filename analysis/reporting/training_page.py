@@ -73,7 +73,7 @@ def read_log(path: str | Path) -> list[_Record]:
                 records.append(record)
     except OSError as error:
         raise InputError(
-            f"log is {path}, which cannot be read ({error.strerror}); expected a train.jsonl."
+            "log", f"is {path}, which cannot be read ({error.strerror}); expected a train.jsonl."
         ) from error
     return records
 
@@ -174,13 +174,6 @@ def _facts(
     if resumed := _resumed(records):
         listed = ", ".join(map(str, resumed))
         facts["Interruptions"] = f"resumed at step{'s' * (len(resumed) > 1)} {listed}"
-    fallbacks = [
-        ", ".join(f"{name} {value}" for name, value in r.items() if name != "event")
-        for r in records
-        if r.get("event") == "fallback"
-    ]
-    if fallbacks:
-        facts["Fallbacks"] = "; ".join(fallbacks)
     return facts
 
 

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vit_clt.analysis.reproduction.published import DATASETS, paper_faithfulness
-from vit_clt.choices import Inputs, PaperSparsifier, Templates, TokenKind
+from vit_clt.choices import Inputs, PaperSparsifier, Templates, TokenKind, check_choice
 from vit_clt.data.prompts import CIFAR_TEMPLATES
-from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS
@@ -126,10 +125,7 @@ class Recipe:
 
     def config(self, vit: HookedViT, sparsifier: str) -> CLTConfig:
         """The CLT of a cell."""
-        if sparsifier not in SPARSIFIER_NAMES:
-            raise InputError(
-                f'sparsifiers holds "{sparsifier}"; expected {", ".join(SPARSIFIER_NAMES)}.'
-            )
+        check_choice("sparsifiers", sparsifier, SPARSIFIER_NAMES)
         width = vit.cfg.d_model
         return CLTConfig(
             vit.cfg.n_layers,
@@ -160,31 +156,3 @@ def smoke_recipe() -> Recipe:
 def is_finished(root: Path, cell: Cell) -> bool:
     """Whether a cell below `root` needs nothing any more."""
     return (root / cell.path / CELL_FILE).is_file()
-
-
-def check_same(path: Path, now: dict[str, Any]) -> None:
-    """Refuse to go on with what was started otherwise.
-
-    Args:
-        path: the JSON file that says how it was started.
-        now: how it would be now; only its keys are compared.
-
-    Raises:
-        InputError: the file cannot be read, or holds other values.
-    """
-    try:
-        before = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); expected a run to resume.") from error
-    for key, value in now.items():
-        was = before.get(key)
-        if isinstance(value, dict) and isinstance(was, dict):
-            parts = [(f"{key}.{name}", was.get(name), value[name]) for name in value]
-        else:
-            parts = [(key, was, value)]
-        for name, old, new in parts:
-            if old != new:
-                raise InputError(
-                    f"{name} is {json.dumps(new)[:80]}; the run in {path.parent} was started with "
-                    f"{json.dumps(old)[:80]}."
-                )

@@ -32,7 +32,6 @@ from vit_clt.analysis.reproduction.cells import (
     RUN_FILE,
     Cell,
     Recipe,
-    check_same,
     group_path,
     is_finished,
 )
@@ -42,7 +41,7 @@ from vit_clt.data.prompts import CIFAR_TEMPLATES, TEMPLATE_SETS
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric, metrics_json
-from vit_clt.outputs import OutputFolder
+from vit_clt.outputs import OutputFolder, check_same, read_json
 from vit_clt.training.checkpoints import Snapshots
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -74,7 +73,7 @@ class Bench:
         names = held_out.class_names
         if not 2 <= recipe.prompts <= len(CIFAR_TEMPLATES):
             raise InputError(
-                f"prompts is {recipe.prompts}; expected 2 to {len(CIFAR_TEMPLATES)} templates."
+                "prompts", f"is {recipe.prompts}; expected 2 to {len(CIFAR_TEMPLATES)} templates."
             )
         # both say which prompts the paper's baseline fits; a smoke run saves the time
         sets = [recipe.templates] if recipe.smoke else list(TEMPLATE_SETS)
@@ -151,7 +150,7 @@ def run_cell(
     started = {"cell": asdict(cell), "recipe": recipe.to_json(), **bench.facts()}
     folder = OutputFolder(root / cell.path, FILES, resume=RUN_FILE)
     if folder.resumes:
-        check_same(folder.path / RUN_FILE, started)
+        check_same(started, read_json(folder.path / RUN_FILE), f"the run in {folder.path}")
     if is_finished(root, cell):
         return folder.path
     if not folder.resumes:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from vit_clt.analysis.retrieval.descriptors import Descriptors
 from vit_clt.analysis.retrieval.index import RetrievalIndex, Space
-from vit_clt.analysis.stats.readings import bootstrap_means, interval
+from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
 from vit_clt.choices import SearchBackend
 from vit_clt.errors import InputError
 from vit_clt.metrics import Metric
@@ -53,23 +53,12 @@ class ClassConsistency:
         found = []
         for r in self.frame.to_dict("records"):
             name = f"{prefix}consistency_{r['tokens']}_{r['layer']}"
-            found.append(
-                Metric(
-                    name,
-                    r["codes"],
-                    "fraction",
-                    self.n,
-                    r["codes_low"],
-                    r["codes_high"],
-                    r["chance"],
-                    r["inputs"],
-                )
-            )
+            codes = Interval.from_columns(r, "codes")
+            found.append(codes.metric(name, "fraction", self.n, r["chance"], r["inputs"]))
             for gap in ("codes_minus_inputs", "codes_minus_untrained"):
                 if gap in r:
-                    low, high = r[f"{gap}_low"], r[f"{gap}_high"]
                     label = f"{name}_{gap.removeprefix('codes_')}"
-                    found.append(Metric(label, r[gap], "fraction", self.n, low, high))
+                    found.append(Interval.from_columns(r, gap).metric(label, "fraction", self.n))
         return found
 
 
@@ -103,8 +92,9 @@ def class_consistency(
     for name, found in (("queries", labels), ("corpus", corpus)):
         if (found < 0).any():
             raise InputError(
-                f"{name} have {int((found < 0).sum())} images without a label; class consistency "
-                "needs a label on each."
+                name,
+                f"have {int((found < 0).sum())} images without a label; class consistency "
+                "needs a label on each.",
             )
     spaces: dict[str, tuple[RetrievalIndex, Descriptors, Space]] = {
         "codes": (index, queries, "codes"),
@@ -114,8 +104,9 @@ def class_consistency(
         other_corpus, other_queries = control[0].corpus.labels, control[1].labels
         if not (np.array_equal(other_corpus, corpus) and np.array_equal(other_queries, labels)):
             raise InputError(
-                f"control has {len(other_queries)} queries and {len(other_corpus)} images of other "
-                "labels; expected the same images in the same order."
+                "control",
+                f"has {len(other_queries)} queries and {len(other_corpus)} images of other "
+                "labels; expected the same images in the same order.",
             )
         spaces["untrained"] = (*control, "codes")
     against = list(spaces)
@@ -143,12 +134,13 @@ def class_consistency(
     for kind, s in product(index.facts.tokens, index.facts.layers):
         row: dict[str, Any] = {"tokens": kind, "layer": s}
         for name in against:
-            row |= _with_interval(name, shares[kind, s, name], by_column[kind, s, name])
+            share = Interval.of(shares[kind, s, name].mean(), by_column[kind, s, name])
+            row |= share.columns(name)
         for name in against[1:]:
             gap, drawn = (
                 each[kind, s, "codes"] - each[kind, s, name] for each in (shares, by_column)
             )
-            row |= _with_interval(f"codes_minus_{name}", gap, drawn)
+            row |= Interval.of(gap.mean(), drawn).columns(f"codes_minus_{name}")
         row |= {
             "chance": chance,
             "k": k,
@@ -167,8 +159,3 @@ def class_consistency(
         index.facts.similarity,
         seed,
     )
-
-
-def _with_interval(name: str, values: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
-    low, high = interval(drawn)
-    return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}

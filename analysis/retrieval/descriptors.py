@@ -87,7 +87,7 @@ def describe(
     check_prepared(vit, data)
     kinds: list[TokenKind] = [tokens] if isinstance(tokens, str) else list(dict.fromkeys(tokens))
     if not kinds:
-        raise InputError('tokens is empty; expected "cls", "patch" or "all".')
+        raise InputError("tokens", 'is empty; expected "cls", "patch" or "all".')
     rows = {kind: token_rows(kind, vit.cfg.has_cls) for kind in kinds}
     sources = layer_list(range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers)
     n, device = len(data), clt.b_enc.device

@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from vit_clt.analysis.reporting.pictures import data_uri, pixels
 from vit_clt.analysis.reporting.style import (
     BLUE,
+    FAINT,
     GREY,
     INK,
     ORANGE,
@@ -31,7 +32,6 @@ from vit_clt.data.images import ImageData
 _GAP, _TEXT = 10, 38
 _TOP, _BOTTOM, _LEFT = 126, 20, 70
 _LETTER = 6.2  # mean width of a letter of the labels
-_FAINT = "#bbbbbb"
 
 
 def retrieval_figure(
@@ -90,7 +90,7 @@ def retrieval_figure(
                 "layer": "below",
             }
         )
-        colour, thickness = {True: (BLUE, 4), False: (_FAINT, 1), None: (INK, 1)}[same]
+        colour, thickness = {True: (BLUE, 4), False: (FAINT, 1), None: (INK, 1)}[same]
         layout["shapes"].append(
             {
                 "type": "rect",

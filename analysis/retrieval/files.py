@@ -6,11 +6,8 @@ two, or arrays damaged since, are refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -24,11 +21,11 @@ from scipy.sparse import csr_array
 from vit_clt.analysis.retrieval.descriptors import Descriptors
 from vit_clt.choices import TokenKind
 from vit_clt.errors import InputError
+from vit_clt.outputs import STAGING, file_hash, read_json, remove_unfinished, staged_files
 
 FORMAT = 1
 ARRAYS_FILE = "index.safetensors"
 FACTS_FILE = "index.json"
-_STAGING = ".saving-"
 _CSR = ("values", "indices", "offsets")
 
 
@@ -39,28 +36,22 @@ def write_index(folder: Path, arrays: dict[str, np.ndarray], facts: dict[str, An
         InputError: the folder holds anything else, or cannot be written.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"index is {folder}, a file; expected a folder.")
+        raise InputError("index", f"is {folder}, a file; expected a folder.")
     there = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     # what a killed write left is nobody's
-    known = (ARRAYS_FILE, FACTS_FILE, _STAGING)
+    known = (ARRAYS_FILE, FACTS_FILE, STAGING)
     if others := [name for name in there if not name.startswith(known)]:
         raise InputError(
-            f"index is {folder}, which holds {min(others)}; expected a new or empty folder, or an "
-            "index."
+            "index",
+            f"is {folder}, which holds {min(others)}; expected a new or empty folder, or an index.",
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=_STAGING) as name:
-            staging = Path(name)
-            save_file(arrays, staging / ARRAYS_FILE)
-            facts = {"format": FORMAT, **facts, "sha256": _sha256(staging / ARRAYS_FILE)}
-            (staging / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-            # safetensors lets nobody else read its files
-            shutil.copymode(staging / FACTS_FILE, staging / ARRAYS_FILE)
-            for file in (ARRAYS_FILE, FACTS_FILE):
-                os.replace(staging / file, folder / file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"index {folder} cannot be written: {error}.") from error
+    remove_unfinished(folder)
+    with staged_files(folder, [ARRAYS_FILE, FACTS_FILE]) as staging:
+        save_file(arrays, staging / ARRAYS_FILE)
+        facts = {"format": FORMAT, **facts, "sha256": file_hash(staging / ARRAYS_FILE)}
+        (staging / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        # safetensors lets nobody else read its files
+        shutil.copymode(staging / FACTS_FILE, staging / ARRAYS_FILE)
 
 
 def packed(corpus: Descriptors) -> dict[str, np.ndarray]:
@@ -116,17 +107,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
         InputError: nothing there, not readable, or of another format.
     """
     path = folder / FACTS_FILE
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"index is {folder}; expected a folder holding {FACTS_FILE}.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not readable JSON: {error}.") from error
-    found = facts.get("format") if isinstance(facts, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{path} has format {found}; expected {FORMAT}.")
+    if not is_index(folder):
+        raise InputError("index", f"is {folder}; expected a folder holding {FACTS_FILE}.")
+    facts = read_json(path)
+    if facts.get("format") != FORMAT:
+        raise InputError(f"{path} has format {facts.get('format')}; expected {FORMAT}.")
     return facts
 
 
@@ -138,7 +123,7 @@ def read_arrays(folder: Path, facts: dict[str, Any]) -> dict[str, np.ndarray]:
     """
     path = folder / ARRAYS_FILE
     try:
-        if _sha256(path) != facts.get("sha256"):
+        if file_hash(path) != facts.get("sha256"):
             raise InputError(
                 f"{path} is not the file that {FACTS_FILE} was saved with; expected both whole and "
                 "of one save."
@@ -146,11 +131,3 @@ def read_arrays(folder: Path, facts: dict[str, Any]) -> dict[str, np.ndarray]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -24,11 +24,12 @@ from vit_clt.analysis.retrieval.descriptors import Descriptors, describe, encode
 from vit_clt.analysis.retrieval.files import packed, read_arrays, read_facts, unpacked, write_index
 from vit_clt.analysis.retrieval.neighbours import Neighbours
 from vit_clt.analysis.stats.nearest import Similarity, nearest
-from vit_clt.choices import SearchBackend, TokenKind
+from vit_clt.choices import SearchBackend, TokenKind, check_choice
 from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.images import ImageData, ImageRows, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.outputs import check_same
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 Space = Literal["codes", "inputs"]
@@ -99,8 +100,7 @@ class RetrievalIndex:
         Raises:
             InputError: an empty corpus, an argument out of range, or a CLT of another model.
         """
-        if similarity not in get_args(Similarity):
-            raise InputError(f'similarity is "{similarity}"; expected "cosine" or "dot".')
+        check_choice("similarity", similarity, get_args(Similarity))
         data = as_image_data(corpus)
         found = describe(vit, clt, data, tokens=tokens, layers=layers, progress=progress)
         teacher = vit.identity()
@@ -165,9 +165,8 @@ class RetrievalIndex:
         """
         if tokens not in self.facts.tokens:
             held = ", ".join(f'"{kind}"' for kind in self.facts.tokens)
-            raise InputError(f'tokens is "{tokens}"; this index holds {held}.')
-        if space not in get_args(Space):
-            raise InputError(f'space is "{space}"; expected "codes" or "inputs".')
+            raise InputError("tokens", f'is "{tokens}"; this index holds {held}.')
+        check_choice("space", space, get_args(Space))
         found = queries if isinstance(queries, Descriptors) else self.describe(queries)
         self._check_size(found, tokens)
         own = None if own_rows is None else np.asarray(own_rows, dtype=np.int64)
@@ -216,7 +215,7 @@ class RetrievalIndex:
             for each in wanted:
                 if each not in held:
                     raise InputError(
-                        f"{name} contains {each}; this index holds {', '.join(map(str, held))}."
+                        name, f"contains {each}; this index holds {', '.join(map(str, held))}."
                     )
         kinds = list(dict.fromkeys(tokens))
         whole = self.corpus
@@ -239,8 +238,9 @@ class RetrievalIndex:
             if have.get(s) != facts.n_features:
                 found = f"{have[s]} features" if s in have else "nothing"
                 raise InputError(
-                    f"queries have {found} on {tokens} rows of layer {s}; expected "
-                    f"{facts.n_features} features, as in the index."
+                    "queries",
+                    f"have {found} on {tokens} rows of layer {s}; expected "
+                    f"{facts.n_features} features, as in the index.",
                 )
 
     # ---- files --------------------------------------------------------------------------------
@@ -273,16 +273,20 @@ class RetrievalIndex:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder}/index.json is not that of an index: {error!r}.") from error
         teacher = vit.identity()
-        for field, expected, about in (
-            ("weights_sha256", teacher.weights_sha256, "model"),
-            ("activation", teacher.activation, "model"),
-            ("encoder_sha256", encoder_sha256(clt), "CLT"),
-        ):
-            if getattr(facts, field) != expected:
-                raise InputError(
-                    f"index {folder} is of another {about}: {field} is "
-                    f"{getattr(facts, field)[:24]}; expected {expected[:24]}, or another folder."
-                )
+        check_same(
+            {
+                "weights_sha256": teacher.weights_sha256,
+                "activation": teacher.activation,
+                "encoder_sha256": encoder_sha256(clt),
+            },
+            values,
+            f"index {folder}, or another folder",
+            {
+                "weights_sha256": "of the model",
+                "activation": "of the model",
+                "encoder_sha256": "of the CLT",
+            },
+        )
         arrays = read_arrays(folder, values)
         corpus = Descriptors(
             *unpacked(arrays, facts.tokens, facts.layers, (facts.n_images, facts.n_features)),

@@ -14,7 +14,7 @@ def donor_cycle(n: int, seed: int = 0) -> list[int]:
         InputError: fewer than two images.
     """
     if n < 2:
-        raise InputError(f'data has {n} image; fill "resample" needs another one to draw from.')
+        raise InputError("data", f'has {n} image; fill "resample" needs another one to draw from.')
     cycle = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     donors = torch.empty_like(cycle)
     donors[cycle] = cycle.roll(-1)

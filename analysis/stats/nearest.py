@@ -14,9 +14,8 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
-from sklearn.preprocessing import normalize
 
-from vit_clt.choices import SearchBackend
+from vit_clt.choices import SearchBackend, check_choice
 from vit_clt.errors import InputError
 
 Similarity = Literal["cosine", "dot"]
@@ -54,25 +53,26 @@ def nearest(
     Raises:
         InputError: unknown choices, other widths, k above the rows there are, or no faiss.
     """
-    for name, value, choices in (
-        ("similarity", similarity, get_args(Similarity)),
-        ("backend", backend, get_args(SearchBackend)),
-    ):
-        if value not in choices:
-            raise InputError(f'{name} is "{value}"; expected "{choices[0]}" or "{choices[1]}".')
+    check_choice("similarity", similarity, get_args(Similarity))
+    check_choice("backend", backend, get_args(SearchBackend))
     (n_queries, width), (n_rows, expected) = queries.shape, corpus.shape
     if width != expected:
-        raise InputError(f"queries have {width} columns; expected {expected}, as the corpus has.")
+        raise InputError(
+            "queries", f"have {width} columns; expected {expected}, as the corpus has."
+        )
     own = np.full(n_queries, -1) if own_rows is None else own_rows
     if len(own) != n_queries or own.min(initial=-1) < -1 or own.max(initial=-1) >= n_rows:
         raise InputError(
-            f"own_rows has {len(own)} entries up to {own.max(initial=-1)}; expected a row below "
-            f"{n_rows}, or -1, for each of {n_queries} queries."
+            "own_rows",
+            f"has {len(own)} entries up to {own.max(initial=-1)}; expected a row below "
+            f"{n_rows}, or -1, for each of {n_queries} queries.",
         )
     available = n_rows - bool((own >= 0).any())
     if not 1 <= k <= available:
         left_out = "" if available == n_rows else " (a query's own row is left out)"
-        raise InputError(f"k is {k}; expected 1 to {available}, the rows of the corpus{left_out}.")
+        raise InputError(
+            "k", f"is {k}; expected 1 to {available}, the rows of the corpus{left_out}."
+        )
     find = _exact if backend == "exact" else _with_faiss
     scaled = _in_float64(queries, similarity)
     chunks = [slice(start, start + _CHUNK) for start in range(0, n_queries, _CHUNK)]
@@ -159,6 +159,8 @@ def _first(k: int, query: np.ndarray, row: np.ndarray, score: np.ndarray) -> Fou
 
 
 def _in_float64(matrix: Matrix, similarity: Similarity) -> Matrix:
+    from sklearn.preprocessing import normalize  # takes a second to import
+
     doubled = matrix.astype(np.float64)
     return normalize(doubled, copy=False) if similarity == "cosine" else doubled
 
@@ -177,6 +179,7 @@ def check_faiss() -> ModuleType:
         import faiss
     except ImportError as error:
         raise InputError(
-            "backend is \"faiss\", which is not installed; expected pip install 'vit-clt[faiss]'."
+            "backend",
+            "is \"faiss\", which is not installed; expected pip install 'vit-clt[faiss]'.",
         ) from error
     return faiss

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.stats import rankdata
 
-from vit_clt.analysis.stats.readings import interval
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.similarity import pearson
 from vit_clt.errors import InputError
 from vit_clt.metrics import Metric
@@ -28,18 +27,20 @@ PERMUTATIONS = 1000
 class Agreement:
     """A mean rank correlation over targets."""
 
-    value: float
-    """NaN where no target has a correlation."""
-    low: float
-    high: float
-    """95 % bootstrap interval over images; NaN without draws."""
-    floor: float
-    """Mean over permutations of C's rows."""
-    floor_low: float
-    floor_high: float
-    """The central 95 % of permutations."""
+    value: Interval
+    """NaN where no target has a correlation; the interval is over images, none without draws."""
+    floor: Interval
+    """Mean over permutations of C's rows, and the central 95 % of them."""
     p: float
     """Share of permutations, the found order counted as one, that agree at least as well."""
+
+    def metrics(self, name: str, n: int) -> list[Metric]:
+        """`name`, what 97.5 % of permutations stay below, and p; over n images."""
+        return [
+            self.value.metric(name, "fraction", n, self.floor),
+            Metric(f"{name}_permuted_high", self.floor.high, "fraction", n),
+            Metric(f"{name}_p", self.p, "fraction", n),
+        ]
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,10 @@ class RankAgreement:
             prefix: what is compared, the start of each name.
             n: images.
         """
-        found = []
-        for name, a in (("spearman", self.spearman), ("kendall", self.kendall)):
-            whole = f"{prefix}_{name}"
-            found += [
-                Metric(whole, a.value, "fraction", n, a.low, a.high, a.floor),
-                Metric(f"{whole}_permuted_high", a.floor_high, "fraction", n),
-                Metric(f"{whole}_p", a.p, "fraction", n),
-            ]
-        return found
+        return [
+            *self.spearman.metrics(f"{prefix}_spearman", n),
+            *self.kendall.metrics(f"{prefix}_kendall", n),
+        ]
 
 
 def rank_agreement(
@@ -97,8 +93,8 @@ def rank_agreement(
     targets = range(MIN_SOURCES, len(scores))
     if not targets:
         raise InputError(
-            f"scores have {len(scores)} layers; a ranking of sources needs at least "
-            f"{MIN_SOURCES + 1}."
+            "scores",
+            f"have {len(scores)} layers; a ranking of sources needs at least {MIN_SOURCES + 1}.",
         )
     rows = [
         _Row(
@@ -117,7 +113,6 @@ def row_agreement(
     scores: Float[np.ndarray, " source"],
     effects: Float[np.ndarray, " source"],
     *,
-    score_draws: Float[np.ndarray, "draw source"] | None = None,
     effect_draws: Float[np.ndarray, "draw source"] | None = None,
     seed: int = 0,
 ) -> RankAgreement:
@@ -126,10 +121,10 @@ def row_agreement(
     Raises:
         InputError: rows of unlike length, or fewer than three sources.
     """
-    _check_shapes(scores, effects, score_draws, effect_draws)
+    _check_shapes(scores, effects, None, effect_draws)
     if len(scores) < MIN_SOURCES:
-        raise InputError(f"scores have {len(scores)} sources; expected at least {MIN_SOURCES}.")
-    return _agree([_Row(len(scores) - 1, scores, effects, score_draws, effect_draws)], seed)
+        raise InputError("scores", f"have {len(scores)} sources; expected at least {MIN_SOURCES}.")
+    return _agree([_Row(len(scores) - 1, scores, effects, None, effect_draws)], seed)
 
 
 def _check_shapes(
@@ -140,13 +135,14 @@ def _check_shapes(
 ) -> None:
     if scores.shape != effects.shape or (scores.ndim == 2 and len(set(scores.shape)) > 1):
         raise InputError(
-            f"scores have shape {scores.shape} and effects {effects.shape}; expected one shape, "
-            "as many targets as sources."
+            "scores",
+            f"have shape {scores.shape} and effects {effects.shape}; expected one shape, "
+            "as many targets as sources.",
         )
     draws = [d.shape for d in (score_draws, effect_draws) if d is not None]
     if any(shape[1:] != scores.shape for shape in draws) or len(set(draws)) > 1:
         raise InputError(
-            f"draws have shapes {draws}; expected one shape, (draws, {str(scores.shape)[1:]}."
+            "draws", f"have shapes {draws}; expected one shape, (draws, {str(scores.shape)[1:]}."
         )
 
 
@@ -188,19 +184,21 @@ def _agree(rows: list[_Row], seed: int) -> RankAgreement:
 def _mean_over_targets(found: np.ndarray, floor: np.ndarray, draws: np.ndarray | None) -> Agreement:
     varied = ~np.isnan(found)
     if not varied.any():
-        return Agreement(*[float("nan")] * 7)
-    value = float(found[varied].mean())
-    low = high = float("nan")
+        nothing = Interval(float("nan"))
+        return Agreement(nothing, nothing, float("nan"))
+    value = Interval(found[varied].mean())
     if draws is not None:
         # a resample in which a row happens not to vary has no correlation there
         drawn = pd.DataFrame(draws[varied]).mean().dropna().to_numpy()
-        low, high = interval(drawn) if len(drawn) else (low, high)
+        value = Interval.of(value, drawn) if len(drawn) else value
     means = floor[varied].mean(0)
     p = (1 + int((means >= value - 1e-12).sum())) / (1 + len(means))
-    return Agreement(value, low, high, float(means.mean()), *interval(means), p)
+    return Agreement(value, Interval.of(means.mean(), means), p)
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata  # takes a second to import
+
     x, y = np.broadcast_arrays(x, y)
     return pearson(rankdata(x, axis=-1), rankdata(y, axis=-1))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch.nn.functional as F
 from jaxtyping import Float
-from scipy.stats import rankdata
 from torch import Tensor
 
 # sums of a row's products differ in their last bits with its neighbours; such differences are ties
@@ -58,6 +57,8 @@ def similarity_ranks(embeddings: Float[Tensor, "image d_embed"]) -> Float[np.nda
 
     n (n - 1) / 2 pairs: about 1 GB of working memory and some seconds at 5,000 images.
     """
+    from scipy.stats import rankdata  # takes a second to import
+
     unit = F.normalize(embeddings.double(), dim=-1).cpu().numpy()
     pairs = np.concatenate([unit[i + 1 :] @ unit[i] for i in range(len(unit))])
     return rankdata(pairs.round(_SIMILARITY_DECIMALS))

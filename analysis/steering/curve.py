@@ -20,9 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.features.activity import feature_activity
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.steering.readings import SteeredReader, known_labels
 from vit_clt.analysis.steering.versions import STEERED, Feature, Steered, steered_versions
-from vit_clt.choices import EditKind
+from vit_clt.choices import EditKind, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -95,13 +96,12 @@ class SteeringCurve:
             of_class = "" if pd.isna(r["class"]) else f"_{r['class']}"
             name = f"{self.kind}_{r['strength']:g}_{r['measure']}{of_class}"
             baseline, unit = r["value"] - r["change"], r["unit"]
-            value = (r["value"], unit, self.n, r["low"], r["high"], r["floor"], baseline)
-            change = (r["change"], unit, self.n, r["change_low"], r["change_high"])
-            beyond = (r["beyond"], unit, self.n, r["beyond_low"], r["beyond_high"])
+            value = Interval(r["value"], r["low"], r["high"])
+            change, beyond = (Interval.from_columns(r, each) for each in ("change", "beyond"))
             found += [
-                Metric(name, *value),
-                Metric(f"{name}_change", *change),
-                Metric(f"{name}_beyond_random", *beyond),
+                value.metric(name, unit, self.n, r["floor"], baseline),
+                change.metric(f"{name}_change", unit, self.n),
+                beyond.metric(f"{name}_beyond_random", unit, self.n),
             ]
         return found
 
@@ -167,7 +167,7 @@ def steering_curve(
     strengths = [float(v) for v in (STRENGTHS[kind] if values is None else values)]
     if not strengths or len(set(strengths)) < len(strengths) or not np.isfinite(strengths).all():
         raise InputError(
-            f"values are {strengths}; expected different finite numbers, at least one."
+            "values", f"are {strengths}; expected different finite numbers, at least one."
         )
     strengths.sort()
     shown = list(range(len(data))) if rows is None else list(rows)
@@ -236,13 +236,13 @@ def check_images(rows: Sequence[int], data: ImageData) -> None:
         InputError: one out of range, one given twice (an image would count double), or none.
     """
     if not rows:
-        raise InputError("query is empty; expected at least one image.")
+        raise InputError("query", "is empty; expected at least one image.")
     if len(set(rows)) < len(rows):
-        raise InputError("query holds a row twice; expected each once.")
+        raise InputError("query", "holds a row twice; expected each once.")
     for row in rows:
         if not 0 <= row < len(data):
             raise InputError(
-                f"query is {row}; expected rows from 0 to {len(data) - 1} of {data.name}."
+                "query", f"is {row}; expected rows from 0 to {len(data) - 1} of {data.name}."
             )
 
 
@@ -254,10 +254,11 @@ def _check(
     tokens: Rows,
     n_random: int,
 ) -> None:
-    if kind not in get_args(EditKind):
-        raise InputError(f'kind is "{kind}"; expected "clamp" or "scale".')
+    check_choice("kind", kind, get_args(EditKind))
     if n_random < 1:
-        raise InputError(f"n_random is {n_random}; expected at least 1 random feature beside each.")
+        raise InputError(
+            "n_random", f"is {n_random}; expected at least 1 random feature beside each."
+        )
     check_rows(tokens, vit.cfg.n_tokens)
     edits = [Edit(s, i, "scale", 1, tokens) for s, i in features]
     check_edits(clt, edits, layers=range(vit.cfg.n_layers), n_tokens=vit.cfg.n_tokens)

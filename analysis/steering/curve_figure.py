@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.style import (
     BLUE,
+    FAINT,
     GREEN,
     GREY,
     INK,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from vit_clt.hooks import Rows
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
-_FAINT = "#bbbbbb"
 
 
 def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Figure:
@@ -68,7 +68,7 @@ def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Fi
             _rows(curve, STEERED, "probability", label),
             100,
             name=curve.class_names[label] if shown else "other classes",
-            colour=_COLOURS[named.index(label)] if shown else _FAINT,
+            colour=_COLOURS[named.index(label)] if shown else FAINT,
             legend=shown or rank == 0,
             bars=shown,
             row=1,

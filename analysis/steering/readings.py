@@ -12,11 +12,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_clt.analysis.stats.readings import bootstrap_means, intervals
+from vit_clt.analysis.stats.intervals import bootstrap_means, intervals
+from vit_clt.analysis.stats.readings import MEASURES, UNITS
 from vit_clt.analysis.stats.similarity import kl_divergence
 from vit_clt.zero_shot import ZeroShot
 
-_UNITS = {"probability": "fraction", "top1": "fraction", "kl": "nats", "loss": "nats"}
+STEERED_UNITS: dict[str, str] = {
+    "contrast": "logits",
+    "logit": "logits",
+    "probability": "fraction",
+    "kl": "nats",
+}
+STEERED_UNITS |= {measure: UNITS[measure] for measure in MEASURES}
 
 
 class SteeredReader:
@@ -76,7 +83,7 @@ class SteeredReader:
                 **what,
                 "strength": np.nan if strength is None else strength,
                 **self.index,
-                "unit": [_UNITS.get(m, "logits") for m in self.index["measure"]],
+                "unit": [STEERED_UNITS[m] for m in self.index["measure"]],
                 "value": columns.mean(0),
                 "low": low[:k],
                 "high": high[:k],

@@ -101,10 +101,10 @@ def agreement_text(search: SteeringSearch) -> str:
         return "Too few features to say whether prediction and measurement agree."
     return (
         f"Spearman of predicted and measured change of the logit contrast, suppressed, over "
-        f"{len(search.found)} features: {a.value:.2f} ({a.low:.2f} to {a.high:.2f} over images of "
-        f"the measuring half, predictions held); predictions permuted: {a.floor_low:.2f} to "
-        f"{a.floor_high:.2f}. Slope of measured on predicted: {search.slope.value:.2f} "
-        f"({search.slope.low:.2f} to {search.slope.high:.2f})."
+        f"{len(search.found)} features: {a.value:.2f} ({a.value.low:.2f} to "
+        f"{a.value.high:.2f} over images of the measuring half, predictions held); predictions "
+        f"permuted: {a.floor.low:.2f} to {a.floor.high:.2f}. Slope of measured on "
+        f"predicted: {search.slope.text('.2f')}."
     )
 
 

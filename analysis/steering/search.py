@@ -27,8 +27,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_clt.analysis.features.effects import contrast_effects
+from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
 from vit_clt.analysis.stats.ranks import MIN_SOURCES, Agreement, row_agreement
-from vit_clt.analysis.stats.readings import bootstrap_means, interval, intervals
+from vit_clt.analysis.steering.readings import STEERED_UNITS
 from vit_clt.analysis.steering.scaled_features import SCALES, scaled_features
 from vit_clt.analysis.steering.versions import Feature
 from vit_clt.data.forms import check_prepared
@@ -39,24 +40,6 @@ from vit_clt.hooks.steering import check_rows
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot, class_number
-
-_UNITS = {
-    "contrast": "logits",
-    "probability": "fraction",
-    "kl": "nats",
-    "top1": "fraction",
-    "loss": "nats",
-}
-
-
-@dataclass(frozen=True)
-class Slope:
-    """Of measured on predicted change, sum m p / sum p^2, with its 95 % bootstrap interval over the
-    measuring images, predictions held; NaN where all predictions are 0."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -76,8 +59,9 @@ class SteeringSearch:
     agreement: Agreement | None
     """Spearman of predicted and measured contrast over the features found, suppressed; its interval
     holds the prediction. None for fewer than three."""
-    slope: Slope
-    """Measured on predicted contrast over the features found, suppressed."""
+    slope: Interval
+    """Of measured on predicted contrast over the features found, suppressed: sum m p / sum p^2,
+    predictions held in its interval; NaN where all predictions are 0."""
     target: str
     label: int
     tokens: Rows
@@ -117,36 +101,22 @@ class SteeringSearch:
         """Every change of the features found, floor: the mean of their random ones; what lies
         beyond those ("_beyond_random"); agreement of prediction and measurement, and its slope."""
         metrics = [
-            Metric(f"unsteered_{name}", value, _UNITS[name], self.n)
+            Metric(f"unsteered_{name}", value, STEERED_UNITS[name], self.n)
             for name, value in self.baseline.items()
         ]
         for r in self.frame[self.frame["role"] == "found"].to_dict("records"):
             for measure in self.measures:
                 name = f"{r['layer']}:{r['feature']}_scale_{r['scale']:g}_delta_{measure}"
                 floor = self.random_mean(r["candidate"], r["scale"], measure)
-                unit, beyond = _UNITS[measure], f"{measure}_beyond"
-                change, past = (
-                    (r[column], unit, self.n, r[f"{column}_low"], r[f"{column}_high"])
-                    for column in (measure, beyond)
-                )
+                unit, beyond = STEERED_UNITS[measure], f"{measure}_beyond"
+                change, past = (Interval.from_columns(r, each) for each in (measure, beyond))
                 metrics += [
-                    Metric(name, *change, floor, 0.0),
-                    Metric(f"{name}_beyond_random", *past),
+                    change.metric(name, unit, self.n, floor, 0.0),
+                    past.metric(f"{name}_beyond_random", unit, self.n),
                 ]
-        slope = self.slope
-        metrics.append(
-            Metric(
-                "predicted_measured_slope", slope.value, "fraction", self.n, slope.low, slope.high
-            )
-        )
+        metrics.append(self.slope.metric("predicted_measured_slope", "fraction", self.n))
         if self.agreement is not None:
-            a = self.agreement
-            name = "predicted_measured_spearman"
-            metrics += [
-                Metric(name, a.value, "fraction", self.n, a.low, a.high, a.floor),
-                Metric(f"{name}_permuted_high", a.floor_high, "fraction", self.n),
-                Metric(f"{name}_p", a.p, "fraction", self.n),
-            ]
+            metrics += self.agreement.metrics("predicted_measured_spearman", self.n)
         return metrics
 
     def figure(self) -> go.Figure:
@@ -197,12 +167,14 @@ def steering_search(
     check_rows(tokens, vit.cfg.n_tokens)
     label = class_number(zs.class_names, target)
     if len(zs.class_names) < 2:
-        raise InputError("class-names has 1 class; expected at least 2, as classes are compared.")
+        raise InputError(
+            "class_names", "has 1 class; expected at least 2, as classes are compared."
+        )
     for name, number in (("top", top), ("n_random", n_random)):
         if number < 1:
-            raise InputError(f"{name} is {number}; expected at least 1.")
+            raise InputError(name, f"is {number}; expected at least 1.")
     if len(data) < 4:
-        raise InputError(f"data has {len(data)} images; expected at least 4, two in each half.")
+        raise InputError("data", f"has {len(data)} images; expected at least 4, two in each half.")
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(data))
     half = len(data) // 2
@@ -233,7 +205,6 @@ def steering_search(
     )
     samples = bootstrap_means(changes.reshape(len(changes), -1), seed)
     samples = samples.reshape(len(samples), *changes.shape[1:])
-    low, high = intervals(samples)
     beside = [
         [at for at, (other, role, _) in enumerate(wanted) if other == rank and role == "random"]
         for rank in range(len(found))
@@ -247,15 +218,13 @@ def steering_search(
             row |= {"effect": float(effects[s, i]), "scale": scale}
             row["predicted"] = (scale - 1) * row["effect"]
             for m, measure in enumerate(before):
-                row[measure] = float(changes[:, at, j, m].mean())
-                row[f"{measure}_low"] = float(low[at, j, m])
-                row[f"{measure}_high"] = float(high[at, j, m])
+                change = Interval.of(changes[:, at, j, m].mean(), samples[:, at, j, m])
+                row |= change.columns(measure)
                 if role == "found":
                     # means are linear: draws of a difference are differences of draws
                     draws = samples[:, at, j, m] - samples[:, beside[rank], j, m].mean(1)
-                    name = f"{measure}_beyond"
-                    row[name] = row[measure] - float(changes[:, beside[rank], j, m].mean())
-                    row[f"{name}_low"], row[f"{name}_high"] = interval(draws)
+                    beyond = change - changes[:, beside[rank], j, m].mean()
+                    row |= Interval.of(beyond, draws).columns(f"{measure}_beyond")
             rows.append(row)
     frame = pd.DataFrame(rows)
     chosen = [at for at, (_, role, _) in enumerate(wanted) if role == "found"]
@@ -290,8 +259,8 @@ def _slope(
     predicted: Float[np.ndarray, " feature"],
     measured: Float[np.ndarray, " feature"],
     draws: Float[np.ndarray, "draw feature"],
-) -> Slope:
+) -> Interval:
     power = float(predicted @ predicted)
     if not power:
-        return Slope(*[float("nan")] * 3)
-    return Slope(float(measured @ predicted) / power, *interval(draws @ predicted / power))
+        return Interval(float("nan"))
+    return Interval.of(float(measured @ predicted) / power, draws @ predicted / power)

@@ -96,8 +96,9 @@ def steered_versions(
     for s, i in chosen:
         if not activity[s].fired[i]:
             raise InputError(
-                f"feature {s}:{i} is active on none of these rows of {data}; expected one that "
-                "fires, as strengths are in units of its activation."
+                "feature",
+                f"{s}:{i} is active on none of these rows of {data}; expected one that "
+                "fires, as strengths are in units of its activation.",
             )
     rng = np.random.default_rng(seed)
     used: dict[int, set[int]] = {s: {i for t, i in chosen if t == s} for s in activity}

@@ -12,7 +12,7 @@ are sources of the stream, nothing flows back through them. What is left is affi
 
 with LN(v) = gain * (v - mean v) / std + bias at the std that is held, and ls LayerScale, where a
 model has one. Any linear reading of e or of a row of x_l is then a sum over y, patches and biases,
-exactly: a `Reading` has its gradients, taken back by explicit linear algebra.
+exactly: a `Readout` has its gradients, taken back by explicit linear algebra.
 
 A norm that is held counts in full what it would scale away: a part along the embedding itself adds
 to every logit, though the cosine knows nothing of it. With `norms="differentiated"` gradients go
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from vit_clt.choices import Norms
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.passes.clean import CleanPass
 from vit_clt.hooks.points import ATTN_IN, HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST, RESID_PRE
 
 StandIn = Callable[
@@ -44,7 +45,7 @@ StandIn = Callable[
 
 
 @dataclass(frozen=True)
-class Reading:
+class Readout:
     """A linear reading of the frozen stream, by what adds to it. All terms sum to the reading:
 
     sum_l <y, y_l> + <inputs, patches + class token + position> + the three biases
@@ -82,7 +83,7 @@ class FrozenPass:
     """MLP outputs, before LayerScale."""
     patches: Float[Tensor, "batch patch d_model"]
     """What the patch embedding puts out, without positions."""
-    embedding: Float[Tensor, "batch d_embed"]
+    embeddings: Float[Tensor, "batch d_embed"]
     """`vit(images)`, not normalised."""
     pattern: Float[Tensor, "layer batch head query key"]
     """Attention patterns, held."""
@@ -91,32 +92,26 @@ class FrozenPass:
     def __init__(self, vit: HookedViT, images: Float[Tensor, "batch 3 height width"]):
         if not vit.cfg.pools_cls:
             raise InputError(
-                f"model is {vit.cfg.model}, whose embedding is not read from the class token "
-                "alone; expected one that pools CLS."
+                "model",
+                f"is {vit.cfg.model}, whose embedding is not read from the class token "
+                "alone; expected one that pools CLS.",
             )
         self.vit = vit
-        n = vit.cfg.n_layers
-        end = RESID_POST.format(l=n - 1)
+        layers = range(vit.cfg.n_layers)
         points = (RESID_PRE, RESID_MID, ATTN_IN, HOOK_IN, HOOK_OUT)
-        cache = vit.clean_cache(images, [*(p.format(l=l) for l in range(n) for p in points), end])
-        layers = range(n)
-        self.x = torch.stack([cache[HOOK_IN.format(l=l)] for l in layers])
-        self.y = torch.stack([cache[HOOK_OUT.format(l=l)] for l in layers])
+        clean = CleanPass(vit, images, dict.fromkeys(points, layers) | {RESID_POST: layers[-1:]})
+        self.embeddings = clean.embeddings
+        self.x, self.y = (
+            torch.stack([clean.at(point, l) for l in layers]) for point in (HOOK_IN, HOOK_OUT)
+        )
         patches = self._visual.conv1(images)
         self.patches = rearrange(patches, "batch d down across -> batch (down across) d")
-        self.embedding = vit.head(cache[end])
-        patterns = [
-            block.pattern_and_values(cache[ATTN_IN.format(l=l)])[0]
-            for l, block in enumerate(vit.blocks)
-        ]
+        blocks = list(enumerate(vit.blocks))
+        patterns = [block.pattern_and_values(clean.at(ATTN_IN, l))[0] for l, block in blocks]
         self.pattern = torch.stack(patterns)
-        self._ln_1 = [
-            _Norm.held(b.ln_1, cache[RESID_PRE.format(l=l)]) for l, b in enumerate(vit.blocks)
-        ]
-        self._ln_2 = [
-            _Norm.held(b.ln_2, cache[RESID_MID.format(l=l)]) for l, b in enumerate(vit.blocks)
-        ]
-        self._ln_post = _Norm.held(self._visual.ln_post, cache[end][:, 0])
+        self._ln_1 = [_Norm.held(block.ln_1, clean.at(RESID_PRE, l)) for l, block in blocks]
+        self._ln_2 = [_Norm.held(block.ln_2, clean.at(RESID_MID, l)) for l, block in blocks]
+        self._ln_post = _Norm.held(self._visual.ln_post, clean.at(RESID_POST, layers[-1])[:, 0])
         self._ln_pre = None
         if isinstance(self._visual.ln_pre, nn.LayerNorm):
             entering = self.positions.expand(len(images), -1, -1).clone()
@@ -162,7 +157,7 @@ class FrozenPass:
         direction: Float[Tensor, "*direction d_embed"],
         through: StandIn | None = None,
         norms: Norms = "held",
-    ) -> Reading:
+    ) -> Readout:
         """The reading <e/||e||, direction>, e the embedding, ||e|| held.
 
         Args:
@@ -176,15 +171,16 @@ class FrozenPass:
         Raises:
             InputError: a direction of another width than the embedding.
         """
-        if direction.shape[-1] != self.embedding.shape[-1]:
+        if direction.shape[-1] != self.embeddings.shape[-1]:
             raise InputError(
-                f"direction has width {direction.shape[-1]}; expected that of the embedding, "
-                f"{self.embedding.shape[-1]}."
+                "direction",
+                f"has width {direction.shape[-1]}; expected that of the embedding, "
+                f"{self.embeddings.shape[-1]}.",
             )
-        size = self.embedding.norm(dim=-1, keepdim=True)
-        at_unit = direction.to(self.embedding)[..., None, :]
+        size = self.embeddings.norm(dim=-1, keepdim=True)
+        at_unit = direction.to(self.embeddings)[..., None, :]
         if norms == "differentiated":
-            unit = self.embedding / size
+            unit = self.embeddings / size
             at_unit = at_unit - (at_unit * unit).sum(-1, keepdim=True) * unit
         at_e = at_unit / size
         at_norm = at_e if self._visual.proj is None else at_e @ self._visual.proj.mT
@@ -200,7 +196,7 @@ class FrozenPass:
         rows: Int[Tensor, " direction"],
         vectors: Float[Tensor, "direction d_model"],
         norms: Norms = "held",
-    ) -> Reading:
+    ) -> Readout:
         """The readings <x_l[row], vector>, one per row and vector; of y_l' only l' < l.
 
         A feature's pre-activation is that of its encoder row, W_enc[l]_i, plus b_enc[l]_i.
@@ -210,11 +206,12 @@ class FrozenPass:
         """
         n, n_tokens = self.vit.cfg.n_layers, self.vit.cfg.n_tokens
         if not 0 <= layer < n:
-            raise InputError(f"layer is {layer}; expected a layer from 0 to {n - 1}.")
+            raise InputError("layer", f"is {layer}; expected a layer from 0 to {n - 1}.")
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < n_tokens:
             raise InputError(
-                f"rows run from {int(rows.min())} to {int(rows.max())}; expected token rows from "
-                f"0 to {n_tokens - 1}."
+                "rows",
+                f"run from {int(rows.min())} to {int(rows.max())}; expected token rows from "
+                f"0 to {n_tokens - 1}.",
             )
         norm = self._ln_2[layer]
         at_x = vectors.new_zeros(len(rows), *self.x.shape[1:])
@@ -230,7 +227,7 @@ class FrozenPass:
         from_mid: bool = False,
         through: StandIn | None = None,
         norms: Norms = "held",
-    ) -> Reading:
+    ) -> Readout:
         """Take a gradient of pre_layer, or of mid_layer, back to all that adds to it."""
         y: dict[int, Tensor] = {}
         biases: list[Tensor] = []
@@ -250,7 +247,7 @@ class FrozenPass:
         if norm is not None:
             ln_pre_bias, stream = stream.sum(-2) @ norm.bias, norm.back(stream, norms)
         nothing = stream.new_zeros(*stream.shape[:-3], 0, *stream.shape[-3:])
-        return Reading(
+        return Readout(
             y=torch.stack([y[l] for l in range(layer)], dim=-4) if y else nothing,
             inputs=stream,
             ln_pre_bias=ln_pre_bias,

@@ -22,15 +22,16 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.choices import Site, TokenKind
+from vit_clt.choices import Site, TokenKind, check_choice
 from vit_clt.errors import InputError
-from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
+from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.interventions import (
     check_unhooked,
     overwrite_attn_hooks,
     overwrite_mlp_hooks,
     overwrite_rows,
 )
+from vit_clt.hooks.passes.clean import CleanPass
 from vit_clt.hooks.points import HOOK_OUT, READ_IN, RESID_MID, RESID_POST, RESID_PRE, SITE_OUT
 from vit_clt.hooks.rows import layer_list, token_rows
 
@@ -49,7 +50,7 @@ class AlteredPass:
     """What it put out."""
 
 
-class UnalteredPass:
+class OverwrittenPass(CleanPass):
     """The unaltered pass of one batch; overwritten passes go on from it.
 
     Args:
@@ -74,30 +75,20 @@ class UnalteredPass:
         scored: TokenKind = "cls",
     ):
         check_unhooked(vit)
-        if site not in get_args(Site):
-            raise InputError(f'site is "{site}"; expected "mlp" or "attn".')
-        self.vit, self.site, self.ablated = vit, site, ablated
+        check_choice("site", site, get_args(Site))
+        self.site, self.ablated = site, ablated
         self._rows = token_rows(ablated, vit.cfg.has_cls)
         self._scored = token_rows(scored, vit.cfg.has_cls)
-        n = vit.cfg.n_layers
-        end = RESID_POST.format(l=n - 1)
-        points = {RESID_PRE, RESID_MID, HOOK_OUT, SITE_OUT[site]}
-        cache = vit.clean_cache(images, [*(p.format(l=l) for l in range(n) for p in points), end])
-        self._pre = [cache[RESID_PRE.format(l=l)] for l in range(n)]
-        self._mid = [cache[RESID_MID.format(l=l)][:, self._scored] for l in range(n)]
-        self._out = [cache[SITE_OUT[site].format(l=l)] for l in range(n)]
-        self._end = cache[end]
-        self.y = [cache[HOOK_OUT.format(l=l)][:, self._scored] for l in range(n)]
+        layers = range(vit.cfg.n_layers)
+        points = (RESID_PRE, RESID_MID, HOOK_OUT, SITE_OUT[site])
+        super().__init__(vit, images, dict.fromkeys(points, layers) | {RESID_POST: layers[-1:]})
+        self._mid = [self.at(RESID_MID, l)[:, self._scored] for l in layers]
+        self.y = [self.at(HOOK_OUT, l)[:, self._scored] for l in layers]
         """y_l on the scored rows, "batch scored d_model" per layer."""
         self.x = [block.ln_2(mid) for block, mid in zip(vit.blocks, self._mid, strict=True)]
         """x_l on the scored rows."""
         # torch picks another matrix product for fewer rows: what is compared must take the same
         self._y_alone = [block.mlp(x) for block, x in zip(vit.blocks, self.x, strict=True)]
-
-    @torch.no_grad()
-    def embeddings(self) -> Float[Tensor, "batch d_embed"]:
-        """`vit(images)`, bit for bit."""
-        return self.vit(self._end, start_at_layer=self.vit.cfg.n_layers)
 
     def readers(self, source: int) -> range:
         """Layers whose MLP reads what `source` puts out; an attention layer's own block does."""
@@ -125,12 +116,11 @@ class UnalteredPass:
             into[layer] = tensor[:, self._scored]
 
         overwrite = overwrite_mlp_hooks if self.site == "mlp" else overwrite_attn_hooks
-        hooks: FwdHooks = overwrite(chosen, self.ablated, values)
+        hooks = overwrite(chosen, self.ablated, values)
         for l in self.readers(chosen[0]):
             hooks += [(READ_IN.format(l=l), partial(keep, x, l))]
             hooks += [(HOOK_OUT.format(l=l), partial(keep, y, l))]
-        with self.vit.hooks(fwd_hooks=hooks):
-            embeddings = self.vit(self._pre[chosen[0]], start_at_layer=chosen[0])
+        embeddings = self.from_layer(chosen[0], self.at(RESID_PRE, chosen[0]), hooks)
         return AlteredPass(embeddings, x, y)
 
     @torch.no_grad()
@@ -149,8 +139,9 @@ class UnalteredPass:
         [source], [target] = (layer_list(l, self.vit.cfg.n_layers) for l in (source, target))
         if target not in self.readers(source):
             raise InputError(
-                f"target is {target}, whose MLP does not read the {self.site} output of layer "
-                f"{source}; expected a layer from {source + (self.site == 'mlp')} on."
+                "target",
+                f"is {target}, whose MLP does not read the {self.site} output of layer "
+                f"{source}; expected a layer from {source + (self.site == 'mlp')} on.",
             )
         block = self.vit.blocks[target]
         x = block.ln_2(self._mid[target] + self._change(source, values)[:, self._scored])
@@ -166,15 +157,15 @@ class UnalteredPass:
             InputError: a layer out of range, or values of another number of rows.
         """
         n = self.vit.cfg.n_layers
-        resid = self._end
+        resid = self.at(RESID_POST, n - 1)
         for layer in layer_list(layers, n):
             resid = resid + self._change(layer, values)
-        return self.vit(resid, start_at_layer=n)
+        return self.from_layer(n, resid)
 
     def _change(self, layer: int, values: Values | None) -> Tensor:
         # in the residual stream, behind LayerScale
-        out, block = self._out[layer], self.vit.blocks[layer]
-        value = None if values is None else values[layer]
-        altered = overwrite_rows(out, self._rows, value, SITE_OUT[self.site].format(l=layer))
+        point, block = SITE_OUT[self.site], self.vit.blocks[layer]
+        out, value = self.at(point, layer), None if values is None else values[layer]
+        altered = overwrite_rows(out, self._rows, value, point.format(l=layer))
         scale = block.ls_2 if self.site == "mlp" else block.ls_1
         return scale(altered) - scale(out)

@@ -9,7 +9,7 @@ rounding decides, in either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -20,12 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.choices import Inputs, TokenKind
-from vit_clt.errors import InputError
-from vit_clt.hooks.blocks import idle_mlps
-from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
+from vit_clt.choices import Inputs, TokenKind, check_choice
+from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.interventions import check_unhooked, overwrite_rows
-from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN, RESID_MID
+from vit_clt.hooks.passes.clean import CleanPass
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN, RESID_MID, FwdHook, FwdHooks
 from vit_clt.hooks.rows import layer_list, token_rows
 from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -43,14 +42,13 @@ class ReplacedRange:
     to layers first..L-1: all L of a CLT, those layers themselves of a per-layer transcoder."""
 
 
-class SharedPrefix:
+class SharedPrefix(CleanPass):
     """One unaltered pass of a batch, and altered ranges that go on from it.
 
     Keeps x_l, y_l and the stream between attention and MLP, "layer batch token d_model" each.
 
     Args:
-        vit: the teacher, with no hooks attached: parts of each forward are shared, so that a hook
-            would fire in some of them only.
+        vit: the teacher, with no hooks attached.
         images: one batch.
 
     Raises:
@@ -60,19 +58,8 @@ class SharedPrefix:
     @torch.no_grad()
     def __init__(self, vit: HookedViT, images: Float[Tensor, "batch 3 height width"]):
         check_unhooked(vit)
-        self.vit = vit
-        layers = range(vit.cfg.n_layers)
         points = (RESID_MID, HOOK_IN, HOOK_OUT)
-        cache = vit.clean_cache(images, [point.format(l=l) for l in layers for point in points])
-        self._resid_mid, self._x, self._y = (
-            [cache[point.format(l=l)] for l in layers] for point in points
-        )
-
-    @torch.no_grad()
-    def unaltered(self) -> Float[Tensor, "batch d_embed"]:
-        """The embeddings `vit(images)`."""
-        resid = self.vit.blocks[-1].add_mlp(self._resid_mid[-1], self._y[-1])
-        return self.vit(resid, start_at_layer=self.vit.cfg.n_layers)
+        super().__init__(vit, images, dict.fromkeys(points, range(vit.cfg.n_layers)))
 
     @torch.no_grad()
     def overwritten(
@@ -109,20 +96,20 @@ class SharedPrefix:
         Raises:
             InputError: an argument out of range.
         """
-        firsts = layer_list(first_layers, self.vit.cfg.n_layers)
+        n = self.vit.cfg.n_layers
+        firsts = layer_list(first_layers, n)
         rows = token_rows(tokens, self.vit.cfg.has_cls)
-        if inputs not in get_args(Inputs):
-            raise InputError(f'inputs is "{inputs}"; expected "stream" or "teacher".')
-        x = [x_l[:, rows] for x_l in self._x]
+        check_choice("inputs", inputs, get_args(Inputs))
+        x = [self.at(HOOK_IN, l)[:, rows] for l in range(n)]
         if inputs == "stream":
             yield from self._from_stream(clt, x, firsts, tokens)
             return
-        sources, replaced = clt.config.sources, range(firsts[0], len(x))
+        sources, replaced = clt.config.sources, range(firsts[0], n)
         codes = {s: clt.encode(x[s], layer=s) for s in sources(*replaced)}
         recon = {l: clt.decode({s: codes[s] for s in sources(l)}, target=l) for l in replaced}
         l0 = {s: _l0(each) for s, each in codes.items()}
         for first in firsts:
-            mean = fmean(l0[s] for s in sources(*range(first, len(x))))
+            mean = fmean(l0[s] for s in sources(*range(first, n)))
             yield ReplacedRange(first, self._run(first, tokens, recon.__getitem__), mean)
 
     def _from_stream(
@@ -180,21 +167,18 @@ class SharedPrefix:
         first: int,
         tokens: TokenKind,
         value: Callable[[int], Tensor | None],
-        reads: FwdHooks | tuple[()] = (),
+        reads: Sequence[FwdHook] = (),
     ) -> Tensor:
-        vit = self.vit
-        rows = token_rows(tokens, vit.cfg.has_cls)
+        rows = token_rows(tokens, self.vit.cfg.has_cls)
 
         def write(y: Tensor, hook: HookPoint | None, layer: int) -> Tensor:
             return overwrite_rows(y, rows, value(layer), HOOK_OUT.format(l=layer))
 
-        later = range(first + 1, vit.cfg.n_layers)
+        later = range(first + 1, self.vit.cfg.n_layers)
         writes: FwdHooks = [(HOOK_OUT.format(l=l), partial(write, layer=l)) for l in later]
+        y = write(self.at(HOOK_OUT, first), None, layer=first)
         idle = later if tokens == "all" else ()
-        y = write(self._y[first], None, layer=first)
-        resid = vit.blocks[first].add_mlp(self._resid_mid[first], y)
-        with vit.hooks(fwd_hooks=[*reads, *writes]), idle_mlps(vit.blocks[l] for l in idle):
-            return vit(resid, start_at_layer=first + 1)
+        return self.from_mlp(first, y, [*reads, *writes], idle)
 
 
 def _l0(codes: Codes) -> float:

@@ -18,16 +18,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.hooks.blocks import idle_mlps
-from vit_clt.hooks.hooked_vit import FwdHooks, HookedViT
+from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.interventions import check_unhooked
-from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN, RESID_POST, RESID_PRE
+from vit_clt.hooks.passes.clean import CleanPass
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN, RESID_PRE, FwdHooks
+from vit_clt.hooks.rows import patch_rows_unread
 from vit_clt.hooks.steering import Edit, check_edits
 from vit_clt.kernels.codes import Codes, SparseCodes
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
-class SteeredPass:
+class SteeredPass(CleanPass):
     """The unaltered pass of one batch; steered passes go on from it.
 
     Check a saved CLT against the model with `check_fits(vit, clt)` first.
@@ -49,14 +50,9 @@ class SteeredPass:
         images: Float[Tensor, "batch 3 height width"],
     ):
         check_unhooked(vit)
-        self.vit, self.clt = vit, clt
-        n = vit.cfg.n_layers
-        end = RESID_POST.format(l=n - 1)
         points = (RESID_PRE, HOOK_IN, HOOK_OUT)
-        cache = vit.clean_cache(images, [*(p.format(l=l) for l in range(n) for p in points), end])
-        self._pre, self._x, self._y = ([cache[p.format(l=l)] for l in range(n)] for p in points)
-        self.embeddings: Float[Tensor, "batch d_embed"] = vit(cache[end], start_at_layer=n)
-        """`vit(images)`, bit for bit."""
+        super().__init__(vit, images, dict.fromkeys(points, range(vit.cfg.n_layers)))
+        self.clt = clt
         self._codes: dict[int, Codes] = {}
         self._terms: dict[tuple[int, int], Tensor] = {}
 
@@ -71,27 +67,28 @@ class SteeredPass:
         """
         layers = range(self.vit.cfg.n_layers)
         check_edits(self.clt, edits, layers=layers, n_tokens=self.vit.cfg.n_tokens)
-        touched = torch.zeros(len(self.embeddings), dtype=torch.bool, device=self._pre[0].device)
+        touched = torch.zeros(len(self.embeddings), dtype=torch.bool, device=self.embeddings.device)
         for edit in edits:
-            z = values_of(self._clean(edit.layer), edit.features)
+            z = values_of(self.codes(edit.layer), edit.features)
             touched |= (edit.apply(z) != z).flatten(1).any(1)
         out = self.embeddings.clone()
         if touched.any():
             out[touched] = _Steered(self, edits, touched).run()
         return out
 
-    def _clean(self, layer: int) -> Codes:
+    def codes(self, layer: int) -> Codes:
+        """The unaltered codes of a layer."""
         if layer not in self._codes:
-            self._codes[layer] = self.clt.encode(self._x[layer], layer=layer)
+            self._codes[layer] = self.clt.encode(self.at(HOOK_IN, layer), layer=layer)
         return self._codes[layer]
 
-    def _clean_terms(self, first: int, target: int) -> Tensor:
+    def terms(self, first: int, target: int) -> Float[Tensor, "batch token d_model"]:
         """What the sources above `first` write to `target`, bias included, unaltered."""
         if (first, target) not in self._terms:
             # those of one `first` at a time: all would be L times the activations
             self._terms = {at: term for at, term in self._terms.items() if at[0] == first}
             sources = [s for s in self.clt.config.sources(target) if s > first]
-            codes = {s: self._clean(s) for s in sources}
+            codes = {s: self.codes(s) for s in sources}
             self._terms[first, target] = self.clt.decode(codes, target=target)
         return self._terms[first, target]
 
@@ -99,11 +96,9 @@ class SteeredPass:
 class _Steered:
     """One steered pass over the images touched."""
 
-    def __init__(
-        self, unaltered: SteeredPass, edits: Sequence[Edit], touched: Bool[Tensor, " batch"]
-    ):
-        self.of, self.edits, self.touched = unaltered, edits, touched
-        self.vit, self.clt = unaltered.vit, unaltered.clt
+    def __init__(self, clean: SteeredPass, edits: Sequence[Edit], touched: Bool[Tensor, " batch"]):
+        self.clean, self.edits, self.touched = clean, edits, touched
+        self.vit, self.clt = clean.vit, clean.clt
         self.first = min(edit.layer for edit in edits)
         self.codes: dict[int, Codes] = {}
         self.moves: list[tuple[Edit, Tensor]] = []
@@ -112,14 +107,13 @@ class _Steered:
         layers = range(self.first, self.vit.cfg.n_layers)
         hooks: FwdHooks = [(READ_IN.format(l=l), partial(self._read, layer=l)) for l in layers]
         hooks += [(HOOK_OUT.format(l=l), partial(self._write, layer=l)) for l in layers]
-        resid = self.of._pre[self.first][self.touched]
-        with self.vit.hooks(fwd_hooks=hooks), idle_mlps(self.vit.blocks[l] for l in layers):
-            return self.vit(resid, start_at_layer=self.first)
+        resid = self.clean.at(RESID_PRE, self.first)[self.touched]
+        return self.clean.from_layer(self.first, resid, hooks, idle=layers)
 
     def _rows(self, layer: int) -> slice:
-        # where the embedding is the class token's, no other row of the last layer is ever read
-        last = self.vit.cfg.n_layers - 1
-        return slice(0, 1) if layer == last and self.vit.cfg.pools_cls else slice(None)
+        cfg = self.vit.cfg
+        unread = patch_rows_unread(layer, cfg.n_layers, cfg.pools_cls)
+        return slice(0, 1) if unread else slice(None)
 
     def _read(self, x: Tensor, hook: HookPoint, layer: int) -> None:
         rows = self._rows(layer)
@@ -130,25 +124,25 @@ class _Steered:
             if layer > self.first:
                 z[:, rows] = values_of(self.codes[layer], edit.features).to(z)
             else:  # nothing is altered yet
-                z = values_of(self.of._clean(layer), edit.features)[self.touched]
+                z = values_of(self.clean.codes(layer), edit.features)[self.touched]
             self.moves.append((edit, edit.apply(z) - z))
 
     def _write(self, y: Tensor, hook: HookPoint, layer: int) -> Tensor:
         rows = self._rows(layer)
-        change = torch.zeros_like(self.of._y[layer][self.touched][:, rows])
+        out = self.clean.at(HOOK_OUT, layer)[self.touched]
+        change = torch.zeros_like(out[:, rows])
         live = {
             s: codes if s == layer else codes.at_rows(rows)
             for s, codes in self.codes.items()
             if layer in self.clt.config.targets(s)
         }
         if live:
-            clean = self.of._clean_terms(self.first, layer)[self.touched]
+            clean = self.clean.terms(self.first, layer)[self.touched]
             change = change + (self.clt.decode(live, target=layer) - clean[:, rows])
         for edit, moved in self.moves:
             if layer in self.clt.config.targets(edit.layer):
                 decoder = self.clt.W_dec[edit.layer][layer - edit.layer, list(edit.features)]
                 change = change + moved[:, rows] @ decoder
-        out = self.of._y[layer][self.touched]
         out[:, rows] += change
         return out
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import random_clt
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -26,27 +27,27 @@ def test_all_contestants_give_the_same_gradients(bench):
 
 
 @pytest.mark.parametrize("tokens", ["cls", "patch", "all"])
-def test_a_shared_prefix_gives_what_a_pass_a_range_gives(bench, digits_vit, make_clt, tokens):
+def test_a_shared_prefix_gives_what_a_pass_a_range_gives(bench, digits_vit, tokens):
     import bench_cascade
     import torch
 
     images = torch.randn(3, 3, *digits_vit.cfg.image_size)
     with torch.inference_mode():
-        runs = bench_cascade.contestants(digits_vit, make_clt(digits_vit), images, tokens)
+        runs = bench_cascade.contestants(digits_vit, random_clt(digits_vit), images, tokens)
         outputs = {name: run() for name, run in runs.items()}
     assert len(outputs["full passes"]) == 8
     for ours, whole in zip(outputs["shared prefix"], outputs["a pass a range"], strict=True):
         torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_keep_sets_read_at_once_are_those_of_a_pass_a_set(bench, digits_vit, make_clt):
+def test_keep_sets_read_at_once_are_those_of_a_pass_a_set(bench, digits_vit):
     import bench_keep_sets
     import torch
 
     images = torch.randn(5, 3, *digits_vit.cfg.image_size)
     data = bench_keep_sets.TensorImages(images, torch.arange(5), list("abcdefghij"))
     with torch.inference_mode():
-        runs = bench_keep_sets.contestants(digits_vit, make_clt(digits_vit), data, n_passes=4)
+        runs = bench_keep_sets.contestants(digits_vit, random_clt(digits_vit), data, n_passes=4)
         at_once, each = (run() for run in runs.values())
     assert (len(at_once), len(each)) == (70, 4)
     torch.testing.assert_close(at_once[:4], each, rtol=1e-4, atol=1e-5)

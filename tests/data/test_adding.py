@@ -144,7 +144,7 @@ def test_other_forms_know_no_factors(digits_vit: HookedViT) -> None:
     ("form", "options", "message"),
     [
         ("adding", {"split": "val"}, 'split is "val"; adding has "train" and "test"'),
-        ("adding", {"class_names": ["a"] * 9}, "class-names holds 9 names; adding has 10 classes"),
+        ("adding", {"class_names": ["a"] * 9}, "class_names holds 9 names; adding has 10 classes"),
         ("adding", {"limit": 0}, "limit is 0"),
         ("adding:here", {}, 'data is "adding:here"; expected one of digits, adding, cifar10'),
     ],

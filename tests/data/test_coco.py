@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from builders import random_clt
 from PIL import Image
 
-from vit_clt import CrossLayerTranscoder, InputError, ZeroShot, load_data
+from vit_clt import InputError, ZeroShot, load_data
 from vit_clt.analysis import ablation_curves, cascade
 from vit_clt.cli import main
 from vit_clt.data.coco import single_labels
@@ -107,7 +107,7 @@ def test_single_labels_on_areas() -> None:
 def test_names_of_ones_own(digits_vit: HookedViT, coco: Path) -> None:
     data = load_data(f"coco:{coco}", vit=digits_vit, class_names=["a", "b", "c"])
     assert data.class_names == ["a", "b", "c"]
-    with pytest.raises(InputError, match="class-names holds 2 names; coco has 3 classes"):
+    with pytest.raises(InputError, match="class_names holds 2 names; coco has 3 classes"):
         load_data(f"coco:{coco}", vit=digits_vit, class_names=["a", "b"])
 
 
@@ -186,7 +186,7 @@ def test_pictures_are_turned_as_the_camera_says(digits_vit: HookedViT, coco: Pat
         ("coco", {"split": "test"}, 'split is "test"; coco has "train" and "val"'),
         ("coco:{}/absent", {}, r"expected annotations/instances_val2017\.json in that folder"),
         ("coco:", {}, 'data is "coco:"; expected one of'),
-        ("coco:{}", {"label_column": "x"}, 'label-column is "x"; coco has its own'),
+        ("coco:{}", {"label_column": "x"}, 'label_column is "x"; coco has its own'),
     ],
 )
 def test_bad_forms_are_refused(
@@ -237,9 +237,7 @@ def test_hub_copy_gives_the_same_labels(
         assert {hub.class_names[c] for c in found} == {local.class_names[c] for c in wanted}
 
 
-def test_readings_count_any_hit(
-    digits_vit: HookedViT, coco: Path, make_clt: Callable[..., CrossLayerTranscoder]
-) -> None:
+def test_readings_count_any_hit(digits_vit: HookedViT, coco: Path) -> None:
     data = load_data(f"coco:{coco}", vit=digits_vit)
     data.batch_size = 3
     zs = ZeroShot(digits_vit, NAMES, "single")
@@ -250,7 +248,7 @@ def test_readings_count_any_hit(
     hits = [int(c) in shown for c, shown in zip(said, data.label_sets, strict=True)]
     assert hits[0]
     assert said[0] != labels[0]
-    clt = make_clt(digits_vit)
+    clt = random_clt(digits_vit)
     curves = ablation_curves(digits_vit, clt, data, zs)
     assert curves.readings["original"].any_hit == np.mean(hits)
     assert curves.readings["original"].top1 == (said == labels).double().mean()
@@ -267,14 +265,12 @@ def test_readings_count_any_hit(
 
 
 def test_a_command_says_what_is_left_out_and_writes_any_hit(
-    digits_vit: HookedViT,
+    digits_clt: Path,
     coco: Path,
     tmp_path: Path,
-    make_clt: Callable[..., CrossLayerTranscoder],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    make_clt(digits_vit).save_pretrained(tmp_path / "clt")
-    where = ["--clt", str(tmp_path / "clt"), "--data", f"coco:{coco}", "--model", "digits"]
+    where = ["--clt", str(digits_clt), "--data", f"coco:{coco}", "--model", "digits"]
     assert main(["ablate", *where, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "images without a box left out: 1" in printed

@@ -78,14 +78,14 @@ def test_cifar10_from_a_folder_of_images(digits_vit: HookedViT, tmp_path: Path) 
         ("cifar10:", {}, 'data is "cifar10:"; expected one of digits, adding, cifar10'),
         ("digits:{}", {}, 'data is "digits:'),
         ("parquet", {}, 'data is "parquet"'),
-        ("cifar10:{}/test.parquet", {}, "class-names holds 10 names; .* labels up to 99 .*100"),
+        ("cifar10:{}/test.parquet", {}, "class_names holds 10 names; .* labels up to 99 .*100"),
         (
             "parquet:{}/test.parquet",
             {"label_column": "fine_label", "class_names": ["a", "b"]},
-            "class-names holds 2 names; .*test.parquet has 100 classes, expected as many",
+            "class_names holds 2 names; .*test.parquet has 100 classes, expected as many",
         ),
         ("cifar100:{}", {"class_names": ["a"] * 99}, r"holds 99 names; cifar100.* has 100 classes"),
-        ("digits", {"class_names": ["a"] * 9}, "class-names holds 9 names; digits has 10 classes"),
+        ("digits", {"class_names": ["a"] * 9}, "class_names holds 9 names; digits has 10 classes"),
     ],
 )
 def test_bad_forms_and_names_are_refused(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import open_clip
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 
 from vit_clt import ReLUTopK, ZeroShot, load_data
 from vit_clt.analysis import (

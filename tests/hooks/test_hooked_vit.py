@@ -13,7 +13,7 @@ import jaxtyping
 import open_clip
 import pytest
 import torch
-from conftest import TINY, tiny_clip
+from builders import TINY, tiny_clip
 from open_clip.transformer import ResidualAttentionBlock
 from PIL import Image
 from safetensors.torch import save_file

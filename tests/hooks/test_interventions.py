@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jaxtyping
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 

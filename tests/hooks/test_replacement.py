@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 import jaxtyping
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from assertions import close
+from builders import random_clt, tiny_clip
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
@@ -24,10 +25,6 @@ SPARSIFIERS = [ReLUTopK(k=5), AbsTopK(k=5), JumpReLU(theta=0.2)]
 MODES = [("stream", False), ("stream", True), ("teacher", False), ("teacher", True)]
 
 Edit = Callable[[Tensor, int], Tensor]
-
-
-def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def left_behind(vit: HookedViT) -> list[str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt import JumpReLU
 from vit_clt.hooks import replace_mlps, replacement_hooks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jaxtyping
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 

@@ -9,7 +9,7 @@ import huggingface_hub
 import open_clip
 import pytest
 import torch
-from conftest import TINY, tiny_clip
+from builders import TINY, tiny_clip
 from safetensors.torch import save_file
 
 from vit_clt import InputError, ZeroShot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import random_clt
 
 from vit_clt import InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import reconstruction, threshold_cost
@@ -20,9 +21,9 @@ def layer_inputs(vit: HookedViT, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_each_feature_fires_as_often_as_under_top_k(tiny_vit: HookedViT, make_clt, batch_size: int):
+def test_each_feature_fires_as_often_as_under_top_k(tiny_vit: HookedViT, batch_size: int):
     images = torch.randn(12, 3, 12, 12, generator=torch.Generator().manual_seed(3))
-    clt = make_clt(tiny_vit, ReLUTopK(k=3), n_features=20)
+    clt = random_clt(tiny_vit, ReLUTopK(k=3), n_features=20)
     # one feature that never fires, one that fires on every row, one never positive
     clt.b_enc.data[:, 0] -= 3
     clt.b_enc.data[:, 1] += 50
@@ -58,15 +59,13 @@ def test_each_feature_fires_as_often_as_under_top_k(tiny_vit: HookedViT, make_cl
         assert codes.l0().sum() == clt.encode(x[s], layer=s).l0().sum()
 
 
-def test_other_sparsifiers_are_refused(tiny_vit: HookedViT, make_clt, images: torch.Tensor):
+def test_other_sparsifiers_are_refused(tiny_vit: HookedViT, images: torch.Tensor):
     with pytest.raises(InputError, match="sparsifier is jumprelu; expected relu_topk"):
-        with_thresholds(tiny_vit, make_clt(tiny_vit, JumpReLU()), images)
+        with_thresholds(tiny_vit, random_clt(tiny_vit, JumpReLU()), images)
 
 
-def test_costs_are_those_of_the_replaced_model(
-    digits_vit: HookedViT, digits_test: ImageData, make_clt
-):
-    clt = make_clt(digits_vit, ReLUTopK(k=4), n_features=32)
+def test_costs_are_those_of_the_replaced_model(digits_vit: HookedViT, digits_test: ImageData):
+    clt = random_clt(digits_vit, ReLUTopK(k=4), n_features=32)
     twin = with_thresholds(digits_vit, clt, ImageRows(digits_test, range(100, 130)))
     data = ImageRows(digits_test, range(40))
     zs = ZeroShot(digits_vit, data.class_names, "single")

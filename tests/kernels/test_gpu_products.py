@@ -15,10 +15,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from assertions import close
+from builders import KINDS, noise, noisy_clt_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles.pretend_gpu import pretend_gpu
-from test_sparse_step import KINDS, build, noise
 from torch import Tensor
 
 from vit_clt.kernels import bags
@@ -83,11 +84,10 @@ def written_out(indices: Tensor, values: Tensor, offsets: Tensor, F: int) -> Ten
     return dense
 
 
-def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+def close_in(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     exact = dtype == torch.float64
     assert found.dtype == (torch.float64 if exact else torch.float32)
-    tolerance = 1e-12 if exact else 3e-6
-    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    close(found.double(), expected, 1e-12 if exact else 3e-6)
 
 
 @examples
@@ -101,10 +101,10 @@ def test_decoding_adds_the_dense_products(on_kernels, L, d, counts, dtype, seed)
     out = start.clone()
     add_bag_sums_(out, tables, indices, offsets, values)
     z = written_out(indices, values, offsets, F)
-    close(out, start.double() + torch.einsum("nf,jfd->jnd", z, tables.double()), dtype)
+    close_in(out, start.double() + torch.einsum("nf,jfd->jnd", z, tables.double()), dtype)
     if dtype != torch.bfloat16:
         one = bag_sums(tables[0], indices, offsets, values)
-        close(one, z @ tables[0].double(), dtype)
+        close_in(one, z @ tables[0].double(), dtype)
 
 
 @pytest.mark.parametrize("wanted", [("dots", "sums"), ("dots",), ("sums",)])
@@ -127,11 +127,11 @@ def test_backward_products_equal_the_dense(on_kernels, wanted, L, d, counts, dty
     assert (dots is None, sums is None) == ("dots" not in wanted, "sums" not in wanted)
     if sums is not None:
         z = written_out(indices, values, offsets, F)
-        close(sums, torch.einsum("nf,jnd->jfd", z, grads.double()), dtype)
+        close_in(sums, torch.einsum("nf,jnd->jfd", z, grads.double()), dtype)
     if dots is not None:
         dz = torch.einsum("jnd,jfd->nf", grads.double(), tables.double())
         of_token = torch.arange(n).repeat_interleave(offsets.diff())
-        close(order.unsort(dots), dz[of_token, indices], dtype)
+        close_in(order.unsort(dots), dz[of_token, indices], dtype)
 
 
 @examples
@@ -141,7 +141,7 @@ def test_totals_of_features(on_kernels, L, d, counts, dtype, seed):
     indices, values, offsets = ragged([n * L % (F + 1) for n in counts], F, seed)
     values = values.to(torch.float64 if dtype == torch.float64 else torch.float32)
     found = bags.feature_totals(feature_order(indices, offsets, F), values)
-    close(found, written_out(indices, values, offsets, F).sum(0), dtype)
+    close_in(found, written_out(indices, values, offsets, F).sum(0), dtype)
 
 
 def test_more_entries_than_a_tile_holds(on_kernels):
@@ -151,13 +151,13 @@ def test_more_entries_than_a_tile_holds(on_kernels):
     order = feature_order(indices, torch.arange(n + 1), F)
     grads, tables = noise(1, n, d, seed=2), noise(1, F, d, seed=3)
     dots, sums = bags.feature_products(grads, order, tables, order.sort(values))
-    close(dots, grads[0] @ tables[0, 1], torch.float64)
-    close(sums[0, 1], values @ grads[0], torch.float64)
+    close_in(dots, grads[0] @ tables[0, 1], torch.float64)
+    close_in(sums[0, 1], values @ grads[0], torch.float64)
     assert not sums[0, [0, 2]].any()
     totals = bags.feature_totals(order, values)
-    close(totals, torch.stack([values.sum() * 0, values.sum(), values.sum() * 0]), torch.float64)
+    close_in(totals, torch.stack([values.sum() * 0, values.sum(), values.sum() * 0]), torch.float64)
     bag = bag_sums(grads[0], torch.arange(n), torch.tensor([0, 0, n]), values)
-    close(bag, torch.stack([values[:1] @ grads[0, :1] * 0, values @ grads[0]]), torch.float64)
+    close_in(bag, torch.stack([values[:1] @ grads[0, :1] * 0, values @ grads[0]]), torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_whole_step_through_the_kernels_equals_the_cpus(request, kind, bandwid
 
 
 def step(kind: str, bandwidth: float, device: torch.device | str = "cpu") -> list[Tensor]:
-    clt = build(kind, L=3, d=5, F=10, k=3, bandwidth=bandwidth).to(device)
+    clt = noisy_clt_of(kind, L=3, d=5, F=10, k=3, bandwidth=bandwidth).to(device)
     x = noise(3, 6, 5).to(device).requires_grad_()
     y_hat = clt(x)
     y_hat.square().sum().backward()
@@ -219,7 +219,7 @@ def test_on_a_gpu_kernels_are_launched_on_tensors_that_lie_there(on_kernels, mon
 @pytest.mark.parametrize("sources", [[0], [1, 2]])
 def test_one_target_and_only_some_sources(request, sources):
     def decoded() -> list[Tensor]:
-        clt = build(L=3, d=5, F=10, k=3)
+        clt = noisy_clt_of(L=3, d=5, F=10, k=3)
         codes = clt.encode(noise(3, 6, 5))
         y = clt.decode({s: codes[s] for s in sources}, target=2)
         y.square().sum().backward()
@@ -233,14 +233,14 @@ def test_one_target_and_only_some_sources(request, sources):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_tokens(on_kernels, kind):
-    clt, x = build(kind), noise(3, 0, 4).requires_grad_()
+    clt, x = noisy_clt_of(kind), noise(3, 0, 4).requires_grad_()
     clt(x).sum().backward()
     assert x.grad.shape == x.shape
     assert not any(parameter.grad.any() for parameter in clt.parameters())
 
 
 def test_under_autocast_rows_are_read_in_bfloat16_and_summed_in_float32(on_kernels):
-    clt = build(L=2, d=6, F=12, k=4).float()
+    clt = noisy_clt_of(L=2, d=6, F=12, k=4).float()
     with torch.no_grad():
         codes = clt.encode(noise(2, 9, 6).float())
     codes.values.requires_grad_()
@@ -255,16 +255,16 @@ def test_under_autocast_rows_are_read_in_bfloat16_and_summed_in_float32(on_kerne
     expected = clt.b_dec.detach().double()[:, None] + torch.stack(
         [z[0] @ near[0][0], z[0] @ near[0][1] + z[1] @ near[1][0]]
     )
-    close(y_hat.detach(), expected, torch.float32)
+    close_in(y_hat, expected, torch.float32)
     # the reading was rounded indeed
     exact = clt.decode(codes).detach().double()
     assert not torch.allclose(expected, exact, rtol=1e-5, atol=1e-5)
     read = dy.bfloat16().double()
-    close(clt.W_dec[0].grad, torch.stack([z[0].T @ read[0], z[0].T @ read[1]]), torch.float32)
-    close(clt.W_dec[1].grad, (z[1].T @ read[1])[None], torch.float32)
+    close_in(clt.W_dec[0].grad, torch.stack([z[0].T @ read[0], z[0].T @ read[1]]), torch.float32)
+    close_in(clt.W_dec[1].grad, (z[1].T @ read[1])[None], torch.float32)
     dz = torch.stack([read[0] @ near[0][0].T + read[1] @ near[0][1].T, read[1] @ near[1][0].T])
-    close(codes.values.grad, codes.read(dz), torch.float32)
-    close(clt.b_dec.grad, dy.double().sum(1), torch.float32)
+    close_in(codes.values.grad, codes.read(dz), torch.float32)
+    close_in(clt.b_dec.grad, dy.double().sum(1), torch.float32)
 
 
 def test_kernels_are_for_cuda_and_need_triton(monkeypatch):

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import close, noise
+from assertions import close
+from builders import noise, noisy_clt_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU
+from vit_clt import CrossLayerTranscoder, JumpReLU
 from vit_clt.kernels.choose import choose_jump
 from vit_clt.kernels.chunks import code_gradient_chunks
 from vit_clt.kernels.codes import DenseCodes, RaggedCodes, stack_codes
 from vit_clt.transcoder.sparsifiers.jumprelu import tanh_penalty
 
 LAYOUTS = ["listed", "masked"]
+build = partial(noisy_clt_of, "jumprelu")
 
 
 @contextmanager
@@ -28,17 +31,6 @@ def laid_out(layout: str) -> Iterator[None]:
     """Silent near units listed, or masked, however many there are."""
     with patch("vit_clt.kernels.choose._LISTED", 1.0 if layout == "listed" else -1.0):
         yield
-
-
-def build(L=3, d=4, F=8, bandwidth=1.0, seed=0, shift=0.0, backend="sparse"):
-    """A float64 CLT whose every parameter is random; `shift` moves all pre-activations."""
-    config = CLTConfig(L, d, F, JumpReLU(bandwidth=bandwidth))
-    clt = CrossLayerTranscoder(config, backend=backend).double()
-    for i, parameter in enumerate(clt.parameters()):
-        parameter.data.copy_(noise(*parameter.shape, seed=seed + i))
-    clt.log_theta.data.mul_(0.5).sub_(0.5)
-    clt.b_enc.data.add_(shift)
-    return clt
 
 
 def oracle(clt: CrossLayerTranscoder, x: Tensor, dy: Tensor, weight: float) -> dict[str, Tensor]:
@@ -102,7 +94,8 @@ def assert_equals_the_oracle(clt: CrossLayerTranscoder, x: Tensor, seed: int) ->
     seed=st.integers(0, 2**20),
 )
 def test_both_layouts_equal_the_dense_oracle(layout, L, d, F, T, bandwidth, scale, shift, seed):
-    clt = build(L, d, F, bandwidth, seed, shift)
+    clt = build(L, d, F, bandwidth=bandwidth, seed=seed)
+    clt.b_enc.data.add_(shift)
     with laid_out(layout):
         assert_equals_the_oracle(clt, scale * noise(L, T, d, seed=seed + 100), seed)
 
@@ -272,7 +265,8 @@ def test_the_choice_is_a_function_of_both_densities():
 
 
 def test_auto_reads_both_densities_from_the_batch():
-    clt, x = build(L=2, d=4, F=64, shift=-2.0, backend="auto"), noise(2, 100, 4)
+    clt, x = build(L=2, d=4, F=64, backend="auto"), noise(2, 100, 4)
+    clt.b_enc.data.sub_(2.0)
     with torch.no_grad():
         for encoder in clt.W_enc:
             encoder.mul_(0.5)

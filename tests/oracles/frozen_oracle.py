@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from torch import Tensor
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK

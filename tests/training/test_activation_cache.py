@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import one_sentence, tiny_clip
+from assertions import one_sentence
+from builders import tiny_clip
 from oracles.run_train import forked
 from safetensors.torch import load_file, save_file
 
@@ -237,13 +238,17 @@ def gelu_vit() -> HookedViT:
 @pytest.mark.parametrize(
     ("vit", "data", "reason"),
     [
-        (lambda: HookedViT(tiny_clip(seed=1)), pixels, "another model: weights_sha256 is"),
-        (lambda: HookedViT(tiny_clip(layers=3)), pixels, "another model: weights_sha256 is"),
-        (gelu_vit, pixels, "another model: activation is QuickGELU; expected GELU"),
-        (None, lambda: pixels(seed=6), "other data or another preprocessing: data_sha256 is"),
-        (None, lambda: pixels().flip(0), "other data or another preprocessing: data_sha256 is"),
-        (None, lambda: pixels() * 2, "other data or another preprocessing: data_sha256 is"),
-        (None, lambda: pixels(8), "other data: n_images is 7; expected 8"),
+        (lambda: HookedViT(tiny_clip(seed=1)), pixels, "weights_sha256 is '"),
+        (lambda: HookedViT(tiny_clip(layers=3)), pixels, "weights_sha256 is '"),
+        (
+            gelu_vit,
+            pixels,
+            "activation is 'GELU' (of the model); expected 'QuickGELU', as in cache",
+        ),
+        (None, lambda: pixels(seed=6), "(of the images, preprocessed); expected '"),
+        (None, lambda: pixels().flip(0), "(of the images, preprocessed); expected '"),
+        (None, lambda: pixels() * 2, "(of the images, preprocessed); expected '"),
+        (None, lambda: pixels(8), "n_images is 8; expected 7, as in cache"),
     ],
     ids=["weights", "layers", "activation", "data", "order", "preprocessing", "rows"],
 )
@@ -262,7 +267,7 @@ def test_anothers_cache_is_refused_and_left_alone(tiny_vit, tmp_path, vit, data,
     [
         ("{", "is not readable JSON"),
         ("[1]", "holds a list; expected a JSON object"),
-        ("{}", "another layout: format is None; expected 1"),
+        ("{}", "format is 1; expected None"),
     ],
 )
 def test_a_broken_manifest_is_refused(tiny_vit, tmp_path, content, reason):
@@ -327,7 +332,7 @@ def test_a_failed_write_leaves_nothing_partial(tiny_vit, tmp_path, monkeypatch):
         patch.setattr(module, "save_file", full)
         with pytest.raises(InputError) as error:
             build(tmp_path, tiny_vit)
-    assert f"{SHARDS[2]} cannot be written" in one_sentence(error)
+    assert f"{tmp_path} cannot be written" in one_sentence(error)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["cache.json", *SHARDS[:2]]
     assert_right(build(tmp_path, tiny_vit), tiny_vit)
 
@@ -340,7 +345,7 @@ def test_a_write_the_system_refuses_leaves_nothing_partial(tiny_vit, tmp_path):
             build(tmp_path, tiny_vit)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert f"{SHARDS[0]} cannot be written" in one_sentence(error)
+    assert f"{tmp_path} cannot be written" in one_sentence(error)
     assert [f.name for f in tmp_path.iterdir()] == ["cache.json"]
     assert_right(build(tmp_path, tiny_vit), tiny_vit)
 

@@ -12,7 +12,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import tiny_clip
+from assertions import one_sentence
+from builders import tiny_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -119,15 +120,6 @@ def assert_same_bits(found: Sequence[TokenBatch], expected: Sequence[TokenBatch]
         assert torch.equal(one.x, other.x)
         assert torch.equal(one.y, other.y)
         assert torch.equal(one.is_cls, other.is_cls)
-
-
-def one_sentence(error: pytest.ExceptionInfo[BaseException]) -> str:
-    text = str(error.value)
-    assert text.endswith(".")
-    assert not text.endswith("..")
-    assert "\n" not in text
-    assert "Traceback" not in text
-    return text
 
 
 # ---- values -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt import CLTConfig, InputError, JumpReLU, ReLUTopK
 from vit_clt.data.images import TensorImages

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import PartialState
+from assertions import one_sentence
+from builders import noise
 from torch import Tensor, nn
 
 from vit_clt import (
@@ -36,10 +38,6 @@ CPU = torch.device("cpu")
 T = 40
 
 
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def prepared(engine: Engine, sparsifier=None, seed: int = 0):
     """(CLT, objective as the engine shares it, optimiser)."""
     with seeded_globally(seed):
@@ -49,7 +47,7 @@ def prepared(engine: Engine, sparsifier=None, seed: int = 0):
 
 
 def step(engine: Engine, objective: nn.Module, optimiser, seed: int = 1) -> dict[str, Tensor]:
-    x = noise(3, T, 8, seed=seed)
+    x = noise(3, T, 8, seed=seed).float()
     optimiser.zero_grad()
     found = objective(x, x.roll(1, -1).relu(), torch.ones(T), float(T), T, 0.01, None)
     engine.accelerator.backward(found["total"])
@@ -61,13 +59,6 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
-
-
-def one_sentence(error: pytest.ExceptionInfo[InputError]) -> str:
-    text = str(error.value)
-    assert text.endswith(".")
-    assert "\n" not in text
-    return text
 
 
 # ---- state ------------------------------------------------------------------------------------
@@ -155,7 +146,7 @@ def test_of_several_gpus_all_keep_their_random_numbers_and_torch_has_no_warning(
 def test_the_norm_is_of_the_whole_gradient_which_is_cut_to_clip(clip):
     parameters = [nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.zeros(5))]
     idle = nn.Parameter(torch.zeros(2))
-    before = [noise(3, 2), noise(5, seed=2)]
+    before = [noise(3, 2).float(), noise(5, seed=2).float()]
     for parameter, gradient in zip(parameters, before, strict=True):
         parameter.grad = gradient.clone()
     expected = torch.cat([g.flatten() for g in before]).double().norm()
@@ -269,7 +260,7 @@ def test_a_tracker_that_is_missing_is_named(monkeypatch, tmp_path):
     with pytest.raises(InputError) as error:
         Engine(TrainConfig(), CPU, ["tensorboard"], tmp_path)
     assert one_sentence(error) == (
-        'tracker "tensorboard" is not installed; expected its package: '
+        'trackers holds "tensorboard", which is not installed; expected its package: '
         "pip install 'vit-clt[tensorboard]'."
     )
     assert not list(Path(tmp_path).iterdir())

@@ -9,7 +9,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import noise
+from assertions import close
+from builders import noise, noisy_clt
 from torch import Tensor
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK, TrainConfig
@@ -27,10 +28,10 @@ L, D, F, T = 3, 4, 8, 11
 
 
 def build(sparsifier, backend="dense") -> CrossLayerTranscoder:
-    """A float64 CLT whose every parameter is random."""
-    clt = CrossLayerTranscoder(CLTConfig(L, D, F, sparsifier), backend=backend).double()
-    for i, parameter in enumerate(clt.parameters()):
-        parameter.data.copy_(0.6 * noise(*parameter.shape, seed=i))
+    """Outputs of about the size that is rebuilt."""
+    clt = noisy_clt(CLTConfig(L, D, F, sparsifier), backend=backend)
+    for parameter in clt.parameters():
+        parameter.data.mul_(0.6)
     return clt
 
 
@@ -47,9 +48,9 @@ def penalty_of(clt: CrossLayerTranscoder, codes: Codes) -> Tensor:
     return sparsifier.penalty(clt, codes, options)
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance=1e-10) -> None:
+def all_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance=None) -> None:
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance)
+        close(found[name], value, tolerance)
 
 
 # ---- reconstruction -----------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def test_the_penalty_is_the_sum_of_tanh_of_codes_times_decoder_norms(layout):
     penalty = penalty_of(clt, codes)
     torch.testing.assert_close(penalty, expected)
     found, wanted = gradients(clt, penalty), gradients(dense, expected)
-    assert_close(found, wanted)
+    all_close(found, wanted)
     assert all(g.any() for n, g in wanted.items() if n.startswith(("W_", "log_theta")))
 
 
@@ -135,7 +136,7 @@ def test_dead_features_rebuild_what_is_left_over(sparsifier, k):
     assert not found[1].any()
     assert found[0].any()
     grads = gradients(clt, found.square().sum())
-    assert_close(grads, gradients(clt, expected.square().sum()), 1e-5)
+    all_close(grads, gradients(clt, expected.square().sum()), 1e-5)
 
 
 @pytest.mark.parametrize("sparsifier", [ReLUTopK(k=3), AbsTopK(k=3)], ids=lambda s: s.name)
@@ -182,7 +183,7 @@ def test_parts_of_a_batch_sum_to_the_whole(sparsifier, backend):
         torch.testing.assert_close(sum(part[name] for part in parts), whole[name])
     assert torch.equal(torch.stack([part["fired"] for part in parts]).any(0), whole["fired"])
     summed = gradients(clt, sum(part["total"] for part in parts))
-    assert_close(summed, gradients(clt, whole["total"]), 1e-6)
+    all_close(summed, gradients(clt, whole["total"]), 1e-6)
 
     codes = clt.encode(x)
     error = clt(x) - y

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import UNREADABLE_ROWS, digits_parquet
 from oracles.run_train import DIES, IS_ASKED_TO_STOP, At, Ended, Started, trained
 from safetensors.torch import load_file
-from test_resume import BROKEN, write_parquet
 
 # 12 steps an epoch; rows wait from one filling of the buffers to the next
 RUN = [
@@ -214,13 +214,13 @@ def test_two_processes_go_on_with_what_one_began(how: dict[str, str], one: Path,
 
 
 def test_images_that_either_process_skips_are_counted(tmp_path: Path):
-    write_parquet(tmp_path / "train.parquet")
+    digits_parquet(tmp_path / "train.parquet")
     data = ["--data", f"parquet:{tmp_path / 'train.parquet'}", "--image-column", "image"]
     few = ["--epochs", "1", "--norm-images", "20", "--unreadable", "skip", "--log-every", "1"]
     small = ["--n-features", "32", "--k", "4", "--batch-size", "1024", "--shards", "2"]
     for found in trained_by_two([*data, *few, *small], tmp_path / "run", DDP):
         assert found.code == 0, found.err
-    assert [r["skipped"] for r in steps(tmp_path / "run").values()][-1] == len(BROKEN)
+    assert [r["skipped"] for r in steps(tmp_path / "run").values()][-1] == len(UNREADABLE_ROWS)
 
 
 def test_a_process_that_comes_late_finds_the_folder_begun(tmp_path: Path):

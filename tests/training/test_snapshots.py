@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import one_sentence
+from assertions import one_sentence
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -324,7 +324,7 @@ def killed_when(place: str, name: str, calls: int) -> Callable[[Path], None]:
     [
         (("module", "save_file", 1), 10),
         (("module", "save_file", 2), 10),
-        (("module", "_sha256", 3), 10),
+        (("module", "file_hash", 3), 10),
         (("os", "fsync", 2), 10),
         (("os", "replace", 1), 10),
         (("os", "fsync", 6), 20),  # the folder's, once the rename is done

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_clip
+from builders import tiny_clip
 from torch import Tensor
 
 from vit_clt import (

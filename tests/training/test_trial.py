@@ -9,6 +9,7 @@ import torch
 
 from vit_clt import CLTConfig, JumpReLU, ReLUTopK, TrainConfig
 from vit_clt.data.images import TensorImages
+from vit_clt.errors import Stopped
 from vit_clt.training import trainer as training
 from vit_clt.training import trial
 from vit_clt.training.trainer import resolved, train
@@ -69,16 +70,16 @@ def test_only_top_k_on_a_gpu_takes_a_trial(monkeypatch):
     # resolved without a trial first, as training does
     waiting = resolved(auto, CONFIG, GPU)
     assert waiting.backend == "auto"
-    assert trial.decided(waiting, CONFIG, GPU, processes=2).backend == "sparse"
+    assert resolved(auto, CONFIG, GPU, 2, trial=True).backend == "sparse"
     assert asked == [100]  # the rows of one part of one process
     for settings, config, device in (
-        (resolved(auto, CONFIG, "cpu"), CONFIG, torch.device("cpu")),
+        (resolved(auto, CONFIG, "cpu"), CONFIG, CPU),
         (replace(waiting, backend="dense"), CONFIG, GPU),
         (waiting, replace(CONFIG, sparsifier=JumpReLU()), GPU),
     ):
-        assert trial.decided(settings, config, device) == settings
+        assert resolved(settings, config, device, trial=True) == settings
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert trial.decided(waiting, CONFIG, GPU).backend == "dense"
+    assert resolved(waiting, CONFIG, GPU, trial=True).backend == "dense"
     assert asked == [100]
 
 
@@ -87,18 +88,15 @@ def test_a_resumed_run_keeps_the_choice_and_takes_no_trial(monkeypatch, tiny_vit
     config = CLTConfig(cfg.n_layers, cfg.d_model, 32, ReLUTopK(4))
     data = TensorImages(torch.randn(8, 3, *cfg.image_size))
     settings = TrainConfig(batch_size=20, epochs=2, norm_images=4, checkpoint_every=1)
-    monkeypatch.setattr(
-        training, "choose", lambda backend, *shape: backend
-    )  # as resolved leaves it on a GPU
     chosen: list[str] = []
 
-    def decide(settings, config, device, processes):
+    def decide(settings, config, device, processes, *, trial):
         if settings.backend == "auto":
             chosen.append("dense")
-            settings = replace(settings, backend="dense")
-        return settings
+            return "dense"
+        return settings.backend
 
-    monkeypatch.setattr(training, "decided", decide)
+    monkeypatch.setattr(training, "decided_backend", decide)
     records: list[dict] = []
 
     def run(resume: bool, stop_after: int) -> None:
@@ -114,7 +112,7 @@ def test_a_resumed_run_keeps_the_choice_and_takes_no_trial(monkeypatch, tiny_vit
             progress=False,
         )
 
-    with pytest.raises(training.Stopped):
+    with pytest.raises(Stopped):
         run(resume=False, stop_after=1)
     run(resume=True, stop_after=0)
     assert chosen == ["dense"]

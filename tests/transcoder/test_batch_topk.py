@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import noise
+from builders import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file

@@ -15,7 +15,8 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from conftest import one_sentence
+from assertions import one_sentence, same_clt
+from builders import noisy_clt
 from huggingface_hub import ModelCard, constants
 from oracles.hub_stand_in import TOKEN, HubStandIn, hub_stand_in
 
@@ -55,18 +56,7 @@ def report(**context: object) -> dict:
 
 
 def build(config: CLTConfig = CONFIG, seed: int = 0) -> CrossLayerTranscoder:
-    generator = torch.Generator().manual_seed(seed)
-    clt = CrossLayerTranscoder(config)
-    for parameter in clt.parameters():
-        parameter.data.normal_(generator=generator)
-    return clt
-
-
-def assert_same(found: CrossLayerTranscoder, expected: CrossLayerTranscoder) -> None:
-    assert found.config == expected.config
-    assert found.state_dict().keys() == expected.state_dict().keys()
-    for name, tensor in expected.state_dict().items():
-        assert torch.equal(found.state_dict()[name], tensor)
+    return noisy_clt(config, seed, torch.float32)
 
 
 def cells(card: str, first: str) -> list[str]:
@@ -226,7 +216,7 @@ def test_a_pushed_clt_loads_by_its_id(hub, tmp_path, sparsifier):
     url = clt.push_to_hub("me/clt")
     assert url == f"{hub.endpoint}/me/clt/commit/{hub.commits['me/clt']}"
     assert set(hub.repositories["me/clt"]) == {"config.json", "model.safetensors", "README.md"}
-    assert_same(load("me/clt", tmp_path / "cache"), clt)
+    same_clt(load("me/clt", tmp_path / "cache"), clt)
     steps = ["create", "validate", "preupload", "batch", "store", "commit", "resolve"]
     assert [step.split()[1] for step in dict.fromkeys(hub.asked)][:7] == steps
 
@@ -235,7 +225,7 @@ def test_a_second_push_replaces_the_first(hub, tmp_path):
     build().push_to_hub("me/clt")
     newer = build(dataclasses.replace(CONFIG, n_features=6), seed=1)
     newer.push_to_hub("me/clt")
-    assert_same(load("me/clt", tmp_path / "cache"), newer)
+    same_clt(load("me/clt", tmp_path / "cache"), newer)
 
 
 def test_the_pushed_card_is_valid_and_carries_the_numbers(hub):
@@ -309,7 +299,7 @@ def test_an_upload_that_breaks_loses_nothing(hub, tmp_path, step, status):
 
     hub.failing = {}
     newer.save_pretrained(folder, push_to_hub=True, repo_id="me/clt")
-    assert_same(load("me/clt", tmp_path / "cache"), newer)
+    same_clt(load("me/clt", tmp_path / "cache"), newer)
 
 
 def test_a_hub_that_cannot_be_reached_and_a_name_that_is_none_are_one_sentence(hub, monkeypatch):
@@ -348,7 +338,7 @@ def test_files_of_two_uploads_are_refused(hub, tmp_path):
     weights = hub.repositories["me/clt"]["model.safetensors"]
     build(dataclasses.replace(CONFIG, sparsifier=AbsTopK(k=2))).push_to_hub("me/clt")
     hub.repositories["me/clt"]["model.safetensors"] = weights
-    with pytest.raises(InputError, match="expected both of one save") as error:
+    with pytest.raises(InputError, match="must be of one save") as error:
         load("me/clt", tmp_path / "cache")
     one_sentence(error)
 

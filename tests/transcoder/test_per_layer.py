@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import pytest
 import torch
-from conftest import close, noise
+from assertions import close
+from builders import KINDS, noise, noisy_clt_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,25 +34,9 @@ from vit_clt.transcoder.model_card import model_card
 from vit_clt.transcoder.sparsifiers import TopKTraining
 from vit_clt.transcoder.sparsifiers.jumprelu import tanh_penalty
 
-KINDS = ["relu_topk", "abs_topk", "jumprelu"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_backend = pytest.mark.parametrize("backend", ["dense", "sparse"])
-
-
-def build(kind="relu_topk", L=3, d=4, F=8, k=3, bandwidth=1.0, backend="auto", seed=0):
-    """A float64 per-layer transcoder whose every parameter is random."""
-    sparsifier = {
-        "relu_topk": ReLUTopK(k=k),
-        "abs_topk": AbsTopK(k=k),
-        "jumprelu": JumpReLU(bandwidth=bandwidth),
-    }[kind]
-    config = CLTConfig(L, d, F, sparsifier, cross_layer=False)
-    plt = CrossLayerTranscoder(config, backend=backend).double()
-    for i, parameter in enumerate(plt.parameters()):
-        parameter.data.copy_(noise(*parameter.shape, seed=seed + i))
-    if plt.log_theta is not None:
-        plt.log_theta.data.mul_(0.5).sub_(0.5)
-    return plt
+build = partial(noisy_clt_of, backend="auto", cross_layer=False)
 
 
 def with_zero_decoders(plt: CrossLayerTranscoder) -> CrossLayerTranscoder:
@@ -87,7 +73,7 @@ def codes_by_hand(sparsifier, a: Tensor, log_theta: Tensor | None) -> Tensor:
     seed=st.integers(0, 2**20),
 )
 def test_outputs_and_gradients_equal_those_by_hand(backend, kind, L, d, F, T, k, bandwidth, seed):
-    plt = build(kind, L, d, F, min(k, F), bandwidth, backend, seed)
+    plt = build(kind, L, d, F, min(k, F), bandwidth, seed, backend=backend)
     sparsifier = plt.config.sparsifier
     x, dy = noise(L, T, d, seed=seed + 100).requires_grad_(), noise(L, T, d, seed=seed + 200)
     codes = plt.encode(x)
@@ -404,7 +390,7 @@ def test_a_run_of_the_other_kind_is_not_resumed(tiny_vit, images, tmp_path):
     per_layer = CLTConfig(4, 16, 24, ReLUTopK(4), cross_layer=False)
     train(tiny_vit, data, per_layer, how, checkpoints=tmp_path, progress=False)
     other = replace(per_layer, cross_layer=True)
-    with pytest.raises(InputError, match="cross_layer is True; the run that is resumed has False"):
+    with pytest.raises(InputError, match="cross_layer is True; expected False, as in the run"):
         train(tiny_vit, data, other, how, checkpoints=tmp_path, resume=True, progress=False)
 
 
@@ -420,7 +406,7 @@ def test_a_run_from_before_the_option_is_a_clts(tmp_path, capsys):
     assert main(command) == 0
     assert "is finished" in capsys.readouterr().out
     assert main([*command, "--no-cross-layer"]) == 2
-    assert "cross_layer is False; the run in" in capsys.readouterr().err
+    assert "--cross-layer is False; expected True" in capsys.readouterr().err
 
 
 def test_it_is_estimated_at_its_own_size():

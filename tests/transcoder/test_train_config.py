@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, asdict, fields, replace
 from typing import get_args
 
 import pytest
+from assertions import one_sentence
 
 from vit_clt import InputError, TrainConfig
 from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Unreadable
@@ -53,9 +54,7 @@ OPTIONAL = ("clip", "shards", "dead_tokens", "workers")
 def refused(**settings: object) -> str:
     with pytest.raises(InputError) as error:
         TrainConfig(**settings)
-    text = str(error.value)
-    assert text.endswith(".")
-    assert "\n" not in text
+    text = one_sentence(error)
     assert text.count("; expected ") == 1
     return text
 
@@ -100,9 +99,8 @@ def test_unknown_names_are_refused_with_the_known_ones(name):
     object.__setattr__(config, name, "other")
     with pytest.raises(InputError) as error:
         config.__post_init__()
-    text = str(error.value)
+    text = one_sentence(error)
     assert text.startswith(f'{name} is "other"; expected ')
-    assert text.endswith(".")
     assert all(f'"{value}"' in text for value in known)
 
 

@@ -5,9 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from assertions import close
+from builders import KINDS, noise, noisy_clt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from vit_clt import (
     AbsTopK,
@@ -20,7 +21,6 @@ from vit_clt import (
     SparseCodes,
 )
 
-KINDS = ["relu_topk", "abs_topk", "jumprelu"]
 SPARSIFIERS = [ReLUTopK(k=3), AbsTopK(k=3), JumpReLU(theta=0.3, bandwidth=1.0)]
 each_sparsifier = pytest.mark.parametrize("sparsifier", SPARSIFIERS, ids=KINDS)
 
@@ -28,18 +28,7 @@ each_sparsifier = pytest.mark.parametrize("sparsifier", SPARSIFIERS, ids=KINDS)
 def build(
     n_layers: int = 3, d_model: int = 4, n_features: int = 8, sparsifier=SPARSIFIERS[0], seed=0
 ) -> CrossLayerTranscoder:
-    """A float64 CLT whose every parameter is random."""
-    generator = torch.Generator().manual_seed(seed)
-    clt = CrossLayerTranscoder(CLTConfig(n_layers, d_model, n_features, sparsifier)).double()
-    for parameter in clt.parameters():
-        parameter.data.normal_(generator=generator)
-    if clt.log_theta is not None:
-        clt.log_theta.data.mul_(0.5).sub_(1.0)
-    return clt
-
-
-def inputs(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return noisy_clt(CLTConfig(n_layers, d_model, n_features, sparsifier), seed)
 
 
 def support(sparsifier, a: np.ndarray, theta: np.ndarray) -> np.ndarray:
@@ -92,12 +81,6 @@ def oracle(clt: CrossLayerTranscoder, x: np.ndarray, g: np.ndarray) -> dict[str,
     return {"z": z, "terms": terms, "y": y, **grads}
 
 
-def assert_close(found: Tensor, expected: np.ndarray) -> None:
-    torch.testing.assert_close(
-        found.detach(), torch.as_tensor(expected), rtol=1e-10, atol=1e-10, check_dtype=True
-    )
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
@@ -119,68 +102,68 @@ def test_outputs_and_gradients_equal_the_dense_oracle(
         "jumprelu": JumpReLU(bandwidth=bandwidth),
     }[kind]
     clt = build(n_layers, d_model, n_features, sparsifier, seed)
-    x = inputs(n_layers, n_tokens, d_model, seed=seed + 1).requires_grad_()
-    g = inputs(n_layers, n_tokens, d_model, seed=seed + 2)
+    x = noise(n_layers, n_tokens, d_model, seed=seed + 1).requires_grad_()
+    g = noise(n_layers, n_tokens, d_model, seed=seed + 2)
     codes = clt.encode(x)
     y_hat = clt.decode(codes)
     (y_hat * g).sum().backward()
 
     expected = oracle(clt, x.detach().numpy(), g.numpy())
-    assert_close(codes.to_dense(), expected["z"])
-    assert_close(y_hat, expected["y"])
+    close(codes.to_dense(), torch.as_tensor(expected["z"]))
+    close(y_hat, torch.as_tensor(expected["y"]))
     for l in range(n_layers):
         terms = clt.contributions(codes, target=l)
-        assert_close(terms, expected["terms"][l, : l + 1])
-        assert_close(terms.sum(0) + clt.b_dec[l], expected["y"][l])
-    assert_close(x.grad, expected["x"])
+        close(terms, torch.as_tensor(expected["terms"][l, : l + 1]))
+        close(terms.sum(0) + clt.b_dec[l], torch.as_tensor(expected["y"][l]))
+    close(x.grad, torch.as_tensor(expected["x"]))
     for name, parameter in clt.named_parameters():
-        assert_close(parameter.grad, expected[name])
+        close(parameter.grad, torch.as_tensor(expected[name]))
 
 
 @each_sparsifier
 def test_gradients_through_one_target_equal_the_dense_oracle(sparsifier):
     clt = build(sparsifier=sparsifier)
-    x = inputs(3, 5, 4).requires_grad_()
+    x = noise(3, 5, 4).requires_grad_()
     g = torch.zeros(3, 5, 4, dtype=torch.float64)
-    g[1] = inputs(5, 4, seed=2)
+    g[1] = noise(5, 4, seed=2)
     (clt.decode(clt.encode(x), target=1) * g[1]).sum().backward()
     expected = oracle(clt, x.detach().numpy(), g.numpy())
-    assert_close(x.grad, expected["x"])
+    close(x.grad, torch.as_tensor(expected["x"]))
     for name, parameter in clt.named_parameters():
         if parameter.grad is None:
             assert not expected[name].any()
         else:
-            assert_close(parameter.grad, expected[name])
+            close(parameter.grad, torch.as_tensor(expected[name]))
 
 
 @each_sparsifier
 def test_layer_by_layer_equals_the_whole(sparsifier):
     clt = build(sparsifier=sparsifier)
-    x = inputs(3, 5, 4)
+    x = noise(3, 5, 4)
     codes = clt.encode(x)
     y_hat = clt.decode(codes)
     assert torch.equal(clt(x), y_hat)
     per_layer = [clt.encode(x[s], layer=s) for s in range(3)]
     for s in range(3):
-        assert_close(per_layer[s].to_dense(), codes[s].to_dense().detach())
-        assert_close(clt.encode(x[s], layer=s - 3).to_dense(), codes[s].to_dense().detach())
-    assert_close(clt.decode(per_layer), y_hat.detach())
+        close(per_layer[s].to_dense(), codes[s].to_dense().detach())
+        close(clt.encode(x[s], layer=s - 3).to_dense(), codes[s].to_dense().detach())
+    close(clt.decode(per_layer), y_hat.detach())
     for l in range(3):
-        assert_close(clt.decode(codes, target=l), y_hat[l].detach())
-        assert_close(clt.decode(codes, target=l - 3), y_hat[l].detach())
-        assert_close(clt.decode(per_layer[: l + 1], target=l), y_hat[l].detach())
+        close(clt.decode(codes, target=l), y_hat[l].detach())
+        close(clt.decode(codes, target=l - 3), y_hat[l].detach())
+        close(clt.decode(per_layer[: l + 1], target=l), y_hat[l].detach())
         terms = clt.contributions(per_layer[: l + 1], target=l)
         assert terms.shape == (l + 1, 5, 4)
-        assert_close(terms, clt.contributions(codes, target=l).detach())
+        close(terms, clt.contributions(codes, target=l).detach())
 
 
 @each_sparsifier
 @pytest.mark.parametrize("changed", range(3))
 def test_an_input_reaches_later_targets_and_its_own_terms_alone(sparsifier, changed):
     clt = build(sparsifier=sparsifier)
-    x = inputs(3, 5, 4)
+    x = noise(3, 5, 4)
     other = x.clone()
-    other[changed] = inputs(5, 4, seed=9)
+    other[changed] = noise(5, 4, seed=9)
     before, after = clt(x), clt(other)
     for l in range(3):
         assert torch.equal(before[l], after[l]) == (l < changed)
@@ -196,35 +179,35 @@ def test_an_input_reaches_later_targets_and_its_own_terms_alone(sparsifier, chan
 @each_sparsifier
 def test_tokens_do_not_mix_and_may_have_several_axes(sparsifier):
     clt = build(sparsifier=sparsifier)
-    x = inputs(3, 2, 5, 4)
+    x = noise(3, 2, 5, 4)
     flat = x.flatten(1, 2)
     codes, flat_codes = clt.encode(x), clt.encode(flat)
     assert codes.to_dense().shape == (3, 2, 5, 8)
     assert codes.l0().shape == (3, 2, 5)
-    assert_close(codes.to_dense().flatten(1, 2), flat_codes.to_dense().detach())
+    close(codes.to_dense().flatten(1, 2), flat_codes.to_dense().detach())
     assert torch.equal(codes.fired(), flat_codes.fired())
-    assert_close(clt.decode(codes).flatten(1, 2), clt(flat).detach())
-    assert_close(clt.decode(codes, target=2).flatten(0, 1), clt(flat)[2].detach())
-    assert_close(clt.encode(x[1], layer=1).to_dense(), codes[1].to_dense().detach())
+    close(clt.decode(codes).flatten(1, 2), clt(flat).detach())
+    close(clt.decode(codes, target=2).flatten(0, 1), clt(flat)[2].detach())
+    close(clt.encode(x[1], layer=1).to_dense(), codes[1].to_dense().detach())
     terms = clt.contributions(codes, target=2)
     assert terms.shape == (3, 2, 5, 4)
-    assert_close(clt(x[:, :, 3:4])[:, :, 0], clt(x)[:, :, 3].detach())
+    close(clt(x[:, :, 3:4])[:, :, 0], clt(x)[:, :, 3].detach())
 
 
 @each_sparsifier
 def test_a_single_token_without_a_token_axis(sparsifier):
     clt = build(sparsifier=sparsifier)
-    x = inputs(3, 1, 4)
-    assert_close(clt(x[:, 0]), clt(x)[:, 0].detach())
+    x = noise(3, 1, 4)
+    close(clt(x[:, 0]), clt(x)[:, 0].detach())
     codes = clt.encode(x[2, 0], layer=2)
-    assert_close(codes.to_dense(), clt.encode(x)[2].to_dense()[0].detach())
+    close(codes.to_dense(), clt.encode(x)[2].to_dense()[0].detach())
 
 
 @pytest.mark.parametrize("sparsifier", [SPARSIFIERS[0], SPARSIFIERS[2]], ids=["topk", "jumprelu"])
 def test_silent_features_leave_the_decoder_bias(sparsifier):
     clt = build(sparsifier=sparsifier)
     clt.b_enc.data.fill_(-1e3)
-    x = inputs(3, 5, 4)
+    x = noise(3, 5, 4)
     codes = clt.encode(x)
     assert int(codes.l0().sum()) == int(codes.fired().sum()) == 0
     assert torch.equal(clt.decode(codes), clt.b_dec[:, None].expand(3, 5, 4))
@@ -234,14 +217,14 @@ def test_silent_features_leave_the_decoder_bias(sparsifier):
 
 
 def test_topk_codes_stay_sparse_and_jumprelu_codes_are_dense():
-    layouts = [type(build(sparsifier=s).encode(inputs(3, 5, 4))) for s in SPARSIFIERS]
+    layouts = [type(build(sparsifier=s).encode(noise(3, 5, 4))) for s in SPARSIFIERS]
     assert layouts == [SparseCodes, SparseCodes, DenseCodes]
 
 
 @pytest.mark.parametrize("backend", ["dense", "sparse"])
 @each_sparsifier
 def test_codes_by_source_layer_leave_the_other_sources_silent(sparsifier, backend):
-    clt, x = build(sparsifier=sparsifier), inputs(3, 5, 4)
+    clt, x = build(sparsifier=sparsifier), noise(3, 5, 4)
     clt.backend = backend
     codes, target = clt.encode(x), 2
     terms = clt.contributions(codes, target)
@@ -258,7 +241,7 @@ def test_codes_by_source_layer_leave_the_other_sources_silent(sparsifier, backen
 
 def test_codes_of_sources_that_a_target_cannot_read_are_refused():
     clt = build()
-    codes = clt.encode(inputs(3, 5, 4))
+    codes = clt.encode(noise(3, 5, 4))
     for some, target in (({}, 1), ({2: codes[2]}, 1), ({-1: codes[2]}, 2), ({3: codes[2]}, None)):
         with pytest.raises(InputError, match="source layers"):
             clt.decode(some, target)
@@ -268,9 +251,9 @@ def test_codes_of_sources_that_a_target_cannot_read_are_refused():
 
 def test_edited_dense_codes_decode():
     clt = build()
-    z = clt.encode(inputs(3, 5, 4)).to_dense()
+    z = clt.encode(noise(3, 5, 4)).to_dense()
     doubled = clt.decode(DenseCodes(2 * z)) - clt.b_dec[:, None]
-    assert_close(doubled, 2 * (clt.decode(DenseCodes(z)) - clt.b_dec[:, None]).detach())
+    close(doubled, 2 * (clt.decode(DenseCodes(z)) - clt.b_dec[:, None]).detach())
 
 
 def test_parameters_of_vit_b_are_counted_without_allocating():
@@ -327,7 +310,7 @@ def test_rescale_folds_normalisation_in(sparsifier):
     raw = copy.deepcopy(clt)
     scale_x, scale_y = torch.tensor([0.2, 3.0, 11.0]), torch.tensor([5.0, 0.7, 0.04])
     raw.rescale_(scale_x, scale_y)
-    x = inputs(3, 50, 4).float()
+    x = noise(3, 50, 4).float()
     codes, raw_codes = clt.encode(x * scale_x[:, None, None]), raw.encode(x)
     torch.testing.assert_close(raw_codes.to_dense(), codes.to_dense(), rtol=1e-5, atol=1e-5)
     for l in range(3):
@@ -350,13 +333,13 @@ def test_rescale_folds_normalisation_in(sparsifier):
 )
 def test_inputs_that_do_not_fit_are_refused(shape, layer, message):
     with pytest.raises(InputError, match=message):
-        build().encode(inputs(*shape), layer=layer)
+        build().encode(noise(*shape), layer=layer)
 
 
 @pytest.mark.parametrize("target", [3, -4])
 def test_targets_that_do_not_exist_are_refused(target):
     clt = build()
-    codes = clt.encode(inputs(3, 5, 4))
+    codes = clt.encode(noise(3, 5, 4))
     with pytest.raises(InputError, match=f"target is {target}"):
         clt.decode(codes, target=target)
     with pytest.raises(InputError, match=f"target is {target}"):
@@ -381,5 +364,5 @@ def test_configurations_that_cannot_be_built_are_refused(values, message):
 
 def test_float16_inputs_are_encoded_in_the_precision_of_the_weights():
     clt = build().float()
-    x = inputs(3, 5, 4).half()
+    x = noise(3, 5, 4).half()
     assert torch.equal(clt(x), clt(x.float()))

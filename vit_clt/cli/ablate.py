@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from vit_clt.choices import Fill, Ranking, ScoreKind, Templates, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
     SeedOptions,
     StudyOptions,
-    Tokens,
     layer_numbers,
     print_table,
 )
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from vit_clt.analysis.ablations.term_sets import Targets
     from vit_clt.analysis.stats.readings import Measure
 
-Kind = Literal["projection", "centred", "norm", "loo", "loo_r2"]
-
 
 @dataclass(kw_only=True)
 class Ablate(CLTOptions, StudyOptions, SeedOptions):
@@ -32,22 +30,22 @@ class Ablate(CLTOptions, StudyOptions, SeedOptions):
     --fill mean --out out/ablation
     """
 
-    tokens: Tokens = "cls"
+    tokens: TokenKind = "cls"
     """Rows overwritten."""
     target: str = "-1"
     """Layer whose MLP output is overwritten; -1 is the last; several (4,7-11) or all at once."""
-    fill: Literal["zero", "mean", "resample"] = "zero"
+    fill: Fill = "zero"
     """What stands in for a dropped term."""
-    kind: Kind = "projection"
+    kind: ScoreKind = "projection"
     """Score that ranks the sources."""
-    rankings: tuple[Literal[Kind, "last", "bottom", "random"], ...] = ()
+    rankings: tuple[Ranking, ...] = ()
     """Orders in which sources are kept or dropped: kinds of score, last (deepest first), bottom
     (lowest score first), random; default: --kind alone."""
     draws: int = 5
     """How many random orders."""
     sources: str | None = None
     """A set of source layers to keep, and to drop, beside the curves, e.g. 8,9,11."""
-    templates: Literal["single", "ensemble"] = "ensemble"
+    templates: Templates = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
 
     def run(self) -> None:

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 
+from vit_clt.choices import Preset, Templates, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
-    OutputOptions,
-    Tokens,
+    Command,
     check_held_out,
     distinct_names,
     print_table,
@@ -33,7 +33,7 @@ FILES = (STUDY_FILE, "audit.html", "audit.csv", "metrics.json")
 
 
 @dataclass(kw_only=True)
-class Audit(CLTOptions, OutputOptions):
+class Audit(CLTOptions, Command):
     """Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10, D11) and a verdict.
 
     The plan and its cost are printed first. Rivals are trained into OUT/runs, where --resume goes
@@ -42,13 +42,13 @@ class Audit(CLTOptions, OutputOptions):
     Example: vit-clt audit --clt out/clt --data digits --preset demo --out out/audit
     """
 
-    tokens: Tokens = "cls"
+    tokens: TokenKind = "cls"
     """Rows scored, and overwritten at the target."""
     target: int = -1
     """Layer whose reconstruction is taken apart; -1 is the last."""
     keep: int = 4
     """Sources a keep-set holds."""
-    templates: Literal["single", "ensemble"] = "ensemble"
+    templates: Templates = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
     train_data: str | None = None
     """Images for rivals and ridge, a form as in --data; default: the train split of --data."""
@@ -68,7 +68,7 @@ class Audit(CLTOptions, OutputOptions):
     """Print what would be trained and what it costs, and stop."""
     resume: bool = False
     """Go on with the audit in --out; finished rivals stay."""
-    preset: Literal["paper", "small", "demo"] = "small"
+    preset: Preset = "small"
     """Hyperparameters of the rivals to start from; options override them."""
     training: tyro.conf.OmitArgPrefixes[TrainConfig] = field(
         default_factory=lambda: PRESETS["small"]
@@ -77,7 +77,7 @@ class Audit(CLTOptions, OutputOptions):
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Audit:
         """What options start from, given the --preset among them."""
-        start = cls(out=Path(), clt="", training=preset_in("audit", args))
+        start = cls(out=Path(), clt="", training=preset_in(args))
         start.out = start.clt = tyro.MISSING  # they must be given
         return start
 
@@ -100,7 +100,7 @@ class Audit(CLTOptions, OutputOptions):
             ("k", "no-train"),
         ):
             if self._is_set(one) and self._is_set(other):
-                raise InputError(f"{one} and {other} are both set; expected one of them.")
+                raise InputError(f"--{one} and --{other} are both set; expected one of them.")
         folder = OutputFolder(self.out, FILES, self.overwrite, STUDY_FILE if self.resume else None)
         vit, clt, data = self.load_all(self.device)
         check_question(vit, data, self.tokens, self.target, self.keep, "keep")
@@ -120,13 +120,13 @@ class Audit(CLTOptions, OutputOptions):
                 fit,
                 runs,
                 self.out / RUNS,
-                fresh=self.overwrite,
+                overwrite=self.overwrite,
                 should_stop=stop,
                 progress=True,
             )
         rivals = replace(
             rivals,
-            per_layer=given.get("per-layer", rivals.per_layer),
+            per_layer=given.get("per_layer", rivals.per_layer),
             variants=given.get("variants", rivals.variants),
         )
         found = audit(
@@ -191,11 +191,12 @@ class Audit(CLTOptions, OutputOptions):
         k = sparsifier.expected_l0 if self.k is None else self.k
         if k is None:
             raise InputError(
-                f"k is missing; a {sparsifier.label} CLT does not say the L0 its rivals should "
-                "have, expected a number (vit-clt reconstruct measures its own)."
+                "k",
+                f"is missing; a {sparsifier.label} CLT does not say the L0 its rivals should have, "
+                "expected a number (vit-clt reconstruct measures its own).",
             )
         if k < 1:
-            raise InputError(f"k is {k}; expected at least 1.")
+            raise InputError("k", f"is {k}; expected at least 1.")
         runs = planned_rivals(clt.config, self.training, k, full=self.full)
         given = {"per_layer": self.per_layer, "variant": self.variants}
         return [run for run in runs if not given.get(run.role)]
@@ -205,16 +206,16 @@ class Audit(CLTOptions, OutputOptions):
         from vit_clt.analysis.auditing.rivals import SavedCLTs
 
         found = {}
-        for option, places in (("per-layer", self.per_layer), ("variants", self.variants)):
+        for option, places in (("per_layer", self.per_layer), ("variants", self.variants)):
             if not places:
                 continue
             if len(set(places)) < len(places):
-                raise InputError(f"{option} names one folder twice; expected different ones.")
+                raise InputError(option, "names one folder twice; expected different ones.")
             saved = SavedCLTs(dict(zip(distinct_names(places), places, strict=True)), self.device)
             for name, each in saved:
-                if each.config.cross_layer == (option == "per-layer"):
+                if each.config.cross_layer == (option == "per_layer"):
                     kind = "cross-layer" if each.config.cross_layer else "per-layer"
-                    raise InputError(f"{option} names {name}, which is a {kind} transcoder.")
+                    raise InputError(option, f"names {name}, which is a {kind} transcoder.")
                 self.check_teacher(vit, each)
             found[option] = saved
         return found

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from vit_clt.choices import Inputs, Templates, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
     SeedOptions,
     StudyOptions,
-    Tokens,
     layer_numbers,
     print_table,
 )
@@ -24,11 +23,11 @@ class Cascade(CLTOptions, StudyOptions, SeedOptions):
 
     layers: str | None = None
     """First layers s, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer."""
-    tokens: tuple[Tokens, ...] = ("cls", "patch", "all")
+    tokens: tuple[TokenKind, ...] = ("cls", "patch", "all")
     """Rows replaced, one kind or several."""
-    inputs: tuple[Literal["stream", "teacher"], ...] = ("stream",)
+    inputs: tuple[Inputs, ...] = ("stream",)
     """Where codes come from: the live stream, an unaltered pass, or both."""
-    templates: Literal["single", "ensemble"] = "ensemble"
+    templates: Templates = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
 
     def run(self) -> None:

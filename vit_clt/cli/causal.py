@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
+from vit_clt.choices import Fill, Site, Templates, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
     ModelOptions,
     SeedOptions,
     StudyOptions,
-    Tokens,
     print_table,
 )
 from vit_clt.errors import InputError
@@ -27,17 +26,17 @@ class Causal(ModelOptions, StudyOptions, SeedOptions):
     """CLT folder or Hub id whose contribution scores are compared. The effects need none."""
     any_teacher: bool = False
     """Compare the CLT also with a model it was not trained on."""
-    tokens: Tokens = "cls"
+    tokens: TokenKind = "cls"
     """Rows scored at the targets."""
-    ablated: Tokens = "all"
+    ablated: TokenKind = "all"
     """Rows overwritten at the ablated layers."""
-    site: Literal["mlp", "attn"] = "mlp"
+    site: Site = "mlp"
     """Outputs that are overwritten: those of MLPs or of attention layers."""
-    fill: Literal["mean", "resample", "zero"] = "mean"
+    fill: Fill = "mean"
     """What is written there: the mean over the images, another image's rows, or zeros."""
     pairs: bool = False
     """Ablate every two layers together as well."""
-    templates: Literal["single", "ensemble"] = "ensemble"
+    templates: Templates = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
 
     def run(self) -> None:
@@ -55,7 +54,7 @@ class Causal(ModelOptions, StudyOptions, SeedOptions):
 
         folder = self.study_folder("causal")
         if self.any_teacher and self.clt is None:
-            raise InputError("any-teacher is given without a CLT; expected --clt beside it.")
+            raise InputError("any_teacher", "is given without a CLT; expected --clt beside it.")
         clt = None
         if self.clt is None:
             vit = self.load_vit(self.device)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from vit_clt.cli.options import CompareOptions, SeedOptions, StudyOptions, Tokens, print_table
+from vit_clt.choices import ScoreKind, TokenKind
+from vit_clt.cli.options import CompareOptions, SeedOptions, StudyOptions, print_table
 
 
 @dataclass(kw_only=True)
@@ -17,9 +17,9 @@ class Contributions(CompareOptions, StudyOptions, SeedOptions):
     Example: vit-clt contributions --clt out/clt --data digits --out out/contributions
     """
 
-    tokens: Tokens | None = None
+    tokens: TokenKind | None = None
     """Rows to score; default: CLS above patches."""
-    kind: tuple[Literal["projection", "centred", "norm", "loo", "loo_r2"], ...] = (
+    kind: tuple[ScoreKind, ...] = (
         "projection",
         "centred",
     )
@@ -40,7 +40,7 @@ class Contributions(CompareOptions, StudyOptions, SeedOptions):
         names = ("contributions", "difference") if self.compare else ("contributions",)
         folder = self.study_folder(*names)
         vit, clts, data = self.load_compared(self.device)
-        tokens: list[Tokens] = [self.tokens] if self.tokens else ["cls", "patch"]
+        tokens: list[TokenKind] = [self.tokens] if self.tokens else ["cls", "patch"]
         study = score_study(
             vit,
             dict(clts),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit_clt.cli.options import OutputOptions, SeedOptions, check_device, print_table
+from vit_clt.cli.options import Command, SeedOptions, check_device, print_table
 
 FILES = (
     "report.html",
@@ -17,11 +17,13 @@ FILES = (
 
 
 @dataclass(kw_only=True)
-class Demo(OutputOptions, SeedOptions):
+class Demo(Command, SeedOptions):
     """Train a CLT for the shipped digits model, replace its MLPs, attribute, ablate, report.
 
     Example: vit-clt demo --out out/demo
     """
+
+    imports = ("vit_clt.analysis.demo",)
 
     out: Path = Path("out/demo")
     """Output folder: absent or empty, unless --overwrite."""

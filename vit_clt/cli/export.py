@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from vit_clt.choices import ExportFormat, Templates
 from vit_clt.cli.options import (
     CLTOptions,
-    OutputOptions,
+    Command,
     SeedOptions,
     check_held_out,
     load_clt,
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Export(CLTOptions, OutputOptions, SeedOptions):
+class Export(CLTOptions, Command, SeedOptions):
     """A CLT as another tool's files; ReLU-TopK gets thresholds, and what they cost is measured.
 
     Example: vit-clt export --clt out/clt --format circuit-tracer --data digits --out out/export
     """
 
-    format: Literal["circuit-tracer"] = "circuit-tracer"
+    format: ExportFormat = "circuit-tracer"
     """Whose files."""
     train_data: str | None = None
     """Images that thresholds are fitted on, a form as in --data; default: the train split of
     --data, whose held-out split they are measured on."""
     train_limit: int | None = None
     """First N of them only."""
-    templates: Literal["single", "ensemble"] = "ensemble"
+    templates: Templates = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
 
     def run(self) -> None:
@@ -67,13 +68,14 @@ class Export(CLTOptions, OutputOptions, SeedOptions):
 
     def _check_nothing_fitted(self, sparsifier: str) -> None:
         """Refuse options of the fit and its measurement, which would be passed over."""
-        used = {"clt", "format", "seed", *(field.name for field in fields(OutputOptions))}
+        used = {"clt", "format", "seed", *(field.name for field in fields(Command))}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name not in used and value != field.default:
                 raise InputError(
-                    f"{field.name.replace('_', '-')} is {value}; thresholds of a {sparsifier} CLT "
-                    "are its own, nothing is fitted or measured: expected none."
+                    field.name,
+                    f"is {value}; thresholds of a {sparsifier} CLT are its own, nothing is fitted "
+                    "or measured: expected none.",
                 )
 
     def _fitted(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from vit_clt.choices import Inputs, Templates, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
     SeedOptions,
     StudyOptions,
-    Tokens,
     layer_numbers,
     print_table,
 )
@@ -24,11 +23,11 @@ class Faithfulness(CLTOptions, StudyOptions, SeedOptions):
 
     layers: str | None = None
     """Layers replaced: one, or an inclusive range such as 7-11. Default: all."""
-    tokens: Tokens = "cls"
+    tokens: TokenKind = "cls"
     """Rows replaced."""
-    inputs: Literal["stream", "teacher"] = "stream"
+    inputs: Inputs = "stream"
     """Where codes come from: the live, altered stream, or a clean pass."""
-    templates: Literal["single", "ensemble"] = "ensemble"
+    templates: Templates = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates. Prompt sensitivity always
     compares the 18."""
 
@@ -58,7 +57,7 @@ class Faithfulness(CLTOptions, StudyOptions, SeedOptions):
         folder.open()
         shown = measure_table(result)
         caption = (
-            f"{data.name}, N = {result.n} (similarities of {result.at('spearman').n}), "
+            f"{data.name}, N = {result.n} (similarities of {result.n_of('spearman')}), "
             f"{self.tokens} rows of layers {result.layer_range}, {self.inputs} inputs, templates: "
             f"{self.templates}, L0 {result.l0:.1f}"
         )

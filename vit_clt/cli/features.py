@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
+from vit_clt.choices import Rule, Templates
 from vit_clt.cli.options import (
     CLTOptions,
-    OutputOptions,
+    Command,
     SeedOptions,
     layer_numbers,
     print_table,
@@ -16,18 +17,20 @@ from vit_clt.errors import InputError
 
 
 @dataclass(kw_only=True)
-class Features(CLTOptions, OutputOptions, SeedOptions):
+class Features(CLTOptions, Command, SeedOptions):
     """What does each feature fire on, write and do? A gallery that opens from disk.
 
     Example: vit-clt features --clt out/clt --data digits --layers 7 --count 24 --out out/features
     """
+
+    other_names: ClassVar = {**Command.other_names, "rule": "select", "class_name": "raises"}
 
     layers: str | None = None
     """Source layers looked at, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer, or those of
     --feature."""
     feature: tuple[str, ...] = ()
     """Features that get a page, as layer:feature, e.g. 7:76."""
-    select: Literal["spread", "rate", "effect", "purity", "random"] | None = None
+    select: Rule | None = None
     """Also a page for --count features a layer by this rule; default: spread, unless --feature."""
     count: int = 32
     """Features a layer chosen by --select."""
@@ -39,7 +42,7 @@ class Features(CLTOptions, OutputOptions, SeedOptions):
     effect_images: int = 200
     """First images that direct effects on class logits (attention held, norms differentiated) are
     measured on."""
-    templates: Literal["single", "ensemble"] = "ensemble"
+    templates: Templates = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
 
     def run(self) -> None:
@@ -138,5 +141,5 @@ def feature_address(text: str) -> tuple[int, int]:
     """
     layer, colon, feature = text.partition(":")
     if not colon or not all(part.isascii() and part.isdigit() for part in (layer, feature)):
-        raise InputError(f'feature is "{text}"; expected layer:feature, as in 7:76.')
+        raise InputError("feature", f'is "{text}"; expected layer:feature, as in 7:76.')
     return int(layer), int(feature)

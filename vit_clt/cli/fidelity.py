@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import tyro
 
+from vit_clt.choices import Templates, TokenKind, TranscoderKind
 from vit_clt.cli.options import (
     ModelOptions,
     StudyOptions,
-    Tokens,
     check_held_out,
     distinct_names,
     load_clt,
@@ -46,7 +46,7 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
     k: tuple[int, ...] = ()
     """Active features a token and layer, one run of each kind for each (JumpReLU: the L0 it is
     steered to)."""
-    kinds: tuple[Literal["clt", "plt"], ...] = ("clt", "plt")
+    kinds: tuple[TranscoderKind, ...] = ("clt", "plt")
     """Cross-layer (clt) and per-layer (plt) transcoders."""
     clts: tuple[str, ...] = ()
     """Measure these CLT folders or Hub ids, already trained, instead of training."""
@@ -54,9 +54,9 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
     """Images trained on, a form as in --data; default: the train split of --data."""
     train_limit: int | None = None
     """First N of them only."""
-    tokens: Tokens = "all"
+    tokens: TokenKind = "all"
     """Rows replaced in every layer."""
-    templates: Literal["single", "ensemble"] = "ensemble"
+    templates: Templates = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
     resume: bool = False
     """Go on with the study in --out; finished runs stay, and more k may be added."""
@@ -64,7 +64,7 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Fidelity:
         """What options start from, given the --preset among them."""
-        start = cls(out=Path(), training=preset_in("fidelity", args))
+        start = cls(out=Path(), training=preset_in(args))
         start.out = tyro.MISSING  # it must be given
         return start
 
@@ -111,9 +111,9 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         caption = (
             f"{data.name}, N = {result.n}, {self.tokens} rows of all layers, stream inputs, "
             f"templates: {self.templates}, seed {self.training.seed}; top-1 % / loss (nats): "
-            f"unaltered {at(100 * result.original, result.original.loss)}, at mean "
-            f"{at(100 * result.floor_mean, result.floor_mean.loss)}, at zero "
-            f"{at(100 * result.floor_zero, result.floor_zero.loss)}"
+            f"unaltered {at(100 * result.original.top1, result.original.loss)}, at mean "
+            f"{at(100 * result.floor_mean.top1, result.floor_mean.loss)}, at zero "
+            f"{at(100 * result.floor_zero.top1, result.floor_zero.loss)}"
         )
         write_study(
             folder,
@@ -150,28 +150,30 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
     def _check(self) -> None:
         if bool(self.k) == bool(self.clts):
             found = "both set" if self.k else "both missing"
-            raise InputError(f"k and clts are {found}; expected one of them.")
+            raise InputError(f"--k and --clts are {found}; expected one of them.")
         if self.resume and self.overwrite:
-            raise InputError("overwrite and resume are both set; expected one of them.")
+            raise InputError("--overwrite and --resume are both set; expected one of them.")
         if self.resume and self.clts:
-            raise InputError("resume is set with clts, which are not trained; expected k with it.")
+            raise InputError(
+                "resume", "is set with --clts, which are not trained; expected --k with it."
+            )
         for name in ("k", "clts", "kinds"):
             given = getattr(self, name)
             for each in given:
                 if given.count(each) > 1:
-                    raise InputError(f"{name} holds {each} twice; expected each once.")
+                    raise InputError(name, f"holds {each} twice; expected each once.")
         if not self.kinds:
-            raise InputError('kinds is empty; expected "clt", "plt" or both.')
+            raise InputError("kinds", 'is empty; expected "clt", "plt" or both.')
         if self.k and min(self.k) < 1:
-            raise InputError(f"k is {min(self.k)}; expected at least 1.")
+            raise InputError("k", f"is {min(self.k)}; expected at least 1.")
         target = self.sparsifier_training().sparsity.l0_target
         if target is not None:
-            raise InputError(f"l0 is {target}; expected k, which each run is steered to.")
+            raise InputError("l0", f"is {target}; expected --k, which each run is steered to.")
         processes = os.environ.get("WORLD_SIZE", "1")
         if processes != "1":
             raise InputError(
                 f"processes are {processes}; expected one: train on several with vit-clt train, "
-                "then give the results as clts."
+                "then give the results as --clts."
             )
 
     def _runs(self) -> dict[str, Train]:
@@ -238,8 +240,8 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
             try:
                 check_fits(vit, clt)
             except InputError as error:
-                reason = str(error).split(" (clt.forget_teacher()")[0].rstrip(".")
-                raise InputError(f"{folders[name]}: {reason}.") from error
+                # this command has no --any-teacher
+                raise InputError(f"{folders[name]}: {error.without_remedy()}") from error
         assert vit is not None
         return vit, self.load_images(vit)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from vit_clt.choices import Norms, Templates
 from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, print_table
 
 
@@ -26,12 +26,12 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
     """Features, errors and patches kept in a graph, at most."""
     keep: float = 0.8
     """Share of influence at which a graph stops growing."""
-    norms: Literal["held", "differentiated"] = "held"
+    norms: Norms = "held"
     """LayerNorms and the embedding's norm: held, so that terms sum to the logit, or differentiated,
     so that they say what a small change does."""
     interventions: int = 64
     """Features silenced an image to check the effects, half of them drawn at random."""
-    templates: Literal["single", "ensemble"] = "ensemble"
+    templates: Templates = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
 
     def run(self) -> None:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
 import tyro
 
-from vit_clt.cli.options import OutputOptions, VitOptions
+from vit_clt.choices import ExportFormat
+from vit_clt.cli.options import Command, VitOptions
 from vit_clt.errors import InputError
 
 
 @dataclass(kw_only=True)
-class Import(VitOptions, OutputOptions):
+class Import(VitOptions, Command):
     """Another tool's CLT files as a CLT of ours, which any --clt takes.
 
     Example: vit-clt import --from out/export --model digits --out out/imported
     """
 
+    other_names: ClassVar = {"source": "from"}
+
     source: Annotated[Path, tyro.conf.arg(name="from")]
     """Folder of the files."""
-    format: Literal["circuit-tracer"] = "circuit-tracer"
+    format: ExportFormat = "circuit-tracer"
     """Whose files."""
     model: str | None = None
     """The ViT it was trained on, to be recorded: an open_clip name, local-dir:PATH, digits or
@@ -36,7 +39,7 @@ class Import(VitOptions, OutputOptions):
 
         if self.pretrained is not None and self.model is None:
             raise InputError(
-                f"pretrained is {self.pretrained} without a model; expected both, or neither."
+                "pretrained", f"is {self.pretrained} without a model; expected both, or neither."
             )
         files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, "metrics.json"]
         folder = OutputFolder(self.out, files, self.overwrite)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, Tokens, print_table
+from vit_clt.choices import Fill, ScoreKind, Templates, TokenKind
+from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, print_table
 
 
 @dataclass(kw_only=True)
@@ -17,15 +17,15 @@ class KeepSets(CLTOptions, StudyOptions, SeedOptions):
 
     k: int = 4
     """Source layers a set holds."""
-    tokens: Tokens = "cls"
+    tokens: TokenKind = "cls"
     """Rows overwritten."""
     target: int = -1
     """Layer whose MLP output is overwritten; -1 is the last."""
-    fill: Literal["zero", "mean", "resample"] = "zero"
+    fill: Fill = "zero"
     """What stands in for a dropped term."""
-    kind: Literal["projection", "centred", "norm", "loo", "loo_r2"] = "projection"
+    kind: ScoreKind = "projection"
     """Score that chooses a set."""
-    templates: Literal["single", "ensemble"] = "ensemble"
+    templates: Templates = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
 
     def run(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tabulate import tabulate
+import tyro
 
 from vit_clt.errors import InputError
 from vit_clt.teachers import SHIPPED
@@ -15,17 +16,23 @@ from vit_clt.teachers import SHIPPED
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vit_clt.analysis.reporting.study import Study
     from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
     from vit_clt.transcoder.model import CrossLayerTranscoder
 
-Tokens = Literal["cls", "patch", "all"]
-
 
 @dataclass(kw_only=True)
-class OutputOptions:
-    """Where results go."""
+class Command(ABC):
+    """What every command has: where its results go, and how it is run."""
+
+    other_names: ClassVar[Mapping[str, str]] = {"clt.forget_teacher()": "any_teacher"}
+    """Options by what they are called in the library, where that is another name."""
+
+    imports: ClassVar[tuple[str, ...]] = ("vit_clt.hooks.hooked_vit",)
+    """Modules that are imported before it runs, as they bring the libraries that take longest:
+    a hooked ViT brings torch, open_clip and transformer_lens."""
 
     out: Path
     """Output folder: absent or empty, unless --overwrite."""
@@ -36,13 +43,43 @@ class OutputOptions:
     traceback: bool = False
     """Show the traceback of an error."""
 
+    @classmethod
+    def defaults(cls, args: Sequence[str]) -> Any:
+        """What the options start from, for a command in which some of `args` decide it."""
+        return tyro.MISSING_NONPROP
+
+    @abstractmethod
+    def run(self) -> None:
+        """Check what was asked, do it, write it, and print what was found."""
+
 
 @dataclass(kw_only=True)
-class StudyOptions(OutputOptions):
+class StudyOptions(Command):
     """Where a study's figure and table go."""
 
     png: bool = False
     """Also a PNG of the figure; needs the extra "png" and Chrome or Chromium."""
+
+    def folder_of(self, *studies: type[Study]) -> OutputFolder:
+        """The folder of results of these kinds, checked before anything is loaded."""
+        from vit_clt.analysis.reporting.files import check_png
+        from vit_clt.analysis.reporting.study import study_files
+        from vit_clt.outputs import OutputFolder
+
+        if self.png:
+            check_png()
+        return OutputFolder(self.out, study_files(*studies), self.overwrite)
+
+    def report(self, folder: OutputFolder, study: Study, command: str) -> None:
+        """Write a result's files, and print its caption, its table and how to read it."""
+        from vit_clt.analysis.reporting.study import write_study
+
+        write_study(folder.open(), study, command, png=self.png)
+        print(study.caption())
+        print_table(study.shown())
+        for note in study.notes():
+            print(note)
+        print(f"written to {folder.path}")
 
     def study_folder(self, *names: str) -> OutputFolder:
         """The folder of studies of these names, checked before anything is loaded."""
@@ -71,7 +108,7 @@ def check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
-        raise InputError(f'device is "{device}", which is not usable: {reason}.') from error
+        raise InputError("device", f'is "{device}", which is not usable: {reason}.') from error
 
 
 def load_clt(place: str, device: str) -> CrossLayerTranscoder:
@@ -101,8 +138,9 @@ class VitOptions:
         named = not model.startswith("local-dir:") and model not in SHIPPED
         if named and self.pretrained is None:
             raise InputError(
-                f'pretrained is missing; model "{model}" needs an open_clip tag or a weights file '
-                '(or "random").'
+                "pretrained",
+                f'is missing; model "{model}" needs an open_clip tag or a weights file '
+                '(or "random").',
             )
         pretrained = None if self.pretrained == "random" else self.pretrained
         return HookedViT.from_open_clip(model, pretrained, device=device)
@@ -133,7 +171,7 @@ class ModelOptions(VitOptions):
         from vit_clt.data.forms import load_data
 
         if self.data is None and vit.cfg.model not in SHIPPED:
-            raise InputError(f'data is missing; model "{vit.cfg.model}" needs images.')
+            raise InputError("data", f'is missing; model "{vit.cfg.model}" needs images.')
         data = load_data(
             self.data or vit.cfg.model,
             vit=vit,
@@ -153,7 +191,7 @@ class ModelOptions(VitOptions):
         try:
             return [line for line in self.class_names.read_text().splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"class-names is {self.class_names}: {error}.") from error
+            raise InputError("class_names", f"is {self.class_names}: {error}.") from error
 
 
 @dataclass(kw_only=True)
@@ -186,11 +224,7 @@ class CLTOptions(ModelOptions):
 
         if self.any_teacher:
             clt.forget_teacher()
-        try:
-            check_fits(vit, clt)
-        except InputError as error:
-            hint = str(error).replace("clt.forget_teacher() lifts", "--any-teacher lifts")
-            raise InputError(hint) from error
+        check_fits(vit, clt)
 
 
 @dataclass(kw_only=True)
@@ -214,7 +248,9 @@ class CompareOptions(CLTOptions):
         places = [self.clt, *self.compare]
         for i, place in enumerate(places):
             if place in places[:i]:
-                raise InputError(f'compare holds "{place}" a second time; expected different CLTs.')
+                raise InputError(
+                    "compare", f'holds "{place}" a second time; expected different CLTs.'
+                )
         vit, first, data = self.load_all(device)
         clts = [first]
         for place in self.compare:
@@ -222,7 +258,8 @@ class CompareOptions(CLTOptions):
                 clts.append(load_clt(place, device))
                 self.check_teacher(vit, clts[-1])
             except InputError as error:
-                raise InputError(f'compare holds "{place}": {error}') from error
+                text = f'holds "{place}": {error.without_remedy()}'
+                raise InputError("compare", text, remedy=error.remedy) from error
         return vit, list(zip(distinct_names(places), clts, strict=True)), data
 
 
@@ -243,8 +280,9 @@ def check_held_out(trained: ImageData, data: ImageData) -> None:
     same_source = (trained.name, trained.split) == (data.name, data.split)
     if same_source or data_fingerprint(trained) == data_fingerprint(data):
         raise InputError(
-            f"data is {data.name}, the images trained on; expected held-out ones, with train-data "
-            "naming the others."
+            "data",
+            f"is {data.name}, the images trained on; expected held-out ones, with --train-data "
+            "naming the others.",
         )
 
 
@@ -259,13 +297,15 @@ def layer_numbers(text: str, name: str = "layers") -> list[int]:
         first, dash, last = part.strip().partition("-")
         ends = (first, last) if dash else (first, first)
         if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
-            raise InputError(f'{name} is "{text}"; expected layers as in 7-11 or 0,4,7-11.')
+            raise InputError(name, f'is "{text}"; expected layers as in 7-11 or 0,4,7-11.')
         found += range(int(ends[0]), int(ends[1]) + 1)
     return found
 
 
 def print_table(table: pd.DataFrame) -> None:
     """A plain table, first column left, the others right."""
+    from tabulate import tabulate
+
     align = ["left", *["right"] * (len(table.columns) - 1)]
     rows = table.astype(str).to_numpy().tolist()
     print(tabulate(rows, list(table.columns), "plain", colalign=align, disable_numparse=True))

@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import tyro
 
-from vit_clt.choices import PaperSparsifier
-from vit_clt.cli.options import OutputOptions, check_device, print_table
+from vit_clt.choices import Backbone, Inputs, PaperSparsifier, Templates
+from vit_clt.cli.options import Command, check_device, print_table
 from vit_clt.cli.training_options import with_every_option
 from vit_clt.errors import InputError
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
@@ -28,7 +28,7 @@ REPORT_FILES = ("report.html", "comparison.csv", "metrics.json")
 
 
 @dataclass(kw_only=True)
-class Reproduce(OutputOptions):
+class Reproduce(Command):
     """The source paper's evaluation: train and measure its CLTs, report beside its numbers.
 
     18 cells (data set, backbone, sparsifier) at paper size; --plan says what they cost. A killed
@@ -41,7 +41,7 @@ class Reproduce(OutputOptions):
     """Output folder: absent or empty, unless --overwrite or --resume."""
     datasets: tuple[str, ...] = ("cifar100", "coco", "imagenet100")
     """Data sets: from the Hub, or from local files with :PATH (cifar100:PATH coco:PATH ...)."""
-    backbones: tuple[Literal["ViT-B/32", "ViT-B/16"], ...] = ("ViT-B/32", "ViT-B/16")
+    backbones: tuple[Backbone, ...] = ("ViT-B/32", "ViT-B/16")
     """CLIP backbones."""
     sparsifiers: tuple[PaperSparsifier, ...] = get_args(PaperSparsifier)
     """How codes are made sparse."""
@@ -49,9 +49,9 @@ class Reproduce(OutputOptions):
     """open_clip tag of both backbones' weights; "random" for random weights."""
     weights: tuple[str, ...] = ()
     """Weights files in place of --pretrained: ViT-B/32=PATH ViT-B/16=PATH."""
-    templates: Literal["single", "ensemble"] = "single"
+    templates: Templates = "single"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates. The paper names none."""
-    inputs: tuple[Literal["stream", "teacher"], ...] = ("stream",)
+    inputs: tuple[Inputs, ...] = ("stream",)
     """Where the cascade's codes come from: the live stream, an unaltered pass, or both."""
     k: int = 128
     """Active features a token and layer (JumpReLU: the L0 it is steered to)."""
@@ -72,8 +72,6 @@ class Reproduce(OutputOptions):
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Reproduce:
         """What options start from, given --smoke, which makes everything small."""
-        if "reproduce" not in args[:1]:
-            return cls()
         if "--smoke" not in args:
             return cls(training=with_every_option(PRESETS["paper"]))
         from vit_clt.analysis.reproduction.cells import smoke_recipe
@@ -90,17 +88,18 @@ class Reproduce(OutputOptions):
         """Plan, run every cell that is missing, and report."""
         import torch
 
-        from vit_clt.analysis.reproduction.cells import check_same, is_finished
+        from vit_clt.analysis.reproduction.cells import is_finished
+        from vit_clt.outputs import check_same, read_json
         from vit_clt.training.cost import check_fits
 
         if self.resume and self.overwrite:
-            raise InputError("overwrite and resume are both set; expected one of them.")
+            raise InputError("--overwrite and --resume are both set; expected one of them.")
         recipe, forms, weights = self._recipe(), self._forms(), self._weights()
         chosen = self._cells(list(forms))
         started = {"recipe": recipe.to_json(), "pretrained": self.pretrained, "weights": weights}
         folder = None if self.plan else self._folder()
         if folder is not None and folder.resumes:
-            check_same(folder.path / STUDY_FILE, started)
+            check_same(started, read_json(self.out / STUDY_FILE), f"the run in {self.out}")
         finished = [cell for cell in chosen if self.resume and is_finished(self.out, cell)]
         for cell in finished:
             print(f"{cell.name}: finished")
@@ -132,7 +131,7 @@ class Reproduce(OutputOptions):
         for name in ("k", "limit", "n_features"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; expected at least 1.")
+                raise InputError(name, f"is {value}; expected at least 1.")
         return replace(
             smoke_recipe() if self.smoke else Recipe(),
             training=self.training,
@@ -152,11 +151,12 @@ class Reproduce(OutputOptions):
             name, colon, place = form.partition(":")
             if name not in DATASET_NAMES or bool(colon) != bool(place):
                 raise InputError(
-                    f'datasets holds "{form}"; expected {", ".join(DATASET_NAMES)}, each alone or '
-                    "with :PATH."
+                    "datasets",
+                    f'holds "{form}"; expected {", ".join(DATASET_NAMES)}, each alone or '
+                    "with :PATH.",
                 )
             if name in found:
-                raise InputError(f"datasets holds {name} twice; expected it once.")
+                raise InputError("datasets", f"holds {name} twice; expected it once.")
             found[name] = form
         return found
 
@@ -169,11 +169,11 @@ class Reproduce(OutputOptions):
             backbone, _, path = each.partition("=")
             if backbone not in BACKBONES or not path:
                 wanted = " or ".join(f"{name}=PATH" for name in BACKBONES)
-                raise InputError(f'weights holds "{each}"; expected {wanted}.')
+                raise InputError("weights", f'holds "{each}"; expected {wanted}.')
             if backbone in found:
-                raise InputError(f"weights holds {backbone} twice; expected it once.")
+                raise InputError("weights", f"holds {backbone} twice; expected it once.")
             if not Path(path).is_file():
-                raise InputError(f"weights of {backbone} are {path}; expected a file there.")
+                raise InputError("weights", f"of {backbone} are {path}; expected a file there.")
             found[backbone] = path
         return found
 
@@ -182,7 +182,7 @@ class Reproduce(OutputOptions):
 
         for name in ("datasets", "backbones", "sparsifiers"):
             if not getattr(self, name):
-                raise InputError(f"{name} is empty; expected at least one.")
+                raise InputError(name, "is empty; expected at least one.")
         return cells(datasets, *map(tuple, map(dict.fromkeys, (self.backbones, self.sparsifiers))))
 
     def _folder(self) -> OutputFolder:
@@ -215,7 +215,7 @@ class Reproduce(OutputOptions):
         held_out = load_data(form, vit=vit, limit=self.limit)
         if held_out.split is None:
             raise InputError(
-                f'datasets holds "{form}", a single file; expected a folder with both splits.'
+                "datasets", f'holds "{form}", a single file; expected a folder with both splits.'
             )
         return load_data(form, vit=vit, split="train", limit=self.limit), held_out
 

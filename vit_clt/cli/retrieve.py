@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar
 
+from vit_clt.choices import SearchBackend, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
+    Command,
     SeedOptions,
     StudyOptions,
-    Tokens,
     layer_numbers,
     print_table,
 )
@@ -30,11 +31,13 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
     Example: vit-clt retrieve --clt out/clt --data digits --query 0 5 17 --out out/retrieval
     """
 
+    other_names: ClassVar = {**Command.other_names, "backend": "search"}
+
     corpus: str | None = None
     """Images to search among, a form as of --data; default: the train split of --data."""
     corpus_limit: int | None = None
     """First N rows of the corpus only."""
-    tokens: tuple[Tokens, ...] = ("cls", "patch")
+    tokens: tuple[TokenKind, ...] = ("cls", "patch")
     """Rows whose codes are averaged, one kind or several."""
     layers: str | None = None
     """Source layers, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer."""
@@ -44,7 +47,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
     """Nearest images a query and layer."""
     index: Path | None = None
     """Folder of the index: reused where there is one, else built and kept there."""
-    search: Literal["exact", "faiss"] = "exact"
+    search: SearchBackend = "exact"
     """Compare every image, or let faiss propose (needs the extra "faiss")."""
 
     untrained: bool = False
@@ -73,7 +76,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
         for row in self.query:
             if not 0 <= row < len(data):
                 raise InputError(
-                    f"query is {row}; expected rows from 0 to {len(data) - 1} of {data.name}."
+                    "query", f"is {row}; expected rows from 0 to {len(data) - 1} of {data.name}."
                 )
         corpus = self.load_corpus(vit, data)
         index = self.load_index(vit, clt, corpus)
@@ -190,8 +193,9 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
 
         if self.corpus is None and data.split is None:
             raise InputError(
-                f"corpus is missing; {data.name} has no train split to search, expected --corpus "
-                "with a form of data."
+                "corpus",
+                f"is missing; {data.name} has no train split to search, expected --corpus "
+                "with a form of data.",
             )
         corpus = load_data(
             self.corpus or self.data or "digits",
@@ -204,8 +208,9 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
         )
         if corpus.class_names != data.class_names:
             raise InputError(
-                f"corpus is {corpus.name} with {len(corpus.class_names)} classes that are not the "
-                f"{len(data.class_names)} of {data.name}; expected the same, in the same order."
+                "corpus",
+                f"is {corpus.name} with {len(corpus.class_names)} classes that are not the "
+                f"{len(data.class_names)} of {data.name}; expected the same, in the same order.",
             )
         return corpus
 

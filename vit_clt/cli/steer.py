@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from vit_clt.choices import EditKind, Templates, TokenKind
 from vit_clt.cli.features import feature_address
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, Tokens, print_table
+from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, print_table
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
     name holds, or its number."""
     top: int = 10
     """With --search: features that are measured."""
-    tokens: Tokens = "all"
+    tokens: TokenKind = "all"
     """Rows steered. With all, typical activations mix CLS and patch rows: for late layers take
     cls."""
-    kind: Literal["clamp", "scale"] = "clamp"
+    kind: EditKind = "clamp"
     """Clamp z to a multiple of its typical activation, or scale it."""
     values: tuple[float, ...] = ()
     """Strengths: multiples, or factors; default: -2 -1 0 1 2 4 6, or -1 0 1 2 4."""
@@ -50,7 +51,7 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
     most."""
     random: int | None = None
     """Random features of about the same firing rate beside each; default: 5, with --search 3."""
-    templates: Literal["single", "ensemble"] = "ensemble"
+    templates: Templates = "ensemble"
     """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
 
     def run(self) -> None:
@@ -118,14 +119,14 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         if self.search is not None:
             curve_only = {
                 "values": self.values,
-                "only-active": self.only_active,
+                "only_active": self.only_active,
                 "query": self.query,
                 "target": self.target,
                 "kind": self.kind == "scale",
             }
             for name, given_value in curve_only.items():
                 if given_value:
-                    raise InputError(f"{name} is given with --search; expected it with --feature.")
+                    raise InputError(name, "is given with --search; expected it with --feature.")
         return [feature_address(text) for text in self.feature]
 
     def _curve(

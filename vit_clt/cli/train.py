@@ -11,12 +11,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, get_args
 
 import tyro
 
-from vit_clt.choices import Backend, check_backend
-from vit_clt.cli.options import ModelOptions, OutputOptions
+from vit_clt.choices import Backend, check_choice
+from vit_clt.cli.options import Command, ModelOptions
 from vit_clt.cli.training_options import (
     TrainingOptions,
     preset_in,
@@ -49,7 +49,7 @@ _NOT_OF_THE_RUN = ("out", "overwrite", "resume", "config", "traceback", "device"
 
 
 @dataclass(kw_only=True)
-class Train(ModelOptions, OutputOptions, TrainingOptions):
+class Train(ModelOptions, Command, TrainingOptions):
     """Train a CLT on a frozen ViT; the output folder is itself a --clt.
 
     A run that was killed goes on with the same command and --resume. Several processes:
@@ -57,6 +57,8 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
 
     Example: vit-clt train --model digits --data digits --n-features 512 --k 16 --out out/clt
     """
+
+    imports = ("vit_clt.training.trainer",)
 
     config: Path | None = None
     """run.json of an earlier run, whose options are the defaults instead of a preset's."""
@@ -78,9 +80,9 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         """What options start from, given those that decide it: --preset and --config."""
         preset, path = value_of("--preset", args), value_of("--config", args)
         if preset is not None and path is not None:
-            raise InputError("preset and config are both set; expected one of them.")
-        given = path is not None and "train" in args[:1]
-        options = _options_in(Path(str(path))) if given else {"training": preset_in("train", args)}
+            raise InputError("--preset and --config are both set; expected one of them.")
+        options = {} if path is None else _options_in(Path(path))
+        options.setdefault("training", preset_in(args))
         start = cls(out=Path(), **options)
         start.out = tyro.MISSING  # it must be given
         return start
@@ -90,12 +92,11 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
         from vit_clt.training.cache import ActivationCache
-        from vit_clt.training.trainer import as_context, train
-        from vit_clt.training.trial import decided
+        from vit_clt.training.trainer import as_context, resolved, train
         from vit_clt.transcoder.model_card import model_card
 
         if self.resume and self.overwrite:
-            raise InputError("overwrite and resume are both set; expected one of them.")
+            raise InputError("--overwrite and --resume are both set; expected one of them.")
         # a process that starts late finds what the main one has begun
         overwrite = self.overwrite or not _is_main()
         folder = OutputFolder(self.out, FILES, overwrite, RUN_FILE if self.resume else None)
@@ -110,7 +111,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
                 settings = replace(settings, backend=was)
         self._check_fits(vit, data, clt_config, settings)
         if not folder.resumes:  # run.json has the choice, or else the checkpoint
-            settings = decided(settings, clt_config, self.device, _n_processes())
+            settings = resolved(settings, clt_config, self.device, _n_processes(), trial=True)
         asked = replace(asked, backend=settings.backend)
         run = self._described(clt_config, settings, data, vit)
         if _is_main():
@@ -176,7 +177,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
         from vit_clt.training.trainer import check_run, resolved
 
         if self.k is not None and self.k < 1:
-            raise InputError(f"k is {self.k}; expected at least 1.")
+            raise InputError("k", f"is {self.k}; expected at least 1.")
         if self.device == "cuda" and _n_processes() > 1:
             self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         vit = self.load_vit(self.device)
@@ -212,7 +213,7 @@ class Train(ModelOptions, OutputOptions, TrainingOptions):
             sparsifier = replace(sparsifier, bandwidth=self.bandwidth)
         elif self.bandwidth != TrainingOptions.bandwidth:
             raise InputError(
-                f"bandwidth is {self.bandwidth}; expected only with sparsifier jumprelu."
+                "bandwidth", f"is {self.bandwidth}; expected only with sparsifier jumprelu."
             )
         return CLTConfig(
             n_layers,
@@ -343,7 +344,7 @@ def _options_in(path: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"config is {path}; expected the run.json of a training run ({error})."
+            "config", f"is {path}; expected the run.json of a training run ({error})."
         ) from error
 
 
@@ -352,29 +353,29 @@ def _check_same(run: dict[str, Any], path: Path) -> Backend:
 
     The checkpoint checks the rest.
     """
+    from vit_clt.outputs import check_same, read_json
     from vit_clt.training.trainer import FREE
 
+    before = read_json(path)
     try:
-        before = json.loads(path.read_text())
         was, now = _flat(before["options"]), _flat(run["options"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); expected a run to resume.") from error
-    for name in now:
-        # the checkpoint settles what "auto" and None stand for
-        free = (*FREE, "training", "preset", "cache", "backend", "shards")
-        # an option that the run did not know has its default
-        then = was.get(name, getattr(Train, name, None))
-        if name not in free and then != now[name]:
-            raise InputError(
-                f"{name} is {now[name]!r}; the run in {path.parent} was started with {then!r}."
-            )
+    # the checkpoint settles what "auto" and None stand for
+    free = (*FREE, "training", "preset", "cache", "backend", "shards")
+    now = {name: value for name, value in now.items() if name not in free}
+    # an option that the run did not know has its default
+    defaults = {name: getattr(Train, name, None) for name in now}
+    check_same(now, defaults | was, f"the run in {path.parent}")
     if before["versions"] != run["versions"]:
         print(
             f"warning: this run was started with {before['versions']}; it may not end with the "
             "same bits",
             file=sys.stderr,
         )
-    return check_backend(was.get("backend", "auto"))
+    backend: Backend = was.get("backend", "auto")
+    check_choice("backend", backend, get_args(Backend))
+    return backend
 
 
 def _flat(options: dict[str, Any]) -> dict[str, Any]:

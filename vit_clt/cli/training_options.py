@@ -47,8 +47,8 @@ class TrainingOptions:
             for name, value in asdict(options).items():
                 if value != getattr(type(options)(), name):
                     raise InputError(
-                        f"{name} is {value}; expected only with sparsifier "
-                        f"{names_with(type(options))}."
+                        name,
+                        f"is {value}; expected only with sparsifier {names_with(type(options))}.",
                     )
         return kind().with_options(self.training)
 
@@ -62,14 +62,9 @@ def value_of(option: str, args: Sequence[str]) -> str | None:
     return None
 
 
-def preset_in(command: str, args: Sequence[str]) -> TrainConfig:
-    """The preset that a command line names, or the default one, with options of all sparsifiers.
-
-    These are in the sparsifiers' files, which import torch: for another command than the one that
-    asks they are left out.
-    """
-    preset = PRESETS.get(value_of("--preset", args) or "small", PRESETS["small"])
-    return with_every_option(preset) if command in args[:1] else preset
+def preset_in(args: Sequence[str]) -> TrainConfig:
+    """The preset that a command line names, or the default one, with options of all sparsifiers."""
+    return with_every_option(PRESETS.get(value_of("--preset", args) or "small", PRESETS["small"]))
 
 
 def with_every_option(settings: TrainConfig) -> TrainConfig:

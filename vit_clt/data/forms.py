@@ -1,7 +1,6 @@
 """Images by the name of their form: one interface over Hugging Face data sets and local files.
 
-`load_data` finds the data; what it returns is an `ImageData` (`vit_clt.data.images`), which can be
-imported from here too.
+`load_data` finds the data; what it returns is an `ImageData` (`vit_clt.data.images`).
 """
 
 from __future__ import annotations
@@ -21,26 +20,11 @@ from vit_clt.data.imagenet100 import IMAGENET100, class_numbers
 from vit_clt.data.images import (
     DecodedImages,
     ImageData,
-    ImageRows,
-    TensorImages,
-    UnreadableImage,
-    as_image_data,
 )
 from vit_clt.data.prompts import CIFAR10_CLASSES, CIFAR100_CLASSES
 from vit_clt.data.tables import Kind, Renumber, check_names, local_kind, read_table, table_images
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
-
-__all__ = [
-    "DecodedImages",
-    "ImageData",
-    "ImageRows",
-    "TensorImages",
-    "UnreadableImage",
-    "as_image_data",
-    "check_prepared",
-    "load_data",
-]
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -72,7 +56,7 @@ NAMED = {
 }
 COCO_SPLITS = ("train", "val")
 OFFLINE = {"digits": DIGITS_CLASSES, "adding": ADDING_CLASSES}
-"""Class names of what comes with scikit-learn."""
+"""Class names of what comes with the package."""
 FORMS = [
     *OFFLINE,
     *NAMED,
@@ -113,16 +97,16 @@ def load_data(
             label.
     """
     if vit.preprocess is None:
-        raise InputError("vit has no preprocessing; expected one from HookedViT.from_open_clip.")
+        raise InputError("vit", "has no preprocessing; expected one from HookedViT.from_open_clip.")
     if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; expected at least 1.")
+        raise InputError("limit", f"is {limit}; expected at least 1.")
     kind, colon, place = form.partition(":")
     if bool(colon) != bool(place) or not (
         kind in (*NAMED, "coco")
         or (kind in OFFLINE and not place)
         or (kind in get_args(Kind) and place)
     ):
-        raise InputError(f'data is "{form}"; expected one of {", ".join(FORMS)}.')
+        raise InputError("data", f'is "{form}"; expected one of {", ".join(FORMS)}.')
     if kind in OFFLINE:
         return _offline(kind, vit.preprocess, split or "test", limit, class_names)
     columns = {"image": image_column, "label": label_column}
@@ -174,8 +158,9 @@ def check_prepared(vit: HookedViT, data: ImageData) -> None:
     if silent or found == expected:
         return
     raise InputError(
-        f"data {data.name} went through {found}; expected the preprocessing of model "
-        f"{vit.cfg.model}, {expected}: load it with vit=."
+        "data",
+        f"{data.name} went through {found}; expected the preprocessing of model "
+        f"{vit.cfg.model}, {expected}: load it with vit=.",
     )
 
 
@@ -189,7 +174,7 @@ def _coco(
 ) -> ImageData:
     for role, column in columns.items():
         if column is not None:
-            raise InputError(f'{role}-column is "{column}"; coco has its own, expected none.')
+            raise InputError(f"{role}_column", f'is "{column}"; coco has its own, expected none.')
     if place:
         data = local_coco(place, split, transform, limit)
     else:
@@ -229,4 +214,4 @@ def _offline(
 
 def _check_split(name: str, split: str, splits: tuple[str, str]) -> None:
     if split not in splits:
-        raise InputError(f'split is "{split}"; {name} has "{splits[0]}" and "{splits[1]}".')
+        raise InputError("split", f'is "{split}"; {name} has "{splits[0]}" and "{splits[1]}".')

@@ -191,12 +191,12 @@ def as_image_data(images: ImageData | Tensor | Iterable[Any]) -> ImageData:
     else:
         batches = [b if isinstance(b, tuple | list) else (b, None) for b in images]
         if not batches:
-            raise InputError("images is empty; expected at least one batch.")
+            raise InputError("images", "is empty; expected at least one batch.")
         labels = None if batches[0][1] is None else torch.cat([b[1] for b in batches])
         names = getattr(images, "class_names", ())
         data = TensorImages(torch.cat([b[0] for b in batches]), labels, names)
     if not len(data):
-        raise InputError("images is empty; expected at least one image.")
+        raise InputError("images", "is empty; expected at least one image.")
     return data
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from PIL import Image
 from torch import Tensor
 
+from vit_clt.choices import check_choice
 from vit_clt.data.images import DecodedImages
 from vit_clt.errors import InputError
 
@@ -30,7 +31,7 @@ def read_table(kind: Kind, place: str, split: str) -> Any:
             table = datasets.load_dataset("parquet", data_files=files, split="train")
         elif kind == "imagefolder":
             if not Path(place).is_dir():
-                raise InputError(f"data is imagefolder:{place}; expected a folder there.")
+                raise InputError("data", f"is imagefolder:{place}; expected a folder there.")
             table = datasets.load_dataset("imagefolder", data_dir=place, split=split)
         else:
             table = datasets.load_dataset(place, split=split)
@@ -39,7 +40,8 @@ def read_table(kind: Kind, place: str, split: str) -> Any:
     except Exception as error:  # the loader raises many kinds; each is one sentence to the user
         reason = " ".join(str(error).split())[:120]
         raise InputError(
-            f"data {kind}:{place} (split {split}) cannot be read: {type(error).__name__}: {reason}"
+            "data",
+            f"{kind}:{place} (split {split}) cannot be read: {type(error).__name__}: {reason}",
         ) from error
     for column, feature in table.features.items():
         # how pandas writes encoded images: bytes and path, without the type
@@ -95,7 +97,7 @@ def table_images(
     if limit is not None:
         table = table.select(range(min(limit, len(table))))
     if not len(table):
-        raise InputError(f"data {name} has no rows; expected at least one.")
+        raise InputError("data", f"{name} has no rows; expected at least one.")
     image_column = _column(table, "image", image_column)
     label_column = _column(table, "label", label_column)
     stored = None if label_column is None else getattr(table.features[label_column], "names", None)
@@ -122,8 +124,8 @@ def check_names(names: Sequence[str], n_classes: int, name: str) -> None:
     """Raise InputError unless there is a name per class."""
     if len(names) != n_classes:
         raise InputError(
-            f"class-names holds {len(names)} names; {name} has {n_classes} classes, expected as "
-            "many names."
+            "class_names",
+            f"holds {len(names)} names; {name} has {n_classes} classes, expected as many names.",
         )
 
 
@@ -135,8 +137,9 @@ def _check_labels(
     highest = max([numbers[l] if numbers and l >= 0 else l for l in found], default=-1)
     if highest >= n_names:
         raise InputError(
-            f"class-names holds {n_names} names; {name} has labels up to {highest} in column "
-            f'"{column}", expected {highest + 1} names or more.'
+            "class_names",
+            f"holds {n_names} names; {name} has labels up to {highest} in column "
+            f'"{column}", expected {highest + 1} names or more.',
         )
 
 
@@ -147,7 +150,8 @@ def _parquet_files(place: str, split: str) -> list[Path]:
     files = sorted(path.glob(f"{split}*.parquet"))
     if not files:
         raise InputError(
-            f"data is parquet:{place}; expected a parquet file, or a folder with {split}*.parquet."
+            "data",
+            f"is parquet:{place}; expected a parquet file, or a folder with {split}*.parquet.",
         )
     return files
 
@@ -155,8 +159,7 @@ def _parquet_files(place: str, split: str) -> list[Path]:
 def _column(table: Any, kind: str, name: str | None) -> str | None:
     found = list(table.column_names)
     if name is not None:
-        if name not in found:
-            raise InputError(f'{kind}-column is "{name}"; expected one of {", ".join(found)}.')
+        check_choice(f"{kind}_column", name, found)
         return name
     typed = {"image": "Image", "label": "ClassLabel"}[kind]
     matches = [c for c in found if type(table.features[c]).__name__ == typed]
@@ -165,7 +168,8 @@ def _column(table: Any, kind: str, name: str | None) -> str | None:
         return None  # training and scores need none; zero-shot readings refuse label -1
     if len(matches) != 1:
         raise InputError(
-            f"{kind}-column is not given and {len(matches)} columns are of type {typed}; "
-            f"expected one of {', '.join(found)}."
+            f"{kind}_column",
+            f"is not given and {len(matches)} columns are of type {typed}; "
+            f"expected one of {', '.join(found)}.",
         )
     return matches[0]

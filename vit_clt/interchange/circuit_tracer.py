@@ -14,9 +14,7 @@ is nearest. For a theta that was exp of a float32 number that is theta itself; f
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -46,7 +44,7 @@ from vit_clt.interchange.files import (
     count_layers,
 )
 from vit_clt.interchange.thresholds import nearest_log, with_thresholds
-from vit_clt.transcoder.checkpoints import STAGING
+from vit_clt.outputs import remove_unfinished, staged_files
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS, JumpReLU
@@ -94,26 +92,19 @@ def export_circuit_tracer(
         if vit is None or data is None:
             missing = "vit" if vit is None else "data"
             raise InputError(
-                f"{missing} is None; ReLU-TopK has no thresholds, expected vit and images to fit "
-                "them on."
+                missing,
+                "is None; ReLU-TopK has no thresholds, expected vit and images to fit them on.",
             )
         clt = with_thresholds(vit, clt, data, progress=progress)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for left_by_a_kill in target.glob(f"{STAGING}*"):
-            shutil.rmtree(left_by_a_kill)
-        with tempfile.TemporaryDirectory(dir=target, prefix=STAGING) as staging:
-            config = Path(staging) / CONFIG_FILE
-            config.write_text(yaml.safe_dump(_config_values(clt.config), sort_keys=False))
-            for i in tqdm(range(n), "export", unit=" layers", disable=not progress):
-                for name, tensors in _layer_tensors(clt, i).items():
-                    save_file(tensors, Path(staging) / name)
-                    # safetensors lets nobody else read its files
-                    shutil.copymode(config, Path(staging) / name)
-            for name in circuit_tracer_files(n):
-                os.replace(Path(staging) / name, target / name)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write the CLT to {target}: {error}.") from error
+    remove_unfinished(target)
+    with staged_files(target, circuit_tracer_files(n)) as staging:
+        config = staging / CONFIG_FILE
+        config.write_text(yaml.safe_dump(_config_values(clt.config), sort_keys=False))
+        for i in tqdm(range(n), "export", unit=" layers", disable=not progress):
+            for name, tensors in _layer_tensors(clt, i).items():
+                save_file(tensors, staging / name)
+                # safetensors lets nobody else read its files
+                shutil.copymode(config, staging / name)
     return clt
 
 
@@ -126,13 +117,15 @@ def check_exportable(config: CLTConfig) -> None:
     if config.sparsifier.signed:
         expected = " or ".join(kind.name for kind in SPARSIFIERS.values() if not kind.signed)
         raise InputError(
-            f"sparsifier is {config.sparsifier.name}; its codes may be negative, which "
-            f"a * (a > threshold) of circuit-tracer's files never is: expected {expected}."
+            "sparsifier",
+            f"is {config.sparsifier.name}; its codes may be negative, which a * (a > threshold) "
+            f"of circuit-tracer's files never is: expected {expected}.",
         )
     if not config.cross_layer:
         raise InputError(
-            "cross_layer is False; circuit-tracer's CLT files have a decoder for every later "
-            "layer, expected a cross-layer transcoder."
+            "cross_layer",
+            "is False; circuit-tracer's CLT files have a decoder for every later "
+            "layer, expected a cross-layer transcoder.",
         )
 
 
@@ -204,7 +197,7 @@ def import_circuit_tracer(
     """
     source = Path(folder)
     if not source.is_dir():
-        raise InputError(f"from is {source}; expected a folder holding {CONFIG_FILE}.")
+        raise InputError("source", f"is {source}; expected a folder holding {CONFIG_FILE}.")
     values = checked_config(source / CONFIG_FILE)
     shapes = checked_shapes(source)
     n_features, d_model = shapes["W_enc_0"]

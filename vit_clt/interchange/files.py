@@ -37,7 +37,7 @@ def checked_config(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"from is {path.parent}; expected a {path.name} in it.") from None
+        raise InputError("source", f"is {path.parent}; expected a {path.name} in it.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -91,7 +91,9 @@ def checked_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     files: dict[str, str] = {}
     for name in circuit_tracer_files(n_layers)[:-1]:
         if not (folder / name).is_file():
-            raise InputError(f"from is {folder}, with {n_layers} layers; expected a {name} in it.")
+            raise InputError(
+                "source", f"is {folder}, with {n_layers} layers; expected a {name} in it."
+            )
         of_file = _header(folder / name)
         found |= of_file
         files |= dict.fromkeys(of_file, name)

@@ -55,7 +55,7 @@ def with_thresholds(
     """
     if clt.config.sparsifier.signed or clt.thresholds() is not None:
         name = clt.config.sparsifier.name
-        raise InputError(f"sparsifier is {name}; expected relu_topk, to fit thresholds to.")
+        raise InputError("sparsifier", f"is {name}; expected relu_topk, to fit thresholds to.")
     check_fits(vit, clt)
     data = as_image_data(images)
     check_prepared(vit, data)

@@ -174,8 +174,9 @@ def _fused(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]
             return compiled()(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise InputError(
-                f"compile is on, but torch.compile failed ({str(error).splitlines()[0]}); expected "
-                "a C++ compiler (on a GPU, and Triton), or compile off."
+                "compile",
+                f"is on, but torch.compile failed ({str(error).splitlines()[0]}); expected "
+                "a C++ compiler (on a GPU, and Triton), or compile off.",
             ) from error
 
     return call

@@ -10,39 +10,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from vit_clt.choices import Unreadable
 from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks.activations import IMAGES_PER_PASS, Activations, capture
 from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.outputs import STAGING, check_same, read_json, remove_unfinished, staged_files
 
 FORMAT = 1
 MANIFEST_FILE = "cache.json"
 SHARD_BYTES = 256_000_000
 """Largest shard (a single image may be larger)."""
-STAGING = ".building-"
 # for people: the same weights, or the same pixels, from another place are the same
 NAMES = ("model", "pretrained", "data")
-DIFFERENCES = {
-    "weights_sha256": "another model",
-    "activation": "another model",
-    "hook_in": "other hooks",
-    "hook_out": "other hooks",
-    "n_images": "other data",
-    "data_sha256": "other data or another preprocessing",
+ABOUT = {
+    "weights_sha256": "of the model",
+    "activation": "of the model",
+    "data_sha256": "of the images, preprocessed",
 }
 
 
@@ -80,7 +76,7 @@ class ActivationCache:
         vit: HookedViT,
         data: ImageData,
         *,
-        unreadable: Literal["stop", "skip"] = "stop",
+        unreadable: Unreadable = "stop",
         progress: bool = True,
     ):
         self.folder = Path(folder)
@@ -114,12 +110,14 @@ class ActivationCache:
 
         new = _is_new(self.folder)
         if not new:
-            _check_manifest(self.folder / MANIFEST_FILE, compared)
+            recorded = read_json(self.folder / MANIFEST_FILE)
+            check_same(compared, recorded, f"cache {self.folder}, or another folder", ABOUT)
         missing = [s for s in range(len(self._rows)) if self._whole(s) is None]
         self._check_space(missing)
         if new:
-            text = json.dumps(manifest, indent=2) + "\n"
-            self._write(MANIFEST_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+            with staged_files(self.folder, [MANIFEST_FILE]) as staging:
+                text = json.dumps(manifest, indent=2) + "\n"
+                (staging / MANIFEST_FILE).write_text(text, encoding="utf-8")
         self._build(missing, vit, data, progress)
         self.unreadable = frozenset(
             row for s in range(len(self._rows)) for row in _unreadable(self._opened(s))
@@ -138,7 +136,7 @@ class ActivationCache:
         """
         for row in rows:
             if not 0 <= row < self._n_images:
-                raise InputError(f"rows hold {row}; expected 0 to {self._n_images - 1}.")
+                raise InputError("rows", f"hold {row}; expected 0 to {self._n_images - 1}.")
         layers, *rest = self._shape
         x, y = (torch.empty(layers, len(rows), *rest) for _ in range(2))
         wanted = {row // self._per_shard for row in rows}
@@ -163,8 +161,7 @@ class ActivationCache:
             for shard in missing:
                 self._build_shard(shard, vit, data, bar)
         # what killed builds left; every shard is in place now, also for a process still at work
-        for left in self.folder.glob(f"{STAGING}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        remove_unfinished(self.folder)
 
     def _build_shard(self, shard: int, vit: HookedViT, data: ImageData, bar: Any) -> None:
         rows = self._rows[shard]
@@ -187,27 +184,16 @@ class ActivationCache:
             bar.update(len(chunk))
         metadata = {"format": "pt", "cache": self._key, "unreadable": json.dumps(bad)}
 
-        def save(path: Path) -> None:
-            save_file({"x": x, "y": y}, path, metadata=metadata)
-            # safetensors makes files for their owner alone; a cache may be a group's
-            shutil.copymode(self.folder / MANIFEST_FILE, path)
-
         try:
-            self._write(_name(shard), save)
+            with staged_files(self.folder, [_name(shard)]) as staging:
+                path = staging / _name(shard)
+                save_file({"x": x, "y": y}, path, metadata=metadata)
+                # safetensors makes files for their owner alone; a cache may be a group's
+                shutil.copymode(self.folder / MANIFEST_FILE, path)
         except InputError:
             # another process may have finished this very shard and tidied up
             if self._whole(shard) is None:
                 raise
-
-    def _write(self, name: str, save: Callable[[Path], object]) -> None:
-        target = self.folder / name
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=STAGING) as staging:
-                save(Path(staging) / name)
-                os.replace(Path(staging) / name, target)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{target} cannot be written: {error}.") from error
 
     def _check_space(self, missing: list[int]) -> None:
         needed = cache_bytes(sum(len(self._rows[s]) for s in missing), *self._shape)
@@ -215,8 +201,9 @@ class ActivationCache:
         free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
         if missing and needed > free:
             raise InputError(
-                f"cache {self.folder} needs {_size(needed)} for {len(missing)} missing shards; "
-                f"found {_size(free)} free."
+                "cache",
+                f"{self.folder} needs {_size(needed)} for {len(missing)} missing shards; "
+                f"found {_size(free)} free.",
             )
 
     # ---- shards -----------------------------------------------------------------------------
@@ -275,35 +262,17 @@ def _unreadable(shard: Any) -> list[int]:
 def _is_new(folder: Path) -> bool:
     for parent in (folder, *folder.parents):
         if parent.exists() and not parent.is_dir():
-            raise InputError(f"cache is {folder}; {parent} is a file, expected a folder.")
+            raise InputError("cache", f"is {folder}; {parent} is a file, expected a folder.")
     if not folder.is_dir():
         return True
     names = [f.name for f in folder.iterdir() if not f.name.startswith(STAGING)]
     if names and MANIFEST_FILE not in names:
         raise InputError(
-            f"cache is {folder}, which holds {min(names)} and no {MANIFEST_FILE}; expected a new "
-            "or empty folder, or a cache."
+            "cache",
+            f"is {folder}, which holds {min(names)} and no {MANIFEST_FILE}; expected a new "
+            "or empty folder, or a cache.",
         )
     return not names
-
-
-def _check_manifest(path: Path, expected: dict[str, Any]) -> None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not readable JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}; expected a JSON object.")
-    for name, want in expected.items():
-        have = found.get(name)
-        if have != want:
-            about = DIFFERENCES.get(name, "another layout")
-            raise InputError(
-                f"cache {path.parent} is of {about}: {name} is {str(have)[:24]}; "
-                f"expected {str(want)[:24]}, or another folder."
-            )
 
 
 def _size(n_bytes: int) -> str:

@@ -9,7 +9,6 @@ before it as they were. SHA256SUMS is what `sha256sum -c` reads.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vit_clt.errors import InputError
+from vit_clt.outputs import file_hash, staged_folder
 
 STATE_FILE, SUMS_FILE = "state.json", "SHA256SUMS"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -60,32 +60,24 @@ class Snapshots:
         Raises:
             InputError: it cannot be written; those before it are untouched.
         """
-        target, staging = self.folder / f"step-{step:08d}", self.folder / f".step-{step:08d}.part"
         try:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            for name, found in tensors.items():
-                whole = {key: value.detach().cpu().contiguous() for key, value in found.items()}
-                save_file(whole, staging / f"{name}.safetensors")
-            (staging / STATE_FILE).write_text(json.dumps(state, indent=1, allow_nan=False) + "\n")
-            files = sorted(file.name for file in staging.iterdir())
-            lines = [f"{_sha256(staging / name)}  {name}\n" for name in files]
-            (staging / SUMS_FILE).write_text("".join(lines))
-            for name in files:  # safetensors lets nobody else read its files
-                shutil.copymode(staging / SUMS_FILE, staging / name)
-            for name in (*files, SUMS_FILE):
-                _sync(staging / name)
-            if target.exists():  # damaged, or this would be a second one of its step
-                shutil.rmtree(target)
-            os.replace(staging, target)
-            _sync(self.folder)
-        except (OSError, SafetensorError, ValueError) as error:
-            shutil.rmtree(staging, ignore_errors=True)
+            text = json.dumps(state, indent=1, allow_nan=False) + "\n"
+            with staged_folder(self.folder / f"step-{step:08d}") as staging:
+                for name, found in tensors.items():
+                    whole = {key: value.detach().cpu().contiguous() for key, value in found.items()}
+                    save_file(whole, staging / f"{name}.safetensors")
+                (staging / STATE_FILE).write_text(text)
+                files = sorted(file.name for file in staging.iterdir())
+                lines = [f"{file_hash(staging / name)}  {name}\n" for name in files]
+                (staging / SUMS_FILE).write_text("".join(lines))
+                for name in files:  # safetensors lets nobody else read its files
+                    shutil.copymode(staging / SUMS_FILE, staging / name)
+        except ValueError as error:  # InputError is one
             kept = self.steps()
             earlier = f"the one at step {kept[-1]} is untouched" if kept else "there is none before"
             raise InputError(
-                f"the checkpoint at step {step} cannot be written to {self.folder}: {error}; "
-                f"{earlier}."
+                f"the checkpoint at step {step} cannot be written to {self.folder}: "
+                f"{error.__cause__ or error}; {earlier}."
             ) from error
         for old in [s for s in self.steps() if s <= step][: -self.keep]:
             shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
@@ -132,26 +124,9 @@ class Snapshots:
         if STATE_FILE not in names:
             raise ValueError(f"{SUMS_FILE} does not list {STATE_FILE}")
         for expected, name in sums:
-            if _sha256(folder / name) != expected:
+            if file_hash(folder / name) != expected:
                 raise ValueError(f"{name} does not match its hash")
         tensors = {
             Path(name).stem: load_file(folder / name) for name in names if name != STATE_FILE
         }
         return Snapshot(step, json.loads((folder / STATE_FILE).read_text()), tensors)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 24):
-            digest.update(block)
-        return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    # a rename must not reach the disk before what it names
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vit_clt.choices import Precision
+from vit_clt.choices import Precision, check_choice
 from vit_clt.errors import InputError
 from vit_clt.kernels.jump import fusion
 from vit_clt.training.objective import Objective
@@ -151,18 +151,19 @@ def check_engine(settings: TrainConfig, device: torch.device, trackers: Sequence
     """Raise InputError if this machine cannot run so."""
     known = [str(each) for each in LoggerType if each != LoggerType.ALL]
     for name in trackers:
-        if name not in known:
-            raise InputError(f'tracker is "{name}"; expected one of {", ".join(known)}.')
+        check_choice("trackers", name, known)
         if name not in map(str, get_available_trackers()):
             extra = f"vit-clt[{name}]" if name in EXTRAS else name
             raise InputError(
-                f"tracker \"{name}\" is not installed; expected its package: pip install '{extra}'."
+                "trackers",
+                f'holds "{name}", which is not installed; expected its package: '
+                f"pip install '{extra}'.",
             )
     if settings.precision == "tf32" and device.type == "cpu":
-        raise InputError('precision is "tf32" on a CPU; expected a GPU, or "fp32".')
+        raise InputError("precision", 'is "tf32" on a CPU; expected a GPU, or "fp32".')
     if settings.optimiser == "adamw8bit" and importlib.util.find_spec("torchao") is None:
         raise InputError(
-            "optimiser is \"adamw8bit\", which needs torchao: pip install 'vit-clt[lowbit]'."
+            "optimiser", "is \"adamw8bit\", which needs torchao: pip install 'vit-clt[lowbit]'."
         )
 
 
@@ -255,7 +256,7 @@ def _parts(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield name, value
         return
     if isinstance(value, DTensor):
-        raise InputError('optimiser is "adamw8bit" with sharded parameters; expected "adamw".')
+        raise InputError("optimiser", 'is "adamw8bit" with sharded parameters; expected "adamw".')
     for key in inner()[0]:
         yield f"{name}/{key}", getattr(value, key)
 

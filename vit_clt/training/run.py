@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
@@ -34,7 +34,21 @@ Result = TypeVar("Result")
 
 
 class Run:
-    """The state of a run and how it goes on."""
+    """The state of a run and how it goes on.
+
+    Args:
+        vit: the teacher.
+        source: its activations.
+        n_images: images of the data set, those held out included.
+        config: the CLT to be trained.
+        settings: every "auto" and None decided.
+        engine: device, processes and precision.
+        waits: what the time is spent on, as `source` counts it.
+        snapshots: where checkpoints go; None writes none.
+        on_log: called with each record.
+        facts: what else a checkpoint says of the run, as JSON values.
+        found: the checkpoint to go on from; None begins.
+    """
 
     def __init__(
         self,
@@ -45,12 +59,15 @@ class Run:
         settings: TrainConfig,
         engine: Engine,
         waits: Waits,
+        *,
+        snapshots: Snapshots | None,
+        on_log: Log | None,
+        facts: Mapping[str, Any],
+        found: Snapshot | None,
     ):
         self.vit, self.config, self.settings, self.engine = vit, config, settings, engine
         self.source, self.waits = source, waits
-        self.snapshots: Snapshots | None = None
-        self.on_log: Log | None = None
-        self.facts: dict[str, Any] = {}
+        self.snapshots, self.on_log, self.facts = snapshots, on_log, facts
         order = torch.randperm(n_images, generator=seeded(settings.seed, "validation")).tolist()
         held_out = settings.held_out(n_images)
         self.held_out, self.images = sorted(order[:held_out]), sorted(order[held_out:])
@@ -71,6 +88,8 @@ class Run:
         self.step, self.seconds, self.rows = 0, 0.0, 0
         self.saved_step: int | None = None
         self.n_images = n_images
+        if found is not None:
+            self._load(found)
 
     # ---- one step ---------------------------------------------------------------------------
 
@@ -240,7 +259,7 @@ class Run:
         self.engine.accelerator.wait_for_everyone()
         self.saved_step = self.step
 
-    def load(self, found: Snapshot) -> None:
+    def _load(self, found: Snapshot) -> None:
         """Go on from a checkpoint."""
         state, tensors = found.state, found.tensors
         restore(self._objective().clt, self.optimiser, tensors["model"], tensors["optimizer"])

@@ -22,20 +22,18 @@ import torch
 from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
-from vit_clt.errors import InputError, Stopped
+from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
-from vit_clt.kernels.choose import choose
+from vit_clt.outputs import check_same
 from vit_clt.training.batches import Cached, Recomputed, Source, Waits, lost_worker
 from vit_clt.training.cache import ActivationCache
 from vit_clt.training.checkpoints import Snapshot, Snapshots
 from vit_clt.training.engine import Engine, check_engine
 from vit_clt.training.run import Log, Run
-from vit_clt.training.trial import decided
+from vit_clt.training.trial import decided_backend
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.train_config import PRESETS, TrainConfig
-
-__all__ = ["PRESETS", "Stopped", "TrainConfig", "as_context", "resolved", "train"]
+from vit_clt.transcoder.train_config import TrainConfig
 
 FREE = ("workers", "log_every", "checkpoint_every", "keep_checkpoints")
 """What a resumed run may set anew without another result."""
@@ -96,40 +94,70 @@ def train(
         snapshots = (
             None if checkpoints is None else Snapshots(checkpoints, settings.keep_checkpoints)
         )
-        settings = resolved(settings, config, device, engine.n_processes)
         found = _found(snapshots, progress and engine.is_main) if resume else None
         if snapshots is not None and not resume and engine.is_main and snapshots.steps():
             raise InputError(
-                f"checkpoints is {checkpoints}, which holds those of another run; expected a new "
-                "folder, or to resume it."
+                "checkpoints",
+                f"is {checkpoints}, which holds those of another run; expected a new "
+                "folder, or to resume it.",
             )
+        settings = _settled(settings, config, engine, found)
+        facts = {"data": data_fingerprint(data), "cached": cache is not None}
         if found is not None:
-            if train_config is None or train_config.backend == "auto":
-                settings = replace(settings, backend=found.state["train"]["backend"])
-            if train_config is None or train_config.shards is None:
-                settings = replace(settings, shards=found.state["train"]["shards"])
-            settings = resolved(settings, config, device, engine.n_processes)
-            _check_same(settings, config, vit, data, cache is not None, found)
-        settings = decided(settings, config, device, engine.n_processes)
-        settings = replace(settings, backend=engine.agreed(settings.backend))
+            _check_resumed(found, settings, config, vit, data, facts)
         waits = Waits()
-        source = _source(vit, data, settings, cache, engine, waits, progress)
-        run = Run(vit, source, len(data), config, settings, engine, waits)
-        run.snapshots = snapshots
-        run.facts = {"data": data_fingerprint(data), "cached": cache is not None}
-        if found is not None:
-            run.load(found)
-        run.on_log = on_log if engine.is_main else None
+        run = Run(
+            vit,
+            _source(vit, data, settings, cache, engine, waits, progress),
+            len(data),
+            config,
+            settings,
+            engine,
+            waits,
+            snapshots=snapshots,
+            on_log=on_log if engine.is_main else None,
+            facts=facts,
+            found=found,
+        )
         try:
             return run.to_the_end(should_stop or (lambda: False), progress and engine.is_main)
         except RuntimeError as error:
             raise lost_worker(error) or error from None
 
 
-def resolved(
-    settings: TrainConfig, config: CLTConfig, device: torch.device | str, n_processes: int = 1
+def _settled(
+    asked: TrainConfig, config: CLTConfig, engine: Engine, found: Snapshot | None
 ) -> TrainConfig:
-    """`settings` with every "auto" and None decided that this machine decides without a trial.
+    """The settings of the run, every "auto" and None decided, the same in every process.
+
+    What was decided when the run started is not decided again where it is resumed.
+    """
+    if found is not None:
+        before = found.state["train"]
+        backend = before["backend"] if asked.backend == "auto" else asked.backend
+        shards = before["shards"] if asked.shards is None else asked.shards
+        asked = replace(asked, backend=backend, shards=shards)
+    settings = resolved(asked, config, engine.device, engine.n_processes, trial=True)
+    return replace(settings, backend=engine.agreed(settings.backend))
+
+
+def resolved(
+    settings: TrainConfig,
+    config: CLTConfig,
+    device: torch.device | str,
+    n_processes: int = 1,
+    *,
+    trial: bool = False,
+) -> TrainConfig:
+    """`settings` with every "auto" and None decided.
+
+    Args:
+        settings: what is asked for.
+        config: the CLT to be trained.
+        device: where.
+        n_processes: that share a batch.
+        trial: also decide what takes a trial (`vit_clt.training.trial.decided_backend`); otherwise
+            that back end stays "auto".
 
     Raises:
         InputError: shards do not divide among the processes, or the batch among the shards; a
@@ -140,25 +168,21 @@ def resolved(
     for name, parts in (("accumulate", settings.accumulate), ("processes", n_processes)):
         if parts > 1 and config.sparsifier.whole_batch:
             raise InputError(
-                f"{name} is {parts}; expected 1, as {config.sparsifier.name} chooses codes among "
-                "all rows of a batch at once."
+                name,
+                f"is {parts}; expected 1, as {config.sparsifier.name} chooses codes among all rows "
+                "of a batch at once.",
             )
     shards = settings.shards or n_processes
     if shards % n_processes:
-        raise InputError(f"shards is {shards}; expected a multiple of {n_processes} processes.")
+        raise InputError("shards", f"is {shards}; expected a multiple of {n_processes} processes.")
     if settings.batch_size % shards:
         raise InputError(
-            f"batch_size is {settings.batch_size}; expected a multiple of shards, {shards}."
+            "batch_size", f"is {settings.batch_size}; expected a multiple of shards, {shards}."
         )
     workers = settings.workers
     if workers is None:
         workers = 0 if device.type == "cpu" else min(8, max(1, torch.get_num_threads() - 1))
-    backend = settings.backend
-    # on a GPU top-k codes wait for a trial (`vit_clt.training.trial.decided`)
-    density = config.sparsifier.density(config.n_features)
-    if density is not None and device.type != "cuda":
-        weight = torch.empty(0, device=device)
-        backend = choose(backend, config.n_features, config.d_model, density, weight)
+    backend = decided_backend(settings, config, device, n_processes, trial=trial)
     return replace(settings, shards=shards, workers=workers, backend=backend)
 
 
@@ -193,7 +217,7 @@ def _source(
 
 def _found(snapshots: Snapshots | None, show: bool) -> Snapshot | None:
     if snapshots is None:
-        raise InputError("resume is set without checkpoints; expected a folder of them.")
+        raise InputError("resume", "is set without checkpoints; expected a folder of them.")
     found, torn = snapshots.newest()
     for reason in torn:
         back = f"step {found.step}" if found is not None else "the beginning"
@@ -202,49 +226,39 @@ def _found(snapshots: Snapshots | None, show: bool) -> Snapshot | None:
     return found
 
 
-def _check_same(
+def _check_resumed(
+    found: Snapshot,
     settings: TrainConfig,
     config: CLTConfig,
     vit: HookedViT,
     data: ImageData,
-    cached: bool,
-    found: Snapshot,
+    facts: dict[str, Any],
 ) -> None:
     """Refuse to resume a run of other settings, another CLT, teacher or data."""
+    where = "the run that is resumed"
     # as this version writes it
-    was = CLTConfig.from_json(found.state["clt"]).to_json()
-    teacher = was.pop("teacher")
-    asked = config.to_json()
-    asked.pop("teacher")
-    for name in sorted(was):
-        if was[name] != asked.get(name):
-            raise InputError(
-                f"{name} is {asked.get(name)!r}; the run that is resumed has {was[name]!r}."
-            )
+    clt = CLTConfig.from_json(found.state["clt"]).to_json()
+    teacher = clt.pop("teacher")
+    check_same({name: config.to_json()[name] for name in sorted(clt)}, clt, where)
     # a field the run did not know has its default
     before = TrainConfig.from_json(found.state["train"], config.sparsifier.training).flat()
     now = settings.flat()
-    for name in sorted(now):
-        if name not in FREE and before[name] != now[name]:
-            raise InputError(
-                f"{name} is {now[name]!r}; the run that is resumed has {before[name]!r}."
-            )
-    if found.state["cached"] != cached:
-        raise InputError(
-            f"cache is {'given' if cached else 'missing'}; the run that is resumed was started "
-            f"{'with' if found.state['cached'] else 'without'} one."
-        )
+    check_same({name: now[name] for name in sorted(now) if name not in FREE}, before, where)
     identity = vit.identity()
-    if teacher["weights_sha256"] != identity.weights_sha256:
-        raise InputError(
-            f"model is {identity.model}; the run that is resumed has {teacher['model']} with other "
-            "weights."
-        )
-    if found.state["data"] != data_fingerprint(data):
-        raise InputError(
-            f"data is {data.name} with {len(data)} images; the run that is resumed saw other "
-            "images or another preprocessing."
-        )
+    check_same(
+        {"cache": facts["cached"], "model": identity.weights_sha256, "data": facts["data"]},
+        {
+            "cache": found.state["cached"],
+            "model": teacher["weights_sha256"],
+            "data": found.state["data"],
+        },
+        where,
+        {
+            "cache": "whether activations are read from one",
+            "model": f"the weights of {identity.model}",
+            "data": f"{data.name}, {len(data)} images as they are preprocessed",
+        },
+    )
 
 
 def check_run(
@@ -260,14 +274,16 @@ def check_run(
     have, want = (config.n_layers, config.d_model), (vit.cfg.n_layers, vit.cfg.d_model)
     if have != want:
         raise InputError(
-            f"config is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
-            f"width {want[1]}, as in model {vit.cfg.model}."
+            "config",
+            f"is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
+            f"width {want[1]}, as in model {vit.cfg.model}.",
         )
     sparsifier = config.sparsifier
     sparsifier.check(sparsifier.with_options(settings).sparsity, config.n_features)
     n_images -= settings.held_out(n_images)
     if settings.shards is not None and n_images < settings.shards:
         raise InputError(
-            f"shards is {settings.shards}; expected at most one for each of the {n_images} "
-            "training images."
+            "shards",
+            f"is {settings.shards}; expected at most one for each of the {n_images} "
+            "training images.",
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import Literal
@@ -18,9 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vit_clt.choices import Backend
 from vit_clt.data.images import ImageData
 from vit_clt.hooks.activations import IMAGES_PER_PASS, capture
 from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.kernels.choose import choose
 from vit_clt.training.engine import is_sharded, matmul_precision
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -80,22 +81,32 @@ def seconds_per_step(
     return fixed + in_batch * (a_row + teacher) + _optimiser_seconds(clt)
 
 
-def decided(
-    settings: TrainConfig, config: CLTConfig, device: torch.device | str, processes: int = 1
-) -> TrainConfig:
-    """`settings` with "auto" settled where that takes a trial: top-k codes on a GPU.
+def decided_backend(
+    settings: TrainConfig,
+    config: CLTConfig,
+    device: torch.device,
+    processes: int = 1,
+    *,
+    trial: bool,
+) -> Backend:
+    """What `settings.backend` means for a run, where "auto" leaves that open.
 
-    JumpReLU's batches are dense there, as are sharded runs, whose whole parameters may not fit one
-    GPU. Elsewhere `settings` are returned as they are.
+    Top-k codes have one density: on a GPU a trial decides ("auto" without `trial`), elsewhere
+    `choose`. JumpReLU's density changes, so that "auto" stays and each batch is decided by its own;
+    on a GPU it is dense. So are sharded runs there, whose whole parameters may not fit one GPU.
     """
-    device = torch.device(device)
-    timed = device.type == "cuda" and config.sparsifier.density(config.n_features) is not None
-    if settings.backend != "auto" or not timed:
-        return settings
+    density = config.sparsifier.density(config.n_features)
+    if settings.backend != "auto" or density is None:
+        return settings.backend
+    if device.type != "cuda":
+        weight = torch.empty(0, device=device)
+        return choose("auto", config.n_features, config.d_model, density, weight)
+    if not trial:
+        return "auto"
     if is_sharded():
-        return replace(settings, backend="dense")
+        return "dense"
     rows = ceil(settings.batch_size / processes / settings.accumulate)
-    return replace(settings, backend=faster_backend(config, settings, device, rows))
+    return faster_backend(config, settings, device, rows)
 
 
 def faster_backend(

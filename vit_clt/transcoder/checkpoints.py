@@ -9,9 +9,7 @@ moves, or a download between two uploads) are refused rather than loaded as a CL
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,14 +28,13 @@ from torch import nn
 from yaml import YAMLError
 
 from vit_clt.errors import InputError
+from vit_clt.outputs import check_same, remove_unfinished, staged_files
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model_card import model_card
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
-STAGING = ".saving-"
-"""Files of a save that is under way; a kill leaves them, the next save removes them."""
 CLT = TypeVar("CLT", bound="PretrainedCLT")
 
 
@@ -58,19 +55,12 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
             InputError: the folder cannot be made or written, or the Hub does not take it.
         """
         target = Path(save_directory)
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            for left_by_a_kill in target.glob(f"{STAGING}*"):
-                shutil.rmtree(left_by_a_kill)
-            with tempfile.TemporaryDirectory(dir=target, prefix=STAGING) as staging:
-                super().save_pretrained(staging, model_card_kwargs=kwargs.get("model_card_kwargs"))
-                # safetensors lets nobody else read its files
-                shutil.copymode(Path(staging) / CONFIG_FILE, Path(staging) / WEIGHTS_FILE)
-                for file in sorted(Path(staging).iterdir()):
-                    if file.name != CARD_FILE or not (target / file.name).exists():
-                        os.replace(file, target / file.name)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"cannot write the CLT to {target}: {error}.") from error
+        remove_unfinished(target)
+        card = [] if (target / CARD_FILE).exists() else [CARD_FILE]
+        with staged_files(target, [*card, CONFIG_FILE, WEIGHTS_FILE]) as staging:
+            super().save_pretrained(staging, model_card_kwargs=kwargs.get("model_card_kwargs"))
+            # safetensors lets nobody else read its files
+            shutil.copymode(staging / CONFIG_FILE, staging / WEIGHTS_FILE)
         if kwargs.pop("push_to_hub", False):
             kwargs["model_card_kwargs"] = {"text": _read_card(target / CARD_FILE)}
             return self.push_to_hub(kwargs.pop("repo_id", None) or target.name, **kwargs)
@@ -94,8 +84,8 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
         # RuntimeError: what huggingface_hub and hf_xet raise around a failed upload of one file
         except (HTTPError, OSError, ValueError, RuntimeError) as error:
             raise InputError(
-                f'repo_id is "{repo_id}", which {constants.ENDPOINT} did not take: '
-                f"{_refusal(error)}."
+                "repo_id",
+                f'is "{repo_id}", which {constants.ENDPOINT} did not take: {_refusal(error)}.',
             ) from error
 
     def generate_model_card(
@@ -124,7 +114,9 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
         if source.is_dir():
             _read_config(source / CONFIG_FILE)
         elif source.exists():
-            raise InputError(f"clt is {source}, a file; expected a folder holding {CONFIG_FILE}.")
+            raise InputError(
+                "clt", f"is {source}, a file; expected a folder holding {CONFIG_FILE}."
+            )
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -133,13 +125,15 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
             ) from error
         except RemoteEntryNotFoundError as error:
             raise InputError(
-                f"clt is {source}; expected a {CONFIG_FILE} and a {WEIGHTS_FILE} in that "
-                "repository of the Hub."
+                "clt",
+                f"is {source}; expected a {CONFIG_FILE} and a {WEIGHTS_FILE} in that "
+                "repository of the Hub.",
             ) from error
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise InputError(
-                f"clt is {source}; found neither such a folder nor such a repository on the Hub "
-                f"({type(error).__name__})."
+                "clt",
+                f"is {source}; found neither such a folder nor such a repository on the Hub "
+                f"({type(error).__name__}).",
             ) from error
 
     @classmethod
@@ -178,7 +172,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"clt is {path.parent}; expected a {path.name} in it.") from None
+        raise InputError("clt", f"is {path.parent}; expected a {path.name} in it.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -190,7 +184,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _load_weights(clt: PretrainedCLT, path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"clt is {path.parent}; expected a {path.name} in it.")
+        raise InputError("clt", f"is {path.parent}; expected a {path.name} in it.")
     try:
         found = load_file(path)
         with safe_open(path, framework="pt") as file:
@@ -215,12 +209,7 @@ def _check_same_save(config: dict[str, Any], saved_with: str, path: Path) -> Non
     except (TypeError, ValueError) as error:  # InputError is one
         reason = str(error).rstrip(".")
         raise InputError(f"{path} names no readable configuration: {reason}.") from error
-    for name, value in values.items():
-        if value != config[name]:
-            raise InputError(
-                f"{path} was saved with {name} {value}, {CONFIG_FILE} beside it says "
-                f"{config[name]}; expected both of one save."
-            )
+    check_same(config, values, f"{path}: {CONFIG_FILE} and {path.name} must be of one save")
 
 
 def _read_card(path: Path) -> str:

@@ -50,14 +50,15 @@ class CLTConfig:
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_model", "n_features"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected an integer above 0.")
+                raise InputError(name, f"is {getattr(self, name)!r}; expected an integer above 0.")
         k = self.sparsifier.expected_l0
         if k is not None and k > self.n_features:
-            raise InputError(f"k is {k}; expected at most n_features, {self.n_features}.")
+            raise InputError("k", f"is {k}; expected at most n_features, {self.n_features}.")
         if self.zero_cross_init and not self.cross_layer:
             raise InputError(
-                "zero_cross_init is True with cross_layer False, which has no off-diagonal "
-                "decoders; expected one of them."
+                "zero_cross_init",
+                "is True with cross_layer False, which has no off-diagonal "
+                "decoders; expected one of them.",
             )
 
     def targets(self, source: int) -> range:

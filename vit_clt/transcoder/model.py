@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vit_clt.choices import Backend, check_backend
+from vit_clt.choices import Backend, check_choice
 from vit_clt.errors import InputError
 from vit_clt.kernels.choose import choose
 from vit_clt.kernels.codes import Codes, DenseCodes, RaggedCodes, stack_codes
@@ -81,7 +81,8 @@ class CrossLayerTranscoder(PretrainedCLT):
 
     @backend.setter
     def backend(self, backend: Backend) -> None:
-        self._backend = check_backend(backend)
+        check_choice("backend", backend, get_args(Backend))
+        self._backend = backend
 
     def encode(self, x: Float[Tensor, "*layer_token d_model"], layer: int | None = None) -> Codes:
         """Codes of MLP inputs, of all layers ("layer *token d_model") or of one ("*token d_model").
@@ -178,19 +179,12 @@ class CrossLayerTranscoder(PretrainedCLT):
         banded = isinstance(codes, RaggedCodes) and codes.band is not None
         return "banded" if banded else "sparse"
 
-    def planned_backend(self) -> Backend:
-        """What `backend` means for this shape; "auto" where the density of each batch decides."""
-        density = self.config.sparsifier.density(self.config.n_features)
-        if density is None:
-            return self.backend
-        return "sparse" if self._is_sparse(density) else "dense"
-
     def _layers(self, x: Tensor) -> list[tuple[int, Tensor]]:
         if x.ndim < 2:
-            raise InputError(f"x has {x.ndim} axes; expected at least layer and d_model.")
+            raise InputError("x", f"has {x.ndim} axes; expected at least layer and d_model.")
         if x.shape[0] != self.config.n_layers:
             raise InputError(
-                f"x has {x.shape[0]} entries on its layer axis; expected {self.config.n_layers}."
+                "x", f"has {x.shape[0]} entries on its layer axis; expected {self.config.n_layers}."
             )
         return list(enumerate(x))
 
@@ -198,7 +192,7 @@ class CrossLayerTranscoder(PretrainedCLT):
         d, own = self.config.d_model, self.own_tensors()
         for _, x in layers:
             if x.shape[-1] != d:
-                raise InputError(f"x has width {x.shape[-1]}; expected d_model, {d}.")
+                raise InputError("x", f"has width {x.shape[-1]}; expected d_model, {d}.")
         encoders = [
             Encoder(
                 x.to(self.b_enc.dtype),
@@ -253,23 +247,26 @@ class CrossLayerTranscoder(PretrainedCLT):
         """The sources to decode, of those that targets below `n_sources` can read."""
         if not isinstance(codes, Mapping):
             if len(codes) < n_sources:
-                raise InputError(f"codes has {len(codes)} layers; expected at least {n_sources}.")
+                raise InputError(
+                    "codes", f"has {len(codes)} layers; expected at least {n_sources}."
+                )
             sources: Sequence[int] = range(n_sources)
         else:
             sources = sorted(codes)
             if not sources or sources[0] < 0 or sources[-1] >= n_sources:
                 raise InputError(
-                    f"codes has source layers {sources}; expected some from 0 to {n_sources - 1}."
+                    "codes",
+                    f"has source layers {sources}; expected some from 0 to {n_sources - 1}.",
                 )
         width = codes[sources[0]].n_features
         if width != self.config.n_features:
-            raise InputError(f"codes have {width} features; expected {self.config.n_features}.")
+            raise InputError("codes", f"have {width} features; expected {self.config.n_features}.")
         return sources
 
     def _check_layer(self, name: str, layer: int) -> int:
         n = self.config.n_layers
         if not -n <= layer < n:
-            raise InputError(f"{name} is {layer}; expected a layer from 0 to {n - 1}.")
+            raise InputError(name, f"is {layer}; expected a layer from 0 to {n - 1}.")
         return layer % n
 
 

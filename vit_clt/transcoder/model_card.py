@@ -215,7 +215,7 @@ def _read_report(
     context, metrics = report.get("context"), report.get("metrics")
     if not isinstance(context, Mapping) or not isinstance(metrics, list):
         raise InputError(
-            "report holds no context and metrics; expected the document of a metrics.json."
+            "report", "holds no context and metrics; expected the document of a metrics.json."
         )
     if not all(isinstance(metric, Mapping) for metric in metrics):
         raise InputError("metrics of report hold other than objects; expected a list of objects.")
@@ -225,7 +225,8 @@ def _read_report(
         for name in ("n_layers", "d_model", "n_features", "cross_layer", "sparsifier"):
             if name in measured and measured[name] != own[name]:
                 raise InputError(
-                    f"report is about a CLT whose {name} is {measured[name]}; expected {own[name]}."
+                    "report",
+                    f"is about a CLT whose {name} is {measured[name]}; expected {own[name]}.",
                 )
     return context, metrics
 

@@ -123,19 +123,16 @@ class TrainConfig:
             *("shards", "norm_images", "dead_tokens", "log_every", "keep_checkpoints"),
         )
         if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}; expected 0 to 2^63 - 1.")
+            raise InputError("seed", f"is {self.seed}; expected 0 to 2^63 - 1.")
         check_zero_or_more(
             self, "warmup_steps", "decay_fraction", "val_images", "workers", "checkpoint_every"
         )
         check_share(self, "decay_fraction")
-        for name, choices in (
-            ("lr_schedule", LrSchedule),
-            ("optimiser", Optimiser),
-            ("precision", Precision),
-            ("unreadable", Unreadable),
-            ("backend", Backend),
-        ):
-            check_choice(name, getattr(self, name), get_args(choices))
+        check_choice("lr_schedule", self.lr_schedule, get_args(LrSchedule))
+        check_choice("optimiser", self.optimiser, get_args(Optimiser))
+        check_choice("precision", self.precision, get_args(Precision))
+        check_choice("unreadable", self.unreadable, get_args(Unreadable))
+        check_choice("backend", self.backend, get_args(Backend))
 
     def held_out(self, n_images: int) -> int:
         """How many of `n_images` are held out: `val_images`, at most a tenth."""
@@ -166,7 +163,7 @@ def check_above_zero(settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"{name} is {value}; expected a value above 0.")
+            raise InputError(name, f"is {value}; expected a value above 0.")
 
 
 def check_zero_or_more(settings: object, *names: str) -> None:
@@ -174,7 +171,7 @@ def check_zero_or_more(settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if value is not None and not 0 <= value < float("inf"):
-            raise InputError(f"{name} is {value}; expected 0 or more.")
+            raise InputError(name, f"is {value}; expected 0 or more.")
 
 
 def check_share(settings: object, *names: str) -> None:
@@ -182,7 +179,7 @@ def check_share(settings: object, *names: str) -> None:
     for name in names:
         if getattr(settings, name) > 1:
             raise InputError(
-                f"{name} is {getattr(settings, name)}; expected a share of the run, at most 1."
+                name, f"is {getattr(settings, name)}; expected a share of the run, at most 1."
             )
 
 

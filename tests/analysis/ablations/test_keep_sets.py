@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from torch import Tensor
 
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot
@@ -248,8 +248,8 @@ def test_ranks_count_the_sets_that_are_strictly_better(study: Study, result: Kee
     assert len({mark.rank["loss"] for mark in result.marked}) > 1
     table = result.marks()
     above = result.readings.difference("last", "projection", "loss")
-    assert table.set_index("set").loc["last", "loss_above_chosen"] == above[0]
-    assert table["loss_above_chosen_low"][3] == above[1]
+    assert table.set_index("set").loc["last", "loss_above_chosen"] == above
+    assert table["loss_above_chosen_low"][3] == above.low
 
 
 def test_membership_and_correlation_are_those_of_the_table(study: Study, result: KeepSets) -> None:
@@ -281,8 +281,8 @@ def test_metrics_and_figure_say_where_the_chosen_set_stands(result: KeepSets) ->
     metric = metrics["a_projection_loss"]
     assert (metric.value, metric.low, metric.high) == (
         chosen.loss,
-        chosen.loss_low,
-        chosen.loss_high,
+        chosen.loss.low,
+        chosen.loss.high,
     )
     assert metric.floor == result.readings["floor_mean"].loss
     assert metric.baseline == result.readings["original"].loss
@@ -352,3 +352,11 @@ def test_the_kind_of_the_scores_chooses(study: Study) -> None:
 def test_bad_sets_are_refused(study: Study, options: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         keep_sets(*study, scores=study.scores, **options)
+
+
+def test_a_hook_that_would_fire_above_the_target_alone_is_refused(study: Study) -> None:
+    with (
+        study.vit.hooks(fwd_hooks=overwrite_mlp_hooks([2], "cls")),
+        pytest.raises(InputError, match=r'vit has a hook at "blocks\.2\.hook_mlp_out"'),
+    ):
+        keep_sets(*study, k=1, scores=study.scores, target=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt import CLTConfig, CrossLayerTranscoder
 from vit_clt.cli import main
@@ -18,16 +18,15 @@ TRAINING = ["--train-limit", "30", "--epochs", "1", "--batch-size", "256"]
 
 
 @pytest.fixture(scope="module")
-def folders(digits_vit: HookedViT, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(
+    digits_vit: HookedViT, digits_clt: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """A CLT, another seed of it, and a per-layer transcoder, untrained but saved as trained."""
     root = tmp_path_factory.mktemp("audit")
-    found = {}
-    for name, seed in (("own", 0), ("other", 1)):
-        random_clt(digits_vit, seed=seed).save_pretrained(root / name)
-        found[name] = root / name
+    random_clt(digits_vit, seed=1).save_pretrained(root / "other")
     config = CLTConfig(8, 64, 24, random_clt(digits_vit).config.sparsifier, cross_layer=False)
     CrossLayerTranscoder(config).save_pretrained(root / "per_layer")
-    return {**found, "per_layer": root / "per_layer"}
+    return {"own": digits_clt, "other": root / "other", "per_layer": root / "per_layer"}
 
 
 def test_the_plan_is_printed_and_nothing_is_written(
@@ -94,14 +93,14 @@ def test_what_was_not_given_is_said_to_be_missing(
     [
         (["--split", "test"], None),
         (["--split", "train"], "the images trained on; expected held-out ones"),
-        (["--per-layer", "own"], "per-layer names .*own, which is a cross-layer transcoder"),
-        (["--variants", "per_layer"], "variants names .*, which is a per-layer transcoder"),
-        (["--resume", "--overwrite"], "resume and overwrite are both set; expected one of them"),
+        (["--per-layer", "own"], "--per-layer names clt, which is a cross-layer transcoder"),
+        (["--variants", "per_layer"], "--variants names .*, which is a per-layer transcoder"),
+        (["--resume", "--overwrite"], "--resume and --overwrite are both set"),
         (["--k", "500"], "l0 is 500; expected at least 1 and at most 24 features"),
         (["--k", "0"], "k is 0; expected at least 1"),
-        (["--clt", "per_layer"], "clt is a per-layer transcoder; expected one that reads across"),
-        (["--full", "--no-train"], "full and no-train are both set; expected one of them"),
-        (["--variants", "other", "--full"], "full and variants are both set; expected one of"),
+        (["--clt", "per_layer"], "--clt is a per-layer transcoder; expected one that reads across"),
+        (["--full", "--no-train"], "--full and --no-train are both set; expected one of them"),
+        (["--variants", "other", "--full"], "--full and --variants are both set; expected one of"),
         (["--keep", "8"], "keep is 8; layer 7 has 8 sources, expected 1 to 7"),
         (["--tokens", "patch"], "tokens is patch at the last layer, whose rows cannot reach"),
     ],

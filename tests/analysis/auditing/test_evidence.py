@@ -12,6 +12,7 @@ from vit_clt.analysis.ablations.all_sets import KeepSets, MarkedSet
 from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.evidence import Evidence, check_question, gather_evidence, halves
 from vit_clt.analysis.causal.effects import causal_effects
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.ranks import Agreement, RankAgreement
 from vit_clt.analysis.stats.readings import gather_readings
 from vit_clt.data.images import TensorImages
@@ -56,7 +57,8 @@ def sets(lead: float, noise: float, better: float, same: bool = False) -> KeepSe
 
 
 def agreement(low: float | int, chance: float | int = 0.05) -> RankAgreement:
-    found = Agreement(low + 0.1, low, low + 0.2, 0.0, -chance, chance, 0.5)
+    value = Interval(low + 0.1, float(low), low + 0.2)
+    found = Agreement(value, Interval(0.0, -float(chance), float(chance)), 0.5)
     return RankAgreement(pd.DataFrame({"target": [2], "spearman": [0.5]}), found, found, 1)
 
 

@@ -82,7 +82,7 @@ def test_rivals_are_trained_once_and_reused(tiny_vit, tmp_path):
         assert torch.equal(one.b_dec, other.b_dec)
     # started anew, they come out the same, to the bit
     before = [clt.state_dict() for _, clt in first.per_layer]
-    fresh = train_rivals(tiny_vit, data, runs, tmp_path, fresh=True)
+    fresh = train_rivals(tiny_vit, data, runs, tmp_path, overwrite=True)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/model.safetensors")} != written
     for state, (_, clt) in zip(before, fresh.per_layer, strict=True):
         assert all(torch.equal(state[name], value) for name, value in clt.state_dict().items())
@@ -98,10 +98,14 @@ def test_rivals_trained_otherwise_are_not_taken_for_these(tiny_vit, tmp_path):
 
     train_rivals(tiny_vit, data, first_of(SETTINGS), tmp_path)
     for runs, images, sentence in (
-        (first_of(replace(SETTINGS, seed=77)), data, "holds a rival with seed 5; expected 77"),
-        (first_of(replace(SETTINGS, lr=1.0)), data, "holds a rival with lr 0.0002; expected 1.0"),
-        (first_of(SETTINGS, replace(config, n_features=48)), data, "n_features 24; expected 48"),
-        (first_of(SETTINGS), TensorImages(data.images[:20], name="fewer"), "a rival with data '"),
+        (first_of(replace(SETTINGS, seed=77)), data, "seed is 77; expected 5, as in the run in"),
+        (first_of(replace(SETTINGS, lr=1.0)), data, "lr is 1.0; expected 0.0002, as in"),
+        (first_of(SETTINGS, replace(config, n_features=48)), data, "n_features is 48; expected 24"),
+        (
+            first_of(SETTINGS),
+            TensorImages(data.images[:20], name="fewer"),
+            "data is '.*; expected '",
+        ),
     ):
         with pytest.raises(InputError, match=sentence):
             train_rivals(tiny_vit, images, runs, tmp_path)

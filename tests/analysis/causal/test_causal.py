@@ -10,7 +10,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_clip
+from builders import tiny_clip
 from torch import Tensor
 
 from vit_clt import InputError, ZeroShot, load_data
@@ -18,10 +18,10 @@ from vit_clt.analysis import causal_effects
 from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.causal.targets import PATHS, READS
 from vit_clt.analysis.stats.donors import donor_cycle
+from vit_clt.analysis.stats.intervals import Interval, bootstrap_means, mean_intervals
 from vit_clt.analysis.stats.names import layer_sets, layers_text
-from vit_clt.analysis.stats.readings import bootstrap_means, interval
 from vit_clt.data.images import ImageData, TensorImages
-from vit_clt.hooks import HookedViT, UnalteredPass, token_rows
+from vit_clt.hooks import HookedViT, OverwrittenPass, token_rows
 
 N, N_IMAGES = 4, 14
 POINTS = {"mlp": "hook_mlp_out", "attn": "hook_attn_out"}
@@ -216,13 +216,18 @@ def test_readings_by_hand(
             rise = (outcome.loss - original.loss).double().numpy()
             row = frame.loc[(*at, "delta_loss")]
             assert row["value"] == pytest.approx(rise.mean(), rel=1e-3, abs=1e-5)
-            ends = interval(bootstrap_means(rise[:, None], 1)[:, 0])
-            assert (row["low"], row["high"]) == pytest.approx(ends, rel=1e-3, abs=1e-5)
+            [mean] = mean_intervals(rise[:, None], 1)
+            assert (row["low"], row["high"]) == pytest.approx(
+                (mean.low, mean.high), rel=1e-3, abs=1e-5
+            )
     rise, draws = effects.loss_rise("direct")
     assert rise.tolist() == [
         frame.loc[("direct", str(s), "output", "delta_loss"), "value"] for s in range(8)
     ]
-    assert interval(draws[:, 3])[1] == frame.loc[("direct", "3", "output", "delta_loss"), "high"]
+    assert (
+        Interval.of(rise[3], draws[:, 3]).high
+        == frame.loc[("direct", "3", "output", "delta_loss"), "high"]
+    )
 
 
 def test_without_a_classifier_the_output_is_not_read(
@@ -231,8 +236,7 @@ def test_without_a_classifier_the_output_is_not_read(
     def unread(*_: object) -> Tensor:
         raise AssertionError("nothing reads this")
 
-    for name in ("embeddings", "direct_on_output"):
-        monkeypatch.setattr(UnalteredPass, name, unread)
+    monkeypatch.setattr(OverwrittenPass, "direct_on_output", unread)
     found = causal_effects(digits_vit, noisy, seed=1)
     assert found.readings is None
     for key in effects.on_targets:
@@ -251,9 +255,8 @@ def test_the_table_of_targets(effects: CausalEffects) -> None:
     moved, spread = sums.moved[:, 5, 2], sums.spread[:, 5]
     assert row["value"].item() == pytest.approx(moved.sum() / spread.sum())
     both = bootstrap_means(np.stack([moved, spread], axis=1), 1)
-    assert (row["low"].item(), row["high"].item()) == pytest.approx(
-        interval(both[:, 0] / both[:, 1])
-    )
+    ratio = Interval.of(row["value"].item(), both[:, 0] / both[:, 1])
+    assert (row["low"].item(), row["high"].item()) == pytest.approx((ratio.low, ratio.high))
     named = {m.name: m for m in effects.metrics()}
     assert len(named) == len(frame)
     assert named["total_2_to_5_y"].value == row["value"].item()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import random_clt
+from builders import random_clt
 from scipy.stats import spearmanr
 
 from vit_clt import InputError, load_data
@@ -45,12 +45,14 @@ def test_without_a_clt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_with_a_clt(
-    digits_vit: HookedViT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits_vit: HookedViT,
+    digits_clt: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     clt = random_clt(digits_vit)
-    clt.save_pretrained(tmp_path / "clt")
     out = tmp_path / "causal"
-    args = ["causal", "--clt", str(tmp_path / "clt"), "--limit", "12", "--tokens", "patch"]
+    args = ["causal", "--clt", str(digits_clt), "--limit", "12", "--tokens", "patch"]
     assert main([*args, "--out", str(out)]) == 0
     document = json.loads((out / "metrics.json").read_text())
     assert document["context"]["l0"] > 0
@@ -64,7 +66,7 @@ def test_with_a_clt(
         )
         found = named[f"centred_C_{path}_effect_on_y_spearman"]
         assert found["value"] == pytest.approx(expected.spearman.value)
-        assert found["low"] == pytest.approx(expected.spearman.low)
+        assert found["low"] == pytest.approx(expected.spearman.value.low)
         assert found["floor"] == pytest.approx(expected.spearman.floor)
         by_hand = [spearmanr(range(l), effects.matrix(path)[l, :l]).statistic for l in range(3, 8)]
         depth = named[f"depth_alone_{path}_effect_on_y_spearman"]
@@ -79,7 +81,7 @@ def test_with_a_clt(
     cls = contribution_scores(digits_vit, clt, data, tokens="cls")
     with pytest.raises(InputError, match="scores were measured on cls rows of digits"):
         score_agreement(effects, [cls])
-    assert np.isfinite(found["centred C, total effect on y"].spearman.low)
+    assert np.isfinite(found["centred C, total effect on y"].spearman.value.low)
 
 
 def test_refused_before_anything_is_written(
@@ -87,7 +89,7 @@ def test_refused_before_anything_is_written(
 ) -> None:
     out = tmp_path / "out"
     for args, names in (
-        (["--any-teacher"], "any-teacher is given without a CLT"),
+        (["--any-teacher"], "--any-teacher is given without a CLT"),
         (["--clt", "/no/such/clt"], "/no/such/clt"),
         (["--fill", "foam"], "foam"),
         (["--ablated", "words"], "words"),

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from oracles.score_oracle import numpy_score, numpy_terms, r2
 from torch import Tensor
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK
 from vit_clt.analysis import decoder_norms
@@ -87,8 +87,8 @@ def test_scaling_a_sources_codes_moves_norms_but_no_share_of_that_source(tiny_vi
 
 
 def test_figure_shows_the_matrices_and_shares(tiny_vit):
-    found = decoder_norms(random_clt(tiny_vit))
-    figure = found.figure("toy")
+    found = decoder_norms(random_clt(tiny_vit), "toy")
+    figure = found.figure()
     *heatmaps, by_source, by_target = figure.data
     for heatmap, matrix in zip(
         heatmaps, (found.rms, found.source_share, found.effective), strict=True

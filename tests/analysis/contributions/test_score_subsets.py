@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from oracles.score_oracle import numpy_score, numpy_terms
 from torch import Tensor
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import Compose, Normalize
@@ -336,13 +336,13 @@ def test_refused(vit: HookedViT, data: TensorImages, plain: FeatureStatistics):
         feature_statistics(vit, other, data)
     with pytest.raises(InputError, match="count is 0"):
         select_features(plain, count=0)
-    with pytest.raises(InputError, match='expected select "effect"'):
+    with pytest.raises(InputError, match='expected rule "effect"'):
         select_features(plain, "rate", class_name="red thing")
     with pytest.raises(
-        InputError, match='raises is "purple", which fits no class name; expected one of red'
+        InputError, match='class_name is "purple", which fits no class name; expected one of red'
     ):
         select_features(plain, "effect", class_name="purple")
-    with pytest.raises(InputError, match='raises is "thing", which fits 3 class names'):
+    with pytest.raises(InputError, match='class_name is "thing", which fits 3 class names'):
         select_features(plain, "effect", class_name="thing")
     with pytest.raises(InputError, match="fits no feature"):
         select_features(replace(plain, n_top=N + 1), "purity")

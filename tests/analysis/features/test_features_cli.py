@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from PIL import Image
 
 from vit_clt.analysis.features.tally import FeatureTally
@@ -17,11 +17,9 @@ from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
 
 
-@pytest.fixture(scope="module")
-def clt(digits_vit: HookedViT, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("features") / "clt"
-    random_clt(digits_vit).save_pretrained(folder)
-    return str(folder)
+@pytest.fixture
+def clt(digits_clt: Path) -> str:
+    return str(digits_clt)
 
 
 @pytest.fixture
@@ -78,8 +76,8 @@ def test_what_cannot_be_chosen_is_refused_before_the_pass(
 ):
     monkeypatch.setattr(FeatureTally, "add", lambda *_: pytest.fail("a pass was made"))
     few = ["--clt", clt, "--limit", "4"]
-    assert refused("--clt", "nowhere", "--count", "0") == "count is 0; expected at least 1."
-    assert "effect_images is 0; expected at least 1" in refused(*few, "--effect-images", "0")
+    assert refused("--clt", "nowhere", "--count", "0") == "--count is 0; expected at least 1."
+    assert "--effect-images is 0; expected at least 1" in refused(*few, "--effect-images", "0")
     png = io.BytesIO()
     Image.new("L", (8, 8)).save(png, "PNG")
     pd.DataFrame({"image": [{"bytes": png.getvalue()}] * 4}).to_parquet(tmp_path / "nameless")
@@ -97,7 +95,9 @@ def test_refused(clt: str, refused: Callable[..., str], tmp_path: Path, digits_v
     assert '"cat", which fits no class name' in refused(
         *few, "--layers", "7", "--select", "effect", "--raises", "cat"
     )
-    assert 'expected select "effect"' in refused(*few, "--feature", "7:1", "--raises", "six")
+    assert '--raises is "six" with rule "spread"; expected rule "effect"' in refused(
+        *few, "--feature", "7:1", "--raises", "six"
+    )
     other = tmp_path / "other"
     random_clt(HookedViT(tiny_clip())).save_pretrained(other)
     assert "4 layers" in refused("--clt", str(other), "--limit", "4")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from PIL import Image
 from torchvision.transforms import Compose, Normalize
 

@@ -8,7 +8,7 @@ import jaxtyping
 import pandas as pd
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK, ZeroShot
 from vit_clt.analysis import cascade

@@ -10,7 +10,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, log_loss
@@ -20,7 +20,7 @@ from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK, ZeroS
 from vit_clt.analysis import cascade, surrogate_faithfulness
 from vit_clt.analysis.fit import faithfulness_study as faithfulness
 from vit_clt.analysis.fit.faithfulness_study import VERSIONS, SurrogateFaithfulness
-from vit_clt.analysis.stats.readings import interval
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.data.images import ImageData, ImageRows, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
 from vit_clt.kernels.codes import Codes, DenseCodes
@@ -155,18 +155,18 @@ def test_every_measure_equals_an_independent_one(study: Study, tokens: str) -> N
     assert [measure.name for measure in result.measures] == MEASURES
     for version in VERSIONS[1:]:
         expected = by_hand(study, embeddings, version)
-        found = {name: result.at(name, version).value for name in MEASURES}
+        found = {name: result.at(name, version) for name in MEASURES}
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-9), version
-    assert result.at("flip").value > 0
-    assert result.at("top5_overlap").value < 1
-    assert result.at("kl").value > 0.01
+    assert result.at("flip") > 0
+    assert result.at("top5_overlap") < 1
+    assert result.at("kl") > 0.01
 
 
 def test_teacher_inputs_are_those_of_teacher_replacement(study: Study) -> None:
     embeddings = study.embeddings("all", "teacher")
-    found = study.measure(inputs="teacher").at("kl").value
+    found = study.measure(inputs="teacher").at("kl")
     assert found == pytest.approx(by_hand(study, embeddings, "surrogate")["kl"], rel=1e-9)
-    assert found != pytest.approx(study.measure().at("kl").value, rel=1e-2)
+    assert found != pytest.approx(study.measure().at("kl"), rel=1e-2)
 
 
 def test_accuracy_and_loss_are_those_of_the_cascade(study: Study) -> None:
@@ -181,8 +181,8 @@ def test_accuracy_and_loss_are_those_of_the_cascade(study: Study) -> None:
         "floor_zero": ("floor_zero", "loss_floor_zero"),
     }
     for version, (top1, loss) in names.items():
-        assert found.at("top1", version).value == row[top1].item()
-        assert found.at("loss", version).value == pytest.approx(row[loss].item(), rel=1e-6)
+        assert found.at("top1", version) == row[top1].item()
+        assert found.at("loss", version) == pytest.approx(row[loss].item(), rel=1e-6)
 
 
 def test_prompt_by_prompt(study: Study, result: SurrogateFaithfulness) -> None:
@@ -204,7 +204,7 @@ def test_prompt_by_prompt(study: Study, result: SurrogateFaithfulness) -> None:
         for column, version in (("kl", "surrogate"), ("kl_floor_zero", "floor_zero")):
             expected = (np.exp(p) * (p - logs[version])).sum(1).mean()
             assert getattr(row, column) == pytest.approx(expected, rel=1e-9)
-    assert frame["kl"].mean() == pytest.approx(result.at("prompt_kl").value)
+    assert frame["kl"].mean() == pytest.approx(result.at("prompt_kl"))
 
 
 # ---- no difference ------------------------------------------------------------------------------
@@ -218,11 +218,11 @@ PERFECT = {
 def test_the_unaltered_model_agrees_with_itself(result: SurrogateFaithfulness) -> None:
     for name, value in PERFECT.items():
         found = result.at(name, "original")
-        assert found.value == pytest.approx(value, abs=1e-12), name
+        assert found == pytest.approx(value, abs=1e-12), name
         if not math.isnan(found.low):
             assert (found.low, found.high) == pytest.approx((value, value), abs=1e-12), name
     for name in ("flip", "kl", "top5_overlap", "delta_top1", "delta_loss", "prompt_kl"):
-        assert result.at(name, "original").value == PERFECT[name], name
+        assert result.at(name, "original") == PERFECT[name], name
 
 
 @pytest.mark.parametrize("inputs", ["stream", "teacher"])
@@ -240,8 +240,8 @@ def test_an_oracle_agrees_wholly(study: Study, tokens: str, inputs: str) -> None
     )
     assert found.layer_range == "0-7"
     for name, value in PERFECT.items():
-        assert found.at(name).value == pytest.approx(value, abs=1e-10), name
-        assert name == "delta_top1" or abs(found.at(name, "floor_zero").value - value) > 1e-3, name
+        assert found.at(name) == pytest.approx(value, abs=1e-10), name
+        assert name == "delta_top1" or abs(found.at(name, "floor_zero") - value) > 1e-3, name
 
 
 def test_patch_rows_of_the_last_layer_are_a_labelled_no_op(study: Study) -> None:
@@ -249,8 +249,8 @@ def test_patch_rows_of_the_last_layer_are_a_labelled_no_op(study: Study) -> None
     assert found.no_op
     assert found.layer_range == "7"
     for version in VERSIONS:
-        assert found.at("kl", version).value == 0
-        assert found.at("cka", version).value == 1
+        assert found.at("kl", version) == 0
+        assert found.at("cka", version) == 1
     assert "a no-op" in found.figure().layout.title.text
     assert not study.measure(layers=-1, tokens="cls").no_op
     assert not study.measure(layers=[6, 7], tokens="patch").no_op
@@ -284,9 +284,9 @@ def test_similarities_are_of_a_seeded_sample(
     study: Study, monkeypatch: pytest.MonkeyPatch, result: SurrogateFaithfulness
 ) -> None:
     other = study.measure(seed=1)
-    assert other.at("spearman").value == pytest.approx(result.at("spearman").value, abs=1e-10)
+    assert other.at("spearman") == pytest.approx(result.at("spearman"), abs=1e-10)
     monkeypatch.setattr(faithfulness, "SIMILARITY_IMAGES", 12)
-    drawn = [study.measure(seed=seed).at("spearman").value for seed in (0, 0, 1)]
+    drawn = [study.measure(seed=seed).at("spearman") for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1]
     assert drawn[0] != pytest.approx(drawn[2], abs=1e-4)
 
@@ -296,7 +296,7 @@ def test_intervals_are_bootstraps_over_images_and_paired(
 ) -> None:
     for name in PER_IMAGE:
         found = result.at(name)
-        assert found.low < found.value < found.high, name
+        assert found.low < found < found.high, name
     assert math.isnan(result.at("cka").low)
     assert math.isnan(result.at("spearman").low)
     # a difference of losses is known better than two losses apart
@@ -308,9 +308,11 @@ def test_intervals_are_bootstraps_over_images_and_paired(
     e = study.embeddings("all")
     cosines = np.diag(cosine_similarity(e["original"], e["surrogate"]))
     draws = np.random.default_rng(9).integers(0, N, (4000, N))
-    low, high = interval(cosines[draws].mean(1))
     found = result.at("cosine")
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.15 * (high - low))
+    drawn = Interval.of(found, cosines[draws].mean(1))
+    assert (found.low, found.high) == pytest.approx(
+        (drawn.low, drawn.high), abs=0.15 * (drawn.high - drawn.low)
+    )
 
 
 # ---- tables, figures ----------------------------------------------------------------------------
@@ -330,7 +332,7 @@ def test_tables_hold_floors_beside_every_number(result: SurrogateFaithfulness) -
         )
         for version in ("floor_mean", "floor_zero"):
             assert metrics[f"{version}_{name}"].value == row[version]
-            assert row[version] == result.at(name, version).value
+            assert row[version] == result.at(name, version)
             assert not math.isnan(row[version])
     assert metrics["kl"].unit == "nats"
     assert metrics["flip"].unit == "fraction"
@@ -341,7 +343,7 @@ def test_figure_has_a_panel_per_measure(result: SurrogateFaithfulness) -> None:
     titles = [annotation.text for annotation in figure.layout.annotations]
     assert titles == [measure.label for measure in result.measures]
     flips = [trace for trace in figure.data if trace.xaxis == "x5" and trace.mode == "markers"]
-    expected = [100 * result.at("flip", v).value for v in ("surrogate", "floor_mean", "floor_zero")]
+    expected = [100 * result.at("flip", v) for v in ("surrogate", "floor_mean", "floor_zero")]
     assert [trace.y[0] for trace in flips] == pytest.approx(expected)
     assert "noisy, N = 30" in figure.layout.title.text
 
@@ -362,7 +364,7 @@ def test_few_classes_compare_as_many_as_there_are(study: Study) -> None:
     few = TensorImages(study.data.images, study.data.labels % 3, ["zero", "one", "two"])
     zs = ZeroShot(study.vit, few.class_names, "single")
     found = surrogate_faithfulness(study.vit, study.clt, few, zs, templates=TEMPLATES)
-    assert found.at("top3_overlap").value == 1
+    assert found.at("top3_overlap") == 1
     (label,) = (m.label for m in found.measures if m.name == "top3_overlap")
     assert "of 3 classes: always 1" in label
 
@@ -370,9 +372,9 @@ def test_few_classes_compare_as_many_as_there_are(study: Study) -> None:
 def test_one_image_leaves_geometry_undefined(study: Study) -> None:
     one = ImageRows(study.data, [0])
     found = surrogate_faithfulness(study.vit, study.clt, one, study.zs, templates=TEMPLATES)
-    assert math.isnan(found.at("cka").value)
-    assert math.isnan(found.at("spearman").value)
-    assert found.at("kl").value > 0
+    assert math.isnan(found.at("cka"))
+    assert math.isnan(found.at("spearman"))
+    assert found.at("kl") > 0
     found.figure()
 
 

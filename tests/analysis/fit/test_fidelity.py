@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from sklearn.metrics import r2_score
 from transformer_lens.hook_points import HookPoint
 
@@ -319,9 +319,9 @@ def test_the_command_measures_what_is_there(folder: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "k and clts are both missing; expected one"),
-        (["--k", "4", "--clts", "a"], "k and clts are both set"),
-        (["--k", "4", "4"], "k holds 4 twice"),
+        ([], "--k and --clts are both missing; expected one"),
+        (["--k", "4", "--clts", "a"], "--k and --clts are both set"),
+        (["--k", "4", "4"], "--k holds 4 twice"),
         (["--k", "0"], "k is 0; expected at least 1"),
         (["--k", "4", "64", "--n-features", "32"], "k is 64; expected at most n_features, 32"),
         (["--k", "4", "--l0", "5"], "l0 is 5.0; expected only with sparsifier jumprelu"),
@@ -330,12 +330,12 @@ def test_the_command_measures_what_is_there(folder: Path, tmp_path: Path, capsys
             "l0 is 5.0; expected k, which each run is steered to",
         ),
         (["--clts", str(Path(__file__).parent)], "expected a config.json in it"),
-        (["--clts", "nowhere", "--resume"], "resume is set with clts"),
-        (["--k", "4", "--resume", "--overwrite"], "overwrite and resume are both set"),
+        (["--clts", "nowhere", "--resume"], "--resume is set with --clts"),
+        (["--k", "4", "--resume", "--overwrite"], "--overwrite and --resume are both set"),
         (["--k", "4", "--split", "train"], "data is digits (train), the images trained on"),
         (
             ["--k", "4", "--sparsifier", "jumprelu", "--aux-k", "3"],
-            "aux_k is 3; expected only",
+            "--aux-k is 3; expected only",
         ),
         (["--k", "4", "--kinds"], 'kinds is empty; expected "clt", "plt" or both'),
     ],

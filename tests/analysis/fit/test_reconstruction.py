@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from scipy import stats
 from sklearn.metrics import r2_score
 from sklearn.metrics.pairwise import paired_cosine_distances

@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 
 from vit_clt import AbsTopK, InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import reconstruction, reconstructions

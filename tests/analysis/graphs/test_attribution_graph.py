@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
-from conftest import random_clt
+from builders import random_clt
 from oracles.frozen_oracle import double_clt, double_vit
 from torch import Tensor
 
@@ -65,10 +65,10 @@ def test_in_edges_sum_to_their_targets(kind: str, images: Tensor, direction: Ten
     at = rows.expanded[int(sources.layer[rows.expanded].argmax())]
     layer, token = int(sources.layer[at]), int(sources.token[at])
     encoder = sources.clt.W_enc[layer][sources.feature[at]]
-    reading = sources.frozen.read_mlp_input(layer, torch.tensor([token]), encoder[None])
+    readout = sources.frozen.read_mlp_input(layer, torch.tensor([token]), encoder[None])
     edge = rows.edges[rows.expanded.index(at), len(sources.layer) + token]
     assert float(edge) == pytest.approx(
-        float(reading.y[0, 0, 0, token] @ sources.errors[0, token]), rel=1e-9
+        float(readout.y[0, 0, 0, token] @ sources.errors[0, token]), rel=1e-9
     )
 
 
@@ -103,7 +103,7 @@ def test_total_effects_are_sums_over_paths(sources: Sources, direction: Tensor) 
     # a unit of feature j is worth total_j / z_j
     passed = matrix[:n] / activation[:, None]
     wanted = np.linalg.solve(np.eye(n) - passed[:, :n].T, logit[:n])
-    found = sources.effects(sources.total_reading(direction))
+    found = sources.effects(sources.total_readout(direction))
     np.testing.assert_allclose(found.features.numpy(), wanted, rtol=1e-8, atol=1e-11)
     errors = logit[n : n + 40] + passed[:, n : n + 40].T @ wanted
     np.testing.assert_allclose(found.errors.flatten().numpy(), errors, rtol=1e-8, atol=1e-11)
@@ -263,7 +263,7 @@ def test_the_figure_shows_every_node(graph: AttributionGraph) -> None:
 
 
 def test_wrong_numbers_are_refused(sources: Sources, direction: Tensor) -> None:
-    with pytest.raises(InputError, match="max-nodes is 0"):
+    with pytest.raises(InputError, match="max_nodes is 0"):
         attribution_graph(sources, direction, max_nodes=0)
     with pytest.raises(InputError, match=r"keep is 1\.5"):
         attribution_graph(sources, direction, keep=1.5)

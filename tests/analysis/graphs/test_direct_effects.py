@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_clt, tiny_clip
+from builders import random_clt, tiny_clip
 from oracles.frozen_oracle import Held, double_clt, double_vit
 from torch import Tensor
 
-from vit_clt import AbsTopK, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
+from vit_clt import AbsTopK, InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import direct_effects
 from vit_clt.analysis.graphs.effects import class_direction
 from vit_clt.analysis.graphs.sources import Sources
@@ -39,15 +37,15 @@ def test_terms_sum_to_the_logit(kind: str, images: Tensor, directions: Tensor) -
     assert sums.tolist() == pytest.approx(logits.tolist(), rel=1e-10, abs=1e-11)
     # the features one by one are the terms, whose decoding takes another path
     by_place = found.features.groupby(["image", "layer", "token"])["effect"].sum()
+    written = found.terms.sum(1)
     for (i, s, t), effect in by_place.items():
-        assert effect == pytest.approx(float(found.by_source_token[i, s, t]), rel=1e-9, abs=1e-12)
+        assert effect == pytest.approx(float(written[i, s, t]), rel=1e-9, abs=1e-12)
     active = [int(clt.encode(x).l0().sum()) for x in FrozenPass(vit, two).x.unbind(1)]
     assert found.features.groupby("image").size().tolist() == active
-    torch.testing.assert_close(found.by_source, found.by_source_target.sum(1))
-    torch.testing.assert_close(found.by_source, found.by_source_token.sum(2))
+    torch.testing.assert_close(found.by_source, written.sum(2))
     if kind == "per layer":
         off_diagonal = ~torch.eye(4, dtype=torch.bool)
-        assert not found.by_source_target[:, off_diagonal].any()
+        assert not found.terms[:, off_diagonal].any()
 
 
 def test_an_effect_is_what_is_lost_when_everything_else_is_held(
@@ -92,14 +90,14 @@ def test_total_effects_are_autograds_of_the_linear_replacement(
     logit = (held.run(held.patches, y) @ directions[0])[0]
     assert float(logit.detach()) == pytest.approx(float(sources.logit(directions[0])), rel=1e-10)
     (gradient,) = torch.autograd.grad(logit, [errors], retain_graph=True)
-    reading = sources.total_reading(directions[0])
-    torch.testing.assert_close(reading.y[:, 0], gradient, rtol=1e-9, atol=1e-12)
+    readout = sources.total_readout(directions[0])
+    torch.testing.assert_close(readout.y[:, 0], gradient, rtol=1e-9, atol=1e-12)
     by_feature = torch.autograd.grad(logit, codes)
-    units = sources.unit_effects(dict(enumerate(reading.y[:, 0])))
+    units = sources.unit_effects(dict(enumerate(readout.y[:, 0])))
     wanted = torch.stack(list(by_feature))[sources.layer, sources.token, sources.feature]
     torch.testing.assert_close(units, wanted, rtol=1e-9, atol=1e-12)
     # what is no feature sums to the logit, once features have been followed to what drives them
-    parts = sources.effects(reading)
+    parts = sources.effects(readout)
     leaves = parts.errors.sum() + parts.patches.sum() + parts.bias
     constant = clt.b_enc[sources.layer, sources.feature]
     torch.testing.assert_close(
@@ -107,10 +105,8 @@ def test_total_effects_are_autograds_of_the_linear_replacement(
     )
 
 
-def test_single_precision_is_close(
-    tiny_vit: HookedViT, make_clt: Callable[..., CrossLayerTranscoder], images: Tensor
-) -> None:
-    found = direct_effects(tiny_vit, make_clt(tiny_vit), images[:2], torch.ones(12))
+def test_single_precision_is_close(tiny_vit: HookedViT, images: Tensor) -> None:
+    found = direct_effects(tiny_vit, random_clt(tiny_vit), images[:2], torch.ones(12))
     sums = found.to_frame().groupby("image")["effect"].sum()
     assert sums.tolist() == pytest.approx(found.logit.tolist(), rel=1e-5, abs=1e-5)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_clt
+from builders import random_clt
 from oracles.frozen_oracle import double_clt, double_vit
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import random_clt
+from builders import random_clt
 
 from vit_clt.analysis.graphs.files import load_graphs
 from vit_clt.cli import main
@@ -89,11 +89,11 @@ def test_what_it_writes(
     ("args", "said"),
     [
         (["--query", "8"], "query is 8; expected rows from 0 to 7"),
-        (["--query", "1", "1"], "query holds 1 twice"),
+        (["--query", "1", "1"], "--query holds 1 twice"),
         (["--target", "whale"], 'target is "whale"'),
         (["--contrast", "10"], 'contrast is "10"'),
         (["--target", "4", "--contrast", "4"], "the target itself"),
-        (["--max-nodes", "0"], "max-nodes is 0"),
+        (["--max-nodes", "0"], "--max-nodes is 0"),
         (["--interventions", "1"], "interventions is 1"),
     ],
 )

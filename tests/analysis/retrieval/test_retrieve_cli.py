@@ -9,19 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import random_clt
 
 from vit_clt.cli import main
-from vit_clt.hooks import HookedViT
 
 FEW = ["--limit", "12", "--corpus-limit", "30", "--layers", "0,7", "--top", "2", "--query", "3"]
 
 
-@pytest.fixture(scope="module")
-def clt(digits_vit: HookedViT, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("retrieve") / "clt"
-    random_clt(digits_vit).save_pretrained(folder)
-    return str(folder)
+@pytest.fixture
+def clt(digits_clt: Path) -> str:
+    return str(digits_clt)
 
 
 @pytest.fixture

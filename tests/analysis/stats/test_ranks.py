@@ -62,9 +62,9 @@ def test_perfect_and_reversed_orders() -> None:
     assert found.spearman.p == 1 / (1 + PERMUTATIONS)
     assert rank_agreement(c, -c).spearman.p == 1
     assert abs(found.spearman.floor) < 0.05
-    assert -0.8 < found.spearman.floor_low < 0 < found.spearman.floor_high < 0.8
+    assert -0.8 < found.spearman.floor.low < 0 < found.spearman.floor.high < 0.8
     # no draws: no interval
-    assert np.isnan(found.spearman.low)
+    assert np.isnan(found.spearman.value.low)
 
 
 def test_the_floor_is_what_shuffled_rows_give() -> None:
@@ -77,7 +77,7 @@ def test_the_floor_is_what_shuffled_rows_give() -> None:
     ]
     assert found.floor == pytest.approx(np.mean(means), abs=0.06)
     low, high = np.quantile(means, [0.025, 0.975])
-    assert (found.floor_low, found.floor_high) == pytest.approx((low, high), abs=0.12)
+    assert (found.floor.low, found.floor.high) == pytest.approx((low, high), abs=0.12)
 
 
 def test_intervals_are_those_of_the_draws() -> None:
@@ -93,9 +93,9 @@ def test_intervals_are_those_of_the_draws() -> None:
         return tuple(np.quantile(means, [0.025, 0.975]))
 
     one = rank_agreement(c, effect, effect_draws=draws).spearman
-    assert (one.low, one.high) == pytest.approx(by_hand([c] * 80, draws))
+    assert (one.value.low, one.value.high) == pytest.approx(by_hand([c] * 80, draws))
     both = rank_agreement(c, effect, score_draws=c_draws, effect_draws=draws).spearman
-    assert (both.low, both.high) == pytest.approx(by_hand(c_draws, draws))
+    assert (both.value.low, both.value.high) == pytest.approx(by_hand(c_draws, draws))
     assert one.value == both.value
 
 
@@ -119,11 +119,11 @@ def test_one_row_over_all_its_sources() -> None:
     found = row_agreement(c, rise, effect_draws=rise + rng.normal(0, 0.1, (50, L)))
     assert found.spearman.value == pytest.approx(spearmanr(c, rise).statistic)
     assert found.kendall.value == pytest.approx(kendalltau(c, rise).statistic)
-    assert found.spearman.low <= found.spearman.high
+    assert found.spearman.value.low <= found.spearman.value.high
     values = {m.name: m.value for m in found.metrics("x", 9)}
     for name, agreement in (("x_spearman", found.spearman), ("x_kendall", found.kendall)):
         assert values[name] == agreement.value
-        assert values[f"{name}_permuted_high"] == agreement.floor_high
+        assert values[f"{name}_permuted_high"] == agreement.floor.high
         assert values[f"{name}_p"] == agreement.p
     assert len(values) == 6
     assert found.metrics("x", 9)[0].floor == found.spearman.floor

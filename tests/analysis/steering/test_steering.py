@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_clt
+from builders import random_clt
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from vit_clt import AbsTopK, InputError, JumpReLU, ZeroShot
 from vit_clt.analysis import steering_curve, steering_search
 from vit_clt.analysis.features.activity import feature_activity
 from vit_clt.analysis.features.effects import contrast_weights
-from vit_clt.analysis.stats.readings import bootstrap_means, interval
+from vit_clt.analysis.stats.intervals import mean_intervals
 from vit_clt.analysis.steering.report import agreement_text, curve_table, search_table
 from vit_clt.cli import main
 from vit_clt.data.images import ImageData, ImageRows, TensorImages
@@ -90,8 +90,8 @@ def test_a_curve_is_what_steering_the_model_gives(digits_vit, clt, zs, data) -> 
     for measure, values in expected.items():
         row = frame[frame["measure"] == measure].iloc[0]
         assert row["value"] == pytest.approx(float(values.mean()), rel=1e-4, abs=1e-6)
-        low, high = interval(bootstrap_means(values.numpy()[:, None], 4)[:, 0])
-        assert (row["low"], row["high"]) == pytest.approx((low, high), rel=1e-4, abs=1e-6)
+        [ends] = mean_intervals(values.numpy()[:, None], 4)
+        assert (row["low"], row["high"]) == pytest.approx((ends.low, ends.high), rel=1e-4, abs=1e-6)
     p = frame[frame["measure"] == "probability"]
     moved = found.softmax(-1) - clean.softmax(-1)
     np.testing.assert_allclose(p["change"], moved.mean(0), atol=2e-6)
@@ -131,9 +131,11 @@ def test_a_curve_is_what_steering_the_model_gives(digits_vit, clt, zs, data) -> 
     losses = torch.stack([F.cross_entropy(x, labels, reduction="none") for x in each]).mean(0)
     beyond = (F.cross_entropy(found, labels, reduction="none") - losses).numpy()
     beyond_metric = next(m for m in curve.metrics() if m.name == "clamp_3_loss_beyond_random")
-    ends = interval(bootstrap_means(beyond[:, None], 4)[:, 0])
+    [ends] = mean_intervals(beyond[:, None], 4)
     assert beyond_metric.value == pytest.approx(metric.value - metric.floor)
-    assert (beyond_metric.low, beyond_metric.high) == pytest.approx(ends, rel=1e-3, abs=1e-6)
+    assert (beyond_metric.low, beyond_metric.high) == pytest.approx(
+        (ends.low, ends.high), rel=1e-3, abs=1e-6
+    )
     assert curve.frame.query("version != 'steered'")["beyond"].isna().all()
 
     # read: two digits that count, however small
@@ -244,9 +246,9 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
         contrast = [x[:, label] - x[:, others].mean(1) for x in (clean, found)]
         change = (contrast[1] - contrast[0]).numpy()
         assert row["contrast"] == pytest.approx(float(change.mean()), rel=1e-3, abs=1e-4)
-        ends = interval(bootstrap_means(change[:, None], seed)[:, 0])
+        [ends] = mean_intervals(change[:, None], seed)
         assert (row["contrast_low"], row["contrast_high"]) == pytest.approx(
-            ends, rel=1e-3, abs=1e-4
+            (ends.low, ends.high), rel=1e-3, abs=1e-4
         )
         losses = [float(F.cross_entropy(x, labels)) for x in (clean, found)]
         assert row["loss"] == pytest.approx(losses[1] - losses[0], rel=1e-2, abs=1e-5)
@@ -254,7 +256,7 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
     rho = spearmanr(suppressed["predicted"], suppressed["contrast"]).statistic
     assert search.agreement.value == pytest.approx(rho)
     fit = np.linalg.lstsq(suppressed[["predicted"]], suppressed["contrast"], rcond=None)[0][0]
-    assert search.slope.value == pytest.approx(fit)
+    assert search.slope == pytest.approx(fit)
     assert search.slope.low <= fit <= search.slope.high
     assert f"Slope of measured on predicted: {fit:.2f} (" in agreement_text(search)
     assert search.baseline["probability"] == pytest.approx(
@@ -272,9 +274,9 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
         changes.append((found - clean)[:, label] - (found - clean)[:, others].mean(1))
     past = (changes[0] - changes[1]).numpy()
     assert first["contrast_beyond"] == pytest.approx(past.mean(), rel=1e-3, abs=1e-4)
-    ends = interval(bootstrap_means(past[:, None], seed)[:, 0])
+    [ends] = mean_intervals(past[:, None], seed)
     assert (first["contrast_beyond_low"], first["contrast_beyond_high"]) == pytest.approx(
-        ends, rel=1e-3, abs=1e-4
+        (ends.low, ends.high), rel=1e-3, abs=1e-4
     )
     assert random["contrast_beyond"].isna().all()
     # rows steered are CLS rows, one an image
@@ -293,7 +295,7 @@ def test_a_silent_feature_is_never_found(digits_vit, zs, data) -> None:
     assert [s for s, _ in search.found] == [7, 7, 7]
     assert (search.frame["rate"] > 0).all()
     assert (search.frame["effect"] == 0).all()
-    assert np.isnan(search.slope.value)
+    assert np.isnan(search.slope)
 
 
 def test_refused(digits_vit, clt, zs, data) -> None:
@@ -331,18 +333,18 @@ def test_refused(digits_vit, clt, zs, data) -> None:
 
 
 def test_the_command(
-    digits_vit: HookedViT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits_clt: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    clt = random_clt(digits_vit)
-    clt.save_pretrained(tmp_path / "clt")
-    start = ["steer", "--clt", str(tmp_path / "clt"), "--limit", "8", "--templates", "single"]
+    start = ["steer", "--clt", str(digits_clt), "--limit", "8", "--templates", "single"]
     out = tmp_path / "out"
     for args, message in (
         ([], "neither is given of --feature and --search"),
         (["--feature", "7:1", "--search", "1"], "both are given"),
         (["--feature", "7-1"], 'feature is "7-1"; expected layer:feature'),
         (["--feature", "9:1"], "expected layers from 0 to 7"),
-        (["--search", "1", "--values", "2"], "values is given with --search"),
+        (["--search", "1", "--values", "2"], "--values is given with --search"),
         (["--search", "eleven"], 'search is "eleven", which fits no class name'),
     ):
         assert main([*start, *args, "--out", str(out)]) == 2

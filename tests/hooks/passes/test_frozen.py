@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_clip
+from builders import tiny_clip
 from oracles.frozen_oracle import Held, double_vit
 from torch import Tensor
 
 from vit_clt import InputError
-from vit_clt.hooks import FrozenPass, HookedViT, Reading
+from vit_clt.hooks import FrozenPass, HookedViT, Readout
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -22,18 +22,18 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def total(frozen: FrozenPass, reading: Reading) -> Tensor:
-    """Everything a reading adds up to, "*direction batch"."""
-    below = reading.y.shape[-4]
+def total(frozen: FrozenPass, readout: Readout) -> Tensor:
+    """Everything a readout adds up to, "*direction batch"."""
+    below = readout.y.shape[-4]
     entering = frozen.positions.expand(len(frozen.patches), -1, -1).clone()
     entering[:, 0] += frozen.class_token
     entering[:, 1:] += frozen.patches
     return (
-        (reading.y * frozen.y[:below]).sum((-4, -2, -1))
-        + (reading.inputs * entering).sum((-2, -1))
-        + reading.ln_pre_bias
-        + reading.attention_bias.sum(-2)
-        + reading.reader_bias
+        (readout.y * frozen.y[:below]).sum((-4, -2, -1))
+        + (readout.inputs * entering).sum((-2, -1))
+        + readout.ln_pre_bias
+        + readout.attention_bias.sum(-2)
+        + readout.reader_bias
     )
 
 
@@ -51,14 +51,14 @@ def test_gradients_are_autograds(kind: str, images: Tensor, random: torch.Genera
     y = [each.clone().requires_grad_() for each in held.y]
     output = held.run(patches, y)
     torch.testing.assert_close(output * held.held["norm"], vit(images.double()))
-    reading = frozen.read_output(directions)
-    torch.testing.assert_close(frozen.gradients(directions[0]), reading.y[0])
+    readout = frozen.read_output(directions)
+    torch.testing.assert_close(frozen.gradients(directions[0]), readout.y[0])
     for i, direction in enumerate(directions):
         grads = torch.autograd.grad((output @ direction).sum(), [patches, *y], retain_graph=True)
-        torch.testing.assert_close(reading.inputs[i, :, 1:], grads[0], rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(reading.y[i], torch.stack(grads[1:]), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(readout.inputs[i, :, 1:], grads[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(readout.y[i], torch.stack(grads[1:]), rtol=1e-9, atol=1e-12)
     logits = F.normalize(vit(images.double()), dim=-1) @ directions.T
-    torch.testing.assert_close(total(frozen, reading), logits.T, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(total(frozen, readout), logits.T, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["plain", "layer scale"])
@@ -70,10 +70,10 @@ def test_norms_can_be_differentiated(kind: str, images: Tensor, random: torch.Ge
     y = [each.clone().requires_grad_() for each in held.y]
     output = held.run(patches, y, norms=False)
     grads = torch.autograd.grad((output @ direction).sum(), [patches, *y])
-    reading = frozen.read_output(direction, norms="differentiated")
-    torch.testing.assert_close(reading.inputs[:, 1:], grads[0], rtol=1e-8, atol=1e-11)
-    torch.testing.assert_close(reading.y, torch.stack(grads[1:]), rtol=1e-8, atol=1e-11)
-    assert torch.equal(frozen.gradients(direction, norms="differentiated"), reading.y)
+    readout = frozen.read_output(direction, norms="differentiated")
+    torch.testing.assert_close(readout.inputs[:, 1:], grads[0], rtol=1e-8, atol=1e-11)
+    torch.testing.assert_close(readout.y, torch.stack(grads[1:]), rtol=1e-8, atol=1e-11)
+    assert torch.equal(frozen.gradients(direction, norms="differentiated"), readout.y)
 
 
 @pytest.mark.parametrize("kind", ["plain", "layer scale"])
@@ -91,24 +91,24 @@ def test_readings_of_mlp_inputs_are_autograds(
         y = [each.clone().requires_grad_() for each in held.y[:layer]]
         x = held.run(patches, y, read=layer)
         torch.testing.assert_close(x, frozen.x[layer], rtol=1e-9, atol=1e-12)
-        reading = frozen.read_mlp_input(layer, rows, vectors)
-        assert reading.y.shape == (3, layer, *frozen.x.shape[1:])
+        readout = frozen.read_mlp_input(layer, rows, vectors)
+        assert readout.y.shape == (3, layer, *frozen.x.shape[1:])
         for i, (row, vector) in enumerate(zip(rows, vectors, strict=True)):
             grads = torch.autograd.grad(
                 (x[:, row] @ vector).sum(), [patches, *y], retain_graph=True
             )
-            torch.testing.assert_close(reading.inputs[i, :, 1:], grads[0], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(readout.inputs[i, :, 1:], grads[0], rtol=1e-9, atol=1e-12)
             for l in range(layer):
-                torch.testing.assert_close(reading.y[i, l], grads[1 + l], rtol=1e-9, atol=1e-12)
+                torch.testing.assert_close(readout.y[i, l], grads[1 + l], rtol=1e-9, atol=1e-12)
         wanted = torch.einsum("bid,id->ib", frozen.x[layer][:, rows], vectors)
-        torch.testing.assert_close(total(frozen, reading), wanted, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(total(frozen, readout), wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_what_is_recorded_is_the_models_own(
     tiny_vit: HookedViT, images: Tensor, random: torch.Generator
 ) -> None:
     frozen = FrozenPass(tiny_vit, images)
-    assert torch.equal(frozen.embedding, tiny_vit(images))
+    assert torch.equal(frozen.embeddings, tiny_vit(images))
     tiny_vit.set_use_attn_pattern(True)
     names = [f"blocks.{l}.attn.hook_pattern" for l in range(4)]
     _, cache = tiny_vit.run_with_cache(images, names_filter=names)

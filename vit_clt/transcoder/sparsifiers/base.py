@@ -161,8 +161,9 @@ class Sparsifier(ABC, Generic[Options]):
         found = settings.sparsity.options_of(self.training)
         if found is None:
             raise InputError(
-                f"sparsity is a {type(settings.sparsity).__name__}; expected "
-                f"{self.training.__name__}, the options of {self.name}."
+                "sparsity",
+                f"is a {type(settings.sparsity).__name__}; expected {self.training.__name__}, the "
+                f"options of {self.name}.",
             )
         return replace(settings, sparsity=found)
 

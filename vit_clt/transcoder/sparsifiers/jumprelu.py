@@ -62,9 +62,9 @@ class JumpReLUTraining(SparsifierTraining):
         check_zero_or_more(self, "sparsity", "sparsity_scale", "sparsity_ramp")
         check_share(self, "sparsity_ramp")
         if self.l0 is not None and self.ramp:
-            raise InputError("ramp is True with an l0 target; expected one of them.")
+            raise InputError("ramp", "is True with an l0 target; expected one of them.")
         if self.l0 is not None and self.sparsity == 0:
-            raise InputError("sparsity is 0 with an l0 target; expected a start above 0.")
+            raise InputError("sparsity", "is 0 with an l0 target; expected a start above 0.")
 
     @property
     def l0_target(self) -> float | None:
@@ -135,7 +135,7 @@ class JumpReLU(Sparsifier[JumpReLUTraining]):
         for field in ("theta", "bandwidth"):
             value = getattr(self, field)
             if not value > 0:
-                raise InputError(f"JumpReLU.{field} is {value}; expected a value above 0.")
+                raise InputError(f"JumpReLU.{field}", f"is {value}; expected a value above 0.")
 
     def __call__(
         self, a: Float[Tensor, "*token feature"], log_theta: Float[Tensor, " feature"] | None = None
@@ -184,7 +184,7 @@ class JumpReLU(Sparsifier[JumpReLUTraining]):
     def check(self, options: JumpReLUTraining, n_features: int) -> None:
         """The L0 that lambda is steered to is at most n_features."""
         if options.l0 is not None and options.l0 > n_features:
-            raise InputError(f"l0 is {options.l0}; expected at most n_features, {n_features}.")
+            raise InputError("l0", f"is {options.l0}; expected at most n_features, {n_features}.")
 
     def schedule(self, options: JumpReLUTraining, total: int) -> Schedule:
         """lambda by its ramp or steered to `l0`."""

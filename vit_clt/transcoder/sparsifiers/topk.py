@@ -94,7 +94,7 @@ class TopK(Sparsifier[TopKTraining]):
 
     def __post_init__(self) -> None:
         if not self.k > 0:
-            raise InputError(f"{type(self).__name__}.k is {self.k}; expected a value above 0.")
+            raise InputError(f"{type(self).__name__}.k", f"is {self.k}; expected a value above 0.")
 
     def encode(self, layers: Sequence[Encoder], backend: Backend) -> list[Codes]:
         """Top-k codes, on the sparse back end without a [token, feature] array."""
@@ -126,7 +126,7 @@ class TopK(Sparsifier[TopKTraining]):
         start = options.k_start
         if start is not None and not self.k <= start <= n_features:
             raise InputError(
-                f"k_start is {start}; expected k, {self.k}, to n_features, {n_features}."
+                "k_start", f"is {start}; expected k, {self.k}, to n_features, {n_features}."
             )
 
     def schedule(self, options: TopKTraining, total: int) -> Schedule:

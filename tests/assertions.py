@@ -1,0 +1,40 @@
+"""What tests assert in many places."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from vit_clt import CrossLayerTranscoder
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
+    """Assert that two computations of the same numbers agree, in values and in dtype.
+
+    Args:
+        found: computed by the package, with or without a graph.
+        expected: computed in another way or in another order.
+        tolerance: absolute and relative; 1e-10 for float64 and 1e-5 otherwise unless given.
+    """
+    if tolerance is None:
+        tolerance = 1e-10 if expected.dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(found.detach(), expected.detach(), rtol=tolerance, atol=tolerance)
+
+
+def one_sentence(error: pytest.ExceptionInfo[BaseException]) -> str:
+    """The message of an error, which must be one sentence."""
+    text = str(error.value)
+    assert text.endswith(".")
+    assert not text.endswith("..")
+    assert "\n" not in text
+    assert "Traceback" not in text
+    return text
+
+
+def same_clt(found: CrossLayerTranscoder, expected: CrossLayerTranscoder) -> None:
+    """Assert that two CLTs have the same configuration and the same bits."""
+    assert found.config == expected.config
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor)

@@ -1,0 +1,183 @@
+"""What is written beside its place and moved there; whether two runs are the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from assertions import one_sentence
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vit_clt.errors import InputError
+from vit_clt.outputs import (
+    STAGING,
+    check_same,
+    file_hash,
+    read_json,
+    remove_unfinished,
+    staged_file,
+    staged_files,
+    staged_folder,
+)
+
+
+def write_file(folder: Path, content: str, then: Callable[[], object] = lambda: None) -> None:
+    with staged_file(folder / "a.txt") as path:
+        path.write_text(content)
+        then()
+
+
+def write_files(folder: Path, content: str, then: Callable[[], object] = lambda: None) -> None:
+    with staged_files(folder, ["a.txt", "b.txt"]) as staging:
+        for name in ("a.txt", "b.txt"):
+            (staging / name).write_text(content)
+        then()
+
+
+def write_folder(folder: Path, content: str, then: Callable[[], object] = lambda: None) -> None:
+    with staged_folder(folder / "whole") as staging:
+        (staging / "a.txt").write_text(content)
+        then()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+
+writers = pytest.mark.parametrize("write", [write_file, write_files, write_folder])
+
+
+@writers
+def test_nothing_is_in_its_place_before_all_is_written(write, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    write(folder, "earlier")
+    before = contents(folder)
+    during: list[dict[str, str]] = []
+    write(folder, "later", lambda: during.append(contents(folder)))
+    assert before.items() <= during[0].items()
+    assert set(contents(folder)) == set(before)
+    assert set(contents(folder).values()) == {"later"}
+
+
+@writers
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt(), KeyError(1)])
+def test_a_write_that_fails_leaves_what_was_there(write, error, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise error
+
+    write(tmp_path, "earlier")
+    before = contents(tmp_path)
+    expected = InputError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected) as found:
+        write(tmp_path, "later", fail)
+    if isinstance(error, OSError):
+        assert "cannot be written: [Errno 28] No space left." in one_sentence(found)
+    assert contents(tmp_path) == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@writers
+def test_a_move_that_fails_leaves_nothing_beside(write, tmp_path: Path, monkeypatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(InputError, match="Permission denied"):
+        write(tmp_path, "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_take_their_places_in_the_order_named(tmp_path: Path, monkeypatch) -> None:
+    moved: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (moved.append(Path(b).name), replace(a, b)))
+    with staged_files(tmp_path, ["z", "a", "m"]) as staging:
+        for name in ("a", "m", "z", "unnamed"):
+            (staging / name).touch()
+    assert moved == ["z", "a", "m"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "m", "z"]
+
+
+def test_a_folder_is_on_the_disk_before_it_is_moved(tmp_path: Path, monkeypatch) -> None:
+    happened: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        happened.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def moved(source: Path, target: Path) -> None:
+        happened.append("moved")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", moved)
+    with staged_folder(tmp_path / "whole") as staging:
+        for name in ("b", "a"):
+            (staging / name).touch()
+    assert happened == ["a", "b", "moved", tmp_path.name]
+
+
+def test_only_what_a_kill_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / f"{STAGING}abc").mkdir()
+    (tmp_path / f"{STAGING}abc" / "half").touch()
+    (tmp_path / "mine").mkdir()
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    remove_unfinished(tmp_path / "absent")
+
+
+def test_the_hash_of_a_file_is_that_of_sha256sum(tmp_path: Path) -> None:
+    path = tmp_path / "blocks"
+    path.write_bytes(b"clt" * 6_000_000)  # more than one block
+    command = ["sha256sum", str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert file_hash(path) == said.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "cannot be read"), (b"{", "readable JSON"), (b"\xff", "JSON"), (b"[1]", "a list;")],
+)
+def test_a_file_without_a_json_object_is_refused(content, reason: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(InputError, match=reason) as error:
+        read_json(tmp_path / "run.json")
+    one_sentence(error)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), JSON), JSON)
+def test_the_same_is_the_same_whatever_else_was_recorded(values: dict[str, Any], more: Any) -> None:
+    check_same(values, {"something else": more} | values, "the run in out")
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "sentence"),
+    [
+        ({"lr": 0.1, "k": 5}, {"lr": 0.1, "k": 4}, "k is 5; expected 4, as in the run in out."),
+        ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2, "d": 3}}}, "a.b.c is 1; expected 2, as in"),
+        ({"new": True}, {}, "new is True; expected None, as in the run in out."),
+        ({"a": {"b": 1}}, {"a": 1}, "a is {'b': 1}; expected 1, as in the run in out."),
+        ({"a": (1, 2), "b": 1}, {"a": [1, 2], "b": 2}, "b is 1; expected 2, as in the run in out."),
+        ({"hash": "x"}, {"hash": "y"}, "hash is 'x' (of the images); expected 'y', as in the run"),
+        ({"a": "x" * 200}, {"a": 1}, f"a is '{'x' * 79}...; expected 1, as in the run in out."),
+    ],
+)
+def test_the_first_difference_is_named(found, expected, sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        check_same(found, expected, "the run in out", {"hash": "of the images"})
+    assert one_sentence(error).startswith(sentence)
