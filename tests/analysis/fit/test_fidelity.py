@@ -324,10 +324,10 @@ def test_the_command_measures_what_is_there(folder: Path, tmp_path: Path, capsys
         (["--k", "4", "4"], "--k holds 4 twice"),
         (["--k", "0"], "k is 0; expected at least 1"),
         (["--k", "4", "64", "--n-features", "32"], "k is 64; expected at most n_features, 32"),
-        (["--k", "4", "--l0", "5"], "l0 is 5.0; expected only with sparsifier jumprelu"),
+        (["--k", "4", "--l0", "5"], "--l0 is 5.0; expected only with sparsifier jumprelu"),
         (
             ["--k", "4", "--sparsifier", "jumprelu", "--l0", "5"],
-            "l0 is 5.0; expected k, which each run is steered to",
+            "--l0 is 5.0; expected --k, which each run is steered to",
         ),
         (["--clts", str(Path(__file__).parent)], "expected a config.json in it"),
         (["--clts", "nowhere", "--resume"], "--resume is set with --clts"),
