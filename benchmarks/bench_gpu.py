@@ -36,7 +36,8 @@ from vit_clt.kernels.jump import fusion
 from vit_clt.training.engine import matmul_precision
 from vit_clt.training.objective import Objective
 from vit_clt.training.trial import faster_backend
-from vit_clt.transcoder.train_config import TrainConfig
+from vit_clt.transcoder.sparsifiers import JumpReLUTraining
+from vit_clt.transcoder.train_config import SparsifierTraining, TrainConfig
 
 GIB = 2**30
 ROUNDS = 5
@@ -59,7 +60,7 @@ class Case:
             batch_size=self.tokens,
             backend=self.backend,
             precision=self.precision,
-            compile=self.compile,
+            sparsity=JumpReLUTraining(compile=True) if self.compile else SparsifierTraining(),
         )
 
 

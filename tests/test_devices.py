@@ -19,6 +19,7 @@ from torchvision.transforms import Compose, Normalize
 
 from vit_clt import (
     AbsTopK,
+    BatchTopK,
     CLTConfig,
     CrossLayerTranscoder,
     InputError,
@@ -38,6 +39,7 @@ from vit_clt.hooks import Edit, HookedViT, replace_mlps, replacement_hooks, stee
 from vit_clt.interchange.circuit_tracer import export_circuit_tracer, import_circuit_tracer
 from vit_clt.kernels import bags
 from vit_clt.training.objective import Objective
+from vit_clt.transcoder.sparsifiers import JumpReLUTraining, TopKTraining
 
 SPARSIFIERS = [ReLUTopK(k=5), AbsTopK(k=5), JumpReLU(theta=0.3)]
 CLASSES = ["red thing", "green thing", "blue thing"]
@@ -182,7 +184,7 @@ def test_training_a_layer_gives_the_cpus_numbers_and_nothing_is_left_behind() ->
 
 
 @pytest.mark.parametrize("cross_layer", [True, False], ids=["cross", "per layer"])
-@pytest.mark.parametrize("sparsifier", SPARSIFIERS, ids=lambda s: s.name)
+@pytest.mark.parametrize("sparsifier", [*SPARSIFIERS, BatchTopK(k=5)], ids=lambda s: s.name)
 def test_a_step(gpu: torch.device, sparsifier: Any, cross_layer: bool) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -196,7 +198,8 @@ def test_a_step(gpu: torch.device, sparsifier: Any, cross_layer: bool) -> None:
         clt = CrossLayerTranscoder(CLTConfig(4, 16, 24, sparsifier, cross_layer=cross_layer))
         clt.load_state_dict(start)
         clt.to(device).backend = backend
-        objective = Objective(clt, TrainConfig(aux_k=4 if top_k else 0))
+        options = TopKTraining(aux_k=4) if top_k else JumpReLUTraining()
+        objective = Objective(clt, TrainConfig(sparsity=options))
         at = [value.to(device) for value in (x, y, torch.ones(12))]
         found = objective(*at, 12.0, 12, 1e-3, dead.to(device) if top_k else None)
         optimiser = torch.optim.AdamW(clt.parameters(), fused=True)

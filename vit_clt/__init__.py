@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from vit_clt.transcoder.config import CLTConfig as CLTConfig
     from vit_clt.transcoder.model import CrossLayerTranscoder as CrossLayerTranscoder
     from vit_clt.transcoder.sparsifiers import AbsTopK as AbsTopK
+    from vit_clt.transcoder.sparsifiers import BatchTopK as BatchTopK
     from vit_clt.transcoder.sparsifiers import JumpReLU as JumpReLU
+    from vit_clt.transcoder.sparsifiers import JumpReLUTraining as JumpReLUTraining
     from vit_clt.transcoder.sparsifiers import ReLUTopK as ReLUTopK
+    from vit_clt.transcoder.sparsifiers import TopKTraining as TopKTraining
     from vit_clt.transcoder.train_config import TrainConfig as TrainConfig
     from vit_clt.zero_shot import ZeroShot as ZeroShot
 
@@ -34,7 +37,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "training.trainer": ["train"],
         "transcoder.config": ["CLTConfig"],
         "transcoder.model": ["CrossLayerTranscoder"],
-        "transcoder.sparsifiers": ["AbsTopK", "JumpReLU", "ReLUTopK"],
+        "transcoder.sparsifiers": [
+            "AbsTopK",
+            "BatchTopK",
+            "JumpReLU",
+            "ReLUTopK",
+            "JumpReLUTraining",
+            "TopKTraining",
+        ],
         "transcoder.train_config": ["TrainConfig"],
         "zero_shot": ["ZeroShot"],
     },

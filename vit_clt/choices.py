@@ -11,7 +11,9 @@ from typing import Literal
 from vit_clt.errors import InputError
 
 # the CLT and its training
-SparsifierName = Literal["relu_topk", "abs_topk", "jumprelu"]
+SparsifierName = Literal["relu_topk", "abs_topk", "jumprelu", "batch_topk"]
+PaperSparsifier = Literal["jumprelu", "relu_topk", "abs_topk"]
+"""The sparsifiers of the source paper."""
 TranscoderKind = Literal["clt", "plt"]
 """A cross-layer transcoder, or per-layer ones."""
 Preset = Literal["paper", "small", "demo"]

@@ -20,13 +20,15 @@ from vit_clt.outputs import check_same, read_json, staged_file
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.sparsifiers import AbsTopK, JumpReLU, ReLUTopK, Sparsifier
+from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 from vit_clt.transcoder.train_config import TrainConfig
 
 Role = Literal["per_layer", "variant", "untrained"]
 SMALL = 1024
 """Features a layer of the variants, at most, unless every one of them is asked for in full."""
 SEEDS = 3
+VARIANTS = ("relu_topk", "abs_topk", "jumprelu")
+"""Sparsifiers that variants take in place of the CLT's own: the paper's."""
 RUN_FILE = "run.json"
 
 
@@ -77,7 +79,7 @@ def planned_rivals(
 
     Per-layer transcoders at the CLT's k with as many features a layer, with as many features for a
     target to read ((L + 1) / 2 times as many a layer, on average), and with as many parameters;
-    variants of at most 1,024 features: three seeds, the two other sparsifiers, and off-diagonal
+    variants of at most 1,024 features: three seeds, `VARIANTS` but for its own, and off-diagonal
     decoders that start at zero; one CLT of the untrained ViT. With `full` the variants are every
     seed x sparsifier x initialisation at the CLT's own width. Variants' seeds follow the given one,
     which may be the CLT's own.
@@ -110,23 +112,20 @@ def planned_rivals(
         cross_layer: bool = True,
         zero_cross_init: bool = False,
     ) -> RivalRun:
-        kind = _sparsifier(sparsifier, l0, config.sparsifier)
+        kind = SPARSIFIERS[sparsifier]
+        options = settings.sparsity.options_of(kind.training) or kind.training()
         return RivalRun(
             name,
             role,
             replace(
                 config,
-                sparsifier=kind,
+                sparsifier=kind.for_l0(l0, config.sparsifier),
                 n_features=n_features,
                 cross_layer=cross_layer,
                 zero_cross_init=zero_cross_init,
                 teacher=None,
             ),
-            replace(
-                settings,
-                seed=settings.seed + seed,
-                l0=l0 if isinstance(kind, JumpReLU) else None,
-            ),
+            replace(settings, seed=settings.seed + seed, sparsity=options.aimed_at(l0)),
         )
 
     runs = [
@@ -137,7 +136,7 @@ def planned_rivals(
             ("equal parameters", f * (n + 3) // 4),
         )
     ]
-    others = [name for name in ("relu_topk", "abs_topk", "jumprelu") if name != own]
+    others = [name for name in VARIANTS if name != own]
     if full:
         choices = [
             (name, seed, zero)
@@ -244,12 +243,6 @@ def shuffled_weights(vit: HookedViT) -> HookedViT:
         order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
         parameter.data = parameter.data.flatten()[order].view_as(parameter)
     return shuffled
-
-
-def _sparsifier(name: str, l0: int, own: Sparsifier) -> Sparsifier:
-    if name == "jumprelu":
-        return own if isinstance(own, JumpReLU) else JumpReLU()
-    return ReLUTopK(k=l0) if name == "relu_topk" else AbsTopK(k=l0)
 
 
 def _place(run: RivalRun, folder: Path) -> Path:

@@ -40,7 +40,7 @@ class Fidelity:
     """Several transcoders of one model, measured on the same images."""
 
     frame: pd.DataFrame
-    """One row per transcoder. Columns: name; cross_layer, sparsifier, k (NaN for JumpReLU),
+    """One row per transcoder. Columns: name; cross_layer, sparsifier, k (NaN where none is fixed),
     n_features, parameters; l0 (active features a token and layer, teacher trajectory), l0_stream
     (the same with all MLPs replaced), codes_read and codes_read_last (active codes that a target
     reads a token, mean over targets and of the last one, teacher trajectory), all on rows of
@@ -155,12 +155,12 @@ def fidelity(
 
 def _size(config: CLTConfig, fit: Reconstruction, tokens: TokenKind) -> dict[str, Any]:
     of_rows = fit.frame[fit.frame["tokens"] == tokens].sort_values("layer")
-    l0 = of_rows["l0"].tolist()
+    l0, k = of_rows["l0"].tolist(), config.sparsifier.expected_l0
     read = [sum(l0[s] for s in config.sources(l)) for l in range(config.n_layers)]
     return {
         "cross_layer": config.cross_layer,
         "sparsifier": config.sparsifier.name,
-        "k": float(getattr(config.sparsifier, "k", "nan")),
+        "k": float("nan" if k is None else k),
         "n_features": config.n_features,
         "parameters": config.n_parameters(),
         "l0": sum(l0) / len(l0),

@@ -19,10 +19,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vit_clt.analysis.reproduction.published import DATASETS, paper_faithfulness
-from vit_clt.choices import Inputs, Templates, TokenKind, check_choice
+from vit_clt.choices import Inputs, PaperSparsifier, Templates, TokenKind, check_choice
 from vit_clt.data.prompts import CIFAR_TEMPLATES
 from vit_clt.hooks import HookedViT
 from vit_clt.transcoder.config import CLTConfig
@@ -32,7 +32,7 @@ from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 BACKBONES = {"ViT-B/32": "ViT-B-32-quickgelu", "ViT-B/16": "ViT-B-16-quickgelu"}
 """The paper's names to open_clip's; OpenAI's weights need QuickGELU."""
 DATASET_NAMES = tuple(DATASETS.values())
-SPARSIFIER_NAMES = tuple(SPARSIFIERS)
+SPARSIFIER_NAMES = get_args(PaperSparsifier)
 KINDS: tuple[TokenKind, ...] = ("cls", "patch", "all")
 RUN_FILE, CELL_FILE, LOG_FILE = "run.json", "cell.json", "train.jsonl"
 FILES = (
@@ -111,26 +111,34 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
+        values = asdict(self) | {"training": self.training_options()}
+        found: dict[str, Any] = json.loads(json.dumps(values))
+        return found
+
+    def training_options(self) -> dict[str, Any]:
+        """How cells are trained, by name, with the options of each sparsifier."""
+        found: dict[str, Any] = {}
+        for kind in (SPARSIFIERS[name].training for name in SPARSIFIER_NAMES):
+            options = self.training.sparsity.options_of(kind) or kind()
+            found |= replace(self.training, sparsity=options).flat()
+        return found
 
     def config(self, vit: HookedViT, sparsifier: str) -> CLTConfig:
         """The CLT of a cell."""
-        check_choice("sparsifiers", sparsifier, SPARSIFIERS)
-        kind: Any = SPARSIFIERS[sparsifier]
+        check_choice("sparsifiers", sparsifier, SPARSIFIER_NAMES)
         width = vit.cfg.d_model
         return CLTConfig(
             vit.cfg.n_layers,
             width,
             16 * width if self.n_features is None else self.n_features,
-            kind() if sparsifier == "jumprelu" else kind(self.k),
+            SPARSIFIERS[sparsifier].for_l0(self.k),
         )
 
     def settings(self, sparsifier: str) -> TrainConfig:
         """How the CLT of a cell is trained."""
-        if sparsifier == "jumprelu" and self.training.l0 is None:
-            return replace(self.training, l0=float(self.k))
-        return self.training
+        kind = SPARSIFIERS[sparsifier].training
+        options = self.training.sparsity.options_of(kind) or kind()
+        return replace(self.training, sparsity=options.aimed_at(self.k))
 
 
 def smoke_recipe() -> Recipe:

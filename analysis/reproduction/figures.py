@@ -24,11 +24,12 @@ from vit_clt.analysis.reporting.style import (
 from vit_clt.analysis.reproduction.cells import KINDS
 from vit_clt.analysis.reproduction.comparison import FinishedCell
 from vit_clt.analysis.reproduction.published import baseline_of, paper_baselines, paper_cascade
+from vit_clt.transcoder.sparsifiers import AbsTopK, JumpReLU, ReLUTopK
 
 STYLES = {
-    "jumprelu": ("JumpReLU", GREEN, "diamond"),
-    "relu_topk": ("ReLU-TopK", BLUE, "circle"),
-    "abs_topk": ("Abs-TopK", ORANGE, "square"),
+    "jumprelu": (JumpReLU.label, GREEN, "diamond"),
+    "relu_topk": (ReLUTopK.label, BLUE, "circle"),
+    "abs_topk": (AbsTopK.label, ORANGE, "square"),
 }
 """Name, colour and marker of a sparsifier, the same in all figures."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from math import isnan
 
 import pandas as pd
@@ -63,7 +62,7 @@ def differences_from_paper(recipe: Recipe) -> list[str]:
         found.append(
             f"Only the first {recipe.limit:,} images of either split; the paper uses all of them."
         )
-    ours_train, paper_train = asdict(recipe.training), asdict(paper.training)
+    ours_train, paper_train = recipe.training_options(), paper.training_options()
     for name, value in ours_train.items():
         if value != paper_train[name] and name not in (*FREE, "backend", "seed"):
             found.append(

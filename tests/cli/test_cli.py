@@ -84,7 +84,7 @@ def test_train_with_other_sparsifiers(sparsifier: str, tmp_path: Path):
     assert main(["train", *SMALL, "--sparsifier", sparsifier, "--out", str(out)]) == 0
     assert json.loads((out / "config.json").read_text())["sparsifier"]["name"] == sparsifier
     context = json.loads((out / "metrics.json").read_text())["context"]
-    assert context["train"]["l0"] == (4.0 if sparsifier == "jumprelu" else None)
+    assert context["train"]["sparsity"].get("l0") == (4.0 if sparsifier == "jumprelu" else None)
 
 
 def test_contributions(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -11,8 +11,8 @@ import torch
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
 from vit_clt.kernels import jump as fused
-from vit_clt.training.objective import tanh_penalty
 from vit_clt.training.trainer import check_run
+from vit_clt.transcoder.sparsifiers.jumprelu import JumpReLUTraining, tanh_penalty
 from vit_clt.transcoder.train_config import TrainConfig
 
 
@@ -42,6 +42,7 @@ def test_the_penalty_has_the_gradients_of_its_equation():
 COMPILED = """
 import torch
 from vit_clt.kernels import jump as fused
+from vit_clt.transcoder.sparsifiers import JumpReLUTraining
 torch.manual_seed(0)
 a, grad, theta = torch.randn(9, 7), torch.randn(9, 7), torch.rand(7)
 def run(rows):
@@ -78,5 +79,11 @@ def test_top_k_refuses_to_be_compiled(tiny_vit):
     cfg = tiny_vit.cfg
     config = CLTConfig(cfg.n_layers, cfg.d_model, 32, ReLUTopK(4))
     with pytest.raises(InputError) as error:
-        check_run(tiny_vit, config, TrainConfig(compile=True), 100, torch.device("cpu"))
-    assert str(error.value).startswith("compile is on; expected JumpReLU")
+        check_run(
+            tiny_vit,
+            config,
+            TrainConfig(sparsity=JumpReLUTraining(compile=True)),
+            100,
+            torch.device("cpu"),
+        )
+    assert str(error.value).startswith("sparsity is a JumpReLUTraining; expected TopKTraining")

@@ -20,7 +20,7 @@ from vit_clt import CrossLayerTranscoder, JumpReLU
 from vit_clt.kernels.choose import choose_jump
 from vit_clt.kernels.chunks import code_gradient_chunks
 from vit_clt.kernels.codes import DenseCodes, RaggedCodes, stack_codes
-from vit_clt.training.objective import tanh_penalty
+from vit_clt.transcoder.sparsifiers.jumprelu import tanh_penalty
 
 LAYOUTS = ["listed", "masked"]
 build = partial(noisy_clt_of, "jumprelu")

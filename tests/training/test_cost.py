@@ -19,6 +19,7 @@ from vit_clt.training import trial
 from vit_clt.training.cache import cache_bytes
 from vit_clt.training.cost import Estimate, check_fits, estimate
 from vit_clt.training.trial import seconds_per_step
+from vit_clt.transcoder.sparsifiers import TopKTraining
 from vit_clt.transcoder.train_config import TrainConfig
 
 GIB = 2**30
@@ -33,7 +34,7 @@ FITS = Estimate(
 STEPS = """
 import json, os, sys, torch
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
-from vit_clt.training.objective import tanh_penalty
+from vit_clt.transcoder.sparsifiers.jumprelu import tanh_penalty
 
 def status(key):
     lines = open("/proc/self/status").read().splitlines()
@@ -51,7 +52,7 @@ def steps(layers, rows, d, features, k, backend, parts):
             codes = clt.encode(x)
             y_hat = clt.decode(codes)
             loss = (y_hat - y).square().sum(-1).mean()
-            (loss + tanh_penalty(clt, codes, 4.0)).backward()
+            (loss if k else loss + tanh_penalty(clt, codes, 4.0)).backward()
         optimiser.step()
 
 def measure(options):
@@ -175,7 +176,8 @@ def test_on_a_gpu_auto_is_dense_and_k_start_counts():
     )
     assert cpu != gpu == dense
     few, many = (
-        of_tiny(TrainConfig(backend="sparse", k_start=k)).memory["step"] for k in (None, 20)
+        of_tiny(TrainConfig(backend="sparse", sparsity=TopKTraining(k_start=k))).memory["step"]
+        for k in (None, 20)
     )
     assert few == cpu < many
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from unittest.mock import patch
 
@@ -13,18 +14,15 @@ from builders import noise, noisy_clt
 from torch import Tensor
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK, TrainConfig
-from vit_clt.kernels.codes import DenseCodes, RaggedCodes
+from vit_clt.kernels.codes import Codes, DenseCodes, RaggedCodes
 from vit_clt.training.objective import (
     BACKENDS,
     Activity,
     Objective,
-    Sparsity,
-    active_features,
-    auxiliary_error,
     learning_rate,
     reconstruction_loss,
-    tanh_penalty,
 )
+from vit_clt.transcoder.sparsifiers import JumpReLUTraining, TopKTraining
 
 L, D, F, T = 3, 4, 8, 11
 
@@ -42,6 +40,12 @@ def gradients(clt: CrossLayerTranscoder, value: Tensor) -> dict[str, Tensor]:
     found = torch.autograd.grad(value, parameters, allow_unused=True)
     pairs = zip(names, parameters, found, strict=True)
     return {name: torch.zeros_like(p) if g is None else g for name, p, g in pairs}
+
+
+def penalty_of(clt: CrossLayerTranscoder, codes: Codes) -> Tensor:
+    sparsifier = clt.config.sparsifier
+    options = JumpReLUTraining(sparsity_scale=3.0) if sparsifier.penalised else TopKTraining()
+    return sparsifier.penalty(clt, codes, options)
 
 
 def all_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance=None) -> None:
@@ -81,7 +85,7 @@ def test_the_penalty_is_the_sum_of_tanh_of_codes_times_decoder_norms(layout):
         for token in z:
             for i in range(F):
                 expected = expected + torch.tanh(3.0 * norms[i] * token[i])
-    penalty = tanh_penalty(clt, codes, 3.0)
+    penalty = penalty_of(clt, codes)
     torch.testing.assert_close(penalty, expected)
     found, wanted = gradients(clt, penalty), gradients(dense, expected)
     all_close(found, wanted)
@@ -91,7 +95,7 @@ def test_the_penalty_is_the_sum_of_tanh_of_codes_times_decoder_norms(layout):
 @pytest.mark.parametrize("sparsifier", [ReLUTopK(k=3), AbsTopK(k=3)], ids=lambda s: s.name)
 def test_top_k_pays_no_penalty(sparsifier):
     clt = build(sparsifier)
-    assert float(tanh_penalty(clt, clt.encode(noise(L, T, D)), 3.0)) == 0
+    assert float(penalty_of(clt, clt.encode(noise(L, T, D)))) == 0
 
 
 # ---- dead features ------------------------------------------------------------------------------
@@ -126,7 +130,7 @@ def rebuilt(clt, x: Tensor, error: Tensor, dead: Tensor, k: int) -> Tensor:
 @pytest.mark.parametrize("sparsifier", [ReLUTopK(k=3), AbsTopK(k=3)], ids=lambda s: s.name)
 def test_dead_features_rebuild_what_is_left_over(sparsifier, k):
     clt, x, error, dead = build(sparsifier), noise(L, T, D), noise(L, T, D, seed=2), some_dead()
-    found = auxiliary_error(clt, x, error, dead, k)
+    found = sparsifier.auxiliary_error(clt, x, error, dead, TopKTraining(aux_k=k))
     expected = rebuilt(clt, x, error, dead, k)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # rounded to float32
     assert not found[1].any()
@@ -139,7 +143,7 @@ def test_dead_features_rebuild_what_is_left_over(sparsifier, k):
 def test_the_auxiliary_term_teaches_dead_features_alone(sparsifier):
     clt, x, y, dead = build(sparsifier), noise(L, T, D), noise(L, T, D, seed=2), some_dead()
     clt.b_enc.data[dead] = 0.5  # each fires on some token
-    objective = Objective(clt, TrainConfig(aux_k=2, aux_weight=0.25))
+    objective = Objective(clt, TrainConfig(sparsity=TopKTraining(aux_k=2, aux_weight=0.25)))
     rows = torch.ones(T, dtype=torch.float64), float(T), T, 0.0
     found, plain = objective(x, y, *rows, dead), objective(x, y, *rows, None)
     error = (clt(x) - y).detach()
@@ -166,7 +170,8 @@ def test_the_auxiliary_term_teaches_dead_features_alone(sparsifier):
 def test_parts_of_a_batch_sum_to_the_whole(sparsifier, backend):
     clt, x, y = build(sparsifier, backend), noise(L, T, D), noise(L, T, D, seed=2)
     jump = isinstance(sparsifier, JumpReLU)
-    objective = Objective(clt, TrainConfig(aux_k=0 if jump else 2, sparsity_scale=3.0))
+    options = JumpReLUTraining(sparsity_scale=3.0) if jump else TopKTraining(aux_k=2)
+    objective = Objective(clt, TrainConfig(sparsity=options))
     weights = torch.where(torch.arange(T) % 4 == 0, 5.0, 1.0).double()
     total = float(weights.sum()), T, 0.7, None if jump else some_dead()
     whole = objective(x, y, weights, *total)
@@ -185,7 +190,7 @@ def test_parts_of_a_batch_sum_to_the_whole(sparsifier, backend):
     expected = (error.square().sum(-1) * weights).sum(1) / weights.sum()
     torch.testing.assert_close(whole["loss_by_layer"], expected, rtol=1e-6, atol=1e-6)
     assert float(whole["penalty"].detach()) == pytest.approx(
-        0.7 * float(tanh_penalty(clt, codes, 3.0).detach()) / T, rel=1e-9
+        0.7 * float(penalty_of(clt, codes).detach()) / T, rel=1e-9
     )
     assert (float(whole["penalty"].detach()) > 0) == jump
     sum_of_parts = whole["loss_by_layer"].sum() + whole["penalty"] + whole["aux"]
@@ -240,9 +245,14 @@ def test_short_runs_learn_at_every_step(schedule, total):
     assert all(0 < rate <= 2.0 for rate in rates(total, lr_schedule=schedule))
 
 
+def ks(k: int, total: int, options: TopKTraining) -> Callable[[int], int]:
+    schedule = ReLUTopK(k=k).schedule(options, total)
+    return lambda step: schedule.at(step).k
+
+
 @pytest.mark.parametrize(("k_start", "k"), [(64, 4), (2, 10)])
 def test_k_moves_in_a_line_and_stays(k_start, k):
-    at = active_features(TrainConfig(k_start=k_start, k_ramp=0.5), k, 40)
+    at = ks(k, 40, TopKTraining(k_start=k_start, k_ramp=0.5))
     assert [at(step) for step in range(20)] == pytest.approx(
         [k_start + (k - k_start) * step / 20 for step in range(20)], abs=0.5
     )
@@ -252,36 +262,41 @@ def test_k_moves_in_a_line_and_stays(k_start, k):
 
 
 def test_without_a_start_k_is_fixed():
-    assert {active_features(TrainConfig(), 7, 40)(step) for step in range(40)} == {7}
+    assert {ks(7, 40, TopKTraining())(step) for step in range(40)} == {7}
 
 
 def test_lambda_rises_over_its_share_of_the_steps():
-    sparsity = Sparsity(TrainConfig(sparsity=0.8, sparsity_ramp=0.5), total=20)
+    sparsity = JumpReLU().schedule(JumpReLUTraining(sparsity=0.8, sparsity_ramp=0.5), 20)
+    assert not sparsity.steered
     found = []
-    for _ in range(20):
-        found.append(sparsity.value)
-        sparsity.steer(None)
+    for step in range(20):
+        found.append(sparsity.weight(step))
+        sparsity.advance(None)
     assert found == pytest.approx([0.08 * step for step in range(10)] + [0.8] * 10)
 
 
 @pytest.mark.parametrize("target", [3.0, 30.0])
 def test_a_target_steers_lambda_until_it_is_met(target):
-    sparsity = Sparsity(TrainConfig(sparsity=0.5, l0=target), total=100)
-    assert sparsity.value == 0.5
+    sparsity = JumpReLU().schedule(JumpReLUTraining(sparsity=0.5, l0=target), 100)
+    assert sparsity.weight(0) == 0.5
+    assert sparsity.steered
     found = []
-    for _ in range(300):
-        found.append(6.0 / sparsity.value)  # fewer features where lambda is larger
-        before = sparsity.value
-        sparsity.steer(found[-1])
-        assert (sparsity.value > before) == (found[-1] > target)
-        assert abs(math.log(sparsity.value / before)) <= 0.05 + 1e-12
+    for step in range(300):
+        before = sparsity.weight(step)
+        found.append(6.0 / before)  # fewer features where lambda is larger
+        sparsity.advance(found[-1])
+        assert (sparsity.weight(step) > before) == (found[-1] > target)
+        assert abs(math.log(sparsity.weight(step) / before)) <= 0.05 + 1e-12
+    resumed = JumpReLU().schedule(JumpReLUTraining(sparsity=0.5, l0=target), 100)
+    resumed.load(sparsity.state())
+    assert resumed.weight(300) == sparsity.weight(300)
     assert found[-1] == pytest.approx(target, rel=1e-3)
 
 
 def test_no_active_feature_at_all_lowers_lambda_by_a_bounded_step():
-    sparsity = Sparsity(TrainConfig(sparsity=0.5, l0=3.0), total=100)
-    sparsity.steer(0.0)
-    assert sparsity.value == pytest.approx(0.5 * math.exp(-0.05))
+    sparsity = JumpReLU().schedule(JumpReLUTraining(sparsity=0.5, l0=3.0), 100)
+    sparsity.advance(0.0)
+    assert sparsity.weight(1) == pytest.approx(0.5 * math.exp(-0.05))
 
 
 def test_a_feature_is_dead_after_so_many_silent_rows():

@@ -167,8 +167,9 @@ DEATHS = (
         (EVERYTHING, DEATHS),
         (["--sparsifier", "abs_topk", "--lr-schedule", "cosine"], DEATHS[:2]),
         (["--sparsifier", "jumprelu", "--l0", "6", "--sparsity", "0.1"], DEATHS[:3]),
+        (["--sparsifier", "batch_topk", "--k-start", "6"], DEATHS[:3]),
     ],
-    ids=["relu_topk, everything", "abs_topk", "jumprelu"],
+    ids=["relu_topk, everything", "abs_topk", "jumprelu", "batch_topk"],
 )
 def test_killed_at_every_turn_a_run_ends_with_the_same_bytes(
     options: list[str],

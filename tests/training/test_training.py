@@ -25,10 +25,13 @@ from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
 from vit_clt.training.trainer import as_context, resolved
+from vit_clt.transcoder.sparsifiers import JumpReLUTraining
+from vit_clt.transcoder.train_config import SparsifierTraining
 
 N_IMAGES, N_TOKENS = 40, 10
 ALL = N_IMAGES * N_TOKENS
 SMALL = CLTConfig(4, 16, 24, ReLUTopK(k=4))
+DEFAULTS = SparsifierTraining()
 LOG_KEYS = {
     "step",
     "tokens",
@@ -70,12 +73,11 @@ def data() -> TensorImages:
 def fit(vit, data) -> Callable[..., tuple[CrossLayerTranscoder, list[dict]]]:
     """Train with one batch an epoch and a record a step, unless told otherwise."""
 
-    def run(config=SMALL, **settings):
+    def run(config=SMALL, sparsity=DEFAULTS, **settings):
         records: list[dict] = []
         settings = {"lr": 1e-2, "epochs": 3, "batch_size": ALL, "log_every": 1} | settings
-        clt = train(
-            vit, data, config, TrainConfig(**settings), on_log=records.append, progress=False
-        )
+        how = TrainConfig(sparsity=sparsity, **settings)
+        clt = train(vit, data, config, how, on_log=records.append, progress=False)
         return clt, steps(records)
 
     return run
@@ -278,9 +280,9 @@ def test_warm_up_steps_and_decay_share_are_obeyed(fit):
 
 def test_an_l0_target_steers_jumprelu(fit):
     config = CLTConfig(4, 16, 64, JumpReLU())
-    settings = {"epochs": 60, "sparsity": 0.3}
-    low, high = (fit(config, l0=l0, **settings)[1] for l0 in (3.0, 15.0))
-    free = fit(config, **settings)[1]
+    low, high, free = (
+        fit(config, JumpReLUTraining(l0=l0, sparsity=0.3), epochs=60)[1] for l0 in (3.0, 15.0, None)
+    )
     assert free[0]["l0"] == low[0]["l0"] == high[0]["l0"] > 25
     assert abs(low[-1]["l0"] - 3) < abs(free[-1]["l0"] - 3)
     assert low[-1]["l0"] < 6 < high[-1]["l0"] < 20
@@ -290,19 +292,20 @@ def test_an_l0_target_steers_jumprelu(fit):
 
 
 def test_without_a_target_lambda_rises_in_a_line(fit):
-    _, records = fit(CLTConfig(4, 16, 24, JumpReLU()), epochs=8, sparsity=0.4)
+    _, records = fit(CLTConfig(4, 16, 24, JumpReLU()), JumpReLUTraining(sparsity=0.4), epochs=8)
     assert [r["sparsity"] for r in records] == pytest.approx([0.05 * i for i in range(8)])
 
 
 def test_more_sparsity_gives_a_lower_l0(fit):
     config = CLTConfig(4, 16, 64, JumpReLU())
-    l0 = [fit(config, epochs=15, sparsity=s)[1][-1]["l0"] for s in (0.0, 5.0)]
+    l0 = [fit(config, JumpReLUTraining(sparsity=s), epochs=15)[1][-1]["l0"] for s in (0.0, 5.0)]
     assert l0[1] < 0.7 * l0[0]
 
 
 def test_a_larger_scale_counts_small_codes_as_large_ones(fit):
     config = CLTConfig(4, 16, 24, JumpReLU())
-    l0 = [fit(config, epochs=15, sparsity=5.0, sparsity_scale=c)[1][-1]["l0"] for c in (0.0, 4.0)]
+    options = [JumpReLUTraining(sparsity=5.0, sparsity_scale=c) for c in (0.0, 4.0)]
+    l0 = [fit(config, each, epochs=15)[1][-1]["l0"] for each in options]
     assert l0[1] < l0[0]
 
 
@@ -365,8 +368,9 @@ def test_a_config_that_does_not_fit_is_refused(shape, vit, data):
 @pytest.mark.parametrize("sparsifier", [ReLUTopK(k=4), AbsTopK(k=4)], ids=lambda s: s.name)
 def test_an_l0_target_is_refused_for_topk(sparsifier, vit, data):
     config = CLTConfig(4, 16, 24, sparsifier)
-    with pytest.raises(InputError, match=r"l0 is 5\.0; only JumpReLU"):
-        train(vit, data, config, TrainConfig(l0=5.0), progress=False)
+    how = TrainConfig(sparsity=JumpReLUTraining(l0=5.0))
+    with pytest.raises(InputError, match="sparsity is a JumpReLUTraining; expected TopKTraining"):
+        train(vit, data, config, how, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -382,8 +386,6 @@ def test_an_l0_target_is_refused_for_topk(sparsifier, vit, data):
         ("log_every", 0),
         ("warmup_steps", -1),
         ("decay_fraction", -0.1),
-        ("sparsity", -1.0),
-        ("l0", 0.0),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(field, value):

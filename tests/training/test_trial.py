@@ -72,10 +72,11 @@ def test_only_top_k_on_a_gpu_takes_a_trial(monkeypatch):
     assert waiting.backend == "auto"
     assert resolved(auto, CONFIG, GPU, 2, trial=True).backend == "sparse"
     assert asked == [100]  # the rows of one part of one process
+    jump = replace(CONFIG, sparsifier=JumpReLU())
     for settings, config, device in (
         (resolved(auto, CONFIG, "cpu"), CONFIG, CPU),
         (replace(waiting, backend="dense"), CONFIG, GPU),
-        (waiting, replace(CONFIG, sparsifier=JumpReLU()), GPU),
+        (resolved(auto, jump, GPU), jump, GPU),
     ):
         assert resolved(settings, config, device, trial=True) == settings
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

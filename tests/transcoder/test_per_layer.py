@@ -29,9 +29,10 @@ from vit_clt.cli import main
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import SharedPrefix, replace_mlps
 from vit_clt.training.cost import estimate
-from vit_clt.training.objective import auxiliary_error, tanh_penalty
 from vit_clt.transcoder import model as module
 from vit_clt.transcoder.model_card import model_card
+from vit_clt.transcoder.sparsifiers import TopKTraining
+from vit_clt.transcoder.sparsifiers.jumprelu import tanh_penalty
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_backend = pytest.mark.parametrize("backend", ["dense", "sparse"])
@@ -99,6 +100,11 @@ def test_outputs_and_gradients_equal_those_by_hand(backend, kind, L, d, F, T, k,
             close(plt.log_theta.grad[l], -(theta**2) / bandwidth * (near * dz).sum(0))
 
 
+def penalty(clt, codes):
+    penalised = clt.config.sparsifier.penalised
+    return tanh_penalty(clt, codes, 4.0) if penalised else torch.zeros(())
+
+
 @each_backend
 @each_kind
 def test_it_is_the_clt_whose_off_diagonal_decoders_are_zero(kind, backend):
@@ -112,7 +118,7 @@ def test_it_is_the_clt_whose_off_diagonal_decoders_are_zero(kind, backend):
         y_hat = each.decode(codes)
         # one target alone as well, from codes of all layers and of those it needs
         one = each.decode(codes, target=1) + each.decode([codes[0], codes[1]], target=1)
-        (y_hat.square().sum() + one.square().sum() + tanh_penalty(each, codes, 4.0)).backward()
+        (y_hat.square().sum() + one.square().sum() + penalty(each, codes)).backward()
         results.append((y_hat, one, leaf.grad, each.decoder_norms(), each))
     for found, expected in zip(results[0][:-1], results[1][:-1], strict=True):
         close(found, expected)
@@ -275,7 +281,8 @@ def test_dead_features_rebuild_through_the_diagonal_decoder():
     plt, x, error = build(), noise(3, 5, 4), noise(3, 5, 4, seed=5).float()
     dead = torch.zeros(3, 8, dtype=torch.bool)
     dead[1, 2] = dead[1, 5] = True
-    found = auxiliary_error(plt, x, error, dead, k=2)
+    sparsifier = plt.config.sparsifier
+    found = sparsifier.auxiliary_error(plt, x, error, dead, TopKTraining(aux_k=2))
     chosen = torch.tensor([2, 5])
     z = (x[1] @ plt.W_enc[1][chosen].T + plt.b_enc[1][chosen]).relu()
     expected = error.clone()
@@ -293,9 +300,9 @@ def test_it_trains_saves_and_replaces(tiny_vit, images, sparsifier, backend, tmp
     data = TensorImages(images)
     config = CLTConfig(4, 16, 24, sparsifier, cross_layer=False)
     topk = isinstance(sparsifier, ReLUTopK)
-    how = TrainConfig(
-        lr=1e-2, epochs=16, batch_size=20, backend=backend, aux_k=8 if topk else 0, log_every=1
-    )
+    how = TrainConfig(lr=1e-2, epochs=16, batch_size=20, backend=backend, log_every=1)
+    if topk:
+        how = replace(how, sparsity=TopKTraining(aux_k=8))
     log: list[dict] = []
     plt = train(tiny_vit, data, config, how, on_log=log.append, progress=False)
     losses = [record["loss"] for record in log if "loss" in record]

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vit_clt import AbsTopK, DenseCodes, InputError, JumpReLU, ReLUTopK, SparseCodes
+from vit_clt import (
+    AbsTopK,
+    BatchTopK,
+    DenseCodes,
+    InputError,
+    JumpReLU,
+    ReLUTopK,
+    SparseCodes,
+)
+from vit_clt.choices import PaperSparsifier
 from vit_clt.kernels.codes import RaggedCodes, stack_codes
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 
@@ -227,6 +238,7 @@ def test_stacking_mixed_layouts_gives_dense_codes():
     [
         (ReLUTopK, "k", 0),
         (AbsTopK, "k", -1),
+        (BatchTopK, "k", 0),
         (JumpReLU, "theta", 0.0),
         (JumpReLU, "bandwidth", -1.0),
         (JumpReLU, "theta", float("nan")),
@@ -238,5 +250,6 @@ def test_values_that_make_no_sparsifier_are_refused(kind, field, value):
 
 
 def test_names_are_those_of_the_command_line():
-    expected = {"jumprelu": JumpReLU, "relu_topk": ReLUTopK, "abs_topk": AbsTopK}
-    assert expected == SPARSIFIERS
+    kinds = (JumpReLU, ReLUTopK, AbsTopK, BatchTopK)
+    assert {kind.name: kind for kind in kinds} == SPARSIFIERS
+    assert set(get_args(PaperSparsifier)) < SPARSIFIERS.keys()

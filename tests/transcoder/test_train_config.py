@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 from typing import get_args
@@ -11,7 +12,13 @@ from assertions import one_sentence
 
 from vit_clt import InputError, TrainConfig
 from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Unreadable
-from vit_clt.transcoder.train_config import PRESETS, idle
+from vit_clt.transcoder.sparsifiers import (
+    SPARSIFIERS,
+    JumpReLUTraining,
+    TopKTraining,
+    every_option,
+)
+from vit_clt.transcoder.train_config import PRESETS, SparsifierTraining
 
 ABOVE_ZERO = {
     "lr": float,
@@ -23,8 +30,6 @@ ABOVE_ZERO = {
     "buffer_batches": int,
     "shards": int,
     "norm_images": int,
-    "l0": float,
-    "k_start": int,
     "dead_tokens": int,
     "log_every": int,
     "keep_checkpoints": int,
@@ -33,12 +38,6 @@ ZERO_OR_MORE = {
     "warmup_steps": int,
     "decay_fraction": float,
     "val_images": int,
-    "sparsity": float,
-    "sparsity_scale": float,
-    "sparsity_ramp": float,
-    "k_ramp": float,
-    "aux_k": int,
-    "aux_weight": float,
     "workers": int,
     "checkpoint_every": int,
 }
@@ -49,7 +48,7 @@ CHOICES = {
     "unreadable": Unreadable,
     "backend": Backend,
 }
-OPTIONAL = ("clip", "shards", "l0", "k_start", "dead_tokens", "workers")
+OPTIONAL = ("clip", "shards", "dead_tokens", "workers")
 
 
 def refused(**settings: object) -> str:
@@ -60,9 +59,9 @@ def refused(**settings: object) -> str:
     return text
 
 
-def test_every_field_but_the_seed_and_a_flag_is_checked_here():
+def test_every_field_but_the_seed_and_the_sparsifiers_is_checked_here():
     checked = ABOVE_ZERO.keys() | ZERO_OR_MORE.keys() | CHOICES.keys()
-    assert {field.name for field in fields(TrainConfig)} == checked | {"seed", "compile"}
+    assert {field.name for field in fields(TrainConfig)} == checked | {"seed", "sparsity"}
 
 
 @pytest.mark.parametrize("name", ABOVE_ZERO)
@@ -111,17 +110,84 @@ def test_settings_are_frozen_and_checked_again_when_replaced():
         config.lr = 1.0
     with pytest.raises(InputError, match="lr is 0; expected a value above 0"):
         replace(config, lr=0)
-    assert TrainConfig(**asdict(config)) == config
+    for options in (SparsifierTraining(), TopKTraining(aux_k=3), JumpReLUTraining(l0=2.0)):
+        written = json.loads(json.dumps(asdict(replace(config, sparsity=options))))
+        assert TrainConfig.from_json(written, type(options)).sparsity == options
 
 
 def test_presets_are_valid_and_the_default_is_the_papers():
     assert PRESETS["paper"] == TrainConfig()
     assert (TrainConfig().lr, TrainConfig().epochs) == (2e-4, 10)
-    assert len({tuple(asdict(p).items()) for p in PRESETS.values()}) == len(PRESETS)
+    assert len(set(PRESETS.values())) == len(PRESETS)
+
+
+OF_SPARSIFIERS = {
+    (TopKTraining, "k_start"): int,
+    (TopKTraining, "k_ramp"): float,
+    (TopKTraining, "aux_k"): int,
+    (TopKTraining, "aux_weight"): float,
+    (JumpReLUTraining, "l0"): float,
+    (JumpReLUTraining, "sparsity"): float,
+    (JumpReLUTraining, "sparsity_scale"): float,
+    (JumpReLUTraining, "sparsity_ramp"): float,
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), OF_SPARSIFIERS)
+def test_options_of_a_sparsifier_are_checked(kind, name):
+    number = OF_SPARSIFIERS[kind, name]
+    least = "a value above 0" if name in ("k_start", "l0") else "0 or more"
+    with pytest.raises(InputError, match=rf"^{name} is {number(-1)}; expected {least}.$"):
+        kind(**{name: number(-1)})
+    if name.endswith("_ramp"):
+        with pytest.raises(InputError, match=rf"^{name} is 1.5; expected a share of the run"):
+            kind(**{name: 1.5})
+
+
+def test_options_that_contradict_each_other_are_refused():
+    with pytest.raises(InputError, match=r"^sparsity is 0 with an l0 target; expected"):
+        JumpReLUTraining(l0=3.0, sparsity=0)
+    with pytest.raises(InputError, match=r"^ramp is True with an l0 target; expected"):
+        JumpReLUTraining(l0=3.0, ramp=True)
+
+
+def test_no_two_kinds_of_options_share_a_name_with_training_or_each_other():
+    kinds = {kind.training for kind in SPARSIFIERS.values()}
+    names = [field.name for kind in kinds for field in fields(kind)]
+    general = {field.name for field in fields(TrainConfig)} - {"sparsity"}
+    assert len(set(names)) == len(names)
+    assert not set(names) & general
+
+
+@pytest.mark.parametrize("kind", SPARSIFIERS.values(), ids=lambda kind: kind.name)
+def test_a_sparsifier_takes_its_own_options_and_no_others(kind):
+    sparsifier = kind()
+    for given in (SparsifierTraining(), kind.training(), every_option(SparsifierTraining())):
+        found = sparsifier.with_options(TrainConfig(sparsity=given))
+        assert found == TrainConfig(sparsity=kind.training())
+    other = next(each.training for each in SPARSIFIERS.values() if each.training != kind.training)
+    with pytest.raises(InputError) as error:
+        sparsifier.with_options(TrainConfig(sparsity=other()))
+    assert str(error.value) == (
+        f"sparsity is a {other.__name__}; expected {kind.training.__name__}, "
+        f"the options of {kind.name}."
+    )
+
+
+def test_options_of_several_kinds_keep_those_given():
+    every = every_option(TopKTraining(aux_k=5))
+    assert every.options_of(TopKTraining) == TopKTraining(aux_k=5)
+    assert every.options_of(JumpReLUTraining) == JumpReLUTraining()
 
 
 def test_what_a_run_makes_no_use_of():
-    off, on = asdict(TrainConfig()), asdict(TrainConfig(k_start=300, aux_k=8))
-    assert {"l0", "sparsity", "compile", "k_ramp", "aux_weight"} <= idle(off, "relu_topk")
-    assert not {"k_start", "k_ramp", "aux_k", "aux_weight"} & idle(on, "abs_topk")
-    assert idle(off, "jumprelu") == {"k_start", "k_ramp", "aux_k", "aux_weight"}
+    assert TopKTraining().in_use().keys() == {"k_start", "aux_k"}
+    assert TopKTraining(k_start=300, aux_k=8).in_use().keys() == (
+        {"k_start", "k_ramp", "aux_k", "aux_weight"}
+    )
+
+
+@pytest.mark.parametrize("written", [{"lr": 1e-3, "aux_k": 4}, {"sparsity": 0.001}])
+def test_settings_of_another_version_are_refused_in_one_sentence(written):
+    with pytest.raises(InputError, match=r"^training settings are those of another version"):
+        TrainConfig.from_json(written, TopKTraining)

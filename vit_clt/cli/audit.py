@@ -187,12 +187,13 @@ class Audit(CLTOptions, Command):
 
         if not self.train:
             return []
-        k = getattr(clt.config.sparsifier, "k", None) if self.k is None else self.k
+        sparsifier = clt.config.sparsifier
+        k = sparsifier.expected_l0 if self.k is None else self.k
         if k is None:
             raise InputError(
                 "k",
-                "is missing; a JumpReLU CLT does not say the L0 its rivals should have, expected "
-                "a number (vit-clt reconstruct measures its own).",
+                f"is missing; a {sparsifier.label} CLT does not say the L0 its rivals should have, "
+                "expected a number (vit-clt reconstruct measures its own).",
             )
         if k < 1:
             raise InputError("k", f"is {k}; expected at least 1.")

@@ -64,7 +64,14 @@ def flag(name: str, argument: str) -> str:
 
 def _options(command: type[Command]) -> list[str]:
     own = [field.name for field in fields(command)]
-    return own + [field.name for field in fields(TrainConfig)] if "training" in own else own
+    if "training" not in own:
+        return own
+    from vit_clt.transcoder.sparsifiers import SPARSIFIERS
+
+    of_training = list(fields(TrainConfig))
+    for kind in SPARSIFIERS.values():
+        of_training += fields(kind.training)
+    return own + [field.name for field in of_training]
 
 
 def parse(args: Sequence[str]) -> Command | None:

@@ -46,7 +46,6 @@ class Export(CLTOptions, Command, SeedOptions):
         from vit_clt.interchange.files import circuit_tracer_files
         from vit_clt.metrics import Metric, metrics_json
         from vit_clt.outputs import OutputFolder
-        from vit_clt.transcoder.sparsifiers import JumpReLU
 
         clt = load_clt(self.clt, self.device)
         check_exportable(clt.config)
@@ -54,9 +53,10 @@ class Export(CLTOptions, Command, SeedOptions):
         folder = OutputFolder(self.out, files, self.overwrite)
         metrics = [Metric("parameters", sum(p.numel() for p in clt.parameters()), "count", 0)]
         context: dict[str, Any] = {"clt": self.clt, "seed": self.seed}
-        if isinstance(clt.config.sparsifier, JumpReLU):
-            self._check_nothing_fitted()
-            print("jumprelu: weights and thresholds pass unchanged, nothing is fitted")
+        name = clt.config.sparsifier.name
+        if clt.thresholds() is not None:
+            self._check_nothing_fitted(name)
+            print(f"{name}: weights and thresholds pass unchanged, nothing is fitted")
         else:
             clt, cost, measured = self._fitted(clt)
             metrics += cost
@@ -66,7 +66,7 @@ class Export(CLTOptions, Command, SeedOptions):
         folder.write("metrics.json", metrics_json(metrics, command="export", **context))
         print(f"written to {folder.path}")
 
-    def _check_nothing_fitted(self) -> None:
+    def _check_nothing_fitted(self, sparsifier: str) -> None:
         """Refuse options of the fit and its measurement, which would be passed over."""
         used = {"clt", "format", "seed", *(field.name for field in fields(Command))}
         for field in fields(self):
@@ -74,8 +74,8 @@ class Export(CLTOptions, Command, SeedOptions):
             if field.name not in used and value != field.default:
                 raise InputError(
                     field.name,
-                    f"is {value}; thresholds of a jumprelu CLT are its own, nothing is fitted or "
-                    "measured: expected none.",
+                    f"is {value}; thresholds of a {sparsifier} CLT are its own, nothing is fitted "
+                    "or measured: expected none.",
                 )
 
     def _fitted(

@@ -166,10 +166,9 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
             raise InputError("kinds", 'is empty; expected "clt", "plt" or both.')
         if self.k and min(self.k) < 1:
             raise InputError("k", f"is {min(self.k)}; expected at least 1.")
-        if self.training.l0 is not None:
-            raise InputError(
-                "l0", f"is {self.training.l0}; expected --k, which each run is steered to."
-            )
+        target = self.sparsifier_training().sparsity.l0_target
+        if target is not None:
+            raise InputError("l0", f"is {target}; expected --k, which each run is steered to.")
         processes = os.environ.get("WORLD_SIZE", "1")
         if processes != "1":
             raise InputError(
@@ -212,7 +211,9 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         for run in runs.values():
             assert run.k is not None
             config = run.clt_config(vit.cfg.n_layers, vit.cfg.d_model, run.k)
-            check_run(vit, config, run.training, len(trained), torch.device(self.device))
+            check_run(
+                vit, config, run.sparsifier_training(), len(trained), torch.device(self.device)
+            )
         folder.open()
         if not folder.resumes:
             folder.write(STUDY_FILE, json.dumps(asdict(self), indent=1, default=str) + "\n")

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import tyro
 
-from vit_clt.choices import Backbone, Inputs, SparsifierName, Templates
+from vit_clt.choices import Backbone, Inputs, PaperSparsifier, Templates
 from vit_clt.cli.options import Command, check_device, print_table
+from vit_clt.cli.training_options import with_every_option
 from vit_clt.errors import InputError
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
@@ -42,11 +43,7 @@ class Reproduce(Command):
     """Data sets: from the Hub, or from local files with :PATH (cifar100:PATH coco:PATH ...)."""
     backbones: tuple[Backbone, ...] = ("ViT-B/32", "ViT-B/16")
     """CLIP backbones."""
-    sparsifiers: tuple[SparsifierName, ...] = (
-        "jumprelu",
-        "relu_topk",
-        "abs_topk",
-    )
+    sparsifiers: tuple[PaperSparsifier, ...] = get_args(PaperSparsifier)
     """How codes are made sparse."""
     pretrained: str = "openai"
     """open_clip tag of both backbones' weights; "random" for random weights."""
@@ -76,12 +73,15 @@ class Reproduce(Command):
     def defaults(cls, args: Sequence[str]) -> Reproduce:
         """What options start from, given --smoke, which makes everything small."""
         if "--smoke" not in args:
-            return cls()
+            return cls(training=with_every_option(PRESETS["paper"]))
         from vit_clt.analysis.reproduction.cells import smoke_recipe
 
         small = smoke_recipe()
         return cls(
-            k=small.k, n_features=small.n_features, limit=small.limit, training=small.training
+            k=small.k,
+            n_features=small.n_features,
+            limit=small.limit,
+            training=with_every_option(small.training),
         )
 
     def run(self) -> None:

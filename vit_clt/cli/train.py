@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
@@ -17,7 +17,12 @@ import tyro
 
 from vit_clt.choices import Backend, check_choice
 from vit_clt.cli.options import Command, ModelOptions
-from vit_clt.cli.training_options import TrainingOptions, preset_in, value_of
+from vit_clt.cli.training_options import (
+    TrainingOptions,
+    preset_in,
+    value_of,
+    with_every_option,
+)
 from vit_clt.cli.training_summary import kind_of, training_summary
 from vit_clt.errors import InputError
 from vit_clt.transcoder.train_config import TrainConfig
@@ -60,8 +65,6 @@ class Train(ModelOptions, Command, TrainingOptions):
     k: int | None = None
     """Active features a token and layer (JumpReLU: the L0 it is steered to). Default: 128 for the
     paper preset, else a quarter of the width, at most 32."""
-    ramp: bool = False
-    """JumpReLU only: let lambda rise to --sparsity instead of steering it to an L0 of --k."""
     zero_cross_init: bool = False
     """Start the off-diagonal decoders at zero."""
     cross_layer: bool = True
@@ -181,9 +184,8 @@ class Train(ModelOptions, Command, TrainingOptions):
         k = self.k or (128 if self.preset == "paper" else min(32, vit.cfg.d_model // 4))
         self.k = k
         clt_config = self.clt_config(vit.cfg.n_layers, vit.cfg.d_model, k)
-        asked = self.training
-        if self.sparsifier == "jumprelu" and asked.l0 is None and not self.ramp:
-            asked = replace(asked, l0=float(k))
+        asked = self.sparsifier_training()
+        asked = replace(asked, sparsity=asked.sparsity.aimed_at(k))
         settings = resolved(asked, clt_config, self.device, _n_processes())
         data = self.load_images(vit, "train")
         # a first look, so that broken weights or images are refused before anything is written
@@ -203,24 +205,21 @@ class Train(ModelOptions, Command, TrainingOptions):
             InputError: options that do not go together, or do not fit the width.
         """
         from vit_clt.transcoder.config import CLTConfig
-        from vit_clt.transcoder.sparsifiers import AbsTopK, JumpReLU, ReLUTopK, Sparsifier
+        from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 
         n_features = 16 * d_model if self.n_features is None else self.n_features
-        for name, default in (("bandwidth", 1.0), ("ramp", False)):
-            if getattr(self, name) != default and self.sparsifier != "jumprelu":
-                raise InputError(
-                    name, f"is {getattr(self, name)}; expected only with sparsifier jumprelu."
-                )
-        sparsifiers: dict[str, Callable[[], Sparsifier]] = {
-            "relu_topk": lambda: ReLUTopK(k),
-            "abs_topk": lambda: AbsTopK(k),
-            "jumprelu": lambda: JumpReLU(bandwidth=self.bandwidth),
-        }
+        sparsifier: Any = SPARSIFIERS[self.sparsifier].for_l0(k)
+        if "bandwidth" in {field.name for field in fields(sparsifier)}:
+            sparsifier = replace(sparsifier, bandwidth=self.bandwidth)
+        elif self.bandwidth != TrainingOptions.bandwidth:
+            raise InputError(
+                "bandwidth", f"is {self.bandwidth}; expected only with sparsifier jumprelu."
+            )
         return CLTConfig(
             n_layers,
             d_model,
             n_features,
-            sparsifiers[self.sparsifier](),
+            sparsifier,
             zero_cross_init=self.zero_cross_init,
             cross_layer=self.cross_layer,
         )
@@ -232,7 +231,7 @@ class Train(ModelOptions, Command, TrainingOptions):
         from vit_clt.metrics import versions
 
         # an L0 that comes from --k is left to it
-        kept = replace(settings, l0=self.training.l0)
+        kept = replace(settings, sparsity=self.sparsifier_training().sparsity)
         options = asdict(replace(self, training=kept, n_features=config.n_features))
         options = {name: v for name, v in options.items() if name not in _NOT_OF_THE_RUN}
         return {
@@ -332,9 +331,12 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 def _options_in(path: Path) -> dict[str, Any]:
+    from vit_clt.transcoder.sparsifiers import SPARSIFIERS
+
     try:
         options = dict(json.loads(path.read_text())["options"])
-        options["training"] = TrainConfig(**options["training"])
+        kind = SPARSIFIERS[options["sparsifier"]].training
+        options["training"] = with_every_option(TrainConfig.from_json(options["training"], kind))
         for name in ("cache", "class_names"):
             options[name] = None if options[name] is None else Path(options[name])
         return options
@@ -356,8 +358,7 @@ def _check_same(run: dict[str, Any], path: Path) -> Backend:
 
     before = read_json(path)
     try:
-        was, now = before["options"], run["options"]
-        was, now = {**was, **was["training"]}, {**now, **now["training"]}
+        was, now = _flat(before["options"]), _flat(run["options"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); expected a run to resume.") from error
     # the checkpoint settles what "auto" and None stand for
@@ -375,3 +376,10 @@ def _check_same(run: dict[str, Any], path: Path) -> Backend:
     backend: Backend = was.get("backend", "auto")
     check_choice("backend", backend, get_args(Backend))
     return backend
+
+
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """run.json's options, those of training and of its sparsifier among the others."""
+    training = dict(options["training"])
+    own = training.pop("sparsity")
+    return {**options, **training, **own}

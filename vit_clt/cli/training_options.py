@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import tyro
 
 from vit_clt.choices import Preset, SparsifierName
-from vit_clt.transcoder.train_config import PRESETS, TrainConfig
+from vit_clt.errors import InputError
+from vit_clt.transcoder.train_config import PRESETS, SparsifierTraining, TrainConfig
 
 
 @dataclass(kw_only=True)
@@ -30,6 +31,27 @@ class TrainingOptions:
         default_factory=lambda: PRESETS["small"]
     )
 
+    def sparsifier_training(self) -> TrainConfig:
+        """`training` with the options of the sparsifier that is trained, and no others.
+
+        Raises:
+            InputError: an option of another sparsifier is set.
+        """
+        from vit_clt.transcoder.sparsifiers import SPARSIFIERS, names_with
+
+        given, kind = self.training.sparsity, SPARSIFIERS[self.sparsifier]
+        for held in fields(given):
+            options = getattr(given, held.name)
+            if not isinstance(options, SparsifierTraining) or isinstance(options, kind.training):
+                continue
+            for name, value in asdict(options).items():
+                if value != getattr(type(options)(), name):
+                    raise InputError(
+                        name,
+                        f"is {value}; expected only with sparsifier {names_with(type(options))}.",
+                    )
+        return kind().with_options(self.training)
+
 
 def value_of(option: str, args: Sequence[str]) -> str | None:
     """What a command line gives for `option`, which decides other options' defaults."""
@@ -41,5 +63,12 @@ def value_of(option: str, args: Sequence[str]) -> str | None:
 
 
 def preset_in(args: Sequence[str]) -> TrainConfig:
-    """The preset that a command line names, or the default one."""
-    return PRESETS.get(value_of("--preset", args) or "small", PRESETS["small"])
+    """The preset that a command line names, or the default one, with options of all sparsifiers."""
+    return with_every_option(PRESETS.get(value_of("--preset", args) or "small", PRESETS["small"]))
+
+
+def with_every_option(settings: TrainConfig) -> TrainConfig:
+    """`settings` with the options of every sparsifier's training, for the command line to list."""
+    from vit_clt.transcoder.sparsifiers import every_option
+
+    return replace(settings, sparsity=every_option(settings.sparsity))

@@ -52,7 +52,7 @@ def training_summary(
             metrics.append(
                 Metric(f"held_out_fvu_{kind}", mean, "fraction", final["n_images"], floor=1.0)
             )
-    target = getattr(config.sparsifier, "k", None) or settings.l0
+    target = config.sparsifier.expected_l0 or settings.sparsity.l0_target
     facts = {
         "Data": f"{data.name}, {len(data)} images",
         kind_of(config): f"{config.n_features} features a layer, {config.sparsifier.name}",

@@ -47,7 +47,7 @@ from vit_clt.interchange.thresholds import nearest_log, with_thresholds
 from vit_clt.outputs import remove_unfinished, staged_files
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.sparsifiers import AbsTopK, JumpReLU, ReLUTopK
+from vit_clt.transcoder.sparsifiers import SPARSIFIERS, JumpReLU
 
 # ---- writing ------------------------------------------------------------------------------------
 
@@ -63,8 +63,9 @@ def export_circuit_tracer(
 ) -> CrossLayerTranscoder:
     """Write a CLT's files in float32; returns the CLT they hold.
 
-    JumpReLU passes exactly. ReLU-TopK has no thresholds: they are fitted on `data`
-    (`interchange_thresholds.with_thresholds`), and the result is another CLT, to be measured again.
+    Sparsifiers with thresholds (JumpReLU, BatchTopK) pass exactly. ReLU-TopK has none: they are
+    fitted on `data` (`thresholds.with_thresholds`), and the result is another CLT, to be measured
+    again.
 
     Args:
         clt: the transcoder.
@@ -87,7 +88,7 @@ def export_circuit_tracer(
             raise InputError(f"{name} of the CLT holds NaN or infinite values; expected numbers.")
     n = clt.config.n_layers
     _check_no_further_layers(target, n)
-    if isinstance(clt.config.sparsifier, ReLUTopK):
+    if clt.thresholds() is None:
         if vit is None or data is None:
             missing = "vit" if vit is None else "data"
             raise InputError(
@@ -113,11 +114,12 @@ def check_exportable(config: CLTConfig) -> None:
     Raises:
         InputError: Abs-TopK, or a per-layer transcoder.
     """
-    if isinstance(config.sparsifier, AbsTopK):
+    if config.sparsifier.signed:
+        expected = " or ".join(kind.name for kind in SPARSIFIERS.values() if not kind.signed)
         raise InputError(
             "sparsifier",
-            "is abs_topk; its codes may be negative, which a * (a > threshold) of "
-            "circuit-tracer's files never is: expected jumprelu or relu_topk.",
+            f"is {config.sparsifier.name}; its codes may be negative, which a * (a > threshold) "
+            f"of circuit-tracer's files never is: expected {expected}.",
         )
     if not config.cross_layer:
         raise InputError(
@@ -151,12 +153,13 @@ def _config_values(config: CLTConfig) -> dict[str, Any]:
 
 def _layer_tensors(clt: CrossLayerTranscoder, i: int) -> dict[str, dict[str, Tensor]]:
     """Contents of layer i's two files; copies, as views of a whole would be written whole."""
-    assert clt.log_theta is not None
+    thresholds = clt.thresholds()
+    assert thresholds is not None
     encoder = {
         f"W_enc_{i}": clt.W_enc[i],
         f"b_enc_{i}": clt.b_enc[i],
         f"b_dec_{i}": clt.b_dec[i],
-        f"threshold_{i}": clt.log_theta[i].exp(),
+        f"threshold_{i}": thresholds[i],
     }
     decoder = {f"W_dec_{i}": clt.W_dec[i].transpose(0, 1)}
     return {

@@ -24,7 +24,7 @@ from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.activations import capture
 from vit_clt.kernels.chunks import pre_activation_chunks
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.sparsifiers import JumpReLU, ReLUTopK
+from vit_clt.transcoder.sparsifiers import JumpReLU
 
 # a silent feature's threshold over its largest pre-activation: far above the rounding of log_theta
 _ABOVE = 1 + 1e-4
@@ -53,7 +53,7 @@ def with_thresholds(
     Raises:
         InputError: another sparsifier, a CLT of another model, or no images.
     """
-    if not isinstance(clt.config.sparsifier, ReLUTopK):
+    if clt.config.sparsifier.signed or clt.thresholds() is not None:
         name = clt.config.sparsifier.name
         raise InputError("sparsifier", f"is {name}; expected relu_topk, to fit thresholds to.")
     check_fits(vit, clt)

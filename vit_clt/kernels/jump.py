@@ -24,7 +24,7 @@ from functools import cache, wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -99,7 +99,7 @@ class _EncodeJump(torch.autograd.Function):
             kept = a > (lower if near == "listed" else theta)
             if silent is not None:
                 torch.logical_xor(a > lower, kept, out=silent[start : start + len(a)])
-            position = _positions(kept)
+            position = positions(kept)
             counts.append(torch.bincount(position // len(weight), minlength=len(a)))
             index = position % len(weight)
             value = a.view(-1).index_select(0, position)
@@ -136,7 +136,8 @@ class _EncodeJump(torch.autograd.Function):
         return *found, d_log_theta, None, None
 
 
-def _positions(mask: Tensor) -> Tensor:
+def positions(mask: Bool[Tensor, "token feature"]) -> Int[Tensor, " entry"]:
+    """Where `mask` is set, as places in the flattened array, in order."""
     flat = mask.view(-1)
     if flat.device.type == "cpu":
         # several times faster than torch's nonzero

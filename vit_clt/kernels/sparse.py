@@ -53,6 +53,18 @@ def encode_top_k(
     return _EncodeTopK.apply(x, weight, bias, k, signed)
 
 
+def encode_entries(
+    x: Float[Tensor, "token d_model"],
+    weight: Float[Tensor, "feature d_model"],
+    bias: Float[Tensor, " feature"],
+    values: Float[Tensor, " entry"],
+    indices: Int[Tensor, " entry"],
+    offsets: Int[Tensor, " token_and_one"],
+) -> Float[Tensor, " entry"]:
+    """`values` with their gradients: pre-activations of x that were chosen as entries."""
+    return _EncodeEntries.apply(x, weight, bias, values, indices, offsets)
+
+
 def decode_entries(
     sources: Mapping[int, Entries],
     tables: Sequence[Float[Tensor, "_ feature d_model"]],
@@ -110,6 +122,30 @@ class _EncodeTopK(torch.autograd.Function):
             x, weight, indices.view(-1), offsets, order, grad.reshape(-1), needed
         )
         return *found, None, None
+
+
+class _EncodeEntries(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        values: Tensor,
+        indices: Tensor,
+        offsets: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, indices, offsets)
+        return values.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, indices, offsets = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        order = feature_order(indices, offsets, len(weight)) if any(needed[1:]) else None
+        found = encoder_gradients(x, weight, indices, offsets, order, grads[0], needed)
+        return *found, None, None, None
 
 
 def encoder_gradients(

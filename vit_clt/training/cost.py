@@ -22,7 +22,6 @@ from vit_clt.kernels.choose import choose
 from vit_clt.kernels.chunks import CHUNK_BYTES
 from vit_clt.training.cache import cache_bytes
 from vit_clt.transcoder.config import CLTConfig
-from vit_clt.transcoder.sparsifiers import JumpReLU
 from vit_clt.transcoder.train_config import TrainConfig
 
 _FLOAT = 4
@@ -146,12 +145,10 @@ def _step(
     block = _FLOAT * n_features * d
     encoders, decoders = n_layers * block, config.n_decoders() * block
     first_decoder = len(config.targets(0)) * block
-    jump, bf16 = isinstance(config.sparsifier, JumpReLU), settings.precision == "bf16"
-    if isinstance(config.sparsifier, JumpReLU):
-        # its density is not known before it is measured; at the start it is near 1
-        k = n_features
-    else:
-        k = min(n_features, max(config.sparsifier.k, settings.k_start or 0))
+    sparsifier, bf16 = config.sparsifier, settings.precision == "bf16"
+    options = sparsifier.with_options(settings).sparsity
+    # JumpReLU's density is not known before it is measured; at the start it is near 1
+    k = sparsifier.stored(options, n_features)
     like = torch.empty(0, device="cpu" if device.type == "cpu" else "meta")
     path = choose(settings.backend, n_features, d, k / n_features, like)
     # gradients are added to what is there: an earlier part's, or DDP's buckets
@@ -166,10 +163,10 @@ def _step(
         # values' gradients; rows and values of one source for all its targets; its sorting
         passing += n_layers * rows * k * (4 + 12) + 40 * rows * k + 2 * CHUNK_BYTES
         # the penalty's factors and its gradient
-        passing += n_layers * rows * k * 16 if jump else 0
+        passing += n_layers * rows * k * 16 if sparsifier.penalised else 0
         # the decoders' come all at once
         passing += decoders if again else 0
-    elif jump:
+    elif sparsifier.dense_layout:
         kept += n_layers * one_layer
         # pre-activations, the codes' gradient and one more term of it, the penalty's slope
         passing += 4 * n_layers * one_layer
@@ -186,7 +183,7 @@ def _step(
         passing += 2 * first_decoder if again else 0
         # encoders rounded
         passing += encoders // 2 if bf16 else 0
-    if settings.aux_k:
+    if options.auxiliary_weight is not None:
         # taking half of all features as dead: their codes, and copies of their weights (an encoder
         # and the own layer's decoder) with gradients
         passing += n_layers * one_layer // 2 + encoders + encoders

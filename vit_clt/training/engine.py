@@ -62,7 +62,7 @@ class Engine:
     def __enter__(self) -> Engine:
         with ExitStack() as stack:
             stack.enter_context(matmul_precision(self.settings.precision))
-            stack.enter_context(fusion(self.settings.compile))
+            stack.enter_context(fusion(self.settings.sparsity.fused))
             self._arithmetic = stack.pop_all()
         return self
 
@@ -186,8 +186,8 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Whole parameters by name. Every process must call this."""
-    return {name: _whole(p.detach()) for name, p in module.named_parameters()}
+    """Whole parameters and buffers by name. Every process must call this."""
+    return {name: _whole(value.detach()) for name, value in _named_tensors(module)}
 
 
 def optimiser_tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -208,8 +208,8 @@ def restore(
     optimiser.step()
     optimiser.zero_grad()
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            _put(parameter, model[name])
+        for name, value in _named_tensors(module):
+            _put(value, model[name])
         for name, value in _state(module, optimiser):
             _put(value, state[name])
 
@@ -234,6 +234,11 @@ def _optimiser(objective: Objective, settings: TrainConfig) -> torch.optim.Optim
         objective.parameters(), lr=settings.lr, block_size=gcd(width, 256), **options
     )
     return optimiser
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _state(module: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

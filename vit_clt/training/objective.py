@@ -1,28 +1,22 @@
-"""What a training step minimises: reconstruction, sparsity, dead features; and its schedules.
+"""What a training step minimises: reconstruction, sparsity, dead features.
 
     sum over layers of sum_t w_t ||y^_t - y_t||^2 / sum_t w_t              (w: cls_weight on CLS)
-    + lambda * mean over tokens of sum_s sum_i tanh(c ||W_dec,i|| z_i)     (JumpReLU)
+    + lambda * mean over tokens of the sparsifier's penalty                (JumpReLU)
     + aux_weight * the same squared error of e^ against e = y - y^         (top-k, optional)
 
-||W_dec,i|| runs over all targets of feature i together. e^_l is decoded by layer l's own decoder
-from the `aux_k` largest pre-activations among its dead features (Gao et al. 2024).
+Penalty and e^ are the sparsifier's (`vit_clt.transcoder.sparsifiers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from math import cos, exp, log, pi
-from typing import Any
+from math import cos, pi
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vit_clt.kernels.codes import Codes, RaggedCodes
-from vit_clt.kernels.jump import tanh_sum, tanh_sum_gradients
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.sparsifiers import JumpReLU
 from vit_clt.transcoder.train_config import TrainConfig
 
 BACKENDS = ("dense", "banded", "sparse")
@@ -34,7 +28,7 @@ class Objective(nn.Module):
     def __init__(self, clt: CrossLayerTranscoder, settings: TrainConfig):
         super().__init__()
         self.clt = clt
-        self.settings = settings
+        self.options = clt.config.sparsifier.with_options(settings).sparsity
 
     def forward(
         self,
@@ -48,6 +42,9 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """Parts of the loss of these rows, and what is counted on them.
 
+        In training mode codes are formed as a training step forms them, in evaluation mode as
+        everywhere else; they differ for sparsifiers that look at the whole batch.
+
         Args:
             x, y: normalised MLP inputs and outputs.
             weights: of each row.
@@ -60,18 +57,19 @@ class Objective(nn.Module):
             active "layer" (nonzero codes, summed over rows), fired "layer feature", backend (of
             the step: its place in BACKENDS), y_hat.
         """
-        codes = self.clt.encode(x)
+        sparsifier = self.clt.config.sparsifier
+        codes = self.clt.encode_batch(x) if self.training else self.clt.encode(x)
+        if self.training:
+            sparsifier.observe_(codes, self.clt.own_tensors())
         y_hat = self.clt.decode(codes)
         error = y_hat.float() - y
         loss = reconstruction_loss(error, weights, total_weight)
-        penalty = sparsity * tanh_penalty(self.clt, codes, self.settings.sparsity_scale) / n_tokens
+        penalty = sparsity * sparsifier.penalty(self.clt, codes, self.options) / n_tokens
         aux = loss.new_zeros(())
-        if dead is not None:
-            left_over = auxiliary_error(self.clt, x, error.detach(), dead, self.settings.aux_k)
-            aux = (
-                self.settings.aux_weight
-                * reconstruction_loss(left_over, weights, total_weight).sum()
-            )
+        weight = self.options.auxiliary_weight
+        if dead is not None and weight is not None:
+            left_over = sparsifier.auxiliary_error(self.clt, x, error.detach(), dead, self.options)
+            aux = weight * reconstruction_loss(left_over, weights, total_weight).sum()
         return {
             "loss_by_layer": loss,
             "penalty": penalty,
@@ -91,95 +89,6 @@ def reconstruction_loss(
 ) -> Float[Tensor, " layer"]:
     """sum_t w_t ||error_t||^2 / total_weight, per layer."""
     return (error.square().sum(-1) * weights).sum(1) / total_weight
-
-
-def tanh_penalty(clt: CrossLayerTranscoder, codes: Codes, scale: float | int) -> Float[Tensor, ""]:
-    """Sum over tokens, layers and features of tanh(scale ||W_dec,i|| z_i); 0 but for JumpReLU."""
-    total = clt.b_dec.new_zeros(())
-    if not isinstance(clt.config.sparsifier, JumpReLU):
-        return total
-    norms = clt.decoder_norms()
-    for s in range(len(codes)):
-        each = codes[s]
-        if not isinstance(each, RaggedCodes):
-            total = total + _TanhSum.apply(each.to_dense(), norms[s], scale)
-            continue
-        # units neither stored nor in the band are 0, and owe the threshold no gradient
-        norm = norms[s].index_select(0, each.indices)
-        total = total + torch.tanh(scale * norm * each.values).sum()
-        if each.band is not None:
-            at_rest = torch.tanh(scale * norms[s] * each.band.shift)
-            total = total + (each.band.counts() * at_rest).sum()
-    return total
-
-
-class _TanhSum(torch.autograd.Function):
-    """`tanh_sum`, which keeps no [token, feature] array but z for backward."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, norm: Tensor, scale: float | int) -> Tensor:
-        ctx.save_for_backward(z, norm)
-        ctx.scale = scale
-        return tanh_sum(z, norm, scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        z, norm = ctx.saved_tensors
-        return *tanh_sum_gradients(grads[0], z, norm, ctx.scale), None
-
-
-def auxiliary_error(
-    clt: CrossLayerTranscoder,
-    x: Float[Tensor, "layer token d_model"],
-    error: Float[Tensor, "layer token d_model"],
-    dead: Bool[Tensor, "layer feature"],
-    k: int,
-) -> Float[Tensor, "layer token d_model"]:
-    """e^ + (y^ - y): what remains of a layer's error once its dead features try to rebuild it.
-
-    Zero for a layer without dead features.
-    """
-    sparsifier = clt.config.sparsifier
-    assert not isinstance(sparsifier, JumpReLU)
-    found = []
-    for l, chosen in enumerate(dead):
-        features = chosen.nonzero()[:, 0]
-        if not len(features):
-            found.append(torch.zeros_like(error[l]))
-            continue
-        # index_select: the gradient of indexing with a tensor is many times slower on CPU
-        W_enc, b_enc = (v.index_select(0, features) for v in (clt.W_enc[l], clt.b_enc[l]))
-        z = replace(sparsifier, k=min(k, len(features)))(nn.functional.linear(x[l], W_enc, b_enc))
-        e_hat = z.to_dense() @ clt.W_dec[l][0].index_select(0, features)
-        found.append(error[l] + e_hat.float())
-    return torch.stack(found)
-
-
-class Sparsity:
-    """lambda of the tanh penalty over the run: a ramp from 0, or steered to an L0 target."""
-
-    def __init__(self, settings: TrainConfig, total: int):
-        self.settings = settings
-        self.ramp = max(1.0, settings.sparsity_ramp * total)
-        self.step = 0
-        self.log_gain = 0.0
-
-    @property
-    def value(self) -> float:
-        """lambda now."""
-        if self.settings.l0 is not None:
-            return self.settings.sparsity * exp(self.log_gain)
-        return self.settings.sparsity * min(1.0, self.step / self.ramp)
-
-    def steer(self, l0: float | None) -> None:
-        """Go on by a step whose mean L0 was this."""
-        self.step += 1
-        if self.settings.l0 is not None and l0 is not None:
-            # integral control of log lambda: lambda grows while too many features are active
-            error = log(max(l0, 1e-3) / self.settings.l0)
-            gain = self.log_gain + 0.05 * max(-1.0, min(1.0, error))
-            # a target that cannot be reached must not end in an overflow
-            self.log_gain = max(-50.0, min(50.0, gain))
 
 
 class Activity:
@@ -217,10 +126,3 @@ def learning_rate(settings: TrainConfig, total: int) -> Callable[[int], float]:
         return float(settings.lr) * min(1.0, rise, max(0.0, fall))
 
     return at
-
-
-def active_features(settings: TrainConfig, k: int, total: int) -> Callable[[int], int]:
-    """Step -> k of a top-k sparsifier: from `k_start` to k in a line, then k."""
-    start = k if settings.k_start is None else settings.k_start
-    ramp = max(1.0, settings.k_ramp * total)
-    return lambda step: round(start + (k - start) * min(1.0, step / ramp))

@@ -22,12 +22,11 @@ from vit_clt.training.engine import (
     restore,
     seeded_globally,
 )
-from vit_clt.training.objective import Activity, Objective, Sparsity, active_features, learning_rate
+from vit_clt.training.objective import Activity, Objective, learning_rate
 from vit_clt.training.order import ShardPlan, in_groups, seeded
 from vit_clt.training.step import Stepper, VarianceSums
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.sparsifiers import JumpReLU
 from vit_clt.transcoder.train_config import TrainConfig
 
 Log = Callable[[dict[str, Any]], None]
@@ -80,8 +79,7 @@ class Run:
         shape = config.n_layers, config.n_features, config.d_model
         self.stepper = Stepper(self.objective, self.optimiser, settings, engine, shape)
         self.lr = learning_rate(settings, self.total)
-        self.k = active_features(settings, getattr(config.sparsifier, "k", 0), self.total)
-        self.sparsity = Sparsity(settings, self.total)
+        self.schedule = config.sparsifier.schedule(settings.sparsity, self.total)
         rows = len(self.images) * vit.cfg.n_tokens
         self.activity = Activity(
             (config.n_layers, config.n_features), settings.dead_tokens or rows, engine.device
@@ -98,28 +96,30 @@ class Run:
     def train_on(self, batch: TokenBatch, logging: bool) -> dict[str, Any]:
         """One step; its record, empty unless `logging`."""
         settings = self.settings
-        self._set_k()
-        dead = self.activity.dead() if settings.aux_k else None
-        lr, sparsity, epoch = self.lr(self.step), self.sparsity.value, self._epoch(self.step)
+        self._set_sparsifier()
+        rebuilds = settings.sparsity.auxiliary_weight is not None
+        dead = self.activity.dead() if rebuilds else None
+        lr, epoch = self.lr(self.step), self._epoch(self.step)
+        sparsity = self.schedule.weight(self.step)
         place = self.step % (self.total // settings.epochs)
         done = self.stepper.step(
             *self._normalised(batch),
             batch.is_cls,
             lr=lr,
-            sparsity=sparsity,
+            sparsity=sparsity or 0.0,
             dead=dead if dead is not None and bool(dead.any()) else None,
             measure=logging,
             where=f"at step {self.step} (batch {place} of epoch {epoch})",
         )
         self.step += 1
         if done is None:  # all images of the batch were unreadable
-            self.sparsity.steer(None)
+            self.schedule.advance(None)
             return {}
         self.rows += done.n_tokens
         self.activity.count(done.fired, done.n_tokens)
-        steered = settings.l0 is not None
+        steered = self.schedule.steered
         l0 = (done.active / done.n_tokens).tolist() if logging or steered else []
-        self.sparsity.steer(_mean(l0) if steered else None)
+        self.schedule.advance(_mean(l0) if steered else None)
         if done.variance is None:
             return {}
         dead_by_layer = self.activity.dead().float().mean(1).tolist()
@@ -134,16 +134,17 @@ class Run:
             "l0_by_layer": l0,
             "dead": _mean(dead_by_layer),
             "dead_by_layer": dead_by_layer,
-            "sparsity": sparsity if isinstance(self.config.sparsifier, JumpReLU) else None,
+            "sparsity": sparsity,
             "lr": lr,
             "grad_norm": done.grad_norm,
-            "aux": float(done.aux) if settings.aux_k else None,
+            "aux": float(done.aux) if rebuilds else None,
             "backend": done.backend,
         }
 
     def validate(self) -> dict[str, Any]:
         """Held-out FVU and L0 by layer, as a record."""
-        self._set_k()
+        self._set_sparsifier()
+        self.objective.eval()
         cfg = self.config
         sums = VarianceSums(cfg.n_layers, cfg.d_model, self.engine.device)
         loss, active, n_tokens, n_images = 0.0, torch.zeros(cfg.n_layers), 0, 0
@@ -165,6 +166,7 @@ class Run:
                 loss += float(found["loss_by_layer"].sum())
                 active += found["active"].cpu()
                 n_tokens += len(rows)
+        self.objective.train()
         if not n_tokens:
             raise InputError("none of the held-out images can be read; expected at least one.")
         return {
@@ -247,7 +249,7 @@ class Run:
             "rows": self.rows,
             "seconds": self.seconds,
             "skipped": sorted(self._skipped()),
-            "sparsity": {"step": self.sparsity.step, "log_gain": self.sparsity.log_gain},
+            "sparsity": self.schedule.state(),
             "train": asdict(self.settings),
             "clt": self.clt.config.to_json() | {"sparsifier": self.config.to_json()["sparsifier"]},
             **self.facts,
@@ -264,8 +266,7 @@ class Run:
         device = self.engine.device
         self.scales = tensors["run"]["scale_x"].to(device), tensors["run"]["scale_y"].to(device)
         self.activity.silent.copy_(tensors["run"]["silent"])
-        self.sparsity.step = state["sparsity"]["step"]
-        self.sparsity.log_gain = state["sparsity"]["log_gain"]
+        self.schedule.load(state["sparsity"])
         self.source.skipped |= set(state["skipped"])
         self.step, self.rows, self.seconds = state["step"], state["rows"], state["seconds"]
         self.saved_step = self.step
@@ -331,10 +332,10 @@ class Run:
         x, y = self.scales
         return batch.x * x[:, None, None], batch.y * y[:, None, None]
 
-    def _set_k(self) -> None:
-        sparsifier, k = self.clt.config.sparsifier, self.k(self.step)
-        if not isinstance(sparsifier, JumpReLU) and sparsifier.k != k:
-            self.clt.config = replace(self.clt.config, sparsifier=replace(sparsifier, k=k))
+    def _set_sparsifier(self) -> None:
+        now = self.schedule.at(self.step)
+        if self.clt.config.sparsifier != now:
+            self.clt.config = replace(self.clt.config, sparsifier=now)
 
     def _epoch(self, step: int) -> int:
         return step // (self.total // self.settings.epochs)

@@ -33,7 +33,6 @@ from vit_clt.training.run import Log, Run
 from vit_clt.training.trial import decided_backend
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.sparsifiers import JumpReLU
 from vit_clt.transcoder.train_config import TrainConfig
 
 FREE = ("workers", "log_every", "checkpoint_every", "keep_checkpoints")
@@ -89,7 +88,7 @@ def train(
     data = as_image_data(data)
     check_prepared(vit, data)
     device = next(vit.parameters()).device
-    settings = train_config or TrainConfig()
+    settings = config.sparsifier.with_options(train_config or TrainConfig())
     check_run(vit, config, settings, len(data), device, trackers)
     with Engine(settings, device, trackers, log_dir) as engine:
         snapshots = (
@@ -161,9 +160,18 @@ def resolved(
             that back end stays "auto".
 
     Raises:
-        InputError: shards do not divide among the processes, or the batch among the shards.
+        InputError: shards do not divide among the processes, or the batch among the shards; a
+            batch in parts whose sparsifier needs it whole; or another sparsifier's options.
     """
     device = torch.device(device)
+    settings = config.sparsifier.with_options(settings)
+    for name, parts in (("accumulate", settings.accumulate), ("processes", n_processes)):
+        if parts > 1 and config.sparsifier.whole_batch:
+            raise InputError(
+                name,
+                f"is {parts}; expected 1, as {config.sparsifier.name} chooses codes among all rows "
+                "of a batch at once.",
+            )
     shards = settings.shards or n_processes
     if shards % n_processes:
         raise InputError("shards", f"is {shards}; expected a multiple of {n_processes} processes.")
@@ -228,15 +236,14 @@ def _check_resumed(
 ) -> None:
     """Refuse to resume a run of other settings, another CLT, teacher or data."""
     where = "the run that is resumed"
-    # a field the run did not know has its default
-    before, now = asdict(TrainConfig()) | found.state["train"], asdict(settings)
-    # one that we do not know was set by another version
-    asked = dict.fromkeys(before) | now
-    check_same({name: asked[name] for name in sorted(asked) if name not in FREE}, before, where)
     # as this version writes it
     clt = CLTConfig.from_json(found.state["clt"]).to_json()
     teacher = clt.pop("teacher")
     check_same({name: config.to_json()[name] for name in sorted(clt)}, clt, where)
+    # a field the run did not know has its default
+    before = TrainConfig.from_json(found.state["train"], config.sparsifier.training).flat()
+    now = settings.flat()
+    check_same({name: now[name] for name in sorted(now) if name not in FREE}, before, where)
     identity = vit.identity()
     check_same(
         {"cache": facts["cached"], "model": identity.weights_sha256, "data": facts["data"]},
@@ -271,24 +278,8 @@ def check_run(
             f"is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
             f"width {want[1]}, as in model {vit.cfg.model}.",
         )
-    steered = isinstance(config.sparsifier, JumpReLU)
-    if settings.l0 is not None and not steered:
-        raise InputError("l0", f"is {settings.l0}; only JumpReLU is steered to an L0, top-k has k.")
-    for name in ("k_start", "aux_k"):
-        if getattr(settings, name) and steered:
-            raise InputError(name, f"is {getattr(settings, name)}; expected a top-k sparsifier.")
-    if settings.compile and not steered:
-        raise InputError("compile", "is on; expected JumpReLU, a top-k step gains nothing by it.")
-    if settings.l0 is not None and settings.l0 > config.n_features:
-        raise InputError(
-            "l0", f"is {settings.l0}; expected at most n_features, {config.n_features}."
-        )
-    k = getattr(config.sparsifier, "k", 0)
-    if settings.k_start is not None and not k <= settings.k_start <= config.n_features:
-        raise InputError(
-            "k_start",
-            f"is {settings.k_start}; expected k, {k}, to n_features, {config.n_features}.",
-        )
+    sparsifier = config.sparsifier
+    sparsifier.check(sparsifier.with_options(settings).sparsity, config.n_features)
     n_images -= settings.held_out(n_images)
     if settings.shards is not None and n_images < settings.shards:
         raise InputError(

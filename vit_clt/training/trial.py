@@ -25,7 +25,6 @@ from vit_clt.kernels.choose import choose
 from vit_clt.training.engine import is_sharded, matmul_precision
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.sparsifiers import JumpReLU
 from vit_clt.transcoder.train_config import TrainConfig
 
 _IMAGES, _ROWS = 16, (64, 256)
@@ -96,10 +95,10 @@ def decided_backend(
     `choose`. JumpReLU's density changes, so that "auto" stays and each batch is decided by its own;
     on a GPU it is dense. So are sharded runs there, whose whole parameters may not fit one GPU.
     """
-    if settings.backend != "auto" or isinstance(config.sparsifier, JumpReLU):
+    density = config.sparsifier.density(config.n_features)
+    if settings.backend != "auto" or density is None:
         return settings.backend
     if device.type != "cuda":
-        density = config.sparsifier.k / config.n_features
         weight = torch.empty(0, device=device)
         return choose("auto", config.n_features, config.d_model, density, weight)
     if not trial:
@@ -145,7 +144,7 @@ def _trial(clt: CrossLayerTranscoder, x: Tensor, y: Tensor, settings: TrainConfi
     bf16 = settings.precision == "bf16"
     with torch.enable_grad():
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            y_hat = clt(x)
+            y_hat = clt.decode(clt.encode_batch(x))
         loss = (y_hat.float() - y).square().sum(-1).mean()
         # not backward(): nothing is added to .grad, and no hook that waits for other processes runs
         torch.autograd.grad(loss, learned)

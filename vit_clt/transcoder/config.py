@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vit_clt.errors import InputError
-from vit_clt.transcoder.sparsifiers import SPARSIFIERS, JumpReLU, ReLUTopK, Sparsifier
+from vit_clt.transcoder.sparsifiers import SPARSIFIERS, ReLUTopK, Sparsifier
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class CLTConfig:
     """Width d of the residual stream."""
     n_features: int
     """Features F per layer (paper: 16 times d_model)."""
-    sparsifier: Sparsifier = field(default_factory=ReLUTopK)
-    """`ReLUTopK(k)`, `AbsTopK(k)` or `JumpReLU(theta, bandwidth)`."""
+    sparsifier: Sparsifier[Any] = field(default_factory=ReLUTopK)
+    """`ReLUTopK(k)`, `AbsTopK(k)`, `JumpReLU(theta, bandwidth)` or another of the registry."""
     zero_cross_init: bool = False
     """Start the off-diagonal decoders (s < l) at zero: shows what initialisation decides."""
     cross_layer: bool = True
@@ -51,7 +51,7 @@ class CLTConfig:
         for name in ("n_layers", "d_model", "n_features"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InputError(name, f"is {getattr(self, name)!r}; expected an integer above 0.")
-        k = getattr(self.sparsifier, "k", None)
+        k = self.sparsifier.expected_l0
         if k is not None and k > self.n_features:
             raise InputError("k", f"is {k}; expected at most n_features, {self.n_features}.")
         if self.zero_cross_init and not self.cross_layer:
@@ -74,10 +74,10 @@ class CLTConfig:
         return sum(len(self.targets(s)) for s in range(self.n_layers))
 
     def n_parameters(self) -> int:
-        """L F d + `n_decoders` F d + L F + L d, and L F thresholds for JumpReLU."""
+        """L F d + `n_decoders` F d + L F + L d, and what the sparsifier learns itself."""
         n, f, d = self.n_layers, self.n_features, self.d_model
-        thresholds = n * f if isinstance(self.sparsifier, JumpReLU) else 0
-        return n * f * d + self.n_decoders() * f * d + n * f + n * d + thresholds
+        own = self.sparsifier.n_parameters(n, f)
+        return n * f * d + self.n_decoders() * f * d + n * f + n * d + own
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the sparsifier carries its `name`."""

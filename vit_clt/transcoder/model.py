@@ -24,22 +24,21 @@ from torch import Tensor, nn
 
 from vit_clt.choices import Backend, check_choice
 from vit_clt.errors import InputError
-from vit_clt.kernels.choose import choose, choose_jump
-from vit_clt.kernels.codes import Codes, DenseCodes, RaggedCodes, SparseCodes, stack_codes
+from vit_clt.kernels.choose import choose
+from vit_clt.kernels.codes import Codes, DenseCodes, RaggedCodes, stack_codes
 from vit_clt.kernels.dense import decode_dense
-from vit_clt.kernels.jump import Near, encode_jump, jump_densities
-from vit_clt.kernels.sparse import decode_entries, encode_top_k
+from vit_clt.kernels.sparse import decode_entries
 from vit_clt.transcoder.checkpoints import PretrainedCLT
 from vit_clt.transcoder.config import CLTConfig
-from vit_clt.transcoder.sparsifiers import AbsTopK, JumpReLU, ReLUTopK
+from vit_clt.transcoder.sparsifiers.base import Encoder
 
 
 class CrossLayerTranscoder(PretrainedCLT):
     """A CLT, its parameters public.
 
     W_enc[s] "feature d_model", b_enc "layer feature", W_dec[s] "target feature d_model" (targets
-    `config.targets(s)`), b_dec "layer d_model" and, for JumpReLU, log_theta "layer feature" (else
-    None).
+    `config.targets(s)`), b_dec "layer d_model", and the sparsifier's own (`own_tensors`): log_theta
+    "layer feature" for JumpReLU (else None).
     `backend` says how codes are computed and read: "dense", "sparse" or, from shape and density,
     "auto"; all three are exact, and the attribute may be changed at any time
     (`vit_clt.kernels.choose`).
@@ -62,11 +61,14 @@ class CrossLayerTranscoder(PretrainedCLT):
         shapes = [(len(config.targets(s)), f, d) for s in range(n)]
         self.W_dec = nn.ParameterList(_uniform(shape, bound) for shape in shapes)
         self.b_dec = nn.Parameter(torch.zeros(n, d))
-        if isinstance(config.sparsifier, JumpReLU):
-            theta = torch.tensor(config.sparsifier.theta)
-            self.log_theta = nn.Parameter(theta.log().expand(n, f).clone())
-        else:
-            self.log_theta = None
+        self.log_theta = None
+        own = config.sparsifier.tensors(n, f)
+        self._own = tuple(own)
+        for name, tensor in own.items():
+            if isinstance(tensor, nn.Parameter):
+                setattr(self, name, tensor)
+            else:
+                self.register_buffer(name, tensor)
         if config.zero_cross_init:
             with torch.no_grad():
                 for decoder in self.W_dec:
@@ -94,14 +96,25 @@ class CrossLayerTranscoder(PretrainedCLT):
         """
         if layer is not None:
             return self._encode([(self._check_layer("layer", layer), x)])[0]
-        if x.ndim < 2:
-            raise InputError("x", f"has {x.ndim} axes; expected at least layer and d_model.")
-        if x.shape[0] != self.config.n_layers:
-            raise InputError(
-                "x", f"has {x.shape[0]} entries on its layer axis; expected {self.config.n_layers}."
-            )
-        layers = list(enumerate(x))
-        return stack_codes(self._encode(layers))
+        return stack_codes(self._encode(self._layers(x)))
+
+    def encode_batch(self, x: Float[Tensor, "layer *token d_model"]) -> Codes:
+        """Codes of all layers as a training step forms them.
+
+        They differ from those of `encode` where a sparsifier's training looks at all rows at once.
+
+        Raises:
+            InputError: the width or the number of layers does not fit this CLT.
+        """
+        return stack_codes(self._encode(self._layers(x), batch=True))
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the sparsifier, layer first, by name."""
+        return {name: getattr(self, name) for name in self._own}
+
+    def thresholds(self) -> Float[Tensor, "layer feature"] | None:
+        """theta, where z = a 1[a > theta] are this CLT's codes; None where no thresholds are."""
+        return self.config.sparsifier.thresholds(self.own_tensors(), self.config.n_features)
 
     def decode(
         self, codes: Codes | Sequence[Codes] | Mapping[int, Codes], target: int | None = None
@@ -166,56 +179,32 @@ class CrossLayerTranscoder(PretrainedCLT):
         banded = isinstance(codes, RaggedCodes) and codes.band is not None
         return "banded" if banded else "sparse"
 
-    def _encode(self, layers: Sequence[tuple[int, Tensor]]) -> list[Codes]:
-        d = self.config.d_model
+    def _layers(self, x: Tensor) -> list[tuple[int, Tensor]]:
+        if x.ndim < 2:
+            raise InputError("x", f"has {x.ndim} axes; expected at least layer and d_model.")
+        if x.shape[0] != self.config.n_layers:
+            raise InputError(
+                "x", f"has {x.shape[0]} entries on its layer axis; expected {self.config.n_layers}."
+            )
+        return list(enumerate(x))
+
+    def _encode(self, layers: Sequence[tuple[int, Tensor]], batch: bool = False) -> list[Codes]:
+        d, own = self.config.d_model, self.own_tensors()
         for _, x in layers:
             if x.shape[-1] != d:
                 raise InputError("x", f"has width {x.shape[-1]}; expected d_model, {d}.")
-        inputs = [(s, x.to(self.b_enc.dtype)) for s, x in layers]
-        sparsifier = self.config.sparsifier
-        if isinstance(sparsifier, JumpReLU):
-            return self._encode_jump(inputs, sparsifier)
-        sparse = self._is_sparse(sparsifier.k / self.config.n_features)
-        return [
-            self._encode_top_k(x, s, sparsifier) if sparse else self._encode_dense(x, s)
-            for s, x in inputs
+        encoders = [
+            Encoder(
+                x.to(self.b_enc.dtype),
+                self.W_enc[s],
+                self.b_enc[s],
+                {name: tensor[s] for name, tensor in own.items()},
+            )
+            for s, x in layers
         ]
-
-    def _encode_dense(self, x: Tensor, s: int) -> Codes:
-        pre = nn.functional.linear(x, self.W_enc[s], self.b_enc[s])
-        return self.config.sparsifier(pre, None if self.log_theta is None else self.log_theta[s])
-
-    def _encode_top_k(self, x: Tensor, s: int, sparsifier: ReLUTopK | AbsTopK) -> Codes:
-        values, indices = encode_top_k(
-            x.reshape(-1, x.shape[-1]),
-            self.W_enc[s],
-            self.b_enc[s],
-            sparsifier.k,
-            signed=isinstance(sparsifier, AbsTopK),
-        )
-        shape = (*x.shape[:-1], sparsifier.k)
-        return SparseCodes(values.view(shape), indices.view(shape), self.config.n_features)
-
-    def _encode_jump(self, inputs: list[tuple[int, Tensor]], sparsifier: JumpReLU) -> list[Codes]:
-        assert self.log_theta is not None
-        bandwidth = sparsifier.bandwidth
-        if not self._is_sparse(0.0):
-            # dense at any density: a GPU need not be waited for to measure it
-            return [self._encode_dense(x, s) for s, x in inputs]
-        weights = [(x, self.W_enc[s], self.b_enc[s], self.log_theta[s]) for s, x in inputs]
-        # one choice for all layers, so that their codes stack
-        densities = [jump_densities(*each, bandwidth) for each in weights]
-        firing, near = (sum(shares) / len(weights) for shares in zip(*densities, strict=True))
-        # the threshold's gradient needs units just below it; without gradients only firing ones
-        if not (torch.is_grad_enabled() and self.log_theta.requires_grad):
-            kept: Near | None = "dropped" if self._is_sparse(firing) else None
-        else:
-            shape = self.config.n_features, self.config.d_model
-            choice = choose_jump(self.backend, *shape, firing, near, self.b_enc)
-            kept = {"dense": None, "banded": "masked", "sparse": "listed"}[choice]
-        if kept is None:
-            return [self._encode_dense(x, s) for s, x in inputs]
-        return [encode_jump(*each, bandwidth, kept) for each in weights]
+        sparsifier = self.config.sparsifier
+        encode = sparsifier.encode_batch if batch else sparsifier.encode
+        return encode(encoders, self.backend)
 
     def _decode(
         self,

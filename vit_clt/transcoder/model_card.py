@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from vit_clt.errors import InputError
 from vit_clt.transcoder.config import CLTConfig, TeacherIdentity
-from vit_clt.transcoder.train_config import idle
 
 TAGS = [
     "interpretability",
@@ -152,9 +152,18 @@ def _training(config: CLTConfig, context: Mapping[str, Any]) -> list[tuple[str, 
         rows = [(name, context.get(name)) for name in _RUN_KEYS]
     settings = context.get("train")
     if isinstance(settings, Mapping):
-        left_out = idle(settings, config.sparsifier.name) | dict(rows).keys()
-        rows += [(name, value) for name, value in settings.items() if name not in left_out]
+        said = dict(rows)
+        used = {**settings, **_options_in_use(config, settings.get("sparsity"))}
+        rows += [(name, value) for name, value in used.items() if name not in said]
     return [(_text(name), _value(value)) for name, value in rows if _is_plain(value)]
+
+
+def _options_in_use(config: CLTConfig, options: Any) -> dict[str, Any]:
+    kind = config.sparsifier.training
+    known = {field.name for field in fields(kind)}
+    if not isinstance(options, Mapping) or not options.keys() <= known:
+        return {}
+    return kind(**options).in_use()
 
 
 def _measured(context: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:

@@ -1,13 +1,63 @@
-"""How to train a CLT, as one frozen dataclass: validated here, written with every run."""
+"""How to train a CLT, as one frozen dataclass: validated here, written with every run.
+
+What is particular to one sparsifier is in a frozen dataclass of its own, in that sparsifier's file
+(`vit_clt.transcoder.sparsifiers`), and hangs on the field `sparsity`. Free of torch, so that the
+command line can list options at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar, get_args
 
 from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Unreadable, check_choice
 from vit_clt.errors import InputError
+
+Options = TypeVar("Options", bound="SparsifierTraining")
+
+
+@dataclass(frozen=True)
+class SparsifierTraining:
+    """Options of one sparsifier's training; this class itself stands for their defaults."""
+
+    @property
+    def auxiliary_weight(self) -> float | None:
+        """Weight in the loss of dead features that rebuild what is left over; None is off."""
+        return None
+
+    @property
+    def l0_target(self) -> float | None:
+        """Active features a token and layer that a run is steered to, if it is."""
+        return None
+
+    @property
+    def fused(self) -> bool:
+        """Whether pointwise arithmetic is compiled (`vit_clt.kernels.jump.fusion`)."""
+        return False
+
+    def aimed_at(self, l0: int) -> SparsifierTraining:
+        """These options for a run that is to have `l0` active features a token and layer."""
+        return self
+
+    def in_use(self) -> dict[str, Any]:
+        """Options by name, without those that a run makes no use of."""
+        return asdict(self)
+
+    def options_of(self, kind: type[Options]) -> Options | None:
+        """The options of one kind: these, their defaults, or those held among several kinds'.
+
+        None where these are of another kind.
+        """
+        if isinstance(self, kind):
+            return self
+        if type(self) is SparsifierTraining:
+            return kind()
+        for held in fields(self):
+            value = getattr(self, held.name)
+            if isinstance(value, kind):
+                return value
+        return None
 
 
 @dataclass(frozen=True)
@@ -45,31 +95,14 @@ class TrainConfig:
     val_images: int = 0
     """Images held out of training (at most a tenth of all), drawn by the seed, to validate on
     after each epoch."""
-    l0: float | int | None = None
-    """JumpReLU only: steer lambda to this many active features a token and layer."""
-    sparsity: float | int = 1e-3
-    """JumpReLU only: final lambda (its starting point, where `l0` steers it)."""
-    sparsity_scale: float | int = 4.0
-    """JumpReLU only: c in the tanh."""
-    sparsity_ramp: float | int = 1.0
-    """JumpReLU only: share of the steps over which lambda rises from 0 (not where `l0` steers)."""
-    k_start: int | None = None
-    """Top-k only: active features at the first step, falling linearly to k; None starts at k."""
-    k_ramp: float | int = 0.2
-    """Top-k only: share of the steps over which `k_start` falls to k."""
-    aux_k: int = 0
-    """Top-k only: dead features that rebuild what is left over (Gao et al. 2024); 0 is off, half
-    of d_model is usual."""
-    aux_weight: float | int = 1 / 32
-    """Weight of that term in the loss."""
+    sparsity: SparsifierTraining = SparsifierTraining()
+    """Options of the sparsifier, e.g. `JumpReLUTraining(l0=32)`; by default its defaults."""
     dead_tokens: int | None = None
     """Token rows without firing after which a feature counts as dead; None: one epoch's."""
     optimiser: Optimiser = "adamw"
     """"adamw8bit" keeps both moments in 8 bits (needs torchao: pip install 'vit-clt[lowbit]')."""
     precision: Precision = "fp32"
     """"tf32" and "bf16" (autocast over float32 weights) are for GPUs; losses stay float32."""
-    compile: bool = False
-    """JumpReLU only: fuse its arithmetic (torch.compile; needs a C++ compiler on a CPU)."""
     workers: int | None = None
     """Processes that decode images; None: 0 on CPU, up to 8 on a GPU."""
     unreadable: Unreadable = "stop"
@@ -84,46 +117,17 @@ class TrainConfig:
     """How steps are computed; all back ends are exact (`vit_clt.kernels.choose`)."""
 
     def __post_init__(self) -> None:
-        positive = (
-            "lr",
-            "epochs",
-            "batch_size",
-            "accumulate",
-            "cls_weight",
-            "buffer_batches",
-            "norm_images",
-            "log_every",
-            "keep_checkpoints",
+        check_above_zero(
+            self,
+            *("lr", "epochs", "batch_size", "accumulate", "cls_weight", "clip", "buffer_batches"),
+            *("shards", "norm_images", "dead_tokens", "log_every", "keep_checkpoints"),
         )
-        optional = ("clip", "shards", "l0", "k_start", "dead_tokens")
-        for name in (*positive, *(name for name in optional if getattr(self, name) is not None)):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(name, f"is {getattr(self, name)}; expected a value above 0.")
         if not 0 <= self.seed < 2**63:
             raise InputError("seed", f"is {self.seed}; expected 0 to 2^63 - 1.")
-        for name in (
-            "warmup_steps",
-            "decay_fraction",
-            "val_images",
-            "sparsity",
-            "sparsity_scale",
-            "sparsity_ramp",
-            "k_ramp",
-            "aux_k",
-            "aux_weight",
-            "workers",
-            "checkpoint_every",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise InputError(name, f"is {value}; expected 0 or more.")
-        for name in ("decay_fraction", "sparsity_ramp", "k_ramp"):
-            if getattr(self, name) > 1:
-                raise InputError(
-                    name, f"is {getattr(self, name)}; expected a share of the run, at most 1."
-                )
-        if self.l0 is not None and self.sparsity == 0:
-            raise InputError("sparsity", "is 0 with an l0 target; expected a start above 0.")
+        check_zero_or_more(
+            self, "warmup_steps", "decay_fraction", "val_images", "workers", "checkpoint_every"
+        )
+        check_share(self, "decay_fraction")
         check_choice("lr_schedule", self.lr_schedule, get_args(LrSchedule))
         check_choice("optimiser", self.optimiser, get_args(Optimiser))
         check_choice("precision", self.precision, get_args(Precision))
@@ -134,20 +138,49 @@ class TrainConfig:
         """How many of `n_images` are held out: `val_images`, at most a tenth."""
         return min(self.val_images, n_images // 10)
 
+    def flat(self) -> dict[str, Any]:
+        """Every field by name, the sparsifier's options among the others."""
+        values = asdict(self)
+        return values | values.pop("sparsity")
 
-_JUMPRELU_ONLY = ("l0", "sparsity", "sparsity_scale", "sparsity_ramp", "compile")
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], options: type[SparsifierTraining]) -> TrainConfig:
+        """The inverse of `asdict`, with this kind of options.
+
+        Raises:
+            InputError: values of another version, with other fields, or out of range.
+        """
+        try:
+            return cls(**{**values, "sparsity": options(**values.get("sparsity", {}))})
+        except TypeError as error:
+            raise InputError(
+                f"training settings are those of another version; expected this one's ({error})."
+            ) from error
 
 
-def idle(settings: Mapping[str, object], sparsifier: str) -> set[str]:
-    """Fields of a configuration that a run with this sparsifier makes no use of."""
-    if sparsifier == "jumprelu":
-        return {"k_start", "k_ramp", "aux_k", "aux_weight"}
-    found = set(_JUMPRELU_ONLY)
-    if settings.get("k_start") is None:
-        found.add("k_ramp")
-    if not settings.get("aux_k"):
-        found.add("aux_weight")
-    return found
+def check_above_zero(settings: object, *names: str) -> None:
+    """Raise InputError for a field that is not above 0 and finite; None is left alone."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(name, f"is {value}; expected a value above 0.")
+
+
+def check_zero_or_more(settings: object, *names: str) -> None:
+    """Raise InputError for a field that is negative or not finite; None is left alone."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise InputError(name, f"is {value}; expected 0 or more.")
+
+
+def check_share(settings: object, *names: str) -> None:
+    """Raise InputError for a share of the run above 1."""
+    for name in names:
+        if getattr(settings, name) > 1:
+            raise InputError(
+                name, f"is {getattr(settings, name)}; expected a share of the run, at most 1."
+            )
 
 
 PRESETS: dict[str, TrainConfig] = {

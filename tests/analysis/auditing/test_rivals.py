@@ -40,7 +40,7 @@ def test_variants_by_default_and_in_full():
     assert {r.config.n_features for r in small} == {1024}
     kinds = [type(r.config.sparsifier) for r in small]
     assert kinds == [ReLUTopK, ReLUTopK, ReLUTopK, AbsTopK, JumpReLU, ReLUTopK]
-    assert [r.settings.l0 for r in small] == [None, None, None, None, 5, None]
+    assert [r.settings.sparsity.l0_target for r in small] == [None, None, None, None, 5, None]
     assert [r.config.zero_cross_init for r in small] == [False] * 5 + [True]
     full = [r for r in planned_rivals(config, SETTINGS, 5, full=True) if r.role == "variant"]
     assert len({r.name for r in full}) == len(full) == 18
