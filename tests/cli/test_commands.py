@@ -25,8 +25,14 @@ def test_help_names_every_command():
     program = "import sys; sys.argv = ['vit-clt', '--help']; from vit_clt.cli import script; "
     done = run(program + "script()")
     assert done.returncode == 0
-    named = re.findall(r"^│ +• ([a-z-]+) ", done.stdout, flags=re.MULTILINE)
-    assert named == list(COMMANDS)
+    named = dict(re.findall(r"^  ([a-z-]+) +(.+)$", done.stdout, flags=re.MULTILINE))
+    assert named == {name: entry.summary for name, entry in COMMANDS.items()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_summary_is_the_first_sentence_of_its_class(name: str):
+    first = (command_class(name).__doc__ or "").split("\n\n")[0]
+    assert COMMANDS[name].summary == " ".join(first.split())
 
 
 def test_the_readme_names_every_command():
@@ -47,7 +53,7 @@ def test_every_command_module_is_listed():
     assert len(classes) == len(COMMANDS)
     modules = {module for module in (Path(vit_clt.__file__).parent / "cli").glob("*.py")}
     commands = {m.stem for m in modules if m.read_text().startswith('"""`vit-clt ')}
-    assert commands == {where.partition(":")[0] for where in COMMANDS.values()}
+    assert commands == {entry.place.partition(":")[0] for entry in COMMANDS.values()}
 
 
 def test_a_command_imports_no_other_and_no_torch():

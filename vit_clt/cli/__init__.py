@@ -27,6 +27,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     try:
         command = parse(args)
+    except BrokenPipeError:  # whoever read the help has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except InputError as error:
         print(_with_flags(error, args), file=sys.stderr)
         return 2

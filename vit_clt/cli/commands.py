@@ -10,10 +10,9 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import reduce
+from difflib import get_close_matches
 from importlib import import_module
-from operator import or_
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 import tyro
 
@@ -21,36 +20,106 @@ from vit_clt.cli.options import Command
 from vit_clt.errors import InputError
 from vit_clt.transcoder.train_config import TrainConfig
 
+
+class Entry(NamedTuple):
+    """A command of the list."""
+
+    place: str
+    """Its module in `vit_clt.cli`, and the class there."""
+    summary: str
+    """The first sentence of that class, for a list that imports none of them."""
+
+
 COMMANDS = {
-    "demo": "demo:Demo",
-    "train": "train:Train",
-    "contributions": "contributions:Contributions",
-    "ablate": "ablate:Ablate",
-    "keep-sets": "keep_sets:KeepSets",
-    "cascade": "cascade:Cascade",
-    "reconstruct": "reconstruct:Reconstruct",
-    "faithfulness": "faithfulness:Faithfulness",
-    "causal": "causal:Causal",
-    "probe": "probe:Probe",
-    "audit": "audit:Audit",
-    "fidelity": "fidelity:Fidelity",
-    "weights": "weights:Weights",
-    "reproduce": "reproduce:Reproduce",
-    "retrieve": "retrieve:Retrieve",
-    "graph": "graph:Graph",
-    "features": "features:Features",
-    "steer": "steer:Steer",
-    "export": "export:Export",
-    "import": "import_files:Import",
+    "demo": Entry(
+        "demo:Demo",
+        "Train a CLT for the shipped digits model, replace its MLPs, attribute, ablate, report.",
+    ),
+    "train": Entry(
+        "train:Train",
+        "Train a CLT on a frozen ViT; the output folder is itself a --clt.",
+    ),
+    "contributions": Entry(
+        "contributions:Contributions",
+        "Contribution scores C(s->l): heatmaps, a table of every kind, metrics.",
+    ),
+    "ablate": Entry(
+        "ablate:Ablate",
+        "Keep or drop source layers of one or several layers' reconstructions, and read the model.",
+    ),
+    "keep-sets": Entry(
+        "keep_sets:KeepSets",
+        "All sets of k source layers of one layer: where does the chosen one stand among them?",
+    ),
+    "cascade": Entry(
+        "cascade:Cascade",
+        "The CLT in place of layers s to the last, for every s: accuracy, loss and floors.",
+    ),
+    "reconstruct": Entry(
+        "reconstruct:Reconstruct",
+        "Reconstruction per layer and token kind: R^2, cosine, MSE, L0, dead features.",
+    ),
+    "faithfulness": Entry(
+        "faithfulness:Faithfulness",
+        "How closely the ViT with the CLT in its MLPs' place answers as the ViT does, and floors.",
+    ),
+    "causal": Entry(
+        "causal:Causal",
+        "What changes in the ViT itself when a layer is ablated; with --clt, does C agree?",
+    ),
+    "probe": Entry(
+        "probe:Probe",
+        "At which depth can the class, or what else is known of an image, be read linearly?",
+    ),
+    "audit": Entry(
+        "audit:Audit",
+        "Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10, D11) and a verdict.",
+    ),
+    "fidelity": Entry(
+        "fidelity:Fidelity",
+        "Fidelity against sparsity: a CLT and a per-layer transcoder at each k, side by side.",
+    ),
+    "weights": Entry(
+        "weights:Weights",
+        "Decoder norms per source and target layer, cross-layer shares, concentration: no images.",
+    ),
+    "reproduce": Entry(
+        "reproduce:Reproduce",
+        "The source paper's evaluation: train and measure its CLTs, report beside its numbers.",
+    ),
+    "retrieve": Entry(
+        "retrieve:Retrieve",
+        "Which images of a corpus look alike to each layer's codes, and have they one class?",
+    ),
+    "graph": Entry(
+        "graph:Graph",
+        "What drives a class logit of an image: features, errors, patches, and the paths between.",
+    ),
+    "features": Entry(
+        "features:Features",
+        "What does each feature fire on, write and do? A gallery that opens from disk.",
+    ),
+    "steer": Entry(
+        "steer:Steer",
+        "Turn features up or down: what do class probabilities do? Or which features move a class?",
+    ),
+    "export": Entry(
+        "export:Export",
+        "A CLT as another tool's files; ReLU-TopK gets thresholds, and what they cost is measured.",
+    ),
+    "import": Entry(
+        "import_files:Import",
+        "Another tool's CLT files as a CLT of ours, which any --clt takes.",
+    ),
 }
-"""Where each command's class is: its module in `vit_clt.cli`, and its name there."""
+"""Every command, in the order a new user meets them."""
 
 _DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth builds the answer?"
 
 
 def command_class(name: str) -> type[Command]:
     """The class of a command of `COMMANDS`."""
-    module, _, class_name = COMMANDS[name].partition(":")
+    module, _, class_name = COMMANDS[name].place.partition(":")
     found: type[Command] = getattr(import_module(f"vit_clt.cli.{module}"), class_name)
     return found
 
@@ -74,21 +143,42 @@ def _options(command: type[Command]) -> list[str]:
     return own + [field.name for field in of_training]
 
 
+def overview() -> str:
+    """What `vit-clt --help` prints: every command in a line."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = (f"  {name:{width}}{entry.summary}" for name, entry in COMMANDS.items())
+    return "\n".join(
+        [
+            "usage: vit-clt COMMAND [OPTIONS]",
+            "",
+            _DESCRIPTION,
+            "",
+            *lines,
+            "",
+            "vit-clt COMMAND --help lists a command's options, with an example.",
+            "To begin: vit-clt demo --out out/demo",
+        ]
+    )
+
+
 def parse(args: Sequence[str]) -> Command | None:
     """The command that a command line asks for, or None where it asks for help.
 
     Raises:
         InputError: no such command or option, or a value that it does not take.
     """
-    if args and args[0] in COMMANDS:
-        chosen = command_class(args[0])
-        return _parsed(
-            chosen, args[1:], prog=f"vit-clt {args[0]}", default=chosen.defaults(args[1:])
-        )
-    every: list[Any] = [
-        Annotated[command_class(name), tyro.conf.subcommand(name)] for name in COMMANDS
-    ]
-    return _parsed(reduce(or_, every), args, prog="vit-clt", description=_DESCRIPTION)
+    if not args:
+        raise InputError("a command is missing; expected one of those of vit-clt --help.")
+    name, *rest = args
+    if name in ("-h", "--help"):
+        print(overview())
+        return None
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        known = f'"{near[0]}"' if near else f"one of {', '.join(COMMANDS)}"
+        raise InputError("command", f'is "{name}"; expected {known} (see vit-clt --help).')
+    chosen = command_class(name)
+    return _parsed(chosen, rest, prog=f"vit-clt {name}", default=chosen.defaults(rest))
 
 
 def _parsed(form: Any, args: Sequence[str], **options: Any) -> Command | None:

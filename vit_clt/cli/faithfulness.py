@@ -16,7 +16,7 @@ from vit_clt.cli.options import (
 
 @dataclass(kw_only=True)
 class Faithfulness(CLTOptions, StudyOptions, SeedOptions):
-    """How closely the model with the CLT in its MLPs' place follows the original, and its floors.
+    """How closely the ViT with the CLT in its MLPs' place answers as the ViT does, and floors.
 
     Example: vit-clt faithfulness --clt out/clt --data digits --layers 4-7 --out out/faithfulness
     """

@@ -35,7 +35,7 @@ STUDY_FILE = "study.json"
 
 @dataclass(kw_only=True)
 class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
-    """Fidelity against sparsity: a CLT and a per-layer transcoder trained at each k, side by side.
+    """Fidelity against sparsity: a CLT and a per-layer transcoder at each k, side by side.
 
     Each run lies in OUT/runs, is itself a --clt, and is skipped by --resume once it is finished.
     The data options say what is measured; --train-data what is trained on.
