@@ -1,9 +1,10 @@
-"""The picture of the rooms in CONTRIBUTING.md, drawn from the imports as they are.
+"""The rooms of the house, read from the imports: their picture in CONTRIBUTING.md, and its rules.
 
-    python scripts/map_rooms.py          # print it
+    python scripts/map_rooms.py          # print the picture
     python scripts/map_rooms.py --write  # put it into CONTRIBUTING.md
 
 An arrow points from a room to one it imports; those that follow from other arrows are left out.
+`tests/test_house.py` holds the imports against `MAY_IMPORT`.
 """
 
 from __future__ import annotations
@@ -11,109 +12,160 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"vit_clt": "vit_clt", "hooks": "vit_clt.hooks", "analysis": "vit_clt.analysis"}
+PUBLIC = ("vit_clt", "vit_clt.hooks", "vit_clt.analysis")
+"""The packages whose names are the public ones; they import from every room below them."""
+
+_CORE = "training interchange zero_shot hooks.passes"
+_STUDY = f"{_CORE} analysis.stats analysis.reporting"
+MAY_IMPORT = {
+    "": "",
+    "kernels": "",
+    "transcoder": "kernels",
+    "hooks": "transcoder",
+    "hooks.passes": "hooks",
+    "data": "hooks",
+    "zero_shot": "data",
+    "training": "data",
+    "interchange": "data",
+    "analysis.stats": _CORE,
+    "analysis.reporting": _CORE,
+    "analysis.contributions": _STUDY,
+    "analysis.probing": _STUDY,
+    "analysis.features": _STUDY,
+    "analysis.retrieval": _STUDY,
+    "analysis.graphs": _STUDY,
+    "analysis.fit": "analysis.contributions",
+    "analysis.ablations": "analysis.contributions",
+    "analysis.causal": "analysis.contributions",
+    "analysis.steering": "analysis.features",
+    "analysis.factors": "analysis.probing analysis.causal",
+    "analysis.auditing": "analysis.ablations analysis.causal analysis.fit",
+    "analysis.reproduction": "analysis.fit",
+    "analysis.demo": "analysis.auditing analysis.factors analysis.features analysis.graphs"
+    " analysis.reproduction analysis.retrieval analysis.steering",
+    "cli": "analysis.demo",
+    "__main__": "cli",
+}
+"""Rooms, and those that each may import besides what those may import; "" is the root's files."""
 ROOT_FILES = "errors, choices, metrics, outputs"
-"""Files of `vit_clt/` itself, drawn as one; `zero_shot` and `demo` stand where they import."""
 START, END = "<!-- rooms: make map -->", "<!-- end of rooms -->"
 
 
-def modules() -> dict[str, Path]:
-    """Every module by its import name."""
-    found = {}
-    for folder, package in FOLDERS.items():
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            parts = [p for p in path.relative_to(ROOT / folder).with_suffix("").parts]
-            found[".".join([package, *(p for p in parts if p != "__init__")])] = path
-    return found
+def path_of(module: str) -> Path:
+    """The file of a module of ours; its package's `__init__.py` if it is a package."""
+    inside = module.removeprefix("vit_clt").removeprefix(".")
+    top = "" if inside.split(".")[0] in ("hooks", "analysis") else "vit_clt"
+    found = ROOT / top / inside.replace(".", "/")
+    return found / "__init__.py" if found.is_dir() else found.with_suffix(".py")
 
 
-def room(module: str) -> str:
-    """The room a module lies in; a package's own `__init__` lies in none ("")."""
-    parts = module.split(".")[1:]
-    if parts[:1] == ["analysis"]:
-        parts = parts[1:]
-    elif parts[:1] == ["hooks"]:
-        return "hooks" if parts[1:] else ""
-    if not parts or parts == ["__main__"]:
-        return ""
-    return "root" if parts[0] in [*ROOT_FILES.split(", "), "teachers"] else parts[0]
+def _name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    inside = parts if parts[0] == "vit_clt" else ("vit_clt", *parts)
+    return ".".join(inside[:-1] if inside[-1] == "__init__" else inside)
 
 
-def imported(module: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """Modules of ours that a module imports, at its top or later, names of packages resolved."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+TREES = {
+    _name_of(path): ast.parse(path.read_text(encoding="utf-8"))
+    for top in ("vit_clt", "hooks", "analysis")
+    for path in sorted((ROOT / top).rglob("*.py"))
+}
+"""Every module of ours by the name it is imported as, parsed."""
+LAZY = [
+    module
+    for module in sorted(TREES)
+    if "lazy_loader.attach" in path_of(module).read_text(encoding="utf-8")
+]
+"""Packages that find their names when they are first used."""
+
+
+def room_of(module: str) -> str:
+    """The room of a module, from its path; "" for the root's files and for data packages."""
+    inside = module.removeprefix("vit_clt").removeprefix(".")
+    while inside and inside not in MAY_IMPORT:
+        inside = inside.rpartition(".")[0]
+    return inside
+
+
+def lazy_names(module: str) -> dict[str, str]:
+    """Name -> module, of the imports that only type checkers see at the top of a module."""
+    return {
+        alias.asname or alias.name: str(each.module)
+        for block in TREES[module].body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for each in block.body
+        if isinstance(each, ast.ImportFrom)
+        for alias in each.names
+    }
+
+
+def imported(module: str) -> Iterator[tuple[int, str]]:
+    """(line, module of ours that is imported there), also inside functions and for types alone.
+
+    A name of a lazy package counts as an import of the module in which the package finds it.
+    """
+    for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in known)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vit_clt"):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}, line {node.lineno}: a relative import"
+            package = str(node.module)
+            names = lazy_names(package) if package in LAZY else {}
             for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                yield full if full in known else str(node.module)
+                full = f"{package}.{alias.name}"
+                yield node.lineno, full if full in TREES else names.get(alias.name, package)
 
 
 def room_imports() -> dict[str, set[str]]:
-    """By room, the rooms it imports."""
-    known = modules()
-    # a name of `vit_clt.hooks` or `vit_clt.analysis` counts as an import of where it is defined
-    homes = {
-        package: {
-            name.name: str(node.module)
-            for node in ast.walk(ast.parse(known[package].read_text(encoding="utf-8")))
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vit_clt")
-            for name in node.names
-        }
-        for package in ("vit_clt", *list(FOLDERS.values())[1:])
-    }
+    """By room, the other rooms that it imports."""
     found: dict[str, set[str]] = {}
-    for module, path in known.items():
-        here = room(module)
-        if not here:
-            continue
-        for target in imported(module, path, known):
-            there = {room(target)} if room(target) else set()
-            if target in homes:
-                there = {room(home) for home in _used(path, target, homes[target])}
-            found.setdefault(here, set()).update(there - {here, ""})
+    for module in TREES:
+        if module not in PUBLIC:
+            targets = {room_of(target) for _, target in imported(module) if target in TREES}
+            found.setdefault(room_of(module), set()).update(targets - {room_of(module)})
     return found
 
 
-def _used(path: Path, package: str, homes: dict[str, str]) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == package:
-            yield from (homes[alias.name] for alias in node.names if alias.name in homes)
-
-
-def reduced(edges: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The same reachability with the fewest arrows.
+def allowed() -> dict[str, set[str]]:
+    """By room, all rooms that it may import.
 
     Raises:
-        ValueError: rooms that import each other in a circle.
+        graphlib.CycleError: `MAY_IMPORT` goes round in a circle.
     """
-
-    def reach(start: str, seen: tuple[str, ...] = ()) -> set[str]:
-        if start in seen:
-            raise ValueError(f"rooms import each other in a circle: {' -> '.join((*seen, start))}")
-        direct = edges.get(start, set())
-        return direct.union(*(reach(each, (*seen, start)) for each in direct))
-
-    return {
-        room: {to for to in targets if not any(to in reach(via) for via in targets - {to})}
-        for room, targets in edges.items()
-    }
+    rooms = {room: set(others.split()) for room, others in MAY_IMPORT.items()}
+    for room in TopologicalSorter(rooms).static_order():
+        rooms[room] |= {far for near in rooms[room] for far in rooms[near]} | {""}
+    return rooms
 
 
 def mermaid() -> str:
-    """The drawing, as GitHub shows it."""
+    """The picture, as GitHub shows it: the fewest arrows that say who reaches whom."""
+    edges: dict[str, set[str]] = {}
+    for room, targets in room_imports().items():
+        if room != "__main__":
+            edges.setdefault(_label(room), set()).update({_label(to) for to in targets})
+    edges = {room: targets - {room} for room, targets in edges.items()}
+    reach: dict[str, set[str]] = {}
+    for room in TopologicalSorter(edges).static_order():
+        near = edges.get(room, set())
+        reach[room] = near.union(*(reach[each] for each in near))
     lines = ["```mermaid", "flowchart TD", f'  root["{ROOT_FILES}"]']
-    for here, targets in sorted(reduced(room_imports()).items()):
-        lines += [f"  {here} --> {there}" for there in sorted(targets)]
+    for room in sorted(edges):
+        beyond = set().union(*(reach[each] for each in edges[room]))
+        lines += [f"  {room} --> {to}" for to in sorted(edges[room] - beyond)]
     return "\n".join([*lines, "```"])
 
 
+def _label(room: str) -> str:
+    return room.removeprefix("analysis.").removesuffix(".passes") or "root"
+
+
 def main() -> None:
-    """Print the drawing, or put it into its place."""
+    """Print the picture, or put it into its place."""
     if "--write" not in sys.argv:
         print(mermaid())
         return
