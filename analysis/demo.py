@@ -15,7 +15,6 @@ from vit_clt.analysis.ablations.curves_figure import ablation_figure
 from vit_clt.analysis.contributions.figure import contribution_figure
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores, score
 from vit_clt.analysis.fit.cascade_study import Cascade, cascade
-from vit_clt.analysis.fit.reconstruction_figure import reconstruction_figure
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstruction
 from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.reporting.style import ROW_NAMES
@@ -159,7 +158,7 @@ class DemoStudy:
             ),
             Section(
                 "Reconstruction per layer",
-                figures=[reconstruction_figure([self.reconstruction])],
+                figures=[self.reconstruction.figure()],
             ),
             retrieval_section(self.consistency, [self.retrieved]),
         ]

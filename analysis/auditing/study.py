@@ -22,7 +22,6 @@ from vit_clt.analysis.auditing.rivals import Rivals
 from vit_clt.analysis.causal.effects import causal_effects
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.fit.fidelity_study import fidelity
-from vit_clt.analysis.fit.reconstruction_figure import reconstruction_figure
 from vit_clt.analysis.fit.reconstruction_study import reconstruction
 from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.choices import TokenKind
@@ -180,7 +179,7 @@ def audit(
     else:
         left_out["D6"] = "no images to fit on were given"
     profile = reconstruction(vit, clt, data, seed=seed, progress=progress)
-    made.append(diagnostics.depth_profile(profile, tokens, (reconstruction_figure([profile]),)))
+    made.append(diagnostics.depth_profile(profile, tokens, (profile.figure(),)))
     others, shapes = {"this CLT": own}, {"this CLT": _shape(clt)}
     for name, each in rivals.variants:
         others[name], shapes[name] = scores_of(vit, each), _shape(each)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vit_clt.analysis.fit.cascade_study import Cascade
 
 
-def cascade_figure(result: Cascade, templates: str) -> go.Figure:
+def cascade_figure(result: Cascade) -> go.Figure:
     """Accuracy and loss against the first layer replaced, a row of panels per token kind."""
     frame = result.to_frame()
     n_rows = len(result.tokens)
@@ -91,7 +91,7 @@ def cascade_figure(result: Cascade, templates: str) -> go.Figure:
     figure.update_layout(
         title={
             "text": f"The CLT in place of layers s to {last}<br><sup>{result.data}, "
-            f"N = {result.readings.n}, templates: {templates}, L0 = {frame['l0'].mean():.1f} a "
+            f"N = {result.readings.n}, templates: {result.templates}, L0 = {result.mean_l0:.1f} a "
             "token and layer; bars: 95 % bootstrap over images</sup>",
         },
         width=1000,

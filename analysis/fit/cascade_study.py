@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 import torch
@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.means import position_means
-from vit_clt.analysis.stats.readings import Readings, gather_readings
+from vit_clt.analysis.stats.readings import Readings, accuracy_and_loss, gather_readings
 from vit_clt.choices import Inputs, TokenKind, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
@@ -24,10 +25,15 @@ from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 @dataclass(frozen=True)
-class Cascade:
+class Cascade(Study):
     """Readings of the ranges first..L-1 per token kind, each with its zero and mean floors."""
+
+    name = "cascade"
 
     readings: Readings
     """Versions "original" and, per token kind and first layer s, "{tokens}_{inputs}_{s}" with the
@@ -38,7 +44,17 @@ class Cascade:
     inputs: list[Inputs]
     l0: dict[str, float]
     """Per replaced version: active features a token and source layer, on the rows replaced."""
+    templates: str
+    """Zero-shot prompts."""
     data: str
+    split: str | None
+    seed: int
+    """Of the bootstrap."""
+
+    @property
+    def mean_l0(self) -> float:
+        """Active features a token and source layer, as a mean over all that was replaced."""
+        return float(self.to_frame()["l0"].mean())
 
     def to_frame(self) -> pd.DataFrame:
         """One row per token kind, inputs and range; accuracies are fractions, losses nats."""
@@ -72,6 +88,47 @@ class Cascade:
                 rows[-1] |= {**read.any_hit.columns("any_hit"), **of_floors}
         return pd.DataFrame(rows)
 
+    def facts(self) -> Facts:
+        """The images, and what was replaced on them."""
+        return Facts(
+            self.data,
+            self.readings.n,
+            " ".join(self.tokens),
+            " ".join(self.inputs),
+            self.mean_l0,
+            self.split,
+            seed=self.seed,
+            more={
+                "templates": self.templates,
+                "first_layers": self.first_layers,
+                "floor": "those MLP rows at their mean over the images",
+            },
+        )
+
+    def caption(self) -> str:
+        """What was measured, and what the cells of `shown` are."""
+        return (
+            f"{self.data}, N = {self.readings.n}, templates: {self.templates}, "
+            f"L0 {self.mean_l0:.1f}; top-1 % / loss (nats)"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row per token kind, inputs and range: accuracy and loss, as text."""
+        rows = []
+        for tokens, inputs, s in self._ranges():
+            versions = {
+                "CLT": f"{tokens}_{inputs}_{s}",
+                "unaltered": "original",
+                "at mean": f"{tokens}_mean_{s}",
+                "at zero": f"{tokens}_zero_{s}",
+            }
+            cells = {"rows, layers, inputs": f"{tokens} {s}-{self.n_layers - 1} {inputs}"}
+            for column, version in versions.items():
+                read = self.readings[version]
+                cells[column] = accuracy_and_loss(read.top1, read.loss)
+            rows.append(cells)
+        return pd.DataFrame(rows)
+
     def metrics(self) -> list[Metric]:
         """Accuracy and loss of the original and of every range; the floor is that of means."""
         original = self.readings["original"]
@@ -83,6 +140,12 @@ class Cascade:
                 baseline=original,
             )
         return found
+
+    def figure(self) -> go.Figure:
+        """Accuracy and loss against the first layer replaced."""
+        from vit_clt.analysis.fit.cascade_figure import cascade_figure
+
+        return cascade_figure(self)
 
     def _ranges(self) -> list[tuple[TokenKind, Inputs, int]]:
         return [(t, i, s) for t in self.tokens for i in self.inputs for s in self.first_layers]
@@ -151,7 +214,9 @@ def cascade(
                 outcomes.setdefault(name, []).append(outcome)
             bar.update(len(images))
     readings = gather_readings(outcomes, seed, data.label_sets)
-    return Cascade(readings, firsts, n, kinds, trajectories, l0, data.name)
+    return Cascade(
+        readings, firsts, n, kinds, trajectories, l0, zs.name, data.name, data.split, seed
+    )
 
 
 def _listed(name: str, chosen: str | Sequence[str], known: Sequence[str]) -> list[Any]:

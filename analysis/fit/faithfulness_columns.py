@@ -1,8 +1,11 @@
-"""What surrogate faithfulness averages over images, and the measures such averages make."""
+"""The measures of surrogate faithfulness, and what is averaged over images to make them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,12 +13,56 @@ import torch.nn.functional as F
 from jaxtyping import Float
 
 from vit_clt.analysis.fit.surrogate_embeddings import SurrogateEmbeddings, Version
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.similarity import kl_divergence, pearson, top_overlap
 from vit_clt.zero_shot import ZeroShot
 
 LEADING = 6
 """Columns of `per_image` before its two per prompt template."""
 _CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a number of the study is called; docs/definitions.md defines it."""
+
+    name: str
+    title: str
+    unit: Literal["fraction", "nats"]
+    percent: bool = False
+    """Whether tables and figures show it times 100."""
+
+    @property
+    def label(self) -> str:
+        """Title with the unit that tables and figures show."""
+        if self.percent:
+            return f"{self.title} (%)"
+        return f"{self.title} (nats)" if self.unit == "nats" else self.title
+
+    def text(self, value: Interval) -> str:
+        """As tables show it, with its interval where it has one; "undefined" for NaN."""
+        if isnan(value):
+            return "undefined"
+        return value.text(".2f", 100) if self.percent else value.text(".4f")
+
+
+def quantities(k: int, n_classes: int) -> list[Quantity]:
+    """Every measure in the order of the tables; `k` classes of `n_classes` overlap."""
+    always = f" (of {k} classes: always 1)" if k == n_classes else ""
+    return [
+        Quantity("top1", "top-1 accuracy", "fraction", percent=True),
+        Quantity("delta_top1", "Δ accuracy", "fraction", percent=True),
+        Quantity("loss", "cross-entropy", "nats"),
+        Quantity("delta_loss", "Δ cross-entropy", "nats"),
+        Quantity("flip", "flip rate", "fraction", percent=True),
+        Quantity(f"top{k}_overlap", f"top-{k} overlap{always}", "fraction", percent=True),
+        Quantity("kl", "KL", "nats"),
+        Quantity("cosine", "cosine", "fraction"),
+        Quantity("cka", "linear CKA", "fraction"),
+        Quantity("spearman", "Spearman", "fraction"),
+        Quantity("prompt_r", "prompt r", "fraction"),
+        Quantity("prompt_kl", "prompt KL", "nats"),
+    ]
 
 
 def per_image(

@@ -19,10 +19,9 @@ from vit_clt.analysis.reporting.style import (
     finish,
     or_none,
 )
-from vit_clt.analysis.stats.intervals import Interval
 
 if TYPE_CHECKING:
-    from vit_clt.analysis.fit.faithfulness_study import Quantity, SurrogateFaithfulness
+    from vit_clt.analysis.fit.faithfulness_study import SurrogateFaithfulness
     from vit_clt.analysis.fit.surrogate_embeddings import Version
 
 _COLUMNS = 4
@@ -132,7 +131,7 @@ def faithfulness_report(result: SurrogateFaithfulness) -> str:
             },
         ),
         Section("Against its floors", figures=[faithfulness_figure(result)]),
-        Section("Every number", notes, [measure_table(result)]),
+        Section("Every number", notes, [result.shown()]),
         Section(
             "Prompt by prompt",
             ["Top-1 accuracy in percent and mean KL in nats with each template alone."],
@@ -144,20 +143,6 @@ def faithfulness_report(result: SurrogateFaithfulness) -> str:
         "in for its MLPs?"
     )
     return render_report(_title(result), lead, sections)
-
-
-def measure_table(result: SurrogateFaithfulness) -> pd.DataFrame:
-    """One row per measure, as text: the CLT with its interval, the unaltered model, both floors."""
-    return pd.DataFrame(
-        {
-            "measure": m.label,
-            "with the CLT": _with_interval(m, result.at(m.name)),
-            "unaltered": _with_interval(m, Interval(result.at(m.name, "original"))),
-            "MLP rows at their mean": _with_interval(m, result.at(m.name, "floor_mean")),
-            "MLP rows at zero": _with_interval(m, result.at(m.name, "floor_zero")),
-        }
-        for m in result.measures
-    )
 
 
 def _template_table(result: SurrogateFaithfulness) -> pd.DataFrame:
@@ -194,9 +179,3 @@ def _subtitle(result: SurrogateFaithfulness) -> str:
         f"{result.inputs} inputs, L0 = {result.l0:.1f}<br>templates: "
         f"{result.templates}, seed {result.seed}; bars: 95 % bootstrap over images"
     )
-
-
-def _with_interval(quantity: Quantity, value: Interval) -> str:
-    if isnan(value):
-        return "undefined"
-    return value.text(".2f", 100) if quantity.percent else value.text(".4f")

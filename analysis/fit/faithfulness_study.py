@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
-from vit_clt.analysis.fit.faithfulness_columns import LEADING, averages, per_image
+from vit_clt.analysis.fit.faithfulness_columns import (
+    LEADING,
+    Quantity,
+    averages,
+    per_image,
+    quantities,
+)
 from vit_clt.analysis.fit.surrogate_embeddings import Version, gather_embeddings
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
 from vit_clt.analysis.stats.similarity import linear_cka, pearson, similarity_ranks
 from vit_clt.choices import Inputs, TokenKind
@@ -26,32 +32,19 @@ from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 VERSIONS: tuple[Version, ...] = get_args(Version)
 SIMILARITY_IMAGES = 5000
 """Images whose pairwise similarities are ranked, at most: pairs grow with their square."""
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """What a number of the study is called; docs/definitions.md defines it."""
-
-    name: str
-    title: str
-    unit: Literal["fraction", "nats"]
-    percent: bool = False
-    """Whether tables and figures show it times 100."""
-
-    @property
-    def label(self) -> str:
-        """Title with the unit that tables and figures show."""
-        if self.percent:
-            return f"{self.title} (%)"
-        return f"{self.title} (nats)" if self.unit == "nats" else self.title
-
-
-@dataclass(frozen=True)
-class SurrogateFaithfulness:
+class SurrogateFaithfulness(Study):
     """Every measure of the surrogate, and by the same code of both floors and the model itself."""
+
+    name = "faithfulness"
 
     measures: list[Quantity]
     values: dict[str, dict[Version, Interval]]
@@ -65,6 +58,7 @@ class SurrogateFaithfulness:
     templates: str
     """Prompts of every measure but the prompt measures."""
     data: str
+    split: str | None
     seed: int
     n: int
     l0: float
@@ -111,6 +105,50 @@ class SurrogateFaithfulness:
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def facts(self) -> Facts:
+        """The images, and what was replaced on them."""
+        return Facts(
+            self.data,
+            self.n,
+            self.tokens,
+            self.inputs,
+            self.l0,
+            self.split,
+            seed=self.seed,
+            more={
+                "layers": self.layers,
+                "templates": self.templates,
+                "prompt_templates": self.by_template["template"].tolist(),
+                "no_op": self.no_op,
+            },
+        )
+
+    def caption(self) -> str:
+        """What was compared, and on how many images."""
+        return (
+            f"{self.data}, N = {self.n} (similarities of {self.n_of('spearman')}), "
+            f"{self.tokens} rows of layers {self.layer_range}, {self.inputs} inputs, templates: "
+            f"{self.templates}, L0 {self.l0:.1f}"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row per measure, as text: the surrogate with its interval, the model, both floors."""
+        return pd.DataFrame(
+            {
+                "measure": m.label,
+                "with the CLT": m.text(self.at(m.name)),
+                "unaltered": m.text(Interval(self.at(m.name, "original"))),
+                "MLP rows at their mean": m.text(self.at(m.name, "floor_mean")),
+                "MLP rows at zero": m.text(self.at(m.name, "floor_zero")),
+            }
+            for m in self.measures
+        )
+
+    def notes(self) -> list[str]:
+        """What the brackets are, and whether there was anything to measure."""
+        notes = ["in brackets 95 % bootstrap intervals over images"]
+        return [*notes, "these rows cannot reach the output: a no-op"] if self.no_op else notes
+
     def metrics(self) -> list[Metric]:
         """The surrogate's numbers beside mean floor and baseline, then the floors' own."""
         found = []
@@ -133,6 +171,12 @@ class SurrogateFaithfulness:
         from vit_clt.analysis.fit.faithfulness_figure import faithfulness_figure
 
         return faithfulness_figure(self)
+
+    def page(self) -> str:
+        """The figure, every number, and every prompt template."""
+        from vit_clt.analysis.fit.faithfulness_figure import faithfulness_report
+
+        return faithfulness_report(self)
 
 
 @torch.no_grad()
@@ -199,7 +243,7 @@ def surrogate_faithfulness(
         progress=progress,
     )
     k = min(5, len(zs.class_names))
-    measures = _measures(k, len(zs.class_names))
+    measures = quantities(k, len(zs.class_names))
     # one bootstrap for all versions, so that their differences are paired
     columns = [per_image(gathered, version, zs, heads, k) for version in VERSIONS]
     values = np.concatenate(columns, axis=1)
@@ -230,29 +274,12 @@ def surrogate_faithfulness(
         inputs=inputs,
         templates=zs.name,
         data=data.name,
+        split=data.split,
         seed=seed,
         n=len(gathered),
         l0=gathered.l0,
         no_op=tokens == "patch" and patch_rows_unread(chosen[0], n_layers, vit.cfg.pools_cls),
     )
-
-
-def _measures(k: int, n_classes: int) -> list[Quantity]:
-    always = f" (of {k} classes: always 1)" if k == n_classes else ""
-    return [
-        Quantity("top1", "top-1 accuracy", "fraction", percent=True),
-        Quantity("delta_top1", "Δ accuracy", "fraction", percent=True),
-        Quantity("loss", "cross-entropy", "nats"),
-        Quantity("delta_loss", "Δ cross-entropy", "nats"),
-        Quantity("flip", "flip rate", "fraction", percent=True),
-        Quantity(f"top{k}_overlap", f"top-{k} overlap{always}", "fraction", percent=True),
-        Quantity("kl", "KL", "nats"),
-        Quantity("cosine", "cosine", "fraction"),
-        Quantity("cka", "linear CKA", "fraction"),
-        Quantity("spearman", "Spearman", "fraction"),
-        Quantity("prompt_r", "prompt r", "fraction"),
-        Quantity("prompt_kl", "prompt KL", "nats"),
-    ]
 
 
 def _by_template(templates: list[str], means: dict[Version, np.ndarray]) -> pd.DataFrame:

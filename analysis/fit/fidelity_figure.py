@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import isnan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,9 +21,7 @@ from vit_clt.analysis.reporting.style import (
     SKY,
     finish,
     or_none,
-    three_digits,
 )
-from vit_clt.analysis.stats.intervals import Interval
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.fidelity_study import Fidelity
@@ -50,11 +46,11 @@ CAVEAT = (
 )
 
 
-def fidelity_figure(result: Fidelity, trained_on: str | None = None) -> go.Figure:
+def fidelity_figure(result: Fidelity) -> go.Figure:
     """R^2, loss and accuracy, whole and recovered, against measured L0 (log).
 
     A CLT's lines are solid, a per-layer transcoder's dashed; floors and the unaltered model are
-    horizontal lines. `trained_on` says on what, for the subtitle.
+    horizontal lines.
     """
     n_rows = -(-len(_PANELS) // _COLUMNS)
     figure = make_subplots(
@@ -123,7 +119,7 @@ def fidelity_figure(result: Fidelity, trained_on: str | None = None) -> go.Figur
         type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks], row=1, col=_COLUMNS
     )
     figure.update_xaxes(title_text="measured L0 (log)", row=n_rows)
-    trained = "" if trained_on is None else f"; trained on {trained_on}"
+    trained = "" if result.trained_on is None else f"; trained on {result.trained_on}"
     rows = ROW_NAMES[result.tokens]
     figure.update_layout(
         title={
@@ -142,7 +138,7 @@ def fidelity_figure(result: Fidelity, trained_on: str | None = None) -> go.Figur
     return figure.update_layout(margin_t=140)
 
 
-def fidelity_report(result: Fidelity, trained_on: str | None = None) -> str:
+def fidelity_report(result: Fidelity) -> str:
     """The page as self-contained HTML: the figure, then every number."""
     lead = (
         "How well does a transcoder stand in for all MLPs of the model, at which sparsity, and "
@@ -151,7 +147,7 @@ def fidelity_report(result: Fidelity, trained_on: str | None = None) -> str:
     facts = {
         "Replaced": f"{ROW_NAMES[result.tokens]} of every layer, stream inputs",
         "Images": f"{result.data}, N = {result.n}",
-        **({} if trained_on is None else {"Trained on": trained_on}),
+        **({} if result.trained_on is None else {"Trained on": result.trained_on}),
         "Prompts": result.templates,
         "Seed of the bootstrap": str(result.seed),
         "Unaltered model": f"{100 * result.original.top1:.2f} % / {result.original.loss:.4f} nats",
@@ -168,31 +164,10 @@ def fidelity_report(result: Fidelity, trained_on: str | None = None) -> str:
     ]
     sections = [
         Section("What was measured", [CAVEAT], facts=facts),
-        Section("Against measured L0", figures=[fidelity_figure(result, trained_on)]),
-        Section("Every transcoder", notes, [fidelity_table(result)]),
+        Section("Against measured L0", figures=[fidelity_figure(result)]),
+        Section("Every transcoder", notes, [result.shown()]),
     ]
     return render_report("Fidelity against sparsity", lead, sections)
-
-
-def fidelity_table(result: Fidelity) -> pd.DataFrame:
-    """One row per transcoder, as text: size, codes read a target, and what it keeps."""
-    return pd.DataFrame(
-        {
-            "name": r.name,
-            "parameters": f"{r.parameters:,}",
-            "L0": f"{r.l0:.1f}",
-            "codes read a target, mean (last)": f"{r.codes_read:.1f} ({r.codes_read_last:.1f})",
-            "dead %": f"{100 * r.dead:.1f}",
-            "R² CLS": three_digits(r.r2_cls),
-            "R² patch (of positions)": (
-                f"{three_digits(r.r2_patch)} ({three_digits(r.r2_position_patch)})"
-            ),
-            "top-1 % / loss": f"{100 * r.top1:.2f} / {r.loss:.4f}",
-            "loss recovered %": _share(r._asdict(), "recovered_loss"),
-            "accuracy recovered %": _share(r._asdict(), "recovered_top1"),
-        }
-        for r in result.frame.itertuples()
-    )
 
 
 def _groups(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -246,8 +221,3 @@ def _bars(rows: pd.DataFrame, column: str, factor: int) -> dict[str, object]:
         "arrayminus": [or_none(v) for v in value - low],
         "thickness": 1,
     }
-
-
-def _share(row: Mapping[str, Any], name: str) -> str:
-    share = Interval.from_columns(row, name)
-    return "undefined" if isnan(share) else share.text(".1f", 100)

@@ -12,9 +12,10 @@ also says how many active codes a target reads, and how many parameters there ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import isnan
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,15 @@ from jaxtyping import Float
 
 from vit_clt.analysis.fit.cascade_study import Cascade, cascade
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstruction
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import Interval
-from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, Reading
+from vit_clt.analysis.stats.readings import (
+    MEASURES,
+    UNITS,
+    Measure,
+    Reading,
+    accuracy_and_loss,
+)
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -34,10 +42,15 @@ from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(Study):
     """Several transcoders of one model, measured on the same images."""
+
+    name = "fidelity"
 
     frame: pd.DataFrame
     """One row per transcoder. Columns: name; cross_layer, sparsifier, k (NaN where none is fixed),
@@ -58,10 +71,15 @@ class Fidelity:
     tokens: TokenKind
     templates: str
     data: str
+    split: str | None
     seed: int
     """Of the bootstrap."""
     draws: dict[str, dict[Measure, Float[np.ndarray, " resample"]]]
     """Per transcoder, accuracy and loss of the replaced model on the shared resamples."""
+    trained_on: str | None = None
+    """What the transcoders were trained on, as far as that is known."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else metrics.json is to say of how the transcoders were made."""
 
     def difference(self, a: str, b: str, measure: Measure = "loss") -> Interval:
         """a - b of two transcoders with its paired interval."""
@@ -73,6 +91,62 @@ class Fidelity:
     def n(self) -> int:
         """Images measured on."""
         return self.original.n
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per transcoder."""
+        return self.frame
+
+    def facts(self) -> Facts:
+        """The images, and the L0 of every transcoder."""
+        return Facts(
+            self.data,
+            self.n,
+            self.tokens,
+            "stream; teacher for R², L0 and codes read",
+            dict(zip(self.frame["name"], self.frame["l0"], strict=True)),
+            self.split,
+            seed=self.seed,
+            more={
+                "templates": self.templates,
+                "floor": "all MLPs' rows at their mean over the images",
+                "trained_on": self.trained_on,
+                **self.provenance,
+            },
+        )
+
+    def caption(self) -> str:
+        """What was measured, and how the unaltered model and both floors answer."""
+        unaltered, at_mean, at_zero = (
+            accuracy_and_loss(read.top1, read.loss)
+            for read in (self.original, self.floor_mean, self.floor_zero)
+        )
+        return (
+            f"{self.data}, N = {self.n}, {self.tokens} rows of all layers, stream inputs, "
+            f"templates: {self.templates}, seed {self.seed}; top-1 % / loss (nats): unaltered "
+            f"{unaltered}, at mean {at_mean}, at zero {at_zero}"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row per transcoder, as text: size, codes read a target, and what it keeps."""
+        from vit_clt.analysis.reporting.style import three_digits
+
+        return pd.DataFrame(
+            {
+                "name": r.name,
+                "parameters": f"{r.parameters:,}",
+                "L0": f"{r.l0:.1f}",
+                "codes read a target, mean (last)": f"{r.codes_read:.1f} ({r.codes_read_last:.1f})",
+                "dead %": f"{100 * r.dead:.1f}",
+                "R² CLS": three_digits(r.r2_cls),
+                "R² patch (of positions)": (
+                    f"{three_digits(r.r2_patch)} ({three_digits(r.r2_position_patch)})"
+                ),
+                "top-1 % / loss": accuracy_and_loss(r.top1, r.loss),
+                "loss recovered %": _share(r._asdict(), "recovered_loss"),
+                "accuracy recovered %": _share(r._asdict(), "recovered_top1"),
+            }
+            for r in self.frame.itertuples()
+        )
 
     def metrics(self) -> list[Metric]:
         """Every transcoder's numbers, beside the mean floor and the unaltered model."""
@@ -96,6 +170,18 @@ class Fidelity:
                 ]
         return found
 
+    def figure(self) -> go.Figure:
+        """R^2, loss and accuracy, whole and recovered, against measured L0."""
+        from vit_clt.analysis.fit.fidelity_figure import fidelity_figure
+
+        return fidelity_figure(self)
+
+    def page(self) -> str:
+        """What may be compared, the figure, and every number."""
+        from vit_clt.analysis.fit.fidelity_figure import fidelity_report
+
+        return fidelity_report(self)
+
 
 @torch.no_grad()
 def fidelity(
@@ -106,6 +192,8 @@ def fidelity(
     *,
     tokens: TokenKind = "all",
     seed: int = 0,
+    trained_on: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Fidelity:
     """Measure transcoders of any kind and sparsity beside each other, floors and unaltered model.
@@ -117,6 +205,8 @@ def fidelity(
         zs: the zero-shot classifier.
         tokens: rows replaced in every layer at once; codes come from the live stream.
         seed: of the bootstrap.
+        trained_on: what the transcoders were trained on, for the figure and metrics.json.
+        provenance: whatever else metrics.json is to say of how they were made.
         progress: show progress bars.
 
     Raises:
@@ -148,8 +238,11 @@ def fidelity(
         tokens=tokens,
         templates=zs.name,
         data=data.name,
+        split=data.split,
         seed=seed,
         draws=draws,
+        trained_on=trained_on,
+        provenance=provenance or {},
     )
 
 
@@ -189,3 +282,8 @@ def _readings(read: Cascade, tokens: TokenKind) -> dict[str, Any]:
         share = readings.recovered(name, "original", floor, measure)
         found |= share.columns(f"recovered_{measure}")
     return {**found, "n": readings.n}
+
+
+def _share(row: Mapping[str, Any], name: str) -> str:
+    share = Interval.from_columns(row, name)
+    return "undefined" if isnan(share) else share.text(".1f", 100)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 import plotly.graph_objects as go
@@ -22,7 +21,6 @@ from vit_clt.analysis.reporting.style import (
     log_axis,
 )
 from vit_clt.choices import TokenKind
-from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.reconstruction_study import Reconstruction
@@ -42,29 +40,8 @@ _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 
 
-def reconstruction_figure(
-    results: Sequence[Reconstruction], names: Sequence[str] = ("CLT",)
-) -> go.Figure:
-    """Cosine, MSE and R^2 per token kind; L0, dead and cross-layer share; all per layer.
-
-    Args:
-        results: of CLTs of one teacher, measured on the same images.
-        names: of these CLTs, for the legend.
-
-    Raises:
-        InputError: not a name for each result, or none, or results of other data.
-    """
-    if not results or len(names) != len(results):
-        raise InputError(
-            "names",
-            f"has {len(names)} entries; expected one for each of the {len(results)} results, "
-            "at least one.",
-        )
-    sizes = {(r.data, int(r.frame["n_images"].iloc[0])) for r in results}
-    if len(sizes) > 1:
-        listed = ", ".join(sorted(f"{data} with N = {n}" for data, n in sizes))
-        raise InputError("results", f"are of {listed}; expected one set of images.")
-    ((data, n),) = sizes
+def reconstruction_figure(result: Reconstruction) -> go.Figure:
+    """Cosine, MSE and R^2 per token kind; L0, dead and cross-layer share; all per layer."""
     kinds: list[TokenKind] = list(get_args(TokenKind))
     titles = [f"{ROW_NAMES[kind]} · {title}" for kind in kinds for _, title in _FIT]
     titles += [f"{ROW_NAMES['all']} · {title}" for _, title in _DEPTH]
@@ -73,17 +50,17 @@ def reconstruction_figure(
     )
     for i, kind in enumerate(kinds, start=1):
         for column, (name, _) in enumerate(_FIT, start=1):
-            _panel(figure, results, names, kind, name, i, column)
+            _panel(figure, result, kind, name, i, column)
     for column, (name, _) in enumerate(_DEPTH, start=1):
-        _panel(figure, results, names, "all", name, 4, column)
-    figure.update_xaxes(dtick=1 if len(results[0].frame) <= 3 * 13 else 3)
+        _panel(figure, result, "all", name, 4, column)
+    figure.update_xaxes(dtick=1 if len(result.frame) <= 3 * 13 else 3)
     figure.update_xaxes(title_text="layer", row=4)
     height = 1100
     figure.update_layout(
         title={
-            "text": f"Reconstruction per layer<br><sup>{data}, N = {n}, teacher trajectory; R² = 0 "
-            "is predicting the mean; bars: 95 % bootstrap over images, seed "
-            f"{results[0].seed}<br>typical rows: without the 1 % with the largest ‖y‖; "
+            "text": f"Reconstruction per layer<br><sup>{result.data}, N = {result.n}, teacher "
+            "trajectory; R² = 0 is predicting the mean; bars: 95 % bootstrap over images, seed "
+            f"{result.seed}<br>typical rows: without the 1 % with the largest ‖y‖; "
             "cross-layer: 1 − centred C(l→l), the share that features of earlier layers decode"
             "</sup>"
         },
@@ -96,8 +73,7 @@ def reconstruction_figure(
 
 def _panel(
     figure: go.Figure,
-    results: Sequence[Reconstruction],
-    names: Sequence[str],
+    result: Reconstruction,
     kind: TokenKind,
     column: str,
     row: int,
@@ -107,10 +83,10 @@ def _panel(
     legend = row == col == 1
     drawn: list[float] = []
     place = {"row": row, "col": col}
-    frames = [r.frame[r.frame["tokens"] == kind] for r in results]
-    layers = frames[0]["layer"].tolist()
-    if f"{column}_floor" in frames[0]:
-        floor = frames[0][f"{column}_floor"].tolist()
+    first = result.frame[result.frame["tokens"] == kind]
+    layers = first["layer"].tolist()
+    if f"{column}_floor" in first:
+        floor = first[f"{column}_floor"].tolist()
         drawn += floor
         figure.add_trace(
             go.Scatter(
@@ -125,14 +101,15 @@ def _panel(
             ),
             **place,
         )
-    for i, (result, name, rows) in enumerate(zip(results, names, frames, strict=True)):
+    for i, (name, each) in enumerate(result.by_clt().items()):
+        rows = each.frame[each.frame["tokens"] == kind]
         colour, symbol = _COLOURS[i % len(_COLOURS)], _SYMBOLS[i % len(_SYMBOLS)]
         values = (rows[column] * factor).tolist()
         drawn += values
         bars = None
         if f"{column}_low" in rows:
             bars = error_bars(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], width=3)
-        l0, dead = result.mean("all", "l0"), result.mean("all", "dead")
+        l0, dead = each.mean("all", "l0"), each.mean("all", "dead")
         figure.add_trace(
             go.Scatter(
                 x=layers,

@@ -18,25 +18,22 @@ forms are the paper's; means, positions, typical rows and the cross-layer share 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.analysis.contributions.parts import NEGLIGIBLE
 from vit_clt.analysis.fit.reconstruction_sums import (
     FitSums,
     OutputSums,
-    OutputSurvey,
+    fit_frame,
     survey_outputs,
 )
-from vit_clt.analysis.stats.intervals import bootstrap_means, intervals
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.choices import TokenKind
 from vit_clt.data.fingerprints import image_keys
 from vit_clt.data.forms import check_prepared
@@ -47,28 +44,117 @@ from vit_clt.hooks.activations import capture
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_SHOWN = {
+    ("r2", "cls"): "R2 CLS",
+    ("r2", "patch"): "R2 patch",
+    ("r2_typical", "patch"): "R2 patch, typical",
+    ("r2_position", "patch"): "R2 patch by position",
+    ("cosine", "cls"): "cos CLS",
+    ("cosine", "patch"): "cos patch",
+    ("cross_layer", "all"): "cross-layer",
+}
+
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """Per layer and token kind; `frame` has one row for each."""
+class Reconstruction(Study):
+    """How well one CLT reconstructs; further ones on the same images may stand beside it.
+
+    Raises:
+        InputError: what is compared was measured on other images.
+    """
+
+    name = "reconstruction"
 
     frame: pd.DataFrame
-    """Columns: layer, tokens, cosine, cosine_low, cosine_high, cosine_floor, mse, mse_floor, r2,
-    r2_low, r2_high, r2_position, r2_typical, fvu, l0, dead, cross_layer, n_images, as in the
-    module's table; NaN where y, or for cross_layer y^, does not vary. Intervals are 95 % bootstrap
-    over images, around the mean of all images; NaN for a single one."""
+    """One row per layer and token kind. Columns: layer, tokens, cosine, cosine_low, cosine_high,
+    cosine_floor, mse, mse_floor, r2, r2_low, r2_high, r2_position, r2_typical, fvu, l0, dead,
+    cross_layer, n_images, as in the module's table; NaN where y, or for cross_layer y^, does not
+    vary. Intervals are 95 % bootstrap over images, around the mean of all images; NaN for a single
+    one."""
     data: str
     seed: int
     """Of the bootstrap."""
+    split: str | None = None
+    clt: str = "CLT"
+    """What the CLT is called."""
+    compared: Mapping[str, Reconstruction] = field(default_factory=dict)
+    """Of other CLTs, by name; tables and figures show them after this one."""
+
+    def __post_init__(self) -> None:
+        measured_on = {f"{each.data} with N = {each.n}" for each in self.by_clt().values()}
+        if len(measured_on) > 1:
+            listed = ", ".join(sorted(measured_on))
+            raise InputError("compared", f"is of {listed}; expected one set of images.")
+
+    @property
+    def n(self) -> int:
+        """Images measured on."""
+        return int(self.frame["n_images"].iloc[0])
+
+    def by_clt(self) -> dict[str, Reconstruction]:
+        """This CLT's and those compared with it, by the CLT's name."""
+        return {self.clt: self, **self.compared}
 
     def mean(self, tokens: TokenKind, column: str = "r2") -> float:
         """Mean of a column over layers."""
         return float(self.frame.loc[self.frame["tokens"] == tokens, column].mean())
 
-    def metrics(self, prefix: str = "") -> list[Metric]:
-        """R^2, cosine and MSE of every layer and token kind, with what the mean alone achieves."""
+    def to_frame(self) -> pd.DataFrame:
+        """`frame` of every CLT, which the first column names."""
+        frames = {name: each.frame for name, each in self.by_clt().items()}
+        return pd.concat(frames, names=["clt"]).reset_index("clt").reset_index(drop=True)
+
+    def facts(self) -> Facts:
+        """The images, and the L0 of every CLT."""
+        return Facts(
+            self.data,
+            self.n,
+            "cls patch all",
+            "teacher",
+            self.mean("all", "l0"),
+            self.split,
+            seed=self.seed,
+            more={
+                "clt": self.clt,
+                "compared": {
+                    name: {"l0": each.mean("all", "l0")} for name, each in self.compared.items()
+                },
+                "floor": "predicting the mean of the same rows",
+            },
+        )
+
+    def caption(self) -> str:
+        """What was measured, and how many features are active in each CLT."""
+        l0s = [f"{name} L0 {each.mean('all', 'l0'):.1f}" for name, each in self.by_clt().items()]
+        return (
+            f"{self.data}, N = {self.n}, teacher trajectory, {', '.join(l0s)}, seed {self.seed}; "
+            "predicting the mean has R2 0"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row per CLT and layer, as text."""
+        tables = []
+        for name, each in self.by_clt().items():
+            wide = each.frame.pivot(index="layer", columns="tokens")
+            table = wide[list(_SHOWN)].set_axis(list(_SHOWN.values()), axis=1)
+            # + 0.0: rounding at layer 0, which has no other source, is not to read -0.000
+            table = (table.round(3) + 0.0).map("{:.3f}".format).reset_index()
+            table.insert(0, "clt", name)
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True)
+
+    def metrics(self) -> list[Metric]:
+        """R^2, cosine and MSE of every layer and token kind, with what the mean alone achieves.
+
+        Names of numbers of a compared CLT begin with its own.
+        """
         found = []
-        for r in self.frame.itertuples():
+        prefixes = {"": self} | {f"{name}_": each for name, each in self.compared.items()}
+        rows = [(p, r) for p, each in prefixes.items() for r in each.frame.itertuples()]
+        for prefix, r in rows:
             place, n = f"{r.tokens}_layer_{r.layer}", r.n_images
             values = (
                 ("r2", r.r2, "fraction", n, r.r2_low, r.r2_high, 0.0),
@@ -84,6 +170,12 @@ class Reconstruction:
                 found.append(Metric(f"{prefix}dead_layer_{r.layer}", r.dead, "fraction", n))
         return found
 
+    def figure(self) -> go.Figure:
+        """Every measure per layer, the CLTs overlaid."""
+        from vit_clt.analysis.fit.reconstruction_figure import reconstruction_figure
+
+        return reconstruction_figure(self)
+
 
 def reconstruction(
     vit: HookedViT,
@@ -94,26 +186,26 @@ def reconstruction(
     progress: bool = False,
 ) -> Reconstruction:
     """Measure y^ against y, streaming; see `reconstructions`."""
-    return reconstructions(vit, [clt], images, seed=seed, progress=progress)[0]
+    return reconstructions(vit, {"CLT": clt}, images, seed=seed, progress=progress)
 
 
 @torch.no_grad()
 def reconstructions(
     vit: HookedViT,
-    clts: Sequence[CrossLayerTranscoder],
+    clts: Mapping[str, CrossLayerTranscoder],
     images: ImageData | Tensor | Iterable[Any],
     *,
     seed: int = 0,
     progress: bool = False,
-) -> list[Reconstruction]:
-    """Measure several CLTs of one teacher on the same activations.
+) -> Reconstruction:
+    """Measure several CLTs of one teacher on the same activations, the others beside the first.
 
     The ViT runs over the images twice, first for the means of y, however many CLTs there are.
     Neither the order of the images nor their batches matter: the bootstrap goes by their pixels.
 
     Args:
         vit: the teacher.
-        clts: its transcoders.
+        clts: its transcoders, by name.
         images: ImageData, a tensor "image 3 height width", or batches.
         seed: of the bootstrap; the same images are drawn for every CLT.
         progress: show progress bars.
@@ -123,96 +215,28 @@ def reconstructions(
     """
     if not clts:
         raise InputError("clts", "is empty; expected at least one CLT.")
-    for clt in clts:
+    for clt in clts.values():
         check_fits(vit, clt)
     data = as_image_data(images)
     check_prepared(vit, data)
     rows = {tokens: token_rows(tokens, vit.cfg.has_cls) for tokens in get_args(TokenKind)}
     survey = survey_outputs(vit, data, rows, progress=progress)
     outputs = {tokens: OutputSums(survey, tokens) for tokens in rows}
-    fits = [FitSums(clt, survey) for clt in clts]
+    fits = {name: FitSums(clt, survey) for name, clt in clts.items()}
     keys: list[bytes] = []
     n_batches = -(-len(data) // data.batch_size)
     for batch, labels in tqdm(data, "reconstruct", n_batches, disable=not progress):
         keys += image_keys(batch, labels, seed)
         found = capture(vit, batch.to(survey.mean.device))
         typical = {tokens: sums.add(found.y) for tokens, sums in outputs.items()}
-        for fit in fits:
+        for fit in fits.values():
             fit.add(found, typical)
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    return [
-        Reconstruction(_frame(survey, outputs, fit, order, seed), data.name, seed) for fit in fits
-    ]
-
-
-def _frame(
-    survey: OutputSurvey,
-    outputs: dict[TokenKind, OutputSums],
-    fit: FitSums,
-    order: list[int],
-    seed: int,
-) -> pd.DataFrame:
-    n, d = survey.mean.shape[0], survey.mean.shape[2]
-    found = []
-    for tokens, sums in outputs.items():
-        n_rows, power = survey.n_rows(tokens), survey.power[:, sums.rows].sum(1)
-        # "layer image", in an order that only pixels and the seed decide
-        error, spread, cosine = (
-            torch.cat(parts, 1)[:, order]
-            for parts in (fit.error[tokens], sums.spread, fit.cosine[tokens])
+    results = {
+        name: Reconstruction(
+            fit_frame(survey, outputs, fit, order, seed), data.name, seed, data.split, name
         )
-        sse, variation = error.sum(1), spread.sum(1)
-        r2 = _r2(sse, variation, power)
-        means = bootstrap_means(torch.cat([error, spread, cosine]).T.cpu().numpy(), seed)
-        errors, spreads, cosines = (torch.from_numpy(m).T for m in np.split(means, 3, axis=1))
-        r2_low, r2_high = _ends(1 - errors / spreads, r2.isfinite().cpu() & (len(order) > 1))
-        cosine_low, cosine_high = _ends(cosines, torch.full((n,), len(order) > 1))
-        columns = {
-            "cosine": cosine.mean(1),
-            "cosine_low": cosine_low,
-            "cosine_high": cosine_high,
-            "cosine_floor": sums.mean_cosine / n_rows,
-            "mse": sse / n_rows / d,
-            "mse_floor": variation / n_rows / d,
-            "r2": r2,
-            "r2_low": r2_low,
-            "r2_high": r2_high,
-            "r2_position": _r2(sse, sums.spread_position, power),
-            "r2_typical": _r2(
-                fit.typical_error[tokens], sums.typical_variation(), sums.typical_power
-            ),
-            "fvu": 1 - r2,
-            "l0": fit.active[:, sums.rows].sum(1) / n_rows,
-            "dead": (fit.fired[tokens] == 0).double().mean(1),
-            "cross_layer": _cross_layer(fit, sums.rows, survey.n_images),
-        }
-        frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
-        frame.insert(0, "layer", range(n))
-        frame.insert(1, "tokens", tokens)
-        found.append(frame.assign(n_images=survey.n_images))
-    return pd.concat(found, ignore_index=True)
-
-
-def _r2(
-    sse: Float[Tensor, " layer"], variation: Float[Tensor, " layer"], power: Float[Tensor, " layer"]
-) -> Float[Tensor, " layer"]:
-    # a variation this small is rounding: there is nothing to explain
-    return torch.where(variation > NEGLIGIBLE * power, 1 - sse / variation, torch.nan)
-
-
-def _cross_layer(fit: FitSums, rows: slice, n_images: int) -> Float[Tensor, " layer"]:
-    """1 - E<c - mean c, y^ - mean y^> / E||y^ - mean y^||^2, c = c_{l->l}, means per position."""
-    total, own_total = fit.total[:, rows], fit.own_total[:, rows]
-    power = fit.power[:, rows].sum(1)
-    spread = power - total.square().sum((1, 2)) / n_images
-    together = fit.together[:, rows].sum(1) - (own_total * total).sum((1, 2)) / n_images
-    return torch.where(spread > NEGLIGIBLE * power, 1 - together / spread, torch.nan)
-
-
-def _ends(
-    samples: Float[Tensor, "layer resample"], defined: Bool[Tensor, " layer"]
-) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
-    low, high = (torch.full(defined.shape, torch.nan, dtype=samples.dtype) for _ in range(2))
-    for end, known in zip((low, high), intervals(samples[defined].T.numpy()), strict=True):
-        end[defined] = torch.from_numpy(known)
-    return low, high
+        for name, fit in fits.items()
+    }
+    first = results.pop(next(iter(results)))
+    return replace(first, compared=results)

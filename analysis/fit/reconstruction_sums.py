@@ -2,7 +2,8 @@
 
 The first pass is the ViT's alone: means of y and the norms that mark its largest rows. The second
 measures around those means, for any number of CLTs on the same activations. Kept are sums, a few
-numbers an image, and 1 % of the rows' norms; never rows of width d_model.
+numbers an image, and 1 % of the rows' norms; never rows of width d_model. `fit_frame` makes the
+table of them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_clt.analysis.contributions.parts import NEGLIGIBLE
+from vit_clt.analysis.stats.intervals import bootstrap_means, intervals
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
@@ -174,3 +179,85 @@ class FitSums:
 
 def _norms(rows: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:
     return rows.double().square().sum(-1)
+
+
+def fit_frame(
+    survey: OutputSurvey,
+    outputs: dict[TokenKind, OutputSums],
+    fit: FitSums,
+    order: list[int],
+    seed: int,
+) -> pd.DataFrame:
+    """The numbers of one CLT, a row per layer and token kind.
+
+    Args:
+        survey: of the first pass.
+        outputs: of the second pass, per token kind.
+        fit: of the second pass, of the CLT.
+        order: of the images, which only their pixels and the seed may decide.
+        seed: of the bootstrap.
+    """
+    n, d = survey.mean.shape[0], survey.mean.shape[2]
+    found = []
+    for tokens, sums in outputs.items():
+        n_rows, power = survey.n_rows(tokens), survey.power[:, sums.rows].sum(1)
+        # "layer image"
+        error, spread, cosine = (
+            torch.cat(parts, 1)[:, order]
+            for parts in (fit.error[tokens], sums.spread, fit.cosine[tokens])
+        )
+        sse, variation = error.sum(1), spread.sum(1)
+        r2 = _r2(sse, variation, power)
+        means = bootstrap_means(torch.cat([error, spread, cosine]).T.cpu().numpy(), seed)
+        errors, spreads, cosines = (torch.from_numpy(m).T for m in np.split(means, 3, axis=1))
+        r2_low, r2_high = _ends(1 - errors / spreads, r2.isfinite().cpu() & (len(order) > 1))
+        cosine_low, cosine_high = _ends(cosines, torch.full((n,), len(order) > 1))
+        columns = {
+            "cosine": cosine.mean(1),
+            "cosine_low": cosine_low,
+            "cosine_high": cosine_high,
+            "cosine_floor": sums.mean_cosine / n_rows,
+            "mse": sse / n_rows / d,
+            "mse_floor": variation / n_rows / d,
+            "r2": r2,
+            "r2_low": r2_low,
+            "r2_high": r2_high,
+            "r2_position": _r2(sse, sums.spread_position, power),
+            "r2_typical": _r2(
+                fit.typical_error[tokens], sums.typical_variation(), sums.typical_power
+            ),
+            "fvu": 1 - r2,
+            "l0": fit.active[:, sums.rows].sum(1) / n_rows,
+            "dead": (fit.fired[tokens] == 0).double().mean(1),
+            "cross_layer": _cross_layer(fit, sums.rows, survey.n_images),
+        }
+        frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+        frame.insert(0, "layer", range(n))
+        frame.insert(1, "tokens", tokens)
+        found.append(frame.assign(n_images=survey.n_images))
+    return pd.concat(found, ignore_index=True)
+
+
+def _r2(
+    sse: Float[Tensor, " layer"], variation: Float[Tensor, " layer"], power: Float[Tensor, " layer"]
+) -> Float[Tensor, " layer"]:
+    # a variation this small is rounding: there is nothing to explain
+    return torch.where(variation > NEGLIGIBLE * power, 1 - sse / variation, torch.nan)
+
+
+def _cross_layer(fit: FitSums, rows: slice, n_images: int) -> Float[Tensor, " layer"]:
+    """1 - E<c - mean c, y^ - mean y^> / E||y^ - mean y^||^2, c = c_{l->l}, means per position."""
+    total, own_total = fit.total[:, rows], fit.own_total[:, rows]
+    power = fit.power[:, rows].sum(1)
+    spread = power - total.square().sum((1, 2)) / n_images
+    together = fit.together[:, rows].sum(1) - (own_total * total).sum((1, 2)) / n_images
+    return torch.where(spread > NEGLIGIBLE * power, 1 - together / spread, torch.nan)
+
+
+def _ends(
+    samples: Float[Tensor, "layer resample"], defined: Bool[Tensor, " layer"]
+) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
+    low, high = (torch.full(defined.shape, torch.nan, dtype=samples.dtype) for _ in range(2))
+    for end, known in zip((low, high), intervals(samples[defined].T.numpy()), strict=True):
+        end[defined] = torch.from_numpy(known)
+    return low, high

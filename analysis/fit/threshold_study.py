@@ -9,16 +9,18 @@ mean hides) on the teacher trajectory, and zero-shot accuracy and loss with all 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 import torch
 
 from vit_clt.analysis.fit.cascade_study import Cascade, cascade
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstructions
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import Interval
-from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure
+from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, accuracy_and_loss
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
@@ -26,13 +28,18 @@ from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 _UNITS: dict[str, str] = {"l0": "count", "r2": "fraction", "fvu": "fraction"}
 _UNITS |= {measure: UNITS[measure] for measure in MEASURES}
 
 
 @dataclass(frozen=True)
-class ThresholdCost:
+class ThresholdCost(Study):
     """Both CLTs, measured alike."""
+
+    name = "thresholds"
 
     frame: pd.DataFrame
     """One row per token kind. Columns: tokens; l0, r2, fvu (means over layers, teacher trajectory),
@@ -41,9 +48,76 @@ class ThresholdCost:
     (paired over images), _baseline (unaltered), _floor_mean and _floor_zero; lowest_r2_before and
     _after, the lowest R^2 of any layer, and lowest_r2_layer_before and _after, that layer (NaN and
     -1 where no layer has one); n (images)."""
+    templates: str
+    """Zero-shot prompts."""
+    fitted_on: str
+    """Images that the thresholds were fitted on, and how many."""
     data: str
+    split: str | None
     seed: int
     """Of the bootstrap."""
+
+    @property
+    def n(self) -> int:
+        """Images measured on."""
+        return int(self.frame["n"].iloc[0])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per token kind."""
+        return self.frame
+
+    def facts(self) -> Facts:
+        """The images, and the L0 on all rows."""
+        rows = self.frame.set_index("tokens")
+        return Facts(
+            self.data,
+            self.n,
+            "cls patch all",
+            "stream; teacher for L0, R² and FVU",
+            float(rows.loc["all", "l0_after"]),
+            self.split,
+            seed=self.seed,
+            more={
+                "l0_before": float(rows.loc["all", "l0_before"]),
+                "templates": self.templates,
+                "floor": "R² 0, FVU 1; all MLPs' rows at their mean over the images",
+                "baseline": "the same CLT with top-k",
+                "unaltered": {
+                    measure: float(self.frame[f"{measure}_baseline"].iloc[0])
+                    for measure in MEASURES
+                },
+                "thresholds_fitted_on": self.fitted_on,
+            },
+        )
+
+    def caption(self) -> str:
+        """What was fitted and measured on which images, and where."""
+        return (
+            f"thresholds fitted on {self.fitted_on}; measured on {self.data}, N = {self.n}: L0 and "
+            "R2 (means over layers, and the lowest R2 of a layer) on the teacher trajectory, top-1 "
+            f"% / loss (nats) with all MLPs replaced (stream), templates: {self.templates}, seed "
+            f"{self.seed}"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """Per token kind both CLTs, the change in loss and both floors; the unaltered model."""
+        rows = []
+        for r in self.frame.to_dict("records"):
+            tokens = r["tokens"]
+            for version, title in (("before", "top-k"), ("after", "thresholds")):
+                l0, r2 = f"{r[f'l0_{version}']:.2f}", f"{r[f'r2_{version}']:.4f}"
+                layer = int(r[f"lowest_r2_layer_{version}"])
+                lowest = "undefined" if layer < 0 else f"{r[f'lowest_r2_{version}']:.4f} at {layer}"
+                rows.append((f"{tokens} {title}", l0, r2, lowest, _cell(r, version)))
+            change = f"{r['loss_change']:+.4f} [{r['loss_change_low']:+.4f}, "
+            rows += [
+                (f"{tokens} change in loss", "", "", "", f"{change}{r['loss_change_high']:+.4f}]"),
+                (f"{tokens} floor: mean", "", "0", "0", _cell(r, "floor_mean")),
+                (f"{tokens} floor: zero", "", "", "", _cell(r, "floor_zero")),
+            ]
+        rows.append(("unaltered", "", "", "", _cell(self.frame.iloc[0], "baseline")))
+        columns = ["rows", "L0", "R2", "lowest R2 at layer", "top-1 % / loss"]
+        return pd.DataFrame(rows, columns=columns)
 
     def metrics(self) -> list[Metric]:
         """Every number after, with the one before as baseline, and every change.
@@ -72,6 +146,12 @@ class ThresholdCost:
             ]
         return found
 
+    def figure(self) -> go.Figure:
+        """L0, R^2, accuracy and loss per token kind, with top-k and with thresholds."""
+        from vit_clt.analysis.fit.threshold_figure import threshold_figure
+
+        return threshold_figure(self)
+
 
 @torch.no_grad()
 def threshold_cost(
@@ -81,6 +161,7 @@ def threshold_cost(
     data: ImageData,
     zs: ZeroShot,
     *,
+    fitted_on: str = "unnamed images",
     seed: int = 0,
     progress: bool = False,
 ) -> ThresholdCost:
@@ -92,6 +173,7 @@ def threshold_cost(
         after: the same with thresholds.
         data: labelled images that neither CLT nor thresholds were fitted on.
         zs: the zero-shot classifier.
+        fitted_on: what the thresholds were fitted on, for captions.
         seed: of the bootstrap.
         progress: show progress bars.
 
@@ -100,9 +182,7 @@ def threshold_cost(
     """
     kinds: tuple[TokenKind, ...] = get_args(TokenKind)
     clts = {"before": before, "after": after}
-    fits = dict(
-        zip(clts, reconstructions(vit, [before, after], data, progress=progress), strict=True)
-    )
+    fits = reconstructions(vit, clts, data, progress=progress).by_clt()
     reads = {
         name: cascade(
             vit, clt, data, zs, tokens=kinds, first_layers=[0], seed=seed, progress=progress
@@ -120,7 +200,11 @@ def threshold_cost(
         for measure in MEASURES:
             row |= _readings(reads, kind, measure)
         rows.append({**row, "n": len(data)})
-    return ThresholdCost(pd.DataFrame(rows), data.name, seed)
+    return ThresholdCost(pd.DataFrame(rows), zs.name, fitted_on, data.name, data.split, seed)
+
+
+def _cell(row: Mapping[str, Any] | pd.Series, version: str) -> str:
+    return accuracy_and_loss(row[f"top1_{version}"], row[f"loss_{version}"])
 
 
 def _before_and_after(name: str, values: dict[str, float]) -> dict[str, float]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.fit.reconstruction_figure import reconstruction_figure
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction
 from vit_clt.analysis.reporting.style import (
     BLUE,
@@ -165,14 +165,10 @@ def reconstruction_comparison(group: Sequence[FinishedCell]) -> go.Figure:
         group: finished cells of one data set and backbone.
     """
     smoke = "SMOKE RUN, " if group[0].recipe["smoke"] else ""
-    results = [
-        Reconstruction(
-            each.reconstruction,
-            each.facts["measured_on"]["name"],
-            each.recipe["training"]["seed"],
-        )
-        for each in group
-    ]
-    return reconstruction_figure(
-        results, [smoke + STYLES[each.cell.sparsifier][0] for each in group]
-    )
+    results = {}
+    for each in group:
+        name = smoke + STYLES[each.cell.sparsifier][0]
+        data, seed = each.facts["measured_on"]["name"], each.recipe["training"]["seed"]
+        results[name] = Reconstruction(each.reconstruction, data, seed, clt=name)
+    first = results.pop(next(iter(results)))
+    return replace(first, compared=results).figure()

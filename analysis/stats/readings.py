@@ -107,6 +107,11 @@ class Readings:
         return Interval.of(self.difference(name, floor, measure) / span, ratios)
 
 
+def accuracy_and_loss(top1: float, loss: float) -> str:
+    """As tables print both, accuracy in percent and loss in nats: "84.20 / 0.5123"."""
+    return f"{100 * top1:.2f} / {loss:.4f}"
+
+
 def gather_readings(
     outcomes: Mapping[str, list[Outcome]],
     seed: int = 0,

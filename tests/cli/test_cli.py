@@ -19,7 +19,8 @@ from oracles.run_train import At, limit_file_size, trained
 from safetensors.torch import load_file, save_file
 
 from vit_clt import CrossLayerTranscoder
-from vit_clt.analysis.reporting.files import study_files
+from vit_clt.analysis.fit.faithfulness_study import SurrogateFaithfulness
+from vit_clt.analysis.reporting.study import study_files
 from vit_clt.cli import main
 from vit_clt.metrics import CONTEXT_KEYS
 from vit_clt.transcoder.train_config import PRESETS
@@ -261,7 +262,7 @@ def test_faithfulness(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     args = ["faithfulness", "--clt", clt_folder, "--limit", "30", "--layers", "4-6"]
     args += ["--tokens", "patch", "--inputs", "teacher", "--out", out]
     assert main([str(a) for a in args]) == 0
-    assert {f.name for f in out.iterdir()} == set(study_files("faithfulness")) - {
+    assert {f.name for f in out.iterdir()} == set(study_files(SurrogateFaithfulness)) - {
         "faithfulness.png"
     }
     table = pd.read_csv(out / "faithfulness.csv").set_index("measure")

@@ -17,9 +17,7 @@ from vit_clt.cli.options import (
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from vit_clt.metrics import Metric
+    from vit_clt.analysis.fit.threshold_study import ThresholdCost
     from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
@@ -52,18 +50,22 @@ class Export(CLTOptions, Command, SeedOptions):
         files = [*circuit_tracer_files(clt.config.n_layers), "metrics.json"]
         folder = OutputFolder(self.out, files, self.overwrite)
         metrics = [Metric("parameters", sum(p.numel() for p in clt.parameters()), "count", 0)]
-        context: dict[str, Any] = {"clt": self.clt, "seed": self.seed}
+        context: dict[str, Any] = {"seed": self.seed}
         name = clt.config.sparsifier.name
         if clt.thresholds() is not None:
             self._check_nothing_fitted(name)
             print(f"{name}: weights and thresholds pass unchanged, nothing is fitted")
         else:
-            clt, cost, measured = self._fitted(clt)
-            metrics += cost
-            context |= measured
+            clt, cost = self._fitted(clt)
+            metrics += cost.metrics()
+            context = cost.facts().context()
+            print(cost.caption())
+            print_table(cost.shown())
         folder.open()
         export_circuit_tracer(clt, folder.path, progress=True)
-        folder.write("metrics.json", metrics_json(metrics, command="export", **context))
+        folder.write(
+            "metrics.json", metrics_json(metrics, command="export", clt=self.clt, **context)
+        )
         print(f"written to {folder.path}")
 
     def _check_nothing_fitted(self, sparsifier: str) -> None:
@@ -78,73 +80,23 @@ class Export(CLTOptions, Command, SeedOptions):
                     "or measured: expected none.",
                 )
 
-    def _fitted(
-        self, clt: CrossLayerTranscoder
-    ) -> tuple[CrossLayerTranscoder, list[Metric], dict[str, Any]]:
-        """The CLT with thresholds, what they cost, and the context of those numbers."""
+    def _fitted(self, clt: CrossLayerTranscoder) -> tuple[CrossLayerTranscoder, ThresholdCost]:
+        """The CLT with thresholds, and what they cost."""
         from vit_clt.analysis.fit.threshold_study import threshold_cost
         from vit_clt.interchange.thresholds import with_thresholds
         from vit_clt.zero_shot import ZeroShot
 
         vit = self.load_teacher(clt, self.device)
         data = self.load_images(vit)
-        fitted_on = replace(
+        options = replace(
             self, data=self.train_data or self.data, split=None, limit=self.train_limit
         )
-        train = fitted_on.load_images(vit, "train")
+        train = options.load_images(vit, "train")
         check_held_out(train, data)
         zs = ZeroShot(vit, data.class_names, self.templates)
         twin = with_thresholds(vit, clt, train, progress=True)
-        cost = threshold_cost(vit, clt, twin, data, zs, seed=self.seed, progress=True)
-        frame = cost.frame.set_index("tokens")
-        print(
-            f"thresholds fitted on {train.name}, {len(train)} images; measured on {data.name}, "
-            f"N = {len(data)}: L0 and R2 (means over layers, "
-            "and the lowest R2 of a layer) on the teacher trajectory, top-1 % / loss (nats) with "
-            f"all MLPs replaced (stream), templates: {self.templates}, seed {self.seed}"
+        fitted_on = f"{train.name}, {len(train)} images"
+        cost = threshold_cost(
+            vit, clt, twin, data, zs, fitted_on=fitted_on, seed=self.seed, progress=True
         )
-        print_table(_readable(frame))
-        return (
-            twin,
-            cost.metrics(),
-            {
-                "data": data.name,
-                "split": data.split,
-                "tokens": "cls patch all",
-                "trajectory": "stream; teacher for L0, R² and FVU",
-                "l0": float(frame.loc["all", "l0_after"]),
-                "l0_before": float(frame.loc["all", "l0_before"]),
-                "templates": self.templates,
-                "floor": "R² 0, FVU 1; all MLPs' rows at their mean over the images",
-                "baseline": "the same CLT with top-k",
-                "unaltered": {
-                    measure: float(frame[f"{measure}_baseline"].iloc[0])
-                    for measure in ("top1", "loss")
-                },
-                "thresholds_fitted_on": f"{train.name}, {len(train)} images",
-            },
-        )
-
-
-def _readable(frame: pd.DataFrame) -> pd.DataFrame:
-    import pandas as pd
-
-    rows = []
-    for tokens, r in frame.iterrows():
-        for version, title in (("before", "top-k"), ("after", "thresholds")):
-            l0, r2 = f"{r[f'l0_{version}']:.2f}", f"{r[f'r2_{version}']:.4f}"
-            layer = int(r[f"lowest_r2_layer_{version}"])
-            lowest = "undefined" if layer < 0 else f"{r[f'lowest_r2_{version}']:.4f} at {layer}"
-            rows.append((f"{tokens} {title}", l0, r2, lowest, _reading(r, version)))
-        change = f"{r['loss_change']:+.4f} [{r['loss_change_low']:+.4f}, "
-        rows += [
-            (f"{tokens} change in loss", "", "", "", f"{change}{r['loss_change_high']:+.4f}]"),
-            (f"{tokens} floor: mean", "", "0", "0", _reading(r, "floor_mean")),
-            (f"{tokens} floor: zero", "", "", "", _reading(r, "floor_zero")),
-        ]
-    rows.append(("unaltered", "", "", "", _reading(frame.iloc[0], "baseline")))
-    return pd.DataFrame(rows, columns=["rows", "L0", "R2", "lowest R2 at layer", "top-1 % / loss"])
-
-
-def _reading(row: pd.Series, version: str) -> str:
-    return f"{100 * row[f'top1_{version}']:.2f} / {row[f'loss_{version}']:.4f}"
+        return twin, cost

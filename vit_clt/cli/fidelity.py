@@ -18,7 +18,6 @@ from vit_clt.cli.options import (
     check_held_out,
     distinct_names,
     load_clt,
-    print_table,
 )
 from vit_clt.cli.train import Train
 from vit_clt.cli.training_options import TrainingOptions, preset_in
@@ -69,22 +68,17 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         return start
 
     def run(self) -> None:
-        """Train what is missing, measure, draw, and report."""
-        from vit_clt.analysis import fidelity
-        from vit_clt.analysis.fit.fidelity_figure import (
-            fidelity_figure,
-            fidelity_report,
-            fidelity_table,
-        )
-        from vit_clt.analysis.reporting.files import check_png, study_files, write_study
-        from vit_clt.metrics import metrics_json
+        """Train what is missing, measure, and report."""
+        from vit_clt.analysis.fit import fidelity_study
+        from vit_clt.analysis.reporting.files import check_png
+        from vit_clt.analysis.reporting.study import study_files
         from vit_clt.outputs import OutputFolder
         from vit_clt.zero_shot import ZeroShot
 
         self._check()
         if self.png:
             check_png()
-        resume, files = STUDY_FILE if self.resume else None, study_files("fidelity")
+        resume, files = STUDY_FILE if self.resume else None, study_files(fidelity_study.Fidelity)
         folder = OutputFolder(self.out, (STUDY_FILE, *files), self.overwrite, resume)
         if self.clts:
             folders = dict(zip(distinct_names(self.clts), self.clts, strict=True))
@@ -93,57 +87,21 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
             runs = self._runs()
             vit, data, trained_on = self._trained(runs, folder)
             folders = {name: str(run.out) for name, run in runs.items()}
-        result = fidelity(
+        result = fidelity_study.fidelity(
             vit,
             self._loaded(folders),
             data,
             ZeroShot(vit, data.class_names, self.templates),
             tokens=self.tokens,
             seed=self.training.seed,
+            trained_on=trained_on,
+            provenance={"clts": folders} | ({} if self.clts else {"train": asdict(self.training)}),
             progress=True,
         )
         if self.clts:
             folder.open()
-        elif folder.resumes:
-            # what was measured before may hold other k, and a picture of them
-            OutputFolder(self.out, files, overwrite=True).open()
-        shown, at = fidelity_table(result), "{:.2f} / {:.4f}".format
-        caption = (
-            f"{data.name}, N = {result.n}, {self.tokens} rows of all layers, stream inputs, "
-            f"templates: {self.templates}, seed {self.training.seed}; top-1 % / loss (nats): "
-            f"unaltered {at(100 * result.original.top1, result.original.loss)}, at mean "
-            f"{at(100 * result.floor_mean.top1, result.floor_mean.loss)}, at zero "
-            f"{at(100 * result.floor_zero.top1, result.floor_zero.loss)}"
-        )
-        write_study(
-            folder,
-            "fidelity",
-            fidelity_figure(result, trained_on),
-            result.frame,
-            caption,
-            shown=shown,
-            page=fidelity_report(result, trained_on),
-            png=self.png,
-        )
-        context = {
-            "command": "fidelity",
-            "data": data.name,
-            "split": data.split,
-            "tokens": self.tokens,
-            "trajectory": "stream; teacher for R², L0 and codes read",
-            "l0": dict(zip(result.frame["name"], result.frame["l0"], strict=True)),
-            "seed": self.training.seed,
-            "templates": self.templates,
-            "floor": "all MLPs' rows at their mean over the images",
-            "trained_on": trained_on,
-            "clts": folders,
-        }
-        if not self.clts:
-            context["train"] = asdict(self.training)
-        folder.write("metrics.json", metrics_json(result.metrics(), **context))
-        print(caption)
-        print_table(shown)
-        print(f"written to {folder.path}")
+        # what a resumed study measured before may hold other k, and a picture of them
+        self.report(OutputFolder(self.out, files, overwrite=True), result, "fidelity")
 
     # ---- what is asked ----------------------------------------------------------------------
 

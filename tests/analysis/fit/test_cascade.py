@@ -12,7 +12,6 @@ from builders import random_clt
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK, ZeroShot
 from vit_clt.analysis import cascade
-from vit_clt.analysis.fit.cascade_figure import cascade_figure
 from vit_clt.analysis.fit.cascade_study import mean_mlp_outputs
 from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
@@ -208,7 +207,7 @@ def test_the_figure_shows_every_range_with_baseline_and_floors(study: Study) -> 
         inputs=["stream", "teacher"],
         first_layers=[2, 6],
     )
-    figure = cascade_figure(result, "single")
+    figure = result.figure()
     assert len(figure.data) == 2 * 2 * 5
     frame = result.to_frame().query("tokens == 'all'")
     drawn = {(t.name, t.yaxis): t for t in figure.data}

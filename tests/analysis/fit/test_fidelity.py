@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
 
@@ -25,9 +25,8 @@ from vit_clt import (
     train,
 )
 from vit_clt.analysis import fidelity
-from vit_clt.analysis.fit.fidelity_figure import fidelity_figure, fidelity_report, fidelity_table
 from vit_clt.analysis.fit.fidelity_study import Fidelity
-from vit_clt.analysis.reporting.files import study_files
+from vit_clt.analysis.reporting.study import study_files
 from vit_clt.analysis.stats.readings import bootstrap_means
 from vit_clt.cli import main
 from vit_clt.data.images import ImageData, TensorImages
@@ -213,9 +212,9 @@ def test_nothing_is_recovered_where_there_is_nothing_to_recover(silent: Fidelity
     values = {metric.name: metric.value for metric in silent.metrics()}
     assert isnan(values["plt_recovered_loss"])
     assert not isnan(values["plt_loss"])
-    table = fidelity_table(silent)
+    table = silent.shown()
     assert table["loss recovered %"].item() == table["R² CLS"].item() == "undefined"
-    notes = [a.text for a in fidelity_figure(silent).layout.annotations]
+    notes = [a.text for a in silent.figure().layout.annotations]
     assert sum("unaltered − floor contains 0" in text for text in notes) == 2
     assert sum("do not vary" in text for text in notes) == 2
 
@@ -224,7 +223,7 @@ def test_nothing_is_recovered_where_there_is_nothing_to_recover(silent: Fidelity
 
 
 def test_the_figure_tells_kinds_floors_and_model_apart(study: Study):
-    figure = fidelity_figure(study.result, trained_on="noisy digits, seed 0")
+    figure = replace(study.result, trained_on="more digits, seed 0").figure()
     shown = {trace.name: trace for trace in figure.data if trace.showlegend}
     assert set(shown) == {
         "CLT",
@@ -237,7 +236,14 @@ def test_the_figure_tells_kinds_floors_and_model_apart(study: Study):
     assert shown["per-layer"].line.dash == "dash"
     assert shown["CLT"].line.color != shown["per-layer"].line.color
     title = figure.layout.title.text
-    for part in ("noisy digits", f"N = {N}", "relu_topk, F = 96", f"seed {SEED}", "stream"):
+    for part in (
+        "noisy digits",
+        "trained on more digits, seed 0",
+        f"N = {N}",
+        "relu_topk, F = 96",
+        f"seed {SEED}",
+        "stream",
+    ):
         assert part in title
     assert figure.layout.xaxis.type == figure.layout.xaxis6.type == "log"
     # what is drawn is what was measured, in the panel whose title says so
@@ -253,9 +259,9 @@ def test_the_figure_tells_kinds_floors_and_model_apart(study: Study):
 
 
 def test_the_page_says_what_equal_k_hides(study: Study):
-    page = fidelity_report(study.result)
+    page = study.result.page()
     assert "At equal k the kinds are not equals" in page
-    table = fidelity_table(study.result)
+    table = study.result.shown()
     assert table["codes read a target, mean (last)"].iloc[1] == "3.0 (3.0)"
     assert table["parameters"].iloc[0] == f"{study.clts['clt_k3'].config.n_parameters():,}"
 
@@ -309,7 +315,7 @@ def test_the_command_measures_what_is_there(folder: Path, tmp_path: Path, capsys
     assert main(args) == 0
     frame = pd.read_csv(out / "fidelity.csv")
     assert frame["name"].tolist() == ["clt_k2", "plt_k2"]
-    assert {f.name for f in out.iterdir()} == {*study_files("fidelity")} - {"fidelity.png"}
+    assert {f.name for f in out.iterdir()} == {*study_files(Fidelity)} - {"fidelity.png"}
     printed = capsys.readouterr().out
     assert "N = 12, cls rows of all layers" in printed
     assert "L0" in printed

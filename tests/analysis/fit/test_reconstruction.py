@@ -281,9 +281,11 @@ def test_several_clts_are_measured_as_each_alone_on_one_pass(
     monkeypatch.setattr(
         toy.vit, "clean_cache", lambda images, names: passes.append(1) or real(images, names)
     )
-    together = reconstructions(toy.vit, clts, in_batches(toy.images, 4))
+    named = dict(zip("abcdefg", clts, strict=False))
+    together = reconstructions(toy.vit, named, in_batches(toy.images, 4)).by_clt()
+    assert list(together) == list(named)
     assert len(passes) == 2 * 3  # two passes over three batches, however many CLTs
-    for result, frame in zip(together, alone, strict=True):
+    for result, frame in zip(together.values(), alone, strict=True):
         pd.testing.assert_frame_equal(result.frame, frame, check_exact=True)
 
 
@@ -377,26 +379,28 @@ def test_what_is_kept_of_an_image_is_a_few_numbers(many: Toy) -> None:
 
 
 def test_metrics_carry_floors_and_intervals(toy: Toy) -> None:
-    result = reconstruction(toy.vit, random_clt(toy.vit), toy.images)
-    metrics = {m.name: m for m in result.metrics("a_")}
+    clts = {"CLT": random_clt(toy.vit, seed=1), "a": random_clt(toy.vit)}
+    both = reconstructions(toy.vit, clts, toy.images)
+    result, metrics = both.compared["a"], {m.name: m for m in both.metrics()}
     row = row_of(result.frame, 2, "patch")
     r2, cosine, mse = (metrics[f"a_{name}_patch_layer_2"] for name in ("r2", "cosine", "mse"))
     assert (r2.value, r2.low, r2.high, r2.floor) == (row.r2, row.r2_low, row.r2_high, 0)
     assert (cosine.low, cosine.floor) == (row.cosine_low, row.cosine_floor)
     assert (mse.value, mse.floor, mse.unit, mse.n) == (row.mse, row.mse_floor, "raw^2", 11)
-    assert len(metrics) == len(result.metrics("a_")) == 4 * (3 * 7 + 1)
+    assert metrics["r2_patch_layer_2"].value == row_of(both.frame, 2, "patch").r2 != r2.value
+    assert len(metrics) == len(both.metrics()) == 2 * 4 * (3 * 7 + 1)
 
 
 def test_no_clts_are_refused(toy: Toy) -> None:
     with pytest.raises(InputError, match="clts is empty"):
-        reconstructions(toy.vit, [], toy.images)
+        reconstructions(toy.vit, {}, toy.images)
 
 
 def test_every_clt_is_checked_before_any_pass(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy.vit, "clean_cache", lambda *_: pytest.fail("a pass was made"))
     other = CrossLayerTranscoder(CLTConfig(4, 8, 24, ReLUTopK(k=5)))
     with pytest.raises(InputError, match="width 8"):
-        reconstructions(toy.vit, [random_clt(toy.vit), other], toy.images)
+        reconstructions(toy.vit, {"CLT": random_clt(toy.vit), "other": other}, toy.images)
 
 
 def test_clt_of_another_shape_is_refused(toy: Toy) -> None:
