@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -87,6 +87,9 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
             runs = self._runs()
             vit, data, trained_on = self._trained(runs, folder)
             folders = {name: str(run.out) for name, run in runs.items()}
+        provenance: dict[str, Any] = {"clts": folders}
+        if not self.clts:
+            provenance["train"] = asdict(self.training)
         result = fidelity_study.fidelity(
             vit,
             self._loaded(folders),
@@ -95,7 +98,7 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
             tokens=self.tokens,
             seed=self.training.seed,
             trained_on=trained_on,
-            provenance={"clts": folders} | ({} if self.clts else {"train": asdict(self.training)}),
+            provenance=provenance,
             progress=True,
         )
         if self.clts:
