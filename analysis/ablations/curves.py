@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from vit_clt.analysis.ablations.keep_drop import Mode, kept_sources, sources_at, term_sets
 from vit_clt.analysis.ablations.rankings import Order, source_orders
-from vit_clt.analysis.ablations.term_sets import REFERENCES, Targets
+from vit_clt.analysis.ablations.term_sets import NO_OP_NOTE, REFERENCES, Targets
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, Reading, Readings
 from vit_clt.choices import Fill, Ranking, TokenKind
@@ -21,6 +21,9 @@ from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 GIVEN = "given"
 """What a set that was given, not ranked, stands under where rankings do."""
@@ -52,8 +55,10 @@ class Point:
 
 
 @dataclass(frozen=True)
-class AblationCurves:
+class AblationCurves(Study):
     """Keep and drop for every k from 0 to the number of sources, one pass over the images."""
+
+    name = "ablation"
 
     orders: list[Order]
     """The main ranking first; one per draw of the random ones."""
@@ -63,8 +68,12 @@ class AblationCurves:
     readings: Readings
     tokens: TokenKind
     targets: list[int]
+    sources: list[int] | None
+    """The set that was given beside the curves."""
     fill: Fill
     data: str
+    split: str | None
+    templates: str
     seed: int
     l0: float
     """Active features a token and layer, on these rows, over the targets' sources."""
@@ -91,6 +100,48 @@ class AblationCurves:
     def mean(self, mode: Mode, k: int, ranking: str, measure: Measure = "top1") -> Interval:
         """The mean over a ranking's draws, with its interval over images."""
         return self.readings.mean([p.name for p in self._find(ranking, mode, k)], measure)
+
+    def facts(self) -> Facts:
+        """What was kept or dropped, in which orders, and where it was read."""
+        return Facts(
+            data=self.data,
+            n=self.readings.n,
+            tokens=self.tokens,
+            trajectory="teacher",
+            l0=self.l0,
+            split=self.split,
+            fill=self.fill,
+            seed=self.seed,
+            more={
+                "templates": self.templates,
+                "target": self.targets[0] if len(self.targets) == 1 else self.targets,
+                "ranking": self.ranking,
+                "rankings": self.rankings,
+                "ranked_by": self.ranked_by,
+                "sources": self.sources,
+                "no_op": self.no_op,
+            },
+        )
+
+    def caption(self) -> str:
+        """What was read, and what "recovered" means."""
+        layers = ", ".join(map(str, self.targets))
+        return (
+            f"{self.data}, N = {self.readings.n}, layer {layers}, {self.tokens} rows, teacher "
+            f"trajectory, dropped terms: {self.fill}, templates: {self.templates}, ranked by "
+            f"{', '.join(self.rankings)}, L0 {self.l0:.1f}, seed {self.seed}; recovered: "
+            "share of the way from the mean floor to the full reconstruction"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row per ranking, mode and k (random orders as the mean of theirs), and reference."""
+        from vit_clt.analysis.ablations.tables import curve_table
+
+        return curve_table(self)
+
+    def notes(self) -> Sequence[str]:
+        """Whether anything could change at all."""
+        return NO_OP_NOTE if self.no_op else ()
 
     def to_frame(self) -> pd.DataFrame:
         """One row per ranking, draw, mode and k, with references and recovered fractions.
@@ -207,6 +258,7 @@ def ablation_curves(
     data = as_image_data(data)
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
     targets = list(study.targets)
+    sources = None if sources is None else list(sources)
     given = None if sources is None else sources_at(targets, sources)
     scores = scores or contribution_scores(vit, clt, data, tokens=tokens, progress=progress)
     wanted = [scores.kind] if rankings is None else rankings
@@ -227,8 +279,11 @@ def ablation_curves(
         readings=study.read({p.name: kept_sources(p.mode, p.chosen) for p in points}),
         tokens=tokens,
         targets=targets,
+        sources=sources,
         fill=fill,
         data=data.name,
+        split=data.split,
+        templates=zs.name,
         seed=seed,
         l0=study.l0(),
         no_op=study.no_op,

@@ -42,6 +42,7 @@ Targets = int | Iterable[int] | Literal["all"]
 Kept = Mapping[int, Collection[int]]
 """Per target, the sources whose terms stay."""
 REFERENCES = ("original", "full", "bias_only", "floor_zero", "floor_mean")
+NO_OP_NOTE = ("these rows cannot reach the output: a no-op",)
 # terms kept between passes over the images; those of further images are made anew in every pass
 CACHE_BYTES = 2**30
 # numbers of the stream that run on together: few enough to stay near the processor
