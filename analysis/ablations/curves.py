@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 
+from vit_clt.analysis.ablations.ablation import sources_text
 from vit_clt.analysis.ablations.keep_drop import Mode, kept_sources, sources_at, term_sets
 from vit_clt.analysis.ablations.rankings import Order, source_orders
 from vit_clt.analysis.ablations.term_sets import NO_OP_NOTE, REFERENCES, Targets
@@ -48,10 +49,7 @@ class Point:
     @property
     def sources(self) -> str:
         """The chosen sources as text: "7 5", of several targets "6: 6 5 | 7: 7 5"."""
-        each = {target: " ".join(map(str, chosen)) for target, chosen in self.chosen.items()}
-        if len(each) == 1:
-            return next(iter(each.values()))
-        return " | ".join(f"{target}: {text}" for target, text in each.items())
+        return sources_text(self.chosen)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pandas as pd
 from vit_clt.analysis.stats.readings import Measure, Readings
 
 if TYPE_CHECKING:
+    from vit_clt.analysis.ablations.ablation import Ablation
     from vit_clt.analysis.ablations.all_sets_result import KeepSets
     from vit_clt.analysis.ablations.curves import AblationCurves
 
@@ -28,6 +29,20 @@ class _Column(NamedTuple):
 _TOP1 = _Column("top-1 %", "top1", 2, 100)
 _LOSS = _Column("loss (nats)", "loss", 4, 1)
 _ANY_HIT = _Column("any hit %", "any_hit", 2, 100)
+
+
+def ablation_table(ablation: Ablation) -> pd.DataFrame:
+    """The kept set above the references."""
+    share = ablation.recovered(measure="loss")
+    row = {
+        "": "kept",
+        **{
+            column.name: column.text(getattr(ablation, column.measure)) for column in (_TOP1, _LOSS)
+        },
+        "loss recovered %": "-" if share != share else f"{100 * share:.1f}",
+        "sources": ablation.sources,
+    }
+    return _above_references([row], ablation.readings, [_TOP1, _LOSS])
 
 
 def curve_table(curves: AblationCurves) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_clt.analysis.reporting.study import Facts
 from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.analysis.stats.readings import Readings, gather_readings
 from vit_clt.choices import Fill, TokenKind
@@ -145,6 +146,24 @@ class TermSets:
                 right[i] += outcome.correct.sum()
                 loss[i] += outcome.loss.double().sum()
         return right / len(self.data), loss / len(self.data)
+
+    def facts(self) -> Facts:
+        """What everything is measured on, for the results."""
+        targets = list(self.targets)
+        return Facts(
+            data=self.data.name,
+            n=len(self.data),
+            tokens=self.tokens,
+            trajectory="teacher",
+            l0=self.l0(),
+            split=self.data.split,
+            fill=self.fill,
+            seed=self.seed,
+            more={
+                "templates": self.zs.name,
+                "target": targets[0] if len(targets) == 1 else targets,
+            },
+        )
 
     def l0(self) -> float:
         """Active features a token and layer, on these rows, over the targets' sources."""

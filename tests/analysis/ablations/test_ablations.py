@@ -581,6 +581,28 @@ def test_bad_curves_are_refused(
         ablation_curves(*arguments(study), scores=study.scores["cls"], **options)
 
 
+def test_a_kept_set_tells_which_sources_stayed(study: Study, tmp_path: Path) -> None:
+    options = {"target": [1, 3], "tokens": "all", "fill": "mean", "seed": 5}
+    found = drop_sources(*arguments(study), sources=[0, 3], **options)
+    context = tells_itself(found, tmp_path / "dropped")
+    assert (context["data"], context["split"]) == (study.data.name, study.data.split)
+    assert (context["tokens"], context["trajectory"]) == ("all", "teacher")
+    assert (context["fill"], context["seed"], context["target"]) == ("mean", 5, [1, 3])
+    assert context["kept"] == {"1": [1], "3": [1, 2]}
+    curves = ablation_curves(*arguments(study), scores=study.scores["all"], **options)
+    assert context["l0"] == curves.l0
+    assert "sources kept: 1: 1 | 3: 1 2, dropped terms: mean" in found.caption()
+    table = found.shown().set_index("")
+    assert table.loc["kept", "loss (nats)"] == f"{found.loss:.4f}"
+    assert table.loc["full", "loss (nats)"] == f"{found.full.loss:.4f}"
+    metrics = {metric.name: metric for metric in found.metrics()}
+    assert metrics["kept_loss"].value == found.loss
+    assert metrics["kept_loss"].floor == found.floor_mean.loss
+    assert found.figure().data[1].x[0] == found.loss
+    nothing = keep_sources(*arguments(study), sources=[])
+    assert "sources kept: none" in nothing.caption()
+
+
 def test_curves_tell_what_was_ablated_where(
     study: Study, rankings: AblationCurves, curves: AblationCurves, tmp_path: Path
 ) -> None:
