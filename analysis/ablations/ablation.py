@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from vit_clt.analysis.ablations.term_sets import NO_OP_NOTE, REFERENCES
-from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.analysis.ablations.result import AblationStudy
+from vit_clt.analysis.ablations.term_sets import REFERENCES
 from vit_clt.analysis.stats.intervals import Interval
-from vit_clt.analysis.stats.readings import Measure, Reading, Readings
+from vit_clt.analysis.stats.readings import Measure, Reading
 from vit_clt.metrics import Metric
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-@dataclass(frozen=True)
-class Ablation(Study):
+@dataclass(frozen=True, kw_only=True)
+class Ablation(AblationStudy):
     """One kept set, beside the lines it is to be read against."""
 
     name = "kept"
 
     kept_at: dict[int, list[int]]
     """Per target, the source layers whose terms stayed."""
-    readings: Readings
-    """The kept set, as "kept", and the references."""
-    no_op: bool
-    """Whether these rows cannot reach the output (patch rows of the last layer, CLS pooling)."""
-    measured: Facts
-    """What it was measured on."""
 
     @property
     def reading(self) -> Reading:
@@ -114,18 +108,17 @@ class Ablation(Study):
         """The kept sources as text: "5 7", of several targets "6: 5 6 | 7: 5 7"."""
         return sources_text(self.kept_at)
 
-    def facts(self) -> Facts:
-        """What it was measured on, and what stayed."""
-        more = {"kept": self.kept_at, "no_op": self.no_op}
-        return replace(self.measured, more={**self.measured.more, **more})
+    def chosen_facts(self) -> dict[str, Any]:
+        """What stayed."""
+        return {"kept": self.kept_at}
 
     def caption(self) -> str:
         """What stayed, and where it was read."""
-        facts, layers = self.measured, ", ".join(map(str, self.kept_at))
+        layers = ", ".join(map(str, self.targets))
         return (
-            f"{facts.data}, N = {self.n}, layer {layers}, {facts.tokens} rows, teacher "
-            f"trajectory, sources kept: {self.sources or 'none'}, dropped terms: {facts.fill}, "
-            f"templates: {facts.more['templates']}, L0 {facts.l0:.1f}, seed {facts.seed}"
+            f"{self.data}, N = {self.n}, layer {layers}, {self.tokens} rows, teacher trajectory, "
+            f"sources kept: {self.sources or 'none'}, dropped terms: {self.fill}, templates: "
+            f"{self.templates}, L0 {self.l0:.1f}, seed {self.seed}"
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -138,10 +131,6 @@ class Ablation(Study):
         from vit_clt.analysis.ablations.tables import ablation_table
 
         return ablation_table(self)
-
-    def notes(self) -> Sequence[str]:
-        """Whether anything could change at all."""
-        return NO_OP_NOTE if self.no_op else ()
 
     def metrics(self) -> list[Metric]:
         """Accuracy and loss of the kept set and the references, beside floor and baseline."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import BLUE, INK, error_bars, finish
+from vit_clt.analysis.reporting.style import BLUE, INK, ROW_NAMES, error_bars, finish
 
 if TYPE_CHECKING:
     from vit_clt.analysis.ablations.ablation import Ablation
@@ -44,13 +44,14 @@ def kept_set_figure(ablation: Ablation) -> go.Figure:
         )
         figure.update_xaxes(title_text=title, row=1, col=column)
     figure.update_yaxes(autorange="reversed")
-    facts, layers = ablation.measured, ", ".join(map(str, ablation.kept_at))
+    layers = ", ".join(map(str, ablation.targets))
     no_op = " — these rows cannot reach the output: a no-op" if ablation.no_op else ""
     figure.update_layout(
         title={
-            "text": f"Kept sources of layer {layers}, {facts.tokens} rows{no_op}<br><sup>"
-            f"{facts.data}, N = {ablation.n}, teacher trajectory, L0 = {facts.l0:.1f}, dropped "
-            f"terms: {facts.fill}, seed {facts.seed}; bars: 95 % bootstrap over images</sup>",
+            "text": f"Kept sources of layer {layers}, {ROW_NAMES[ablation.tokens]}{no_op}<br><sup>"
+            f"{ablation.data}, N = {ablation.n}, teacher trajectory, L0 = {ablation.l0:.1f}, "
+            f"dropped terms: {ablation.fill}, seed {ablation.seed}; bars: 95 % bootstrap over "
+            "images</sup>",
         },
         width=900,
         height=400,

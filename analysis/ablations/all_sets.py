@@ -106,15 +106,7 @@ def keep_sets(
         scores=scores.matrix[target, :n_sources].tolist(),
         ranked_by=scores.label,
         k=k,
-        target=target,
-        tokens=tokens,
-        fill=fill,
-        data=data.name,
-        split=data.split,
-        templates=zs.name,
-        seed=seed,
-        l0=study.l0(),
-        no_op=study.no_op,
+        **study.measured(),
     )
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vit_clt.analysis.ablations.term_sets import NO_OP_NOTE, REFERENCES
-from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.analysis.ablations.result import AblationStudy
+from vit_clt.analysis.ablations.term_sets import REFERENCES
 from vit_clt.analysis.stats.intervals import Interval
-from vit_clt.analysis.stats.readings import Measure, Readings
-from vit_clt.choices import Fill, TokenKind
+from vit_clt.analysis.stats.readings import Measure
 from vit_clt.metrics import Metric
 
 if TYPE_CHECKING:
@@ -39,8 +37,8 @@ class MarkedSet:
     """1 + how many of the sets read are strictly better."""
 
 
-@dataclass(frozen=True)
-class KeepSets(Study):
+@dataclass(frozen=True, kw_only=True)
+class KeepSets(AblationStudy):
     """Accuracy and loss of all sets of k sources, or of a sample, and the marked ones' places."""
 
     name = "keep_sets"
@@ -50,24 +48,17 @@ class KeepSets(Study):
     loss: Float[Tensor, " set"]
     marked: list[MarkedSet]
     """The chosen set first, then those of the other rankings."""
-    readings: Readings
-    """The marked sets by name and the references, with intervals."""
     n_possible: int
     """C(sources, k); more than `sets` where those are a sample."""
     scores: list[float]
     """The score of each source at the target."""
     ranked_by: str
     k: int
-    target: int
-    tokens: TokenKind
-    fill: Fill
-    data: str
-    split: str | None
-    templates: str
-    seed: int
-    l0: float
-    """Active features a token and layer, on these rows, over the target's sources."""
-    no_op: bool
+
+    @property
+    def target(self) -> int:
+        """The layer whose MLP rows were overwritten."""
+        return self.targets[0]
 
     @property
     def chosen(self) -> MarkedSet:
@@ -177,27 +168,14 @@ class KeepSets(Study):
         )
         return frame.sort_values("loss", kind="stable", ignore_index=True)
 
-    def facts(self) -> Facts:
-        """What the sets were read on, and which were marked."""
-        return Facts(
-            data=self.data,
-            n=self.readings.n,
-            tokens=self.tokens,
-            trajectory="teacher",
-            l0=self.l0,
-            split=self.split,
-            fill=self.fill,
-            seed=self.seed,
-            more={
-                "templates": self.templates,
-                "target": self.target,
-                "k": self.k,
-                "sets": self.extent,
-                "marked": {mark.name: list(mark.sources) for mark in self.marked},
-                "ranked_by": self.ranked_by,
-                "no_op": self.no_op,
-            },
-        )
+    def chosen_facts(self) -> dict[str, Any]:
+        """How many sets were read, and which were marked."""
+        return {
+            "k": self.k,
+            "sets": self.extent,
+            "marked": {mark.name: list(mark.sources) for mark in self.marked},
+            "ranked_by": self.ranked_by,
+        }
 
     def caption(self) -> str:
         """What was read, how scores and losses go together, and which layer matters most."""
@@ -217,10 +195,6 @@ class KeepSets(Study):
         from vit_clt.analysis.ablations.tables import keep_set_table
 
         return keep_set_table(self)
-
-    def notes(self) -> Sequence[str]:
-        """Whether anything could change at all."""
-        return NO_OP_NOTE if self.no_op else ()
 
     def metrics(self, prefix: str = "") -> list[Metric]:
         """Marked sets and references with intervals, ranks, and what explains the choice."""

@@ -11,11 +11,11 @@ import pandas as pd
 from vit_clt.analysis.ablations.ablation import sources_text
 from vit_clt.analysis.ablations.keep_drop import Mode, kept_sources, sources_at, term_sets
 from vit_clt.analysis.ablations.rankings import Order, source_orders
-from vit_clt.analysis.ablations.term_sets import NO_OP_NOTE, REFERENCES, Targets
+from vit_clt.analysis.ablations.result import AblationStudy
+from vit_clt.analysis.ablations.term_sets import REFERENCES, Targets
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
-from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import Interval
-from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, Reading, Readings
+from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, Reading
 from vit_clt.choices import Fill, Ranking, TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.hooks import HookedViT
@@ -52,8 +52,8 @@ class Point:
         return sources_text(self.chosen)
 
 
-@dataclass(frozen=True)
-class AblationCurves(Study):
+@dataclass(frozen=True, kw_only=True)
+class AblationCurves(AblationStudy):
     """Keep and drop for every k from 0 to the number of sources, one pass over the images."""
 
     name = "ablation"
@@ -63,19 +63,8 @@ class AblationCurves(Study):
     points: list[Point]
     ranked_by: str
     """Which score is the main ranking's, on which rows and images."""
-    readings: Readings
-    tokens: TokenKind
-    targets: list[int]
     sources: list[int] | None
     """The set that was given beside the curves."""
-    fill: Fill
-    data: str
-    split: str | None
-    templates: str
-    seed: int
-    l0: float
-    """Active features a token and layer, on these rows, over the targets' sources."""
-    no_op: bool
 
     @property
     def ranking(self) -> list[int]:
@@ -99,27 +88,14 @@ class AblationCurves(Study):
         """The mean over a ranking's draws, with its interval over images."""
         return self.readings.mean([p.name for p in self._find(ranking, mode, k)], measure)
 
-    def facts(self) -> Facts:
-        """What was kept or dropped, in which orders, and where it was read."""
-        return Facts(
-            data=self.data,
-            n=self.readings.n,
-            tokens=self.tokens,
-            trajectory="teacher",
-            l0=self.l0,
-            split=self.split,
-            fill=self.fill,
-            seed=self.seed,
-            more={
-                "templates": self.templates,
-                "target": self.targets[0] if len(self.targets) == 1 else self.targets,
-                "ranking": self.ranking,
-                "rankings": self.rankings,
-                "ranked_by": self.ranked_by,
-                "sources": self.sources,
-                "no_op": self.no_op,
-            },
-        )
+    def chosen_facts(self) -> dict[str, Any]:
+        """The orders, by which score, and the set that was given."""
+        return {
+            "ranking": self.ranking,
+            "rankings": self.rankings,
+            "ranked_by": self.ranked_by,
+            "sources": self.sources,
+        }
 
     def caption(self) -> str:
         """What was read, and what "recovered" means."""
@@ -136,10 +112,6 @@ class AblationCurves(Study):
         from vit_clt.analysis.ablations.tables import curve_table
 
         return curve_table(self)
-
-    def notes(self) -> Sequence[str]:
-        """Whether anything could change at all."""
-        return NO_OP_NOTE if self.no_op else ()
 
     def to_frame(self) -> pd.DataFrame:
         """One row per ranking, draw, mode and k, with references and recovered fractions.
@@ -275,14 +247,6 @@ def ablation_curves(
         points=points,
         ranked_by=scores.label,
         readings=study.read({p.name: kept_sources(p.mode, p.chosen) for p in points}),
-        tokens=tokens,
-        targets=targets,
         sources=sources,
-        fill=fill,
-        data=data.name,
-        split=data.split,
-        templates=zs.name,
-        seed=seed,
-        l0=study.l0(),
-        no_op=study.no_op,
+        **study.measured(),
     )

@@ -198,4 +198,4 @@ def _top_k(study: TermSets, mode: Mode, k: int, scores: ContributionScores | Non
 def _read(study: TermSets, mode: Mode, chosen: dict[int, list[int]]) -> Ablation:
     kept = kept_sources(mode, chosen)
     readings = study.read({"kept": kept})
-    return Ablation(kept, readings, study.no_op, study.facts())
+    return Ablation(kept_at=kept, readings=readings, **study.measured())

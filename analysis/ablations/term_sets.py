@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.analysis.reporting.study import Facts
 from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.analysis.stats.readings import Readings, gather_readings
 from vit_clt.choices import Fill, TokenKind
@@ -43,7 +42,6 @@ Targets = int | Iterable[int] | Literal["all"]
 Kept = Mapping[int, Collection[int]]
 """Per target, the sources whose terms stay."""
 REFERENCES = ("original", "full", "bias_only", "floor_zero", "floor_mean")
-NO_OP_NOTE = ("these rows cannot reach the output: a no-op",)
 # terms kept between passes over the images; those of further images are made anew in every pass
 CACHE_BYTES = 2**30
 # numbers of the stream that run on together: few enough to stay near the processor
@@ -147,27 +145,19 @@ class TermSets:
                 loss[i] += outcome.loss.double().sum()
         return right / len(self.data), loss / len(self.data)
 
-    def facts(self) -> Facts:
-        """What everything is measured on, for the results."""
-        targets = list(self.targets)
-        return Facts(
-            data=self.data.name,
-            n=len(self.data),
-            tokens=self.tokens,
-            trajectory="teacher",
-            l0=self.l0(),
-            split=self.data.split,
-            fill=self.fill,
-            seed=self.seed,
-            more={
-                "templates": self.zs.name,
-                "target": targets[0] if len(targets) == 1 else targets,
-            },
-        )
-
-    def l0(self) -> float:
-        """Active features a token and layer, on these rows, over the targets' sources."""
-        return float(self._means.l0.mean())
+    def measured(self) -> dict[str, Any]:
+        """What a result says of itself: the fields of `AblationStudy` beside its readings."""
+        return {
+            "targets": list(self.targets),
+            "tokens": self.tokens,
+            "fill": self.fill,
+            "data": self.data.name,
+            "split": self.data.split,
+            "templates": self.zs.name,
+            "seed": self.seed,
+            "l0": float(self._means.l0.mean()),
+            "no_op": self.no_op,
+        }
 
     @property
     def _only_cls_is_read(self) -> bool:
