@@ -11,12 +11,11 @@ import plotly.graph_objects as go
 import torch
 
 from vit_clt.analysis.ablations.curves import AblationCurves, ablation_curves
-from vit_clt.analysis.ablations.curves_figure import ablation_figure
-from vit_clt.analysis.contributions.figure import contribution_figure
-from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores, score
+from vit_clt.analysis.contributions.study import ScoreStudy, score_study
 from vit_clt.analysis.fit.cascade_study import Cascade, cascade
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstruction
 from vit_clt.analysis.reporting.page import Section, render_report
+from vit_clt.analysis.reporting.study import Facts
 from vit_clt.analysis.reporting.style import ROW_NAMES
 from vit_clt.analysis.retrieval.consistency import ClassConsistency, class_consistency
 from vit_clt.analysis.retrieval.descriptors import untrained
@@ -54,14 +53,11 @@ class DemoStudy:
 
     clt: CrossLayerTranscoder
     train_name: str
-    test_name: str
-    n_test: int
-    seed: int
     seconds: float
     cascade: Cascade
     """All layers replaced, for the three token kinds."""
     reconstruction: Reconstruction
-    scores: list[list[ContributionScores]]
+    scores: ScoreStudy
     curves: list[AblationCurves]
     consistency: ClassConsistency
     """Of what is retrieved from the training split."""
@@ -70,7 +66,7 @@ class DemoStudy:
     def metrics(self) -> list[Metric]:
         """The study's numbers, as written to metrics.json."""
         teacher = self.cascade.readings["original"]
-        n = self.n_test
+        n = self.facts().n
         position = self.reconstruction.mean("patch", "r2_position")
         found = [
             teacher.top1.metric("teacher_top1", "fraction", n, floor=0.1),
@@ -92,25 +88,24 @@ class DemoStudy:
         found += self.consistency.metrics(prefix="retrieval_")
         return found
 
-    def context(self) -> dict[str, object]:
+    def facts(self) -> Facts:
         """What the numbers were measured on."""
-        return {
-            "command": "demo",
-            "data": self.test_name,
-            "split": "test",
-            "trained_on": self.train_name,
-            "tokens": "cls patch all",
-            "trajectory": "stream for replacement, teacher for scores and ablations",
-            "l0": self.reconstruction.mean("all", "l0"),
-            "fill": " ".join(curves.fill for curves in self.curves),
-            "seed": self.seed,
-            "templates": "ensemble",
-            "clt": self.clt.config.to_json(),
-        }
+        return replace(
+            self.curves[0].facts(),
+            tokens="cls patch all",
+            trajectory="stream for replacement, teacher for scores and ablations",
+            l0=self.reconstruction.mean("all", "l0"),
+            fill=" ".join(curves.fill for curves in self.curves),
+            more={
+                "trained_on": self.train_name,
+                "templates": self.curves[0].templates,
+                "clt": self.clt.config.to_json(),
+            },
+        )
 
     def report(self) -> str:
         """report.html as a string."""
-        config = self.clt.config
+        config, facts = self.clt.config, self.facts()
         mean = self.reconstruction.mean
         sections = [
             Section(
@@ -118,15 +113,15 @@ class DemoStudy:
                 facts={
                     "Model": "the digits CLIP shipped with vit-clt: 8 layers, width 64, 16 patches "
                     "and a class token (CLS) an image",
-                    "Images": f"trained on {self.train_name}, measured on {self.test_name}, "
-                    f"N = {self.n_test}, which neither the model nor the CLT was trained on",
+                    "Images": f"trained on {self.train_name}, measured on {facts.data}, "
+                    f"N = {facts.n}, which neither the model nor the CLT was trained on",
                     "CLT": f"{config.n_features} features a layer, ReLU-TopK, measured L0 "
                     f"{mean('all', 'l0'):.1f} a token, {config.n_parameters() / 1e6:.1f} M "
                     "parameters",
                     "Reconstruction": f"R² as a mean over layers {mean('patch'):.3f} on patch rows "
                     f"({mean('patch', 'r2_position'):.3f} where 0 is predicting each position's "
                     f"mean) and {mean('cls'):.3f} on CLS rows",
-                    "Seed, time": f"{self.seed}; {self.seconds:.0f} s",
+                    "Seed, time": f"{facts.seed}; {self.seconds:.0f} s",
                 },
             ),
             Section("What the numbers say, and what they do not", [MEANING]),
@@ -145,7 +140,7 @@ class DemoStudy:
                     "Rows of each heatmap, bias included, sum to 1. Projection counts what is the "
                     "same in every image; centred does not."
                 ],
-                figures=[contribution_figure(self.scores)],
+                figures=[self.scores.figure()],
             ),
             Section(
                 "Does the model need those layers?",
@@ -154,7 +149,7 @@ class DemoStudy:
                     "source layers alone (keep) or without them (drop). Dropped terms are set to "
                     "zero, or to their mean over the images."
                 ],
-                figures=[ablation_figure(curves) for curves in self.curves],
+                figures=[curves.figure() for curves in self.curves],
             ),
             Section(
                 "Reconstruction per layer",
@@ -203,22 +198,16 @@ def demo_study(
     all_layers = cascade(
         vit, clt, test_data, zs, tokens=get_args(TokenKind), first_layers=[0], seed=seed
     )
-    cls_scores = contribution_scores(vit, clt, test_data, tokens="cls")
-    scores = [
-        [score(cls_scores.moments, tokens=tokens, kind=kind) for kind in ("projection", "centred")]
-        for tokens in ("cls", "patch")
-    ]
+    scores = score_study(vit, {"CLT": clt}, test_data)
+    of_cls = scores.drawn("CLT", "cls", "projection")
     curves = [
-        ablation_curves(vit, clt, test_data, zs, scores=cls_scores, fill=fill, seed=seed)
+        ablation_curves(vit, clt, test_data, zs, scores=of_cls, fill=fill, seed=seed)
         for fill in ("zero", "mean")
     ]
     consistency, retrieved = _retrieval(vit, clt, train_data, test_data, seed)
     return DemoStudy(
         clt=clt,
         train_name=train_data.name,
-        test_name=test_data.name,
-        n_test=len(test_data),
-        seed=seed,
         cascade=all_layers,
         reconstruction=reconstruction(vit, clt, test_data, seed=seed),
         scores=scores,

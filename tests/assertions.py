@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import html
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from vit_clt import CrossLayerTranscoder
+from vit_clt.analysis.reporting.study import Study, study_files, write_study
+from vit_clt.outputs import OutputFolder
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
@@ -38,3 +45,25 @@ def same_clt(found: CrossLayerTranscoder, expected: CrossLayerTranscoder) -> Non
     assert found.state_dict().keys() == expected.state_dict().keys()
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
+
+
+def tells_itself(study: Study, place: Path) -> dict[str, Any]:
+    """The context of metrics.json, once files and a notebook's cell are what `Study` promises.
+
+    Args:
+        study: a result.
+        place: a folder for its files.
+    """
+    told = (study, *study.companions())
+    declared = set(study_files(*map(type, told)))
+    folder = OutputFolder(place, sorted(declared)).open()
+    write_study(folder, study, "a test")
+    pictures = {f"{each.name}.png" for each in told}
+    assert {path.name for path in place.iterdir()} == declared - pictures
+    for each in told:
+        shown = each._repr_html_()
+        assert f"<p>{html.escape(each.caption())}</p>" in shown
+        assert "Plotly.newPlot" in shown
+        assert shown.count("<tr") == 1 + len(each.shown())
+        assert each.caption() in (place / f"{each.name}.md").read_text()
+    return json.loads((place / "metrics.json").read_text())["context"]

@@ -7,209 +7,25 @@ and the lowest k show how easily that is had. Our measure, not the paper's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
-from jaxtyping import Bool, Float
-from torch import Tensor
 
+from vit_clt.analysis.ablations.all_sets_result import KeepSets, MarkedSet, Set
 from vit_clt.analysis.ablations.keep_drop import term_sets
 from vit_clt.analysis.ablations.rankings import source_orders
-from vit_clt.analysis.ablations.term_sets import REFERENCES
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
-from vit_clt.analysis.stats.intervals import Interval
-from vit_clt.analysis.stats.readings import Measure, Readings
+from vit_clt.analysis.stats.readings import Measure
 from vit_clt.choices import Fill, Ranking, TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
-from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
 MAX_SETS = 10_000
 """Above so many sets a seeded sample of as many stands for all."""
-Set = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class MarkedSet:
-    """A set that a rule chose, and where it stands."""
-
-    name: str
-    """The ranking whose first k sources it holds."""
-    sources: Set
-    top1: float
-    loss: float
-    better: dict[Measure, float]
-    """Share of the sets that are strictly better: higher accuracy, lower loss."""
-    rank: dict[Measure, int]
-    """1 + how many of the sets read are strictly better."""
-
-
-@dataclass(frozen=True)
-class KeepSets:
-    """Accuracy and loss of all sets of k sources, or of a sample, and the marked ones' places."""
-
-    sets: list[Set]
-    top1: Float[Tensor, " set"]
-    loss: Float[Tensor, " set"]
-    marked: list[MarkedSet]
-    """The chosen set first, then those of the other rankings."""
-    readings: Readings
-    """The marked sets by name and the references, with intervals."""
-    n_possible: int
-    """C(sources, k); more than `sets` where those are a sample."""
-    scores: list[float]
-    """The score of each source at the target."""
-    ranked_by: str
-    k: int
-    target: int
-    tokens: TokenKind
-    fill: Fill
-    data: str
-    seed: int
-    l0: float
-    """Active features a token and layer, on these rows, over the target's sources."""
-    no_op: bool
-
-    @property
-    def chosen(self) -> MarkedSet:
-        """The k sources with the highest score."""
-        return self.marked[0]
-
-    @property
-    def lead(self) -> Interval:
-        """Loss of the k deepest minus that of the chosen set, paired over images."""
-        return self.readings.difference("last", self.chosen.name, "loss")
-
-    @property
-    def sampled(self) -> bool:
-        """Whether the sets are a sample of all."""
-        return len(self.sets) < self.n_possible
-
-    @property
-    def extent(self) -> str:
-        """How many sets, for captions: "all 495 sets" or "10,000 of 12,870 sets, drawn"."""
-        if self.sampled:
-            return f"{len(self.sets):,} of {self.n_possible:,} sets of {self.k}, drawn at random"
-        return f"all {len(self.sets):,} sets of {self.k}"
-
-    @property
-    def membership(self) -> Bool[np.ndarray, "set source"]:
-        """Which sources each set holds."""
-        held = np.zeros((len(self.sets), len(self.scores)), dtype=bool)
-        for i, sources in enumerate(self.sets):
-            held[i, list(sources)] = True
-        return held
-
-    def spearman(self) -> float:
-        """Rank correlation over the sets of summed score and loss; NaN where one is constant.
-
-        Negative where a higher score means a better set.
-        """
-        from scipy.stats import spearmanr  # takes a second to import
-
-        summed = self.membership @ np.asarray(self.scores)
-        loss = self.loss.numpy()
-        if np.ptp(summed) == 0 or np.ptp(loss) == 0:
-            return float("nan")
-        return float(spearmanr(summed, loss).statistic)
-
-    def layers(self) -> pd.DataFrame:
-        """One row per source: what it changes that a set holds it.
-
-        `loss_with` and `loss_without` are means over sets; `explained` is the share of the
-        variance of the loss over sets that this one membership explains (eta squared).
-        """
-        loss, held = self.loss.numpy(), self.membership
-        spread = loss.var()
-        rows = []
-        for source, score in enumerate(self.scores):
-            inside = held[:, source]
-            share = inside.mean()
-            with_it, without = loss[inside].mean(), loss[~inside].mean()
-            between = share * (1 - share) * (with_it - without) ** 2
-            rows.append(
-                {
-                    "source": source,
-                    "score": score,
-                    "loss_with": with_it,
-                    "loss_without": without,
-                    "explained": between / spread if spread > 0 else float("nan"),
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def marks(self) -> pd.DataFrame:
-        """One row per marked set: accuracy, loss, intervals, ranks, and how far from the chosen."""
-        rows = []
-        for mark in self.marked:
-            above = self.readings.difference(mark.name, self.chosen.name, "loss")
-            rows.append(
-                {
-                    "set": mark.name,
-                    "sources": _text(mark.sources),
-                    **self.readings[mark.name].columns(),
-                    "rank_loss": mark.rank["loss"],
-                    "rank_top1": mark.rank["top1"],
-                    "better_loss": mark.better["loss"],
-                    "better_top1": mark.better["top1"],
-                    **above.columns("loss_above_chosen"),
-                    "n_sets": len(self.sets),
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per set, best loss first; `marks` names the rankings that choose it."""
-        names: dict[Set, list[str]] = {}
-        for mark in self.marked:
-            names.setdefault(mark.sources, []).append(mark.name)
-        frame = pd.DataFrame(
-            {
-                "sources": [_text(sources) for sources in self.sets],
-                "top1": self.top1.tolist(),
-                "loss": self.loss.tolist(),
-                "summed_score": (self.membership @ np.asarray(self.scores)).tolist(),
-                "marks": [" ".join(names.get(sources, [])) for sources in self.sets],
-                "n": self.readings.n,
-                "loss_baseline": self.readings["original"].loss,
-                "loss_floor_zero": self.readings["floor_zero"].loss,
-                "loss_floor_mean": self.readings["floor_mean"].loss,
-            }
-        )
-        return frame.sort_values("loss", kind="stable", ignore_index=True)
-
-    def metrics(self, prefix: str = "") -> list[Metric]:
-        """Marked sets and references with intervals, ranks, and what explains the choice."""
-        n, original, floor = self.readings.n, self.readings["original"], self.readings["floor_mean"]
-        found = []
-        for name in (*REFERENCES[1:], *(mark.name for mark in self.marked)):
-            found += self.readings[name].metrics(f"{prefix}{name}", floor, original)
-        for mark in self.marked:
-            for measure in ("loss", "top1"):
-                rank, better = mark.rank[measure], mark.better[measure]
-                found.append(Metric(f"{prefix}{mark.name}_rank_{measure}", rank, "count", n))
-                found.append(Metric(f"{prefix}{mark.name}_better_{measure}", better, "fraction", n))
-        found.append(Metric(f"{prefix}n_sets", len(self.sets), "count", n))
-        found.append(Metric(f"{prefix}spearman_loss", self.spearman(), "fraction", n))
-        for row in self.layers().itertuples():
-            name = f"{prefix}source_{row.source}"
-            found.append(Metric(f"{name}_loss_with", row.loss_with, "nats", n))
-            found.append(Metric(f"{name}_loss_without", row.loss_without, "nats", n))
-            found.append(Metric(f"{name}_explained", row.explained, "fraction", n))
-        return found
-
-    def figure(self) -> go.Figure:
-        """The losses of all sets, the marked ones among them, and each layer's membership."""
-        from vit_clt.analysis.ablations.all_sets_figure import keep_set_figure
-
-        return keep_set_figure(self)
 
 
 def keep_sets(
@@ -290,13 +106,7 @@ def keep_sets(
         scores=scores.matrix[target, :n_sources].tolist(),
         ranked_by=scores.label,
         k=k,
-        target=target,
-        tokens=tokens,
-        fill=fill,
-        data=data.name,
-        seed=seed,
-        l0=study.l0(),
-        no_op=study.no_op,
+        **study.measured(),
     )
 
 
@@ -325,7 +135,3 @@ def _sets(n_sources: int, k: int, seed: int) -> list[Set]:
         orders = rng.permuted(np.tile(np.arange(n_sources), (MAX_SETS, 1)), axis=1)
         drawn |= dict.fromkeys(map(tuple, np.sort(orders[:, :k]).tolist()))
     return list(drawn)[:MAX_SETS]
-
-
-def _text(sources: Set) -> str:
-    return " ".join(map(str, sources))

@@ -20,7 +20,7 @@ from vit_clt.analysis.reporting.style import (
 )
 
 if TYPE_CHECKING:
-    from vit_clt.analysis.ablations.all_sets import KeepSets
+    from vit_clt.analysis.ablations.all_sets_result import KeepSets
 
 _RULES = {"last": "deepest k", "bottom": "lowest score"}
 _LINES = (

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
-import plotly.graph_objects as go
 
+from vit_clt.analysis.ablations.ablation import sources_text
 from vit_clt.analysis.ablations.keep_drop import Mode, kept_sources, sources_at, term_sets
 from vit_clt.analysis.ablations.rankings import Order, source_orders
+from vit_clt.analysis.ablations.result import AblationStudy
 from vit_clt.analysis.ablations.term_sets import REFERENCES, Targets
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.stats.intervals import Interval
-from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, Reading, Readings
+from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, Reading
 from vit_clt.choices import Fill, Ranking, TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 GIVEN = "given"
 """What a set that was given, not ranked, stands under where rankings do."""
@@ -45,30 +49,22 @@ class Point:
     @property
     def sources(self) -> str:
         """The chosen sources as text: "7 5", of several targets "6: 6 5 | 7: 7 5"."""
-        each = {target: " ".join(map(str, chosen)) for target, chosen in self.chosen.items()}
-        if len(each) == 1:
-            return next(iter(each.values()))
-        return " | ".join(f"{target}: {text}" for target, text in each.items())
+        return sources_text(self.chosen)
 
 
-@dataclass(frozen=True)
-class AblationCurves:
+@dataclass(frozen=True, kw_only=True)
+class AblationCurves(AblationStudy):
     """Keep and drop for every k from 0 to the number of sources, one pass over the images."""
+
+    name = "ablation"
 
     orders: list[Order]
     """The main ranking first; one per draw of the random ones."""
     points: list[Point]
     ranked_by: str
     """Which score is the main ranking's, on which rows and images."""
-    readings: Readings
-    tokens: TokenKind
-    targets: list[int]
-    fill: Fill
-    data: str
-    seed: int
-    l0: float
-    """Active features a token and layer, on these rows, over the targets' sources."""
-    no_op: bool
+    sources: list[int] | None
+    """The set that was given beside the curves."""
 
     @property
     def ranking(self) -> list[int]:
@@ -91,6 +87,31 @@ class AblationCurves:
     def mean(self, mode: Mode, k: int, ranking: str, measure: Measure = "top1") -> Interval:
         """The mean over a ranking's draws, with its interval over images."""
         return self.readings.mean([p.name for p in self._find(ranking, mode, k)], measure)
+
+    def chosen_facts(self) -> dict[str, Any]:
+        """The orders, by which score, and the set that was given."""
+        return {
+            "ranking": self.ranking,
+            "rankings": self.rankings,
+            "ranked_by": self.ranked_by,
+            "sources": self.sources,
+        }
+
+    def caption(self) -> str:
+        """What was read, and what "recovered" means."""
+        layers = ", ".join(map(str, self.targets))
+        return (
+            f"{self.data}, N = {self.readings.n}, layer {layers}, {self.tokens} rows, teacher "
+            f"trajectory, dropped terms: {self.fill}, templates: {self.templates}, ranked by "
+            f"{', '.join(self.rankings)}, L0 {self.l0:.1f}, seed {self.seed}; recovered: "
+            "share of the way from the mean floor to the full reconstruction"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row per ranking, mode and k (random orders as the mean of theirs), and reference."""
+        from vit_clt.analysis.ablations.tables import curve_table
+
+        return curve_table(self)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per ranking, draw, mode and k, with references and recovered fractions.
@@ -207,6 +228,7 @@ def ablation_curves(
     data = as_image_data(data)
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
     targets = list(study.targets)
+    sources = None if sources is None else list(sources)
     given = None if sources is None else sources_at(targets, sources)
     scores = scores or contribution_scores(vit, clt, data, tokens=tokens, progress=progress)
     wanted = [scores.kind] if rankings is None else rankings
@@ -225,11 +247,6 @@ def ablation_curves(
         points=points,
         ranked_by=scores.label,
         readings=study.read({p.name: kept_sources(p.mode, p.chosen) for p in points}),
-        tokens=tokens,
-        targets=targets,
-        fill=fill,
-        data=data.name,
-        seed=seed,
-        l0=study.l0(),
-        no_op=study.no_op,
+        sources=sources,
+        **study.measured(),
     )

@@ -7,16 +7,14 @@ terms), and zero-shot accuracy and loss are read. Terms come from the teacher tr
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from vit_clt.analysis.ablations.ablation import Ablation
 from vit_clt.analysis.ablations.rankings import rank_sources
-from vit_clt.analysis.ablations.term_sets import REFERENCES, Targets, TermSets, target_list
+from vit_clt.analysis.ablations.term_sets import Targets, TermSets, target_list
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
-from vit_clt.analysis.stats.intervals import Interval
-from vit_clt.analysis.stats.readings import Measure, Reading, Readings
 from vit_clt.choices import Fill, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -26,75 +24,6 @@ from vit_clt.zero_shot import ZeroShot
 
 Mode = Literal["keep", "drop"]
 Images = ImageData | Tensor | Iterable[Any]
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """One kept set, beside the lines it is to be read against."""
-
-    reading: Reading
-    kept_at: dict[int, list[int]]
-    """Per target, the source layers whose terms stayed."""
-    bias_only: Reading
-    """y^ = b_dec: every term dropped, nothing filled in."""
-    floor_zero: Reading
-    """The model's own MLP rows at the targets set to zero."""
-    floor_mean: Reading
-    """The model's own MLP rows at the targets set to their mean over the images."""
-    full: Reading
-    """Every term kept."""
-    original: Reading
-    """The unaltered model."""
-    no_op: bool
-    """Whether these rows cannot reach the output (patch rows of the last layer, CLS pooling)."""
-    readings: Readings
-    name: str
-
-    @property
-    def top1(self) -> Interval:
-        """Zero-shot accuracy, a fraction."""
-        return self.reading.top1
-
-    @property
-    def low(self) -> float:
-        """Lower end of the accuracy's 95 % interval."""
-        return self.top1.low
-
-    @property
-    def high(self) -> float:
-        """Upper end of the accuracy's 95 % interval."""
-        return self.top1.high
-
-    @property
-    def loss(self) -> Interval:
-        """Mean cross-entropy, in nats."""
-        return self.reading.loss
-
-    @property
-    def loss_low(self) -> float:
-        """Lower end of the loss's 95 % interval."""
-        return self.loss.low
-
-    @property
-    def loss_high(self) -> float:
-        """Upper end of the loss's 95 % interval."""
-        return self.loss.high
-
-    @property
-    def n(self) -> int:
-        """Images read."""
-        return self.reading.n
-
-    @property
-    def kept(self) -> list[int]:
-        """Source layers whose terms stayed at the (deepest) target."""
-        return self.kept_at[max(self.kept_at)]
-
-    def recovered(
-        self, floor: Literal["floor_zero", "floor_mean"] = "floor_mean", measure: Measure = "top1"
-    ) -> Interval:
-        """(value - floor) / (full - floor); NaN where the interval of full - floor contains 0."""
-        return self.readings.recovered(self.name, "full", floor, measure)
 
 
 def keep_top_k(
@@ -268,12 +197,5 @@ def _top_k(study: TermSets, mode: Mode, k: int, scores: ContributionScores | Non
 
 def _read(study: TermSets, mode: Mode, chosen: dict[int, list[int]]) -> Ablation:
     kept = kept_sources(mode, chosen)
-    readings = study.read({mode: kept})
-    return Ablation(
-        reading=readings[mode],
-        kept_at=kept,
-        **{reference: readings[reference] for reference in REFERENCES},
-        no_op=study.no_op,
-        readings=readings,
-        name=mode,
-    )
+    readings = study.read({"kept": kept})
+    return Ablation(kept_at=kept, readings=readings, **study.measured())

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -145,9 +145,19 @@ class TermSets:
                 loss[i] += outcome.loss.double().sum()
         return right / len(self.data), loss / len(self.data)
 
-    def l0(self) -> float:
-        """Active features a token and layer, on these rows, over the targets' sources."""
-        return float(self._means.l0.mean())
+    def measured(self) -> dict[str, Any]:
+        """What a result says of itself: the fields of `AblationStudy` beside its readings."""
+        return {
+            "targets": list(self.targets),
+            "tokens": self.tokens,
+            "fill": self.fill,
+            "data": self.data.name,
+            "split": self.data.split,
+            "templates": self.zs.name,
+            "seed": self.seed,
+            "l0": float(self._means.l0.mean()),
+            "no_op": self.no_op,
+        }
 
     @property
     def _only_cls_is_read(self) -> bool:

@@ -25,7 +25,8 @@ from typing import Literal, get_args
 
 import torch
 
-from vit_clt.analysis.ablations.all_sets import KeepSets, keep_sets
+from vit_clt.analysis.ablations.all_sets import keep_sets
+from vit_clt.analysis.ablations.all_sets_result import KeepSets
 from vit_clt.analysis.causal.agreement import depth_agreement
 from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.causal.targets import PATHS, Path

@@ -14,8 +14,8 @@ from torch import Tensor
 from vit_clt.analysis.reporting.style import ROW_NAMES, finish
 
 if TYPE_CHECKING:
+    from vit_clt.analysis.contributions.difference import ScoreDifference
     from vit_clt.analysis.contributions.scores import ContributionScores
-    from vit_clt.analysis.contributions.study import ScoreDifference
 
 _UNCLEAR = "#b8b8b8"
 # above this, numbers in cells would be smaller than print

@@ -161,6 +161,7 @@ class ContributionMoments:
     """-1 where unlabelled."""
     class_names: list[str]
     data: str
+    split: str | None
 
     @property
     def n_images(self) -> int:
@@ -258,9 +259,9 @@ def compared_moments(
             bar.update(batch.size)
     return [
         ContributionMoments(
-            targets[i], variation, active[i], rows, labels, data.class_names, data.name
+            targets[i], variation, of_clt, rows, labels, data.class_names, data.name, data.split
         )
-        for i in range(len(clts))
+        for i, of_clt in enumerate(active)
     ]
 
 

@@ -83,6 +83,16 @@ def score_parts(
     return _parts(fall, bias_fall, moments.variation[tokens][target], power, excluded)
 
 
+def shares(
+    numerator: Float[Tensor, "*draw source_and_bias"],
+    denominator: Float[Tensor, "*draw"],
+    scale: Float[Tensor, "*draw"],
+) -> Float[Tensor, "*draw source_and_bias"]:
+    """Scores from sums over images of `ScoreParts`; NaN where a denominator is only rounding."""
+    defined = denominator > NEGLIGIBLE * scale
+    return torch.where(defined[..., None], numerator / denominator[..., None], torch.nan)
+
+
 def _parts(
     sources: Tensor, bias: Tensor, denominator: Tensor, scale: Tensor, excluded: Tensor
 ) -> ScoreParts:

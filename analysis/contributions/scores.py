@@ -24,24 +24,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_clt.analysis.contributions.chosen import check_chosen, chosen_images
 from vit_clt.analysis.contributions.moments import ContributionMoments, contribution_moments
-from vit_clt.analysis.contributions.parts import NEGLIGIBLE, REDUCIBLE, ScoreParts, score_parts
+from vit_clt.analysis.contributions.parts import REDUCIBLE, ScoreParts, score_parts, shares
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import RESAMPLES, bootstrap_means, intervals
 from vit_clt.choices import Reduce, ScoreKind, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
+from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import class_number
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 ALL_SCORES: tuple[tuple[ScoreKind, Reduce], ...] = (
     ("projection", "mean_of_ratios"),
@@ -52,11 +56,14 @@ ALL_SCORES: tuple[tuple[ScoreKind, Reduce], ...] = (
     ("loo", "ratio_of_means"),
     ("loo_r2", "ratio_of_means"),
 )
+MEANING = "C(s->l) says from which depth y_l can be sparsely read, not what MLP_s contributed."
 
 
 @dataclass(frozen=True)
-class ContributionScores:
+class ContributionScores(Study):
     """C(s->l) on one set of images; `matrix` is NaN above the diagonal (s > l)."""
+
+    name = "scores"
 
     matrix: Float[Tensor, "target source"]
     bias: Float[Tensor, " target"]
@@ -105,8 +112,8 @@ class ContributionScores:
         )
         for l, drawn in enumerate(means):
             sums = torch.from_numpy(drawn)
-            shares = _shares(sums[:, :-2], sums[:, -2], sums[:, -1])
-            found[:, l, : l + 1], found[:, l, -1] = shares[:, :-1], shares[:, -1]
+            each = shares(sums[:, :-2], sums[:, -2], sums[:, -1])
+            found[:, l, : l + 1], found[:, l, -1] = each[:, :-1], each[:, -1]
         return found
 
     @cached_property
@@ -149,6 +156,47 @@ class ContributionScores:
             }
             for l, s, column in cells
         )
+
+    def facts(self) -> Facts:
+        """Which images and rows were scored, and how."""
+        return Facts(
+            data=self.data,
+            n=self.n_images,
+            tokens=self.tokens,
+            trajectory="teacher",
+            l0=self.l0,
+            split=self.moments.split,
+            seed=self.seed,
+            more={
+                "kind": self.kind,
+                "reduce": self.reduce,
+                "excluded_rows": int(self.excluded.sum()),
+            },
+        )
+
+    def caption(self) -> str:
+        """What was scored, and what the columns of `shown` are."""
+        return (
+            f"shares of each layer's reconstruction by source layer, {self.label}, "
+            f"N = {self.n_images}, teacher trajectory, L0 {self.l0:.1f}"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row per target: the share of every source, and of the bias."""
+        n = len(self.matrix)
+        columns = ["target layer", *map(str, range(n)), "bias"]
+        whole = torch.cat([self.matrix, self.bias[:, None]], 1).tolist()
+        cells = [["" if share != share else f"{share:.3f}" for share in row] for row in whole]
+        return pd.DataFrame([[l, *row] for l, row in enumerate(cells)], columns=columns)
+
+    def notes(self) -> Sequence[str]:
+        """What a score does not say."""
+        return [MEANING]
+
+    def metrics(self, prefix: str = "") -> list[Metric]:
+        """The scores of the last target, named {kind}_{rows}_{source}_to_{target}."""
+        name = f"{prefix}{self.kind}_{self.tokens}"
+        return last_target_metrics(name, self.to_frame(), "score", self.n_images)
 
     def figure(self) -> go.Figure:
         """A heatmap of targets against sources."""
@@ -220,7 +268,7 @@ def score(
 ) -> ContributionScores:
     """Any score from moments already gathered; arguments as in `contribution_scores`."""
     token_rows(tokens, moments.has_cls)
-    chosen, which = _chosen(moments, label, image)
+    chosen, which = chosen_images(moments, label, image)
     return _scored(moments, chosen, moments.data + which, tokens, kind, reduce, seed)
 
 
@@ -245,12 +293,12 @@ def _scored(
     excluded = torch.zeros(n, dtype=torch.long)
     for l in range(n):
         parts = score_parts(moments, l, tokens, kind, reduce)
-        shares = _shares(
+        found = shares(
             parts.numerator[:, chosen].sum(-1),
             parts.denominator[chosen].sum(),
             parts.scale[chosen].sum(),
         )
-        matrix[l, : l + 1], bias[l] = shares[:-1], shares[-1]
+        matrix[l, : l + 1], bias[l] = found[:-1], found[-1]
         excluded[l] = parts.excluded[chosen].sum()
     return ContributionScores(
         matrix=matrix,
@@ -268,44 +316,24 @@ def _scored(
     )
 
 
-def _shares(
-    numerator: Float[Tensor, "*draw source_and_bias"],
-    denominator: Float[Tensor, "*draw"],
-    scale: Float[Tensor, "*draw"],
-) -> Float[Tensor, "*draw source_and_bias"]:
-    # what is left of a denominator below its scale is rounding: no share is defined
-    defined = denominator > NEGLIGIBLE * scale
-    return torch.where(defined[..., None], numerator / denominator[..., None], torch.nan)
+def last_target_metrics(name: str, frame: pd.DataFrame, column: str, n: int) -> list[Metric]:
+    """The deepest target's rows of a table by target and source, its bias left out.
 
-
-def check_chosen(
-    label: int | str | None, image: int | None, class_names: Sequence[str], n_images: int
-) -> None:
-    """What can be said of a class or image to score before any image is read.
-
-    Raises:
-        InputError: both are named, a class without such a name, or an image out of range.
+    Args:
+        name: what the metrics' names begin with; "_{source}_to_{target}" follows.
+        frame: with the columns target, source, low, high and `column`.
+        column: which holds the values.
+        n: images.
     """
-    if image is not None and label is not None:
-        raise InputError("image", f"is {image} and label is {label}; expected one of them.")
-    if image is not None and not 0 <= image < n_images:
-        raise InputError("image", f"is {image}; expected a row from 0 to {n_images - 1}.")
-    if isinstance(label, str):
-        class_number(class_names, label, "label")
-
-
-def _chosen(
-    moments: ContributionMoments, label: int | str | None, image: int | None
-) -> tuple[Tensor, str]:
-    """Rows of the images to score, and how captions call them."""
-    names, n = moments.class_names, moments.n_images
-    check_chosen(label, image, names, n)
-    if image is not None:
-        return torch.tensor([image]), f", image {image}"
-    if label is None:
-        return torch.arange(n), ""
-    number = class_number(names, label, "label") if isinstance(label, str) else label
-    chosen = (moments.labels == number).nonzero()[:, 0]
-    if not len(chosen):
-        raise InputError("label", f"is {label}, which no image has; expected one they have.")
-    return chosen, f", class {names[number] if 0 <= number < len(names) else number}"
+    last = frame["target"].max()
+    return [
+        Metric(
+            f"{name}_{row.source}_to_{last}",
+            getattr(row, column),
+            "fraction",
+            n,
+            row.low,
+            row.high,
+        )
+        for row in frame.query(f"target == {last} and source >= 0").itertuples()
+    ]

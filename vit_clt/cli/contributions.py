@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.choices import ScoreKind, TokenKind
-from vit_clt.cli.options import CompareOptions, SeedOptions, StudyOptions, print_table
+from vit_clt.cli.options import CompareOptions, SeedOptions, StudyOptions
 
 
 @dataclass(kw_only=True)
@@ -32,75 +32,20 @@ class Contributions(CompareOptions, StudyOptions, SeedOptions):
 
     def run(self) -> None:
         """Score, draw, and report."""
-        from vit_clt.analysis.contributions.study import score_study
-        from vit_clt.analysis.reporting.files import write_study
-        from vit_clt.analysis.reporting.style import ROW_NAMES
-        from vit_clt.metrics import metrics_json
+        from vit_clt.analysis.contributions.difference import ScoreDifferences
+        from vit_clt.analysis.contributions.study import ScoreStudy, score_study
 
-        names = ("contributions", "difference") if self.compare else ("contributions",)
-        folder = self.study_folder(*names)
+        folder = self.folder_of(ScoreStudy, *([ScoreDifferences] if self.compare else []))
         vit, clts, data = self.load_compared(self.device)
-        tokens: list[TokenKind] = [self.tokens] if self.tokens else ["cls", "patch"]
         study = score_study(
             vit,
             dict(clts),
             data,
-            tokens=tokens,
+            tokens=[self.tokens] if self.tokens else ["cls", "patch"],
             kinds=self.kind,
             label=self.label,
             image=self.image,
             seed=self.seed,
             progress=True,
         )
-        first, shown = study.first, study.last_layer()
-        l0 = {
-            name: {t: study.drawn(name, t, first.kind).l0 for t in tokens} for name in study.names
-        }
-        on_rows = ", ".join(f"{of_clt[tokens[0]]:.1f}" for of_clt in l0.values())
-        facts = (
-            f"{first.data}, N = {first.n_images}, teacher trajectory, L0 {on_rows} "
-            f"({ROW_NAMES[tokens[0]]}); intervals in the CSV: 95 % bootstrap over images, "
-            f"seed {self.seed}"
-        )
-        caption = f"shares of the last layer's reconstruction, {facts}"
-        folder.open()
-        write_study(
-            folder,
-            "contributions",
-            study.figure(),
-            study.to_frame(),
-            caption,
-            shown=shown,
-            png=self.png,
-        )
-        if self.compare:
-            write_study(
-                folder,
-                "difference",
-                study.difference_figure(),
-                study.difference_frame(),
-                f"shares of the last layer's reconstruction, {study.names[0]} less another CLT, "
-                f"95 % bootstrap paired by image, {facts}",
-                shown=study.last_layer_differences(),
-                png=self.png,
-            )
-        drawn = [study.drawn(n, t, k) for n in study.names for t in tokens for k in study.kinds]
-        context = {
-            "command": "contributions",
-            "data": first.data,
-            "split": data.split,
-            "tokens": " ".join(tokens),
-            "trajectory": "teacher",
-            "l0": l0 if self.compare else l0[study.names[0]],
-            "seed": self.seed,
-            "clts": study.names,
-            "excluded_rows": int(sum(each.excluded.sum() for each in drawn)),
-        }
-        folder.write("metrics.json", metrics_json(study.metrics(), **context))
-
-        print(caption)
-        print_table(shown)
-        print(
-            "C(s->l) says from which depth y_l can be sparsely read, not what MLP_s contributed.\n"
-            f"written to {folder.path}"
-        )
+        self.report(folder, study, "contributions")

@@ -43,9 +43,12 @@ class Demo(Command, SeedOptions):
         folder.open()
         study.clt.save_pretrained(folder.path / "clt")
         folder.write("report.html", study.report())
-        folder.write("metrics.json", metrics_json(study.metrics(), **study.context()))
+        facts = study.facts()
+        folder.write(
+            "metrics.json", metrics_json(study.metrics(), command="demo", **facts.context())
+        )
 
-        print(f"\n{study.test_name}, N = {study.n_test}; all layers replaced, stream inputs")
+        print(f"\n{facts.data}, N = {facts.n}; all layers replaced, stream inputs")
         rows = []
         for r in study.cascade.to_frame().itertuples():
             cells = (r.top1, r.baseline, r.floor_mean, r.floor_zero)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -13,6 +14,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 import torch.nn.functional as F
+from assertions import tells_itself
 from builders import random_clt
 from torch import Tensor
 
@@ -577,3 +579,50 @@ def test_bad_curves_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         ablation_curves(*arguments(study), scores=study.scores["cls"], **options)
+
+
+def test_a_kept_set_tells_which_sources_stayed(study: Study, tmp_path: Path) -> None:
+    options = {"target": [1, 3], "tokens": "all", "fill": "mean", "seed": 5}
+    found = drop_sources(*arguments(study), sources=[0, 3], **options)
+    context = tells_itself(found, tmp_path / "dropped")
+    assert (context["data"], context["split"]) == (study.data.name, study.data.split)
+    assert (context["tokens"], context["trajectory"]) == ("all", "teacher")
+    assert (context["fill"], context["seed"], context["target"]) == ("mean", 5, [1, 3])
+    assert context["kept"] == {"1": [1], "3": [1, 2]}
+    curves = ablation_curves(*arguments(study), scores=study.scores["all"], **options)
+    assert context["l0"] == curves.l0
+    assert "sources kept: 1: 1 | 3: 1 2, dropped terms: mean" in found.caption()
+    table = found.shown().set_index("")
+    assert table.loc["kept", "loss (nats)"] == f"{found.loss:.4f}"
+    assert table.loc["full", "loss (nats)"] == f"{found.full.loss:.4f}"
+    metrics = {metric.name: metric for metric in found.metrics()}
+    assert metrics["kept_loss"].value == found.loss
+    assert metrics["kept_loss"].floor == found.floor_mean.loss
+    assert found.figure().data[1].x[0] == found.loss
+    nothing = keep_sources(*arguments(study), sources=[])
+    assert "sources kept: none" in nothing.caption()
+
+
+def test_curves_tell_what_was_ablated_where(
+    study: Study, rankings: AblationCurves, curves: AblationCurves, tmp_path: Path
+) -> None:
+    context = tells_itself(rankings, tmp_path / "several")
+    assert (context["data"], context["split"]) == (study.data.name, study.data.split)
+    assert (context["tokens"], context["trajectory"]) == ("all", "teacher")
+    assert (context["l0"], context["fill"], context["seed"]) == (rankings.l0, "mean", 5)
+    assert (context["target"], context["sources"]) == ([1, 3], [0, 3])
+    assert context["rankings"] == ["centred", "last", "bottom", "random"]
+    assert (context["templates"], context["no_op"]) == (study.zs.name, False)
+    assert "layer 1, 3, all rows" in rankings.caption()
+    table = rankings.shown().set_index("")
+    assert len(table) == 2 * 4 * 5 + 2 + 5
+    mean = rankings.mean("keep", 2, "random", "loss")
+    assert table.loc["random keep 2", "loss (nats)"] == f"{mean:.4f}"
+    assert table.loc["random keep 2", "sources"] == "3 draws"
+    assert table.loc["last keep 2", "sources"] == "3 2"
+    assert table.loc["last keep 0", "sources"] == "-"
+    assert table.loc["floor_mean", "loss (nats)"] == f"{rankings.readings['floor_mean'].loss:.4f}"
+    context = tells_itself(curves, tmp_path / "one")
+    assert (context["target"], context["sources"]) == (2, None)
+    # a single ranking is not named in every row
+    assert curves.shown()[""].tolist()[0] == "keep 0"

@@ -6,17 +6,19 @@ import math
 from dataclasses import replace
 from importlib import import_module
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from assertions import tells_itself
 from builders import random_clt, tiny_clip
 from torch import Tensor
 
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot
 from vit_clt.analysis import contribution_scores, keep_sets, keep_sources, score
-from vit_clt.analysis.ablations.all_sets import KeepSets
+from vit_clt.analysis.ablations.all_sets_result import KeepSets
 from vit_clt.analysis.ablations.rankings import rank_sources
 from vit_clt.analysis.ablations.term_sets import TermSets
 from vit_clt.analysis.contributions.scores import ContributionScores
@@ -360,3 +362,20 @@ def test_a_hook_that_would_fire_above_the_target_alone_is_refused(study: Study) 
         pytest.raises(InputError, match=r'vit has a hook at "blocks\.2\.hook_mlp_out"'),
     ):
         keep_sets(*study, k=1, scores=study.scores, target=1)
+
+
+def test_a_result_tells_which_sets_were_read_and_marked(
+    study: Study, result: KeepSets, tmp_path: Path
+) -> None:
+    context = tells_itself(result, tmp_path / "sets")
+    assert (context["data"], context["split"]) == (study.data.name, study.data.split)
+    assert (context["tokens"], context["trajectory"]) == ("cls", "teacher")
+    assert (context["l0"], context["fill"], context["seed"]) == (result.l0, "mean", 3)
+    assert (context["target"], context["k"], context["sets"]) == (5, 3, "all 20 sets of 3")
+    assert context["marked"]["last"] == [3, 4, 5]
+    assert (context["templates"], context["no_op"]) == (study.zs.name, False)
+    assert f"chosen by projection, L0 {result.l0:.1f}, seed 3" in result.caption()
+    table = result.shown().set_index("")
+    assert table.loc["last", "loss (nats)"] == f"{result.readings['last'].loss:.4f}"
+    assert table.loc["last", "rank by loss"] == str(result.marked[3].rank["loss"])
+    assert table.loc["full", "sources"] == "-"

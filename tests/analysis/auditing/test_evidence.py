@@ -8,7 +8,7 @@ import torch
 
 from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, ZeroShot, load_data, train
 from vit_clt.analysis import contribution_scores, keep_sources
-from vit_clt.analysis.ablations.all_sets import KeepSets, MarkedSet
+from vit_clt.analysis.ablations.all_sets_result import KeepSets, MarkedSet
 from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.evidence import Evidence, check_question, gather_evidence, halves
 from vit_clt.analysis.causal.effects import causal_effects
@@ -46,10 +46,12 @@ def sets(lead: float, noise: float, better: float, same: bool = False) -> KeepSe
         scores=[0.0] * 3,
         ranked_by="",
         k=2,
-        target=2,
+        targets=[2],
         tokens="cls",
         fill="zero",
         data="hand-made",
+        split=None,
+        templates="",
         seed=0,
         l0=1.0,
         no_op=False,

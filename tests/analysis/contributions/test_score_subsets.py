@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from assertions import tells_itself
 from builders import random_clt, tiny_clip
 from oracles.score_oracle import numpy_score, numpy_terms
 from torch import Tensor
@@ -16,10 +18,11 @@ from vit_clt import AbsTopK, CrossLayerTranscoder, InputError, JumpReLU, ReLUTop
 from vit_clt.analysis import contribution_scores, score
 from vit_clt.analysis.ablations.rankings import source_orders
 from vit_clt.analysis.contributions import moments
+from vit_clt.analysis.contributions.difference import ScoreDifference
 from vit_clt.analysis.contributions.figure import contribution_figure, difference_figure
 from vit_clt.analysis.contributions.moments import ContributionMoments, compared_moments
 from vit_clt.analysis.contributions.scores import ALL_SCORES
-from vit_clt.analysis.contributions.study import ScoreDifference, score_study
+from vit_clt.analysis.contributions.study import score_study
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 
@@ -322,10 +325,10 @@ def test_study_holds_every_score_and_difference(toy: Toy) -> None:
     both = [values[f"{name}_norm_cls_2_to_3"].value for name in "ab"]
     assert values["a_less_b_norm_cls_2_to_3"].value == pytest.approx(both[0] - both[1])
     assert values["b_norm_cls_2_to_3"].n == 6
-    assert study.difference_frame()["b"].unique().tolist() == ["b"]
+    assert study.difference.to_frame()["b"].unique().tolist() == ["b"]
     assert len(study.figure().data) == 2
-    assert len(study.difference_figure().data) == 2
-    text = study.last_layer_differences().iloc[2, 1]
+    assert len(study.difference.figure().data) == 2
+    text = study.difference.shown().iloc[2, 1]
     assert text.startswith(f"{both[0] - both[1]:+.3f} (")
 
 
@@ -336,3 +339,43 @@ def test_study_of_one_image_in_all_needs_a_kind_it_defines(toy: Toy) -> None:
         score_study(toy.vit, {"a": toy.clts[0]}, one, kinds=["centred"])
     with pytest.raises(InputError, match="kind is empty"):
         score_study(toy.vit, {"a": toy.clts[0]}, one, kinds=[])
+
+
+# ---- results tell what they were measured on ----------------------------------------------------
+
+
+def test_a_study_names_its_images_rows_and_every_clts_l0(toy: Toy, tmp_path: Path) -> None:
+    one = score_study(toy.vit, {"a": toy.clts[0]}, toy.data, label="bee", seed=3)
+    context = tells_itself(one, tmp_path / "one")
+    assert (context["data"], context["split"]) == ("tensor, class bee", None)
+    assert (context["tokens"], context["trajectory"]) == ("cls patch", "teacher")
+    assert (context["seed"], context["clts"], context["excluded_rows"]) == (3, ["a"], 0)
+    l0 = {t: score(toy.moments[0], tokens=t, label="bee").l0 for t in ("cls", "patch")}
+    assert context["l0"] == l0
+    assert f"N = 6, teacher trajectory, L0 {l0['cls']:.1f} (CLS rows)" in one.caption()
+    assert not (tmp_path / "one" / "difference.csv").exists()
+
+    two = score_study(toy.vit, dict(zip("ab", toy.clts, strict=False)), toy.data, label="bee")
+    context = tells_itself(two, tmp_path / "two")
+    assert context["l0"]["a"] == l0
+    assert context["l0"].keys() == {"a", "b"}
+    assert (tmp_path / "two" / "difference.csv").exists()
+    assert "a less another CLT" in two.difference.caption()
+    # the differences, alone, have the values that stand among the study's
+    of_study = {metric.name: metric for metric in two.metrics()}
+    assert two.difference.metrics()
+    assert all(of_study[metric.name] == metric for metric in two.difference.metrics())
+
+
+def test_scores_show_every_share_and_tell_of_excluded_rows(toy: Toy, tmp_path: Path) -> None:
+    found = score(toy.moments[0], tokens="patch", image=6, seed=2)
+    context = tells_itself(found, tmp_path / "scores")
+    assert context["data"] == "tensor, image 6"
+    assert (context["tokens"], context["l0"], context["seed"]) == ("patch", found.l0, 2)
+    assert (context["kind"], context["reduce"]) == ("projection", "mean_of_ratios")
+    table = found.shown()
+    assert table.iloc[2].tolist()[1:4] == [f"{share:.3f}" for share in found.matrix[2, :3]]
+    assert table.iloc[2, 4] == ""
+    assert table["bias"].tolist() == [f"{share:.3f}" for share in found.bias]
+    assert [metric.value for metric in found.metrics()] == found.matrix[-1].tolist()
+    assert found.metrics()[1].name == "projection_patch_1_to_3"

@@ -1,0 +1,50 @@
+"""Which of the measured images are scored: all, those of one class, or a single one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vit_clt.analysis.contributions.moments import ContributionMoments
+from vit_clt.errors import InputError
+from vit_clt.zero_shot import class_number
+
+
+def check_chosen(
+    label: int | str | None, image: int | None, class_names: Sequence[str], n_images: int
+) -> None:
+    """What can be said of a class or image to score before any image is read.
+
+    Raises:
+        InputError: both are named, a class without such a name, or an image out of range.
+    """
+    if image is not None and label is not None:
+        raise InputError("image", f"is {image} and label is {label}; expected one of them.")
+    if image is not None and not 0 <= image < n_images:
+        raise InputError("image", f"is {image}; expected a row from 0 to {n_images - 1}.")
+    if isinstance(label, str):
+        class_number(class_names, label, "label")
+
+
+def chosen_images(
+    moments: ContributionMoments, label: int | str | None, image: int | None
+) -> tuple[Int[Tensor, " chosen"], str]:
+    """Rows of the images to score, and how captions call them.
+
+    Raises:
+        InputError: as `check_chosen`, or a class that no image has.
+    """
+    names, n = moments.class_names, moments.n_images
+    check_chosen(label, image, names, n)
+    if image is not None:
+        return torch.tensor([image]), f", image {image}"
+    if label is None:
+        return torch.arange(n), ""
+    number = class_number(names, label, "label") if isinstance(label, str) else label
+    chosen = (moments.labels == number).nonzero()[:, 0]
+    if not len(chosen):
+        raise InputError("label", f"is {label}, which no image has; expected one they have.")
+    return chosen, f", class {names[number] if 0 <= number < len(names) else number}"

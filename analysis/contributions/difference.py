@@ -1,0 +1,183 @@
+"""Scores of one CLT less those of others, on the same images and the same bootstrap draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vit_clt.analysis.contributions.scores import ContributionScores, last_target_metrics
+from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.analysis.reporting.style import ROW_NAMES
+from vit_clt.analysis.stats.intervals import intervals
+from vit_clt.choices import Reduce, ScoreKind, TokenKind
+from vit_clt.errors import InputError
+from vit_clt.metrics import Metric
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from vit_clt.analysis.contributions.study import ScoreStudy
+
+
+@dataclass(frozen=True)
+class ScoreDifferences(Study):
+    """The first CLT of a study less each of the others; tables hold all, figures what it draws."""
+
+    name = "difference"
+
+    study: ScoreStudy
+
+    @cached_property
+    def all(self) -> dict[tuple[str, TokenKind, ScoreKind, Reduce], ScoreDifference]:
+        """Every difference, by the other CLT's name, rows, kind and reduction."""
+        scores, first = self.study.scores, self.study.names[0]
+        return {
+            (name, tokens, kind, how): ScoreDifference(scores[first, tokens, kind, how], other)
+            for (name, tokens, kind, how), other in scores.items()
+            if name != first
+        }
+
+    def drawn(self, name: str, tokens: TokenKind, kind: ScoreKind) -> ScoreDifference:
+        """The first CLT less the one of this name, in the reduction that is drawn."""
+        return self.all[name, tokens, kind, self.study.drawn(name, tokens, kind).reduce]
+
+    def facts(self) -> Facts:
+        """Those of the scores."""
+        return self.study.facts()
+
+    def caption(self) -> str:
+        """What is less what, and on which images."""
+        return (
+            f"shares of the last layer's reconstruction, {self.study.names[0]} less another CLT, "
+            f"95 % bootstrap paired by image, {self.study.measured_on}"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every difference: a row per target and source, with its paired interval."""
+        first = self.study.names[0]
+        return pd.concat(
+            each.to_frame().assign(
+                a=first, b=name, tokens=tokens, kind=kind, reduce=reduce, n=each.a.n_images
+            )
+            for (name, tokens, kind, reduce), each in self.all.items()
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """The drawn differences at the last target with their paired intervals."""
+        first, *others = self.study.names
+        last = len(self.study.first.matrix) - 1
+        columns = {
+            f"{name}, {ROW_NAMES[tokens]}, {kind}": [
+                f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
+                for row in self.drawn(name, tokens, kind).to_frame().itertuples()
+                if row.target == last
+            ]
+            for name in others
+            for kind in self.study.kinds
+            for tokens in self.study.tokens
+        }
+        sources = [*map(str, range(last + 1)), "bias"]
+        return pd.DataFrame({f"source layer ({first} less)": sources, **columns})
+
+    def metrics(self) -> list[Metric]:
+        """The drawn differences at the last target, with paired intervals."""
+        first, *others = self.study.names
+        return [
+            metric
+            for name in others
+            for tokens in self.study.tokens
+            for kind in self.study.kinds
+            for metric in self.drawn(name, tokens, kind).metrics(f"{first}_less_{name}_")
+        ]
+
+    def figure(self) -> go.Figure:
+        """CLS above patches for each kind; the first CLT less each of the others as columns."""
+        from vit_clt.analysis.contributions.figure import difference_figure
+
+        first, *others = self.study.names
+        lines = [(t, k) for k in self.study.kinds for t in self.study.tokens]
+        grid = [[self.drawn(name, *line) for name in others] for line in lines]
+        return difference_figure(grid, [(first, name) for name in others])
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """C_a - C_b cell by cell; the last column of every matrix is the bias.
+
+    Raises:
+        InputError: the two are scores of different kinds, rows or images, or of other draws.
+    """
+
+    a: ContributionScores
+    b: ContributionScores
+
+    def __post_init__(self) -> None:
+        for name in ("kind", "reduce", "tokens", "data", "n_images", "seed"):
+            found, expected = getattr(self.b, name), getattr(self.a, name)
+            if found != expected:
+                raise InputError(f"{name} of b is {found}; expected that of a, {expected}.")
+        # the teacher's own y, image by image: equal only for the same images in the same order
+        of_a, of_b = ((s.chosen, s.moments.variation["all"]) for s in (self.a, self.b))
+        for x, y in zip(of_a, of_b, strict=True):
+            if x.shape != y.shape or not torch.allclose(x, y, rtol=1e-9, atol=0):
+                raise InputError(
+                    "b", "was scored on other images or another teacher; expected a's."
+                )
+
+    @property
+    def matrix(self) -> Float[Tensor, "target source_and_bias"]:
+        """C_a - C_b; NaN above the diagonal."""
+        of_a, of_b = (torch.cat([s.matrix, s.bias[:, None]], 1) for s in (self.a, self.b))
+        return of_a - of_b
+
+    @cached_property
+    def draws(self) -> Float[np.ndarray, "draw target source_and_bias"]:
+        """The difference on the same bootstrap draw of the images for both."""
+        return self.a.draws - self.b.draws
+
+    @property
+    def low(self) -> Float[Tensor, "target source_and_bias"]:
+        """Lower ends of the paired 95 % intervals."""
+        return self._ends[0]
+
+    @property
+    def high(self) -> Float[Tensor, "target source_and_bias"]:
+        """Upper ends of the paired 95 % intervals."""
+        return self._ends[1]
+
+    @property
+    def clear(self) -> Bool[Tensor, "target source_and_bias"]:
+        """Whether the interval leaves 0 out."""
+        return (self.low > 0) | (self.high < 0)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per (target, source): difference, low, high; `source` is -1 for the bias."""
+        n = len(self.matrix)
+        cells = [(l, s) for l in range(n) for s in [*range(l + 1), -1]]
+        return pd.DataFrame(
+            {
+                "target": l,
+                "source": s,
+                "difference": float(self.matrix[l, s]),
+                "low": float(self.low[l, s]),
+                "high": float(self.high[l, s]),
+            }
+            for l, s in cells
+        )
+
+    def metrics(self, prefix: str) -> list[Metric]:
+        """The differences at the last target, named {prefix}{kind}_{rows}_{source}_to_{target}."""
+        name = f"{prefix}{self.a.kind}_{self.a.tokens}"
+        return last_target_metrics(name, self.to_frame(), "difference", self.a.n_images)
+
+    @cached_property
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        low, high = intervals(self.draws)
+        return torch.from_numpy(low), torch.from_numpy(high)
