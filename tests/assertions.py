@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import html
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from vit_clt import CrossLayerTranscoder
+from vit_clt.analysis.reporting.study import Study, study_files, write_study
+from vit_clt.outputs import OutputFolder
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
@@ -38,3 +45,26 @@ def same_clt(found: CrossLayerTranscoder, expected: CrossLayerTranscoder) -> Non
     assert found.state_dict().keys() == expected.state_dict().keys()
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
+
+
+def tells_itself(study: Study, folder: Path) -> dict[str, Any]:
+    """Assert that a result writes the files it declares, and shows itself in a notebook.
+
+    Args:
+        study: the result.
+        folder: where to, absent or empty.
+
+    Returns:
+        The context of its metrics.json.
+    """
+    declared = study_files(type(study), *map(type, study.companions()))
+    write_study(OutputFolder(folder, declared).open(), study, "test")
+    written = {path.name for path in folder.iterdir()}
+    assert written == {name for name in declared if not name.endswith(".png")}
+    cell = study._repr_html_()
+    for part in (html.escape(study.caption()), "Plotly.newPlot", "<table"):
+        assert part in cell
+    document = json.loads((folder / "metrics.json").read_text())
+    assert len(document["metrics"]) == len(study.metrics())
+    context: dict[str, Any] = document["context"]
+    return context
