@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from vit_clt.analysis.ablations.keep_drop import keep_sources as keep_sources
     from vit_clt.analysis.ablations.keep_drop import keep_top_k as keep_top_k
     from vit_clt.analysis.auditing.study import audit as audit
-    from vit_clt.analysis.causal.effects import causal_effects as causal_effects
+    from vit_clt.analysis.causal.study import causal_effects as causal_effects
     from vit_clt.analysis.contributions.decoder_weights import decoder_norms as decoder_norms
     from vit_clt.analysis.contributions.moments import contribution_moments as contribution_moments
     from vit_clt.analysis.contributions.scores import contribution_scores as contribution_scores
     from vit_clt.analysis.contributions.scores import score as score
-    from vit_clt.analysis.factors.clamping import clamp as clamp
+    from vit_clt.analysis.factors.clamping_study import clamp as clamp
     from vit_clt.analysis.factors.selectivity_study import selectivity as selectivity
     from vit_clt.analysis.factors.suppression import suppress as suppress
     from vit_clt.analysis.features.statistics import feature_statistics as feature_statistics
@@ -53,11 +53,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ablations.curves": ["ablation_curves"],
         "ablations.keep_drop": ["drop_sources", "drop_top_k", "keep_sources", "keep_top_k"],
         "auditing.study": ["audit"],
-        "causal.effects": ["causal_effects"],
+        "causal.study": ["causal_effects"],
         "contributions.decoder_weights": ["decoder_norms"],
         "contributions.moments": ["contribution_moments"],
         "contributions.scores": ["contribution_scores", "score"],
-        "factors.clamping": ["clamp"],
+        "factors.clamping_study": ["clamp"],
         "factors.selectivity_study": ["selectivity"],
         "factors.suppression": ["suppress"],
         "features.statistics": ["feature_statistics"],

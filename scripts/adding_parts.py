@@ -14,28 +14,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import pandas as pd
 
 from vit_clt import CrossLayerTranscoder, ZeroShot, load_data
 from vit_clt.analysis import causal_effects, clamp, probes, selectivity, suppress
 from vit_clt.analysis.factors.clamping import Clamp
-from vit_clt.analysis.factors.selectivity_figure import selectivity_figure
-from vit_clt.analysis.factors.selectivity_study import Selectivity
+from vit_clt.analysis.factors.computing_features import ComputingFeatures
+from vit_clt.analysis.factors.selectivity import Selectivity
 from vit_clt.analysis.factors.sets import FeatureSet
 from vit_clt.analysis.factors.suppression import Suppression
-from vit_clt.analysis.factors.truth_figure import truth_figure
-from vit_clt.analysis.reporting.files import check_png, markdown_table, study_files, write_study
-from vit_clt.analysis.reporting.page import Section, render_report
+from vit_clt.analysis.factors.truth import Truth
+from vit_clt.analysis.reporting.files import check_png
+from vit_clt.analysis.reporting.study import study_files, write_study
 from vit_clt.analysis.stats.names import layer_sets
 from vit_clt.choices import Region
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
-from vit_clt.hooks.rows import REGION_NAMES
-from vit_clt.metrics import Metric, metrics_json
 from vit_clt.outputs import OutputFolder
 
 N_TEST, N_TRAIN = 2_000, 4_000
@@ -64,30 +59,10 @@ def truth(folder: OutputFolder, png: bool) -> None:
         )
         for site in ("mlp", "attn")
     ]
-    figure = truth_figure(probed, effects, NAMES)
-    folder.open()
-    table = probed.to_frame()
-    caption = (
-        f"{probed.data}, N = {probed.n}; probes fitted on {probed.n_train} images of "
-        f"{probed.train_data}"
-    )
-    write_study(folder, "truth", figure, table, caption, png=png)
-    context = {
-        "command": "adding truth",
-        "data": probed.data,
-        "split": "test",
-        "tokens": "cls patch",
-        "trajectory": "the model's own",
-        "l0": None,
-        "fill": "mean",
-        "seed": probed.seed,
-        "templates": zs.name,
-    }
-    ablated = [named(f"{each.site}_", metric) for each in effects for metric in each.metrics()]
-    folder.write("metrics.json", metrics_json(probed.metrics() + ablated, **context))
+    write_study(folder.open(), Truth(probed, effects, NAMES), "adding truth", png=png)
 
 
-def features(folder: OutputFolder, place: str) -> None:
+def features(folder: OutputFolder, png: bool, place: str) -> None:
     """Which features tell of a digit, which need both, and what follows when they are changed."""
     vit, zs, train, test = load()
     clt = CrossLayerTranscoder.from_pretrained(place).eval().requires_grad_(False)
@@ -128,79 +103,13 @@ def features(folder: OutputFolder, place: str) -> None:
         switched[name] = suppress(
             vit, clt, test, zs, group, randoms=random_sets(found["cls"], group), progress=True
         )
-    folder.open()
-    write(folder, place, found, switched, moved)
+    study = ComputingFeatures(found, switched, moved, place)
+    write_study(folder.open(), study, "adding features", png=png)
 
 
 def random_sets(found: Selectivity, group: FeatureSet, apart: bool = True) -> list[FeatureSet]:
     """Several sets of as many features that fire equally often."""
     return [found.matched(group, seed, apart=apart) for seed in range(RANDOM_SETS)]
-
-
-def write(
-    folder: OutputFolder,
-    place: str,
-    found: dict[Region, Selectivity],
-    switched: dict[str, Suppression],
-    moved: dict[str, Clamp],
-) -> None:
-    """Tables, figures and numbers of `features`."""
-    counts = pd.concat(
-        one.counts().assign(rows=REGION_NAMES[region]) for region, one in found.items()
-    )
-    off, to = (
-        pd.concat(
-            one.to_frame().assign(group=name, in_group=one.n_features, overlap=one.overlap)
-            for name, one in results.items()
-        )
-        for results in (switched, moved)
-    )
-    tables = {"counts": counts, "suppressed": off, "clamped": to}
-    cls, edited = found["cls"], next(iter(switched.values()))
-    caption = (
-        f"CLT {Path(place).name}, L0 {cls.l0:.1f} (CLS rows); chosen on {cls.data}, "
-        f"{cls.n} images, changed on {edited.data}, N = {edited.n}; seed {cls.seed}"
-    )
-    for name, table in tables.items():
-        folder.write(f"{name}.csv", table.to_csv(index=False))
-        folder.write(f"{name}.md", markdown_table(table, caption))
-    sections = [
-        Section(
-            "Which features tell of what",
-            tables=[counts],
-            figures=[selectivity_figure(list(found.values()))],
-        ),
-        *(
-            Section(f"{title}: {name}", tables=[one.to_frame()], figures=[one.figure()])
-            for title, results in (("Off", switched), ("Set to another digit's", moved))
-            for name, one in results.items()
-        ),
-    ]
-    folder.write("features.html", render_report("Features that compute", caption, sections))
-    metrics: list[Metric] = [m for one in found.values() for m in one.metrics()]
-    for kind, results in (("suppressed", switched), ("clamped", moved)):
-        for name, one in results.items():
-            stem = f"{kind}_{name}_".replace(", ", "_").replace(" ", "_")
-            metrics += [named(stem, metric) for metric in one.metrics()]
-    context = {
-        "command": "adding features",
-        # numbers of features are of the images they were chosen on, the rest of these
-        "data": edited.data,
-        "split": "test",
-        "chosen_on": f"{cls.data}, N = {cls.n}",
-        "tokens": " ".join(found),
-        "trajectory": "teacher for selectivity, stream with error nodes for edits",
-        "l0": cls.l0,
-        "fill": None,
-        "seed": cls.seed,
-        "clt": place,
-    }
-    folder.write("metrics.json", metrics_json(metrics, **context))
-
-
-def named(stem: str, metric: Metric) -> Metric:
-    """The metric under a longer name."""
-    return replace(metric, name=stem + metric.name)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -210,19 +119,17 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--clt", default="out/adding/clt_k16")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--png", action="store_true", help="truth: also a PNG; needs a browser")
+    parser.add_argument("--png", action="store_true", help="also a PNG; needs a browser")
     options = parser.parse_args(args)
     try:
+        if options.png:
+            check_png()
+        result = {"truth": Truth, "features": ComputingFeatures}[options.part]
+        folder = OutputFolder(options.out, study_files(result), options.overwrite)
         if options.part == "truth":
-            if options.png:
-                check_png()
-            truth(OutputFolder(options.out, study_files("truth"), options.overwrite), options.png)
+            truth(folder, options.png)
         else:
-            tables = [
-                f"{n}.{end}" for n in ("counts", "suppressed", "clamped") for end in ("csv", "md")
-            ]
-            files = [*tables, "features.html", "metrics.json"]
-            features(OutputFolder(options.out, files, options.overwrite), options.clt)
+            features(folder, options.png, options.clt)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -48,6 +48,7 @@ class OutputFolder:
     ):
         self.path = Path(path)
         self.files = list(files)
+        self._is_open = False
         for parent in (self.path, *self.path.parents):
             if parent.exists() and not parent.is_dir():
                 raise InputError("out", f"is {self.path}; {parent} is a file, expected a folder.")
@@ -74,12 +75,16 @@ class OutputFolder:
             )
 
     def open(self) -> OutputFolder:
-        """Create the folder and, unless it is resumed, remove the files of an earlier run."""
+        """Create the folder and, unless it is resumed, remove the files of an earlier run.
+
+        Open already, it stays as it is.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in () if self.resumes else self.files:
+            for name in () if self.resumes or self._is_open else self.files:
                 for found in self.path.glob(name):
                     found.unlink()
+            self._is_open = True
         except OSError as error:
             raise InputError("out", f"is {self.path}, which cannot be written: {error}.") from error
         return self

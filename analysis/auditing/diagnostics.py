@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from vit_clt.analysis.auditing.controls import shortcut_example
 from vit_clt.analysis.auditing.evidence import Evidence, causes_by_target
@@ -19,6 +19,9 @@ from vit_clt.analysis.fit.reconstruction_study import Reconstruction
 from vit_clt.analysis.stats.ranks import RankAgreement, rank_agreement
 from vit_clt.analysis.stats.readings import MEASURES, UNITS
 from vit_clt.metrics import Metric
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)

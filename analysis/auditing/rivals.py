@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,19 @@ class Rivals:
     """The ViT with shuffled weights, and a CLT trained on it (D11)."""
     trained_on: str = "given, training not known"
     """Images and hyperparameters of the rivals, for captions."""
+    trained: Sequence[str] = ()
+    """Names of those that were trained for this audit."""
+    given: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Folders or Hub ids of those that were trained before: "per_layer", "variants"."""
+
+    def facts(self) -> dict[str, Any]:
+        """What metrics.json is to say of them."""
+        return {
+            "rivals": list(self.trained),
+            "rivals_trained_on": self.trained_on,
+            "per_layer": list(self.given.get("per_layer", ())),
+            "variants": list(self.given.get("variants", ())),
+        }
 
 
 @dataclass(frozen=True)
@@ -226,6 +239,7 @@ def train_rivals(
         if settings is None
         else f"{data.name}, {len(data)} images, {settings.epochs} epochs of {settings.batch_size} "
         f"rows a step, lr {settings.lr:g}",
+        trained=[run.name for run in runs],
     )
 
 

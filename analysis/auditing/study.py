@@ -8,8 +8,10 @@ given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,11 +21,11 @@ from vit_clt.analysis.auditing.diagnostics import Diagnostic
 from vit_clt.analysis.auditing.evidence import Evidence, Verdict, check_question, gather_evidence
 from vit_clt.analysis.auditing.ridge import ridge_transcoder
 from vit_clt.analysis.auditing.rivals import Rivals
-from vit_clt.analysis.causal.effects import causal_effects
+from vit_clt.analysis.causal.study import causal_effects
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.fit.fidelity_study import fidelity
 from vit_clt.analysis.fit.reconstruction_study import reconstruction
-from vit_clt.analysis.reporting.page import Section, render_report
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -32,10 +34,15 @@ from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Study):
     """The verdict, what it rests on, and every diagnostic."""
+
+    name = "audit"
 
     evidence: Evidence
     diagnostics: list[Diagnostic]
@@ -44,16 +51,57 @@ class Audit:
     tokens: TokenKind
     target: int
     data: str
+    split: str | None
     n: int
     l0: float
     """Active features a token and layer, on these rows."""
     templates: str
+    fitted_on: str | None
+    """Images that the ridge rival was fitted on."""
+    rivals: Mapping[str, Any]
+    """What was trained or given to hold the CLT against (`Rivals.facts`)."""
     seed: int
 
     @property
     def verdict(self) -> Verdict:
         """ "supported", "mixed" or "unsupported"."""
         return self.evidence.verdict
+
+    def facts(self) -> Facts:
+        """What the CLT was audited on, the verdict, and the rivals."""
+        return Facts(
+            self.data,
+            self.n,
+            self.tokens,
+            "teacher; stream for D1's accuracies",
+            self.l0,
+            split=self.split,
+            fill="zero, mean, resample",
+            seed=self.seed,
+            more={
+                "templates": self.templates,
+                "target": self.target,
+                "verdict": self.verdict,
+                "left_out": self.left_out,
+                "fitted_on": self.fitted_on,
+                **self.rivals,
+            },
+        )
+
+    def caption(self) -> str:
+        """What was audited."""
+        return f"{self.data}, N = {self.n}, {self.tokens} rows of layer {self.target}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per number of `metrics`."""
+        return pd.DataFrame(map(asdict, self.metrics()))
+
+    def shown(self) -> pd.DataFrame:
+        """One row per condition of the verdict."""
+        return pd.DataFrame(
+            {"condition": c.name, "holds": "yes" if c.holds else "no", "measured": c.reason}
+            for c in self.evidence.conditions
+        )
 
     def metrics(self) -> list[Metric]:
         """Conditions as 0 or 1, then the numbers of every diagnostic."""
@@ -63,8 +111,15 @@ class Audit:
         ]
         return [*held, *(metric for d in self.diagnostics for metric in d.metrics)]
 
-    def report(self) -> str:
+    def figure(self) -> go.Figure:
+        """Where the keep-set of the sources with the highest C stands among all of its size (D4);
+        the page has the figures of every diagnostic."""
+        return self.evidence.sets["zero"].figure()
+
+    def page(self) -> str:
         """One HTML page: the verdict first, then a section for each diagnostic."""
+        from vit_clt.analysis.reporting.page import Section, render_report
+
         facts = {
             f"{'yes' if c.holds else 'no'}: {c.name}": c.reason for c in self.evidence.conditions
         }
@@ -136,6 +191,7 @@ def audit(
         InputError: labels without names, a transcoder of another model, k out of range, or rows
             that cannot reach the output.
     """
+
     data = as_image_data(data)
     check_question(vit, data, tokens, target, k)
     if not clt.config.cross_layer:
@@ -200,9 +256,12 @@ def audit(
         tokens=tokens,
         target=layer,
         data=data.name,
+        split=data.split,
         n=len(data),
         l0=own.l0,
         templates=zs.name,
+        fitted_on=None if fit is None else fit.name,
+        rivals=rivals.facts(),
         seed=seed,
     )
 

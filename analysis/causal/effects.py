@@ -1,50 +1,33 @@
-"""Causal effects of the ViT's own MLPs or attention layers: what changes when one is ablated?
-
-No CLT takes part: this is what contribution scores C(s->l) are to be held against. At layer s the
-*ablated* rows of out_s are overwritten by a fill, and what that does is read on the *scored* rows
-of MLP_l, and at the output:
-
-    effect(s->l) = E||y_l - y_l^(s)||^2 / E||y_l - mean y_l||^2
-
-over images and scored rows, the mean over images at the same position. 0 says that nothing moved, 1
-that y_l moved as far as it varies over images (what overwriting y_l itself by its mean would do; by
-other images' rows, about 2). Total effects let everything downstream recompute, direct ones change
-only the stream that LN2_l reads (`vit_clt.hooks.OverwrittenPass`). The form is ours.
-"""
+"""What ablating a layer does, measured (`vit_clt.analysis.causal.study`): numbers that tell it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-import torch
 from jaxtyping import Float
-from torch import Tensor
-from tqdm import tqdm
 
-from vit_clt.analysis.causal.targets import PATHS, EffectSums, Path, Read, TargetEffects
-from vit_clt.analysis.stats.donors import donor_cycle
+from vit_clt.analysis.causal.targets import PATHS, Path, Read, TargetEffects
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import Interval
-from vit_clt.analysis.stats.means import position_means
-from vit_clt.analysis.stats.names import LayerSet, layer_sets, layers_text
-from vit_clt.analysis.stats.readings import UNITS, Readings, gather_readings
-from vit_clt.choices import Fill, Site, TokenKind, check_choice
-from vit_clt.data.forms import check_prepared
-from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.analysis.stats.names import LayerSet, layers_text
+from vit_clt.analysis.stats.readings import UNITS, Reading, Readings
+from vit_clt.choices import Fill, Site, TokenKind
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, OverwrittenPass, layer_list, token_rows
-from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, SITE_OUT
 from vit_clt.metrics import Metric
-from vit_clt.zero_shot import Outcome, ZeroShot
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
-class CausalEffects:
+class CausalEffects(Study):
     """Effects of every source on every target above it, and of sets of layers on the output."""
+
+    name = "causal"
 
     on_targets: Mapping[tuple[Path, Read], TargetEffects]
     """On what MLP_l puts out ("y") and reads ("x"), along every path or the direct one."""
@@ -59,7 +42,9 @@ class CausalEffects:
     fill: Fill
     templates: str | None
     """Prompts of the classifier."""
+    model: str
     data: str
+    split: str | None
     n: int
     n_layers: int
     seed: int
@@ -125,6 +110,57 @@ class CausalEffects:
 
         return causal_figure(self)
 
+    def facts(self) -> Facts:
+        """No CLT takes part: it has neither a name nor an L0."""
+        return Facts(
+            self.data,
+            self.n,
+            self.tokens,
+            "teacher",
+            None,
+            split=self.split,
+            fill=self.fill,
+            seed=self.seed,
+            more={
+                "ablated": self.ablated,
+                "site": self.site,
+                "templates": self.templates,
+                "model": self.model,
+                "clt": None,
+            },
+        )
+
+    def caption(self) -> str:
+        """What was ablated, and what the cells of `shown` are."""
+        ablated = (
+            f"{self.data}, N = {self.n}, {self.site} outputs, {self.ablated} rows ablated "
+            f"(fill: {self.fill}, seed {self.seed})"
+        )
+        if self.readings is None:
+            return f"{ablated}; effects on {self.tokens} rows of y_l and x_l, as fractions"
+        return f"{ablated}, templates: {self.templates}; top-1 % / loss (nats)"
+
+    def shown(self) -> pd.DataFrame:
+        """One row per set of layers, as text: total and direct effects on top-1 (%) and loss
+        (nats). Without a classifier, every effect on a target."""
+        if self.readings is None:
+            return self.to_frame()
+        rows = [{"layers": "none (unaltered)", "total": _reading_text(self.readings["original"])}]
+        for layers in map(layers_text, self.layer_sets):
+            row = {"layers": layers}
+            for path in PATHS:
+                rise = self.readings.difference(f"{path} {layers}", "original", "loss")
+                row[path] = _reading_text(self.readings[f"{path} {layers}"])
+                row[f"{path}, Δ loss"] = rise.text("+.4f")
+            rows.append(row)
+        return pd.DataFrame(rows, columns=list(rows[-1])).fillna("")
+
+    def page(self) -> str:
+        """The figure, and every set of layers."""
+        from vit_clt.analysis.causal.page import causal_page
+
+        return causal_page(self)
+
     def _output_rows(self) -> Iterator[dict[str, Any]]:
         if self.readings is None:
             return
@@ -160,146 +196,5 @@ class CausalEffects:
         }
 
 
-@torch.no_grad()
-def causal_effects(
-    vit: HookedViT,
-    data: ImageData | Tensor | Iterable[Any],
-    zs: ZeroShot | None = None,
-    *,
-    tokens: TokenKind = "cls",
-    ablated: TokenKind = "all",
-    fill: Fill = "mean",
-    site: Site = "mlp",
-    sets: Iterable[Iterable[int]] | None = None,
-    seed: int = 0,
-    progress: bool = False,
-) -> CausalEffects:
-    """Ablate each layer of the unaltered model, and read every layer above it and the output.
-
-    An image's passes share its unaltered one: a total effect of layer s runs blocks s.. again, a
-    direct one on MLP_l its scored rows alone.
-
-    Args:
-        vit: the model, with no hooks attached.
-        data: images; labelled, if there is a classifier.
-        zs: the zero-shot classifier; without it only effects on targets are measured.
-        tokens: rows scored at the targets, as in C(s->l).
-        ablated: rows overwritten at the sources. By default all: a CLS row reads the patch rows of
-            lower layers through attention, which total effects include. The direct effect on a
-            scored row comes from that same row alone, and is 0 where it is not ablated.
-        fill: "mean" over the images at the same position, "resample" (the same rows of one other
-            image, drawn by `seed`, one for all layers), or "zero".
-        site: what is ablated, "mlp" outputs or "attn" outputs. MLP_l reads its own block's
-            attention, but not its own output.
-        sets: layers ablated together, for the output; by default `layer_sets(n_layers)`. Each
-            layer alone and all of them are always read.
-        seed: of donors and bootstraps.
-        progress: show progress bars.
-
-    Raises:
-        InputError: an argument out of range, one image, `sets` without a classifier, labels
-            without names, a hook on `vit`, or activations that are NaN or infinite.
-    """
-    data = as_image_data(data)
-    check_prepared(vit, data)
-    n = vit.cfg.n_layers
-    for kind in (tokens, ablated):
-        token_rows(kind, vit.cfg.has_cls)
-    check_choice("fill", fill, get_args(Fill))
-    check_choice("site", site, get_args(Site))
-    if sets is not None and zs is None:
-        raise InputError("sets", "is given without zs; sets of layers are read at the output.")
-    if len(data) < 2:
-        raise InputError(
-            "data", "has 1 image; effects are relative to how images differ, expected 2."
-        )
-    chosen = layer_sets(n) if sets is None else [tuple(layer_list(each, n)) for each in sets]
-    alone: list[LayerSet] = [(s,) for s in range(n)]
-    chosen = list(dict.fromkeys([*alone, *chosen, tuple(range(n))])) if zs else alone
-
-    means = _Means(vit, data, site, tokens, ablated, progress)
-    donors = donor_cycle(len(data), seed) if fill == "resample" else []
-    sums = EffectSums(len(data), n)
-    outcomes: dict[str, list[Outcome]] = {}
-    with tqdm(total=len(data), desc="causal", unit=" images", disable=not progress) as bar:
-        for start in range(0, len(data), data.batch_size):
-            batch = range(start, min(start + data.batch_size, len(data)))
-            images, labels = data.batch(batch)
-            clean = OverwrittenPass(
-                vit, images.to(means.device), site=site, ablated=ablated, scored=tokens
-            )
-            values: dict[int, Tensor] | None = None
-            if fill == "mean":
-                values = means.fill
-            elif fill == "resample":
-                values = _outputs(vit, data, [donors[i] for i in batch], site, ablated)
-            sums.add_clean(batch, "y", clean.y, means.y)
-            sums.add_clean(batch, "x", clean.x, means.x)
-            for s in range(n):
-                for l in clean.readers(s):
-                    sums.add(batch, "direct", l, s, *clean.direct_on_mlp(s, l, values))
-            # the output is read by a classifier alone
-            versions = {"original": clean.embeddings} if zs else {}
-            for layers in chosen:
-                altered = clean.total(layers, values)
-                if layers in alone:
-                    for l in clean.readers(layers[0]):
-                        dx, dy = altered.x[l] - clean.x[l], altered.y[l] - clean.y[l]
-                        sums.add(batch, "total", l, layers[0], dx, dy)
-                if zs:
-                    versions[f"total {layers_text(layers)}"] = altered.embeddings
-                    direct = clean.direct_on_output(layers, values)
-                    versions[f"direct {layers_text(layers)}"] = direct
-            if zs:
-                for name, embeddings in versions.items():
-                    outcomes.setdefault(name, []).append(zs.read(embeddings, labels))
-            bar.update(len(batch))
-    return CausalEffects(
-        on_targets=sums.effects(),
-        readings=gather_readings(outcomes, seed, data.label_sets) if zs else None,
-        layer_sets=chosen,
-        site=site,
-        tokens=tokens,
-        ablated=ablated,
-        fill=fill,
-        templates=zs.name if zs else None,
-        data=data.name,
-        n=len(data),
-        n_layers=n,
-        seed=seed,
-    )
-
-
-class _Means:
-    """Means over the images at each position: what targets read and put out, and the mean fill."""
-
-    def __init__(
-        self,
-        vit: HookedViT,
-        data: ImageData,
-        site: Site,
-        tokens: TokenKind,
-        ablated: TokenKind,
-        progress: bool,
-    ):
-        names = {p: _at_layers(vit, p) for p in {HOOK_IN, HOOK_OUT, SITE_OUT[site]}}
-        points = [name for each in names.values() for name in each]
-        found = position_means(vit, data, points, title="means", progress=progress)
-        self.device = found[points[0]].device
-        scored, overwritten = (token_rows(kind, vit.cfg.has_cls) for kind in (tokens, ablated))
-        self.x = [found[name][scored] for name in names[HOOK_IN]]
-        self.y = [found[name][scored] for name in names[HOOK_OUT]]
-        self.fill = {l: found[name][overwritten] for l, name in enumerate(names[SITE_OUT[site]])}
-
-
-def _outputs(
-    vit: HookedViT, data: ImageData, images: list[int], site: Site, tokens: TokenKind
-) -> dict[int, Tensor]:
-    names = _at_layers(vit, SITE_OUT[site])
-    cache = vit.clean_cache(data.batch(images)[0].to(next(vit.parameters()).device), names)
-    rows = token_rows(tokens, vit.cfg.has_cls)
-    return {l: cache[name][:, rows] for l, name in enumerate(names)}
-
-
-def _at_layers(vit: HookedViT, point: str) -> list[str]:
-    return [point.format(l=l) for l in range(vit.cfg.n_layers)]
+def _reading_text(reading: Reading) -> str:
+    return f"{100 * reading.top1:.2f} / {reading.loss:.4f}"

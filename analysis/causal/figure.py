@@ -1,8 +1,7 @@
-"""Causal effects as a figure and as a page: targets as heatmaps, the output by layer and range."""
+"""Causal effects as a figure: targets as heatmaps, the output by layer and range."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import isnan
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.causal.targets import PATHS
-from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.reporting.style import (
     BLUE,
     GREY,
@@ -22,16 +20,11 @@ from vit_clt.analysis.reporting.style import (
     error_bars,
     finish,
     or_none,
-    three_digits,
 )
 from vit_clt.analysis.stats.names import layers_text
-from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
     from vit_clt.analysis.causal.effects import CausalEffects
-    from vit_clt.analysis.stats.intervals import Interval
-    from vit_clt.analysis.stats.ranks import Agreement, RankAgreement
-    from vit_clt.analysis.stats.readings import Reading
 
 SITE_NAMES = {"mlp": "MLP outputs", "attn": "attention outputs"}
 FILL_NAMES = {
@@ -39,12 +32,6 @@ FILL_NAMES = {
     "resample": "another image's",
     "zero": "zero",
 }
-READING = (
-    "Effects are the unaltered model's own: no CLT takes part. A total effect lets everything "
-    "downstream recompute; a direct one changes only what one reader sees. Layers stand in for one "
-    "another: a layer that costs nothing alone may be missed in a range. Accuracy saturates, so "
-    "read the loss beside it."
-)
 _COLOURS = {"total": BLUE, "direct": ORANGE}
 
 
@@ -106,7 +93,7 @@ def causal_figure(effects: CausalEffects) -> go.Figure:
     shared = {"colorscale": "Blues", "cmin": 0}
     bars = {"thickness": 12, "len": length * 0.95, "yanchor": "top", "y": max(top, 1.0)}
     figure.update_layout(
-        title={"text": f"{_title(effects)}<br><sup>{_subtitle(effects)}</sup>"},
+        title={"text": f"{causal_title(effects)}<br><sup>{_subtitle(effects)}</sup>"},
         coloraxis={**shared, "colorbar": {**bars, "x": 0.445}},
         coloraxis2={**shared, "colorbar": {**bars, "x": 1.005}},
         barmode="group",
@@ -115,87 +102,6 @@ def causal_figure(effects: CausalEffects) -> go.Figure:
         legend={"orientation": "h", "y": -0.06},
     )
     return finish(figure).update_layout(margin={"t": 145})
-
-
-def causal_report(
-    effects: CausalEffects, agreement: Mapping[str, RankAgreement] | None = None, clt: str = ""
-) -> str:
-    """The page as self-contained HTML: the figure, every set of layers, agreement with a CLT's C.
-
-    Args:
-        effects: what was measured.
-        agreement: by what is compared, e.g. "centred C, total effect".
-        clt: the CLT it compares with, in words.
-    """
-    facts = {
-        "Ablated": f"{SITE_NAMES[effects.site]}, {ROW_NAMES[effects.ablated]}, set to "
-        f"{FILL_NAMES[effects.fill]}",
-        "Scored": f"{ROW_NAMES[effects.tokens]} of MLP outputs y_l; 1 = as far as y_l varies over "
-        "images",
-        "Images": f"{effects.data}, N = {effects.n}",
-        "Trajectory": "the unaltered model (teacher)",
-        "Seed": str(effects.seed),
-    }
-    sections = [
-        Section("What was changed", [READING], facts=facts),
-        Section("Effects", figures=[causal_figure(effects)]),
-    ]
-    if effects.readings is not None:
-        note = (
-            "Top-1 in percent / cross-entropy in nats; differences are paired with the unaltered "
-            "model, with 95 % bootstrap intervals over images. The floor is every layer at once, "
-            f"{layers_text(range(effects.n_layers))}."
-        )
-        sections.append(Section("Sets of layers", [note], [output_table(effects)]))
-    if agreement:
-        notes = [
-            f"{clt}. Rank correlations of C(s→l) with the effect of s on l over the sources s < l, "
-            "mean over targets with at least three; for the output, C(s→L−1) with the rise in loss "
-            "over all s. The floor shuffles every row of C over its sources. C says from which "
-            "depth y_l can be sparsely read: it need not agree. Depth alone has the layer's "
-            "number in C's place.",
-            "Intervals: 95 % bootstrap over images of the effects; C is held at its value.",
-        ]
-        tables = [agreement_table(agreement)]
-        sections.append(Section("Agreement with contribution scores", notes, tables))
-    lead = "What changes in a Vision Transformer when a layer's own output is ablated?"
-    return render_report(_title(effects), lead, sections)
-
-
-def output_table(effects: CausalEffects) -> pd.DataFrame:
-    """One row per set of layers, as text: total and direct effects on top-1 (%) and loss (nats).
-
-    Raises:
-        InputError: there was no classifier.
-    """
-    if effects.readings is None:
-        raise InputError("the effects hold no readings; causal_effects needs a classifier zs.")
-    original = effects.readings["original"]
-    rows = [{"layers": "none (unaltered)", "total": _reading_text(original)}]
-    for layers in map(layers_text, effects.layer_sets):
-        row = {"layers": layers}
-        for path in PATHS:
-            read = effects.readings[f"{path} {layers}"]
-            rise = effects.readings.difference(f"{path} {layers}", "original", "loss")
-            row[path] = _reading_text(read)
-            row[f"{path}, Δ loss"] = rise.text("+.4f")
-        rows.append(row)
-    return pd.DataFrame(rows, columns=list(rows[-1])).fillna("")
-
-
-def agreement_table(agreement: Mapping[str, RankAgreement]) -> pd.DataFrame:
-    """One row per comparison, as text."""
-    return pd.DataFrame(
-        {
-            "compared": name,
-            "Spearman": _plain(a.spearman.value),
-            "permuted": _floor_text(a.spearman),
-            "p": three_digits(a.spearman.p),
-            "Kendall": _plain(a.kendall.value),
-            "targets": a.n_targets,
-        }
-        for name, a in agreement.items()
-    )
 
 
 def _bars(figure: go.Figure, output: pd.DataFrame, factor: int, n: int, column: int) -> None:
@@ -264,7 +170,8 @@ def _ranges(figure: go.Figure, output: pd.DataFrame, factor: int, n: int, column
     figure.update_xaxes(title_text="s", dtick=1, title_standoff=5, row=3, col=column)
 
 
-def _title(effects: CausalEffects) -> str:
+def causal_title(effects: CausalEffects) -> str:
+    """What was ablated, and what it was read on."""
     return (
         f"Causal effects of {SITE_NAMES[effects.site]} on {ROW_NAMES[effects.tokens]}, "
         f"{ROW_NAMES[effects.ablated]} ablated"
@@ -284,18 +191,6 @@ def _subtitle(effects: CausalEffects) -> str:
             f"templates: {effects.templates}; bars: 95 % bootstrap over images, paired"
         )
     return lines
-
-
-def _reading_text(reading: Reading) -> str:
-    return f"{100 * reading.top1:.2f} / {reading.loss:.4f}"
-
-
-def _floor_text(a: Agreement) -> str:
-    return "undefined" if isnan(a.floor) else f"{a.floor.low:.3f} to {a.floor.high:.3f}"
-
-
-def _plain(value: Interval) -> str:
-    return "undefined" if isnan(value) else value.text(".3f")
 
 
 def _short(value: float) -> str:

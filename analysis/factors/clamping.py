@@ -1,44 +1,31 @@
-"""Features set to what another value of a factor makes of them: does the answer follow?
-
-On an image with left = b the group's codes on a region's rows are set to their means, row by row,
-over images with left = a; the answer *moves* where the model's top class is the one that (a, right)
-has, and *stays* where it is its own. Beside it stand the group at the means of the image's own
-value, which is what the edit itself costs, random features clamped as the group is, and the
-unaltered model. Which class a pair has is read from the data's own labels. Ours.
-"""
+"""Features set to another value's codes: how often the answer follows
+(`vit_clt.analysis.factors.clamping_study`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from tqdm import tqdm
+from jaxtyping import Int
 
-from vit_clt.analysis.factors.anova import Cells
-from vit_clt.analysis.factors.selectivity_study import factor_values
-from vit_clt.analysis.factors.sets import FeatureSet, compared_sets, overlap, with_codes
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
+from vit_clt.analysis.stats.names import layers_text
 from vit_clt.choices import Region
-from vit_clt.data.forms import check_prepared
-from vit_clt.data.images import ImageData
-from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, check_fits
-from vit_clt.hooks.activations import capture
-from vit_clt.hooks.rows import region_rows
+from vit_clt.hooks.rows import REGION_NAMES
 from vit_clt.metrics import Metric
-from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
-class Clamp:
+class Clamp(Study):
     """How often the answer follows, per version: "original", "own", "group", "random 0", ..."""
+
+    name = "clamp"
 
     moved: dict[str, np.ndarray]
     """Per image: is the top class that of the clamped value?"""
@@ -58,12 +45,15 @@ class Clamp:
     """Share of the group that a random set holds too, mean over sets."""
     layers: list[int]
     region: Region
+    l0: float
+    """Active features a row of the region and layer, over the layers that sets are of."""
     chance: float
     """Share of images whose class is moved to by a guess: 1 / classes."""
     templates: str
     source: str
     """Images that the means come from."""
     data: str
+    split: str | None
     seed: int
 
     @property
@@ -94,6 +84,51 @@ class Clamp:
             rows.append({**row, "chance": self.chance, "n": self.n, "pairs": self.n_pairs})
         return pd.DataFrame(rows)
 
+    def facts(self) -> Facts:
+        """Codes of the altered stream, in one region."""
+        return Facts(
+            self.data,
+            self.n,
+            self.region,
+            "stream with error nodes",
+            self.l0,
+            split=self.split,
+            fill=f"mean codes by {self.factor}",
+            seed=self.seed,
+            more={
+                "templates": self.templates,
+                "factor": self.factor,
+                "source": self.source,
+                "layers": self.layers,
+                "n_features": self.n_features,
+                "overlap": self.overlap,
+            },
+        )
+
+    def caption(self) -> str:
+        """What is set to what, where, and what it is compared with."""
+        return (
+            f"{self.data}, N = {self.n}: {self.n_features} features of layers "
+            f"{layers_text(self.layers)} on {REGION_NAMES[self.region]} (L0 {self.l0:.1f}) at "
+            f"their means over images of {self.source} with another value of {self.factor}; CLT "
+            "with error nodes, stream inputs; random: as many that fire equally often; templates: "
+            f"{self.templates}, seed {self.seed}; chance {100 * self.chance:.0f} %"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row per version, as text."""
+        rows = self.to_frame().to_dict("records")
+        return pd.DataFrame(
+            {
+                "features": row["features"],
+                "moved (%)": Interval.from_columns(row, "moved").text(".1f", 100),
+                "stayed (%)": Interval.from_columns(row, "stayed").text(".1f", 100),
+                "moved, loss (nats)": Interval.from_columns(row, "moved_loss").text(".4f"),
+                "stayed, loss (nats)": Interval.from_columns(row, "stayed_loss").text(".4f"),
+            }
+            for row in rows
+        )
+
     def metrics(self) -> list[Metric]:
         """Every share and loss; floor: random sets' mean, baseline: unaltered."""
         frame = self.to_frame().set_index("features")
@@ -117,146 +152,3 @@ class Clamp:
         from vit_clt.analysis.factors.clamping_figure import clamp_figure
 
         return clamp_figure(self)
-
-
-@torch.no_grad()
-def clamp(
-    vit: HookedViT,
-    clt: CrossLayerTranscoder,
-    data: ImageData,
-    zs: ZeroShot,
-    group: FeatureSet,
-    *,
-    source: ImageData,
-    randoms: Sequence[FeatureSet],
-    factor: str = "left",
-    other: str = "right",
-    region: Region = "left_half",
-    seed: int = 0,
-    progress: bool = False,
-) -> Clamp:
-    """Clamp the group, then each random set, on every image to one other value of the factor.
-
-    Args:
-        vit: the teacher, with no hooks attached.
-        clt: its transcoder.
-        data: labelled images that know both factors; not those the group was chosen on.
-        zs: the zero-shot classifier.
-        group: features by source layer, e.g. all that tell of the factor (`Selectivity.features`).
-        source: images that the mean codes come from, with the same factors.
-        randoms: sets to compare with (`Selectivity.matched`, several seeds).
-        factor: what is changed, a name among `data.factors`.
-        other: the factor that stays; both together determine the label.
-        region: rows on which codes are set.
-        seed: of the values clamped to, drawn evenly among the others, and of intervals.
-        progress: show progress bars.
-
-    Raises:
-        InputError: an unknown factor or region, no random set, a set that is empty or out of range,
-            a factor with one value, a value that `source` lacks, a pair of values with fewer than
-            two images or with two labels, or a CLT of another model.
-    """
-    check_fits(vit, clt)
-    check_prepared(vit, data)
-    check_prepared(vit, source)
-    sets = compared_sets(clt, group, randoms)
-    rows = region_rows(region, vit.cfg.patch_grid)
-    origin, kept = (factor_values(data, name) for name in (factor, other))
-    labels = torch.cat([own for _, own in data])
-    zs.check_labels(labels)
-    cells = Cells(origin, kept, labels.numpy(), (factor, other))
-    answers = cells.label.reshape(cells.shape)
-    known = cells.values[0]
-    if len(known) < 2:
-        raise InputError(
-            f"{factor} is {known[0]} in every image of {data.name}; expected at least two values."
-        )
-    if missing := set(known.tolist()) - set(factor_values(source, factor).tolist()):
-        raise InputError(
-            "source", f"has no image of {factor} {min(missing)}; expected every value."
-        )
-    place = np.searchsorted(known, origin)
-    step = np.random.default_rng(seed).integers(1, len(known), len(data))
-    aim = (place + step) % len(known)
-    moved_to = torch.from_numpy(answers[aim, np.searchsorted(cells.values[1], kept)])
-    means = {
-        name: _means(vit, clt, source, each, rows, factor, known, progress)
-        for name, each in sets.items()
-    }
-    found: dict[str, dict[str, list[Tensor]]] = {
-        what: {name: [] for name in ("original", "own", *sets)}
-        for what in ("moved", "stayed", "moved_loss", "stayed_loss")
-    }
-    with tqdm(total=len(data), desc="clamp", unit=" images", disable=not progress) as bar:
-        done = 0
-        for images, own in data:
-            here = slice(done, done + len(images))
-            images = images.to(clt.b_enc.device)
-            own_means = {s: mean[place[here]] for s, mean in means["group"].items()}
-            versions = {
-                "original": vit(images),
-                "own": with_codes(vit, clt, images, group, rows, own_means),
-            }
-            for name, each in sets.items():
-                codes = {s: mean[aim[here]] for s, mean in means[name].items()}
-                versions[name] = with_codes(vit, clt, images, each, rows, codes)
-            for name, embeddings in versions.items():
-                for what, answer in (("moved", moved_to[here]), ("stayed", own)):
-                    outcome = zs.read(embeddings, answer)
-                    found[what][name].append(outcome.correct)
-                    found[f"{what}_loss"][name].append(outcome.loss)
-            done += len(images)
-            bar.update(len(images))
-    moved, stayed, moved_loss, stayed_loss = (
-        {name: torch.cat(parts).double().numpy() for name, parts in each.items()}
-        for each in found.values()
-    )
-    return Clamp(
-        moved,
-        stayed,
-        moved_loss,
-        stayed_loss,
-        origin,
-        known[aim],
-        factor,
-        sum(map(len, group.values())),
-        overlap(group, randoms),
-        sorted(group),
-        region,
-        1 / len(zs.class_names),
-        zs.name,
-        source.name,
-        data.name,
-        seed,
-    )
-
-
-def _means(
-    vit: HookedViT,
-    clt: CrossLayerTranscoder,
-    source: ImageData,
-    group: FeatureSet,
-    rows: Int[Tensor, " row"],
-    factor: str,
-    known: Int[np.ndarray, " value"],
-    progress: bool,
-) -> dict[int, Float[Tensor, "value row _"]]:
-    """Mean codes of the group over the images with each value, per layer and row."""
-    values = factor_values(source, factor)
-    device = clt.b_enc.device
-    sums = {
-        s: torch.zeros(len(known), len(rows), len(features), dtype=torch.float64, device=device)
-        for s, features in group.items()
-    }
-    done = 0
-    n_batches = -(-len(source) // source.batch_size)
-    for images, _ in tqdm(source, "mean codes", n_batches, disable=not progress):
-        own = values[done : done + len(images)]
-        done += len(images)
-        member = torch.from_numpy(known[:, None] == own).double().to(device)
-        x = capture(vit, images.to(device)).x[:, :, rows]
-        for s, features in group.items():
-            codes = clt.encode(x[s], layer=s).to_dense()[:, :, features].double()
-            sums[s] += torch.einsum("vi,irf->vrf", member, codes)
-    counts = torch.from_numpy((values[:, None] == known).sum(0)).to(device)
-    return {s: (each / counts[:, None, None]).float() for s, each in sums.items()}

@@ -13,7 +13,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.rows import REGION_NAMES
 
 if TYPE_CHECKING:
-    from vit_clt.analysis.factors.selectivity_study import Selectivity
+    from vit_clt.analysis.factors.selectivity import Selectivity
 
 _COLOURS = (BLUE, ORANGE, PURPLE, GREEN, INK, "#cccccc")
 _PATTERNS = ("", "", "/", "", "x", "")

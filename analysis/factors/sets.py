@@ -8,17 +8,18 @@ the stream: through attention, and through their own codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, replace_mlps
+from vit_clt.hooks.activations import capture
 from vit_clt.hooks.points import FwdHooks
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -75,6 +76,18 @@ def overlap(group: FeatureSet, others: Sequence[FeatureSet]) -> float:
         if s in other
     ]
     return sum(held) / (size * len(others))
+
+
+def active_codes(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    images: Float[Tensor, "batch 3 height width"],
+    rows: Int[Tensor, " row"],
+    layers: Iterable[int],
+) -> dict[int, Bool[Tensor, "batch row feature"]]:
+    """Which features are active on these token rows of the unaltered model, by layer."""
+    x = capture(vit, images).x[:, :, rows]
+    return {s: clt.encode(x[s], layer=s).to_dense().ne(0) for s in layers}
 
 
 @torch.no_grad()

@@ -10,33 +10,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
 from vit_clt.analysis.factors.anova import Cells
 from vit_clt.analysis.factors.selectivity_study import factor_values
-from vit_clt.analysis.factors.sets import FeatureSet, compared_sets, overlap
+from vit_clt.analysis.factors.sets import FeatureSet, active_codes, compared_sets, overlap
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.stats.names import layers_text
 from vit_clt.analysis.stats.readings import MEASURES, UNITS, Readings, gather_readings
 from vit_clt.choices import Region
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import Edit, HookedViT, SteeredPass, check_fits
-from vit_clt.hooks.activations import capture
-from vit_clt.hooks.rows import region_rows
+from vit_clt.hooks.rows import REGION_NAMES, region_rows
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 @dataclass(frozen=True)
-class Suppression:
+class Suppression(Study):
     """The model without the group, and without each set of random features."""
+
+    name = "suppression"
 
     readings: Readings
     """Versions "original", "group" and "random 0", "random 1", ..."""
@@ -57,8 +63,11 @@ class Suppression:
     """Share of the group that a random set holds too, mean over sets."""
     layers: list[int]
     region: Region
+    l0: float
+    """Active features a row of the region and layer, over the layers that sets are of."""
     templates: str
     data: str
+    split: str | None
     n: int
     seed: int
 
@@ -93,6 +102,50 @@ class Suppression:
                     row |= change.columns(f"delta_{measure}")
             rows.append(row)
         return pd.DataFrame(rows)
+
+    def facts(self) -> Facts:
+        """Codes of the altered stream, in one region."""
+        return Facts(
+            self.data,
+            self.n,
+            self.region,
+            "stream with error nodes",
+            self.l0,
+            split=self.split,
+            fill="zero",
+            seed=self.seed,
+            more={
+                "templates": self.templates,
+                "factors": list(self.factors),
+                "layers": self.layers,
+                "n_features": self.n_features,
+                "overlap": self.overlap,
+            },
+        )
+
+    def caption(self) -> str:
+        """What is switched off, where, and what it is compared with."""
+        return (
+            f"{self.data}, N = {self.n}: {self.n_features} features of layers "
+            f"{layers_text(self.layers)} at 0 on {REGION_NAMES[self.region]} (L0 {self.l0:.1f}), "
+            "CLT with error nodes, stream inputs; random: as many that fire equally often; "
+            f"templates: {self.templates}, seed {self.seed}"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row per version, as text."""
+        return pd.DataFrame(
+            {
+                "features": name,
+                "top-1 (%)": reading.top1.text(".2f", 100),
+                "loss (nats)": reading.loss.text(".4f"),
+                "Δ loss": ""
+                if name == "original"
+                else self.readings.difference(name, "original", "loss").text("+.4f"),
+            }
+            for name in self.readings.names
+            for reading in [self.readings[name]]
+        )
 
     def group_minus_random(self) -> Interval:
         """Loss of "group" less the mean over random sets, with its paired interval over images."""
@@ -176,16 +229,16 @@ def suppress(
     cells = Cells(a, b, known.numpy(), factors)
     outcomes: dict[str, list[Outcome]] = {"original": [], **{name: [] for name in sets}}
     active: dict[str, list[np.ndarray]] = {name: [] for name in sets}
+    layers = sorted({s for each in sets.values() for s in each})
+    n_active = 0
     with tqdm(total=len(data), desc="suppress", unit=" images", disable=not progress) as bar:
         for images, labels in data:
             images = images.to(clt.b_enc.device)
             unaltered = SteeredPass(vit, clt, images)
             outcomes["original"].append(zs.read(unaltered.embeddings, labels))
-            x = capture(vit, images).x[:, :, rows]
-            fires = {
-                s: clt.encode(x[s], layer=s).to_dense().ne(0).any(1)
-                for s in sorted({s for each in sets.values() for s in each})
-            }
+            codes = active_codes(vit, clt, images, rows, layers)
+            n_active += sum(int(each.sum()) for each in codes.values())
+            fires = {s: each.any(1) for s, each in codes.items()}
             for name, each in sets.items():
                 outcomes[name].append(zs.read(unaltered.steered(edits[name]), labels))
                 counts = sum(fires[s][:, features].sum(1) for s, features in each.items())
@@ -211,8 +264,10 @@ def suppress(
         overlap(group, randoms),
         sorted(group),
         region,
+        n_active / (len(data) * len(rows) * len(layers)),
         zs.name,
         data.name,
+        data.split,
         len(data),
         seed,
     )

@@ -1,23 +1,18 @@
-"""Where a model works something out: probes by depth above, what ablations cost below.
-
-Nothing is measured here, and no CLT takes part: `probes` and `causal_effects` did it. Read
-together they say where each factor can be read, where the class appears, and which layers it needs.
-"""
+"""Where a model works something out: probes by depth above, what ablations cost below."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.causal.figure import FILL_NAMES, SITE_NAMES
-from vit_clt.analysis.probing.figure import PLACES, add_stream, probe_context
+from vit_clt.analysis.probing.figure import PLACES, add_stream
 from vit_clt.analysis.probing.places import PROBED_ROWS
-from vit_clt.analysis.probing.study import Probes
 from vit_clt.analysis.reporting.style import (
     BLUE,
     GREY,
@@ -29,46 +24,21 @@ from vit_clt.analysis.reporting.style import (
     finish,
 )
 from vit_clt.analysis.stats.names import layers_text
-from vit_clt.errors import InputError
+
+if TYPE_CHECKING:
+    from vit_clt.analysis.causal.effects import CausalEffects
+    from vit_clt.analysis.factors.truth import Truth
 
 
-def truth_figure(
-    probed: Probes,
-    ablated: Sequence[CausalEffects],
-    names: Mapping[str, str] | None = None,
-) -> go.Figure:
+def truth_figure(truth: Truth) -> go.Figure:
     """One figure: accuracy of probes by depth, then a row of panels per study of ablations.
 
     Each of those shows total effects on the output, accuracy (points) and loss (nats): of every
     layer alone, of layers s..L-1 and 0..s and, where they were read (`layer_sets(n, pairs=True)`),
     of s and s + 1 together. Layers stand in for one another, so one that costs nothing alone may
     still be missed in a range.
-
-    Args:
-        probed: the probes.
-        ablated: studies of the same data, e.g. MLPs, then attention layers.
-        names: what factors are called, e.g. {"label": "last digit of the sum"}.
-
-    Raises:
-        InputError: no study, one of other data than the probes' or of another depth, or one without
-            readings.
     """
-    if not ablated:
-        raise InputError("ablated", "is empty; expected at least one study of causal_effects.")
-    for effects in ablated:
-        if effects.data != probed.data:
-            raise InputError(
-                "ablated",
-                f"holds effects on {effects.data}; expected {probed.data}, as the probes.",
-            )
-        if effects.readings is None:
-            raise InputError("the effects hold no readings; causal_effects needs a classifier zs.")
-        if max(probed.layers) >= effects.n_layers or effects.n_layers != ablated[0].n_layers:
-            raise InputError(
-                "ablated",
-                f"holds effects of {effects.n_layers} layers; expected as many in every "
-                f"study, and the probed layer {max(probed.layers)} among them.",
-            )
+    probed, ablated, names = truth.probed, truth.ablated, truth.names
     titles = [f"{PLACES[kind]}: probes of the stream · accuracy (%)" for kind in PROBED_ROWS]
     for effects in ablated:
         what = f"{SITE_NAMES[effects.site]}, {ROW_NAMES[effects.ablated]}"
@@ -91,7 +61,7 @@ def truth_figure(
     captions = dict.fromkeys(map(_caption, ablated))
     figure.update_layout(
         title={
-            "text": f"Where the model works it out<br><sup>{probe_context(probed)}<br>"
+            "text": f"Where the model works it out<br><sup>{probed.measured_on()}<br>"
             f"{'<br>'.join(captions)}<br>bars: 95 % bootstrap over images, those of "
             "ablations paired with the unaltered model</sup>"
         },

@@ -1,16 +1,14 @@
-"""Linear probes as a figure, a page and a table: accuracy and loss by depth."""
+"""Linear probes as a figure: accuracy and loss by depth."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.probing.places import PROBED_ROWS, ProbedRows, Stage
-from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.reporting.style import (
     BLUE,
     GREEN,
@@ -23,18 +21,11 @@ from vit_clt.analysis.reporting.style import (
 )
 
 if TYPE_CHECKING:
-    from vit_clt.analysis.probing.study import Probes
+    from vit_clt.analysis.probing.result import Probes
 
 PLACES = {"cls": "CLS row", "patch": "patches"}
 STREAM: dict[Stage, float] = {"resid_pre": 0, "resid_mid": 0.5, "resid_post": 1}
 """How far into its block each point of the residual stream lies."""
-READING = (
-    "A factor that a probe reads at a depth is there to be read by what comes next; whether the "
-    "model reads it, ablation must tell. The additive floor is the same probe fitted to the data's "
-    "factors themselves, one-hot: what it leaves near chance but reads in the model, the model has "
-    "worked out from them. A hand-made linear map may do better than this floor; see "
-    "docs/definitions.md."
-)
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, INK)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 
@@ -61,7 +52,7 @@ def probe_figure(result: Probes) -> go.Figure:
     shown = ", ".join(result.floors)
     figure.update_layout(
         title={
-            "text": f"Where can {shown} be read linearly?<br><sup>{probe_context(result)}"
+            "text": f"Where can {shown} be read linearly?<br><sup>{result.measured_on()}"
             "<br>stream: before block 0, then after each block's attention (half-way) and MLP; "
             "x_l: what MLP l reads, y_l: what it puts out<br>patches: mean over each half of the "
             "grid, side by side; bars: 95 % bootstrap over images</sup>"
@@ -146,59 +137,6 @@ def add_stream(
     )
     if measure == "top1":
         figure.update_yaxes(range=[-3, 105], row=row, col=col)
-
-
-def probe_table(result: Probes) -> pd.DataFrame:
-    """One row per token kind and place, as text: accuracy (%) / loss (nats) of every factor."""
-    frame = result.to_frame()
-    rows: dict[tuple[str, str, int], dict[str, str]] = {}
-    for r in frame.itertuples():
-        at = rows.setdefault(
-            (r.tokens, r.stage, r.layer), {"place": f"{r.tokens} {r.stage} {r.layer}"}
-        )
-        at[r.factor] = f"{100 * r.top1:.1f} / {r.loss:.3f}"
-        at[f"{r.factor}, permuted"] = f"{100 * r.permuted:.1f} / {r.permuted_loss:.3f}"
-    floors: dict[str, dict[str, str]] = {}
-    for name, each in result.floors.items():
-        chance = floors.setdefault("chance", {"place": "chance"})
-        chance[name] = f"{100 * each.chance:.1f} / {each.chance_loss:.3f}"
-        if each.additive is not None:
-            at = floors.setdefault("additive", {"place": "additive floor"})
-            at[name] = f"{100 * each.additive.top1:.1f} / {each.additive.loss:.3f}"
-    return pd.DataFrame([*floors.values(), *rows.values()]).fillna("")
-
-
-def probe_report(result: Probes) -> str:
-    """The page as self-contained HTML: what was done, the figure, the table."""
-    facts = {
-        "Read on": f"{result.data}, N = {result.n}",
-        "Fitted on": f"{result.train_data}, N = {result.n_train}",
-        "Trajectory": "the unaltered model (teacher); no CLT",
-        "Probe": "linear discriminant with a shrunk covariance, chosen on a fifth of the training "
-        "images",
-        "Patch rows": "mean over the left and mean over the right half of the patch grid, side by "
-        "side",
-        "Seed": str(result.seed),
-    }
-    sections = [
-        Section("What was done", [READING], facts=facts),
-        Section("By depth", figures=[probe_figure(result)]),
-        Section(
-            "Every place", ["Accuracy in percent / cross-entropy in nats."], [probe_table(result)]
-        ),
-    ]
-    lead = (
-        "At which depth of a Vision Transformer can what its images show be read by a linear map?"
-    )
-    return render_report("Linear probes", lead, sections)
-
-
-def probe_context(result: Probes) -> str:
-    """Data, numbers of images and seed, for captions."""
-    return (
-        f"{result.data}, N = {result.n}; probes fitted on {result.train_data}, "
-        f"N = {result.n_train}; no CLT, seed {result.seed}"
-    )
 
 
 def _floors(

@@ -23,115 +23,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 from tqdm import tqdm
 
 from vit_clt.analysis.probing.discriminant import Discriminant
 from vit_clt.analysis.probing.places import Place, probe_rows
+from vit_clt.analysis.probing.result import Floors, Probe, Probes
 from vit_clt.analysis.stats.intervals import mean_intervals
 from vit_clt.analysis.stats.readings import Reading
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
-from vit_clt.metrics import Metric
 
 LABEL = "label"
 """The factor that every labelled image has: its class."""
 PERMUTATIONS = 10
 FEWEST = 10
 """Training images that every value of a factor needs."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One factor read from one place."""
-
-    factor: str
-    place: Place
-    reading: Reading
-    permuted: float
-    """Mean accuracy of the same probe fitted to permuted values of the factor."""
-    permuted_loss: float
-    shrinkage: float
-    """Chosen on a fifth of the training images."""
-
-
-@dataclass(frozen=True)
-class Floors:
-    """What a factor can be guessed by without the model."""
-
-    chance: float
-    """Accuracy of the most frequent training value."""
-    chance_loss: float
-    """Cross-entropy of the training shares, in nats."""
-    additive: Reading | None
-    """Of the label: the same probe of the data's factors, one-hot, where it has any."""
-
-
-@dataclass(frozen=True)
-class Probes:
-    """Every factor at every place, on test images, beside its floors."""
-
-    probes: list[Probe]
-    floors: dict[str, Floors]
-    """By factor."""
-    layers: list[int]
-    data: str
-    train_data: str
-    n: int
-    """Test images."""
-    n_train: int
-    seed: int
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per factor and place: accuracies as fractions, losses in nats."""
-        rows = []
-        for probe in self.probes:
-            floors = self.floors[probe.factor]
-            top1, loss = probe.reading.top1, probe.reading.loss
-            reading = {"top1": top1, "low": top1.low, "high": top1.high, **loss.columns("loss")}
-            found = {"factor": probe.factor, **probe.place._asdict(), **reading}
-            found |= {name: getattr(probe, name) for name in ("permuted", "permuted_loss")}
-            found |= {"chance": floors.chance, "chance_loss": floors.chance_loss}
-            additive = floors.additive
-            found |= {"additive": additive.top1 if additive else np.nan}
-            found |= {"additive_loss": additive.loss if additive else np.nan}
-            found |= {"shrinkage": probe.shrinkage, "n": self.n, "n_train": self.n_train}
-            rows.append(found)
-        return pd.DataFrame(rows)
-
-    def metrics(self) -> list[Metric]:
-        """Every reading, its floor that of permuted values, its baseline chance.
-
-        Named "{factor}_{tokens}_{stage}_{layer}_top1" or "_loss"; the additive floor is
-        "{factor}_additive_top1" and "_loss".
-        """
-        found = []
-        for p in self.probes:
-            name = "_".join(map(str, (p.factor, *p.place)))
-            found += self._pair(name, p.factor, p.reading, p.permuted, p.permuted_loss)
-        for factor, floors in self.floors.items():
-            if floors.additive is not None:
-                found += self._pair(f"{factor}_additive", factor, floors.additive, None, None)
-        return found
-
-    def figure(self) -> go.Figure:
-        """Accuracy and loss by depth of the stream, and accuracy of x_l and y_l."""
-        from vit_clt.analysis.probing.figure import probe_figure
-
-        return probe_figure(self)
-
-    def _pair(
-        self, name: str, factor: str, r: Reading, floor: float | None, floor_loss: float | None
-    ) -> list[Metric]:
-        chance, loss = self.floors[factor].chance, self.floors[factor].chance_loss
-        return [
-            r.top1.metric(f"{name}_top1", "fraction", self.n, floor, chance),
-            r.loss.metric(f"{name}_loss", "nats", self.n, floor_loss, loss),
-        ]
 
 
 @torch.no_grad()
@@ -201,7 +110,9 @@ def probes(
         ],
         {name: values[name].floors(readings.get((name, None))) for name in names},
         chosen,
+        vit.cfg.model,
         test.name,
+        test.split,
         train.name,
         len(test),
         len(train),

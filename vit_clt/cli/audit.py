@@ -13,10 +13,9 @@ import tyro
 from vit_clt.choices import Preset, Templates, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
-    Command,
+    StudyOptions,
     check_held_out,
     distinct_names,
-    print_table,
 )
 from vit_clt.cli.training_options import preset_in
 from vit_clt.errors import InputError
@@ -29,11 +28,10 @@ if TYPE_CHECKING:
     from vit_clt.transcoder.model import CrossLayerTranscoder
 
 STUDY_FILE, RUNS = "study.json", "runs"
-FILES = (STUDY_FILE, "audit.html", "audit.csv", "metrics.json")
 
 
 @dataclass(kw_only=True)
-class Audit(CLTOptions, Command):
+class Audit(CLTOptions, StudyOptions):
     """Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10, D11) and a verdict.
 
     The plan and its cost are printed first. Rivals are trained into OUT/runs, where --resume goes
@@ -83,14 +81,11 @@ class Audit(CLTOptions, Command):
 
     def run(self) -> None:
         """Plan, train what is missing, audit, and report."""
-        import pandas as pd
-
         from vit_clt.analysis import audit
         from vit_clt.analysis.auditing.evidence import check_question
         from vit_clt.analysis.auditing.rivals import train_rivals
+        from vit_clt.analysis.auditing.study import Audit as AuditStudy
         from vit_clt.cli.train import asked_to_stop
-        from vit_clt.metrics import metrics_json
-        from vit_clt.outputs import OutputFolder
         from vit_clt.zero_shot import ZeroShot
 
         for one, other in (
@@ -101,7 +96,8 @@ class Audit(CLTOptions, Command):
         ):
             if self._is_set(one) and self._is_set(other):
                 raise InputError(f"--{one} and --{other} are both set; expected one of them.")
-        folder = OutputFolder(self.out, FILES, self.overwrite, STUDY_FILE if self.resume else None)
+        resume = STUDY_FILE if self.resume else None
+        folder = self.folder_of(AuditStudy, more=[STUDY_FILE], resume=resume)
         vit, clt, data = self.load_all(self.device)
         check_question(vit, data, self.tokens, self.target, self.keep, "keep")
         fit = self._training_images(vit, data)
@@ -128,8 +124,9 @@ class Audit(CLTOptions, Command):
             rivals,
             per_layer=given.get("per_layer", rivals.per_layer),
             variants=given.get("variants", rivals.variants),
+            given={"per_layer": self.per_layer, "variants": self.variants},
         )
-        found = audit(
+        study = audit(
             vit,
             clt,
             data,
@@ -142,33 +139,8 @@ class Audit(CLTOptions, Command):
             seed=self.training.seed,
             progress=True,
         )
-        folder.write("audit.html", found.report())
-        metrics = found.metrics()
-        folder.write("audit.csv", pd.DataFrame(map(asdict, metrics)).to_csv(index=False))
-        context = {
-            "command": "audit",
-            "data": data.name,
-            "split": data.split,
-            "tokens": self.tokens,
-            "trajectory": "teacher; stream for D1's accuracies",
-            "l0": found.l0,
-            "fill": "zero, mean, resample",
-            "seed": self.training.seed,
-            "templates": self.templates,
-            "target": found.target,
-            "verdict": found.verdict,
-            "left_out": found.left_out,
-            "fitted_on": fit.name,
-            "rivals": [run.name for run in runs],
-            "rivals_trained_on": rivals.trained_on,
-            "per_layer": list(self.per_layer),
-            "variants": list(self.variants),
-        }
-        folder.write("metrics.json", metrics_json(metrics, **context))
-        print(f"{found.data}, N = {found.n}, {self.tokens} rows of layer {found.target}")
-        rows = [(c.name, "yes" if c.holds else "no", c.reason) for c in found.evidence.conditions]
-        print_table(pd.DataFrame(rows, columns=["condition", "holds", "measured"]))
-        print(f"verdict: {found.verdict}; open {folder.path / 'audit.html'}")
+        page = folder.path / "audit.html"
+        self.report(folder, study, "audit", f"verdict: {study.verdict}; open {page}")
 
     def _is_set(self, option: str) -> bool:
         return not self.train if option == "no-train" else bool(getattr(self, option) or 0)

@@ -10,7 +10,6 @@ from vit_clt.cli.options import (
     StudyOptions,
     check_held_out,
     layer_numbers,
-    print_table,
 )
 
 
@@ -35,11 +34,9 @@ class Probe(ModelOptions, StudyOptions, SeedOptions):
     def run(self) -> None:
         """Fit, read, draw, and report."""
         from vit_clt.analysis import probes
-        from vit_clt.analysis.probing.figure import probe_context, probe_report, probe_table
-        from vit_clt.analysis.reporting.files import write_study
-        from vit_clt.metrics import metrics_json
+        from vit_clt.analysis.probing.result import Probes
 
-        folder = self.study_folder("probe")
+        folder = self.folder_of(Probes)
         layers = None if self.layers is None else layer_numbers(self.layers)
         vit = self.load_vit(self.device)
         data = self.load_images(vit)
@@ -57,34 +54,4 @@ class Probe(ModelOptions, StudyOptions, SeedOptions):
             seed=self.seed,
             progress=True,
         )
-        folder.open()
-        shown = probe_table(result)
-        caption = f"{probe_context(result)}; accuracy % / cross-entropy (nats)"
-        write_study(
-            folder,
-            "probe",
-            result.figure(),
-            result.to_frame(),
-            caption,
-            shown=shown,
-            page=probe_report(result),
-            png=self.png,
-        )
-        context = {
-            "command": "probe",
-            "data": data.name,
-            "split": data.split,
-            "tokens": "cls, patch",
-            "trajectory": "teacher",
-            "seed": self.seed,
-            "model": vit.cfg.model,
-            "train_data": train.name,
-            "n_train": result.n_train,
-            "factors": list(result.floors),
-            "layers": result.layers,
-        }
-        folder.write("metrics.json", metrics_json(result.metrics(), **context))
-        print(caption)
-        along = shown["place"].str.contains("chance|additive|resid_pre|resid_post")
-        print_table(shown[along][["place", *result.floors]])
-        print(f"written to {folder.path}")
+        self.report(folder, result, "probe")

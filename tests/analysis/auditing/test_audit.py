@@ -11,6 +11,8 @@ import pytest
 from builders import random_clt
 
 from vit_clt import CLTConfig, CrossLayerTranscoder
+from vit_clt.analysis.auditing.study import Audit
+from vit_clt.analysis.reporting.study import study_files
 from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
 
@@ -62,6 +64,11 @@ def test_a_whole_audit(
     for code in (*(f"D{i}" for i in range(1, 9)), "D10", "D11"):
         assert f"<h2>{code} " in page
     assert page.count("A bad answer") == 10
+    written = {path.name for path in out.iterdir()} - {"runs", "study.json"}
+    assert written == {*study_files(Audit)} - {"audit.png"}
+    assert (context["tokens"], context["seed"], context["split"]) == ("cls", 0, "test")
+    assert context["per_layer"] == [str(folders["per_layer"])]
+    assert context["variants"] == [str(folders["other"])]
     frame = pd.read_csv(out / "audit.csv")
     assert len(frame) == len(metrics)
     assert metrics["D8_this CLT_with_other_kendall"]["value"] == pytest.approx(

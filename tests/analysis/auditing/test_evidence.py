@@ -1,17 +1,21 @@
 """The verdict's rule, on evidence made by hand, and on a CLT whose terms were dealt by chance."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from assertions import tells_itself
 
 from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, ZeroShot, load_data, train
 from vit_clt.analysis import contribution_scores, keep_sources
 from vit_clt.analysis.ablations.all_sets_result import KeepSets, MarkedSet
 from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.evidence import Evidence, check_question, gather_evidence, halves
-from vit_clt.analysis.causal.effects import causal_effects
+from vit_clt.analysis.auditing.rivals import Rivals
+from vit_clt.analysis.auditing.study import Audit
+from vit_clt.analysis.causal.study import causal_effects
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.ranks import Agreement, RankAgreement
 from vit_clt.analysis.stats.readings import gather_readings
@@ -19,6 +23,7 @@ from vit_clt.data.images import TensorImages
 from vit_clt.zero_shot import Outcome
 
 N = 60
+RANK = {"loss": 1, "top1": 1}
 
 
 def sets(lead: float, noise: float, better: float, same: bool = False) -> KeepSets:
@@ -27,17 +32,18 @@ def sets(lead: float, noise: float, better: float, same: bool = False) -> KeepSe
     chosen = torch.rand(200, generator=generator)
     last = chosen + lead + noise * torch.randn(200, generator=generator)
     names = {"projection": chosen, "last": chosen if same else last}
+    names |= dict.fromkeys(("original", "full", "floor_mean", "floor_zero"), chosen)
     wrong = torch.zeros(200, dtype=torch.bool)
     outcomes = {
         name: [Outcome(correct=wrong, loss=loss, top=torch.zeros(200, dtype=torch.long))]
         for name, loss in names.items()
     }
     marks = [
-        MarkedSet("projection", (0, 1), 0.0, 0.5, {"loss": better, "top1": 0.0}, {}),
-        MarkedSet("last", (0, 1) if same else (1, 2), 0.0, 0.6, {"loss": 0.5, "top1": 0.0}, {}),
+        MarkedSet("projection", (0, 1), 0.0, 0.5, {"loss": better, "top1": 0.0}, RANK),
+        MarkedSet("last", (0, 1) if same else (1, 2), 0.0, 0.6, {"loss": 0.5, "top1": 0.0}, RANK),
     ]
     return KeepSets(
-        sets=[(0, 1)] * 40,
+        sets=[(0, 1), (1, 2), (0, 2), (0, 1)] * 10,
         top1=torch.zeros(40),
         loss=torch.zeros(40),
         marked=marks,
@@ -94,6 +100,30 @@ def test_each_condition_counts(low, zero, mean, holds, verdict):
     found = evidence(low, zero, mean)
     assert [c.holds for c in found.conditions] == holds
     assert found.verdict == verdict
+
+
+def test_an_audit_tells_its_verdict(tmp_path: Path) -> None:
+    found = Audit(
+        evidence=evidence(0.1, GOOD, WEAK),
+        diagnostics=[],
+        left_out={"D1": "no per-layer transcoder was given"},
+        tokens="cls",
+        target=2,
+        data="hand-made",
+        split=None,
+        n=N,
+        l0=4.5,
+        templates="single",
+        fitted_on=None,
+        rivals=Rivals().facts(),
+        seed=3,
+    )
+    context = tells_itself(found, tmp_path / "audit")
+    assert (context["data"], context["tokens"], context["l0"], context["seed"]) == (
+        "hand-made", "cls", 4.5, 3,
+    )  # fmt: skip
+    assert (context["verdict"], context["rivals"]) == ("mixed", [])
+    assert found.shown()["holds"].tolist() == ["yes", "yes", "no"]
 
 
 def test_agreement_that_permuted_rows_reach_is_none():

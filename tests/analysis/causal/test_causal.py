@@ -10,6 +10,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from assertions import tells_itself
 from builders import tiny_clip
 from torch import Tensor
 
@@ -291,6 +292,20 @@ def test_figure_holds_the_numbers(effects: CausalEffects) -> None:
     assert [list(line.x) for line in lines] == [[0, 6, 7]] * 2
 
 
+def test_effects_tell_themselves(
+    effects: CausalEffects, tiny_vit: HookedViT, tmp_path: Path
+) -> None:
+    context = tells_itself(effects, tmp_path / "read")
+    assert context["data"] == "noisy digits"
+    assert (context["tokens"], context["trajectory"], context["l0"]) == ("cls", "teacher", None)
+    assert (context["seed"], context["model"], context["clt"]) == (1, "digits", None)
+    # without a classifier every effect on a target stands in the table
+    alone = causal_effects(tiny_vit, some_images(3))
+    assert tells_itself(alone, tmp_path / "targets")["templates"] is None
+    assert len(alone.shown()) == len(alone.to_frame())
+    assert "Sets of layers" not in alone.page()
+
+
 # ---- names and choices --------------------------------------------------------------------------
 
 
@@ -353,13 +368,13 @@ def test_the_layers_that_add() -> None:
     patch = causal_effects(vit, data, zs, ablated="patch", sets=[]).readings
     loss = {s: patch.difference(f"total {s}", "original", "loss") for s in range(8)}
     # layer 0, then layer 1, and no other alone
-    assert loss[0][1] > 2 > loss[1][2]
-    assert loss[1][1] > 0
-    assert max(loss[s][2] for s in range(2, 8)) < loss[1][0]
-    assert patch["total 0-7"] < 0.2 < patch["total 0"] + 0.1
+    assert loss[0].low > 2 > loss[1].high
+    assert loss[1].low > 0
+    assert max(loss[s].high for s in range(2, 8)) < loss[1]
+    assert patch["total 0-7"].top1 < 0.2 < patch["total 0"].top1 + 0.1
 
     cls = causal_effects(vit, data, zs, ablated="cls", sets=[range(4, 8), range(6, 8)]).readings
     # on CLS rows no layer alone; 4 and 5 where 6 and 7 are gone too
-    assert max(cls.difference(f"total {s}", "original", "loss")[0] for s in range(8)) < 0.02
-    assert cls.difference("total 4-7", "total 6-7", "loss")[1] > 0.05
-    assert cls.difference("total 6-7", "original", "loss")[1] < 0.02
+    assert max(cls.difference(f"total {s}", "original", "loss") for s in range(8)) < 0.02
+    assert cls.difference("total 4-7", "total 6-7", "loss").low > 0.05
+    assert cls.difference("total 6-7", "original", "loss").low < 0.02

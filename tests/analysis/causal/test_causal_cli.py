@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from assertions import tells_itself
 from builders import random_clt
 from scipy.stats import spearmanr
 
 from vit_clt import InputError, load_data
 from vit_clt.analysis import causal_effects, contribution_scores, rank_agreement
-from vit_clt.analysis.causal.agreement import score_agreement
+from vit_clt.analysis.causal.agreement import causal_agreement, score_agreement
 from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
 
@@ -78,6 +79,17 @@ def test_with_a_clt(
 
     found = score_agreement(effects, [scores])
     assert list(found) == ["centred C, total effect on y", "centred C, direct effect on y"]
+    study = causal_agreement(effects, [scores], "mine")
+    context = tells_itself(study, tmp_path / "told")
+    assert (context["clt"], context["l0"], context["tokens"]) == ("mine", scores.l0, "patch")
+    [(heading, table)] = study.further_tables().items()
+    assert f"CLT mine, L0 = {scores.l0:.1f}" in heading
+    assert [*found, "depth alone, total effect on y", "depth alone, direct effect on y"] == [
+        *table["compared"]
+    ]
+    assert heading.replace("->", "-&gt;") in study._repr_html_()
+    with pytest.raises(InputError, match="scores is empty"):
+        causal_agreement(effects, [])
     cls = contribution_scores(digits_vit, clt, data, tokens="cls")
     with pytest.raises(InputError, match="scores were measured on cls rows of digits"):
         score_agreement(effects, [cls])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from assertions import tells_itself
 from builders import random_clt, tiny_clip
 from scipy.sparse import csr_array
 from scipy.stats import binomtest, spearmanr
@@ -15,8 +18,9 @@ from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, InputError, ReLUTo
 from vit_clt.analysis import clamp, selectivity, suppress
 from vit_clt.analysis.factors.anova import Cells
 from vit_clt.analysis.factors.clamping import Clamp
+from vit_clt.analysis.factors.computing_features import ComputingFeatures
+from vit_clt.analysis.factors.selectivity import Selectivity
 from vit_clt.analysis.factors.selectivity_figure import selectivity_figure
-from vit_clt.analysis.factors.selectivity_study import Selectivity
 from vit_clt.analysis.factors.sets import with_codes
 from vit_clt.data.digits import adding_arrays
 from vit_clt.data.forms import load_data
@@ -141,7 +145,7 @@ def test_toy_features_are_called_what_they_are(toys: Selectivity) -> None:
     assert {m.name: m.value for m in toys.metrics()}["layer_0_cls_pair"] == 1
 
 
-def test_features_are_chosen_and_matched(toys: Selectivity) -> None:
+def test_features_are_chosen_and_matched(toys: Selectivity, tmp_path: Path) -> None:
     assert {s: f.tolist() for s, f in toys.features("left", "pair").items()} == {0: [0, 3]}
     eta2 = toys.frame[toys.frame["layer"] == 0]["eta2_pair"]
     best = 0 if eta2[0] > eta2[3] else 3
@@ -163,6 +167,8 @@ def test_features_are_chosen_and_matched(toys: Selectivity) -> None:
     ):
         with pytest.raises(InputError, match=message):
             call()
+    context = tells_itself(toys, tmp_path / "selectivity")
+    assert (context["tokens"], context["l0"], context["seed"]) == (toys.region, toys.l0, toys.seed)
     bars = {t.name: list(t.y) for t in selectivity_figure([toys]).data if t.type == "bar"}
     assert bars["mixed"] == toys.counts()["mixed"].tolist()
 
@@ -255,7 +261,7 @@ def test_edited_codes_change_the_stream_and_nothing_else(adding) -> None:
     assert not torch.allclose(found, unaltered, atol=1e-2)
 
 
-def test_suppression_maps_what_breaks(adding) -> None:
+def test_suppression_maps_what_breaks(adding, tmp_path: Path) -> None:
     vit, clt, data, _, zs = adding
     group, other = {7: torch.arange(0, 20)}, {7: torch.arange(20, 40)}
     result = suppress(vit, clt, data, zs, group, randoms=[other, group])
@@ -284,11 +290,16 @@ def test_suppression_maps_what_breaks(adding) -> None:
     metric = {m.name: m for m in result.metrics()}["group_loss"]
     assert metric.floor == pytest.approx(frame.loc[["random 0", "random 1"], "loss"].mean())
     assert metric.baseline == frame.loc["original", "loss"]
+    assert result.l0 == 5
+    context = tells_itself(result, tmp_path / "suppression")
+    assert (context["tokens"], context["l0"], context["data"]) == ("cls", 5, "adding (test)")
     maps = [t.z for t in result.figure().data]
     assert np.allclose(maps[1], 100 * result.correct["group"])
 
 
-def test_clamped_answers_are_counted_from_the_labels(adding) -> None:
+def test_clamped_answers_are_counted_from_the_labels(
+    adding, toys: Selectivity, tmp_path: Path
+) -> None:
     vit, clt, data, source, zs = adding
     group, other = {7: torch.arange(0, 20)}, {7: torch.arange(20, 40)}
     options = {"source": source, "randoms": [other], "region": "cls"}
@@ -316,6 +327,23 @@ def test_clamped_answers_are_counted_from_the_labels(adding) -> None:
     heat = np.array(result.figure().data[-1].z, float)
     assert heat[0, 1] == pytest.approx(100 * result.moved["group"][result.origin == 0].mean())
     assert np.isnan(heat[0, 0])
+
+    assert result.l0 == 5
+    context = tells_itself(result, tmp_path / "clamp")
+    assert (context["fill"], context["seed"]) == ("mean codes by left", 0)
+    off = suppress(vit, clt, data, zs, group, randoms=[other])
+    every = ComputingFeatures({"cls": toys}, {"a few": off}, {"a few": result}, "out/mine")
+    context = tells_itself(every, tmp_path / "features")
+    assert (context["tokens"], context["clt"]) == ("cls", "out/mine")
+    assert context["chosen_on"] == f"{toys.data}, N = {toys.n}"
+    assert {m.name for m in every.metrics()} >= {
+        "suppressed_a_few_group_loss",
+        "clamped_a_few_group_moved",
+    }
+    table = pd.read_csv(tmp_path / "features" / "clamped.csv").set_index("features")
+    assert table.loc["group", "moved"] == frame.loc["group", "moved"]
+    with pytest.raises(InputError, match="clamped is empty"):
+        ComputingFeatures({"cls": toys}, {"a few": off}, {}, "out/mine")
 
     lacking = ImageRows(source, np.flatnonzero(source.factors["left"].numpy() == 0).tolist())
     zeros = np.flatnonzero(data.factors["left"].numpy() == 0).tolist()

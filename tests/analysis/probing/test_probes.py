@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from assertions import tells_itself
 from scipy.stats import multivariate_normal
 
 from vit_clt import InputError, ZeroShot, load_data
 from vit_clt.analysis import causal_effects, probes
-from vit_clt.analysis.factors.truth_figure import truth_figure
+from vit_clt.analysis.factors.truth import Truth
 from vit_clt.analysis.probing.discriminant import SHRINKAGES, Discriminant
-from vit_clt.analysis.probing.figure import probe_table
 from vit_clt.analysis.probing.places import Place, probe_rows
 from vit_clt.cli import main
 from vit_clt.data.digits import adding_arrays
@@ -219,13 +219,28 @@ def test_command_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert not (tmp_path / "no").exists()
 
 
-def test_truth_figure_draws_what_was_measured() -> None:
+def test_truth_draws_and_tells_what_was_measured(tmp_path: Path) -> None:
     vit = HookedViT.from_open_clip("adding")
     train = load_data("adding", vit=vit, split="train", limit=200)
     data = load_data("adding", vit=vit, limit=6)
     probed = probes(vit, train, data, layers=[0, 7], factors=["label"])
     effects = causal_effects(vit, data, ZeroShot(vit, data.class_names, "single"))
-    figure = truth_figure(probed, [effects], {"label": "the sum"})
+    truth = Truth(probed, [effects], {"label": "the sum"})
+    for study, tokens in ((probed, "cls, patch"), (truth, "cls patch")):
+        context = tells_itself(study, tmp_path / study.name)
+        assert (context["data"], context["split"]) == ("adding (test)", "test")
+        assert (context["tokens"], context["l0"], context["seed"]) == (tokens, None, 0)
+    assert context["fill"] == "mean"
+    names = [metric.name for metric in truth.metrics()]
+    assert len(names) == len(probed.metrics()) + len(effects.metrics())
+    assert names[-1] == f"mlp_{effects.metrics()[-1].name}"
+    # the ends of blocks, below the floors
+    assert probed.printed()["place"].tolist() == ["chance", "additive floor"] + [
+        f"{tokens} {at}"
+        for at in ("resid_pre 0", "resid_post 0", "resid_post 7")
+        for tokens in ("cls", "patch")
+    ]
+    figure = truth.figure()
     lines = {(t.name, t.yaxis): t for t in figure.data}
     frame = probed.to_frame().query("tokens == 'cls'").set_index(["stage", "layer"])
     shown = [
@@ -251,7 +266,7 @@ def test_truth_figure_draws_what_was_measured() -> None:
     # two layers together were not read
     assert "layers s and s + 1" not in {name for name, _ in lines}
     assert "unaltered: top-1" in figure.layout.title.text
-    assert len(probe_table(probed)) == 2 + 2 * 9
+    assert len(probed.shown()) == 2 + 2 * 9
     for studies, message in (
         ([], "ablated is empty"),
         ([replace(effects, readings=None)], "the effects hold no readings"),
@@ -260,4 +275,4 @@ def test_truth_figure_draws_what_was_measured() -> None:
         ([replace(effects, data="others")], r"effects on others; expected adding \(test\)"),
     ):
         with pytest.raises(InputError, match=message):
-            truth_figure(probed, studies)
+            Truth(probed, studies)

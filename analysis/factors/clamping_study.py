@@ -1,0 +1,187 @@
+"""Features set to what another value of a factor makes of them: does the answer follow?
+
+On an image with left = b the group's codes on a region's rows are set to their means, row by row,
+over images with left = a; the answer *moves* where the model's top class is the one that (a, right)
+has, and *stays* where it is its own. Beside it stand the group at the means of the image's own
+value, which is what the edit itself costs, random features clamped as the group is, and the
+unaltered model. Which class a pair has is read from the data's own labels. Ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_clt.analysis.factors.anova import Cells
+from vit_clt.analysis.factors.clamping import Clamp
+from vit_clt.analysis.factors.selectivity_study import factor_values
+from vit_clt.analysis.factors.sets import (
+    FeatureSet,
+    active_codes,
+    compared_sets,
+    overlap,
+    with_codes,
+)
+from vit_clt.choices import Region
+from vit_clt.data.forms import check_prepared
+from vit_clt.data.images import ImageData
+from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.hooks.activations import capture
+from vit_clt.hooks.rows import region_rows
+from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.zero_shot import ZeroShot
+
+
+@torch.no_grad()
+def clamp(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    group: FeatureSet,
+    *,
+    source: ImageData,
+    randoms: Sequence[FeatureSet],
+    factor: str = "left",
+    other: str = "right",
+    region: Region = "left_half",
+    seed: int = 0,
+    progress: bool = False,
+) -> Clamp:
+    """Clamp the group, then each random set, on every image to one other value of the factor.
+
+    Args:
+        vit: the teacher, with no hooks attached.
+        clt: its transcoder.
+        data: labelled images that know both factors; not those the group was chosen on.
+        zs: the zero-shot classifier.
+        group: features by source layer, e.g. all that tell of the factor (`Selectivity.features`).
+        source: images that the mean codes come from, with the same factors.
+        randoms: sets to compare with (`Selectivity.matched`, several seeds).
+        factor: what is changed, a name among `data.factors`.
+        other: the factor that stays; both together determine the label.
+        region: rows on which codes are set.
+        seed: of the values clamped to, drawn evenly among the others, and of intervals.
+        progress: show progress bars.
+
+    Raises:
+        InputError: an unknown factor or region, no random set, a set that is empty or out of range,
+            a factor with one value, a value that `source` lacks, a pair of values with fewer than
+            two images or with two labels, or a CLT of another model.
+    """
+    check_fits(vit, clt)
+    check_prepared(vit, data)
+    check_prepared(vit, source)
+    sets = compared_sets(clt, group, randoms)
+    rows = region_rows(region, vit.cfg.patch_grid)
+    origin, kept = (factor_values(data, name) for name in (factor, other))
+    labels = torch.cat([own for _, own in data])
+    zs.check_labels(labels)
+    cells = Cells(origin, kept, labels.numpy(), (factor, other))
+    answers = cells.label.reshape(cells.shape)
+    known = cells.values[0]
+    if len(known) < 2:
+        raise InputError(
+            f"{factor} is {known[0]} in every image of {data.name}; expected at least two values."
+        )
+    if missing := set(known.tolist()) - set(factor_values(source, factor).tolist()):
+        raise InputError(
+            "source", f"has no image of {factor} {min(missing)}; expected every value."
+        )
+    place = np.searchsorted(known, origin)
+    step = np.random.default_rng(seed).integers(1, len(known), len(data))
+    aim = (place + step) % len(known)
+    moved_to = torch.from_numpy(answers[aim, np.searchsorted(cells.values[1], kept)])
+    means = {
+        name: _means(vit, clt, source, each, rows, factor, known, progress)
+        for name, each in sets.items()
+    }
+    found: dict[str, dict[str, list[Tensor]]] = {
+        what: {name: [] for name in ("original", "own", *sets)}
+        for what in ("moved", "stayed", "moved_loss", "stayed_loss")
+    }
+    layers = sorted({s for each in sets.values() for s in each})
+    n_active = 0
+    with tqdm(total=len(data), desc="clamp", unit=" images", disable=not progress) as bar:
+        done = 0
+        for images, own in data:
+            here = slice(done, done + len(images))
+            images = images.to(clt.b_enc.device)
+            codes = active_codes(vit, clt, images, rows, layers)
+            n_active += sum(int(each.sum()) for each in codes.values())
+            own_means = {s: mean[place[here]] for s, mean in means["group"].items()}
+            versions = {
+                "original": vit(images),
+                "own": with_codes(vit, clt, images, group, rows, own_means),
+            }
+            for name, each in sets.items():
+                other_means = {s: mean[aim[here]] for s, mean in means[name].items()}
+                versions[name] = with_codes(vit, clt, images, each, rows, other_means)
+            for name, embeddings in versions.items():
+                for what, answer in (("moved", moved_to[here]), ("stayed", own)):
+                    outcome = zs.read(embeddings, answer)
+                    found[what][name].append(outcome.correct)
+                    found[f"{what}_loss"][name].append(outcome.loss)
+            done += len(images)
+            bar.update(len(images))
+    moved, stayed, moved_loss, stayed_loss = (
+        {name: torch.cat(parts).double().numpy() for name, parts in each.items()}
+        for each in found.values()
+    )
+    return Clamp(
+        moved,
+        stayed,
+        moved_loss,
+        stayed_loss,
+        origin,
+        known[aim],
+        factor,
+        sum(map(len, group.values())),
+        overlap(group, randoms),
+        sorted(group),
+        region,
+        n_active / (len(data) * len(rows) * len(layers)),
+        1 / len(zs.class_names),
+        zs.name,
+        source.name,
+        data.name,
+        data.split,
+        seed,
+    )
+
+
+def _means(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    source: ImageData,
+    group: FeatureSet,
+    rows: Int[Tensor, " row"],
+    factor: str,
+    known: Int[np.ndarray, " value"],
+    progress: bool,
+) -> dict[int, Float[Tensor, "value row _"]]:
+    """Mean codes of the group over the images with each value, per layer and row."""
+    values = factor_values(source, factor)
+    device = clt.b_enc.device
+    sums = {
+        s: torch.zeros(len(known), len(rows), len(features), dtype=torch.float64, device=device)
+        for s, features in group.items()
+    }
+    done = 0
+    n_batches = -(-len(source) // source.batch_size)
+    for images, _ in tqdm(source, "mean codes", n_batches, disable=not progress):
+        own = values[done : done + len(images)]
+        done += len(images)
+        member = torch.from_numpy(known[:, None] == own).double().to(device)
+        x = capture(vit, images.to(device)).x[:, :, rows]
+        for s, features in group.items():
+            codes = clt.encode(x[s], layer=s).to_dense()[:, :, features].double()
+            sums[s] += torch.einsum("vi,irf->vrf", member, codes)
+    counts = torch.from_numpy((values[:, None] == known).sum(0)).to(device)
+    return {s: (each / counts[:, None, None]).float() for s, each in sums.items()}
