@@ -82,8 +82,16 @@ class Study(ABC):
         """The table made for reading; `to_frame` where that is as good."""
         return self.to_frame()
 
+    def printed(self) -> pd.DataFrame:
+        """The table of a terminal and of a notebook's cell: `shown`, or what is short of it."""
+        return self.shown()
+
+    def further_tables(self) -> Mapping[str, pd.DataFrame]:
+        """Tables made for reading that stand below the first one, by heading."""
+        return {}
+
     def notes(self) -> Sequence[str]:
-        """How to read the numbers, in lines that stand below the table."""
+        """How to read the numbers, in lines that stand below the tables."""
         return ()
 
     def page(self) -> str:
@@ -96,6 +104,7 @@ class Study(ABC):
         sections = [
             Section("Figure", figures=[figure]),
             Section("Table", self.notes(), [self.shown()]),
+            *(Section(heading, tables=[each]) for heading, each in self.further_tables().items()),
             Section("Measured on", facts=facts),
         ]
         return render_report(title, self.caption(), sections)
@@ -109,10 +118,12 @@ class Study(ABC):
         return ()
 
     def _repr_html_(self) -> str:
-        """Caption, figure and table, for a notebook."""
+        """Caption, figure and tables, for a notebook."""
         drawing = self.figure().to_html(full_html=False, include_plotlyjs=_script_once())
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
-        table = self.shown().to_html(index=False, border=0, na_rep="undefined")
+        table = _html_table(self.printed())
+        for heading, each in self.further_tables().items():
+            table += f"<p>{html.escape(heading)}</p>{_html_table(each)}"
         return f"<p>{html.escape(self.caption())}</p>{drawing}{table}{notes}"
 
 
@@ -152,6 +163,10 @@ def write_study(folder: OutputFolder, study: Study, command: str, *, png: bool =
     folder.write(
         "metrics.json", metrics_json(study.metrics(), command=command, **study.facts().context())
     )
+
+
+def _html_table(table: pd.DataFrame) -> str:
+    return table.to_html(index=False, border=0, na_rep="undefined")
 
 
 _script_shown = False

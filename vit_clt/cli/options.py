@@ -60,26 +60,46 @@ class StudyOptions(Command):
     png: bool = False
     """Also a PNG of the figure; needs the extra "png" and Chrome or Chromium."""
 
-    def folder_of(self, *studies: type[Study]) -> OutputFolder:
-        """The folder of results of these kinds, checked before anything is loaded."""
+    def folder_of(
+        self, *studies: type[Study], more: Sequence[str] = (), resume: str | None = None
+    ) -> OutputFolder:
+        """The folder of results of these kinds, checked before anything is loaded.
+
+        Args:
+            studies: the results' classes.
+            more: further files that the command writes.
+            resume: a file that marks an unfinished output to go on with (`OutputFolder`).
+        """
         from vit_clt.analysis.reporting.files import check_png
         from vit_clt.analysis.reporting.study import study_files
         from vit_clt.outputs import OutputFolder
 
         if self.png:
             check_png()
-        return OutputFolder(self.out, study_files(*studies), self.overwrite)
+        return OutputFolder(self.out, [*study_files(*studies), *more], self.overwrite, resume)
 
-    def report(self, folder: OutputFolder, study: Study, command: str) -> None:
-        """Write a result's files, and print its caption, its table and how to read it."""
+    def report(
+        self, folder: OutputFolder, study: Study, command: str, last_line: str | None = None
+    ) -> None:
+        """Write a result's files, and print its caption, its tables and how to read them.
+
+        Args:
+            folder: where.
+            study: the result.
+            command: what metrics.json calls the maker.
+            last_line: what is printed at the end; by default where the files are.
+        """
         from vit_clt.analysis.reporting.study import write_study
 
         write_study(folder.open(), study, command, png=self.png)
         print(study.caption())
-        print_table(study.shown())
+        print_table(study.printed())
+        for heading, table in study.further_tables().items():
+            print(f"\n{heading}")
+            print_table(table)
         for note in study.notes():
             print(note)
-        print(f"written to {folder.path}")
+        print(last_line or f"written to {folder.path}")
 
     def study_folder(self, *names: str) -> OutputFolder:
         """The folder of studies of these names, checked before anything is loaded."""
