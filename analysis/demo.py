@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from vit_clt.analysis.ablations.curves import AblationCurves, ablation_curves
@@ -19,13 +18,13 @@ from vit_clt.analysis.reporting.study import Facts
 from vit_clt.analysis.reporting.style import ROW_NAMES
 from vit_clt.analysis.retrieval.consistency import ClassConsistency, class_consistency
 from vit_clt.analysis.retrieval.descriptors import untrained
-from vit_clt.analysis.retrieval.figures import retrieval_figure
 from vit_clt.analysis.retrieval.index import RetrievalIndex
 from vit_clt.analysis.retrieval.report import retrieval_section
+from vit_clt.analysis.retrieval.retrieved import retrieve
 from vit_clt.analysis.stats.readings import Measure
 from vit_clt.choices import TokenKind
 from vit_clt.data.forms import load_data
-from vit_clt.data.images import ImageData, ImageRows
+from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
 from vit_clt.training.trainer import train
@@ -61,7 +60,6 @@ class DemoStudy:
     curves: list[AblationCurves]
     consistency: ClassConsistency
     """Of what is retrieved from the training split."""
-    retrieved: go.Figure
 
     def metrics(self) -> list[Metric]:
         """The study's numbers, as written to metrics.json."""
@@ -155,7 +153,7 @@ class DemoStudy:
                 "Reconstruction per layer",
                 figures=[self.reconstruction.figure()],
             ),
-            retrieval_section(self.consistency, [self.retrieved]),
+            retrieval_section(self.consistency),
         ]
         lead = (
             "A cross-layer transcoder (CLT) stands in for every MLP of a small vision transformer. "
@@ -204,7 +202,6 @@ def demo_study(
         ablation_curves(vit, clt, test_data, zs, scores=of_cls, fill=fill, seed=seed)
         for fill in ("zero", "mean")
     ]
-    consistency, retrieved = _retrieval(vit, clt, train_data, test_data, seed)
     return DemoStudy(
         clt=clt,
         train_name=train_data.name,
@@ -212,22 +209,24 @@ def demo_study(
         reconstruction=reconstruction(vit, clt, test_data, seed=seed),
         scores=scores,
         curves=curves,
-        consistency=consistency,
-        retrieved=retrieved,
+        consistency=_retrieval(vit, clt, train_data, test_data, seed),
         seconds=time.perf_counter() - started,
     )
 
 
 def _retrieval(
     vit: HookedViT, clt: CrossLayerTranscoder, corpus: ImageData, queries: ImageData, seed: int
-) -> tuple[ClassConsistency, go.Figure]:
+) -> ClassConsistency:
     index = RetrievalIndex.build(vit, clt, corpus, tokens=("cls", "patch"))
     described = index.describe(queries)
-    found = index.search(described.take(SHOWN), 5)
     random = RetrievalIndex.build(vit, untrained(clt, seed), corpus, tokens=("cls", "patch"))
-    control = random, random.describe(queries)
-    grid = retrieval_figure(index, found, ImageRows(queries, SHOWN), corpus, rows=SHOWN, size=38)
-    return class_consistency(index, described, control=control, seed=seed), grid
+    return class_consistency(
+        index,
+        described,
+        control=(random, random.describe(queries)),
+        examples=[retrieve(index, described, queries, corpus, SHOWN)],
+        seed=seed,
+    )
 
 
 def _percent(fraction: float) -> str:

@@ -300,7 +300,7 @@ def _graph(vit: HookedViT, clt: CrossLayerTranscoder, data: Any, zs: Any) -> lis
     study = analysis.graph_study(
         vit, clt, data, zs, [5], interventions=2, max_nodes=8, norms="held"
     )
-    return [study.summary(), study.nodes(), study.edges(), study.terms(), study.interventions()]
+    return [study.summary(), study.nodes(), study.edges(), study.to_frame(), study.interventions()]
 
 
 def _scores(vit: HookedViT, clt: CrossLayerTranscoder, data: Any, zs: Any) -> list[pd.DataFrame]:

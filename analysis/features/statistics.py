@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -40,6 +39,9 @@ from vit_clt.hooks import HookedViT, check_fits, layer_list
 from vit_clt.hooks.activations import capture
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 EXAMPLES = 3
 """Images drawn from each quantile band."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.graphs.agreement import PAIRS, GraphAgreement
+from vit_clt.analysis.graphs.agreement import PAIRS
+from vit_clt.analysis.graphs.result import GraphStudy
 from vit_clt.analysis.reporting.style import BLUE, GREY, ORANGE, finish
 
 MEASURED = {"live": "everything recomputes", "codes_held": "other codes held"}
@@ -18,8 +19,9 @@ PREDICTED = {
 _COLOURS = {"top": BLUE, "random": ORANGE}
 
 
-def agreement_figure(agreement: GraphAgreement, context: str) -> go.Figure:
+def agreement_figure(study: GraphStudy) -> go.Figure:
     """A panel per prediction and measurement; on the dashed line both are the same."""
+    agreement = study.agreement
     frame = agreement.to_frame().query("chosen == 'all'")
     titles = []
     for r in frame.to_dict("records"):
@@ -70,7 +72,8 @@ def agreement_figure(agreement: GraphAgreement, context: str) -> go.Figure:
     figure.update_layout(
         title={
             "text": "Silencing one feature: the effect predicted and the effect measured<br><sup>"
-            f"{context}; N = {len(dots)} interventions, seed {agreement.seed}"
+            f"{study.data}, CLT {study.subject.short_name}, L0 {study.l0:.1f}; N = {len(dots)} "
+            f"interventions, seed {agreement.seed}"
             f"<br>permuted predictions stay below r = {frame['pearson_floor_high'].max():.2f} in "
             "97.5 % of cases; on the dashed line both are the same</sup>"
         },

@@ -7,7 +7,7 @@ import pandas as pd
 from vit_clt.analysis.graphs.agreement_figure import MEASURED, PREDICTED, agreement_figure
 from vit_clt.analysis.graphs.effects_figure import direct_effects_figure
 from vit_clt.analysis.graphs.graph_figure import graph_figure, patch_name
-from vit_clt.analysis.graphs.study import GraphStudy
+from vit_clt.analysis.graphs.result import GraphStudy, rounded
 from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.choices import Norms
 
@@ -33,20 +33,24 @@ _CHECK = (
 )
 
 
-def graph_report(study: GraphStudy, facts: dict[str, str]) -> str:
-    """Self-contained HTML.
-
-    Args:
-        study: what was found.
-        facts: the study's settings, by name.
-    """
-    context = f"{study.data}, CLT {study.clt.rstrip('/').rsplit('/', 1)[-1]}, L0 {study.l0:.1f}"
+def graph_report(study: GraphStudy) -> str:
+    """Self-contained HTML."""
+    subject = study.subject.facts()
+    facts = {
+        "Model": subject["Model"],
+        "CLT": f"{subject['CLT']}, L0 {study.l0:.1f} on all rows of these images",
+        "Images": f"{study.data}, N = {len(study.rows)}, teacher trajectory",
+        "Floor": "mean logit of the other classes"
+        + (" minus the contrast's" if study.contrasted else ""),
+        "Prompts": study.templates,
+        "Seed": f"{study.agreement.seed} (interventions, intervals)",
+    }
     sections = [
         Section(
             "Direct effects",
             [_agreement(study)],
             tables=[rounded(study.summary().loc[:, :"bias"])],
-            figures=[direct_effects_figure(study.effects, study.titles, context)],
+            figures=[direct_effects_figure(study)],
             facts=facts,
         )
     ]
@@ -73,15 +77,15 @@ def graph_report(study: GraphStudy, facts: dict[str, str]) -> str:
             "Are these effects what interventions find?",
             [_CHECK],
             tables=[_readable(study.agreement.to_frame())],
-            figures=[agreement_figure(study.agreement, context)],
+            figures=[agreement_figure(study)],
         )
     )
-    return render_report("Attribution graphs", _LEADS[study.effects.norms] + _CAUTION, sections)
+    return render_report("Attribution graphs", _LEADS[study.norms] + _CAUTION, sections)
 
 
 def _agreement(study: GraphStudy) -> str:
     """How far the effects on this page foretell interventions, before the first is looked at."""
-    norms = study.effects.norms
+    norms = study.norms
     table = study.agreement.to_frame().set_index(["predicted", "measured", "chosen"])
     r = table.loc[("direct" if norms == "held" else "direct_norms", "live", "all")]
     return (
@@ -90,12 +94,6 @@ def _agreement(study: GraphStudy) -> str:
         f"{r['pearson_high']:.2f}], floor {r['pearson_floor_high']:.2f}, slope {r['slope']:.2f}, "
         f"N = {int(r['n'])}."
     )
-
-
-def rounded(frame: pd.DataFrame) -> pd.DataFrame:
-    """Numbers to three decimals, for reading."""
-    numbers = frame.select_dtypes("float").columns
-    return frame.assign(**{name: frame[name].map(lambda v: f"{v:.3f}") for name in numbers})
 
 
 def _readable(agreement: pd.DataFrame) -> pd.DataFrame:

@@ -3,119 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
-from jaxtyping import UInt8
 from tqdm import tqdm
 
-from vit_clt.analysis.graphs.agreement import GraphAgreement, check_interventions, graph_agreement
-from vit_clt.analysis.graphs.effects import DirectEffects, class_direction, gather_effects
+from vit_clt.analysis.graphs.agreement import check_interventions, graph_agreement
+from vit_clt.analysis.graphs.effects import class_direction, gather_effects
 from vit_clt.analysis.graphs.graph import (
     KEEP,
     MAX_NODES,
-    AttributionGraph,
     attribution_graph,
     check_size,
 )
+from vit_clt.analysis.graphs.result import GraphStudy
 from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.analysis.reporting.pictures import pixels
+from vit_clt.analysis.reporting.subject import Subject
 from vit_clt.choices import Norms
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
-from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot, class_number
-
-
-@dataclass(frozen=True)
-class GraphStudy:
-    """What was found of each image, in the order asked for."""
-
-    rows: list[int]
-    """Rows of the data."""
-    targets: list[str]
-    """What the logit is of, by image."""
-    titles: list[str]
-    """Row, label where known, and target, for captions."""
-    floors: list[float]
-    """Mean logit of all other classes (with a contrast: minus the contrast's)."""
-    pictures: UInt8[np.ndarray, "image height width 3"]
-    effects: DirectEffects
-    graphs: list[AttributionGraph]
-    agreement: GraphAgreement
-    l0: float
-    data: str
-    clt: str
-
-    def summary(self) -> pd.DataFrame:
-        """One row an image: logit and its parts, and what the graph kept."""
-        bias = self.effects.bias.groupby("image")["effect"].sum()
-        return pd.DataFrame(
-            [
-                {
-                    "image": row,
-                    "target": target,
-                    "logit": float(self.effects.logit[i]),
-                    "floor": floor,
-                    "features": float(self.effects.terms[i].sum()),
-                    "errors": float(self.effects.errors[i].sum()),
-                    "patches": float(self.effects.patches[i].sum()),
-                    "bias": float(bias[i]),
-                    "nodes": len(graph.nodes) - 2,
-                    "kept_influence": graph.facts.kept_influence,
-                    "kept_effect": graph.facts.kept_effect,
-                    "completeness": graph.facts.completeness,
-                    "error_share": graph.facts.error_share,
-                    "unexpanded_share": graph.facts.unexpanded_share,
-                }
-                for i, (row, target, floor, graph) in enumerate(
-                    zip(self.rows, self.targets, self.floors, self.graphs, strict=True)
-                )
-            ]
-        )
-
-    def metrics(self) -> list[Metric]:
-        """Logits and their parts, what graphs kept, and the agreement with interventions."""
-        found = []
-        for r in self.summary().to_dict("records"):
-            name = f"image_{r['image']}"
-            found.append(Metric(f"{name}_logit", r["logit"], "logits", 1, floor=r["floor"]))
-            for part in ("features", "errors", "patches", "bias"):
-                found.append(Metric(f"{name}_{part}", r[part], "logits", 1, baseline=r["logit"]))
-            shares = ("kept_influence", "kept_effect", "completeness", "error_share")
-            for part in (*shares, "unexpanded_share"):
-                found.append(Metric(f"{name}_{part}", r[part], "fraction", 1))
-        return found + self.agreement.metrics()
-
-    def nodes(self) -> pd.DataFrame:
-        """The nodes of all graphs, the row of their image first."""
-        return self._joined([graph.nodes for graph in self.graphs])
-
-    def edges(self) -> pd.DataFrame:
-        """The edges of all graphs, the row of their image first."""
-        return self._joined([graph.edges for graph in self.graphs])
-
-    def terms(self) -> pd.DataFrame:
-        """`DirectEffects.to_frame`, images by their rows."""
-        return self._named(self.effects.to_frame())
-
-    def interventions(self) -> pd.DataFrame:
-        """Every intervention, images by their rows."""
-        return self._named(self.agreement.interventions)
-
-    def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
-        return frame.assign(image=[self.rows[i] for i in frame["image"]])
-
-    def _joined(self, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-        named = zip(self.rows, frames, strict=True)
-        return pd.concat([f.assign(image=row) for row, f in named], ignore_index=True)[
-            ["image", *frames[0].columns]
-        ]
 
 
 @torch.no_grad()
@@ -216,7 +127,12 @@ def graph_study(
         ),
         l0=float(np.mean([graph.facts.l0 for graph in graphs])),
         data=data.name,
-        clt=clt_name,
+        split=data.split,
+        subject=Subject.of(vit, clt, clt_name),
+        templates=zs.name,
+        max_nodes=max_nodes,
+        keep=keep,
+        contrasted=contrast is not None,
     )
 
 

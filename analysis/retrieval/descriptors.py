@@ -48,6 +48,7 @@ class Descriptors:
     """Active features a token row, before pooling, by token kind and source layer."""
     data: str
     """What the images are called."""
+    split: str | None
 
     def take(self, rows: Sequence[int]) -> Descriptors:
         """Some of the images, in the order given; `l0` stays that of all."""
@@ -56,7 +57,7 @@ class Descriptors:
             {kind: {s: m[chosen] for s, m in by_layer.items()} for kind, by_layer in space.items()}
             for space in (self.codes, self.inputs)
         )
-        return Descriptors(codes, inputs, self.labels[chosen], self.l0, self.data)
+        return replace(self, codes=codes, inputs=inputs, labels=self.labels[chosen])
 
 
 @torch.no_grad()
@@ -118,6 +119,7 @@ def describe(
         torch.cat(labels).numpy(),
         l0,
         data.name,
+        data.split,
     )
 
 

@@ -292,6 +292,7 @@ class RetrievalIndex:
             *unpacked(arrays, facts.tokens, facts.layers, (facts.n_images, facts.n_features)),
             l0,
             facts.data,
+            facts.split,
         )
         return cls(vit, clt, corpus, facts)
 

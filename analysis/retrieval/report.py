@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import plotly.graph_objects as go
-
 from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.retrieval.consistency import ClassConsistency
-from vit_clt.analysis.retrieval.figures import consistency_figure
+from vit_clt.analysis.retrieval.consistency_figure import consistency_figure
 
 SECTION = "Which images look alike to each layer?"
 MEANING = (
@@ -23,23 +19,27 @@ MEANING = (
 )
 
 
-def retrieval_section(result: ClassConsistency, grids: Sequence[go.Figure]) -> Section:
-    """Consistency and grids under one heading, for a report that shows more than this."""
-    return Section(
-        SECTION,
-        [MEANING],
-        figures=[consistency_figure(result), *grids],
-    )
+def retrieval_section(result: ClassConsistency) -> Section:
+    """Consistency and examples under one heading, for a report that shows more than this."""
+    examples = [found.figure(size=38) for found in result.examples]
+    return Section(SECTION, [MEANING], figures=[consistency_figure(result), *examples])
 
 
-def retrieval_report(
-    result: ClassConsistency, grids: Sequence[go.Figure], facts: dict[str, str]
-) -> str:
-    """The whole page as a string."""
+def retrieval_report(result: ClassConsistency) -> str:
+    """The whole page as a string; each query of the examples has a figure of its own."""
     lead = (
         "For each layer of a vision transformer, the images of a corpus whose sparse transcoder "
         "codes are nearest to those of a query image."
     )
+    facts = {
+        **result.subject.facts(),
+        "Queries": f"{result.data}, N = {result.n}; {result.own_rows_text()}",
+        "Corpus": f"{result.corpus}, N = {result.n_corpus}",
+        "Search": f"{result.similarity} similarity, {result.backend}, top {result.k}; codes "
+        "on the teacher trajectory",
+        "Seed": f"{result.seed} (bootstrap over queries)",
+    }
+    grids = [found.of(i).figure() for found in result.examples for i in range(len(found.rows))]
     sections = [
         Section("What was done", facts=facts),
         Section("How to read it", [MEANING]),

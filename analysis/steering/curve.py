@@ -9,112 +9,32 @@ All of it is ours.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.features.activity import feature_activity
-from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.steering.curve_result import UNSTEERED, SteeringCurve
 from vit_clt.analysis.steering.readings import SteeredReader, known_labels
-from vit_clt.analysis.steering.versions import STEERED, Feature, Steered, steered_versions
+from vit_clt.analysis.steering.versions import STEERED, Feature, steered_versions
 from vit_clt.choices import EditKind, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import Edit, HookedViT, Rows, SteeredPass, check_fits
 from vit_clt.hooks.steering import check_edits, check_rows
-from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.zero_shot import ZeroShot, class_number
 
 STRENGTHS: dict[EditKind, tuple[float | int, ...]] = {
     "clamp": (-2, -1, 0, 1, 2, 4, 6),
     "scale": (-1, 0, 1, 2, 4),
 }
-UNSTEERED = "unsteered"
-
-
-@dataclass(frozen=True)
-class SteeringCurve:
-    """Readings of the model at every strength."""
-
-    frame: pd.DataFrame
-    """One row per version ("unsteered", "steered", "random j"), strength and measure: features,
-    raw (what z becomes, or the factor), class and label (of class measures), unit, value, low,
-    high, change (from the unsteered model, paired), change_low, change_high, n, and in steered rows
-    beyond (less the mean of the random ones, paired over images with those held), beyond_low,
-    beyond_high. Measures:
-    "probability" (fraction) and "logit" of every class, "kl" (nats, KL of the unsteered model's
-    probabilities from these), and with labels "top1" (fraction) and "loss" (nats)."""
-    steered: Steered
-    controls: list[Steered]
-    kind: EditKind
-    strengths: list[float]
-    """Times the typical activation (clamp), or the factor (scale)."""
-    tokens: Rows
-    only_active: bool
-    class_names: list[str]
-    templates: str
-    data: str
-    l0: float
-    """Active features a row of the layers steered, unsteered, over all images of `data`."""
-    n: int
-    """Images read."""
-    n_typical: int
-    """Images of which typical activations and firing rates were taken."""
-    seed: int
-
-    @property
-    def labelled(self) -> bool:
-        """Whether accuracy and loss are known."""
-        return bool((self.frame["measure"] == "loss").any())
-
-    def to_frame(self) -> pd.DataFrame:
-        """Every number; accuracies and probabilities are fractions, losses and KL nats."""
-        return self.frame.copy()
-
-    def metrics(self) -> list[Metric]:
-        """The steered model's probabilities, KL, accuracy and loss, by strength; the change of each
-        ("_change"), paired with the unsteered model; and what it is beyond the mean of the random
-        features ("_beyond_random"), paired with them.
-
-        Floor: the mean of the random features at that strength. Baseline: the unsteered model.
-        """
-        keys = ["strength", "measure", "label"]
-        shown = self.frame[self.frame["measure"] != "logit"]
-        random = shown[shown["version"].str.startswith("random")]
-        floors = random.groupby(keys, dropna=False)["value"].mean().rename("floor").reset_index()
-        rows = shown[shown["version"] == STEERED].merge(floors, on=keys)
-        found = []
-        for r in rows.to_dict("records"):
-            of_class = "" if pd.isna(r["class"]) else f"_{r['class']}"
-            name = f"{self.kind}_{r['strength']:g}_{r['measure']}{of_class}"
-            baseline, unit = r["value"] - r["change"], r["unit"]
-            value = Interval(r["value"], r["low"], r["high"])
-            change, beyond = (Interval.from_columns(r, each) for each in ("change", "beyond"))
-            found += [
-                value.metric(name, unit, self.n, r["floor"], baseline),
-                change.metric(f"{name}_change", unit, self.n),
-                beyond.metric(f"{name}_beyond_random", unit, self.n),
-            ]
-        return found
-
-    def figure(self, target: str | int | None = None) -> go.Figure:
-        """Changes by class; those of one class, KL, accuracy and loss beside the random features'.
-
-        Args:
-            target: class that is drawn and compared with the random features, by name or number;
-                default: the one whose probability moves most.
-        """
-        from vit_clt.analysis.steering.curve_figure import curve_figure
-
-        return curve_figure(self, target)
 
 
 @torch.no_grad()
@@ -130,7 +50,9 @@ def steering_curve(
     tokens: Rows = "all",
     only_active: bool = False,
     rows: Sequence[int] | None = None,
+    target: str | int | None = None,
     n_random: int = 5,
+    clt_name: str = "in memory",
     seed: int = 0,
     progress: bool = False,
 ) -> SteeringCurve:
@@ -151,17 +73,21 @@ def steering_curve(
         tokens: rows steered.
         only_active: clamp only where the feature is active.
         rows: images of `data` that are read; default: all.
+        target: class that is drawn and compared with the random features, by name or number
+            (`class_number`); default: the one whose probability moves most.
         n_random: controls: as many features, of the same layers and of about the same firing rate.
+        clt_name: what the CLT is called.
         seed: of controls and bootstraps.
         progress: show progress bars.
 
     Raises:
-        InputError: a feature, row or strength that cannot be, one that never fires on these rows,
-            a hook on `vit`, labels without names, or a CLT of another model.
+        InputError: a feature, row, class or strength that cannot be, a feature that never fires on
+            these rows, a hook on `vit`, labels without names, or a CLT of another model.
     """
     data = as_image_data(data)
     check_prepared(vit, data)
     check_fits(vit, clt)
+    label = None if target is None else class_number(zs.class_names, target)
     chosen = [features] if isinstance(features, tuple) else list(features)
     _check(vit, clt, chosen, kind, tokens, n_random)
     strengths = [float(v) for v in (STRENGTHS[kind] if values is None else values)]
@@ -219,9 +145,13 @@ def steering_curve(
         strengths=strengths,
         tokens=tokens,
         only_active=only_active,
+        target=label,
+        rows=[] if rows is None else shown,
         class_names=zs.class_names,
         templates=zs.name,
         data=data.name,
+        split=data.split,
+        subject=Subject.of(vit, clt, clt_name),
         l0=float(np.mean([each.fired.sum() / each.n_rows for each in activity.values()])),
         n=len(shown),
         n_typical=len(data),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,27 +16,23 @@ from vit_clt.analysis.reporting.style import (
     INK,
     ORANGE,
     PURPLE,
-    ROW_NAMES,
     error_bars,
     finish,
 )
-from vit_clt.analysis.steering.curve import UNSTEERED, SteeringCurve
+from vit_clt.analysis.steering.curve_result import UNSTEERED, SteeringCurve
 from vit_clt.analysis.steering.versions import STEERED
-from vit_clt.zero_shot import class_number
-
-if TYPE_CHECKING:
-    from vit_clt.hooks import Rows
+from vit_clt.analysis.steering.wording import rows_name
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 
 
-def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Figure:
+def curve_figure(curve: SteeringCurve) -> go.Figure:
     """Changes by class; those of one class, KL, accuracy and loss beside random features'.
 
     Changes and not values: their intervals are paired, and an effect far smaller than the spread of
     a probability over images still shows.
     """
-    named = moved_classes(curve, target)
+    named = curve.moved_classes()
     first = named[0]
     steered = "these features" if len(curve.steered.features) > 1 else "this feature"
     panels = [("kl", "KL from the unsteered model", "KL (nats)", 1)]
@@ -90,9 +86,10 @@ def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Fi
             )
         rows = _rows(curve, STEERED, measure, of_class)
         _line(figure, rows, factor, steered, INK, at == 0, bars=True, row=row, col=col)
-    unit = "× typical activation" if curve.kind == "clamp" else "factor on z"
-    figure.update_xaxes(title={"text": f"strength ({unit})", "font": {"size": 13}, "standoff": 6})
-    subtitle = _curve_subtitle(curve, target, first)
+    figure.update_xaxes(
+        title={"text": f"strength ({curve.unit})", "font": {"size": 13}, "standoff": 6}
+    )
+    subtitle = _curve_subtitle(curve, first)
     figure.update_layout(
         title={"text": f"Steering {curve.steered.text()}<br><sup>{subtitle}</sup>"},
         width=1000,
@@ -111,28 +108,7 @@ def curve_figure(curve: SteeringCurve, target: str | int | None = None) -> go.Fi
     return finish(figure).update_layout(margin={"t": 170, "b": 90})
 
 
-def moved_classes(curve: SteeringCurve, target: str | int | None = None, n: int = 4) -> list[int]:
-    """The classes whose mean probability moves most over the strengths, `target` first if given.
-
-    Raises:
-        InputError: no such class.
-    """
-    f = curve.frame
-    rows = f[(f["version"] == STEERED) & (f["measure"] == "probability")]
-    change = rows.assign(size=rows["change"].abs()).groupby("label")["size"].max()
-    ranked = [int(label) for label in change.sort_values(ascending=False, kind="stable").index]
-    if target is not None:
-        first = class_number(curve.class_names, target)
-        ranked = [first, *(label for label in ranked if label != first)]
-    return ranked[:n]
-
-
-def rows_name(tokens: Rows) -> str:
-    """The rows in words."""
-    return ROW_NAMES[tokens] if isinstance(tokens, str) else f"rows {', '.join(map(str, tokens))}"
-
-
-def _curve_subtitle(curve: SteeringCurve, target: str | int | None, first: int) -> str:
+def _curve_subtitle(curve: SteeringCurve, first: int) -> str:
     before = _rows(curve, UNSTEERED, "probability", first)["value"].iloc[0]
     unsteered = f"“{curve.class_names[first]}” {100 * before:.1f} %"
     if curve.labelled:
@@ -142,7 +118,7 @@ def _curve_subtitle(curve: SteeringCurve, target: str | int | None, first: int) 
     rates = ", ".join(f"{100 * rate:.1f}" for rate in curve.steered.rates)
     where = f"{rows_name(curve.tokens)}{', where active' if curve.only_active else ''}"
     # random features are read on a class that was chosen for being moved
-    drawn = "; class compared: the one that moves most" if target is None else ""
+    drawn = "; class compared: the one that moves most" if curve.target is None else ""
     how = "clamped to strength × typical activation" if curve.kind == "clamp" else "scaled"
     return (
         f"{curve.data}, N = {curve.n}, templates: {curve.templates}, L0 = {curve.l0:.1f} a row; "

@@ -16,114 +16,28 @@ live, beside random features of the same layers that fire about as often. All of
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vit_clt.analysis.features.effects import contrast_effects
+from vit_clt.analysis.reporting.subject import Subject
 from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
-from vit_clt.analysis.stats.ranks import MIN_SOURCES, Agreement, row_agreement
-from vit_clt.analysis.steering.readings import STEERED_UNITS
+from vit_clt.analysis.stats.ranks import MIN_SOURCES, row_agreement
 from vit_clt.analysis.steering.scaled_features import SCALES, scaled_features
+from vit_clt.analysis.steering.search_result import SteeringSearch
 from vit_clt.analysis.steering.versions import Feature
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, ImageRows, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, Rows, check_fits
 from vit_clt.hooks.steering import check_rows
-from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot, class_number
-
-
-@dataclass(frozen=True)
-class SteeringSearch:
-    """The features found, what steering each does, and what random ones do."""
-
-    frame: pd.DataFrame
-    """One row per feature and scale: candidate (its rank, from 0), role ("found" or "random"),
-    layer, feature, rate, image_rate, cls_rate (shares active of the rows steered, of images, on one
-    such row or more, and of CLS rows) and effect (all on the ranking half), scale,
-    predicted ((scale - 1) * effect), and measured changes on the other half, paired with the
-    unsteered model, each with _low and _high: contrast (logit minus the mean of the others'),
-    probability, kl and, with labels, top1 and loss. Of features found also each minus the mean of
-    the random ones beside it, paired over images with those held: contrast_beyond, ..."""
-    baseline: dict[str, float]
-    """The measures of the unsteered model on the measuring half."""
-    agreement: Agreement | None
-    """Spearman of predicted and measured contrast over the features found, suppressed; its interval
-    holds the prediction. None for fewer than three."""
-    slope: Interval
-    """Of measured on predicted contrast over the features found, suppressed: sum m p / sum p^2,
-    predictions held in its interval; NaN where all predictions are 0."""
-    target: str
-    label: int
-    tokens: Rows
-    l0: float
-    """Active features a row and layer, on the ranking half (teacher trajectory)."""
-    n_searched: int
-    """Features that fire on the ranking half, over all layers."""
-    n_ranked: int
-    n: int
-    """Images ranked on, and images measured on."""
-    data: str
-    templates: str
-    seed: int
-
-    @property
-    def found(self) -> list[Feature]:
-        """The features in order of |effect|."""
-        rows = self.frame[(self.frame["role"] == "found") & (self.frame["scale"] == SCALES[0])]
-        return list(zip(rows["layer"].tolist(), rows["feature"].tolist(), strict=True))
-
-    @property
-    def measures(self) -> list[str]:
-        """Measures that the frame holds."""
-        return list(self.baseline)
-
-    def random_mean(self, candidate: int, scale: float | int, measure: str) -> float:
-        """Mean change over the random features beside a candidate."""
-        f = self.frame
-        rows = f[(f["role"] == "random") & (f["candidate"] == candidate) & (f["scale"] == scale)]
-        return float(rows[measure].mean())
-
-    def to_frame(self) -> pd.DataFrame:
-        """Every number."""
-        return self.frame.copy()
-
-    def metrics(self) -> list[Metric]:
-        """Every change of the features found, floor: the mean of their random ones; what lies
-        beyond those ("_beyond_random"); agreement of prediction and measurement, and its slope."""
-        metrics = [
-            Metric(f"unsteered_{name}", value, STEERED_UNITS[name], self.n)
-            for name, value in self.baseline.items()
-        ]
-        for r in self.frame[self.frame["role"] == "found"].to_dict("records"):
-            for measure in self.measures:
-                name = f"{r['layer']}:{r['feature']}_scale_{r['scale']:g}_delta_{measure}"
-                floor = self.random_mean(r["candidate"], r["scale"], measure)
-                unit, beyond = STEERED_UNITS[measure], f"{measure}_beyond"
-                change, past = (Interval.from_columns(r, each) for each in (measure, beyond))
-                metrics += [
-                    change.metric(name, unit, self.n, floor, 0.0),
-                    past.metric(f"{name}_beyond_random", unit, self.n),
-                ]
-        metrics.append(self.slope.metric("predicted_measured_slope", "fraction", self.n))
-        if self.agreement is not None:
-            metrics += self.agreement.metrics("predicted_measured_spearman", self.n)
-        return metrics
-
-    def figure(self) -> go.Figure:
-        """Measured changes of every feature found, beside its prediction and its random ones."""
-        from vit_clt.analysis.steering.search_figure import search_figure
-
-        return search_figure(self)
 
 
 @torch.no_grad()
@@ -137,6 +51,7 @@ def steering_search(
     top: int = 10,
     tokens: Rows = "all",
     n_random: int = 3,
+    clt_name: str = "in memory",
     seed: int = 0,
     progress: bool = False,
 ) -> SteeringSearch:
@@ -154,6 +69,7 @@ def steering_search(
         top: features measured.
         tokens: rows whose codes count, and are steered.
         n_random: random features measured beside each.
+        clt_name: what the CLT is called.
         seed: of the halves, the random features, permutations and bootstraps.
         progress: show progress bars.
 
@@ -242,6 +158,7 @@ def steering_search(
         baseline=before,
         agreement=agreement,
         slope=_slope(predicted, measured, contrast_draws),
+        asked=str(target),
         target=zs.class_names[label],
         label=label,
         tokens=tokens,
@@ -250,6 +167,8 @@ def steering_search(
         n_ranked=len(ranking),
         n=len(measuring),
         data=data.name,
+        split=data.split,
+        subject=Subject.of(vit, clt, clt_name),
         templates=zs.name,
         seed=seed,
     )

@@ -6,9 +6,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.style import BLUE, INK, ORANGE, error_bars, finish
-from vit_clt.analysis.steering.curve_figure import rows_name
 from vit_clt.analysis.steering.scaled_features import SCALES
-from vit_clt.analysis.steering.search import SteeringSearch
+from vit_clt.analysis.steering.search_result import SteeringSearch
+from vit_clt.analysis.steering.wording import rows_name
 
 _SCALE_STYLE = {
     SCALES[0]: ("suppressed (× 0)", BLUE, -0.2),

@@ -10,14 +10,14 @@ from vit_clt.cli.options import (
     CLTOptions,
     Command,
     SeedOptions,
+    StudyOptions,
     layer_numbers,
-    print_table,
 )
 from vit_clt.errors import InputError
 
 
 @dataclass(kw_only=True)
-class Features(CLTOptions, Command, SeedOptions):
+class Features(CLTOptions, StudyOptions, SeedOptions):
     """What does each feature fire on, write and do? A gallery that opens from disk.
 
     Example: vit-clt features --clt out/clt --data digits --layers 7 --count 24 --out out/features
@@ -54,12 +54,9 @@ class Features(CLTOptions, Command, SeedOptions):
             rule_in_words,
             select_features,
         )
-        from vit_clt.analysis.features.gallery import GALLERY_FILES, write_gallery
+        from vit_clt.analysis.features.gallery import FeatureGallery, feature_gallery
         from vit_clt.analysis.features.page import check_features
-        from vit_clt.analysis.features.summary import PURE, summary, summary_metrics, summary_text
         from vit_clt.hooks import layer_list
-        from vit_clt.metrics import metrics_json
-        from vit_clt.outputs import OutputFolder
         from vit_clt.zero_shot import ZeroShot, class_number
 
         rule = self.select or "spread"
@@ -68,8 +65,7 @@ class Features(CLTOptions, Command, SeedOptions):
         layers = None if self.layers is None else layer_numbers(self.layers)
         if layers is None and named and self.select is None:
             layers = [layer for layer, _ in named]
-        files = [*GALLERY_FILES, "features.csv", "metrics.json"]
-        folder = OutputFolder(self.out, files, self.overwrite)
+        folder = self.folder_of(FeatureGallery)
         vit, clt, data = self.load_all(self.device)
         sources = layer_list(
             range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers
@@ -99,38 +95,9 @@ class Features(CLTOptions, Command, SeedOptions):
             chosen += select_features(stats, rule, self.count, class_name=self.raises)
             rules.append(f"at most {self.count} a layer, {rule_in_words(rule, self.raises)}")
         chosen = list(dict.fromkeys(chosen))
-        stats.check(chosen)
-        folder.open()
-        write_gallery(folder, stats, chosen, "; ".join(rules), progress=True)
-        frame = stats.to_frame()
-        folder.write("features.csv", frame.to_csv(index=False))
-        table = summary(frame, stats.n_top)
-        context = {
-            "command": "features",
-            "data": data.name,
-            "split": data.split,
-            "tokens": "all",
-            "trajectory": "teacher",
-            "l0": sum(stats.l0.values()) / len(stats.l0),
-            "seed": self.seed,
-            "layers": stats.layers,
-            "pages": len(chosen),
-            "select": "; ".join(rules),
-            "top": self.top,
-            "norms": None if stats.effects is None else "differentiated",
-            "effect_images": 0 if stats.effects is None else stats.effects.n_images,
-            "templates": None if zs is None else self.templates,
-            "floor": "purity: that of as many images drawn at random",
-        }
-        metrics = summary_metrics(table, len(data))
-        folder.write("metrics.json", metrics_json(metrics, **context))
-        print(stats.context)
-        print_table(summary_text(table))
-        print(
-            f"pure: {PURE:.0%} or more of a feature's {self.top} top images are of one class; if "
-            "independent: as many would raise their own by chance"
-        )
-        print(f"{len(chosen)} pages; open {folder.path / 'index.html'} in a browser")
+        gallery = feature_gallery(stats, chosen, "; ".join(rules), progress=True)
+        where = f"{len(chosen)} pages; open {folder.path / 'index.html'} in a browser"
+        self.report(folder, gallery, "features", where)
 
 
 def feature_address(text: str) -> tuple[int, int]:

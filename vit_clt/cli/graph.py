@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.choices import Norms, Templates
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, print_table
+from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions
 
 
 @dataclass(kw_only=True)
@@ -36,16 +36,11 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
 
     def run(self) -> None:
         """Take apart, draw, check, and report."""
-        from vit_clt.analysis.graphs.effects_figure import direct_effects_figure
-        from vit_clt.analysis.graphs.files import graphs_json
-        from vit_clt.analysis.graphs.report import graph_report, rounded
-        from vit_clt.analysis.graphs.study import graph_study
-        from vit_clt.analysis.reporting.files import write_study
-        from vit_clt.metrics import metrics_json
+        from vit_clt.analysis import graph_study
+        from vit_clt.analysis.graphs.result import GraphStudy
         from vit_clt.zero_shot import ZeroShot
 
-        names = ("direct_effects", "graph", "nodes", "edges", "interventions", "agreement")
-        folder = self.study_folder(*names)
+        folder = self.folder_of(GraphStudy)
         vit, clt, data = self.load_all(self.device)
         study = graph_study(
             vit,
@@ -63,69 +58,4 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
             seed=self.seed,
             progress=True,
         )
-        facts = {
-            "Model": f"{vit.cfg.model}, {vit.cfg.n_layers} layers of width {vit.cfg.d_model}",
-            "CLT": f"{self.clt}, {clt.config.n_features} features a layer, L0 {study.l0:.1f} on "
-            "all rows of these images",
-            "Images": f"{data.name}, N = {len(study.rows)}, teacher trajectory",
-            "Floor": "mean logit of the other classes"
-            + ("" if self.contrast is None else " minus the contrast's"),
-            "Prompts": self.templates,
-            "Seed": f"{self.seed} (interventions, intervals)",
-        }
-        context = (
-            f"{data.name}, N = {len(study.rows)}, templates: {self.templates}, CLT "
-            f"{self.clt.rstrip('/').rsplit('/', 1)[-1]}, L0 {study.l0:.1f}"
-        )
-        caption = (
-            f"{context}; direct effects in logits, norms {self.norms}, all rows, teacher trajectory"
-        )
-        summary = study.summary()
-        shown = rounded(summary)
-        folder.open()
-        write_study(
-            folder,
-            "direct_effects",
-            direct_effects_figure(study.effects, study.titles, context),
-            study.terms(),
-            caption,
-            shown=shown,
-            png=self.png,
-        )
-        folder.write("graph.html", graph_report(study, facts))
-        folder.write("graph.json", graphs_json(study.graphs))
-        folder.write("nodes.csv", study.nodes().to_csv(index=False))
-        folder.write("edges.csv", study.edges().to_csv(index=False))
-        agreement = study.agreement.to_frame()
-        folder.write("interventions.csv", study.interventions().to_csv(index=False))
-        folder.write("agreement.csv", agreement.to_csv(index=False))
-        settings = {
-            "command": "graph",
-            "data": data.name,
-            "split": data.split,
-            "tokens": "all",
-            "trajectory": "teacher",
-            "l0": study.l0,
-            "seed": self.seed,
-            "clt": self.clt,
-            "query": study.rows,
-            "target": study.targets,
-            "templates": self.templates,
-            "max_nodes": self.max_nodes,
-            "keep": self.keep,
-            "norms": self.norms,
-            "held": "attention patterns, active sets"
-            + (", LayerNorm scales, the embedding's norm" if self.norms == "held" else ""),
-            "floor": "logits: mean of the other classes; agreement: 97.5 % of permutations",
-        }
-        folder.write("metrics.json", metrics_json(study.metrics(), **settings))
-        print(caption)
-        print_table(shown)
-        n = len(study.agreement.interventions)
-        print(f"\nsilencing single features, N = {n} interventions, predicted against measured")
-        print_table(rounded(agreement[agreement["chosen"] == "all"].drop(columns="chosen")))
-        print(
-            "low, high: 95 % bootstrap over interventions; floor_high: 97.5 % of permutations stay "
-            "below; slope: measured for each unit predicted, 1 is right"
-        )
-        print(f"written to {folder.path}")
+        self.report(folder, study, "graph")

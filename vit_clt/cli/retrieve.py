@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.choices import SearchBackend, TokenKind
-from vit_clt.cli.options import (
-    CLTOptions,
-    Command,
-    SeedOptions,
-    StudyOptions,
-    layer_numbers,
-    print_table,
-)
+from vit_clt.cli.options import CLTOptions, Command, SeedOptions, StudyOptions, layer_numbers
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
     from vit_clt.analysis import RetrievalIndex
+    from vit_clt.analysis.retrieval.descriptors import Descriptors
     from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -55,23 +49,15 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
 
     def run(self) -> None:
         """Index, search, draw, and report."""
-        import pandas as pd
-
-        from vit_clt.analysis import RetrievalIndex, class_consistency
-        from vit_clt.analysis.reporting.files import write_study
-        from vit_clt.analysis.reporting.style import ROW_NAMES
-        from vit_clt.analysis.retrieval.descriptors import untrained
-        from vit_clt.analysis.retrieval.figures import consistency_figure, retrieval_figure
+        from vit_clt.analysis import class_consistency
+        from vit_clt.analysis.retrieval.consistency import ClassConsistency
         from vit_clt.analysis.retrieval.index import own_rows
-        from vit_clt.analysis.retrieval.neighbours import neighbour_frame
-        from vit_clt.analysis.retrieval.report import retrieval_report
+        from vit_clt.analysis.retrieval.retrieved import retrieve
         from vit_clt.analysis.stats.nearest import check_faiss
-        from vit_clt.data.images import ImageRows
-        from vit_clt.metrics import metrics_json
 
         if self.search == "faiss":
             check_faiss()
-        folder = self.study_folder("retrieval", "neighbours")
+        folder = self.folder_of(ClassConsistency)
         vit, clt, data = self.load_all(self.device)
         for row in self.query:
             if not 0 <= row < len(data):
@@ -82,110 +68,50 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
         index = self.load_index(vit, clt, corpus)
         own = own_rows(data, corpus)
         described = index.describe(data, progress=True)
-        control = None
-        if self.untrained:
-            other = RetrievalIndex.build(
-                vit,
-                untrained(clt, self.seed),
+        examples = [
+            retrieve(
+                index,
+                described,
+                data,
                 corpus,
-                tokens=index.facts.tokens,
-                layers=index.facts.layers,
-                progress=True,
+                self.query,
+                self.top,
+                tokens=tokens,
+                own_rows=own,
+                backend=self.search,
             )
-            control = other, other.describe(data, progress=True)
+            for tokens in self.tokens
+        ]
         result = class_consistency(
             index,
             described,
             k=self.top,
-            control=control,
+            control=self.control(index, data, corpus) if self.untrained else None,
             own_rows=own,
             backend=self.search,
+            examples=examples,
+            clt_name=self.clt,
             seed=self.seed,
             progress=True,
         )
-        rows = list(self.query)
-        tables, grids = [], []
-        for tokens in self.tokens:
-            found = index.search(
-                described.take(rows),
-                self.top,
-                tokens=tokens,
-                own_rows=None if own is None else own[rows],
-                backend=self.search,
-            )
-            table = neighbour_frame(found, rows, described.labels[rows], data.class_names)
-            tables.append(table.assign(tokens=tokens))
-            for i, row in enumerate(rows):
-                alone = {s: neighbours.of([i]) for s, neighbours in found.items()}
-                query = ImageRows(data, [row])
-                grids.append(
-                    retrieval_figure(index, alone, query, corpus, rows=[row], tokens=tokens)
-                )
-        frame = result.to_frame()
-        own_text = "none is taken from the corpus"
-        if own is not None:
-            own_text = "rows of the corpus, each left out of its own neighbours"
-        facts = {
-            "Model": f"{vit.cfg.model}, {vit.cfg.n_layers} layers of width {vit.cfg.d_model}",
-            "CLT": f"{self.clt}, {clt.config.n_features} features a layer",
-            "Queries": f"{data.name}, N = {len(data)}; {own_text}",
-            "Corpus": f"{corpus.name}, N = {len(corpus)}",
-            "Search": f"{index.facts.similarity} similarity, {self.search}, top {self.top}; codes "
-            "on the teacher trajectory",
-            "Seed": f"{self.seed} (bootstrap over queries)",
-        }
-        caption = (
-            f"{data.name}, N = {len(data)}, corpus: {corpus.name}, N = {len(corpus)}; share of the "
-            f"{self.top} nearest images with the query's class in %, {index.facts.similarity}, "
-            f"teacher trajectory, L0 {frame['l0'].mean():.1f} a token row"
+        self.report(folder, result, "retrieve")
+
+    def control(
+        self, index: RetrievalIndex, data: ImageData, corpus: ImageData
+    ) -> tuple[RetrievalIndex, Descriptors]:
+        """Index and queries of the same images by an untrained CLT of the same shape."""
+        from vit_clt.analysis import RetrievalIndex
+        from vit_clt.analysis.retrieval.descriptors import untrained
+
+        other = RetrievalIndex.build(
+            index.vit,
+            untrained(index.clt, self.seed),
+            corpus,
+            tokens=index.facts.tokens,
+            layers=index.facts.layers,
+            progress=True,
         )
-        compared = {"codes": "codes", "inputs": "plain x", "untrained": "untrained CLT"}
-        compared = {name: title for name, title in compared.items() if name in frame}
-        compared["chance"] = "chance"
-        shown = pd.DataFrame(
-            [
-                (
-                    f"{ROW_NAMES[r['tokens']]}, layer {r['layer']}",
-                    *(f"{100 * r[name]:.1f}" for name in compared),
-                    f"{r['l0']:.1f} / {r['active']:.1f}",
-                )
-                for r in frame.to_dict("records")
-            ],
-            columns=["rows, layer", *compared.values(), "active: row / pooled"],
-        )
-        folder.open()
-        folder.write("neighbours.csv", pd.concat(tables).to_csv(index=False))
-        write_study(
-            folder,
-            "retrieval",
-            consistency_figure(result),
-            frame,
-            caption,
-            shown=shown,
-            page=retrieval_report(result, grids, facts),
-            png=self.png,
-        )
-        context = {
-            "command": "retrieve",
-            "data": data.name,
-            "split": data.split,
-            "tokens": " ".join(self.tokens),
-            "trajectory": "teacher",
-            "l0": float(frame["l0"].mean()),
-            "seed": self.seed,
-            "corpus": corpus.name,
-            "n_corpus": len(corpus),
-            "top": self.top,
-            "similarity": index.facts.similarity,
-            "search": self.search,
-            "own_rows": own_text,
-            "floor": "chance: the share of the corpus with the query's label",
-            "baseline": "the same by the plain x_s",
-        }
-        folder.write("metrics.json", metrics_json(result.metrics(), **context))
-        print(caption)
-        print_table(shown)
-        print(f"written to {folder.path}")
+        return other, other.describe(data, progress=True)
 
     def load_corpus(self, vit: HookedViT, data: ImageData) -> ImageData:
         """The images to search among, of the queries' classes."""

@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from assertions import keeps_study_protocol
 from builders import random_clt, tiny_clip
 from PIL import Image
 from torchvision.transforms import Compose, Normalize
 
 from vit_clt.analysis import feature_statistics
-from vit_clt.analysis.features.gallery import GALLERY_FILES, write_gallery
+from vit_clt.analysis.features.gallery import FeatureGallery, feature_gallery
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.reporting.pictures import pixels
+from vit_clt.analysis.reporting.study import study_files, write_study
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.outputs import OutputFolder
@@ -48,9 +50,14 @@ def stats() -> FeatureStatistics:
 @pytest.fixture(scope="module")
 def gallery(stats: FeatureStatistics, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All active features of two layers of 40, the last of each layer first."""
-    folder = OutputFolder(tmp_path_factory.mktemp("gallery") / "out", GALLERY_FILES).open()
-    write_gallery(folder, stats, active(stats), "all that are active")
-    return folder.path
+    found = feature_gallery(stats, active(stats), "all that are active")
+    return written(found, tmp_path_factory.mktemp("gallery") / "out")
+
+
+def written(gallery: FeatureGallery, path: Path, overwrite: bool = False) -> Path:
+    folder = OutputFolder(path, study_files(FeatureGallery), overwrite).open()
+    write_study(folder, gallery, "features")
+    return path
 
 
 def active(stats: FeatureStatistics) -> list[tuple[int, int]]:
@@ -107,6 +114,18 @@ def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
     ]
 
 
+def test_a_gallery_is_a_study(stats: FeatureStatistics, tmp_path: Path):
+    gallery = feature_gallery(stats, active(stats)[:3], "three")
+    context = keeps_study_protocol(gallery, tmp_path)
+    assert [context[key] for key in ("data", "tokens", "trajectory", "seed")] == [
+        "noise", "all", "teacher", 0,
+    ]  # fmt: skip
+    assert context["l0"] == pytest.approx(np.mean([stats.l0[s] for s in (1, 3)]))
+    assert (context["pages"], context["select"], context["templates"]) == (3, "three", "single")
+    measured = gallery.figure().data[0]
+    np.testing.assert_allclose(measured.y, 100 * gallery.summary()["purity"])
+
+
 def test_a_weak_patch_keeps_its_sign(
     stats: FeatureStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -114,8 +133,7 @@ def test_a_weak_patch_keeps_its_sign(
     page.top[0].patches[:] = [[-1e-4, 0, 1e-4], [-1, 0, 1], [0, 0, 0]]
     page.top[0].patches[:] *= page.map_scale
     monkeypatch.setattr(FeatureStatistics, "pages", lambda self, chosen, progress: [page])
-    folder = OutputFolder(tmp_path, GALLERY_FILES).open()
-    write_gallery(folder, stats, [(page.layer, page.feature)], "one")
+    written(feature_gallery(stats, [(page.layer, page.feature)], "one"), tmp_path)
     (entry,) = read(tmp_path / "pages" / "pages-000.js")
     assert entry["top"][0][3] == [-1, 0, 1, -99, 0, 99, 0, 0, 0]
 
@@ -124,8 +142,7 @@ def test_overwrite_removes_only_its_own_files(stats: FeatureStatistics, tmp_path
     (tmp_path / "pages").mkdir()
     for name in ("mine.txt", "pages/mine.js", "pages/pages-007.js"):
         (tmp_path / name).write_text("mine")
-    folder = OutputFolder(tmp_path, GALLERY_FILES, overwrite=True).open()
-    write_gallery(folder, stats, active(stats)[:2], "two")
+    written(feature_gallery(stats, active(stats)[:2], "two"), tmp_path, overwrite=True)
     assert (tmp_path / "mine.txt").exists()
     assert sorted(p.name for p in (tmp_path / "pages").iterdir()) == ["mine.js", "pages-000.js"]
     assert (tmp_path / "index.html").exists()

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from assertions import keeps_study_protocol
 from builders import random_clt
 
+from vit_clt import CrossLayerTranscoder
+from vit_clt.analysis import graph_study
+from vit_clt.analysis.graphs.agreement_figure import agreement_figure
 from vit_clt.analysis.graphs.files import load_graphs
 from vit_clt.cli import main
 from vit_clt.data.images import ImageData
@@ -83,6 +87,28 @@ def test_what_it_writes(
     assert f"r {r:.2f} [" in first
     assert f"slope {slope:.2f}, N = 8." in first
     assert "silencing single features, N = 8" in capsys.readouterr().out
+
+
+def test_a_study_tells_itself(
+    clt_folder: Path, digits_vit: HookedViT, digits_test: ImageData, tmp_path: Path
+) -> None:
+    clt = CrossLayerTranscoder.from_pretrained(clt_folder)
+    zs = ZeroShot(digits_vit, digits_test.class_names, "single")
+    study = graph_study(
+        digits_vit, clt, digits_test, zs, [4], max_nodes=8, interventions=4, clt_name="a/b", seed=2
+    )
+    context = keeps_study_protocol(study, tmp_path)
+    assert [context[key] for key in ("data", "tokens", "trajectory", "l0", "seed")] == [
+        digits_test.name, "all", "teacher", study.l0, 2,
+    ]  # fmt: skip
+    assert (context["clt"], context["norms"], context["query"]) == ("a/b", "held", [4])
+    figure = agreement_figure(study)
+    assert "CLT b, L0" in figure.layout.title.text
+    assert "N = 4 interventions, seed 2" in figure.layout.title.text
+    table = study.agreement.to_frame().set_index(["predicted", "measured", "chosen"])
+    r = table.loc["direct_norms", "codes_held", "all"]
+    assert f"slope {r['slope']:.2f}" in figure.layout.annotations[3].text
+    assert "predicted against measured" in study._repr_html_()
 
 
 @pytest.mark.parametrize(

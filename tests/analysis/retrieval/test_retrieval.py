@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from assertions import keeps_study_protocol
 from builders import random_clt, tiny_clip
 from PIL import Image
 from safetensors.numpy import load_file
@@ -27,9 +29,8 @@ from vit_clt.analysis.retrieval.descriptors import (
     pooled,
     untrained,
 )
-from vit_clt.analysis.retrieval.figures import consistency_figure, retrieval_figure
 from vit_clt.analysis.retrieval.index import own_rows
-from vit_clt.analysis.retrieval.neighbours import neighbour_frame
+from vit_clt.analysis.retrieval.retrieved import retrieve
 from vit_clt.analysis.stats.intervals import mean_intervals
 from vit_clt.data.images import ImageRows, TensorImages
 from vit_clt.hooks import HookedViT
@@ -436,9 +437,9 @@ def test_pixels_are_those_before_normalisation(vit: HookedViT):
 
 def test_grid_shows_what_was_found(index: RetrievalIndex, corpus, queries):
     chosen = [5, 2]
-    some = ImageRows(queries, chosen)
-    found = index.search(some, 3, tokens="patch")
-    figure = retrieval_figure(index, found, some, corpus, rows=chosen, tokens="patch")
+    shown = retrieve(index, index.describe(queries), queries, corpus, chosen, 3, tokens="patch")
+    found = index.search(ImageRows(queries, chosen), 3, tokens="patch")
+    figure = shown.figure()
     assert len(figure.layout.images) == len(figure.layout.shapes) == 2 * (1 + 4 * 3)
     texts = [a.text for a in figure.layout.annotations]
     assert texts[0] == "<b>query</b><br>jay<br>row 5"
@@ -466,7 +467,7 @@ def test_grid_shows_what_was_found(index: RetrievalIndex, corpus, queries):
 
 def test_curve_shows_every_line(index: RetrievalIndex, queries):
     result = class_consistency(index, index.describe(queries), k=4)
-    figure = consistency_figure(result)
+    figure = result.figure()
     frame = result.to_frame()
     assert len(figure.data) == 3 * 3
     lines = [(kind, name) for kind in KINDS for name in ("codes", "inputs", "chance")]
@@ -475,12 +476,33 @@ def test_curve_shows_every_line(index: RetrievalIndex, queries):
     assert "6 queries of q, corpus: corpus, N = 20" in figure.layout.title.text
 
 
+def test_consistency_is_a_study(index: RetrievalIndex, corpus, queries, tmp_path):
+    described = index.describe(queries)
+    examples = [retrieve(index, described, queries, corpus, [4, 1], 2, tokens=t) for t in KINDS]
+    result = class_consistency(
+        index, described, k=4, examples=examples, clt_name="a/b", seed=3, backend="exact"
+    )
+    context = keeps_study_protocol(result, tmp_path)
+    assert [context[key] for key in ("data", "tokens", "trajectory", "seed", "top")] == [
+        "q", " ".join(KINDS), "teacher", 3, 4,
+    ]  # fmt: skip
+    assert context["l0"] == pytest.approx(result.to_frame()["l0"].mean())
+    near = pd.read_csv(tmp_path / "neighbours.csv")
+    assert len(near) == 3 * 2 * 4 * 2
+    page = (tmp_path / "retrieval.html").read_text()
+    assert "a/b, " in page
+    assert page.count('id="figure-') == 1 + 3 * 2
+    alone = class_consistency(index, described, k=4)
+    assert alone.extras() == {}
+
+
 def test_neighbours_as_a_table(index: RetrievalIndex, corpus, queries):
-    found = index.search(ImageRows(queries, [4]), 2)
-    table = neighbour_frame(found, [4], queries.labels[[4]].numpy(), corpus.class_names)
+    described = index.describe(queries)
+    found = index.search(described.take([4]), 2)
+    table = retrieve(index, described, queries, corpus, [4], 2).to_frame()
     assert len(table) == 4 * 2
     row = table.query("layer == 3 and rank == 2").iloc[0]
     assert row["row"] == found[3].rows[0, 1]
-    assert (row["query"], row["query_class"]) == (4, "a dog")
+    assert (row["query"], row["query_class"], row["tokens"]) == (4, "a dog", "cls")
     assert row["class"] == corpus.class_names[found[3].labels[0, 1]]
     assert row["similarity"] == found[3].similarities[0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from assertions import keeps_study_protocol
 from builders import random_clt
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -20,7 +22,6 @@ from vit_clt.analysis import steering_curve, steering_search
 from vit_clt.analysis.features.activity import feature_activity
 from vit_clt.analysis.features.effects import contrast_weights
 from vit_clt.analysis.stats.intervals import mean_intervals
-from vit_clt.analysis.steering.report import agreement_text, curve_table, search_table
 from vit_clt.cli import main
 from vit_clt.data.images import ImageData, ImageRows, TensorImages
 from vit_clt.hooks import Edit, FrozenPass, HookedViT, steer
@@ -65,7 +66,16 @@ def test_a_curve_is_what_steering_the_model_gives(digits_vit, clt, zs, data) -> 
     busy = z.ne(0).sum((0, 1)).argsort(descending=True, stable=True).tolist()
     features = [(5, busy[0]), (5, busy[1]), (6, 3)]
     curve = steering_curve(
-        digits_vit, clt, data, zs, features, values=(3, 0), tokens="patch", n_random=2, seed=4
+        digits_vit,
+        clt,
+        data,
+        zs,
+        features,
+        values=(3, 0),
+        tokens="patch",
+        target=0,
+        n_random=2,
+        seed=4,
     )
     assert curve.strengths == [0, 3]
     typical = [float(z[..., i][z[..., i] != 0].mean()) for i in busy[:2]]
@@ -139,7 +149,7 @@ def test_a_curve_is_what_steering_the_model_gives(digits_vit, clt, zs, data) -> 
     assert curve.frame.query("version != 'steered'")["beyond"].isna().all()
 
     # read: two digits that count, however small
-    row = curve_table(curve, 0).iloc[-1]
+    row = curve.shown().iloc[-1]
     ends = beyond_metric.value, beyond_metric.low, beyond_metric.high
     moved = [100 * float(p[f"change{end}"].iloc[0]) for end in ("", "_low", "_high")]
     for text, expected in (
@@ -150,7 +160,7 @@ def test_a_curve_is_what_steering_the_model_gives(digits_vit, clt, zs, data) -> 
         assert shown == pytest.approx(expected, rel=0, abs=0.051 * max(map(abs, expected)))
 
     # drawn: changes with paired intervals, random features' in the same panels
-    figure = curve.figure(0)
+    figure = curve.figure()
     drawn = frame.query("measure == 'loss'").iloc[0]
     line = next(t for t in figure.data if t.yaxis == "y5" and t.name == "these features")
     assert line.y[1] == drawn["change"]
@@ -190,7 +200,7 @@ def test_images_without_labels_and_a_single_image(digits_vit, zs, data) -> None:
         assert (curve.n, curve.n_typical) == (1, 4)
         assert curve.frame["low"].isna().all()
         # the table: no change of the unsteered model, no interval of one image
-        unsteered, once = curve_table(curve).astype(str).agg(" ".join, axis=1)
+        unsteered, once = curve.shown().astype(str).agg(" ".join, axis=1)
         assert "+" not in unsteered
         assert "nan" not in once
         assert " to " not in once
@@ -258,7 +268,7 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
     fit = np.linalg.lstsq(suppressed[["predicted"]], suppressed["contrast"], rcond=None)[0][0]
     assert search.slope == pytest.approx(fit)
     assert search.slope.low <= fit <= search.slope.high
-    assert f"Slope of measured on predicted: {fit:.2f} (" in agreement_text(search)
+    assert f"Slope of measured on predicted: {fit:.2f} (" in search.agreement_text()
     assert search.baseline["probability"] == pytest.approx(
         float(clean.softmax(-1)[:, label].mean()), rel=1e-4
     )
@@ -282,7 +292,7 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
     # rows steered are CLS rows, one an image
     assert (frame["rate"] == frame["cls_rate"]).all()
     assert (frame["rate"] == frame["image_rate"]).all()
-    table = search_table(search)
+    table = search.shown()
     assert table["CLS %"][0] == f"{100 * first['rate']:.1f}"
     assert len(search.figure().data) == 2 * (3 + 2 + 2)
 
@@ -296,6 +306,35 @@ def test_a_silent_feature_is_never_found(digits_vit, zs, data) -> None:
     assert (search.frame["rate"] > 0).all()
     assert (search.frame["effect"] == 0).all()
     assert np.isnan(search.slope)
+
+
+def test_results_are_studies(digits_vit, clt, zs, data, tmp_path: Path) -> None:
+    curve = steering_curve(
+        digits_vit,
+        clt,
+        data,
+        zs,
+        (7, 1),
+        values=(0, 2),
+        rows=[3, 1],
+        n_random=1,
+        clt_name="a/b",
+        seed=6,
+    )
+    search = steering_search(
+        digits_vit, clt, data, zs, "THREE", top=2, n_random=1, tokens="cls", clt_name="a/b"
+    )
+    keys = ("data", "split", "tokens", "trajectory", "l0", "seed", "features", "search", "kind")
+    for study, expected in (
+        (curve, ["all", "stream", curve.l0, 6, ["7:1"], None, "clamp"]),
+        (search, ["cls", "stream", search.l0, 0, [], "THREE", "scale"]),
+    ):
+        context = keeps_study_protocol(study, tmp_path / str(study.n))
+        assert [context[key] for key in keys] == [data.name, data.split, *expected]
+        assert (context["clt"], context["templates"]) == ("a/b", zs.name)
+        page = (tmp_path / str(study.n) / "steering.html").read_text()
+        assert all(html.escape(note) in page for note in study.notes())
+    assert search.target == zs.class_names[3]
 
 
 def test_refused(digits_vit, clt, zs, data) -> None:

@@ -1,0 +1,226 @@
+"""A steering curve as a result: readings of the model at every strength, and how they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.steering.versions import STEERED, Steered
+from vit_clt.analysis.steering.wording import (
+    COMPARED,
+    MIXED_ROWS,
+    change_text,
+    edits_text,
+    rows_name,
+)
+from vit_clt.choices import EditKind
+from vit_clt.hooks import Rows
+from vit_clt.metrics import Metric
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+UNSTEERED = "unsteered"
+
+
+@dataclass(frozen=True)
+class SteeringCurve(Study):
+    """Readings of the model at every strength."""
+
+    name = "steering"
+
+    frame: pd.DataFrame
+    """One row per version ("unsteered", "steered", "random j"), strength and measure: features,
+    raw (what z becomes, or the factor), class and label (of class measures), unit, value, low,
+    high, change (from the unsteered model, paired), change_low, change_high, n, and in steered rows
+    beyond (less the mean of the random ones, paired over images with those held), beyond_low,
+    beyond_high. Measures:
+    "probability" (fraction) and "logit" of every class, "kl" (nats, KL of the unsteered model's
+    probabilities from these), and with labels "top1" (fraction) and "loss" (nats)."""
+    steered: Steered
+    controls: list[Steered]
+    kind: EditKind
+    strengths: list[float]
+    """Times the typical activation (clamp), or the factor (scale)."""
+    tokens: Rows
+    only_active: bool
+    target: int | None
+    """Class that is compared with the random features; None: the one whose probability moves most.
+    """
+    rows: list[int]
+    """Images of `data` that are read; empty: all."""
+    class_names: list[str]
+    templates: str
+    data: str
+    split: str | None
+    subject: Subject
+    l0: float
+    """Active features a row of the layers steered, unsteered, over all images of `data`."""
+    n: int
+    """Images read."""
+    n_typical: int
+    """Images of which typical activations and firing rates were taken."""
+    seed: int
+
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracy and loss are known."""
+        return bool((self.frame["measure"] == "loss").any())
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every number; accuracies and probabilities are fractions, losses and KL nats."""
+        return self.frame.copy()
+
+    @property
+    def unit(self) -> str:
+        """What strengths are counted in."""
+        return "× typical activation" if self.kind == "clamp" else "factor on z"
+
+    def moved_classes(self, n: int = 4) -> list[int]:
+        """The classes whose mean probability moves most over the strengths, `target` first."""
+        f = self.frame
+        rows = f[(f["version"] == STEERED) & (f["measure"] == "probability")]
+        change = rows.assign(size=rows["change"].abs()).groupby("label")["size"].max()
+        ranked = [int(label) for label in change.sort_values(ascending=False, kind="stable").index]
+        if self.target is not None:
+            ranked = [self.target, *(label for label in ranked if label != self.target)]
+        return ranked[:n]
+
+    def facts(self) -> Facts:
+        """Images, features and edits; everything downstream is live."""
+        return Facts(
+            self.data,
+            self.n,
+            self.tokens if isinstance(self.tokens, str) else rows_name(self.tokens),
+            "stream",
+            self.l0,
+            split=self.split,
+            seed=self.seed,
+            more={
+                "features": [f"{s}:{i}" for s, i in self.steered.features],
+                "search": None,
+                "kind": self.kind,
+                "only_active": self.only_active,
+                "query": self.rows,
+                "templates": self.templates,
+                "model": self.subject.model,
+                "clt": self.subject.clt,
+                **COMPARED,
+            },
+        )
+
+    def caption(self) -> str:
+        """Images, edit, L0, and what stands after a value."""
+        typical = ", ".join(f"{value:.3g}" for value in self.steered.typical)
+        return (
+            f"{self.data}, N = {self.n}, {self.steered.text()} on {rows_name(self.tokens)}, "
+            f"strength: {self.unit} (typical: {typical} over {self.n_typical} images), error "
+            f"nodes, stream inputs, L0 {self.l0:.1f}, templates: {self.templates}, seed "
+            f"{self.seed}; after a value its change from the unsteered model, with the paired "
+            f"95 % interval; beyond random: minus the mean of {len(self.controls)} random features"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row a strength, as text: probabilities (%), KL, accuracy and loss with their change
+        from the unsteered model, and of the first class, KL and loss what lies beyond the mean of
+        the random features (points, nats). Intervals are paired over images; the spread of the
+        values themselves is in the frame."""
+        named = self.moved_classes(3)
+        rows = []
+        for strength in [None, *self.strengths]:
+            version = UNSTEERED if strength is None else STEERED
+            row = {"strength": "unsteered" if strength is None else f"{strength:g}"}
+            for label in named:
+                found = self._at(version, strength, "probability", label)
+                name = f"{self.class_names[label]} %"
+                row[name] = _with_change(found, 100, 2)
+                if label == named[0]:
+                    row[f"{name}, beyond random (points)"] = _beyond(found, 100, 2)
+            kl = self._at(version, strength, "kl", None)
+            row["KL (nats)"] = f"{kl['value']:.4f}"
+            row["KL beyond random"] = _beyond(kl, 1, 4)
+            if self.labelled:
+                top1, loss = (self._at(version, strength, m, None) for m in ("top1", "loss"))
+                row["top-1 %"] = _with_change(top1, 100, 2)
+                row["loss (nats)"] = _with_change(loss, 1, 4)
+                row["loss beyond random"] = _beyond(loss, 1, 4)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def notes(self) -> Sequence[str]:
+        """What the edit does to the codes."""
+        notes = [edits_text(self.kind, self.only_active)]
+        if self.tokens == "all" and self.kind == "clamp":
+            notes.append(MIXED_ROWS)
+        return notes
+
+    def metrics(self) -> list[Metric]:
+        """The steered model's probabilities, KL, accuracy and loss, by strength; the change of each
+        ("_change"), paired with the unsteered model; and what it is beyond the mean of the random
+        features ("_beyond_random"), paired with them.
+
+        Floor: the mean of the random features at that strength. Baseline: the unsteered model.
+        """
+        keys = ["strength", "measure", "label"]
+        shown = self.frame[self.frame["measure"] != "logit"]
+        random = shown[shown["version"].str.startswith("random")]
+        floors = random.groupby(keys, dropna=False)["value"].mean().rename("floor").reset_index()
+        rows = shown[shown["version"] == STEERED].merge(floors, on=keys)
+        found = []
+        for r in rows.to_dict("records"):
+            of_class = "" if pd.isna(r["class"]) else f"_{r['class']}"
+            name = f"{self.kind}_{r['strength']:g}_{r['measure']}{of_class}"
+            baseline, unit = r["value"] - r["change"], r["unit"]
+            value = Interval(r["value"], r["low"], r["high"])
+            change, beyond = (Interval.from_columns(r, each) for each in ("change", "beyond"))
+            found += [
+                value.metric(name, unit, self.n, r["floor"], baseline),
+                change.metric(f"{name}_change", unit, self.n),
+                beyond.metric(f"{name}_beyond_random", unit, self.n),
+            ]
+        return found
+
+    def figure(self) -> go.Figure:
+        """Changes by class; those of one class, KL, accuracy and loss beside the random ones'."""
+        from vit_clt.analysis.steering.curve_figure import curve_figure
+
+        return curve_figure(self)
+
+    def page(self) -> str:
+        """How to read it, the figure, and the numbers."""
+        from vit_clt.analysis.steering.report import steering_report
+
+        facts = {
+            "Trajectory": "stream inputs, error nodes; typical activations on the teacher's",
+            "Typical activation": f"{self.steered.activity_text()} ({self.n_typical} images)",
+        }
+        return steering_report(self, f"Steering {self.steered.text()}", facts)
+
+    def _at(
+        self, version: str, strength: float | None, measure: str, label: int | None
+    ) -> pd.Series:
+        f = self.frame
+        rows = f[(f["version"] == version) & (f["measure"] == measure)]
+        if label is not None:
+            rows = rows[rows["label"] == label]
+        return (rows if strength is None else rows[rows["strength"] == strength]).iloc[0]
+
+
+def _with_change(found: pd.Series, factor: int, digits: int) -> str:
+    text = f"{factor * found['value']:.{digits}f}"
+    # nothing changed on any image; a single one has no interval
+    ends = (found[end] for end in ("change", "change_low", "change_high"))
+    if all(end == 0 or isnan(end) for end in ends):
+        return text
+    return f"{text}, {change_text(found, 'change', factor, digits)}"
+
+
+def _beyond(found: pd.Series, factor: int, digits: int) -> str:
+    return "" if isnan(found["beyond"]) else change_text(found, "beyond", factor, digits)

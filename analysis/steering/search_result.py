@@ -1,0 +1,199 @@
+"""A steering search as a result: the features found, and how they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.stats.ranks import Agreement
+from vit_clt.analysis.steering.readings import STEERED_UNITS
+from vit_clt.analysis.steering.scaled_features import SCALES
+from vit_clt.analysis.steering.versions import Feature
+from vit_clt.analysis.steering.wording import COMPARED, change_text, edits_text, rows_name
+from vit_clt.hooks import Rows
+from vit_clt.metrics import Metric
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class SteeringSearch(Study):
+    """The features found, what steering each does, and what random ones do."""
+
+    name = "steering"
+
+    frame: pd.DataFrame
+    """One row per feature and scale: candidate (its rank, from 0), role ("found" or "random"),
+    layer, feature, rate, image_rate, cls_rate (shares active of the rows steered, of images, on one
+    such row or more, and of CLS rows) and effect (all on the ranking half), scale,
+    predicted ((scale - 1) * effect), and measured changes on the other half, paired with the
+    unsteered model, each with _low and _high: contrast (logit minus the mean of the others'),
+    probability, kl and, with labels, top1 and loss. Of features found also each minus the mean of
+    the random ones beside it, paired over images with those held: contrast_beyond, ..."""
+    baseline: dict[str, float]
+    """The measures of the unsteered model on the measuring half."""
+    agreement: Agreement | None
+    """Spearman of predicted and measured contrast over the features found, suppressed; its interval
+    holds the prediction. None for fewer than three."""
+    slope: Interval
+    """Of measured on predicted contrast over the features found, suppressed: sum m p / sum p^2,
+    predictions held in its interval; NaN where all predictions are 0."""
+    asked: str
+    """The class as it was asked for."""
+    target: str
+    label: int
+    tokens: Rows
+    l0: float
+    """Active features a row and layer, on the ranking half (teacher trajectory)."""
+    n_searched: int
+    """Features that fire on the ranking half, over all layers."""
+    n_ranked: int
+    n: int
+    """Images ranked on, and images measured on."""
+    data: str
+    split: str | None
+    subject: Subject
+    templates: str
+    seed: int
+
+    @property
+    def found(self) -> list[Feature]:
+        """The features in order of |effect|."""
+        rows = self.frame[(self.frame["role"] == "found") & (self.frame["scale"] == SCALES[0])]
+        return list(zip(rows["layer"].tolist(), rows["feature"].tolist(), strict=True))
+
+    @property
+    def measures(self) -> list[str]:
+        """Measures that the frame holds."""
+        return list(self.baseline)
+
+    def random_mean(self, candidate: int, scale: float | int, measure: str) -> float:
+        """Mean change over the random features beside a candidate."""
+        f = self.frame
+        rows = f[(f["role"] == "random") & (f["candidate"] == candidate) & (f["scale"] == scale)]
+        return float(rows[measure].mean())
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every number."""
+        return self.frame.copy()
+
+    def facts(self) -> Facts:
+        """Images that are measured, class, and what the numbers stand beside."""
+        return Facts(
+            self.data,
+            self.n,
+            self.tokens if isinstance(self.tokens, str) else rows_name(self.tokens),
+            "stream",
+            self.l0,
+            split=self.split,
+            seed=self.seed,
+            more={
+                "features": [],
+                "search": self.asked,
+                "kind": "scale",
+                "only_active": False,
+                "query": [],
+                "templates": self.templates,
+                "model": self.subject.model,
+                "clt": self.subject.clt,
+                **COMPARED,
+            },
+        )
+
+    def caption(self) -> str:
+        """Both halves of the images, class, rows and L0."""
+        return (
+            f"{self.data}, ranked on {self.n_ranked} images, measured on the other N = {self.n}; "
+            f"class: {self.target}, {rows_name(self.tokens)}, error nodes, stream inputs, L0 "
+            f"{self.l0:.1f}, templates: {self.templates}, seed {self.seed}"
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """One row a feature found, as text: how often it fires (rows steered, images, CLS rows),
+        then predicted and measured contrast, what of it lies beyond the random features,
+        probability, loss.
+
+        A feature that is on for every CLS row fires on few of all rows and yet detects nothing.
+        """
+        frame, rows = self.frame, []
+        for r in frame[frame["role"] == "found"].to_dict("records"):
+            row = {
+                "feature": f"{r['layer']}:{r['feature']}",
+                "rows %": f"{100 * r['rate']:.1f}",
+                "images %": f"{100 * r['image_rate']:.1f}",
+                "CLS %": "" if isnan(r["cls_rate"]) else f"{100 * r['cls_rate']:.1f}",
+                "scale": f"{r['scale']:g}",
+                "predicted": f"{r['predicted']:+.3f}",
+                "Δ logit contrast": change_text(r, "contrast", 1, 3),
+                "beyond random": change_text(r, "contrast_beyond", 1, 3),
+                "Δ probability (points)": change_text(r, "probability", 100, 2),
+            }
+            if "loss" in self.measures:
+                row["Δ top-1 (points)"] = f"{100 * r['top1']:+.2f}"
+                row["Δ loss"] = change_text(r, "loss", 1, 4)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def notes(self) -> Sequence[str]:
+        """How well prediction and measurement agree, and what scaling does."""
+        return [self.agreement_text(), edits_text("scale")]
+
+    def agreement_text(self) -> str:
+        """How well prediction and measurement agree, in a sentence."""
+        a = self.agreement
+        if a is None or isnan(a.value):
+            return "Too few features to say whether prediction and measurement agree."
+        return (
+            f"Spearman of predicted and measured change of the logit contrast, suppressed, over "
+            f"{len(self.found)} features: {a.value:.2f} ({a.value.low:.2f} to "
+            f"{a.value.high:.2f} over images of the measuring half, predictions held); predictions "
+            f"permuted: {a.floor.low:.2f} to {a.floor.high:.2f}. Slope of measured on "
+            f"predicted: {self.slope.text('.2f')}."
+        )
+
+    def metrics(self) -> list[Metric]:
+        """Every change of the features found, floor: the mean of their random ones; what lies
+        beyond those ("_beyond_random"); agreement of prediction and measurement, and its slope."""
+        metrics = [
+            Metric(f"unsteered_{name}", value, STEERED_UNITS[name], self.n)
+            for name, value in self.baseline.items()
+        ]
+        for r in self.frame[self.frame["role"] == "found"].to_dict("records"):
+            for measure in self.measures:
+                name = f"{r['layer']}:{r['feature']}_scale_{r['scale']:g}_delta_{measure}"
+                floor = self.random_mean(r["candidate"], r["scale"], measure)
+                unit, beyond = STEERED_UNITS[measure], f"{measure}_beyond"
+                change, past = (Interval.from_columns(r, each) for each in (measure, beyond))
+                metrics += [
+                    change.metric(name, unit, self.n, floor, 0.0),
+                    past.metric(f"{name}_beyond_random", unit, self.n),
+                ]
+        metrics.append(self.slope.metric("predicted_measured_slope", "fraction", self.n))
+        if self.agreement is not None:
+            metrics += self.agreement.metrics("predicted_measured_spearman", self.n)
+        return metrics
+
+    def figure(self) -> go.Figure:
+        """Measured changes of every feature found, beside its prediction and its random ones."""
+        from vit_clt.analysis.steering.search_figure import search_figure
+
+        return search_figure(self)
+
+    def page(self) -> str:
+        """How to read it, the figure, and the numbers."""
+        from vit_clt.analysis.steering.report import steering_report
+
+        trajectory = (
+            "stream inputs, error nodes; direct effects (attention held, norms differentiated) and "
+            "shares of rows, images and CLS rows on which a feature is active on the teacher's"
+        )
+        title = f"Which features move “{self.target}”?"
+        return steering_report(self, title, {"Trajectory": trajectory})
