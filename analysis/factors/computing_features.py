@@ -96,7 +96,7 @@ class ComputingFeatures(Study):
 
     def extras(self) -> Mapping[str, str]:
         """The three tables: features of each kind, what is lost without them, what moves."""
-        from vit_clt.analysis.reporting.files import markdown_table
+        from vit_clt.analysis.reporting.tables import markdown_table
 
         off, to = (
             pd.concat(

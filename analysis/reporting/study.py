@@ -100,7 +100,8 @@ class Study(ABC):
 
         figure = self.figure()
         title = str(figure.layout.title.text or self.name).split("<br>")[0]
-        facts = {name: str(value) for name, value in self.facts().context().items() if value}
+        context = {"n": self.facts().n, **self.facts().context()}
+        facts = {name: str(value) for name, value in context.items() if value is not None}
         sections = [
             Section("Figure", figures=[figure]),
             Section("Table", self.notes(), [self.shown()]),
@@ -147,7 +148,7 @@ def write_study(folder: OutputFolder, study: Study, command: str, *, png: bool =
         command: what metrics.json calls the maker.
         png: draw pictures too.
     """
-    from vit_clt.analysis.reporting.files import latex_table, markdown_table
+    from vit_clt.analysis.reporting.tables import latex_table, markdown_table
 
     for each in (study, *study.companions()):
         figure, shown, caption = each.figure(), each.shown(), each.caption()

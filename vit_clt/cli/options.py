@@ -70,8 +70,8 @@ class StudyOptions(Command):
             more: further files that the command writes.
             resume: a file that marks an unfinished output to go on with (`OutputFolder`).
         """
-        from vit_clt.analysis.reporting.files import check_png
         from vit_clt.analysis.reporting.study import study_files
+        from vit_clt.analysis.reporting.tables import check_png
         from vit_clt.outputs import OutputFolder
 
         if self.png:
@@ -100,16 +100,6 @@ class StudyOptions(Command):
         for note in study.notes():
             print(note)
         print(last_line or f"written to {folder.path}")
-
-    def study_folder(self, *names: str) -> OutputFolder:
-        """The folder of studies of these names, checked before anything is loaded."""
-        from vit_clt.analysis.reporting.files import check_png, study_files
-        from vit_clt.outputs import OutputFolder
-
-        if self.png:
-            check_png()
-        files = dict.fromkeys(file for name in names for file in study_files(name))
-        return OutputFolder(self.out, list(files), self.overwrite)
 
 
 @dataclass(kw_only=True)
