@@ -24,8 +24,7 @@ from vit_clt.analysis.factors.selectivity import Selectivity
 from vit_clt.analysis.factors.sets import FeatureSet
 from vit_clt.analysis.factors.suppression import Suppression
 from vit_clt.analysis.factors.truth import Truth
-from vit_clt.analysis.reporting.study import study_files, write_study
-from vit_clt.analysis.reporting.tables import check_png
+from vit_clt.analysis.reporting.study import check_png, study_files, write_study
 from vit_clt.analysis.stats.names import layer_sets
 from vit_clt.choices import Region
 from vit_clt.data.images import ImageData

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from vit_clt.errors import InputError
 from vit_clt.metrics import Metric, metrics_json
 
 if TYPE_CHECKING:
@@ -164,6 +165,24 @@ def write_study(folder: OutputFolder, study: Study, command: str, *, png: bool =
     folder.write(
         "metrics.json", metrics_json(study.metrics(), command=command, **study.facts().context())
     )
+
+
+def check_png() -> None:
+    """Find what PNGs are drawn with, before any work is done.
+
+    Raises:
+        InputError: the extra `png` or a browser is missing.
+    """
+    try:
+        from choreographer.browsers.chromium import Chromium
+    except ImportError as error:
+        raise InputError(
+            "png", "is on, but kaleido is not installed; expected pip install 'vit-clt[png]'."
+        ) from error
+    if Chromium.find_browser(skip_local=False) is None:
+        raise InputError(
+            "png", "is on, but no browser was found; expected Chrome or Chromium on this machine."
+        )
 
 
 def _html_table(table: pd.DataFrame) -> str:

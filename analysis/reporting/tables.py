@@ -1,4 +1,4 @@
-"""Tables as Markdown and LaTeX, and what pictures of figures need."""
+"""Tables as Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 from tabulate import tabulate
-
-from vit_clt.errors import InputError
 
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
@@ -30,24 +28,6 @@ def latex_table(table: pd.DataFrame, caption: str) -> str:
         "% needs \\usepackage{booktabs}\n\\begin{table}\n\\centering\n"
         f"\\caption{{{caption.translate(_LATEX)}}}\n{body}\n\\end{{table}}\n"
     )
-
-
-def check_png() -> None:
-    """Find what PNGs are drawn with, before any work is done.
-
-    Raises:
-        InputError: the extra `png` or a browser is missing.
-    """
-    try:
-        from choreographer.browsers.chromium import Chromium
-    except ImportError as error:
-        raise InputError(
-            "png", "is on, but kaleido is not installed; expected pip install 'vit-clt[png]'."
-        ) from error
-    if Chromium.find_browser(skip_local=False) is None:
-        raise InputError(
-            "png", "is on, but no browser was found; expected Chrome or Chromium on this machine."
-        )
 
 
 def _table(table: pd.DataFrame, style: str) -> str:

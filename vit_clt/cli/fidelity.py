@@ -70,8 +70,7 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
     def run(self) -> None:
         """Train what is missing, measure, and report."""
         from vit_clt.analysis.fit import fidelity_study
-        from vit_clt.analysis.reporting.study import study_files
-        from vit_clt.analysis.reporting.tables import check_png
+        from vit_clt.analysis.reporting.study import check_png, study_files
         from vit_clt.outputs import OutputFolder
         from vit_clt.zero_shot import ZeroShot
 

@@ -70,8 +70,7 @@ class StudyOptions(Command):
             more: further files that the command writes.
             resume: a file that marks an unfinished output to go on with (`OutputFolder`).
         """
-        from vit_clt.analysis.reporting.study import study_files
-        from vit_clt.analysis.reporting.tables import check_png
+        from vit_clt.analysis.reporting.study import check_png, study_files
         from vit_clt.outputs import OutputFolder
 
         if self.png:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import plotly.io
 import pytest
 
 from vit_clt.analysis.reporting import study as module
-from vit_clt.analysis.reporting.study import Facts, Study, study_files, write_study
+from vit_clt.analysis.reporting.study import Facts, Study, check_png, study_files, write_study
+from vit_clt.errors import InputError
 from vit_clt.metrics import Metric
 from vit_clt.outputs import OutputFolder
 
@@ -108,3 +110,28 @@ def test_a_notebook_shows_caption_figure_and_table_and_loads_the_script_once(
         assert "Plotly.newPlot" in shown
     cells = re.findall(r"<td>([^<]*)</td>", second)
     assert [float(cell) for cell in cells] == pytest.approx(NUMBERS, abs=1e-6)
+
+
+def test_a_picture_is_drawn_where_a_browser_is(tmp_path: Path) -> None:
+    try:
+        check_png()
+    except InputError as error:
+        pytest.skip(str(error))
+    folder = OutputFolder(tmp_path / "out", study_files(Toy)).open()
+    write_study(folder, Toy(NUMBERS), "toys", png=True)
+    assert (folder.path / "toy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_without_a_browser_is_refused_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chromium = pytest.importorskip("choreographer.browsers.chromium")
+    monkeypatch.setattr(chromium.Chromium, "find_browser", lambda **_: None)
+    with pytest.raises(InputError, match=r"^png is on, but no browser was found; expected Chrome"):
+        check_png()
+
+
+def test_a_picture_without_kaleido_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "choreographer.browsers.chromium", None)
+    with pytest.raises(InputError, match=r"pip install 'vit-clt\[png\]'"):
+        check_png()
