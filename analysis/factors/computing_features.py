@@ -130,9 +130,8 @@ class ComputingFeatures(Study):
         """Every table and figure."""
         from vit_clt.analysis.reporting.page import Section, render_report
 
-        title = "Which features tell of what"
-        sections = [Section(title, tables=[self.shown()], figures=[self.figure()])]
-        sections += [
+        kinds = Section("Which features tell of what", (), [self.shown()], [self.figure()])
+        edits = [
             Section(f"{title}: {name}", tables=[one.to_frame()], figures=[one.figure()])
             for title, results in (
                 ("Off", self.suppressed),
@@ -140,4 +139,4 @@ class ComputingFeatures(Study):
             )
             for name, one in results.items()
         ]
-        return render_report("Features that compute", self.caption(), sections)
+        return render_report("Features that compute", self.caption(), [kinds, *edits])
