@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from assertions import keeps_study_protocol
+from assertions import tells_itself
 from builders import random_clt, tiny_clip
 from PIL import Image
 from torchvision.transforms import Compose, Normalize
@@ -116,7 +116,7 @@ def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
 
 def test_a_gallery_is_a_study(stats: FeatureStatistics, tmp_path: Path):
     gallery = feature_gallery(stats, active(stats)[:3], "three")
-    context = keeps_study_protocol(gallery, tmp_path)
+    context = tells_itself(gallery, tmp_path)
     assert [context[key] for key in ("data", "tokens", "trajectory", "seed")] == [
         "noise", "all", "teacher", 0,
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from assertions import keeps_study_protocol
+from assertions import tells_itself
 from builders import random_clt
 
 from vit_clt import CrossLayerTranscoder
@@ -97,7 +97,7 @@ def test_a_study_tells_itself(
     study = graph_study(
         digits_vit, clt, digits_test, zs, [4], max_nodes=8, interventions=4, clt_name="a/b", seed=2
     )
-    context = keeps_study_protocol(study, tmp_path)
+    context = tells_itself(study, tmp_path)
     assert [context[key] for key in ("data", "tokens", "trajectory", "l0", "seed")] == [
         digits_test.name, "all", "teacher", study.l0, 2,
     ]  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from assertions import keeps_study_protocol
+from assertions import tells_itself
 from builders import random_clt, tiny_clip
 from PIL import Image
 from safetensors.numpy import load_file
@@ -482,7 +482,7 @@ def test_consistency_is_a_study(index: RetrievalIndex, corpus, queries, tmp_path
     result = class_consistency(
         index, described, k=4, examples=examples, clt_name="a/b", seed=3, backend="exact"
     )
-    context = keeps_study_protocol(result, tmp_path)
+    context = tells_itself(result, tmp_path)
     assert [context[key] for key in ("data", "tokens", "trajectory", "seed", "top")] == [
         "q", " ".join(KINDS), "teacher", 3, 4,
     ]  # fmt: skip

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from assertions import keeps_study_protocol
+from assertions import tells_itself
 from builders import random_clt
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -329,7 +329,7 @@ def test_results_are_studies(digits_vit, clt, zs, data, tmp_path: Path) -> None:
         (curve, ["all", "stream", curve.l0, 6, ["7:1"], None, "clamp"]),
         (search, ["cls", "stream", search.l0, 0, [], "THREE", "scale"]),
     ):
-        context = keeps_study_protocol(study, tmp_path / str(study.n))
+        context = tells_itself(study, tmp_path / str(study.n))
         assert [context[key] for key in keys] == [data.name, data.split, *expected]
         assert (context["clt"], context["templates"]) == ("a/b", zs.name)
         page = (tmp_path / str(study.n) / "steering.html").read_text()
