@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.stats.donors import donor_cycle
+from vit_clt.analysis.stats.means import PositionMean
 from vit_clt.analysis.stats.readings import Readings, gather_readings
 from vit_clt.choices import Fill, TokenKind
 from vit_clt.data.forms import check_prepared
@@ -267,19 +268,17 @@ class TermSets:
     @cached_property
     @torch.no_grad()
     def _means(self) -> _Means:
-        # over the images, per row
-        sums: dict[tuple[str, int], Tensor] = {}
+        terms, y = ({target: PositionMean() for target in self.targets} for _ in range(2))
+        l0 = torch.zeros(self.targets[-1] + 1, dtype=torch.float64, device=self.clt.b_dec.device)
         for batch in self._batches("means"):
-            found = {("l0", 0): batch.l0.double() * len(batch.labels)}
+            l0 += batch.l0.double() * len(batch.labels)
             for target in self.targets:
-                found["terms", target] = batch.terms[target].double().sum(1)
-                found["y", target] = batch.y[target].double().sum(0)
-            sums = {key: value + sums.get(key, 0) for key, value in found.items()}
-        mean = {key: (total / len(self.data)).float() for key, total in sums.items()}
+                terms[target].add(batch.terms[target])
+                y[target].add(batch.y[target])
         return _Means(
-            terms={target: mean["terms", target] for target in self.targets},
-            y={target: mean["y", target] for target in self.targets},
-            l0=mean["l0", 0],
+            terms={target: each.mean().float() for target, each in terms.items()},
+            y={target: each.mean().float() for target, each in y.items()},
+            l0=(l0 / len(self.data)).float(),
         )
 
     @cached_property

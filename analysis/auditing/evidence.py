@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
-import torch
-
 from vit_clt.analysis.ablations.all_sets import keep_sets
 from vit_clt.analysis.ablations.all_sets_result import KeepSets
 from vit_clt.analysis.causal.agreement import depth_agreement
@@ -32,9 +30,10 @@ from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.causal.targets import PATHS, Path
 from vit_clt.analysis.contributions.moments import contribution_moments
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores, score
+from vit_clt.analysis.stats.halves import halves
 from vit_clt.analysis.stats.ranks import MIN_SOURCES, RankAgreement, rank_agreement
 from vit_clt.choices import Fill, ScoreKind, TokenKind
-from vit_clt.data.images import ImageData, ImageRows
+from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
 from vit_clt.hooks.rows import patch_rows_unread
@@ -189,16 +188,6 @@ def gather_evidence(
         for fill in get_args(Fill)
     }
     return Evidence(scores, agreement, depth_agreement(by_fill["mean"], "total"), sets)
-
-
-def halves(data: ImageData, seed: int) -> tuple[ImageRows, ImageRows]:
-    """Two random halves: a set chosen and read on the same images could owe its place to them.
-
-    Not every other row: data sets are often ordered, by alternating classes even.
-    """
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    middle = len(data) // 2
-    return ImageRows(data, sorted(order[:middle])), ImageRows(data, sorted(order[middle:]))
 
 
 def check_question(

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_clt.analysis.stats.means import PositionMean
 from vit_clt.choices import TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
@@ -54,7 +55,7 @@ class SuspectRow:
 class TargetMoments:
     """Sums over rows at one target layer; the last axis is (CLS row, patch rows), all float64."""
 
-    def __init__(self, n_sources: int, n_tokens: int, n_images: int, bias: Tensor, has_cls: bool):
+    def __init__(self, n_sources: int, n_images: int, bias: Tensor, has_cls: bool):
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, n_images, 2, dtype=torch.float64)
 
@@ -74,8 +75,7 @@ class TargetMoments:
         self.by = zeros()  # <b, y^>
         self.be = zeros()  # <b, y - y^>
         self.suspects: list[SuspectRow] = []
-        shape = (n_sources, 1, n_tokens, bias.shape[-1])
-        self._term_sums = torch.zeros(shape, dtype=torch.float64, device=bias.device)
+        self._mean_terms = PositionMean()
         self._yy_seen, self._rows_seen = 0.0, 0
 
     def add(
@@ -93,7 +93,7 @@ class TargetMoments:
         # equal to the dot product, and shares of it then sum to 1 without rounding
         yy = cy.sum(0) + by
         norm = cc.sqrt()
-        self._term_sums += terms.sum(1, keepdim=True)
+        self._mean_terms.add(terms)
         images = slice(first, first + len(y))
         for total, value in (
             (self.cy, cy),
@@ -135,11 +135,9 @@ class TargetMoments:
         ):
             total[..., images, :] = by_group(value, self.has_cls)
 
-    def add_centred(
-        self, terms: Float[Tensor, "source image token d_model"], first: int, n_images: int
-    ) -> None:
+    def add_centred(self, terms: Float[Tensor, "source image token d_model"], first: int) -> None:
         """Second pass: the same batch, once every image's terms are summed; overwrites `terms`."""
-        terms -= (self._term_sums / n_images).to(terms.dtype)
+        terms -= self._mean_terms.mean().to(terms.dtype)[:, None]
         together = _dots(terms, terms.sum(0))
         images = slice(first, first + terms.shape[1])
         self.centred[:, images] = by_group(together, self.has_cls)
@@ -216,10 +214,7 @@ def compared_moments(
     check_prepared(vit, data)
     cfg, n = vit.cfg, len(data)
     layers = range(cfg.n_layers)
-    targets = [
-        [TargetMoments(l + 1, cfg.n_tokens, n, clt.b_dec[l], cfg.has_cls) for l in layers]
-        for clt in clts
-    ]
+    targets = [[TargetMoments(l + 1, n, clt.b_dec[l], cfg.has_cls) for l in layers] for clt in clts]
     active = torch.zeros(len(clts), cfg.n_layers, n, 2, dtype=torch.float64)
     labels = torch.full((n,), -1)
     sums: Tensor | None = None
@@ -255,7 +250,7 @@ def compared_moments(
                 variation[kind][:, chosen] = found
             for i, (clt, codes) in enumerate(zip(clts, batch.codes, strict=True)):
                 for l in layers:
-                    targets[i][l].add_centred(_terms(clt, codes, l), batch.first, n)
+                    targets[i][l].add_centred(_terms(clt, codes, l), batch.first)
             bar.update(batch.size)
     return [
         ContributionMoments(
@@ -279,10 +274,7 @@ class _Batch:
         return len(self.labels)
 
     def nbytes(self) -> int:
-        held = [self.y_sums]
-        for codes in self.codes:
-            held += [each for each in vars(codes).values() if isinstance(each, Tensor)]
-        return sum(each.nbytes for each in held)
+        return self.y_sums.nbytes + sum(codes.nbytes() for codes in self.codes)
 
 
 def _batches(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vit_clt.analysis.factors.sets import FeatureSet
 from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.analysis.stats.equal_rate import equal_rate
 from vit_clt.choices import Region, check_choice
 from vit_clt.errors import InputError
 from vit_clt.hooks.rows import REGION_NAMES
@@ -20,8 +21,6 @@ from vit_clt.metrics import Metric
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-NEAREST = 5
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,10 @@ class Selectivity(Study):
         }
 
     def matched(self, group: FeatureSet, seed: int = 0, *, apart: bool = True) -> FeatureSet:
-        """As many features of each layer, drawn so that they fire equally often.
+        """As many features of each layer, of equal rate (`equal_rate`).
 
-        Each feature of the group, in random order, takes one of the five still left that come
-        closest to its rate (share of the region's token rows on which it is active).
+        Each feature of the group, in random order, takes one of those still left; its rate is the
+        share of the region's token rows on which it is active.
 
         Args:
             group: what is matched.
@@ -108,12 +107,9 @@ class Selectivity(Study):
                     f"layer {s} has {len(others)} other features that fire; expected at least "
                     f"{len(features)}, as many as in the group (apart=False draws from all)."
                 )
-            taken = []
-            for feature in rng.permutation(features.numpy()):
-                near = np.argsort(np.abs(rate[others] - rate[feature]), kind="stable")[:NEAREST]
-                place = rng.choice(near)
-                taken.append(int(others[place]))
-                others = np.delete(others, place)
+            taken: list[int] = []
+            for feature in rng.permutation(features.numpy()).tolist():
+                taken += equal_rate(rate, feature, np.setdiff1d(others, taken), 1, rng)
             drawn[s] = torch.tensor(sorted(taken))
         return drawn
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_clt.kernels.codes import Codes, DenseCodes
+from vit_clt.kernels.codes import Codes
 
 
 @dataclass(frozen=True)
@@ -44,27 +44,14 @@ class ActiveCodes:
         low = self.values.new_zeros(shape).scatter_reduce(0, at, self.values, "amin")
         return torch.where(high >= -low, high, low).view(self.n_images, self.n_features)
 
-    def offsets(self) -> Int[Tensor, " row_and_one"]:
-        """Where each token row's entries begin, and their number."""
-        counts = torch.bincount(self.rows, minlength=self.n_images * self.n_tokens)
-        return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
 
 def active_codes(codes: Codes) -> ActiveCodes:
     """The active entries of codes "image token feature", whatever their layout; on their device."""
     n_images, n_tokens = codes.tokens
-    if isinstance(codes, DenseCodes):
-        flat = codes.dense.reshape(n_images * n_tokens, codes.n_features)
-        rows, features = flat.nonzero(as_tuple=True)
-        values = flat[rows, features]
-    else:
-        entries = codes.entries()
-        counts = entries.offsets.diff()
-        every = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        active = entries.values != 0
-        rows, features = every[active], entries.indices[active].long()
-        values = entries.values[active]
-    return ActiveCodes(rows, features, values, n_images, n_tokens, codes.n_features)
+    active = codes.active().entries()
+    return ActiveCodes(
+        active.rows, active.indices, active.values, n_images, n_tokens, codes.n_features
+    )
 
 
 CLS, PATCH = 0, 1

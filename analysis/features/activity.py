@@ -15,15 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.features.active import CLS, ActiveCodes, FeatureCounts, active_codes
+from vit_clt.analysis.stats.equal_rate import equal_rate
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, Rows
 from vit_clt.hooks.points import HOOK_IN
 from vit_clt.hooks.steering import row_index
 from vit_clt.transcoder.model import CrossLayerTranscoder
-
-POOL = 20
-"""Features nearest in firing rate, at least, from which controls are drawn."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,7 @@ class FeatureActivity:
     def alike(
         self, feature: int, n: int, rng: np.random.Generator, without: Collection[int]
     ) -> list[int]:
-        """`n` other features of about its firing rate: drawn from the 20 (or n) that are nearest.
-
-        Nearest in |ln rate|, among features that fire at all.
+        """`n` other features of equal rate (`equal_rate`), of those that fire at all.
 
         Args:
             feature: the one to match.
@@ -103,9 +99,7 @@ class FeatureActivity:
                 f"is {n}; layer {self.layer} has only {len(others)} other features that "
                 "fire on these rows.",
             )
-        distance = np.abs(np.log(self.fired[others]) - np.log(max(1, self.fired[feature])))
-        pool = others[np.argsort(distance, kind="stable")][: max(POOL, n)]
-        return rng.choice(pool, n, replace=False).tolist()
+        return equal_rate(self.fired, feature, others, n, rng)
 
 
 class ActivitySums:

@@ -26,7 +26,6 @@ from vit_clt.data.images import ImageData, ImageRows
 from vit_clt.errors import InputError
 from vit_clt.hooks import FrozenPass, HookedViT, Rows
 from vit_clt.hooks.steering import row_index
-from vit_clt.kernels.bags import entry_dots, feature_order
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
@@ -83,7 +82,7 @@ def class_effects(
     an_image = cfg.n_layers * cfg.n_tokens * cfg.d_model
     shown.batch_size = max(1, min(32, _FLOATS // an_image))
     at_once = max(1, _FLOATS // (an_image * shown.batch_size))
-    sums = {s: torch.zeros(n_classes, n_features, dtype=torch.float64) for s in layers}
+    sums = {s: np.zeros((n_classes, n_features)) for s in layers}
     active_images = {s: torch.zeros(n_features, dtype=torch.int64) for s in layers}
     with tqdm(total=len(shown), desc="class effects", unit=" images", disable=not progress) as bar:
         for images, _ in shown:
@@ -91,24 +90,20 @@ def class_effects(
             frozen = FrozenPass(vit, images)
             found = {}
             for s in layers:
-                active = active_codes(clt.encode(frozen.x[s], layer=s))
-                active_images[s] += (active.of_images() != 0).sum(0).cpu()
-                order = feature_order(active.features, active.offsets(), n_features)
-                found[s] = order, order.sort(active.values), active.features[order.entries]
+                codes = clt.encode(frozen.x[s], layer=s).active()
+                active_images[s] += (active_codes(codes).of_images() != 0).sum(0).cpu()
+                found[s] = clt.decode_adjoint(codes, s), codes.indices
             for first in range(0, n_classes, at_once):
                 gradients = frozen.gradients(
                     directions[first : first + at_once], norms="differentiated"
                 )
-                for c, gradient in enumerate(gradients.flatten(2, 3), start=first):
-                    for s, (order, values, features) in found.items():
-                        targets = clt.config.targets(s)
-                        at_targets = gradient[targets.start : targets.stop]
-                        effects = values * entry_dots(at_targets, clt.W_dec[s], order)
-                        each = torch.bincount(features, effects.double(), n_features)
-                        sums[s][c] += each.cpu()
+                for c, gradient in enumerate(gradients, start=first):
+                    for s, (adjoint, features) in found.items():
+                        effects = adjoint.effects(gradient)
+                        sums[s][c] += sums_by_feature(effects, features, n_features)
             bar.update(len(images))
     return ClassEffects(
-        {s: values.T.numpy() for s, values in sums.items()},
+        {s: values.T for s, values in sums.items()},
         {s: counts.numpy() for s, counts in active_images.items()},
         len(shown),
         zs.class_names,
@@ -141,16 +136,12 @@ def contrast_effects(
     n_batches = -(-len(data) // data.batch_size)
     for images, _ in tqdm(data, "direct effects", n_batches, disable=not progress):
         frozen = FrozenPass(vit, images.to(clt.b_dec.device))
-        gradients = frozen.gradients(direction, norms="differentiated")
-        gradients = gradients[:, :, rows].flatten(1, 2)
+        gradients = frozen.gradients(direction, norms="differentiated")[:, :, rows]
         for s in layers:
-            active = active_codes(clt.encode(frozen.x[s][:, rows], layer=s))
-            sums.add(s, active)
-            order = feature_order(active.features, active.offsets(), config.n_features)
-            targets = config.targets(s)
-            at_targets = gradients[targets.start : targets.stop]
-            each = order.sort(active.values) * entry_dots(at_targets, clt.W_dec[s], order)
-            effects[s] += sums_by_feature(each, active.features[order.entries], config.n_features)
+            codes = clt.encode(frozen.x[s][:, rows], layer=s).active()
+            sums.add(s, active_codes(codes))
+            each = clt.decode_adjoint(codes, s).effects(gradients)
+            effects[s] += sums_by_feature(each, codes.indices, config.n_features)
     return effects / len(data), sums.found()
 
 

@@ -229,6 +229,5 @@ def nearest_features(
 
 def _written(clt: CrossLayerTranscoder, source: int, targets: Sequence[int]) -> np.ndarray:
     """Decoder rows of a source over some of its targets side by side, "feature column"."""
-    places = [list(clt.config.targets(source)).index(l) for l in targets]
-    blocks = clt.W_dec[source][places].detach().float().cpu()
+    blocks = torch.stack([clt.decoder(source, l) for l in targets]).detach().float().cpu()
     return rearrange(blocks, "target feature d -> feature (target d)").numpy()

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from vit_clt.analysis.contributions.parts import NEGLIGIBLE
 from vit_clt.analysis.stats.intervals import bootstrap_means, intervals
+from vit_clt.analysis.stats.means import PositionMean
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
@@ -58,15 +59,15 @@ def survey_outputs(
     vit: HookedViT, data: ImageData, rows: Mapping[TokenKind, slice], *, progress: bool = False
 ) -> OutputSurvey:
     """The first pass: means and norms of y at every layer."""
-    n, t, d = vit.cfg.n_layers, vit.cfg.n_tokens, vit.cfg.d_model
+    n, t = vit.cfg.n_layers, vit.cfg.n_tokens
     device = next(vit.parameters()).device
     zeros = partial(torch.zeros, dtype=torch.float64, device=device)
-    total, power = zeros(n, t, d), zeros(n, t)
+    mean, power = PositionMean(), zeros(n, t)
     largest = {tokens: zeros(n, 0) for tokens in rows}
     n_batches = -(-len(data) // data.batch_size)
     for images, _ in tqdm(data, "MLP outputs", n_batches, disable=not progress):
         y = capture(vit, images.to(device)).y
-        total += y.sum(1, dtype=torch.float64)
+        mean.add(y)
         norms = torch.stack([_norms(layer) for layer in y])
         power += norms.sum(1)
         for tokens, chosen in rows.items():
@@ -76,7 +77,7 @@ def survey_outputs(
             largest[tokens] = seen.topk(min(n_rows // UNTYPICAL + 1, seen.shape[1])).values
     return OutputSurvey(
         rows=rows,
-        mean=total / len(data),
+        mean=mean.mean(),
         power=power,
         limit={tokens: values[:, -1] for tokens, values in largest.items()},
         n_images=len(data),

@@ -6,6 +6,7 @@ the output or of an MLP's input is therefore a sum over active features, error n
 constants, each a product of what it adds and a gradient:
 
     feature  z_i * sum_l W_dec[s->l]_i . G_l[row]        l in the targets of s that the reading sees
+                                                         (`CrossLayerTranscoder.decode_adjoint`)
     error    error_l[row] . G_l[row]
     patch    patch[p] . G_in[1 + p]                      through residual stream and attention alone
     bias     class token, positions, and the biases of b_dec, LayerNorms and attention
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from vit_clt.choices import Norms
 from vit_clt.hooks import FrozenPass, HookedViT, Readout
-from vit_clt.kernels.codes import Codes
+from vit_clt.kernels.codes import Codes, DenseCodes
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
@@ -78,20 +79,13 @@ class Sources:
         x, y = self.frozen.x[:, 0], self.frozen.y[:, 0]
         self.codes: list[Codes] = [clt.encode(each, layer=s) for s, each in enumerate(x)]
         self.errors = y - clt.decode(self.codes).to(y)
-        found, values = [], []
-        for s, codes in enumerate(self.codes):
-            dense = codes.to_dense()
-            places = dense.nonzero()
-            values.append(dense[tuple(places.T)])
-            found.append(torch.cat([torch.full_like(places[:, :1], s), places], dim=1))
-        self.layer, self.token, self.feature = torch.cat(found).T
-        self.activation = torch.cat(values)
-        rows, counts = torch.unique_consecutive(
-            torch.stack([self.layer, self.token]), dim=1, return_counts=True
-        )
-        self._groups: list[tuple[int, int, int]] = list(
-            zip(*rows.tolist(), counts.tolist(), strict=True)
-        )
+        # written out first, so that a token's features ascend in every layout
+        active = [DenseCodes(codes.to_dense()).active() for codes in self.codes]
+        self._adjoints = [clt.decode_adjoint(each, s) for s, each in enumerate(active)]
+        self.layer = torch.cat([torch.full_like(each.indices, s) for s, each in enumerate(active)])
+        self.token = torch.cat([each.entries().rows for each in active])
+        self.feature = torch.cat([each.indices for each in active])
+        self.activation = torch.cat([each.values for each in active])
 
     def effects(self, readout: Readout) -> SourceEffects:
         """What each source adds to `readout` of this image."""
@@ -99,11 +93,8 @@ class Sources:
         y, inputs = readout.y[..., 0, :, :], readout.inputs[..., 0, :, :]
         seen = y.shape[-3]
         attention = readout.attention_bias[..., 0]
-        units = y.new_zeros(*y.shape[:-3], len(self.activation))
-        if seen:  # the first MLP reads no feature
-            units = self.unit_effects({l: y[..., l, :, :] for l in range(seen)})
         return SourceEffects(
-            features=units * self.activation,
+            features=torch.cat([each.effects(y) for each in self._adjoints], dim=-1),
             errors=_padded((y * self.errors[:seen]).sum(-1), -2, n),
             patches=(inputs[..., 1:, :] * frozen.patches[0]).sum(-1),
             b_dec=_padded((y.sum(-2) * self.clt.b_dec[:seen]).sum(-1), -1, n),
@@ -130,35 +121,6 @@ class Sources:
         return out
 
     @torch.no_grad()
-    def unit_effects(
-        self,
-        gradients: Mapping[int, Float[Tensor, "*direction token d_model"]],
-        layer: int | None = None,
-    ) -> Float[Tensor, "*direction active"]:
-        """What a unit of each active feature adds: sum_l W_dec[s->l]_i . G_l[row].
-
-        Args:
-            gradients: G_l of one or more consecutive layers; others are not seen.
-            layer: for the active features of this layer alone.
-        """
-        leading = next(iter(gradients.values())).shape[:-2]
-        out: list[Tensor] = [self.activation.new_zeros(*leading, 0)]
-        start = 0
-        for s, t, count in self._groups:
-            features = self.feature[start : start + count]
-            start += count
-            if layer not in (None, s):
-                continue
-            targets = [l for l in self.clt.config.targets(s) if l in gradients]
-            if not targets:
-                out.append(self.activation.new_zeros(*leading, count))
-                continue
-            decoders = self.clt.W_dec[s][targets[0] - s : targets[-1] - s + 1, features]
-            at_row = torch.stack([gradients[l][..., t, :] for l in targets], dim=-2)
-            out.append(torch.einsum("lid,...ld->...i", decoders, at_row.to(decoders)))
-        return torch.cat(out, dim=-1)
-
-    @torch.no_grad()
     def total_readout(self, direction: Float[Tensor, " d_embed"], norms: Norms = "held") -> Readout:
         """The reading of the output with the CLT in the MLPs' place, its active features held on.
 
@@ -166,11 +128,12 @@ class Sources:
         active feature, the others stay silent. So a y gradient is the total effect of that row of
         y_l, in the linear model that the frozen one and the active features make.
         """
-        n_tokens, width = self.errors.shape[1:]
+        n_layers, n_tokens, width = self.errors.shape
 
         def through(layer: int, y: Mapping[int, Tensor]) -> Tensor:
             here = self.layer == layer
-            units = self.unit_effects({l: each[0] for l, each in y.items()}, layer)
+            gradients = torch.stack([y[l][0] for l in range(layer, n_layers)])
+            units = self._adjoints[layer].units(gradients, layer)
             encoders = self.clt.W_enc[layer][self.feature[here]]
             at_x = encoders.new_zeros(n_tokens, width)
             at_x.index_add_(0, self.token[here], units[:, None] * encoders)

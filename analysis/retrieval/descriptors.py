@@ -29,7 +29,7 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list, token_rows
 from vit_clt.hooks.activations import capture
-from vit_clt.kernels.codes import Codes, DenseCodes
+from vit_clt.kernels.codes import Codes
 from vit_clt.training.engine import seeded_globally
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -129,8 +129,6 @@ def pooled(codes: Codes) -> csr_array:
     Summed in float64; entries that are zero, or cancel (Abs-TopK codes are signed), are not kept.
     """
     n_images, n_tokens = codes.tokens
-    if isinstance(codes, DenseCodes):
-        return csr_array(codes.dense.double().mean(1).float().cpu().numpy())
     entries = codes.entries()
     values = entries.values.double().cpu().numpy()
     indices = entries.indices.cpu().numpy()

@@ -1,4 +1,4 @@
-"""Means of a ViT's own activations over images, per token position."""
+"""Means over images at each token position: of any activations, and of a ViT's own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,25 @@ from tqdm import tqdm
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
+
+
+class PositionMean:
+    """The mean over images at each token position, gathered batch by batch in float64."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._n_images = 0
+
+    def add(self, values: Float[Tensor, "*axes image token d_model"]) -> None:
+        """Count a batch, of the same axes every time but for the images."""
+        total = values.sum(-3, dtype=torch.float64)
+        self._total = total if self._total is None else self._total.add_(total)
+        self._n_images += values.shape[-3]
+
+    def mean(self) -> Float[Tensor, "*axes token d_model"]:
+        """In float64, of at least one batch."""
+        assert self._total is not None, "no batch was added"
+        return self._total / self._n_images
 
 
 @torch.no_grad()
@@ -31,14 +50,13 @@ def position_means(
         InputError: an unknown name, or an activation that is NaN or infinite.
     """
     device = next(vit.parameters()).device
-    totals: dict[str, Tensor] = {}
+    means = {name: PositionMean() for name in names}
     n_batches = -(-len(data) // data.batch_size)
     for images, _ in tqdm(data, title, n_batches, disable=not progress):
         for name, values in vit.clean_cache(images.to(device), names).items():
-            total = values.double().sum(0)
-            if not total.isfinite().all():
+            means[name].add(values)
+            if not values.isfinite().all():
                 raise InputError(
                     f"{name} holds NaN or infinite values; expected finite activations."
                 )
-            totals[name] = totals[name] + total if name in totals else total
-    return {name: (total / len(data)).float() for name, total in totals.items()}
+    return {name: each.mean().float() for name, each in means.items()}

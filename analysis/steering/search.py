@@ -26,13 +26,14 @@ from torch import Tensor
 
 from vit_clt.analysis.features.effects import contrast_effects
 from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.stats.halves import halves
 from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
 from vit_clt.analysis.stats.ranks import MIN_SOURCES, row_agreement
 from vit_clt.analysis.steering.scaled_features import SCALES, scaled_features
 from vit_clt.analysis.steering.search_result import SteeringSearch
 from vit_clt.analysis.steering.versions import Feature
 from vit_clt.data.forms import check_prepared
-from vit_clt.data.images import ImageData, ImageRows, as_image_data
+from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, Rows, check_fits
 from vit_clt.hooks.steering import check_rows
@@ -91,12 +92,8 @@ def steering_search(
             raise InputError(name, f"is {number}; expected at least 1.")
     if len(data) < 4:
         raise InputError("data", f"has {len(data)} images; expected at least 4, two in each half.")
+    ranking, measuring = halves(data, seed)
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(data))
-    half = len(data) // 2
-    ranking, measuring = (
-        ImageRows(data, sorted(rows.tolist())) for rows in (order[:half], order[half:])
-    )
 
     effects, activity = contrast_effects(vit, clt, ranking, zs, label, tokens, progress)
     n_layers, n_features = effects.shape

@@ -24,7 +24,7 @@ from vit_clt.hooks.passes.clean import CleanPass
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN, RESID_PRE, FwdHooks
 from vit_clt.hooks.rows import patch_rows_unread
 from vit_clt.hooks.steering import Edit, check_edits
-from vit_clt.kernels.codes import Codes, SparseCodes
+from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
@@ -69,7 +69,7 @@ class SteeredPass(CleanPass):
         check_edits(self.clt, edits, layers=layers, n_tokens=self.vit.cfg.n_tokens)
         touched = torch.zeros(len(self.embeddings), dtype=torch.bool, device=self.embeddings.device)
         for edit in edits:
-            z = values_of(self.codes(edit.layer), edit.features)
+            z = self.codes(edit.layer).at_features(edit.features)
             touched |= (edit.apply(z) != z).flatten(1).any(1)
         out = self.embeddings.clone()
         if touched.any():
@@ -122,9 +122,9 @@ class _Steered:
         for edit in (each for each in self.edits if each.layer == layer):
             z = x.new_zeros(*x.shape[:2], len(edit.features))
             if layer > self.first:
-                z[:, rows] = values_of(self.codes[layer], edit.features).to(z)
+                z[:, rows] = self.codes[layer].at_features(edit.features).to(z)
             else:  # nothing is altered yet
-                z = values_of(self.clean.codes(layer), edit.features)[self.touched]
+                z = self.clean.codes(layer).at_features(edit.features)[self.touched]
             self.moves.append((edit, edit.apply(z) - z))
 
     def _write(self, y: Tensor, hook: HookPoint, layer: int) -> Tensor:
@@ -141,16 +141,7 @@ class _Steered:
             change = change + (self.clt.decode(live, target=layer) - clean[:, rows])
         for edit, moved in self.moves:
             if layer in self.clt.config.targets(edit.layer):
-                decoder = self.clt.W_dec[edit.layer][layer - edit.layer, list(edit.features)]
+                decoder = self.clt.decoder(edit.layer, layer)[list(edit.features)]
                 change = change + moved[:, rows] @ decoder
         out[:, rows] += change
         return out
-
-
-def values_of(codes: Codes, features: Sequence[int]) -> Float[Tensor, "*layer_token chosen"]:
-    """The codes of some features, 0 where they are silent."""
-    if isinstance(codes, SparseCodes):
-        # indices never repeat within a token, and slots of value 0 add nothing
-        found = [(codes.values * (codes.indices == i)).sum(-1) for i in features]
-        return torch.stack(found, dim=-1)
-    return codes.to_dense()[..., list(features)]

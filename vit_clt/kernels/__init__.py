@@ -1,5 +1,5 @@
 """How a step is computed: codes, and exact encoders and decoders for dense and for sparse ones.
 
-`codes` holds the layouts; `dense`, `sparse` and `jump` are the back ends that `choose` picks from;
-`chunks`, `topk`, `bags` and `gpu` are what they are made of.
+`codes` holds the layouts, `entries` their flat lists; `dense`, `sparse` and `jump` are the back
+ends that `choose` picks from; `chunks`, `topk`, `bags` and `gpu` are what they are made of.
 """

@@ -18,6 +18,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -164,6 +165,27 @@ def entry_dots(
     dots, _ = feature_products(grads, order, tables, None)
     assert dots is not None
     return dots
+
+
+def entry_dots_by_token(
+    grads: Float[Tensor, "*direction target token d_model"],
+    tables: Float[Tensor, "target feature d_model"],
+    indices: Int[Tensor, " entry"],
+    offsets: Int[Tensor, " token_and_one"],
+) -> Float[Tensor, "*direction entry"]:
+    """dv_e of `feature_products` for many sets of gradients at once, entries in token order.
+
+    A matrix product a token, its features' rows of `tables` with its row of every direction: they
+    are read once for all directions, where `entry_dots` would read them once for each.
+    """
+    dots = [tables.new_zeros(*grads.shape[:-3], 0)]
+    bounds = offsets.tolist()
+    for t, (begin, end) in enumerate(pairwise(bounds)):
+        if end > begin:
+            rows = tables[:, indices[begin:end]]
+            at_token = grads[..., t, :].contiguous()
+            dots.append(torch.einsum("led,...ld->...e", rows, at_token))
+    return torch.cat(dots, dim=-1)
 
 
 def feature_totals(

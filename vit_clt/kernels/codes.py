@@ -1,61 +1,101 @@
 """Codes z: what the encoders emit and the decoders read.
 
-Three layouts with one interface. Top-k sparsifiers give `SparseCodes` (k slots a token); JumpReLU
-gives `RaggedCodes` where few units matter and `DenseCodes` where many do; codes edited by hand are
-`DenseCodes`. Indexing with a layer, `codes[s]`, gives that source's codes.
+Three layouts with one interface, `Codes`. Top-k sparsifiers give `SparseCodes` (k slots a token);
+JumpReLU gives `RaggedCodes` where few units matter and `DenseCodes` where many do; codes edited by
+hand are `DenseCodes`. Indexing with a layer, `codes[s]`, gives that source's codes.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_clt.kernels.entries import Band, Entries
 
-@dataclass(frozen=True)
-class Band:
-    """JumpReLU's silent units near their threshold, theta - bandwidth/2 < a <= theta, as a mask.
 
-    Such a unit's code is `shift`, a zero whose gradient the encoder hands on to the threshold: the
-    straight-through gradient asks for dL/dz there, though nothing is stored or decoded.
-    """
+class Codes(ABC):
+    """Codes of all layers "layer *token feature", or of one layer "*token feature"."""
 
-    silent: Bool[Tensor, "*layer_token feature"]
-    shift: Float[Tensor, "*layer feature"]
+    # fields in one layout and properties in another; a field cannot override a property
+    if TYPE_CHECKING:
 
-    def __getitem__(self, layer: int) -> Band:
-        return Band(self.silent[layer], self.shift[layer])
+        @property
+        def n_features(self) -> int:
+            """Features per layer."""
 
+        @property
+        def tokens(self) -> tuple[int, ...]:
+            """The axes "*layer_token"."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> Literal["dense", "banded", "sparse"]:
+        """How these codes can be decoded: "sparse" as entries, "banded" as entries and a band."""
+
+    @abstractmethod
+    def density(self) -> float:
+        """Stored entries as a share of all features."""
+
+    def __len__(self) -> int:
+        return self.tokens[0]
+
+    @abstractmethod
+    def __getitem__(self, layer: int) -> Codes: ...
+
+    @abstractmethod
+    def at_rows(self, rows: slice) -> Codes:
+        """The same codes at some places of the last token axis."""
+
+    def at_features(self, features: Sequence[int]) -> Float[Tensor, "*layer_token chosen"]:
+        """The codes of some features, 0 where they are silent."""
+        return self.to_dense()[..., list(features)]
+
+    @abstractmethod
     def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
-        """`shift` at every silent unit near its threshold, 0 elsewhere."""
-        *layers, n_features = self.shift.shape
-        token_axes = [1] * (self.silent.ndim - self.shift.ndim)
-        return self.silent * self.shift.view(*layers, *token_axes, n_features)
+        """The same codes with every feature written out, differentiable."""
 
-    def counts(self) -> Int[Tensor, " feature"]:
-        """Tokens on which each feature of one layer is silent and near its threshold."""
-        # sums of booleans go through a copy in the sum's dtype
-        return self.silent.reshape(-1, self.silent.shape[-1]).sum(0, dtype=torch.int32)
+    @abstractmethod
+    def read(self, dense: Float[Tensor, "*layer_token feature"]) -> Float[Tensor, "*stored"]:
+        """What `dense` holds where these codes store a value, in the shape they store it in."""
+
+    @abstractmethod
+    def entries(self) -> Entries:
+        """The codes as a flat list: every active entry, and silent ones that the layout stores."""
+
+    def active(self) -> RaggedCodes:
+        """The active entries alone (z != 0), within a token in the order they are stored in."""
+        entries = self.entries()
+        active = entries.values != 0
+        return RaggedCodes(
+            entries.values[active],
+            entries.indices[active].long(),
+            _until(active)[entries.offsets],
+            self.tokens,
+            self.n_features,
+        )
+
+    @abstractmethod
+    def l0(self) -> Int[Tensor, "*layer_token"]:
+        """Active features per token."""
+
+    @abstractmethod
+    def fired(self) -> Int[Tensor, "layer feature"]:
+        """Tokens on which each feature is active, summed over every token axis."""
+
+    def nbytes(self) -> int:
+        """Bytes of the tensors that hold these codes, without a band's."""
+        return sum(each.nbytes for each in vars(self).values() if isinstance(each, Tensor))
 
 
 @dataclass(frozen=True)
-class Entries:
-    """Codes of one layer as a flat list, token after token: what the sparse products work on."""
-
-    values: Float[Tensor, " entry"]
-    indices: Int[Tensor, " entry"]
-    offsets: Int[Tensor, " token_and_one"]
-    """Where each token's entries begin, and their number."""
-    band: Band | None = None
-    """Units to which the products owe a gradient besides the entries, "token feature"."""
-
-
-@dataclass(frozen=True)
-class SparseCodes:
+class SparseCodes(Codes):
     """At most `slot` active features a token. Slots with value 0 are silent, whatever their index.
 
     Indices never repeat within a token. Activity is `value != 0`, never `value > 0`: Abs-TopK
@@ -71,15 +111,23 @@ class SparseCodes:
         """The axes "*layer_token"."""
         return tuple(self.values.shape[:-1])
 
+    @property
+    def layout(self) -> Literal["sparse"]:
+        """Always "sparse"."""
+        return "sparse"
+
     def density(self) -> float:
-        """Stored entries as a share of all features."""
+        """Slots as a share of all features."""
         return self.values.shape[-1] / self.n_features
 
     def __getitem__(self, layer: int) -> SparseCodes:
         return SparseCodes(self.values[layer], self.indices[layer], self.n_features)
 
-    def __len__(self) -> int:
-        return len(self.values)
+    def at_features(self, features: Sequence[int]) -> Float[Tensor, "*layer_token chosen"]:
+        """The codes of some features, 0 where they are silent."""
+        # indices never repeat within a token, and slots of value 0 add nothing
+        found = [(self.values * (self.indices == i)).sum(-1) for i in features]
+        return torch.stack(found, dim=-1)
 
     def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
         """The same codes with every feature written out; differentiable in the values."""
@@ -115,7 +163,7 @@ class SparseCodes:
 
 
 @dataclass(frozen=True)
-class RaggedCodes:
+class RaggedCodes(Codes):
     """As many entries a token as matter there, possibly none; tokens in a row.
 
     Entries with value 0 are silent. JumpReLU's training codes hold units just below their
@@ -131,6 +179,11 @@ class RaggedCodes:
     n_features: int
     band: Band | None = None
     """Silent near units, where they are not listed. None also where nothing asks for them."""
+
+    @property
+    def layout(self) -> Literal["banded", "sparse"]:
+        """ "banded" with a band, else "sparse"."""
+        return "sparse" if self.band is None else "banded"
 
     def density(self) -> float:
         """Stored entries as a share of all features."""
@@ -149,9 +202,6 @@ class RaggedCodes:
             self.n_features,
             None if self.band is None else self.band[layer],
         )
-
-    def __len__(self) -> int:
-        return self.tokens[0]
 
     def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
         """The same codes with every feature written out; differentiable in values and band."""
@@ -175,15 +225,14 @@ class RaggedCodes:
         tokens = tuple(kept[..., rows].shape)
         kept = kept.flatten()
         entries = kept.repeat_interleave(counts)
-        offsets = torch.cat([counts.new_zeros(1), counts[kept].cumsum(0)])
+        offsets = _until(counts[kept])
         return RaggedCodes(
             self.values[entries], self.indices[entries], offsets, tokens, self.n_features
         )
 
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""
-        until = torch.cat([self.offsets.new_zeros(1), self.values.ne(0).cumsum(0)])
-        return until[self.offsets].diff().view(self.tokens)
+        return _until(self.values.ne(0))[self.offsets].diff().view(self.tokens)
 
     def fired(self) -> Int[Tensor, "layer feature"]:
         """Tokens on which each feature is active, summed over every token axis."""
@@ -203,7 +252,7 @@ class RaggedCodes:
 
 
 @dataclass(frozen=True)
-class DenseCodes:
+class DenseCodes(Codes):
     """Every feature of every token written out."""
 
     dense: Float[Tensor, "*layer_token feature"]
@@ -218,15 +267,27 @@ class DenseCodes:
         """The axes "*layer_token"."""
         return tuple(self.dense.shape[:-1])
 
+    @property
+    def layout(self) -> Literal["dense"]:
+        """Always "dense": silent features are owed a gradient too."""
+        return "dense"
+
+    def density(self) -> float:
+        """Every feature is stored: 1."""
+        return 1.0
+
     def __getitem__(self, layer: int) -> DenseCodes:
         return DenseCodes(self.dense[layer])
-
-    def __len__(self) -> int:
-        return len(self.dense)
 
     def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
         """The codes themselves."""
         return self.dense
+
+    def read(
+        self, dense: Float[Tensor, "*layer_token feature"]
+    ) -> Float[Tensor, "*layer_token feature"]:
+        """All of it."""
+        return dense
 
     def at_rows(self, rows: slice) -> DenseCodes:
         """The same codes at some places of the last token axis."""
@@ -241,8 +302,12 @@ class DenseCodes:
         n_tokens = self.dense[0, ..., 0].numel()
         return self.dense.ne(0).reshape(len(self), n_tokens, self.n_features).sum(1)
 
-
-Codes = SparseCodes | RaggedCodes | DenseCodes
+    def entries(self) -> Entries:
+        """The active features, ascending within a token."""
+        flat = self.dense.reshape(-1, self.n_features)
+        rows, features = flat.nonzero(as_tuple=True)
+        offsets = _until(torch.bincount(rows, minlength=len(flat)))
+        return Entries(flat[rows, features], features, offsets)
 
 
 def stack_codes(per_layer: Sequence[Codes]) -> Codes:
@@ -262,12 +327,17 @@ def stack_codes(per_layer: Sequence[Codes]) -> Codes:
         return RaggedCodes(
             torch.cat([codes.values for codes in ragged]),
             torch.cat([codes.indices for codes in ragged]),
-            torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            _until(counts),
             (len(ragged), *ragged[0].tokens),
             first.n_features,
             _stack_bands(bands) if bands else None,
         )
     return DenseCodes(torch.stack([codes.to_dense() for codes in per_layer]))
+
+
+def _until(counts: Tensor) -> Tensor:
+    """Sums of all counts before each, and of all."""
+    return torch.cat([counts.new_zeros(1, dtype=torch.long), counts.cumsum(0)])
 
 
 def _stack_bands(bands: Sequence[Band]) -> Band:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vit_clt.kernels.chunks import product_dtype
-from vit_clt.kernels.codes import Codes, DenseCodes, RaggedCodes, SparseCodes
+from vit_clt.kernels.codes import Codes, RaggedCodes, SparseCodes
 
 
 def decode_dense(
@@ -48,9 +48,9 @@ def decode_dense(
 
 
 def _terms(codes: Codes, table: Tensor, targets: range) -> Sequence[Tensor]:
-    if isinstance(codes, DenseCodes) or (isinstance(codes, RaggedCodes) and codes.band is not None):
-        return _Terms.apply(codes.to_dense(), table, None, targets)
-    return _Terms.apply(codes.values, table, codes, targets)
+    if isinstance(codes, (SparseCodes, RaggedCodes)) and codes.layout == "sparse":
+        return _Terms.apply(codes.values, table, codes, targets)
+    return _Terms.apply(codes.to_dense(), table, None, targets)
 
 
 class _Terms(torch.autograd.Function):

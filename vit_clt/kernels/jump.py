@@ -31,7 +31,8 @@ from torch.autograd.function import once_differentiable
 from vit_clt.errors import InputError
 from vit_clt.kernels.bags import feature_order, feature_totals
 from vit_clt.kernels.chunks import pre_activation_chunks
-from vit_clt.kernels.codes import Band, RaggedCodes
+from vit_clt.kernels.codes import RaggedCodes
+from vit_clt.kernels.entries import Band
 from vit_clt.kernels.sparse import encoder_gradients
 
 Near = Literal["dropped", "listed", "masked"]

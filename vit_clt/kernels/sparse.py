@@ -37,7 +37,7 @@ from vit_clt.kernels.bags import (
     reading_dtype,
 )
 from vit_clt.kernels.chunks import code_gradient_chunks, pre_activation_chunks
-from vit_clt.kernels.codes import Entries
+from vit_clt.kernels.entries import Entries
 from vit_clt.kernels.topk import top_k
 
 

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from vit_clt.choices import Backend, check_choice
 from vit_clt.errors import InputError
 from vit_clt.kernels.choose import choose
-from vit_clt.kernels.codes import Codes, DenseCodes, RaggedCodes, stack_codes
+from vit_clt.kernels.codes import Codes, stack_codes
 from vit_clt.kernels.dense import decode_dense
 from vit_clt.kernels.sparse import decode_entries
+from vit_clt.transcoder.adjoint import DecodeAdjoint
 from vit_clt.transcoder.checkpoints import PretrainedCLT
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.sparsifiers.base import Encoder
@@ -150,6 +151,38 @@ class CrossLayerTranscoder(PretrainedCLT):
         nothing = torch.zeros_like(self.b_dec[:1])
         return torch.cat([self._decode(codes, [s], target, nothing) for s in sources])
 
+    def decoder(self, source: int, target: int) -> Float[Tensor, "feature d_model"]:
+        """W_dec[s->l]: row i is what a unit of feature (s, i) adds to y^_l; a view.
+
+        Raises:
+            InputError: a layer out of range, or a target that the source does not write to.
+        """
+        s, l = self._check_layer("source", source), self._check_layer("target", target)
+        targets = self.config.targets(s)
+        if l not in targets:
+            raise InputError(
+                "target",
+                f"is {l}; expected a layer that source {s} writes to, from {targets[0]} to "
+                f"{targets[-1]}.",
+            )
+        return self.W_dec[s][l - s]
+
+    def decode_adjoint(self, codes: Codes, source: int) -> DecodeAdjoint:
+        """The adjoint of `decode` for one source's codes: gradients at y_l to one number an entry.
+
+        Entry (token t, feature i) gets sum over targets l of <W_dec[s->l]_i, G_l[t]>.
+
+        Args:
+            codes: of this source alone, "*token feature".
+            source: its layer.
+
+        Raises:
+            InputError: a layer out of range, or codes of another width.
+        """
+        s = self._check_layer("source", source)
+        self._check_codes({s: codes}, self.config.n_layers)
+        return DecodeAdjoint(codes, self.W_dec[s], self.config.targets(s))
+
     def forward(
         self, x: Float[Tensor, "layer *token d_model"]
     ) -> Float[Tensor, "layer *token d_model"]:
@@ -174,10 +207,9 @@ class CrossLayerTranscoder(PretrainedCLT):
 
     def backend_for(self, codes: Codes) -> Literal["dense", "banded", "sparse"]:
         """The back end that decodes `codes`."""
-        if isinstance(codes, DenseCodes) or not self._is_sparse(codes.density()):
+        if codes.layout == "dense" or not self._is_sparse(codes.density()):
             return "dense"
-        banded = isinstance(codes, RaggedCodes) and codes.band is not None
-        return "banded" if banded else "sparse"
+        return codes.layout
 
     def _layers(self, x: Tensor) -> list[tuple[int, Tensor]]:
         if x.ndim < 2:
@@ -220,9 +252,7 @@ class CrossLayerTranscoder(PretrainedCLT):
         # per layer most sources write to none of them, and cost nothing
         chosen = {s: each for s, each in available.items() if self._writes_to(s, targets)}
         sparse = {
-            s: each.entries()
-            for s, each in chosen.items()
-            if not isinstance(each, DenseCodes) and self.backend_for(each) != "dense"
+            s: each.entries() for s, each in chosen.items() if self.backend_for(each) != "dense"
         }
         if sparse:
             out = decode_entries(sparse, list(self.W_dec), bias, first)

@@ -12,10 +12,11 @@ from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, ZeroShot, load
 from vit_clt.analysis import contribution_scores, keep_sources
 from vit_clt.analysis.ablations.all_sets_result import KeepSets, MarkedSet
 from vit_clt.analysis.auditing.controls import ShuffledSources
-from vit_clt.analysis.auditing.evidence import Evidence, check_question, gather_evidence, halves
+from vit_clt.analysis.auditing.evidence import Evidence, check_question, gather_evidence
 from vit_clt.analysis.auditing.rivals import Rivals
 from vit_clt.analysis.auditing.study import Audit
 from vit_clt.analysis.causal.study import causal_effects
+from vit_clt.analysis.stats.halves import halves
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.ranks import Agreement, RankAgreement
 from vit_clt.analysis.stats.readings import gather_readings
@@ -199,20 +200,6 @@ def test_effects_of_something_else(study, changes, sentence):
     vit, clt, data, zs, effects = study
     with pytest.raises(InputError, match=sentence):
         gather_evidence(vit, clt, data, zs, [replace(effects[0], **changes)])
-
-
-def test_halves_share_no_image_and_do_not_follow_the_rows(study):
-    _, _, data, *_ = study
-    first, second = (torch.cat([images for images, _ in half]) for half in halves(data, 0))
-    whole = torch.cat([images for images, _ in data])
-    rows = [
-        [int((whole == image).flatten(1).all(1).nonzero()[0, 0]) for image in half]
-        for half in (first, second)
-    ]
-    assert sorted(rows[0] + rows[1]) == list(range(N))
-    # classes may alternate by row, as in sorted or dealt data sets: parity must not decide
-    assert 0.25 < sum(row % 2 for row in rows[0]) / len(rows[0]) < 0.75
-    assert halves(data, 1)[0].batch([0])[1].shape == (1,)
 
 
 def test_questions_that_cannot_be_answered(study):

@@ -93,7 +93,7 @@ def test_total_effects_are_autograds_of_the_linear_replacement(
     readout = sources.total_readout(directions[0])
     torch.testing.assert_close(readout.y[:, 0], gradient, rtol=1e-9, atol=1e-12)
     by_feature = torch.autograd.grad(logit, codes)
-    units = sources.unit_effects(dict(enumerate(readout.y[:, 0])))
+    units = sources.effects(readout).features / sources.activation
     wanted = torch.stack(list(by_feature))[sources.layer, sources.token, sources.feature]
     torch.testing.assert_close(units, wanted, rtol=1e-9, atol=1e-12)
     # what is no feature sums to the logit, once features have been followed to what drives them

@@ -21,6 +21,7 @@ from vit_clt import AbsTopK, InputError, JumpReLU, ZeroShot
 from vit_clt.analysis import steering_curve, steering_search
 from vit_clt.analysis.features.activity import feature_activity
 from vit_clt.analysis.features.effects import contrast_weights
+from vit_clt.analysis.stats.halves import halves
 from vit_clt.analysis.stats.intervals import mean_intervals
 from vit_clt.cli import main
 from vit_clt.data.images import ImageData, ImageRows, TensorImages
@@ -222,11 +223,11 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
     search = steering_search(
         digits_vit, clt, data, zs, zs.class_names[label], top=4, n_random=1, tokens="cls", seed=seed
     )
-    order = np.random.default_rng(seed).permutation(N)
+    ranking, measuring = halves(data, seed)
     assert (search.n_ranked, search.n, search.label) == (N // 2, N // 2, label)
 
     # the ranking, by dense sums on its half: every effect by its definition
-    images, _ = data.batch(sorted(order[: N // 2].tolist()))
+    images, _ = ranking.batch(range(N // 2))
     frozen = FrozenPass(digits_vit, images)
     weights = zs.weights.double()
     others = [c for c in range(10) if c != label]
@@ -248,7 +249,7 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
     assert (frame["predicted"] == (frame["scale"] - 1) * frame["effect"]).all()
 
     # what was measured, by the context manager on the other half
-    images, labels = data.batch(sorted(order[N // 2 :].tolist()))
+    images, labels = measuring.batch(range(N // 2))
     clean = logits_of(digits_vit, clt, zs, images, [Edit(0, 0, "scale", 1)])
     for row in frame.to_dict("records")[1:4]:
         edit = Edit(row["layer"], row["feature"], "scale", row["scale"], "cls")

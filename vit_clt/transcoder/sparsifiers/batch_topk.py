@@ -160,6 +160,6 @@ def _entries(layer: Encoder, choose: Callable[[Chunks], Chosen]) -> RaggedCodes:
 
 def _smallest(codes: Codes) -> Float[Tensor, ""]:
     """The smallest code of one layer that is not 0, infinite if there is none."""
-    values = codes.dense if isinstance(codes, DenseCodes) else codes.values
+    values = codes.entries().values
     infinity = values.new_full((1,), torch.inf)
     return torch.cat([values[values > 0], infinity]).min()

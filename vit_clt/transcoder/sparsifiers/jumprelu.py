@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vit_clt.choices import Backend
 from vit_clt.errors import InputError
 from vit_clt.kernels.choose import choose, choose_jump
-from vit_clt.kernels.codes import Codes, DenseCodes, RaggedCodes
+from vit_clt.kernels.codes import Codes, DenseCodes
 from vit_clt.kernels.jump import (
     Near,
     encode_jump,
@@ -203,15 +203,16 @@ def tanh_penalty(clt: CrossLayerTranscoder, codes: Codes, scale: float | int) ->
     norms = clt.decoder_norms()
     for s in range(len(codes)):
         each = codes[s]
-        if not isinstance(each, RaggedCodes):
+        if each.layout == "dense":
             total = total + _TanhSum.apply(each.to_dense(), norms[s], scale)
             continue
         # units neither stored nor in the band are 0, and owe the threshold no gradient
-        norm = norms[s].index_select(0, each.indices)
-        total = total + torch.tanh(scale * norm * each.values).sum()
-        if each.band is not None:
-            at_rest = torch.tanh(scale * norms[s] * each.band.shift)
-            total = total + (each.band.counts() * at_rest).sum()
+        entries = each.entries()
+        norm = norms[s].index_select(0, entries.indices)
+        total = total + torch.tanh(scale * norm * entries.values).sum()
+        if entries.band is not None:
+            at_rest = torch.tanh(scale * norms[s] * entries.band.shift)
+            total = total + (entries.band.counts() * at_rest).sum()
     return total
 
 
