@@ -372,7 +372,7 @@ REFUSALS = {
     "unknown sparsifier": (["train", "--sparsifier", "softmax"], "softmax"),
     "unknown option": (["train", "--colour", "red"], "--colour"),
     "unknown command": (["trian"], "trian"),
-    "no command": ([], "subcommand"),
+    "no command": ([], "a command is missing"),
     "unknown device": (["train", "--device", "abacus"], "abacus"),
     "missing class names": (["train", "--class-names", "/no/such"], "/no/such"),
     "missing clt": (["contributions", "--clt", "/no/such/clt"], "/no/such/clt"),

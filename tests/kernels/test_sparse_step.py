@@ -16,7 +16,6 @@ from vit_clt.kernels.codes import DenseCodes, SparseCodes
 from vit_clt.kernels.dense import decode_dense
 from vit_clt.kernels.sparse import decode_entries
 from vit_clt.kernels.topk import _by_blocks, _largest, top_k
-from vit_clt.transcoder import model as transcoder
 
 
 def oracle(clt: CrossLayerTranscoder, x: Tensor, dy: Tensor, dz: Tensor) -> dict[str, Tensor]:
@@ -272,7 +271,7 @@ def test_gradients_of_values_come_in_any_layout():
 
 
 def test_densities_are_measured_only_where_they_decide(monkeypatch):
-    monkeypatch.setattr(transcoder, "jump_densities", None)
+    monkeypatch.setattr("vit_clt.transcoder.sparsifiers.jumprelu.jump_densities", None)
     clt = noisy_clt_of("jumprelu", backend="dense")
     assert isinstance(clt.encode(noise(3, 6, 4)), DenseCodes)
     clt.backend = "auto"
