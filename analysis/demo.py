@@ -196,7 +196,7 @@ def demo_study(
     all_layers = cascade(
         vit, clt, test_data, zs, tokens=get_args(TokenKind), first_layers=[0], seed=seed
     )
-    scores = score_study(vit, {"CLT": clt}, test_data)
+    scores = score_study(vit, {"CLT": clt}, test_data, seed=seed)
     of_cls = scores.drawn("CLT", "cls", "projection")
     curves = [
         ablation_curves(vit, clt, test_data, zs, scores=of_cls, fill=fill, seed=seed)

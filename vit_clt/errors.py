@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -42,6 +43,18 @@ class InputError(ValueError):
     def without_remedy(self) -> str:
         """The sentence, for an error that wraps this one and has a remedy of its own, or none."""
         return str(InputError(*self.args))
+
+
+@contextmanager
+def renamed(**names: str) -> Iterator[None]:
+    """Within it, a refused argument `old` is called by its name further out: `renamed(old="new")`."""
+    try:
+        yield
+    except InputError as error:
+        if error.field not in names:
+            raise
+        new = type(error)(names[error.field], error.args[1], remedy=error.remedy)
+        raise new from error
 
 
 class Stopped(Exception):

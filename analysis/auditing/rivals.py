@@ -112,7 +112,7 @@ def planned_rivals(
     if not config.cross_layer:
         raise InputError("clt", "is a per-layer transcoder; expected one that reads across layers.")
     if not 1 <= l0 <= small:
-        raise InputError("l0", f"is {l0}; expected at least 1 and at most {small} features.")
+        raise InputError("k", f"is {l0}; expected at least 1 and at most {small} features.")
     own = config.sparsifier.name
 
     def run(

@@ -119,14 +119,26 @@ class Study(ABC):
         """Further studies that are told with this one, in files of their own."""
         return ()
 
+    def _ipython_display_(self) -> None:
+        from IPython.display import HTML, display
+
+        # plotly's own way to show a figure loads its script once for a whole notebook
+        display(HTML(f"<p>{html.escape(self.caption())}</p>"), self.figure(), HTML(self._tables()))
+
     def _repr_html_(self) -> str:
-        """Caption, figure and tables, for a notebook."""
-        drawing = self.figure().to_html(full_html=False, include_plotlyjs=_script_once())
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
-        table = _html_table(self.printed())
-        for heading, each in self.further_tables().items():
-            table += f"<p>{html.escape(heading)}</p>{_html_table(each)}"
-        return f"<p>{html.escape(self.caption())}</p>{drawing}{table}{notes}"
+        """Caption, figure and tables in one piece of HTML that needs nothing else, script included.
+
+        A notebook shows the same by way of plotly's own display, without a copy of the script.
+        """
+        drawing = self.figure().to_html(full_html=False, include_plotlyjs=True)
+        return f"<p>{html.escape(self.caption())}</p>{drawing}{self._tables()}"
+
+    def _tables(self) -> str:
+        parts = [_html_table(self.printed())]
+        for heading, table in self.further_tables().items():
+            parts += [f"<p>{html.escape(heading)}</p>", _html_table(table)]
+        parts += [f"<p>{html.escape(note)}</p>" for note in self.notes()]
+        return "".join(parts)
 
 
 def study_files(*studies: type[Study]) -> list[str]:
@@ -137,7 +149,7 @@ def study_files(*studies: type[Study]) -> list[str]:
 
 
 def write_study(folder: OutputFolder, study: Study, command: str, *, png: bool = False) -> None:
-    """Write a study, its companions, and the metrics.json of all of them.
+    """Write a study and its companions, and the metrics.json of the study, which speaks for all.
 
     NAME.html is the page and NAME.json the figure (`plotly.io.read_json` opens it); NAME.csv holds
     every number, NAME.md and NAME.tex the table made for reading; NAME.png, where asked for, is the
@@ -187,13 +199,3 @@ def check_png() -> None:
 
 def _html_table(table: pd.DataFrame) -> str:
     return table.to_html(index=False, border=0, na_rep="undefined")
-
-
-_script_shown = False
-
-
-def _script_once() -> bool:
-    """True at the first call of a process: one copy of plotly's script serves a whole notebook."""
-    global _script_shown
-    before, _script_shown = _script_shown, True
-    return not before

@@ -32,6 +32,7 @@ from vit_clt.hooks.activations import capture
 from vit_clt.kernels.codes import Codes
 from vit_clt.training.engine import seeded_globally
 from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.transcoder.sparsifiers import ReLUTopK
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,17 @@ def untrained(clt: CrossLayerTranscoder, seed: int = 0) -> CrossLayerTranscoder:
 
     What its codes find is found by sparseness and pooling, whatever the CLT has learned. Decoders
     play no part and are left out but for each layer's own; JumpReLU's L0 is its own as well.
+    Where thresholds are fitted in training (BatchTopK) each row keeps its k largest instead.
     """
-    config = replace(clt.config, cross_layer=False, zero_cross_init=False, teacher=None)
+    sparsifier = clt.config.sparsifier
+    if sparsifier.whole_batch:
+        sparsifier = ReLUTopK(k=int(sparsifier.expected_l0 or 1))
+    config = replace(
+        clt.config,
+        sparsifier=sparsifier,
+        cross_layer=False,
+        zero_cross_init=False,
+        teacher=None,
+    )
     with seeded_globally(seed):
         return CrossLayerTranscoder(config).to(clt.b_enc.device).eval().requires_grad_(False)

@@ -18,7 +18,7 @@ from vit_clt.cli.options import (
     distinct_names,
 )
 from vit_clt.cli.training_options import preset_in
-from vit_clt.errors import InputError
+from vit_clt.errors import InputError, renamed
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ class Audit(CLTOptions, StudyOptions):
         options = replace(
             self, data=self.train_data or self.data, limit=self.train_limit, split=None
         )
-        fit = options.load_images(vit, "train")
+        with renamed(data="train_data", limit="train_limit"):
+            fit = options.load_images(vit, "train")
         check_held_out(fit, data)
         return fit
 

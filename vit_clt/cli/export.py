@@ -14,7 +14,7 @@ from vit_clt.cli.options import (
     load_clt,
     print_table,
 )
-from vit_clt.errors import InputError
+from vit_clt.errors import InputError, renamed
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.threshold_study import ThresholdCost
@@ -91,7 +91,8 @@ class Export(CLTOptions, Command, SeedOptions):
         options = replace(
             self, data=self.train_data or self.data, split=None, limit=self.train_limit
         )
-        train = options.load_images(vit, "train")
+        with renamed(data="train_data", limit="train_limit"):
+            train = options.load_images(vit, "train")
         check_held_out(train, data)
         zs = ZeroShot(vit, data.class_names, self.templates)
         twin = with_thresholds(vit, clt, train, progress=True)

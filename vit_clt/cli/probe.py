@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from vit_clt.cli.options import (
+    Command,
     ModelOptions,
     SeedOptions,
     StudyOptions,
     check_held_out,
     layer_numbers,
 )
+from vit_clt.errors import renamed
 
 
 @dataclass(kw_only=True)
@@ -19,6 +22,8 @@ class Probe(ModelOptions, StudyOptions, SeedOptions):
 
     Example: vit-clt probe --model adding --out out/probe
     """
+
+    other_names: ClassVar = {**Command.other_names, "factor": "factors"}
 
     limit: int | None = 2000
     """First N rows only."""
@@ -43,7 +48,8 @@ class Probe(ModelOptions, StudyOptions, SeedOptions):
         source = replace(
             self, data=self.train_data or self.data, limit=self.train_limit, split=None
         )
-        train = source.load_images(vit, "train")
+        with renamed(data="train_data", limit="train_limit"):
+            train = source.load_images(vit, "train")
         check_held_out(train, data)
         result = probes(
             vit,

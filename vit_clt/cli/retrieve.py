@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.choices import SearchBackend, TokenKind
 from vit_clt.cli.options import CLTOptions, Command, SeedOptions, StudyOptions, layer_numbers
-from vit_clt.errors import InputError
+from vit_clt.errors import InputError, renamed
 
 if TYPE_CHECKING:
     from vit_clt.analysis import RetrievalIndex
@@ -25,7 +25,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
     Example: vit-clt retrieve --clt out/clt --data digits --query 0 5 17 --out out/retrieval
     """
 
-    other_names: ClassVar = {**Command.other_names, "backend": "search"}
+    other_names: ClassVar = {**Command.other_names, "backend": "search", "k": "top"}
 
     corpus: str | None = None
     """Images to search among, a form as of --data; default: the train split of --data."""
@@ -123,15 +123,16 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
                 f"is missing; {data.name} has no train split to search, expected --corpus "
                 "with a form of data.",
             )
-        corpus = load_data(
-            self.corpus or self.data or "digits",
-            vit=vit,
-            split="train",
-            limit=self.corpus_limit,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            class_names=self._names(),
-        )
+        with renamed(data="corpus", limit="corpus_limit"):
+            corpus = load_data(
+                self.corpus or self.data or "digits",
+                vit=vit,
+                split="train",
+                limit=self.corpus_limit,
+                image_column=self.image_column,
+                label_column=self.label_column,
+                class_names=self._names(),
+            )
         if corpus.class_names != data.class_names:
             raise InputError(
                 "corpus",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.choices import EditKind, Templates, TokenKind
 from vit_clt.cli.features import feature_address
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions, Command, SeedOptions, StudyOptions
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
     Example: vit-clt steer --clt out/clt --data digits --feature 7:76 --out out/steer
     Example: vit-clt steer --clt out/clt --data digits --search three --out out/search
     """
+
+    other_names: ClassVar = {**Command.other_names, "n_random": "random"}
 
     feature: tuple[str, ...] = ()
     """LAYER:FEATURE, e.g. 7:76; several are steered together."""

@@ -49,10 +49,10 @@ class SparsifierTraining:
 
         None where these are of another kind.
         """
-        if isinstance(self, kind):
+        if type(self) is kind:
             return self
-        if type(self) is SparsifierTraining:
-            return kind()
+        if type(self) is SparsifierTraining or kind is SparsifierTraining:
+            return kind()  # none are given, or none are taken
         for held in fields(self):
             value = getattr(self, held.name)
             if isinstance(value, kind):

@@ -135,7 +135,7 @@ class JumpReLU(Sparsifier[JumpReLUTraining]):
         for field in ("theta", "bandwidth"):
             value = getattr(self, field)
             if not value > 0:
-                raise InputError(f"JumpReLU.{field}", f"is {value}; expected a value above 0.")
+                raise InputError(field, f"is {value}; expected a value above 0.")
 
     def __call__(
         self, a: Float[Tensor, "*token feature"], log_theta: Float[Tensor, " feature"] | None = None

@@ -94,7 +94,7 @@ class TopK(Sparsifier[TopKTraining]):
 
     def __post_init__(self) -> None:
         if not self.k > 0:
-            raise InputError(f"{type(self).__name__}.k", f"is {self.k}; expected a value above 0.")
+            raise InputError("k", f"is {self.k}; expected a value above 0.")
 
     def encode(self, layers: Sequence[Encoder], backend: Backend) -> list[Codes]:
         """Top-k codes, on the sparse back end without a [token, feature] array."""
