@@ -23,6 +23,7 @@ def kept_set_figure(ablation: Ablation) -> go.Figure:
     levels = [LEVELS[name] for name in _REFERENCES]
     labels = [f"sources {ablation.sources or 'none'} kept", *(level.label for level in levels)]
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.05)
+    colours = [BLUE, *(level.colour for level in levels)]
     for column, (measure, title, factor) in enumerate(_PANELS, start=1):
         value, low, high = (factor * frame[f"{measure}{end}"] for end in ("", "_low", "_high"))
         figure.add_trace(
@@ -32,10 +33,10 @@ def kept_set_figure(ablation: Ablation) -> go.Figure:
                 error_x=error_bars(value, low, high),
                 mode="markers",
                 marker={
-                    "color": [BLUE, *(level.colour for level in levels)],
+                    "color": colours,
                     "symbol": ["circle", *(level.symbol for level in levels)],
                     "size": 9,
-                    "line": {"width": 2},
+                    "line": {"width": 2, "color": colours},
                 },
                 hovertemplate="%{y}: %{x:.4f}<extra></extra>",
                 showlegend=False,

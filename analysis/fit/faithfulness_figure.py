@@ -59,12 +59,7 @@ def faithfulness_figure(result: SurrogateFaithfulness) -> go.Figure:
                     legendgroup=version,
                     showlegend=i == 0,
                     mode="markers",
-                    marker={
-                        "symbol": style.symbol,
-                        "size": 10,
-                        "color": style.colour,
-                        "line": {"width": 2},
-                    },
+                    marker=style.marker(10),
                     hovertemplate=f"{style.label}: %{{y:.4g}}<extra></extra>",
                 ),
                 row=row,

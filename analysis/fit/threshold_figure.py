@@ -49,12 +49,7 @@ def threshold_figure(result: ThresholdCost) -> go.Figure:
                     name=style.label,
                     legendgroup=version,
                     showlegend=measure == "loss",
-                    marker={
-                        "symbol": style.symbol,
-                        "size": 9,
-                        "color": style.colour,
-                        "line": {"width": 2},
-                    },
+                    marker=style.marker(9),
                     hovertemplate=f"{style.label}, %{{x}}: %{{y:.4g}}<extra></extra>",
                 ),
                 row=1,

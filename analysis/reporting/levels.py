@@ -32,6 +32,11 @@ class Level:
         """The same kind under a more particular name."""
         return replace(self, label=label)
 
+    def marker(self, size: int) -> dict[str, Any]:
+        """`marker` of a trace that draws it as a point, `size` pixels wide."""
+        line = {"width": 2, "color": self.colour}
+        return {"symbol": self.symbol, "size": size, "color": self.colour, "line": line}
+
 
 LEVELS = {
     "original": Level("unaltered model", INK, "solid", "square-open"),
