@@ -44,7 +44,7 @@ def test_the_map_is_that_of_the_imports():
     assert rooms.mermaid() in contributing, "make map draws it anew"
 
 
-DRAWS = re.compile(r"(figures?|style|page|report|demo)$")
+DRAWS = re.compile(r"(figures?|style|levels|page|report|demo)$")
 
 
 def test_a_file_of_numbers_imports_no_plotly():

@@ -7,26 +7,23 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import BLUE, INK, ROW_NAMES, error_bars, finish
+from vit_clt.analysis.reporting.levels import LEVELS
+from vit_clt.analysis.reporting.style import BLUE, ROW_NAMES, error_bars, finish
 
 if TYPE_CHECKING:
     from vit_clt.analysis.ablations.ablation import Ablation
 
-_REFERENCES = {
-    "original": "unaltered model",
-    "full": "full reconstruction",
-    "bias_only": "bias alone",
-    "floor_mean": "floor: MLP rows at their mean",
-    "floor_zero": "floor: MLP rows at zero",
-}
+_REFERENCES = ("original", "full", "bias_only", "floor_mean", "floor_zero")
 _PANELS = (("top1", "zero-shot accuracy (%)", 100), ("loss", "cross-entropy (nats)", 1))
 
 
 def kept_set_figure(ablation: Ablation) -> go.Figure:
     """A row per version of the model: accuracy left, loss right, with 95 % intervals."""
     frame = ablation.to_frame().set_index("version").loc[["kept", *_REFERENCES]]
-    labels = [f"sources {ablation.sources or 'none'} kept", *_REFERENCES.values()]
+    levels = [LEVELS[name] for name in _REFERENCES]
+    labels = [f"sources {ablation.sources or 'none'} kept", *(level.label for level in levels)]
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.05)
+    colours = [BLUE, *(level.colour for level in levels)]
     for column, (measure, title, factor) in enumerate(_PANELS, start=1):
         value, low, high = (factor * frame[f"{measure}{end}"] for end in ("", "_low", "_high"))
         figure.add_trace(
@@ -35,7 +32,12 @@ def kept_set_figure(ablation: Ablation) -> go.Figure:
                 y=labels,
                 error_x=error_bars(value, low, high),
                 mode="markers",
-                marker={"color": [BLUE, *[INK] * len(_REFERENCES)], "size": 9},
+                marker={
+                    "color": colours,
+                    "symbol": ["circle", *(level.symbol for level in levels)],
+                    "size": 9,
+                    "line": {"width": 2, "color": colours},
+                },
                 hovertemplate="%{y}: %{x:.4f}<extra></extra>",
                 showlegend=False,
             ),

@@ -8,12 +8,12 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from vit_clt.analysis.reporting.levels import LEVELS, add_levels
 from vit_clt.analysis.reporting.style import (
     BLUE,
+    FAINT,
     GREY,
-    INK,
     ORANGE,
-    PURPLE,
     ROW_NAMES,
     error_bars,
     finish,
@@ -23,12 +23,7 @@ if TYPE_CHECKING:
     from vit_clt.analysis.ablations.all_sets_result import KeepSets
 
 _RULES = {"last": "deepest k", "bottom": "lowest score"}
-_LINES = (
-    ("original", "unaltered model", INK, "solid"),
-    ("full", "full reconstruction", INK, "dot"),
-    ("floor_mean", "floor: MLP rows at their mean", PURPLE, "dashdot"),
-    ("floor_zero", "floor: MLP rows at zero", PURPLE, "dash"),
-)
+_REFERENCES = ("original", "full", "floor_mean", "floor_zero")
 
 
 def keep_set_figure(result: KeepSets) -> go.Figure:
@@ -51,7 +46,7 @@ def keep_set_figure(result: KeepSets) -> go.Figure:
             x=((edges[1:] + edges[:-1]) / 2).tolist(),
             y=counts.tolist(),
             width=np.diff(edges).tolist(),
-            marker={"color": "#BBBBBB", "line": {"color": "#BBBBBB", "width": 1}},
+            marker={"color": FAINT, "line": {"color": FAINT, "width": 1}},
             hovertemplate="%{x:.4f} nats: %{y} sets<extra></extra>",
             showlegend=False,
         ),
@@ -90,23 +85,9 @@ def keep_set_figure(result: KeepSets) -> go.Figure:
         row=2,
         col=1,
     )
-    for name, label, colour, dash in _LINES:
-        level = float(result.readings[name].loss)
-        for row, ends in ((1, [0, int(counts.max())]), (2, [-0.5, len(labels) - 0.5])):
-            figure.add_trace(
-                go.Scatter(
-                    x=[level, level],
-                    y=ends,
-                    mode="lines",
-                    name=label,
-                    legendgroup=name,
-                    showlegend=row == 1,
-                    line={"color": colour, "dash": dash, "width": 1.5},
-                    hovertemplate=label + ": %{x:.4f}<extra></extra>",
-                ),
-                row=row,
-                col=1,
-            )
+    levels = {LEVELS[name]: float(result.readings[name].loss) for name in _REFERENCES}
+    for row, ends in ((1, [0, int(counts.max())]), (2, [-0.5, len(labels) - 0.5])):
+        add_levels(figure, ends, levels, vertical=True, legend=row == 1, row=row, col=1)
     layers = result.layers()
     for r in layers.itertuples():
         figure.add_trace(
@@ -144,7 +125,7 @@ def keep_set_figure(result: KeepSets) -> go.Figure:
     paired = marks["loss"] - marks["loss_above_chosen"]
     reach = [
         *(edges[[0, -1]]),
-        *(result.readings[name].loss for name, *_ in _LINES),
+        *levels.values(),
         *(paired + marks["loss_above_chosen_low"]),
         *(paired + marks["loss_above_chosen_high"]),
     ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from vit_clt.analysis.reporting.levels import LEVELS, add_levels, add_points
 from vit_clt.analysis.reporting.style import (
     AMBER,
     BLUE,
@@ -14,10 +15,8 @@ from vit_clt.analysis.reporting.style import (
     GREY,
     INK,
     ORANGE,
-    PURPLE,
     ROW_NAMES,
     SKY,
-    error_bars,
     finish,
 )
 
@@ -30,17 +29,12 @@ _STYLES = {
     "norm": (GREEN, "solid", "diamond", "by norm"),
     "loo": (AMBER, "solid", "triangle-up", "by loo"),
     "loo_r2": (AMBER, "dash", "triangle-down", "by loo R²"),
-    "last": (PURPLE, "dash", "x", "deepest first"),
+    "last": (SKY, "solid", "x", "deepest first"),
     "bottom": (SKY, "dash", "triangle-left", "lowest score first"),
     "random": (GREY, "solid", "circle-open", "random (mean; band: lowest to highest draw)"),
     "given": (INK, "solid", "star", "given set"),
 }
-_LINES = (
-    ("original", "unaltered model", INK, "solid"),
-    ("full", "full reconstruction", INK, "dot"),
-    ("floor_mean", "floor: MLP rows at their mean", GREY, "dashdot"),
-    ("floor_zero", "floor: MLP rows at zero", GREY, "longdash"),
-)
+_REFERENCES = ("original", "full", "floor_mean", "floor_zero")
 _PANELS = (("top1", "zero-shot accuracy (%)", 100), ("loss", "cross-entropy (nats)", 1))
 
 
@@ -58,24 +52,18 @@ def ablation_figure(curves: AblationCurves) -> go.Figure:
     )
     for column, (measure, _, factor) in enumerate(_PANELS, start=1):
         for row, mode in enumerate(modes, start=1):
-            place = {"row": row, "col": column}
+            place: dict[str, Any] = {"row": row, "col": column}
             legend = row == column == 1
-            for name, label, colour, dash in _LINES:
-                level = getattr(curves.readings[name], measure) * factor
-                figure.add_trace(
-                    go.Scatter(
-                        x=[0, len(curves.ranking)],
-                        y=[level, level],
-                        mode="lines",
-                        name=label,
-                        legendgroup=name,
-                        showlegend=legend,
-                        line={"color": colour, "dash": dash, "width": 1.2},
-                        hovertemplate=label + ": %{y:.4f}<extra></extra>",
-                    ),
-                    **place,
-                )
-            level = getattr(curves.readings["full"], measure) * factor
+            levels = {
+                name: getattr(curves.readings[name], measure) * factor for name in _REFERENCES
+            }
+            add_levels(
+                figure,
+                [0, len(curves.ranking)],
+                {LEVELS[name]: level for name, level in levels.items()},
+                legend=legend,
+                **place,
+            )
             names = list(dict.fromkeys(frame["ranking"]))
             for i, ranking in enumerate(names):
                 colour, dash, symbol, label = _STYLES[ranking]
@@ -85,31 +73,27 @@ def ablation_figure(curves: AblationCurves) -> go.Figure:
                 y = drawn[measure].mean() * factor
                 # a little apart, so that the bars of several rankings can be told apart
                 x = (y.index + 0.08 * (i - (len(names) - 1) / 2)).tolist()
-                bars = None
                 if several:
                     low, high = drawn[measure].min() * factor, drawn[measure].max() * factor
                     figure.add_trace(_band(x, low.tolist(), high.tolist(), ranking), **place)
                 else:
                     low, high = (
-                        level + drawn[f"{measure}_above_full_{end}"].first() * factor
+                        levels["full"] + drawn[f"{measure}_above_full_{end}"].first() * factor
                         for end in ("low", "high")
                     )
-                    bars = error_bars(y, low, high, width=2)
-                figure.add_trace(
-                    go.Scatter(
-                        x=x,
-                        y=y.tolist(),
-                        error_y=bars,
-                        customdata=["" if several else each for each in drawn["sources"].first()],
-                        hovertemplate=f"{mode} {label}" + " {%{customdata}}: %{y:.4f}"
-                        "<extra></extra>",
-                        name=label,
-                        legendgroup=ranking,
-                        showlegend=legend,
-                        mode="lines+markers",
-                        line={"color": colour, "dash": dash, "width": 1.8},
-                        marker={"symbol": symbol, "size": 12 if ranking == "given" else 7},
-                    ),
+                values = (y,) if several else (y, low, high)
+                add_points(
+                    figure,
+                    x,
+                    values,
+                    name=label,
+                    colour=colour,
+                    dash=dash,
+                    symbol=symbol,
+                    hover=f"{mode} {label}" + " {%{customdata}}: %{y:.4f}",
+                    legend=legend,
+                    legendgroup=ranking,
+                    customdata=["" if several else each for each in drawn["sources"].first()],
                     **place,
                 )
     several_targets = len(curves.targets) > 1

@@ -11,11 +11,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.causal.targets import PATHS
+from vit_clt.analysis.reporting.levels import LEVELS, add_levels, add_points
 from vit_clt.analysis.reporting.style import (
     BLUE,
-    GREY,
+    GREEN,
     ORANGE,
-    PURPLE,
     ROW_NAMES,
     error_bars,
     finish,
@@ -129,44 +129,27 @@ def _ranges(figure: go.Figure, output: pd.DataFrame, factor: int, n: int, column
     total = output.loc["total"]
     for label, ranges, colour, dash, symbol in (
         ("layers s to the last", [range(s, n) for s in range(n)], BLUE, "solid", "circle"),
-        ("layers 0 to s", [range(s + 1) for s in range(n)], GREY, "dash", "square"),
+        ("layers 0 to s", [range(s + 1) for s in range(n)], GREEN, "dash", "square"),
     ):
         names = [layers_text(each) for each in ranges]
         at = [s for s, name in enumerate(names) if name in total.index]
         rows = total.loc[[names[s] for s in at]]
-        values, low, high = (rows[end] * factor for end in ("value", "low", "high"))
-        figure.add_trace(
-            go.Scatter(
-                x=at,
-                y=values.tolist(),
-                error_y=error_bars(values, low, high),
-                customdata=rows.index.tolist(),
-                mode="lines+markers",
-                name=f"total effect of {label}",
-                legendgroup=label,
-                showlegend=column == 1,
-                line={"color": colour, "dash": dash},
-                marker={"symbol": symbol, "size": 7},
-                hovertemplate="layers %{customdata}: %{y:.4g}<extra></extra>",
-            ),
+        add_points(
+            figure,
+            at,
+            tuple(rows[end] * factor for end in ("value", "low", "high")),
+            name=f"total effect of {label}",
+            colour=colour,
+            dash=dash,
+            symbol=symbol,
+            hover="layers %{customdata}: %{y:.4g}",
+            legend=column == 1,
+            customdata=rows.index.tolist(),
             row=3,
             col=column,
         )
-    floor = float(np.asarray(total["floor"])[0]) * factor
-    figure.add_trace(
-        go.Scatter(
-            x=[0, n - 1],
-            y=[floor, floor],
-            mode="lines",
-            name="floor: every layer",
-            legendgroup="floor",
-            showlegend=column == 1,
-            line={"color": PURPLE, "dash": "dashdot", "width": 1.5},
-            hovertemplate="floor, every layer: %{y:.4g}<extra></extra>",
-        ),
-        row=3,
-        col=column,
-    )
+    floor = {LEVELS["every_layer"]: float(np.asarray(total["floor"])[0]) * factor}
+    add_levels(figure, [0, n - 1], floor, legend=column == 1, row=3, col=column)
     figure.update_xaxes(title_text="s", dtick=1, title_standoff=5, row=3, col=column)
 
 

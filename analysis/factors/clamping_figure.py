@@ -8,7 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import BLUE, GREY, INK, ORANGE, error_bars, finish
+from vit_clt.analysis.reporting.levels import LEVELS, add_levels
+from vit_clt.analysis.reporting.style import BLUE, INK, ORANGE, error_bars, finish
 from vit_clt.analysis.stats.names import layers_text
 from vit_clt.hooks.rows import REGION_NAMES
 
@@ -55,9 +56,8 @@ def clamp_figure(result: Clamp) -> go.Figure:
                 row=1,
                 col=column,
             )
-    figure.add_hline(
-        100 * result.chance, line={"color": GREY, "dash": "dot", "width": 1.5}, row=1, col=1
-    )
+    chance = {LEVELS["chance"]: 100 * result.chance}
+    add_levels(figure, names, chance, legend=True, row=1, col=1)
     values = np.unique([result.origin, result.target]).tolist()
     moved = [
         [

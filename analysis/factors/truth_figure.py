@@ -13,16 +13,8 @@ from plotly.subplots import make_subplots
 from vit_clt.analysis.causal.figure import FILL_NAMES, SITE_NAMES
 from vit_clt.analysis.probing.figure import PLACES, add_stream
 from vit_clt.analysis.probing.places import PROBED_ROWS
-from vit_clt.analysis.reporting.style import (
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    ROW_NAMES,
-    error_bars,
-    finish,
-)
+from vit_clt.analysis.reporting.levels import LEVELS, add_levels, add_points
+from vit_clt.analysis.reporting.style import AMBER, BLUE, GREEN, ORANGE, ROW_NAMES, finish
 from vit_clt.analysis.stats.names import layers_text
 
 if TYPE_CHECKING:
@@ -92,39 +84,22 @@ def _add_ablations(
         if not all(name in found.index for _, name in sets):
             continue  # a line through some of the layers would hide that the others were not read
         own: pd.DataFrame = found.loc[[name for _, name in sets]]
-        y, low, high = (own[end] * factor for end in ("value", "low", "high"))
-        figure.add_trace(
-            go.Scatter(
-                x=[s for s, _ in sets],
-                y=y.tolist(),
-                error_y=error_bars(y, low, high, width=2),
-                customdata=own.index.tolist(),
-                mode="lines+markers",
-                name=label,
-                legendgroup=label,
-                showlegend=legend,
-                line={"color": colour, "dash": dash},
-                marker={"symbol": symbol, "size": 7},
-                hovertemplate="layers %{customdata}: %{y:.4g}<extra></extra>",
-            ),
+        add_points(
+            figure,
+            [s for s, _ in sets],
+            tuple(own[end] * factor for end in ("value", "low", "high")),
+            name=label,
+            colour=colour,
+            dash=dash,
+            symbol=symbol,
+            hover="layers %{customdata}: %{y:.4g}",
+            legend=legend,
+            customdata=own.index.tolist(),
             row=row,
             col=column,
         )
-    floor = float(np.asarray(found["floor"])[0]) * factor
-    figure.add_trace(
-        go.Scatter(
-            x=[0, effects.n_layers - 1],
-            y=[floor] * 2,
-            mode="lines",
-            name="floor: every layer ablated",
-            legendgroup="every layer",
-            showlegend=legend,
-            line={"color": INK, "dash": "dashdot", "width": 1.5},
-            hovertemplate="every layer: %{y:.4g}<extra></extra>",
-        ),
-        row=row,
-        col=column,
-    )
+    floor = {LEVELS["every_layer"]: float(np.asarray(found["floor"])[0]) * factor}
+    add_levels(figure, [0, effects.n_layers - 1], floor, legend=legend, row=row, col=column)
     figure.update_xaxes(title_text="layer s", dtick=1, title_standoff=5, row=row, col=column)
 
 
@@ -135,12 +110,12 @@ def _sets(n: int) -> Iterator[tuple[str, list[tuple[int, str]], str, str, str]]:
         (
             "layers s and s + 1",
             {s: range(s, s + 2) for s in range(n - 1)},
-            PURPLE,
+            AMBER,
             "dash",
             "diamond",
         ),
         ("layers s to the last", {s: range(s, n) for s in range(n)}, BLUE, "solid", "square"),
-        ("layers 0 to s", {s: range(s + 1) for s in range(n)}, GREY, "solid", "triangle-up"),
+        ("layers 0 to s", {s: range(s + 1) for s in range(n)}, GREEN, "dash", "triangle-up"),
     )
     for label, ranges, colour, dash, symbol in kinds:
         yield label, [(s, layers_text(each)) for s, each in ranges.items()], colour, dash, symbol

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import (
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    ROW_NAMES,
-    error_bars,
-    finish,
-    log_axis,
-)
+from vit_clt.analysis.reporting.levels import LEVELS, add_levels, add_points
+from vit_clt.analysis.reporting.style import BLUE, ORANGE, ROW_NAMES, finish, log_axis
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.cascade_study import Cascade
@@ -35,53 +26,35 @@ def cascade_figure(result: Cascade) -> go.Figure:
         horizontal_spacing=0.1,
         vertical_spacing=0.28 / (n_rows + 1),
     )
-    lines = (
-        ("baseline", "unaltered model", INK, "solid"),
-        ("floor_mean", "floor: MLP rows at mean", PURPLE, "dashdot"),
-        ("floor_zero", "floor: at zero", GREY, "dot"),
-    )
+    levels = {"original": "baseline", "floor_mean": "floor_mean", "floor_zero": "floor_zero"}
     styles = {"stream": (BLUE, "solid", "circle"), "teacher": (ORANGE, "dash", "square")}
     for i, kind in enumerate(result.tokens, start=1):
         of_kind = frame[frame["tokens"] == kind]
         for column, (prefix, measure, factor) in enumerate(
             (("", "top1", 100), ("loss_", "loss", 1)), start=1
         ):
-            first = {"showlegend": i == column == 1}
+            place: dict[str, Any] = {"row": i, "col": column, "legend": i == column == 1}
             floors = of_kind[of_kind["inputs"] == result.inputs[0]]
-            for name, label, colour, dash in lines:
-                figure.add_trace(
-                    go.Scatter(
-                        x=floors["first_layer"].tolist(),
-                        y=(floors[prefix + name] * factor).tolist(),
-                        mode="lines+markers" if len(floors) == 1 else "lines",
-                        name=label,
-                        legendgroup=name,
-                        line={"color": colour, "dash": dash, "width": 1.5},
-                        hovertemplate=label + ", from %{x}: %{y:.3f}<extra></extra>",
-                        **first,
-                    ),
-                    row=i,
-                    col=column,
-                )
+            add_levels(
+                figure,
+                floors["first_layer"].tolist(),
+                {LEVELS[level]: factor * floors[prefix + name] for level, name in levels.items()},
+                hover=", from %{x}",
+                **place,
+            )
             for inputs in result.inputs:
                 rows = of_kind[of_kind["inputs"] == inputs]
                 colour, dash, symbol = styles[inputs]
-                y, low, high = (rows[measure + end] * factor for end in ("", "_low", "_high"))
-                figure.add_trace(
-                    go.Scatter(
-                        x=rows["first_layer"].tolist(),
-                        y=y.tolist(),
-                        error_y=error_bars(y, low, high),
-                        mode="lines+markers",
-                        name=f"CLT, {inputs} inputs",
-                        legendgroup=inputs,
-                        line={"color": colour, "dash": dash},
-                        marker={"symbol": symbol, "size": 7},
-                        hovertemplate=inputs + ", from %{x}: %{y:.3f}<extra></extra>",
-                        **first,
-                    ),
-                    row=i,
-                    col=column,
+                add_points(
+                    figure,
+                    rows["first_layer"].tolist(),
+                    tuple(factor * rows[measure + end] for end in ("", "_low", "_high")),
+                    name=f"CLT, {inputs} inputs",
+                    colour=colour,
+                    dash=dash,
+                    symbol=symbol,
+                    hover=inputs + ", from %{x}: %{y:.3f}",
+                    **place,
                 )
         losses = of_kind.filter(like="loss")
         log_axis(figure, losses.to_numpy().ravel().tolist(), row=i, col=2)

@@ -9,27 +9,20 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from vit_clt.analysis.reporting.levels import LEVELS, Level, add_levels
 from vit_clt.analysis.reporting.page import Section, render_report
-from vit_clt.analysis.reporting.style import (
-    BLUE,
-    GREY,
-    INK,
-    PURPLE,
-    ROW_NAMES,
-    finish,
-    or_none,
-)
+from vit_clt.analysis.reporting.style import BLUE, ROW_NAMES, finish, or_none
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.faithfulness_study import SurrogateFaithfulness
     from vit_clt.analysis.fit.surrogate_embeddings import Version
 
 _COLUMNS = 4
-_VERSIONS: tuple[tuple[Version, str, str, str], ...] = (
-    ("surrogate", "with the CLT", BLUE, "circle"),
-    ("floor_mean", "floor: MLP rows at their mean", PURPLE, "diamond"),
-    ("floor_zero", "floor: MLP rows at zero", GREY, "square"),
-)
+_VERSIONS: dict[Version, Level] = {
+    "surrogate": Level("with the CLT", BLUE, "solid", "circle"),
+    "floor_mean": LEVELS["floor_mean"],
+    "floor_zero": LEVELS["floor_zero"],
+}
 READING = (
     "Every number compares a version of the model with the unaltered one on the same images. The "
     "floors are surrogates that know nothing of the image at these rows: a CLT that scores as they "
@@ -51,39 +44,32 @@ def faithfulness_figure(result: SurrogateFaithfulness) -> go.Figure:
     for i, measure in enumerate(result.measures):
         row, column = i // _COLUMNS + 1, i % _COLUMNS + 1
         factor = 100 if measure.percent else 1
-        for version, label, colour, symbol in _VERSIONS:
+        for version, style in _VERSIONS.items():
             e = result.at(measure.name, version)
             figure.add_trace(
                 go.Scatter(
-                    x=[label],
+                    x=[style.label],
                     y=[or_none(factor * e)],
                     error_y={
                         "array": [or_none(factor * (e.high - e))],
                         "arrayminus": [or_none(factor * (e - e.low))],
                         "thickness": 1.5,
                     },
-                    name=label,
+                    name=style.label,
                     legendgroup=version,
                     showlegend=i == 0,
                     mode="markers",
-                    marker={"symbol": symbol, "size": 10, "color": colour},
-                    hovertemplate=f"{label}: %{{y:.4g}}<extra></extra>",
+                    marker=style.marker(10),
+                    hovertemplate=f"{style.label}: %{{y:.4g}}<extra></extra>",
                 ),
                 row=row,
                 col=column,
             )
-        best = or_none(factor * result.at(measure.name, "original"))
-        figure.add_trace(
-            go.Scatter(
-                x=[label for _, label, _, _ in _VERSIONS],
-                y=[best] * len(_VERSIONS),
-                name="unaltered model",
-                legendgroup="original",
-                showlegend=i == 0,
-                mode="lines",
-                line={"color": INK, "dash": "dot", "width": 1.5},
-                hovertemplate="unaltered model: %{y:.4g}<extra></extra>",
-            ),
+        add_levels(
+            figure,
+            [style.label for style in _VERSIONS.values()],
+            {LEVELS["original"]: factor * result.at(measure.name, "original")},
+            legend=i == 0,
             row=row,
             col=column,
         )

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from vit_clt.analysis.reporting.levels import LEVELS, add_levels, add_points
 from vit_clt.analysis.reporting.page import Section, render_report
-from vit_clt.analysis.reporting.style import (
-    AMBER,
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    ROW_NAMES,
-    SKY,
-    finish,
-    or_none,
-)
+from vit_clt.analysis.reporting.style import ROW_NAMES, SERIES, finish
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.fidelity_study import Fidelity
 
 # colours tell groups apart, dashes and symbols the two kinds
-_COLOURS = (BLUE, ORANGE, GREEN, AMBER, SKY, PURPLE)
 _KINDS = {True: ("CLT", "solid", "circle"), False: ("per-layer", "dash", "square")}
 # column, title, factor, whether it has an interval
 _PANELS = (
@@ -64,40 +52,24 @@ def fidelity_figure(result: Fidelity) -> go.Figure:
     # room at both sides, so that measured L0s that hardly differ are not drawn far apart
     span = [result.frame["l0"].min() / 1.2, result.frame["l0"].max() * 1.2]
     for i, (column, _, factor, bars) in enumerate(_PANELS):
-        place = {"row": i // _COLUMNS + 1, "col": i % _COLUMNS + 1}
-        for name, level, colour, dash in _levels(result, column):
-            figure.add_trace(
-                go.Scatter(
-                    x=span,
-                    y=[level * factor] * 2,
-                    mode="lines",
-                    name=name,
-                    legendgroup=name,
-                    # the panel of losses has all lines
-                    showlegend=column == "loss",
-                    line={"color": colour, "dash": dash, "width": 1.5},
-                    hovertemplate=name + ": %{y:.4g}<extra></extra>",
-                ),
-                **place,
-            )
+        place: dict[str, Any] = {"row": i // _COLUMNS + 1, "col": i % _COLUMNS + 1}
+        levels = {LEVELS[kind]: level * factor for kind, level in _levels(result, column).items()}
+        # the panel of losses has all lines
+        add_levels(figure, span, levels, legend=column == "loss", **place)
         for j, (label, rows) in enumerate(groups.items()):
             _, dash, symbol = _KINDS[bool(rows["cross_layer"].iloc[0])]
-            y = rows[column] * factor
-            figure.add_trace(
-                go.Scatter(
-                    x=rows["l0"].tolist(),
-                    y=[or_none(v) for v in y],
-                    error_y=_bars(rows, column, factor) if bars else None,
-                    customdata=rows[["name", "codes_read", "parameters"]].to_numpy().tolist(),
-                    hovertemplate="%{customdata[0]}: %{y:.4g}, L0 %{x:.1f}<br>%{customdata[1]:.0f} "
-                    "codes read a target, %{customdata[2]:,} parameters<extra></extra>",
-                    name=label,
-                    legendgroup=label,
-                    showlegend=i == 0,
-                    mode="lines+markers",
-                    line={"color": _COLOURS[j % len(_COLOURS)], "dash": dash},
-                    marker={"symbol": symbol, "size": 8},
-                ),
+            add_points(
+                figure,
+                rows["l0"].tolist(),
+                tuple(rows[column + end] * factor for end in ("", "_low", "_high")[: 1 + 2 * bars]),
+                name=label,
+                colour=SERIES[j % len(SERIES)],
+                dash=dash,
+                symbol=symbol,
+                hover="%{customdata[0]}: %{y:.4g}, L0 %{x:.1f}<br>%{customdata[1]:.0f} "
+                "codes read a target, %{customdata[2]:,} parameters",
+                legend=i == 0,
+                customdata=rows[["name", "codes_read", "parameters"]].to_numpy().tolist(),
                 **place,
             )
         if result.frame[column].isna().all():
@@ -196,28 +168,14 @@ def _shapes(frame: pd.DataFrame) -> str:
     return f"{sparsifiers}, F = {', '.join(f'{f:,}' for f in frame['n_features'].unique())}"
 
 
-def _levels(result: Fidelity, column: str) -> list[tuple[str, float, str, str]]:
-    """Horizontal lines of a panel: name, level, colour, dash."""
-    lines = [
-        ("unaltered model", result.original, 1.0, INK, "solid"),
-        ("floor: MLP rows at their mean", result.floor_mean, 0.0, PURPLE, "dashdot"),
-        ("floor: MLP rows at zero", result.floor_zero, None, GREY, "dot"),
-    ]
+def _levels(result: Fidelity, column: str) -> dict[str, float]:
+    """Heights of the horizontal lines of a panel, by kind of level."""
     if column in ("top1", "loss"):
-        return [
-            (name, float(reading.top1 if column == "top1" else reading.loss), colour, dash)
-            for name, reading, _, colour, dash in lines
-        ]
+        readings = {
+            "original": result.original,
+            "floor_mean": result.floor_mean,
+            "floor_zero": result.floor_zero,
+        }
+        return {kind: float(getattr(reading, column)) for kind, reading in readings.items()}
     # shares, of variance or of what is lost: the mean is 0 by definition, what zero is depends
-    return [
-        (name, share, colour, dash) for name, _, share, colour, dash in lines if share is not None
-    ]
-
-
-def _bars(rows: pd.DataFrame, column: str, factor: int) -> dict[str, object]:
-    value, low, high = (rows[f"{column}{end}"] * factor for end in ("", "_low", "_high"))
-    return {
-        "array": [or_none(v) for v in high - value],
-        "arrayminus": [or_none(v) for v in value - low],
-        "thickness": 1,
-    }
+    return {"original": 1.0, "floor_mean": 0.0}

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import (
-    AMBER,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    ROW_NAMES,
-    SKY,
-    error_bars,
-    finish,
-    log_axis,
-)
+from vit_clt.analysis.reporting.levels import LEVELS, add_levels, add_points
+from vit_clt.analysis.reporting.style import ROW_NAMES, SERIES, finish, log_axis
 from vit_clt.choices import TokenKind
 
 if TYPE_CHECKING:
@@ -36,7 +25,6 @@ _DEPTH = (
     ("cross_layer", "cross-layer share of ŷ (%)"),
 )
 _PERCENT = ("dead", "cross_layer")
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 
 
@@ -82,47 +70,31 @@ def _panel(
     factor = 100 if column in _PERCENT else 1
     legend = row == col == 1
     drawn: list[float] = []
-    place = {"row": row, "col": col}
+    place: dict[str, Any] = {"row": row, "col": col}
     first = result.frame[result.frame["tokens"] == kind]
     layers = first["layer"].tolist()
     if f"{column}_floor" in first:
         floor = first[f"{column}_floor"].tolist()
         drawn += floor
-        figure.add_trace(
-            go.Scatter(
-                x=layers,
-                y=floor,
-                mode="lines",
-                name="floor: predicting the mean",
-                legendgroup="floor",
-                showlegend=legend,
-                line={"color": GREY, "dash": "dot", "width": 1.5},
-                hovertemplate="predicting the mean, layer %{x}: %{y:.4g}<extra></extra>",
-            ),
-            **place,
-        )
+        floors = {LEVELS["mean_predictor"]: floor}
+        add_levels(figure, layers, floors, legend=legend, hover=", layer %{x}", **place)
     for i, (name, each) in enumerate(result.by_clt().items()):
         rows = each.frame[each.frame["tokens"] == kind]
-        colour, symbol = _COLOURS[i % len(_COLOURS)], _SYMBOLS[i % len(_SYMBOLS)]
-        values = (rows[column] * factor).tolist()
-        drawn += values
-        bars = None
-        if f"{column}_low" in rows:
-            bars = error_bars(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], width=3)
+        colour, symbol = SERIES[i % len(SERIES)], _SYMBOLS[i % len(_SYMBOLS)]
+        ends = [end for end in ("", "_low", "_high") if column + end in rows]
+        values = tuple(rows[column + end] * factor for end in ends)
+        drawn += values[0].tolist()
         l0, dead = each.mean("all", "l0"), each.mean("all", "dead")
-        figure.add_trace(
-            go.Scatter(
-                x=layers,
-                y=values,
-                error_y=bars,
-                mode="lines+markers",
-                name=f"{name}: L0 {l0:.1f} a row, {dead:.0%} dead",
-                legendgroup=str(i),
-                showlegend=legend,
-                line={"color": colour, "width": 1.5},
-                marker={"symbol": symbol, "size": 7},
-                hovertemplate=f"{name}, layer %{{x}}: %{{y:.4g}}<extra></extra>",
-            ),
+        add_points(
+            figure,
+            layers,
+            values,
+            name=f"{name}: L0 {l0:.1f} a row, {dead:.0%} dead",
+            colour=colour,
+            symbol=symbol,
+            hover=f"{name}, layer %{{x}}: %{{y:.4g}}",
+            legend=legend,
+            legendgroup=str(i),
             **place,
         )
         if f"{column}_typical" in rows:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import BLUE, GREY, INK, ORANGE, PURPLE, ROW_NAMES, finish
+from vit_clt.analysis.reporting.levels import LEVELS, Level
+from vit_clt.analysis.reporting.style import BLUE, ORANGE, ROW_NAMES, finish
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.threshold_study import ThresholdCost
@@ -18,13 +19,13 @@ _PANELS = {
     "top1": ("zero-shot accuracy (%)", 100),
     "loss": ("cross-entropy (nats)", 1),
 }
-_VERSIONS = (
-    ("before", "top-k", BLUE, "circle"),
-    ("after", "thresholds", ORANGE, "square"),
-    ("baseline", "unaltered model", INK, "line-ew-open"),
-    ("floor_mean", "floor: MLP rows at their mean", PURPLE, "diamond-open"),
-    ("floor_zero", "floor: MLP rows at zero", GREY, "x-open"),
-)
+_VERSIONS = {
+    "before": Level("top-k", BLUE, "solid", "circle"),
+    "after": Level("thresholds", ORANGE, "solid", "square"),
+    "baseline": LEVELS["original"],
+    "floor_mean": LEVELS["floor_mean"],
+    "floor_zero": LEVELS["floor_zero"],
+}
 
 
 def threshold_figure(result: ThresholdCost) -> go.Figure:
@@ -37,7 +38,7 @@ def threshold_figure(result: ThresholdCost) -> go.Figure:
     )
     kinds = [ROW_NAMES[tokens] for tokens in result.frame["tokens"]]
     for column, (measure, (_, factor)) in enumerate(_PANELS.items(), start=1):
-        for version, label, colour, symbol in _VERSIONS:
+        for version, style in _VERSIONS.items():
             if f"{measure}_{version}" not in result.frame:
                 continue
             figure.add_trace(
@@ -45,11 +46,11 @@ def threshold_figure(result: ThresholdCost) -> go.Figure:
                     x=kinds,
                     y=(result.frame[f"{measure}_{version}"] * factor).tolist(),
                     mode="markers",
-                    name=label,
+                    name=style.label,
                     legendgroup=version,
                     showlegend=measure == "loss",
-                    marker={"symbol": symbol, "size": 9, "color": colour, "line": {"width": 2}},
-                    hovertemplate=f"{label}, %{{x}}: %{{y:.4g}}<extra></extra>",
+                    marker=style.marker(9),
+                    hovertemplate=f"{style.label}, %{{x}}: %{{y:.4g}}<extra></extra>",
                 ),
                 row=1,
                 col=column,

@@ -7,7 +7,8 @@ from plotly.subplots import make_subplots
 
 from vit_clt.analysis.graphs.agreement import PAIRS
 from vit_clt.analysis.graphs.result import GraphStudy
-from vit_clt.analysis.reporting.style import BLUE, GREY, ORANGE, finish
+from vit_clt.analysis.reporting.levels import LEVELS, add_levels
+from vit_clt.analysis.reporting.style import BLUE, ORANGE, finish
 
 MEASURED = {"live": "everything recomputes", "codes_held": "other codes held"}
 PREDICTED = {
@@ -38,16 +39,7 @@ def agreement_figure(study: GraphStudy) -> go.Figure:
             float(dots[[predicted, measured]].min().min()),
             float(dots[[predicted, measured]].max().max()),
         ]
-        figure.add_scatter(
-            x=ends,
-            y=ends,
-            mode="lines",
-            line={"color": GREY, "dash": "dash", "width": 1},
-            showlegend=False,
-            hoverinfo="skip",
-            row=row,
-            col=column,
-        )
+        add_levels(figure, ends, {LEVELS["identity"]: ends}, row=row, col=column)
         for chosen, colour in _COLOURS.items():
             part = dots[dots["chosen"] == chosen]
             figure.add_scatter(

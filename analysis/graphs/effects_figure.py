@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.graphs.result import GraphStudy
-from vit_clt.analysis.reporting.style import BLUE, GREEN, GREY, ORANGE, finish
+from vit_clt.analysis.reporting.style import BLUE, GREEN, GREY, ORANGE, ZERO_LINE, finish
 from vit_clt.choices import Norms
 
 _ROW = 210  # pixels an image
@@ -58,7 +58,7 @@ def direct_effects_figure(study: GraphStudy) -> go.Figure:
     order = [*layers, "patches", "bias"]
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
     figure.update_xaxes(title_text="source layer s", row=n_images, title_standoff=6)
-    figure.update_yaxes(title_text="logits", zerolinecolor="#888888", zerolinewidth=1.5)
+    figure.update_yaxes(title_text="logits", **ZERO_LINE)
     figure.update_layout(
         title={
             "text": "Direct effects on a logit, by where they come from<br><sup>"

@@ -9,16 +9,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.probing.places import PROBED_ROWS, ProbedRows, Stage
-from vit_clt.analysis.reporting.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    error_bars,
-    finish,
-)
+from vit_clt.analysis.reporting.levels import LEVELS, Level, add_levels, add_points
+from vit_clt.analysis.reporting.style import SERIES, finish
 
 if TYPE_CHECKING:
     from vit_clt.analysis.probing.result import Probes
@@ -26,7 +18,6 @@ if TYPE_CHECKING:
 PLACES = {"cls": "CLS row", "patch": "patches"}
 STREAM: dict[Stage, float] = {"resid_pre": 0, "resid_mid": 0.5, "resid_post": 1}
 """How far into its block each point of the residual stream lies."""
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, INK)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 
 
@@ -92,39 +83,23 @@ def add_stream(
     ends = ("low", "high") if measure == "top1" else ("loss_low", "loss_high")
     for i, name in enumerate(result.floors):
         own = frame[frame["factor"] == name]
-        y, low, high = (own[column] * factor_100 for column in (measure, *ends))
-        figure.add_trace(
-            go.Scatter(
-                x=own["depth"].tolist(),
-                y=y.tolist(),
-                error_y=error_bars(y, low, high, width=2),
-                mode="lines+markers",
-                name=(names or {}).get(name, name),
-                legendgroup=name,
-                showlegend=legend,
-                line={"color": _COLOURS[i % 5]},
-                marker={"symbol": _SYMBOLS[i % 5], "size": 6},
-                hovertemplate=f"{name}, depth %{{x}}: %{{y:.4g}}<extra></extra>",
-            ),
+        add_points(
+            figure,
+            own["depth"].tolist(),
+            tuple(own[column] * factor_100 for column in (measure, *ends)),
+            name=(names or {}).get(name, name),
+            colour=SERIES[i % len(SERIES)],
+            symbol=_SYMBOLS[i % len(_SYMBOLS)],
+            hover=f"{name}, depth %{{x}}: %{{y:.4g}}",
+            legend=legend,
+            legendgroup=name,
             row=row,
             col=col,
         )
     span = [float(frame["depth"].min()), float(frame["depth"].max())]
-    for label, y, colour, dash in _floors(result, measure, names or {}):
-        figure.add_trace(
-            go.Scatter(
-                x=span,
-                y=[y * factor_100] * 2,
-                mode="lines",
-                name=label,
-                legendgroup=label,
-                showlegend=legend,
-                line={"color": colour, "dash": dash, "width": 1.5},
-                hovertemplate=f"{label}: %{{y:.4g}}<extra></extra>",
-            ),
-            row=row,
-            col=col,
-        )
+    floors = _floors(result, measure, names or {})
+    levels = {level: height * factor_100 for level, height in floors.items()}
+    add_levels(figure, span, levels, legend=legend, row=row, col=col)
     depths = sorted(frame["depth"].unique())
     ends_of_blocks = [d for d in depths if d == int(d)]
     figure.update_xaxes(
@@ -139,25 +114,21 @@ def add_stream(
         figure.update_yaxes(range=[-3, 105], row=row, col=col)
 
 
-def _floors(
-    result: Probes, measure: str, names: Mapping[str, str]
-) -> list[tuple[str, float, str, str]]:
-    """Name, level, colour and dash of the lines that do not depend on depth."""
+def _floors(result: Probes, measure: str, names: Mapping[str, str]) -> dict[Level, float]:
+    """Heights of the lines that do not depend on depth."""
     loss = measure == "loss"
-    found: list[tuple[str, float, str, str]] = [
-        (
-            f"additive floor of {names.get(name, name)}",
-            float(each.additive.loss if loss else each.additive.top1),
-            INK,
-            "dash",
+    found = {
+        LEVELS["additive"].named(f"additive floor of {names.get(name, name)}"): float(
+            each.additive.loss if loss else each.additive.top1
         )
         for name, each in result.floors.items()
         if each.additive is not None
-    ]
+    }
     levels = [each.chance_loss if loss else each.chance for each in result.floors.values()]
     # of several factors' the one that is hardest to beat
     best = min(levels) if loss else max(levels)
-    found.append(("best chance" if len(levels) > 1 else "chance", best, GREY, "dot"))
+    chance = LEVELS["chance"]
+    found[chance.named("best chance") if len(levels) > 1 else chance] = best
     return found
 
 
@@ -166,19 +137,15 @@ def _add_mlps(figure: go.Figure, result: Probes, tokens: ProbedRows, column: int
     for i, name in enumerate(result.floors):
         for stage, dash, label in (("x", "solid", "x_l"), ("y", "dash", "y_l")):
             own = frame[(frame["factor"] == name) & (frame["stage"] == stage)]
-            y = 100 * own["top1"]
-            figure.add_trace(
-                go.Scatter(
-                    x=own["layer"].tolist(),
-                    y=y.tolist(),
-                    error_y=error_bars(y, 100 * own["low"], 100 * own["high"], width=2),
-                    mode="lines+markers",
-                    legendgroup=name,
-                    showlegend=False,
-                    line={"color": _COLOURS[i % 5], "dash": dash},
-                    marker={"symbol": _SYMBOLS[i % 5], "size": 6},
-                    hovertemplate=f"{name}, {label} of layer %{{x}}: %{{y:.4g}}<extra></extra>",
-                ),
+            add_points(
+                figure,
+                own["layer"].tolist(),
+                tuple(100 * own[end] for end in ("top1", "low", "high")),
+                name=name,
+                colour=SERIES[i % len(SERIES)],
+                dash=dash,
+                symbol=_SYMBOLS[i % len(_SYMBOLS)],
+                hover=f"{name}, {label} of layer %{{x}}: %{{y:.4g}}",
                 row=3,
                 col=column,
             )

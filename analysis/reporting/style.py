@@ -14,6 +14,9 @@ ROW_NAMES = {"cls": "CLS rows", "patch": "patch rows", "all": "all rows"}
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
 SKY, AMBER = "#56B4E9", "#E69F00"
 INK, FAINT = "#222222", "#bbbbbb"
+# measured series; purple, grey and ink are for floors, controls and the model
+SERIES = (BLUE, ORANGE, GREEN, AMBER, SKY)
+ZERO_LINE = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1}
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": INK}
 _FEWEST, _MOST = 3, 8  # ticks of a logarithmic axis
 _AIR = 1.02  # between the data and the ends of a logarithmic axis
@@ -35,8 +38,8 @@ def error_bars(
 ) -> dict[str, Any]:
     """`error_x` or `error_y` of a trace, from `low` to `high`; thin, unless `style` says more."""
     return {
-        "array": (high - value).tolist(),
-        "arrayminus": (value - low).tolist(),
+        "array": [or_none(v) for v in high - value],
+        "arrayminus": [or_none(v) for v in value - low],
         "thickness": 1,
         **style,
     }

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from vit_clt.analysis.reporting.levels import LEVELS, Level, add_levels
 from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, finish, log_axis
 from vit_clt.errors import InputError
@@ -46,8 +47,8 @@ class _Panel:
     lines: Sequence[_Line]
     log: bool = False
     stacked: bool = False
-    level: tuple[float, str] | None = None
-    """Height and label of a horizontal line: a floor or a target."""
+    level: tuple[float, Level] | None = None
+    """Height of a horizontal line, and which it is: a floor or a target."""
 
     def heights(self) -> list[float]:
         """Every height that is drawn."""
@@ -177,12 +178,12 @@ def _facts(
     return facts
 
 
-def _target(facts: dict[str, str]) -> tuple[float, str] | None:
+def _target(facts: dict[str, str]) -> tuple[float, Level] | None:
     try:
         target = float(facts["L0 target"])
     except (KeyError, ValueError):
         return None
-    return target, f"target {target:g}"
+    return target, LEVELS["target"].named(f"target {target:g}")
 
 
 def _points(pairs: Iterable[tuple[int, Any]], factor: float | int = 1) -> _Points:
@@ -235,7 +236,7 @@ def _fvu_figure(steps: Sequence[_Record], validations: Sequence[_Record]) -> go.
         lines = _by_layer(validations, f"fvu_{kind}_by_layer")
         if not validations:
             lines = [_line("mean over layers", steps, f"fvu_{kind}")]
-        floor = (1.0, "FVU = 1: predicting<br>the mean")
+        floor = (1.0, LEVELS["mean_predictor"].named("FVU = 1: predicting<br>the mean"))
         panels.append(_Panel(name, "FVU", lines, log=True, level=floor))
     if validations:
         heading = "Held-out FVU per layer"
@@ -281,20 +282,12 @@ def _draw(title: str, note: str, *panels: _Panel) -> go.Figure:
             figure.add_trace(trace, row=1, col=column)
         named |= names
         if panel.level is not None:
-            height, label = panel.level
-            ends = [line.points[i][0] for line in lines for i in (0, -1)]
-            trace = go.Scatter(
-                x=[min(ends), max(ends)],
-                y=[height, height],
-                name=label,
-                legendgroup=label,
-                showlegend=label not in named,
-                mode="lines",
-                line={"color": INK, "dash": "longdash", "width": 1.5},
-                hoverinfo="skip",
-            )
-            figure.add_trace(trace, row=1, col=column)
-            named.add(label)
+            height, level = panel.level
+            steps = [line.points[i][0] for line in lines for i in (0, -1)]
+            ends = [min(steps), max(steps)]
+            legend = level.label not in named
+            add_levels(figure, ends, {level: height}, legend=legend, row=1, col=column)
+            named.add(level.label)
         figure.update_yaxes(title_text=panel.unit + " (log)" * panel.log, col=column)
         if panel.log:
             log_axis(figure, panel.heights(), col=column)

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction
-from vit_clt.analysis.reporting.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    ROW_NAMES,
-    error_bars,
-    finish,
-)
+from vit_clt.analysis.reporting.levels import LEVELS, add_levels, add_points
+from vit_clt.analysis.reporting.style import BLUE, GREEN, ORANGE, ROW_NAMES, finish
 from vit_clt.analysis.reproduction.cells import KINDS
 from vit_clt.analysis.reproduction.comparison import FinishedCell
 from vit_clt.analysis.reproduction.published import baseline_of, paper_baselines, paper_cascade
@@ -62,81 +53,53 @@ def replacement_comparison(group: Sequence[FinishedCell]) -> go.Figure:
         shown = column == 1
         for each, rows in zip(group, stream, strict=True):
             label, colour, symbol = STYLES[each.cell.sparsifier]
-            y, low, high = (100 * rows[name] for name in ("top1", "top1_low", "top1_high"))
-            figure.add_trace(
-                go.Scatter(
-                    x=rows["first_layer"].tolist(),
-                    y=y.tolist(),
-                    error_y=error_bars(y, low, high),
-                    name=f"{label}, L0 {each.facts['l0']:.0f}",
-                    legendgroup=label,
-                    showlegend=shown,
-                    mode="lines+markers",
-                    line={"color": colour},
-                    marker={"symbol": symbol, "size": 7},
-                    hovertemplate=f"{label}, from %{{x}}: %{{y:.2f}}<extra></extra>",
-                ),
+            series: dict[str, Any] = {"colour": colour, "legendgroup": label, "col": column}
+            add_points(
+                figure,
+                rows["first_layer"].tolist(),
+                tuple(100 * rows[name] for name in ("top1", "top1_low", "top1_high")),
+                name=f"{label}, L0 {each.facts['l0']:.0f}",
+                symbol=symbol,
+                hover=f"{label}, from %{{x}}: %{{y:.2f}}",
+                legend=shown,
                 row=1,
-                col=column,
+                **series,
             )
             theirs = paper[
                 (paper["sparsifier"] == each.cell.sparsifier) & (paper["tokens"] == kind)
             ]
-            figure.add_trace(
-                go.Scatter(
-                    x=theirs["first_layer"].tolist(),
-                    y=theirs["top1_percent"].tolist(),
-                    name=f"{label}, paper",
-                    legendgroup=label,
-                    showlegend=shown,
-                    mode="lines+markers",
-                    line={"color": colour, "dash": "dot", "width": 1.5},
-                    marker={"symbol": f"{symbol}-open", "size": 6},
-                    hovertemplate=f"{label}, paper, from %{{x}}: %{{y:.2f}}<extra></extra>",
-                ),
+            add_points(
+                figure,
+                theirs["first_layer"].tolist(),
+                (theirs["top1_percent"],),
+                name=f"{label}, paper",
+                dash="dot",
+                symbol=f"{symbol}-open",
+                hover=f"{label}, paper, from %{{x}}: %{{y:.2f}}",
+                legend=shown,
                 row=1,
-                col=column,
+                **series,
             )
             apart = 100 * rows.set_index("first_layer")[["top1", "top1_low", "top1_high"]]
             # NaN where only one side has the range
             apart = apart.sub(theirs.set_index("first_layer")["top1_percent"], axis=0).dropna()
-            figure.add_trace(
-                go.Scatter(
-                    x=apart.index.tolist(),
-                    y=apart["top1"].tolist(),
-                    error_y=error_bars(apart["top1"], apart["top1_low"], apart["top1_high"]),
-                    legendgroup=label,
-                    showlegend=False,
-                    mode="lines+markers",
-                    line={"color": colour},
-                    marker={"symbol": symbol, "size": 6},
-                    hovertemplate=f"{label}, from %{{x}}: %{{y:+.2f}}<extra></extra>",
-                ),
+            add_points(
+                figure,
+                apart.index.tolist(),
+                tuple(apart[name] for name in ("top1", "top1_low", "top1_high")),
+                name=label,
+                symbol=symbol,
+                hover=f"{label}, from %{{x}}: %{{y:+.2f}}",
                 row=2,
-                col=column,
+                **series,
             )
-        for label, values, colour, dash in (
-            ("unaltered model", 100 * stream[0]["baseline"], INK, "solid"),
-            ("unaltered, paper", pd.Series([published] * len(layers)), INK, "dot"),
-            ("floor: MLP rows at mean", 100 * stream[0]["floor_mean"], PURPLE, "dashdot"),
-            ("floor: at zero", 100 * stream[0]["floor_zero"], GREY, "longdash"),
-        ):
-            if not values.notna().any():
-                continue
-            figure.add_trace(
-                go.Scatter(
-                    x=layers,
-                    y=values.tolist(),
-                    name=label,
-                    legendgroup=label,
-                    showlegend=shown,
-                    mode="lines",
-                    line={"color": colour, "dash": dash, "width": 1.5},
-                    hovertemplate=label + ": %{y:.2f}<extra></extra>",
-                ),
-                row=1,
-                col=column,
-            )
+        levels = {
+            LEVELS["original"]: 100 * stream[0]["baseline"],
+            LEVELS["published"]: published,
+            LEVELS["floor_mean"]: 100 * stream[0]["floor_mean"],
+            LEVELS["floor_zero"]: 100 * stream[0]["floor_zero"],
+        }
+        add_levels(figure, layers, levels, legend=shown, row=1, col=column)
     last = int(group[0].cascade["last_layer"].iloc[0])
     figure.update_xaxes(dtick=1)
     figure.update_xaxes(title_text=f"first layer s replaced (s to {last})", row=2)

@@ -5,22 +5,14 @@ from __future__ import annotations
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import (
-    BLUE,
-    GREY,
-    ORANGE,
-    PURPLE,
-    ROW_NAMES,
-    error_bars,
-    finish,
-    span,
-)
+from vit_clt.analysis.reporting.levels import LEVELS, add_levels, add_points
+from vit_clt.analysis.reporting.style import BLUE, GREEN, ORANGE, ROW_NAMES, finish, span
 from vit_clt.analysis.retrieval.consistency import ClassConsistency
 
 _LINES = (
     ("codes", "codes z_s", BLUE, "solid", "circle"),
     ("inputs", "baseline: plain x_s", ORANGE, "dash", "square"),
-    ("untrained", "codes of an untrained CLT", PURPLE, "dashdot", "diamond"),
+    ("untrained", "codes of an untrained CLT", GREEN, "dashdot", "diamond"),
 )
 
 
@@ -41,37 +33,21 @@ def consistency_figure(result: ClassConsistency) -> go.Figure:
         for name, label, colour, dash, symbol in _LINES:
             if name not in rows:
                 continue
-            y, low, high = (100 * rows[name + end] for end in ("", "_low", "_high"))
-            figure.add_trace(
-                go.Scatter(
-                    x=layers,
-                    y=y.tolist(),
-                    error_y=error_bars(y, low, high),
-                    mode="lines+markers",
-                    name=label,
-                    legendgroup=name,
-                    showlegend=column == 1,
-                    line={"color": colour, "dash": dash},
-                    marker={"symbol": symbol, "size": 7},
-                    hovertemplate=label + ", layer %{x}: %{y:.1f} %<extra></extra>",
-                ),
+            add_points(
+                figure,
+                layers,
+                tuple(100 * rows[name + end] for end in ("", "_low", "_high")),
+                name=label,
+                colour=colour,
+                dash=dash,
+                symbol=symbol,
+                hover=label + ", layer %{x}: %{y:.1f} %",
+                legend=column == 1,
                 row=1,
                 col=column,
             )
-        figure.add_trace(
-            go.Scatter(
-                x=layers,
-                y=(100 * rows["chance"]).tolist(),
-                mode="lines+markers" if len(layers) == 1 else "lines",
-                name="chance",
-                legendgroup="chance",
-                showlegend=column == 1,
-                line={"color": GREY, "dash": "dot", "width": 1.5},
-                hovertemplate="chance: %{y:.1f} %<extra></extra>",
-            ),
-            row=1,
-            col=column,
-        )
+        chance = {LEVELS["chance"]: 100 * rows["chance"]}
+        add_levels(figure, layers, chance, legend=column == 1, row=1, col=column)
     figure.update_xaxes(dtick=1, title_text="layer s")
     figure.update_yaxes(rangemode="tozero")
     figure.update_yaxes(title_text=f"of the {result.k} nearest, same class (%)", col=1)

@@ -8,22 +8,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import (
-    BLUE,
-    FAINT,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    error_bars,
-    finish,
-)
+from vit_clt.analysis.reporting.levels import LEVELS
+from vit_clt.analysis.reporting.style import FAINT, INK, SERIES, ZERO_LINE, error_bars, finish
 from vit_clt.analysis.steering.curve_result import UNSTEERED, SteeringCurve
 from vit_clt.analysis.steering.versions import STEERED
 from vit_clt.analysis.steering.wording import rows_name
-
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 
 
 def curve_figure(curve: SteeringCurve) -> go.Figure:
@@ -64,7 +53,7 @@ def curve_figure(curve: SteeringCurve) -> go.Figure:
             _rows(curve, STEERED, "probability", label),
             100,
             name=curve.class_names[label] if shown else "other classes",
-            colour=_COLOURS[named.index(label)] if shown else FAINT,
+            colour=SERIES[named.index(label)] if shown else FAINT,
             legend=shown or rank == 0,
             bars=shown,
             row=1,
@@ -81,8 +70,17 @@ def curve_figure(curve: SteeringCurve) -> go.Figure:
         for j, control in enumerate(curve.controls):
             rows = _rows(curve, control.name, measure, of_class)
             legend = at == j == 0
+            random = LEVELS["random"]
             _line(
-                figure, rows, factor, "random features", GREY, legend, row=row, col=col, thin=True
+                figure,
+                rows,
+                factor,
+                random.label,
+                random.colour,
+                legend,
+                row=row,
+                col=col,
+                dash=random.dash,
             )
         rows = _rows(curve, STEERED, measure, of_class)
         _line(figure, rows, factor, steered, INK, at == 0, bars=True, row=row, col=col)
@@ -100,9 +98,7 @@ def curve_figure(curve: SteeringCurve) -> go.Figure:
     # 0.0004 nats, not 400µ; the line at 0 is the unsteered model
     figure.update_yaxes(
         exponentformat="power",
-        zeroline=True,
-        zerolinecolor=INK,
-        zerolinewidth=1,
+        **ZERO_LINE,
         title={"font": {"size": 13}, "standoff": 4},
     )
     return finish(figure).update_layout(margin={"t": 170, "b": 90})
@@ -141,16 +137,12 @@ def _line(
     row: int,
     col: int,
     bars: bool = False,
-    thin: bool = False,
+    dash: str = "solid",
 ) -> None:
     change, low, high = (rows[f"change{end}"] * factor for end in ("", "_low", "_high"))
     ends: dict[str, Any] = {}
     if bars and low.notna().all():
         ends["error_y"] = error_bars(change, low, high)
-    if thin:
-        style: dict[str, Any] = {"line": {"color": colour, "width": 1, "dash": "dash"}}
-    else:
-        style = {"line": {"color": colour, "width": 2 if bars else 1}}
     figure.add_trace(
         go.Scatter(
             x=rows["strength"].tolist(),
@@ -159,13 +151,13 @@ def _line(
             name=name,
             legendgroup=name,
             showlegend=legend,
+            line={"color": colour, "width": 2 if bars else 1, "dash": dash},
             marker={"size": 6},
             customdata=[
                 f"{r['features']}, {r['class'] or r['measure']}, z: {r['raw']}"
                 for r in rows.to_dict("records")
             ],
             hovertemplate="%{customdata}<br>strength %{x:g}: %{y:+.4g}<extra></extra>",
-            **style,
             **ends,
         ),
         row=row,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import BLUE, INK, ORANGE, error_bars, finish
+from vit_clt.analysis.reporting.style import BLUE, INK, ORANGE, ZERO_LINE, error_bars, finish
 from vit_clt.analysis.steering.scaled_features import SCALES
 from vit_clt.analysis.steering.search_result import SteeringSearch
 from vit_clt.analysis.steering.wording import rows_name
@@ -102,7 +102,7 @@ def search_figure(search: SteeringSearch) -> go.Figure:
         showgrid=False,
     )
     figure.update_yaxes(title={"text": "layer:feature", "font": {"size": 13}}, col=1)
-    figure.update_xaxes(exponentformat="none", zeroline=True, zerolinecolor=INK, zerolinewidth=1)
+    figure.update_xaxes(exponentformat="none", **ZERO_LINE)
     figure.update_annotations(font_size=14)
     title = f"Which features move “{search.target}”?"
     figure.update_layout(

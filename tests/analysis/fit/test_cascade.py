@@ -214,8 +214,8 @@ def test_the_figure_shows_every_range_with_baseline_and_floors(study: Study) -> 
     stream = frame[frame["inputs"] == "stream"]
     for name, axis, column, factor in (
         ("CLT, stream inputs", "y3", "top1", 100),
-        ("floor: MLP rows at mean", "y3", "floor_mean", 100),
-        ("floor: at zero", "y4", "loss_floor_zero", 1),
+        ("floor: MLP rows at their mean", "y3", "floor_mean", 100),
+        ("floor: MLP rows at zero", "y4", "loss_floor_zero", 1),
         ("unaltered model", "y4", "loss_baseline", 1),
     ):
         trace = drawn[name, axis]
