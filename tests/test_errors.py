@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from vit_clt.data.images import UnreadableImage
-from vit_clt.errors import InputError
+from vit_clt.errors import InputError, renamed
 
 
 def as_flag(name: str) -> str:
@@ -54,3 +54,15 @@ def test_an_error_around_it_has_its_own_field():
     outer = InputError("compare", text, remedy=inner.remedy)
     expected = '--compare holds "a": k is 0; expected at least 1, or --any-teacher.'
     assert outer.spelled(as_flag) == expected
+
+
+def test_an_argument_is_called_as_the_one_further_out_was():
+    with pytest.raises(InputError) as error, renamed(data="corpus", limit="corpus_limit"):
+        raise InputError("data", "is x; expected a form.", remedy="hf")
+    assert str(error.value) == "corpus is x; expected a form, or hf."
+    with pytest.raises(UnreadableImage) as unreadable, renamed(data="corpus"):
+        raise UnreadableImage("data", "holds no image.")
+    assert str(unreadable.value) == "corpus holds no image."
+    with pytest.raises(InputError) as other, renamed(data="corpus"):
+        raise InputError("k", "is 0.")
+    assert str(other.value) == "k is 0."

@@ -47,7 +47,7 @@ class InputError(ValueError):
 
 @contextmanager
 def renamed(**names: str) -> Iterator[None]:
-    """Within it, a refused argument `old` is called by its name further out: `renamed(old="new")`."""
+    """Call a refused argument by the name its caller was given it under: `renamed(old="new")`."""
     try:
         yield
     except InputError as error:

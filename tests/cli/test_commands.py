@@ -99,6 +99,11 @@ def test_arguments_are_spelled_as_flags(name: str, argument: str, expected: str)
             "--from is /no/such; expected a folder holding config.yaml.",
         ),
         (["weights", "--clt", "x", "--device", "abacus"], '--device is "abacus", which'),
+        # told by the option that was given, not by the argument it was passed as
+        (["probe", "--train-data", "nonsense"], '--train-data is "nonsense"'),
+        (["train", "--sparsifier", "jumprelu", "--bandwidth", "0"], "--bandwidth is 0.0; expected"),
+        (["train", "--k", "0"], "--k is 0; expected at least 1."),
+        (["probe", "--factors", "foo", "--limit", "40"], '--factors is "foo"'),
     ],
 )
 def test_refusals_name_flags(

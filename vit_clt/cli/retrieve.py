@@ -55,6 +55,8 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
         from vit_clt.analysis.retrieval.retrieved import retrieve
         from vit_clt.analysis.stats.nearest import check_faiss
 
+        if self.top < 1:
+            raise InputError("top", f"is {self.top}; expected at least 1.")
         if self.search == "faiss":
             check_faiss()
         folder = self.folder_of(ClassConsistency)
