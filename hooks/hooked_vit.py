@@ -119,12 +119,12 @@ class HookedViT(HookedRootModule):
             model: an open_clip name ("ViT-B-32-quickgelu"), `local-dir:PATH` of a folder with
                 open_clip_config.json and open_clip_model.safetensors, or "digits" or "adding",
                 the teachers that come with this package.
-            pretrained: an open_clip tag ("openai") or a weights file; None leaves random weights
-                (never with `local-dir:`, which carries its own).
-            device: where to put it.
+            pretrained: an open_clip tag ("openai") or a weights file; None leaves random weights.
+                It must be None with `local-dir:`, which has weights of its own.
+            device: the device that the model is put on.
 
         Raises:
-            InputError: unknown name or tag, missing or unreadable weights, or a name whose
+            InputError: an unknown name or tag, missing or unreadable weights, or a name whose
                 activation function is not the one the weights were trained with.
         """
         place = shipped_teacher(model) or model

@@ -119,7 +119,7 @@ class ViTReader:
                     time.sleep(_SIGNAL_SECONDS)
                 raise
         except RuntimeError as error:
-            raise lost_worker(error) or error from None
+            raise lost_worker_error(error) or error from None
 
     def _read(self, groups: Sequence[Sequence[int]]) -> Iterator[GroupActivations]:
         device = next(self.vit.parameters()).device
@@ -205,7 +205,7 @@ def _loaded(
         yield images
 
 
-def lost_worker(error: RuntimeError) -> InputError | None:
+def lost_worker_error(error: RuntimeError) -> InputError | None:
     """The InputError to raise instead of `error`, if a process that decodes images has died.
 
     It is None for every other error. torch reports a lost process from a signal handler, so that

@@ -30,7 +30,7 @@ from vit_clt.training.batches import (
     Stopwatch,
     StoreReader,
     ViTReader,
-    lost_worker,
+    lost_worker_error,
 )
 from vit_clt.training.checkpoints import Snapshot, Snapshots
 from vit_clt.training.engine import Engine, check_engine
@@ -128,7 +128,7 @@ def train(
         try:
             return run.to_the_end(should_stop or (lambda: False), progress and engine.is_main)
         except RuntimeError as error:
-            raise lost_worker(error) or error from None
+            raise lost_worker_error(error) or error from None
 
 
 def _decided(
@@ -276,14 +276,27 @@ def check_run(
     device: torch.device,
     trackers: Sequence[str] = (),
 ) -> None:
-    """Raise InputError, in one sentence, for a run that `train` would refuse at its start."""
+    """Refuse a run that `train` would refuse at its start.
+
+    Args:
+        vit: the teacher.
+        config: the CLT to be trained.
+        settings: how it is trained.
+        n_images: number of images of the data set, those held out included.
+        device: the device that the run is on.
+        trackers: names of trackers.
+
+    Raises:
+        InputError: the CLT does not fit the teacher, there are fewer training images than shards,
+            or as `check_engine`.
+    """
     check_engine(settings, device, trackers)
-    have, want = (config.n_layers, config.d_model), (vit.cfg.n_layers, vit.cfg.d_model)
-    if have != want:
+    shape, expected = (config.n_layers, config.d_model), (vit.cfg.n_layers, vit.cfg.d_model)
+    if shape != expected:
         raise InputError(
             "config",
-            f"is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
-            f"width {want[1]}, as in model {vit.cfg.model}.",
+            f"is for {shape[0]} layers of width {shape[1]}; expected {expected[0]} layers of "
+            f"width {expected[1]}, as in model {vit.cfg.model}.",
         )
     sparsifier = config.sparsifier
     sparsifier.check(sparsifier.with_options(settings).sparsity, config.n_features)
