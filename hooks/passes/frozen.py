@@ -201,7 +201,8 @@ class FrozenPass:
     ) -> Readout:
         """The readouts <x_l[row], vector>, one for each row and vector.
 
-        Their `y` has the layers below l. The pre-activation of a feature is the readout of W_enc[l]_i, plus b_enc[l]_i.
+        Their `y` has the layers below l. The pre-activation of a feature is the readout of
+        W_enc[l]_i, plus b_enc[l]_i.
 
         Raises:
             InputError: a layer or row out of range.
