@@ -121,7 +121,7 @@ class _Steered:
         rows = self._rows(layer)
         if layer > self.first:
             self.codes[layer] = self.clt.encode(x[:, rows], layer=layer)
-        for edit in (edit for edit in self.edits if edit.layer == layer):
+        for edit in (e for e in self.edits if e.layer == layer):
             z = x.new_zeros(*x.shape[:2], len(edit.features))
             if layer > self.first:
                 z[:, rows] = self.codes[layer].at_features(edit.features).to(z)

@@ -125,23 +125,23 @@ class ViTReader:
         device = next(self.vit.parameters()).device
         cfg = self.vit.cfg
         images = _loaded(self.data, groups, self.workers, self.skip, device.type == "cuda")
-        for rows in groups:
+        for group in groups:
             started = time.perf_counter()
             pixels, positions = next(images)
             self.stopwatch.add("images", started)
             started = time.perf_counter()
-            readable = torch.zeros(len(rows), dtype=torch.bool, device=device)
+            readable = torch.zeros(len(group), dtype=torch.bool, device=device)
             readable[positions] = True
             activations = None if pixels is None else capture(self.vit, pixels.to(device))
-            if activations is not None and len(positions) == len(rows):
+            if activations is not None and len(positions) == len(group):
                 x, y = activations.x, activations.y
             else:
-                shape = (cfg.n_layers, len(rows), cfg.n_tokens, cfg.d_model)
+                shape = (cfg.n_layers, len(group), cfg.n_tokens, cfg.d_model)
                 x, y = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
                 if activations is not None:
                     x[:, readable], y[:, readable] = activations.x, activations.y
                 read = set(positions)
-                self.skipped.update(row for i, row in enumerate(rows) if i not in read)
+                self.skipped.update(image for i, image in enumerate(group) if i not in read)
             self.stopwatch.add("vit", started)
             yield GroupActivations(x, y, readable)
 
@@ -159,10 +159,10 @@ class StoreReader:
         Raises:
             InputError: a shard of the store is gone or damaged.
         """
-        for rows in groups:
+        for group in groups:
             started = time.perf_counter()
-            stored = self.store.read(rows)
-            readable = torch.tensor([row not in self.store.unreadable for row in rows])
+            stored = self.store.read(group)
+            readable = torch.tensor([image not in self.store.unreadable for image in group])
             x, y, readable = (v.to(self.device) for v in (stored.x, stored.y, readable))
             self.stopwatch.add("images", started)
             yield GroupActivations(x, y, readable)
@@ -176,11 +176,11 @@ class _Groups(Dataset[Any]):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> Any:
-        rows = self.groups[index]
+        group = self.groups[index]
         try:
             if self.skip:
-                return self.data.readable(rows)
-            return self.data.batch(rows)[0], list(range(len(rows)))
+                return self.data.readable(group)
+            return self.data.batch(group)[0], list(range(len(group)))
         except InputError as error:
             # returned as a value, because a raised one would arrive with its traceback as text
             return error

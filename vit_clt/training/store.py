@@ -89,7 +89,7 @@ class ActivationStore:
         self._shape = (vit.cfg.n_layers, vit.cfg.n_tokens, vit.cfg.d_model)
         per_image = store_bytes(1, *self._shape)
         self._per_shard = max(1, SHARD_BYTES // per_image)
-        self._rows = [
+        self._shard_images = [
             range(start, min(start + self._per_shard, self._n_images))
             for start in range(0, self._n_images, self._per_shard)
         ]
@@ -115,7 +115,7 @@ class ActivationStore:
         if not new:
             recorded = read_json(self.folder / MANIFEST_FILE)
             check_same(compared, recorded, f"cache {self.folder}, or another folder", ABOUT)
-        missing = [s for s in range(len(self._rows)) if self._whole(s) is None]
+        missing = [s for s in range(len(self._shard_images)) if self._whole(s) is None]
         self._check_space(missing)
         if new:
             with staged_files(self.folder, [MANIFEST_FILE]) as staging:
@@ -123,7 +123,7 @@ class ActivationStore:
                 (staging / MANIFEST_FILE).write_text(text, encoding="utf-8")
         self._build(missing, vit, data, progress)
         self.unreadable = frozenset(
-            row for s in range(len(self._rows)) for row in _unreadable(self._opened(s))
+            image for s in range(len(self._shard_images)) for image in _unreadable(self._opened(s))
         )
         total = store_bytes(self._n_images, *self._shape)
         self.description = (
@@ -154,7 +154,7 @@ class ActivationStore:
     # ---- building ---------------------------------------------------------------------------
 
     def _build(self, missing: list[int], vit: HookedViT, data: ImageData, progress: bool) -> None:
-        done = self._n_images - sum(len(self._rows[s]) for s in missing)
+        done = self._n_images - sum(len(self._shard_images[s]) for s in missing)
         with tqdm(
             total=self._n_images,
             initial=done,
@@ -168,24 +168,26 @@ class ActivationStore:
         remove_unfinished(self.folder)
 
     def _build_shard(self, shard: int, vit: HookedViT, data: ImageData, bar: Any) -> None:
-        rows = self._rows[shard]
+        shard_images = self._shard_images[shard]
         device = next(vit.parameters()).device
-        x, y = (torch.zeros(len(rows), *self._shape, dtype=torch.bfloat16) for _ in range(2))
+        x, y = (
+            torch.zeros(len(shard_images), *self._shape, dtype=torch.bfloat16) for _ in range(2)
+        )
         unreadable: list[int] = []
-        for start in range(0, len(rows), IMAGES_PER_PASS):
-            chunk = rows[start : start + IMAGES_PER_PASS]
+        for start in range(0, len(shard_images), IMAGES_PER_PASS):
+            group = shard_images[start : start + IMAGES_PER_PASS]
             if self._skip:
-                images, positions = data.readable(chunk)
+                images, positions = data.readable(group)
             else:
-                images, positions = data.batch(chunk)[0], list(range(len(chunk)))
+                images, positions = data.batch(group)[0], list(range(len(group)))
             if images is not None:
                 activations = capture(vit, images.to(device))
                 places = torch.tensor(positions) + start
                 x[places] = activations.x.transpose(0, 1).bfloat16().cpu()
                 y[places] = activations.y.transpose(0, 1).bfloat16().cpu()
             read = set(positions)
-            unreadable += [row for i, row in enumerate(chunk) if i not in read]
-            bar.update(len(chunk))
+            unreadable += [image for i, image in enumerate(group) if i not in read]
+            bar.update(len(group))
         metadata = {"format": "pt", "cache": self._key, "unreadable": json.dumps(unreadable)}
 
         try:
@@ -200,7 +202,7 @@ class ActivationStore:
                 raise
 
     def _check_space(self, missing: list[int]) -> None:
-        needed = store_bytes(sum(len(self._rows[s]) for s in missing), *self._shape)
+        needed = store_bytes(sum(len(self._shard_images[s]) for s in missing), *self._shape)
         place = self.folder.absolute()
         free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
         if missing and needed > free:
@@ -221,7 +223,7 @@ class ActivationStore:
         except (OSError, SafetensorError):  # missing; cut short or no safetensors file
             return None
         metadata = file.metadata() or {}
-        shape = [len(self._rows[shard]), *self._shape]
+        shape = [len(self._shard_images[shard]), *self._shape]
         if (
             metadata.get("cache") != self._key
             or set(tensors) != {"x", "y"}
