@@ -1,4 +1,4 @@
-"""Images -> (x, y): what the MLPs of a frozen ViT read and write."""
+"""x and y of images: what the MLPs of a frozen ViT read and put out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT
 
 IMAGES_PER_PASS = 128
-"""Images that go through the ViT together, wherever activations are gathered."""
+"""Number of images that go through the ViT together where activations are captured."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Activations:
 
 @torch.no_grad()
 def capture(vit: HookedViT, images: Float[Tensor, "batch 3 height width"]) -> Activations:
-    """(x, y) of every layer and token, whatever hooks are attached to the model.
+    """x and y of every layer and token row, from a clean pass in which no hook fires.
 
     Raises:
         InputError: an activation is NaN or infinite.

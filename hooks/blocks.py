@@ -1,4 +1,4 @@
-"""open_clip's residual block with TransformerLens hook points, same arithmetic, same weights."""
+"""open_clip's residual block with TransformerLens hook points, the same arithmetic and weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from vit_clt.hooks.points import BLOCK_POINTS
 
 
 class Recorder:
-    """Shared by all blocks of a model: while `values` is a dict, no hook fires and it is filled.
+    """Records the activations of a clean pass; all blocks of a model share one.
 
-    Only the activations `names` are kept: those of a whole pass can be gigabytes.
+    While `values` is a dict, no hook fires, and the activations at the hook points `names` are put
+    into it. All activations of a pass may take gigabytes.
     """
 
     values: dict[str, Tensor] | None = None
     names: Collection[str] = ()
 
     def __call__(self, point: HookPoint, tensor: Tensor) -> Tensor:
-        """Fire the hook point, or record the tensor under its name, if that is asked for."""
+        """Fire the hook point, or, in a clean pass, record the tensor if its name is in `names`."""
         if self.values is None:
             return point(tensor)
         if point.name in self.names:
@@ -35,16 +36,16 @@ class Recorder:
 
 
 class HookedBlock(ResidualAttentionBlock):
-    """A block that was a `ResidualAttentionBlock`; made by `adopt`, never constructed.
+    """A `ResidualAttentionBlock` with hook points. `adopt` makes it; it is never constructed.
 
     x_l is `ln2.hook_out`: the second LayerNorm's output, gain and bias included. It passes
-    `mlp.hook_in` right after, where readers find it with every edit at `ln2.hook_out` applied.
+    `mlp.hook_in` right after, where every edit at `ln2.hook_out` has been applied.
     y_l is `hook_mlp_out`, before LayerScale where a model has one.
     """
 
     at: Recorder
     use_attn_pattern: bool
-    # asked before each MLP: may its output be left out, because a hook overwrites every row?
+    # called before each MLP; true if its output need not be computed, as a hook overwrites all rows
     mlp_is_overwritten: Callable[[], bool] | None = None
     hook_resid_pre: HookPoint
     hook_ln1: HookPoint
@@ -100,23 +101,23 @@ class HookedBlock(ResidualAttentionBlock):
         return self.at(self.hook_resid_post, self.add_mlp(resid_mid, y))
 
     def add_mlp(self, resid_mid: Tensor, y: Tensor) -> Tensor:
-        """The block's output "batch token d_model" where its MLP puts out `y`; fires no hook."""
+        """The block's output "batch token d_model" if its MLP puts out `y`; no hook fires."""
         return resid_mid + self.ls_2(y)
 
     def _idle(self) -> bool:
         if self.mlp_is_overwritten is None or self.at.values is not None:
             return False
-        # hooks inside the MLP want its values, and autocast decides its output's dtype
+        # hooks inside the MLP need its values, and autocast decides the dtype of its output
         watched = any(m._forward_hooks or m._forward_pre_hooks for m in self.mlp.modules())
         return not watched and not torch.is_autocast_enabled() and self.mlp_is_overwritten()
 
     def pattern_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What attention makes of its input "batch token d_model", written out.
+        """The attention pattern and the values, for an attention input "batch token d_model".
 
         Returns:
             The pattern softmax(q k / sqrt(d_head)), "batch head query key", and the values v,
-            "batch head key d_head". The fused kernel that a forward takes never forms the pattern;
-            the products differ by about 1e-6.
+            "batch head key d_head". A forward uses a fused kernel, which never forms the pattern;
+            pattern times values differs from its output by about 1e-6.
         """
         attn: Any = self.attn
         qkv = nn.functional.linear(x, attn.in_proj_weight, attn.in_proj_bias)
@@ -135,26 +136,26 @@ class HookedBlock(ResidualAttentionBlock):
 
 @contextmanager
 def idle_mlps(blocks: Iterable[HookedBlock]) -> Iterator[None]:
-    """Let blocks leave out an MLP whose every output row is overwritten unseen.
+    """A context in which these blocks do not compute their MLPs.
 
-    The hook added last to each `hook_mlp_out` must overwrite all rows. A block computes its MLP
-    all the same while any other hook comes first, or looks into the MLP.
+    The hook added last to each `hook_mlp_out` must overwrite all rows. A block still computes its
+    MLP while any other hook fires before that one, or is inside the MLP.
     """
-    chosen = list(blocks)
+    blocks = list(blocks)
     try:
-        for block in chosen:
+        for block in blocks:
             block.mlp_is_overwritten = _overwritten(block.hook_mlp_out)
         yield
     finally:
-        for block in chosen:
+        for block in blocks:
             block.mlp_is_overwritten = None
 
 
 def _overwritten(point: HookPoint) -> Callable[[], bool]:
-    # is the hook added last to `point` still the first to see it?
-    ours = point.fwd_hooks[-1].hook.id
+    # the hook added last to `point` must still be the first that fires
+    last_added = point.fwd_hooks[-1].hook.id
 
-    def first() -> bool:
-        return next(iter(point._forward_hooks), None) == ours and not point.bwd_hooks
+    def fires_first() -> bool:
+        return next(iter(point._forward_hooks), None) == last_added and not point.bwd_hooks
 
-    return first
+    return fires_first

@@ -44,7 +44,7 @@ NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 
 @dataclass(frozen=True)
 class HookedViTConfig:
-    """Geometry and identity of a hooked ViT; TransformerLens' ActivationCache reads it too."""
+    """Geometry and identity of a hooked ViT, also read by TransformerLens' `ActivationCache`."""
 
     n_layers: int
     d_model: int
@@ -52,9 +52,9 @@ class HookedViTConfig:
     image_size: tuple[int, int]
     """Height and width of an input image, in pixels."""
     patch_grid: tuple[int, int]
-    """Patches down and across; patch (i, j) is token row 1 + i * across + j."""
+    """Number of patches down and across; patch (i, j) is token row 1 + i * across + j."""
     n_tokens: int
-    """Token rows: the class token (row 0), then the patches."""
+    """Number of token rows: the class token (row 0), then the patches."""
     has_cls: bool
     pools_cls: bool
     """Whether the image embedding is read from the class token alone."""
@@ -70,14 +70,14 @@ class HookedViTConfig:
 class HookedViT(HookedRootModule):
     """`vit(images)` equals `clip.encode_image(images)` bit for bit, with hooks on the way.
 
-    Hook points, in order: `hook_input` (fires first in every forward, on what it was given), then
-    per block `blocks.{l}.hook_resid_pre`, `.ln1.hook_out`, `.attn.hook_pattern` (only after
+    Hook points, in order: `hook_input` (fires first in every forward, on its input), then per
+    block `blocks.{l}.hook_resid_pre`, `.ln1.hook_out`, `.attn.hook_pattern` (only after
     `set_use_attn_pattern(True)`), `.hook_attn_out`, `.hook_resid_mid`, `.ln2.hook_out` (x_l),
     `.mlp.hook_in` (x_l again, after every edit of it), `.hook_mlp_out` (y_l), `.hook_resid_post`.
 
-    Edit x_l at `ln2.hook_out`; `mlp.hook_in` is for readers. The tower is put in eval mode and
-    frozen (compare bits with a frozen open_clip model: torch picks its matrix product by whether
-    weights require gradients). `state_dict` is open_clip's own.
+    x_l is edited at `ln2.hook_out` and read at `mlp.hook_in`. The tower is put in eval mode and
+    frozen. (Its bits are those of a frozen open_clip model: torch chooses the kernel of a matrix
+    product by whether weights require gradients.) `state_dict` is open_clip's own.
     """
 
     cfg: HookedViTConfig
@@ -119,31 +119,31 @@ class HookedViT(HookedRootModule):
             model: an open_clip name ("ViT-B-32-quickgelu"), `local-dir:PATH` of a folder with
                 open_clip_config.json and open_clip_model.safetensors, or "digits" or "adding",
                 the teachers that come with this package.
-            pretrained: an open_clip tag ("openai") or a weights file; None leaves random weights
-                (never with `local-dir:`, which carries its own).
-            device: where to put it.
+            pretrained: an open_clip tag ("openai") or a weights file; None leaves random weights.
+                It must be None with `local-dir:`, which has weights of its own.
+            device: the device that the model is put on.
 
         Raises:
-            InputError: unknown name or tag, missing or unreadable weights, or a name whose
+            InputError: an unknown name or tag, missing or unreadable weights, or a name whose
                 activation function is not the one the weights were trained with.
         """
-        source = shipped_teacher(model) or model
-        own_weights = source.startswith("local-dir:")
-        if own_weights and pretrained is not None:
+        place = shipped_teacher(model) or model
+        is_local = place.startswith("local-dir:")
+        if is_local and pretrained is not None:
             raise InputError(
                 "pretrained",
                 f'is "{pretrained}"; model "{model}" carries its own weights, expected none.',
             )
-        _check_activation(source, pretrained)
+        _check_activation(place, pretrained)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="No pretrained weights loaded")
                 clip, _, preprocess = open_clip.create_model_and_transforms(
-                    source,
+                    place,
                     pretrained=pretrained,
                     device=device,
                     precision="fp32",
-                    require_pretrained=own_weights,
+                    require_pretrained=is_local,
                 )
         except _LOAD_ERRORS as error:
             plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
@@ -158,7 +158,7 @@ class HookedViT(HookedRootModule):
             model=model,
             pretrained=pretrained,
             preprocess=preprocess,
-            tokenizer=load_tokenizer(source),
+            tokenizer=load_tokenizer(place),
         )
 
     # ---- running ----------------------------------------------------------------------------
@@ -175,12 +175,12 @@ class HookedViT(HookedRootModule):
         Args:
             images: "batch 3 height width"; with `start_at_layer`, that block's `hook_resid_pre`,
                 "batch token d_model".
-            start_at_layer: enter at this block.
+            start_at_layer: the first block that runs; by default the first of the model.
             stop_at_layer: return the residual stream "batch token d_model" before this block.
                 Negative layers count from the end, as in TransformerLens.
 
         Raises:
-            InputError: an input of another shape or kind.
+            InputError: an input of another shape or dtype, or a layer out of range.
         """
         visual: Any = self.clip.visual
         for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
@@ -203,10 +203,10 @@ class HookedViT(HookedRootModule):
         return self.head(resid)
 
     def head(self, resid: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch *out"]:
-        """What follows the last block: LayerNorm, pooling and projection. No hook fires.
+        """Embeddings from the output of the last block: LayerNorm, pooling and projection.
 
-        Where `cfg.pools_cls`, the rows after the first change nothing: "batch 1 d_model", the class
-        token's row alone, gives the same embeddings.
+        No hook fires. If `cfg.pools_cls`, only row 0 counts, and "batch 1 d_model", the row of the
+        class token alone, gives the same embeddings.
         """
         visual: Any = self.clip.visual
         pooled, _ = visual._pool(resid)
@@ -225,20 +225,20 @@ class HookedViT(HookedRootModule):
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """The factor on cosines, exp(clip.logit_scale)."""
+        """The factor that turns cosines into logits, exp(clip.logit_scale)."""
         clip: Any = self.clip
         return clip.logit_scale.exp()
 
     def clean_cache(
         self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
     ) -> dict[str, Tensor]:
-        """The unaltered activations `names`; see `run_clean`."""
+        """The unaltered activations at the hook points `names`, as of `run_clean`."""
         return self.run_clean(images, names)[1]
 
     def run_clean(
         self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
     ) -> tuple[Float[Tensor, "batch *out"], dict[str, Tensor]]:
-        """The unaltered embeddings and activations `names`; no hook fires, whatever is attached.
+        """The unaltered embeddings, and the activations at the hook points `names`. No hook fires.
 
         Raises:
             InputError: images of another shape, or a name that no hook point of the model has.
@@ -264,15 +264,15 @@ class HookedViT(HookedRootModule):
         """
         if names_filter is not None:
             if callable(names_filter):
-                chosen = [name for name in self.hook_dict if names_filter(name)]
+                names = [name for name in self.hook_dict if names_filter(name)]
             else:
-                chosen = [names_filter] if isinstance(names_filter, str) else list(names_filter)
-            if not chosen:
+                names = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+            if not names:
                 raise InputError(
                     "names_filter", "matches no hook point; see vit.hook_dict for names."
                 )
-            self._check_names(chosen)
-            names_filter = chosen
+            self._check_names(names)
+            names_filter = names
         output, cache = super().run_with_cache(*args, names_filter=names_filter, **kwargs)
         if not cache:
             raise InputError("names_filter", "matches no hook point that this forward reached.")
@@ -286,7 +286,11 @@ class HookedViT(HookedRootModule):
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Iterator[HookedViT]:
-        """TransformerLens' context manager of temporary hooks, with unknown names refused."""
+        """TransformerLens' context manager of temporary hooks; it refuses unknown names.
+
+        Raises:
+            InputError: a hook is for no hook point of the model.
+        """
         for name, _ in (*fwd_hooks, *bwd_hooks):
             if isinstance(name, str):
                 self._check_names([name])
@@ -310,9 +314,9 @@ class HookedViT(HookedRootModule):
         self.mod_dict = dict(points)
 
     def set_use_attn_pattern(self, use: bool) -> None:
-        """Compute attention unfused and expose `attn.hook_pattern`.
+        """Compute attention unfused and give it the hook point `attn.hook_pattern`, or undo that.
 
-        Off by default: the unfused path differs from open_clip's by about 1e-6.
+        It is off by default: unfused attention differs from open_clip's by about 1e-6.
         """
         for block in self.blocks:
             block.use_attn_pattern = use
@@ -320,7 +324,7 @@ class HookedViT(HookedRootModule):
         self.setup()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """open_clip's state dict, key for key: hook points hold no tensors."""
+        """open_clip's state dict, key for key, as hook points have no tensors."""
         return self.clip.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -328,7 +332,7 @@ class HookedViT(HookedRootModule):
         return self.clip.load_state_dict(*args, **kwargs)
 
     def identity(self) -> TeacherIdentity:
-        """Name, activation function, hooks and weight hash: what a CLT trained on this records."""
+        """Name, activation function, hook points and weight hash, for a CLT to record."""
         return TeacherIdentity(
             model=self.cfg.model,
             pretrained=self.cfg.pretrained,
@@ -393,7 +397,7 @@ def _config_of(
 
 
 def _check_activation(model: str, pretrained: str | None) -> None:
-    # open_clip only warns here, and from a file not even that: the numbers would be quietly wrong
+    # open_clip only warns of this, and not even that for a file: the numbers would be wrong
     if pretrained is None:
         return
     model = model.replace("/", "-")

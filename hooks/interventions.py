@@ -1,5 +1,7 @@
-"""Interventions on the ViT's own parts: rows of what an MLP or an attention layer puts out,
-overwritten by zeros, means, or other images' rows.
+"""Interventions on the ViT's own parts.
+
+Token rows of what an MLP or an attention layer puts out are overwritten by zeros, means, or the
+rows of other images.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ def overwrite_mlp_hooks(
 
     Args:
         layers: layers to overwrite.
-        tokens: rows to overwrite.
-        values: per layer, what to write on those rows, with or without a batch axis (a mean over
-            images has none). None writes zeros.
+        tokens: token rows to overwrite.
+        values: by layer, the values to write on those rows, with or without a batch axis (a mean
+            over images has none). None writes zeros.
 
     Raises:
-        InputError: a negative layer, or (in the forward) values of another number of rows.
+        InputError: a negative layer, or, in the forward, values of another number of rows.
     """
     return _hooks("mlp", layers, tokens, values)
 
@@ -47,11 +49,12 @@ def overwrite_attn_hooks(
 
 
 def check_unhooked(vit: HookedViT) -> None:
-    """Refuse a model with hooks attached, where parts of a forward are shared: they would fire in
-    some forwards only.
+    """Refuse a model with hooks attached.
+
+    Passes that share parts of a forward call this, because hooks would fire in some forwards only.
 
     Raises:
-        InputError: there is a hook.
+        InputError: a hook is attached.
     """
     hooked = [name for name, point in vit.hook_dict.items() if point.has_hooks()]
     if hooked:
@@ -69,7 +72,7 @@ def overwrite_rows(
     """A copy of `y` with these rows set to `value`, or to zero.
 
     Raises:
-        InputError: `value` has another number of rows; `name` says where.
+        InputError: `value` has another number of rows; the sentence calls the place `name`.
     """
     out = y.clone()
     n_rows = out[:, rows].shape[1]

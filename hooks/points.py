@@ -1,7 +1,7 @@
 """The names of hook points, as TransformerLens 4 has them; "{l}" stands for the layer.
 
-`ln2.hook_out` is the LayerNorm's output, gain and bias included: what the MLP reads.
-TransformerLens keeps `hook_normalized` for the value before them, which is none of ours.
+`ln2.hook_out` is the output of the LayerNorm, gain and bias included, which the MLP reads.
+TransformerLens calls the value before gain and bias `hook_normalized`; it has no hook point here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from vit_clt.choices import Site
 
 FwdHook = tuple[str | Callable[[str], bool], Callable[..., Any]]
-"""A hook of the forward: where (a point's name, or a choice among names), and a function of the
-activation there and the hook point, which returns what takes its place, or None."""
+"""A forward hook: the name of a hook point (or a function that says for which names it is), and a
+function of the activation and the hook point, which returns the new activation, or None."""
 FwdHooks = list[FwdHook]
 
 RESID_PRE = "blocks.{l}.hook_resid_pre"
@@ -28,9 +28,9 @@ HOOK_OUT = "blocks.{l}.hook_mlp_out"
 RESID_POST = "blocks.{l}.hook_resid_post"
 
 SITE_OUT: dict[Site, str] = {"mlp": HOOK_OUT, "attn": "blocks.{l}.hook_attn_out"}
-"""Where a block's MLP and its attention layer put out, before LayerScale."""
+"""The hook points of the outputs of a block's MLP and attention layer, before LayerScale."""
 
-# attribute on a hooked block -> name below `blocks.{l}.`
+# the name after `blocks.{l}.` of each attribute of a hooked block
 BLOCK_POINTS = {
     "hook_resid_pre": "hook_resid_pre",
     "hook_ln1": "ln1.hook_out",

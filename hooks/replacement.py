@@ -1,10 +1,11 @@
 """Put a CLT in the place of a ViT's MLPs, through hooks.
 
-At the chosen layers the chosen token rows of `hook_mlp_out` are overwritten by y^_l; other rows
+At the replaced layers the replaced token rows of `hook_mlp_out` are overwritten by y^_l; other rows
 keep MLP_l(current x_l). With `inputs="stream"` the codes of every source layer that writes to one
-of them, replaced or not, come from the live, already altered stream; with "teacher" from a clean
-pass of the same images. Other sources (all but the replaced layers, per layer) are not encoded.
-An error node makes the row y_clean + (y^_live - y^_clean): bit-exact while nothing intervenes.
+of these layers, replaced or not, come from the live, already altered stream; with "teacher" they
+come from a clean pass of the same images. Sources that write to no replaced layer are not encoded
+(of a per-layer transcoder all but the replaced layers). With an error node the row becomes
+y_clean + (y^_live - y^_clean), which is bit-exact while nothing else is altered.
 """
 
 from __future__ import annotations
@@ -37,19 +38,20 @@ def replacement_hooks(
     error_node: bool = False,
     clean: Mapping[str, Tensor] | ActivationCache | None = None,
 ) -> FwdHooks:
-    """The replacement as a plain TransformerLens `fwd_hooks` list; composes with user hooks.
+    """The replacement as a TransformerLens `fwd_hooks` list, which may be joined with other hooks.
 
-    A list knows no model: check a saved CLT against it with `check_fits(vit, clt)` first.
+    The list does not know the model: check a saved CLT with `check_fits(vit, clt)` first.
 
     Args:
         clt: the transcoder.
         layers: layers whose MLP output is overwritten.
-        tokens: rows overwritten: "cls" (row 0), "patch" (the rest) or "all".
-        inputs: where codes come from, "stream" or "teacher".
+        tokens: token rows that are overwritten: "cls" (row 0), "patch" (the rest) or "all".
+        inputs: which pass the codes come from, "stream" or "teacher".
         error_node: add the clean pass's reconstruction error back.
         clean: an activation cache of the same images with `blocks.{s}.ln2.hook_out` of the sources
-            (and `blocks.{l}.hook_mlp_out` for error nodes); needed by `inputs="teacher"` and
-            `error_node=True`, because a hook list cannot make a clean pass. `replace_mlps` can.
+            (and `blocks.{l}.hook_mlp_out` for error nodes). `inputs="teacher"` and
+            `error_node=True` need it, because a hook list cannot make a clean pass. `replace_mlps`
+            can.
 
     Raises:
         InputError: `clean` is missing or incomplete, or an argument is out of range.
@@ -79,14 +81,14 @@ def replace_mlps(
     inputs: Inputs = "stream",
     error_node: bool = False,
 ) -> Iterator[HookedViT]:
-    """Within this context every forward of `vit` runs with the CLT in place of its MLPs.
+    """A context in which every forward of `vit` runs with the CLT in place of its MLPs.
 
     The clean pass that "teacher" inputs and error nodes need is made for each forward, on the
-    images as they arrive here (edited by any `hook_input` hook registered before this context).
-    The CLT's stages are hook points of the model meanwhile: `clt.{s}.hook_codes` "batch token
-    feature" for every source it reads, `clt.{l}.hook_recon` "batch token d_model" for every
-    replaced layer. While one of them has a hook, codes are made for all token rows and written out
-    densely. No hook is left behind, also after an exception.
+    images as edited by the `hook_input` hooks that were added before this context. Within the
+    context, codes and reconstructions are hook points of the model: `clt.{s}.hook_codes` "batch
+    token feature" for every source that is encoded, and `clt.{l}.hook_recon` "batch token d_model"
+    for every replaced layer. While one of them has a hook, codes are made for all token rows and
+    are dense. No hook is left behind, also after an exception.
 
     With tokens="all" a replaced block does not compute its MLP, unless another hook sees its output
     first.
@@ -122,40 +124,40 @@ def replace_mlps(
 
 
 def check_fits(vit: HookedViT, clt: CrossLayerTranscoder) -> None:
-    """Refuse a CLT of another shape, on another device, or one that names another teacher.
+    """Refuse a CLT of another shape, on another device, or trained on another teacher.
 
     Raises:
-        InputError: what does not match. `clt.forget_teacher()` lifts the check on the teacher.
+        InputError: one of these differs. `clt.forget_teacher()` lifts the check of the teacher.
     """
-    have = (clt.config.n_layers, clt.config.d_model)
-    want = (vit.cfg.n_layers, vit.cfg.d_model)
-    if have != want:
+    shape = (clt.config.n_layers, clt.config.d_model)
+    expected = (vit.cfg.n_layers, vit.cfg.d_model)
+    if shape != expected:
         raise InputError(
-            f"the CLT is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
-            f"width {want[1]}, as in model {vit.cfg.model}."
+            f"the CLT is for {shape[0]} layers of width {shape[1]}; expected {expected[0]} layers "
+            f"of width {expected[1]}, as in model {vit.cfg.model}."
         )
-    on, expected = clt.b_enc.device, vit.logit_scale.device
-    if on != expected and not clt.b_enc.is_meta:  # only its shape and teacher are asked for
+    device, vit_device = clt.b_enc.device, vit.logit_scale.device
+    if device != vit_device and not clt.b_enc.is_meta:  # a meta CLT stands for its shape alone
         raise InputError(
-            f"the CLT is on {on}; expected {expected}, where model {vit.cfg.model} is: "
-            f'clt.to("{expected}").'
+            f"the CLT is on {device}; expected {vit_device}, where model {vit.cfg.model} is: "
+            f'clt.to("{vit_device}").'
         )
     recorded = clt.config.teacher
     if recorded is None:
         return
-    found = vit.identity()
+    identity = vit.identity()
     for field in ("activation", "hook_in", "hook_out", "weights_sha256"):
-        if getattr(recorded, field) != getattr(found, field):
+        if getattr(recorded, field) != getattr(identity, field):
             raise InputError(
                 f"the CLT was trained on {recorded.model} ({recorded.pretrained}) with {field} "
-                f"{getattr(recorded, field)[:24]}, this model has {getattr(found, field)[:24]}; "
+                f"{getattr(recorded, field)[:24]}, this model has {getattr(identity, field)[:24]}; "
                 "expected the same.",
                 remedy="clt.forget_teacher()",
             )
 
 
 class _Replacement:
-    """The hooks of one replacement and the codes of the forward they are in."""
+    """The hooks of one replacement, and the codes of the forward in progress."""
 
     def __init__(
         self,
@@ -183,7 +185,7 @@ class _Replacement:
         self.forget()
 
     def forget(self) -> None:
-        """Drop what belongs to one forward: codes never outlive it."""
+        """Drop the codes of a forward, which must not outlive it."""
         self.begun = False
         self.codes: dict[int, Codes] = {}
         self.clean_codes: dict[int, Codes] = {}
@@ -198,7 +200,8 @@ class _Replacement:
         self.forget()
         self.begun = True
         listening = any(point.has_hooks() for point in self.points.values())
-        # codes and reconstructions are row-wise: encode only what is written, unless a hook looks
+        # codes and reconstructions are row-wise: only the written rows are encoded, unless a hook
+        # of the CLT sees them
         self.encoded = slice(None) if listening else self.rows
         self.written = self.rows if listening else slice(None)
         if self.vit is not None and self.clean_names:
@@ -218,7 +221,7 @@ class _Replacement:
                 )
             codes = self.clt.encode(clean_x[:, self.encoded], layer=source)
             if self._watched(source):
-                # the live codes of this source are written out: an error node must decode alike
+                # the live codes of this source are dense: an error node must be decoded alike
                 codes = DenseCodes(codes.to_dense())
             self.clean_codes[source] = codes
             if not self.stream:

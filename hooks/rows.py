@@ -1,7 +1,7 @@
-"""Token rows and layers by name: CLS is row 0, patches follow in raster order.
+"""Token rows and layers by name. CLS is row 0, and the patches follow in raster order.
 
-`token_rows` takes a kind of row ("cls", "patch", "all") for every model; `region_rows` also knows
-the halves of a patch grid.
+`token_rows` gives the rows of a kind ("cls", "patch", "all") for every model; `region_rows` also
+the rows of each half of a patch grid.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from vit_clt.errors import InputError
 
 
 def token_rows(tokens: TokenKind, has_cls: bool = True) -> slice:
-    """The rows of the token axis that `tokens` names.
+    """The rows of the token axis that are of the kind `tokens`, as a slice.
 
     Raises:
-        InputError: unknown kind, or "cls" on a model without a class token.
+        InputError: an unknown kind, or "cls" on a model without a class token.
     """
     check_choice("tokens", tokens, get_args(TokenKind))
     if tokens == "cls" and not has_cls:
@@ -36,29 +36,29 @@ def token_rows(tokens: TokenKind, has_cls: bool = True) -> slice:
 
 
 def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
-    """Layers sorted and without repeats; negative ones count from the end.
+    """The layers sorted and without repeats; negative ones count from the end.
 
     Raises:
-        InputError: none given, or one outside the model.
+        InputError: no layer, or one outside the model.
     """
-    wanted = [layers] if isinstance(layers, int) else list(layers)
-    for layer in wanted:
+    layers = [layers] if isinstance(layers, int) else list(layers)
+    for layer in layers:
         if not -n_layers <= layer < n_layers:
             raise InputError(
                 "layers", f"contains {layer}; expected layers from 0 to {n_layers - 1}."
             )
-    if not wanted:
+    if not layers:
         raise InputError(
             "layers", f"is empty; expected at least one layer from 0 to {n_layers - 1}."
         )
-    return sorted({layer % n_layers for layer in wanted})
+    return sorted({layer % n_layers for layer in layers})
 
 
 def patch_rows_unread(layer: int, n_layers: int, pools_cls: bool) -> bool:
-    """Whether no patch row of what this layer's MLP puts out can reach the output.
+    """Whether no patch row of this layer's MLP output can reach the embedding.
 
-    So it is at the last layer of a model that pools the class token (`vit.cfg.pools_cls`): no
-    attention comes after it, and the final LayerNorm works row by row.
+    This holds at the last layer of a model that pools the class token (`vit.cfg.pools_cls`): no
+    attention follows, and the final LayerNorm works row by row.
     """
     return pools_cls and layer == n_layers - 1
 
@@ -73,13 +73,14 @@ REGION_NAMES: dict[Region, str] = {
 
 
 def region_rows(region: Region, grid: tuple[int, int]) -> Int[Tensor, " row"]:
-    """Rows of the token axis, CLS first.
+    """The rows of a region as indices of the token axis, CLS first.
 
-    A middle column of patches belongs to the left half, so a grid of one column has no right one.
+    A middle column of patches belongs to the left half, so that a grid of one column has no right
+    half.
 
     Args:
-        region: which rows.
-        grid: patches down and across (`vit.cfg.patch_grid`).
+        region: the region.
+        grid: number of patches down and across (`vit.cfg.patch_grid`).
 
     Raises:
         InputError: an unknown region, or one without patches.

@@ -1,9 +1,9 @@
-"""Steering: features of a CLT set to a value, or scaled, in the running model.
+"""Steering: features of a CLT are set to a value, or scaled, in the running model.
 
-Inside `replace_mlps` the codes are hook points, and an edit of z_{s,i} at a row changes what that
-row writes at every target, by (z' - z) W_dec[s->l]_i; downstream codes respond to the altered
-stream. With error nodes the unedited model is the original bit for bit, so that what changes is the
-edit alone.
+Inside `replace_mlps` the codes are hook points. An edit of z_{s,i} at a row changes that row of the
+reconstruction at every target by (z' - z) W_dec[s->l]_i, and downstream codes respond to the
+altered stream. With error nodes the model without an edit is the original bit for bit, so that
+every change comes from the edits.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from vit_clt.transcoder.model import CrossLayerTranscoder
 
 Rows = TokenKind | tuple[int, ...]
 """Token rows by kind, or by number (row 0 is CLS)."""
-_ENDLESS = 2**31  # past the last row of any model: rows by kind overlap whatever their number
+_ROW_LIMIT = 2**31  # more token rows than any model has
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What to do with features of one layer: z' = value (clamp) or z' = value * z (scale).
+    """An edit of features of one layer: z' = value (clamp) or z' = value * z (scale).
 
-    A scaled feature that is silent stays silent; scale 0 suppresses, scale 1 changes nothing. A
-    clamped one takes the value on every row named, active or not, so that L0 may exceed k.
+    Scaling leaves a silent feature silent; scale 0 suppresses a feature, scale 1 changes nothing.
+    Clamping sets the value on every row of `tokens`, active or not, so that L0 may exceed k.
 
     Raises:
-        InputError: a negative layer, feature or row, none of them, one given twice, an unknown
+        InputError: a negative layer, feature or row, no feature or row, one given twice, an unknown
             kind, or a value that is not finite.
     """
 
     layer: int
     """Source layer s, from 0."""
     feature: int | tuple[int, ...]
-    """One feature of it, or several that are edited alike."""
+    """One feature of the layer, or several that are edited alike."""
     kind: EditKind
     value: float | int
-    """Clamp: in units of z. Scale: a factor."""
+    """The new z of a clamp, or the factor of a scale."""
     tokens: Rows = "all"
-    """Rows edited."""
+    """Token rows that are edited."""
     only_active: bool = False
-    """Clamp only where the feature is active (z != 0)."""
+    """Whether a clamp applies only where the feature is active (z != 0)."""
 
     def __post_init__(self) -> None:
         if self.layer < 0:
@@ -72,11 +72,11 @@ class Edit:
         """The features as a tuple."""
         return (self.feature,) if isinstance(self.feature, int) else self.feature
 
-    def apply(self, z: Float[Tensor, "batch token chosen"]) -> Float[Tensor, "batch token chosen"]:
-        """The codes of these features on every row, edited on the rows named; a copy.
+    def apply(self, z: Float[Tensor, "batch token edited"]) -> Float[Tensor, "batch token edited"]:
+        """A copy of the codes z of `features` on all rows, edited on the rows of `tokens`.
 
         Raises:
-            InputError: a row that there is not.
+            InputError: a row out of range.
         """
         check_rows(self.tokens, z.shape[1])
         rows = row_index(self.tokens)
@@ -102,17 +102,17 @@ def steer(
     tokens: TokenKind = "all",
     error_node: bool = True,
 ) -> Iterator[HookedViT]:
-    """Within this context every forward of `vit` runs with these features edited.
+    """A context in which every forward of `vit` runs with these features edited.
 
-    `replace_mlps` with stream inputs, and `steering_hooks` in it: other hooks, also ones at
-    `clt.{s}.hook_codes`, fire as they do there; those added inside see the edited codes.
+    It is `replace_mlps` with stream inputs, with `steering_hooks` added. Other hooks fire as they
+    do in `replace_mlps`; hooks at `clt.{s}.hook_codes` added in this context see the edited codes.
 
     Args:
         vit: the teacher.
         clt: its transcoder.
         edits: one edit, or several of different features or rows.
-        layers: layers whose MLP output the CLT writes; all by default.
-        tokens: rows it writes.
+        layers: layers whose MLPs the CLT replaces; by default all.
+        tokens: token rows that it replaces.
         error_node: add the clean pass's reconstruction error back.
 
     Raises:
@@ -122,10 +122,10 @@ def steer(
     check_fits(vit, clt)
     n = vit.cfg.n_layers
     edits = [edits] if isinstance(edits, Edit) else list(edits)
-    chosen = layer_list(range(n) if layers is None else layers, n)
-    check_edits(clt, edits, layers=chosen, tokens=tokens, n_tokens=vit.cfg.n_tokens)
+    replaced = layer_list(range(n) if layers is None else layers, n)
+    check_edits(clt, edits, layers=replaced, tokens=tokens, n_tokens=vit.cfg.n_tokens)
     with (
-        replace_mlps(vit, clt, layers=chosen, tokens=tokens, error_node=error_node),
+        replace_mlps(vit, clt, layers=replaced, tokens=tokens, error_node=error_node),
         vit.hooks(fwd_hooks=steering_hooks(edits)),
     ):
         yield vit
@@ -134,7 +134,8 @@ def steer(
 def steering_hooks(edits: Edit | Sequence[Edit]) -> FwdHooks:
     """The edits as plain `fwd_hooks` at `clt.{s}.hook_codes`, for use inside `replace_mlps`.
 
-    A list knows neither model nor CLT: a feature or row out of range is refused in the forward.
+    The list knows neither model nor CLT, so that a feature or row out of range is refused only in
+    the forward.
 
     Raises:
         InputError: no edit, or two of one feature and row.
@@ -158,11 +159,11 @@ def check_edits(
     """Refuse edits that cannot be made, or that could change nothing.
 
     Args:
-        clt: whose features are edited.
+        clt: the CLT whose features are edited.
         edits: the edits.
-        layers: layers the CLT writes.
-        tokens: rows it writes.
-        n_tokens: token rows of the model.
+        layers: layers whose MLPs the CLT replaces.
+        tokens: token rows that it replaces.
+        n_tokens: number of token rows of the model.
 
     Raises:
         InputError: as `steer`.
@@ -197,7 +198,7 @@ def check_feature(layer: int, feature: int, n_features: int) -> None:
     """Refuse a feature number that the CLT does not have.
 
     Raises:
-        InputError: it is out of range.
+        InputError: the number is out of range.
     """
     if not 0 <= feature < n_features:
         raise InputError(
@@ -207,10 +208,10 @@ def check_feature(layer: int, feature: int, n_features: int) -> None:
 
 
 def check_rows(tokens: Rows, n_tokens: int | None = None) -> None:
-    """Refuse rows that a model of `n_tokens` rows (None: any model) does not have.
+    """Refuse rows that a model of `n_tokens` token rows does not have; None is for any model.
 
     Raises:
-        InputError: an unknown kind, no row, one given twice, or one out of range.
+        InputError: an unknown kind, no row, a row given twice, or one out of range.
     """
     if isinstance(tokens, str):
         token_rows(tokens)
@@ -221,12 +222,12 @@ def check_rows(tokens: Rows, n_tokens: int | None = None) -> None:
 
 
 def row_index(tokens: Rows) -> slice | list[int]:
-    """The rows as an index of the token axis."""
+    """The rows as a slice or list that indexes the token axis."""
     return token_rows(tokens) if isinstance(tokens, str) else list(tokens)
 
 
 def _edit(codes: Tensor, hook: HookPoint, edits: Sequence[Edit]) -> Tensor:
-    # a copy: whoever looked at this point before must keep what was there
+    # edited in a copy, because a hook that fired before may have kept the codes
     edited = codes.clone()
     for edit in edits:
         check_feature(edit.layer, max(edit.features), codes.shape[-1])
@@ -250,13 +251,13 @@ def _check_apart(edits: Sequence[Edit]) -> None:
 
 
 def _shared_row(a: Rows, b: Rows) -> int | None:
-    """A row that both name, or None."""
-    kinds = {"cls": range(1), "patch": range(1, _ENDLESS), "all": range(_ENDLESS)}
-    first, second = (kinds[each] if isinstance(each, str) else each for each in (a, b))
-    if len(first) > len(second):
-        first, second = second, first
-    # the shorter is a few numbers, or meets the other at its first row
-    return next((row for row in first if row in second), None)
+    """A row that is in both, or None."""
+    kinds = {"cls": range(1), "patch": range(1, _ROW_LIMIT), "all": range(_ROW_LIMIT)}
+    shorter, longer = (kinds[rows] if isinstance(rows, str) else rows for rows in (a, b))
+    if len(shorter) > len(longer):
+        shorter, longer = longer, shorter
+    # this is quick: the shorter has a few numbers, or the longer has its first row
+    return next((row for row in shorter if row in longer), None)
 
 
 def _check_numbers(name: str, numbers: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""A model's tokenizer, which may be out of reach without a network while its weights are not."""
+"""Loads the tokenizer of a model. It may need a network even where the weights need none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vit_clt.errors import InputError
 
 
 class MissingTokenizer:
-    """Stands in for a tokenizer that cannot be loaded: images need none, so only texts fail."""
+    """Takes the place of a tokenizer that cannot be loaded, so that only texts are refused."""
 
     def __init__(self, name: str, model: str, reason: str):
         self.name = name
@@ -23,23 +23,23 @@ class MissingTokenizer:
         """Refuse to tokenize.
 
         Raises:
-            InputError: always; names the tokenizer and says why it cannot be loaded.
+            InputError: always, with the name of the tokenizer and why it cannot be loaded.
         """
         raise InputError(
             f'tokenizer "{self.name}" of model "{self.model}" cannot be loaded: {self.reason}'
         )
 
 
-def load_tokenizer(source: str) -> Callable[[list[str]], Tensor]:
-    """open_clip's tokenizer of a model, or a `MissingTokenizer`.
+def load_tokenizer(model: str) -> Callable[[list[str]], Tensor]:
+    """open_clip's tokenizer of a model, or a `MissingTokenizer` if it cannot be loaded.
 
-    Hugging Face tokenizers (SigLIP, CLIPA) come from the Hub unless they lie in its cache, or, for
-    `local-dir:`, in the model's folder.
+    `model` is an open_clip name or `local-dir:PATH`. Hugging Face tokenizers (SigLIP, CLIPA) come
+    from the Hub, unless they are in its local cache or in the folder PATH.
     """
     try:
-        return open_clip.get_tokenizer(source)
+        return open_clip.get_tokenizer(model)
     except Exception as error:  # transformers raises many kinds; each is one sentence to the user
-        config = open_clip.get_model_config(source) or {}
-        name = config.get("text_cfg", {}).get("hf_tokenizer_name") or source
+        config = open_clip.get_model_config(model) or {}
+        name = config.get("text_cfg", {}).get("hf_tokenizer_name") or model
         reason = " ".join(str(error).split())[:150]
-        return MissingTokenizer(name, source, f"{type(error).__name__}: {reason}")
+        return MissingTokenizer(name, model, f"{type(error).__name__}: {reason}")

@@ -1,6 +1,6 @@
-"""Every value that an option takes, declared once for the library and for the command line.
+"""The values that options take, declared once for the library and the command line.
 
-Free of torch, so that the command line can list them at once.
+This module does not import torch, so that the command line can list the values quickly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SparsifierName = Literal["relu_topk", "abs_topk", "jumprelu", "batch_topk"]
 PaperSparsifier = Literal["jumprelu", "relu_topk", "abs_topk"]
 """The sparsifiers of the source paper."""
 TranscoderKind = Literal["clt", "plt"]
-"""A cross-layer transcoder, or per-layer ones."""
+"""A cross-layer transcoder, or a per-layer one."""
 Preset = Literal["paper", "small", "demo"]
 Backend = Literal["auto", "dense", "sparse"]
 LrSchedule = Literal["linear", "cosine", "constant"]
@@ -26,14 +26,14 @@ Unreadable = Literal["stop", "skip"]
 # the ViT
 TokenKind = Literal["cls", "patch", "all"]
 Region = Literal["all", "cls", "patch", "left_half", "right_half"]
-"""A `TokenKind`, or one half of the patch grid."""
+"""Rows by place: a `TokenKind`, or one half of the patch grid."""
 Inputs = Literal["stream", "teacher"]
-"""Where the codes of a replacement come from: the live stream, or a clean pass."""
+"""The pass that the codes of a replacement come from: the live stream, or a clean pass."""
 Site = Literal["mlp", "attn"]
 """Which output of a block is overwritten."""
 EditKind = Literal["clamp", "scale"]
 Norms = Literal["held", "differentiated"]
-"""What a frozen pass does with its LayerNorms."""
+"""Whether a frozen pass holds the norms constant or takes gradients through them."""
 
 # studies
 Templates = Literal["single", "ensemble"]
@@ -41,21 +41,22 @@ Templates = Literal["single", "ensemble"]
 ScoreKind = Literal["projection", "centred", "norm", "loo", "loo_r2"]
 Reduce = Literal["mean_of_ratios", "ratio_of_means"]
 Ranking = Literal[ScoreKind, "last", "bottom", "random"]
-"""A score, highest first; "last": deepest source first; "bottom": lowest score first; "random"."""
+"""An order of sources: a score, highest first; "last", deepest first; "bottom", the lowest score
+first; or "random"."""
 Fill = Literal["zero", "mean", "resample"]
 """What takes the place of a dropped term or an ablated output."""
 Rule = Literal["spread", "rate", "effect", "purity", "random"]
-"""How features are chosen for pages."""
+"""How the features that get a page are selected."""
 SearchBackend = Literal["exact", "faiss"]
 Backbone = Literal["ViT-B/32", "ViT-B/16"]
 ExportFormat = Literal["circuit-tracer"]
 
 
 def check_choice(field: str, value: object, choices: Iterable[object]) -> None:
-    """Refuse a value that is none of `choices`, as `typing.get_args` of a Literal lists them.
+    """Refuse a value that is none of `choices`, such as `typing.get_args` of a Literal.
 
     Raises:
-        InputError: naming the field, the value and the choices.
+        InputError: the sentence has the field, the value and the choices.
     """
     known = list(choices)
     if value not in known:

@@ -1,4 +1,4 @@
-"""What is raised to the user: bad input, and a stop that was asked for."""
+"""The exceptions of this package: bad input, and a run that was stopped on request."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class InputError(ValueError):
     Args:
         *sentence: the name of the refused argument and what follows it, so that
             `InputError("k", "is 0; expected at least 1.")` reads "k is 0; expected at least 1."; or
-            a whole sentence, where no argument is its subject.
-        remedy: another argument that would allow what is refused; the sentence then ends with
-            ", or" and its name.
+            a whole sentence, if no argument is its subject.
+        remedy: name of another argument that would allow what is refused; the sentence then ends
+            with ", or" and its name.
     """
 
     def __init__(self, *sentence: str, remedy: str | None = None):
@@ -26,7 +26,7 @@ class InputError(ValueError):
 
     @property
     def field(self) -> str | None:
-        """The refused argument, where one is the subject of the sentence."""
+        """The name of the refused argument, or None if none is the subject of the sentence."""
         return self.args[0] if len(self.args) > 1 else None
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class InputError(ValueError):
         return f"{text.removesuffix('.')}, or {spelling(self.remedy)}."
 
     def without_remedy(self) -> str:
-        """The sentence, for an error that wraps this one and has a remedy of its own, or none."""
+        """The sentence without its remedy, for an error that wraps this one."""
         return str(InputError(*self.args))
 
 

@@ -1,9 +1,9 @@
-"""metrics.json: every number a command reports, with its interval, floor, baseline and context.
+"""Writes metrics.json: the numbers a command reports, with interval, floor, baseline and context.
 
     {"context": {...}, "metrics": [{"name", "value", "low", "high", "unit", "n", "floor",
     "baseline"}, ...]}
 
-`floor` and `baseline` are null where a number has none; NaN is written as null.
+`floor` and `baseline` are null for a number that has none, and NaN is written as null.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Metric:
     name: str
     value: float | int | None
     unit: str
-    """"fraction", "nats", "logits", "seconds", "count", "bytes", "tokens/s" or "raw^2"."""
+    """One of "fraction", "nats", "logits", "seconds", "count", "bytes", "tokens/s" or "raw^2"."""
     n: int
-    """Images it was measured on (token rows, for `last_batch_` numbers of a training run)."""
+    """Images it was measured on (token rows, for the `last_batch_` numbers of a training run)."""
     low: float | None = None
     high: float | None = None
     floor: float | None = None
@@ -46,7 +46,12 @@ class Metric:
 
 
 def metrics_json(metrics: Sequence[Metric], **context: Any) -> str:
-    """The file's text. `context` names the command, data, tokens, trajectory, L0, fill and seed."""
+    """The text of metrics.json.
+
+    Args:
+        metrics: the numbers.
+        **context: values of `CONTEXT_KEYS`, null where missing, and any others, as JSON values.
+    """
     filled = {key: context.pop(key, None) for key in CONTEXT_KEYS}
     filled["versions"] = versions()
     document = {
@@ -57,12 +62,12 @@ def metrics_json(metrics: Sequence[Metric], **context: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Versions of Python and of the packages that the numbers depend on."""
     packages = ("vit-clt", "torch", "transformer_lens", "open_clip_torch")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
+        return {name: _finite(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

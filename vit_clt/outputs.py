@@ -1,7 +1,8 @@
-"""What is on disk: output folders, files that are complete before they appear, and their hashes.
+"""Output folders, files that are complete before they appear, and their hashes.
 
-A folder is refused before anything is written to it. Everything that must survive a kill is written
-beside its place and moved there. `check_same` refuses to go on with what was started otherwise.
+A folder is refused before anything is written to it. A file that must be complete even after a kill
+is written beside its place and then moved there. `check_same` refuses to go on with a run that was
+started with other settings.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ from safetensors import SafetensorError
 from vit_clt.errors import InputError
 
 STAGING = ".saving-"
-"""How the folders that `staged_files` writes in are called; a kill leaves them."""
+"""First part of the names of the folders that `staged_files` writes in; a kill leaves them."""
 
 
 class OutputFolder:
-    """Where a command writes.
+    """The folder that a command writes to.
 
     Args:
-        path: the folder; must be absent or empty unless `overwrite`.
-        files: names the command writes; `overwrite` removes these and nothing else. A name may lie
-            in a sub-folder and hold wildcards ("pages/pages-*.js").
+        path: the folder; it must be absent or empty unless `overwrite`.
+        files: names of the files that the command writes; `overwrite` removes these and no others.
+            A name may have a sub-folder and wildcards ("pages/pages-*.js").
         overwrite: replace an earlier output.
-        resume: name of a file that marks an unfinished output to go on with; what is there stays.
+        resume: name of a file; a folder that has it is an unfinished output, which is kept and
+            resumed.
 
     Raises:
-        InputError: the folder is occupied, or cannot be one.
+        InputError: the folder has files already, or cannot be a folder.
     """
 
     def __init__(
@@ -55,19 +57,19 @@ class OutputFolder:
         self.resumes = resume is not None and (self.path / resume).is_file()
         if overwrite or self.resumes or not self.path.is_dir():
             return
-        # a kill may come before the first whole file
-        found = [
+        # a kill may come before the first complete file, and then leaves only a part of one
+        present = [
             p
             for p in self.path.iterdir()
             if p.name not in {_beside(Path(f)).name for f in self.files}
         ]
-        if found and resume is not None:
+        if present and resume is not None:
             raise InputError(
                 "out",
                 f"is {self.path}, which holds files but no {resume}; expected a run to resume, "
                 "or a new folder.",
             )
-        if found:
+        if present:
             raise InputError(
                 "out",
                 f"is {self.path}, which is not empty; expected a new folder.",
@@ -77,48 +79,55 @@ class OutputFolder:
     def open(self) -> OutputFolder:
         """Create the folder and, unless it is resumed, remove the files of an earlier run.
 
-        Open already, it stays as it is.
+        A second call changes nothing.
+
+        Raises:
+            InputError: the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in () if self.resumes or self._is_open else self.files:
-                for found in self.path.glob(name):
-                    found.unlink()
+                for file in self.path.glob(name):
+                    file.unlink()
             self._is_open = True
         except OSError as error:
             raise InputError("out", f"is {self.path}, which cannot be written: {error}.") from error
         return self
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write a whole file; a failed write leaves no part of it."""
-        assert any(fnmatch(name, each) for each in self.files), name
+        """Write a whole file; a failed write leaves no part of it.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        assert any(fnmatch(name, pattern) for pattern in self.files), name
         try:
-            whole = content.encode("utf-8") if isinstance(content, str) else content
+            data = content.encode("utf-8") if isinstance(content, str) else content
         except UnicodeError as error:
             raise InputError(f"{self.path / name} cannot be written: {error}.") from error
         with staged_file(self.path / name) as staging:
-            staging.write_bytes(whole)
+            staging.write_bytes(data)
 
     def stream(self, name: str) -> IO[str]:
-        """A line-buffered text file that grows while the command runs, on when it is resumed."""
+        """A line-buffered text file to append to; a command that resumes goes on with it."""
         assert name in self.files, name
         path = self.path / name
         torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
         file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-        if torn:  # a kill in the middle of a line
+        if torn:  # the command was killed in the middle of a line
             file.write("\n")
         return file
 
 
-# ---- written beside, moved into place -----------------------------------------------------------
+# ---- files that are complete before they appear --------------------------------------------------
 
 
 @contextmanager
 def staged_file(path: Path | str) -> Iterator[Path]:
-    """A path beside `path` to write to; the file takes its place when the block ends.
+    """A context with a path to write to; the file is moved to `path` when the context ends.
 
-    A block that fails leaves nothing of it, and an earlier file as it was. What a kill leaves,
-    `.NAME.part`, the next write replaces.
+    An exception in the context leaves no part of the file, and an earlier file unchanged. A kill
+    leaves `.NAME.part`, which the next write replaces.
 
     Raises:
         InputError: the file cannot be written.
@@ -136,12 +145,12 @@ def staged_file(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def staged_files(folder: Path | str, names: Sequence[str]) -> Iterator[Path]:
-    """A folder to write files to; when the block ends they take their places in `folder`.
+    """A context with a folder to write to; its files are moved to `folder` when the context ends.
 
-    They are moved one by one in the order of `names`, so a kill between two moves leaves some files
-    of either write: whoever reads them must tell. A block that fails leaves nothing, and earlier
-    files as they were. Several processes may write at once. What a kill leaves is removed by
-    `remove_unfinished`.
+    They are moved one by one in the order of `names`, so that a kill between two moves leaves old
+    files beside new ones, which the reader must be able to tell apart. An exception in the context
+    leaves no new file, and earlier files unchanged. Several processes may write at once. A kill
+    leaves a folder that `remove_unfinished` removes.
 
     Raises:
         InputError: the files cannot be written.
@@ -156,18 +165,17 @@ def staged_files(folder: Path | str, names: Sequence[str]) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path | str) -> None:
-    """Remove what `staged_files` left in `folder` when it was killed; no other may be at work."""
+    """Remove the folders that killed `staged_files` left in `folder`; none may be writing now."""
     for left in Path(folder).glob(f"{STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
 def staged_folder(path: Path | str) -> Iterator[Path]:
-    """A folder beside `path` to write to, which takes its place when the block ends.
+    """A context with a folder to write to, which is moved to `path` when the context ends.
 
-    Its files are on the disk, not merely on their way to it, before it does. A block that fails
-    leaves nothing of it, and an earlier folder as it was. What a kill leaves, `.NAME.part`, the
-    next write removes.
+    Its files are synced to the disk before the move. An exception in the context leaves nothing of
+    it, and an earlier folder unchanged. A kill leaves `.NAME.part`, which the next write removes.
 
     Raises:
         InputError: the folder cannot be written.
@@ -203,7 +211,7 @@ def _refused(target: Path) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
-    # a rename must not reach the disk before what it names
+    # the contents must be on the disk before the rename is
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -211,7 +219,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-# ---- the same file, the same run ----------------------------------------------------------------
+# ---- comparing files and runs -------------------------------------------------------------------
 
 
 def file_hash(path: Path | str) -> str:
@@ -230,54 +238,54 @@ def read_json(path: Path | str) -> dict[str, Any]:
         InputError: the file cannot be read, or holds anything else.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise InputError(f"{path} is not readable JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}; expected a JSON object.")
-    return found
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds a {type(values).__name__}; expected a JSON object.")
+    return values
 
 
 def check_same(
-    found: Mapping[str, Any],
-    expected: Mapping[str, Any],
+    values: Mapping[str, Any],
+    recorded: Mapping[str, Any],
     where: str,
     about: Mapping[str, str] | None = None,
     remedy: str | None = None,
 ) -> None:
-    """Refuse to go on with what was started, or made, otherwise.
+    """Refuse settings that differ from those of the run, or the files, to go on with.
 
     Args:
-        found: what is asked for now, by name: JSON values. Objects in it are compared entry by
-            entry, named "outer.inner".
-        expected: what was recorded. Names that `found` lacks are not compared; a name that is not
-            recorded is expected to be None.
-        where: what was recorded, as in "expected 4, as in the run in out/run".
-        about: what the value of a name stands for, where the name and two hashes do not say it.
+        values: the present settings by name, as JSON values. Objects are compared entry by entry,
+            named "outer.inner".
+        recorded: the recorded settings by name. Names that `values` lacks are not compared; a name
+            that is not recorded must be None.
+        where: what has the recorded settings, for the sentence "expected 4, as in {where}.".
+        about: by name, what a value stands for, where the sentence would show two bare hashes.
         remedy: as of `InputError`.
 
     Raises:
-        InputError: the first name whose value differs, what it is and what is expected.
+        InputError: a value differs; the sentence has the first name that does, and both values.
     """
-    # a tuple comes back from a file as a list
-    now, then = (json.loads(json.dumps(dict(each), default=str)) for each in (found, expected))
-    for name, value, recorded in _differences(now, then):
+    # through JSON and back, because a tuple comes back from a file as a list
+    now, then = (json.loads(json.dumps(dict(s), default=str)) for s in (values, recorded))
+    for name, value, expected in _differences(now, then):
         note = f" ({about[name]})" if about and name in about else ""
-        text = f"is {_short(value)}{note}; expected {_short(recorded)}, as in {where}."
+        text = f"is {_short(value)}{note}; expected {_short(expected)}, as in {where}."
         raise InputError(name, text, remedy=remedy)
 
 
 def _differences(
-    found: dict[str, Any], expected: dict[str, Any], within: str = ""
+    values: dict[str, Any], recorded: dict[str, Any], outer: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    for name, value in found.items():
-        recorded = expected.get(name)
-        if isinstance(value, dict) and isinstance(recorded, dict):
-            yield from _differences(value, recorded, f"{within}{name}.")
-        elif value != recorded:
-            yield f"{within}{name}", value, recorded
+    for name, value in values.items():
+        expected = recorded.get(name)
+        if isinstance(value, dict) and isinstance(expected, dict):
+            yield from _differences(value, expected, f"{outer}{name}.")
+        elif value != expected:
+            yield f"{outer}{name}", value, expected
 
 
 def _short(value: Any) -> str:

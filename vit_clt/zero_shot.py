@@ -17,36 +17,39 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
 
 
-def class_number(class_names: Sequence[str], wanted: str | int, field: str = "target") -> int:
-    """The class that is meant: one called exactly so, or of this number, or the only one whose name
-    holds the text (a whole name before a part of one), capitals ignored.
+def class_number(class_names: Sequence[str], target: str | int, field: str = "target") -> int:
+    """The number of the class with this name or number.
+
+    A class whose name is exactly `target` comes first, then the class of that number, then a class
+    whose name is `target` but for capitals, and last the only class whose name contains `target`,
+    capitals ignored.
 
     Args:
-        class_names: in label order.
-        wanted: text, or a number, which is never taken for a name.
-        option: what errors call it.
+        class_names: names of the classes in label order.
+        target: a name, a part of one, or a number; an int is never taken for a name.
+        field: what the error calls `target`.
 
     Raises:
-        InputError: no class, several, or no class names.
+        InputError: no class fits, several do, or there are no class names.
     """
     names = list(class_names)
     if not names:
-        raise InputError(field, f'is "{wanted}", but there are no class names; expected some.')
-    text = str(wanted)
-    fits = [c for c, name in enumerate(names) if name == wanted]
+        raise InputError(field, f'is "{target}", but there are no class names; expected some.')
+    text = str(target)
+    fits = [c for c, name in enumerate(names) if name == target]
     if not fits and text.isascii() and text.isdigit() and int(text) < len(names):
         return int(text)
-    if not fits and text and isinstance(wanted, str):
+    if not fits and text and isinstance(target, str):
         plain, folded = text.casefold(), [name.casefold() for name in names]
         fits = [c for c, name in enumerate(folded) if name == plain]
         fits = fits or [c for c, name in enumerate(folded) if plain in name]
     if len(fits) != 1:
         named = [names[c] for c in fits] or names
         known = ", ".join([*named[:10], *(["..."] if len(named) > 10 else [])])
-        found = f"{len(fits)} class names" if fits else "no class name"
+        count = f"{len(fits)} class names" if fits else "no class name"
         raise InputError(
             field,
-            f'is "{wanted}", which fits {found}; expected one of {known}, or a number '
+            f'is "{target}", which fits {count}; expected one of {known}, or a number '
             f"from 0 to {len(names) - 1}.",
         )
     return fits[0]
@@ -54,24 +57,27 @@ def class_number(class_names: Sequence[str], wanted: str | int, field: str = "ta
 
 @dataclass(frozen=True)
 class Outcome:
-    """Per image: whether the top class is right, the cross-entropy in nats, and the top class."""
+    """Zero-shot outcome of each image."""
 
     correct: Bool[Tensor, " image"]
+    """Whether the class with the highest logit is the label."""
     loss: Float[Tensor, " image"]
+    """Cross-entropy in nats."""
     top: Int[Tensor, " image"]
+    """The class with the highest logit."""
 
 
 class ZeroShot:
     """A linear classifier whose columns are the unit text embeddings of the class names.
 
     Args:
-        vit: whose text tower and logit scale are used.
-        class_names: put into the templates in label order.
+        vit: the model whose text tower and logit scale are used.
+        class_names: names of the classes in label order, which are put into the templates.
         templates: "single" ("a photo of a {}."), "ensemble" (the 18 CIFAR templates), or a list.
 
     Raises:
-        InputError: no class names, a template without one "{}", or a model without a tokenizer (or
-            whose tokenizer cannot be loaded: it is not needed before).
+        InputError: there are no class names, a template does not have exactly one "{}", or the
+            model has no tokenizer, or one that cannot be loaded.
     """
 
     weights: Float[Tensor, "d_embed class"]
@@ -130,7 +136,7 @@ class ZeroShot:
     def read(
         self, embeddings: Float[Tensor, "image d_embed"], labels: Int[Tensor, " image"]
     ) -> Outcome:
-        """Top-1 and loss per image.
+        """The zero-shot outcome of each image: whether the top class is right, and the loss.
 
         Raises:
             InputError: a label without a class name.

@@ -1,7 +1,7 @@
-"""One unaltered pass of a batch, and passes that go on from it.
+"""One clean pass of a batch, and altered passes that go on from it.
 
-Nothing below the first altered layer changes, so that the unaltered model runs once a batch, and
-every altered pass runs only what follows.
+Nothing below the first altered layer changes, so that the clean pass runs once for a batch, and
+every altered pass runs only the blocks from its first altered layer on.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from vit_clt.hooks.interventions import check_unhooked
 from vit_clt.hooks.points import RESID_MID, FwdHook
 
 Keep = Mapping[str, Iterable[int]]
-"""Hook points (names of `vit_clt.hooks.points`), and of which layers each is kept."""
+"""The layers whose activation is kept, by hook point (a name of `vit_clt.hooks.points`)."""
 
 
 class CleanPass:
-    """The unaltered pass of one batch: the activations asked for, and no others.
+    """The clean pass of one batch, with the activations of `keep`.
 
     Hooks attached to `vit` do not fire in it, and passes that go on from it refuse them: parts of
-    each forward are shared, so that a hook would fire in some of them only.
+    a forward are shared, so that a hook would fire in some forwards only.
 
     Args:
         vit: the model.
-        images: one batch.
-        keep: activations that are kept.
+        images: one batch of images.
+        keep: hook points and layers whose activations are kept.
 
     Raises:
         InputError: images of another shape.
@@ -46,19 +46,19 @@ class CleanPass:
         self.embeddings, self._kept = vit.run_clean(images, _names(keep))
 
     def at(self, point: str, layer: int) -> Float[Tensor, "batch row d_model"]:
-        """The activation at a hook point of a layer; it must be one of those kept."""
+        """The activation at a hook point of a layer, which must be among those kept."""
         return self._kept[point.format(l=layer)]
 
     def at_rows(self, rows: slice, keep: Keep) -> CleanPass:
-        """Some activations on some token rows, copied: the others need not stay in memory."""
+        """This pass with copies of only these activations on these rows; the rest can be freed."""
         part = copy(self)
         part._kept = {name: self._kept[name][:, rows].contiguous() for name in _names(keep)}
         return part
 
     @property
     def nbytes(self) -> int:
-        """Memory of the activations kept."""
-        return sum(each.nbytes for each in self._kept.values())
+        """Bytes of the activations kept."""
+        return sum(activation.nbytes for activation in self._kept.values())
 
     def from_layer(
         self,
@@ -67,13 +67,13 @@ class CleanPass:
         hooks: Sequence[FwdHook] = (),
         idle: Iterable[int] = (),
     ) -> Float[Tensor, "_batch d_embed"]:
-        """The embeddings where this stream enters block `layer`; blocks below do not run.
+        """The embeddings if this residual stream enters block `layer`; blocks below do not run.
 
         Args:
-            layer: the first block that runs; the number of layers runs none, only `vit.head`.
-            resid_pre: the stream before that block, of any number of images.
-            hooks: attached meanwhile.
-            idle: layers whose MLP is left out, because the last of `hooks` at `hook_mlp_out`
+            layer: the first block that runs; `n_layers` runs none, only `vit.head`.
+            resid_pre: the residual stream before that block, of any number of images.
+            hooks: hooks of this forward.
+            idle: layers whose MLP is not computed, because the last of `hooks` at `hook_mlp_out`
                 overwrites all its rows.
 
         Raises:
@@ -92,12 +92,12 @@ class CleanPass:
         hooks: Sequence[FwdHook] = (),
         idle: Iterable[int] = (),
     ) -> Float[Tensor, "_batch d_embed"]:
-        """The embeddings where MLP_layer puts out `y`, and only what follows runs again.
+        """The embeddings if the MLP of `layer` puts out `y`; only what follows it runs.
 
         Args:
-            layer: one whose `hook_resid_mid` is kept.
-            y: what its MLP puts out, before LayerScale, on the rows kept: of the batch, or of
-                several versions of it one after another.
+            layer: a layer whose `hook_resid_mid` is kept.
+            y: the MLP output, before LayerScale, on the rows kept, for the batch or for several
+                versions of it one after another.
             hooks: as in `from_layer`.
             idle: as in `from_layer`.
 

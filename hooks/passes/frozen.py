@@ -1,8 +1,8 @@
-"""A ViT made linear around one batch: what its attention and its norms did is held.
+"""A ViT made linear around one batch, with its attention and its norms held constant.
 
-Held at the values of one unaltered pass: every attention pattern P, the 1/std of every LayerNorm
-(ln_pre, ln_1, ln_2, ln_post) and the norm of the embedding. The MLPs are cut: their outputs y_l
-are sources of the stream, nothing flows back through them. What is left is affine:
+Every attention pattern P, the 1/std of every LayerNorm (ln_pre, ln_1, ln_2, ln_post) and the norm
+of the embedding are held at their values in one clean pass. The MLPs are cut: their outputs y_l
+enter the stream as constants, and no gradient flows back through them. The rest is affine:
 
     pre_0      = LN_pre(patch, class token, + position)
     mid_l      = pre_l + ls1_l * (W_O concat_h P_l,h (W_V,h LN1_l(pre_l) + b_V,h) + b_O)
@@ -11,13 +11,13 @@ are sources of the stream, nothing flows back through them. What is left is affi
     e          = proj LN_post(pre_L[CLS])
 
 with LN(v) = gain * (v - mean v) / std + bias at the std that is held, and ls LayerScale, where a
-model has one. Any linear reading of e or of a row of x_l is then a sum over y, patches and biases,
-exactly: a `Readout` has its gradients, taken back by explicit linear algebra.
+model has one. Any linear readout of e or of a row of x_l is then exactly a sum over y, patches and
+biases. A `Readout` has its gradients, which are computed by explicit linear algebra.
 
-A norm that is held counts in full what it would scale away: a part along the embedding itself adds
-to every logit, though the cosine knows nothing of it. With `norms="differentiated"` gradients go
-through the norms as well. They are then the first order of what a small change does (attention
-held), and no longer sum to the reading.
+A norm that is held does not take out a component that it would normalise away: a part of y along
+the embedding adds to every logit, though it does not change the cosine. With
+`norms="differentiated"` gradients go through the norms as well. They then give the effect of a
+small change to first order (with attention held), and no longer sum to the readout.
 """
 
 from __future__ import annotations
@@ -41,52 +41,54 @@ StandIn = Callable[
     [int, Mapping[int, Float[Tensor, "*direction batch token d_model"]]],
     Float[Tensor, "*direction batch token d_model"],
 ]
-"""A linear map in an MLP's place, backwards; see `FrozenPass.read_output`."""
+"""The backward pass of a linear map in the place of the MLPs; see `FrozenPass.read_output`."""
 
 
 @dataclass(frozen=True)
 class Readout:
-    """A linear reading of the frozen stream, by what adds to it. All terms sum to the reading:
+    """The terms of a linear readout of the frozen stream. They sum to the readout, which is
 
     sum_l <y, y_l> + <inputs, patches + class token + position> + the three biases
     """
 
     y: Float[Tensor, "*direction layer batch token d_model"]
-    """Gradient with respect to y_l (before LayerScale), of the layers below what is read."""
+    """Gradient with respect to y_l (before LayerScale), for the layers below the readout."""
     inputs: Float[Tensor, "*direction batch token d_model"]
-    """Gradient with respect to what enters ln_pre: on each row the sum of its patch (or the class
-    token) and its position."""
+    """Gradient with respect to the input of ln_pre, which on each row is the sum of its patch (or
+    the class token) and its position."""
     ln_pre_bias: Float[Tensor, "*direction batch"]
-    """What ln_pre's bias adds."""
+    """The term of the bias of ln_pre."""
     attention_bias: Float[Tensor, "*direction attention batch"]
-    """What the biases of ln_1, the values and out_proj add, per block whose attention is passed."""
+    """The terms of the biases of ln_1, the values and out_proj, for each block whose attention
+    comes before the readout."""
     reader_bias: Float[Tensor, "*direction batch"]
-    """What the biases of the LayerNorms that are read add: ln_post's, or ln_2's of x_l."""
+    """The terms of the biases of the LayerNorms that are read: ln_post, or ln_2 for a row of x_l,
+    and with `through` the ln_2 of all layers."""
 
 
 class FrozenPass:
-    """One unaltered pass of a batch, and linear readings of it with attention and norms held.
+    """One clean pass of a batch, and linear readouts of it with attention and norms held.
 
-    Works in the model's own precision. Hooks attached to `vit` do not fire.
+    It computes in the precision of the model. Hooks attached to `vit` do not fire.
 
     Args:
         vit: the model.
-        images: one batch.
+        images: one batch of images.
 
     Raises:
         InputError: the model does not pool the class token alone, or images of another shape.
     """
 
     x: Float[Tensor, "layer batch token d_model"]
-    """MLP inputs."""
+    """MLP inputs x_l."""
     y: Float[Tensor, "layer batch token d_model"]
-    """MLP outputs, before LayerScale."""
+    """MLP outputs y_l, before LayerScale."""
     patches: Float[Tensor, "batch patch d_model"]
-    """What the patch embedding puts out, without positions."""
+    """Outputs of the patch embedding, without positions."""
     embeddings: Float[Tensor, "batch d_embed"]
-    """`vit(images)`, not normalised."""
+    """Image embeddings, not normalised, as those of `vit(images)`."""
     pattern: Float[Tensor, "layer batch head query key"]
-    """Attention patterns, held."""
+    """The attention patterns, which are held."""
 
     @torch.no_grad()
     def __init__(self, vit: HookedViT, images: Float[Tensor, "batch 3 height width"]):
@@ -141,10 +143,10 @@ class FrozenPass:
         A class logit is `zs.logit_scale * zs.weights[:, label]` (`ZeroShot`).
 
         Args:
-            direction: one or several.
-            norms: of LayerNorms and the embedding: held, so that <y_l, gradient> are the exact
-                terms of a sum, or differentiated, so that <change of y_l, gradient> is what a small
-                change does to first order.
+            direction: one direction or several.
+            norms: whether LayerNorms and the norm of the embedding are "held", so that
+                <y_l, gradient> are the exact terms of a sum, or "differentiated", so that
+                <change of y_l, gradient> is the effect of a small change to first order.
 
         Raises:
             InputError: a direction of another width than the embedding.
@@ -158,15 +160,15 @@ class FrozenPass:
         through: StandIn | None = None,
         norms: Norms = "held",
     ) -> Readout:
-        """The reading <e/||e||, direction>, e the embedding, ||e|| held.
+        """The readout <e/||e||, direction> of the embedding e, with ||e|| held.
 
         Args:
-            direction: one or several.
-            through: what hands gradients of the y's on to x_l, where the MLPs are not cut but
-                stood in for by something linear: given l and the gradients of y_l and all later
-                ones, the gradient of x_l. What the stand-in adds of its own (biases, errors) is
-                not in the reading's terms.
-            norms: of LayerNorms and the embedding, held or differentiated.
+            direction: one direction or several.
+            through: the backward pass of a linear map in the place of the MLPs, which are cut by
+                default: it gives the gradient of x_l for l and the gradients of y_l and of all
+                later y. The constants of that map (biases, errors) are not among the terms.
+            norms: whether LayerNorms and the norm of the embedding are "held" or
+                "differentiated".
 
         Raises:
             InputError: a direction of another width than the embedding.
@@ -197,9 +199,10 @@ class FrozenPass:
         vectors: Float[Tensor, "direction d_model"],
         norms: Norms = "held",
     ) -> Readout:
-        """The readings <x_l[row], vector>, one per row and vector; of y_l' only l' < l.
+        """The readouts <x_l[row], vector>, one for each row and vector.
 
-        A feature's pre-activation is that of its encoder row, W_enc[l]_i, plus b_enc[l]_i.
+        Their `y` has the layers below l. The pre-activation of a feature is the readout of
+        W_enc[l]_i, plus b_enc[l]_i.
 
         Raises:
             InputError: a layer or row out of range.
@@ -228,7 +231,7 @@ class FrozenPass:
         through: StandIn | None = None,
         norms: Norms = "held",
     ) -> Readout:
-        """Take a gradient of pre_layer, or of mid_layer, back to all that adds to it."""
+        """The readout whose gradient with respect to pre_layer, or to mid_layer, is `stream`."""
         y: dict[int, Tensor] = {}
         biases: list[Tensor] = []
         if from_mid:
@@ -256,7 +259,7 @@ class FrozenPass:
         )
 
     def _through_attention(self, mid: Tensor, layer: int, norms: Norms) -> tuple[Tensor, Tensor]:
-        """A gradient of mid_l to one of pre_l, and what block l's attention biases add."""
+        """The gradient with respect to pre_l from that of mid_l, and the term of the biases."""
         block = self.vit.blocks[layer]
         attn: Any = block.attn
         norm = self._ln_1[layer]
@@ -264,7 +267,7 @@ class FrozenPass:
         at_out = _scaled(mid, block.ls_1)
         at_z = at_out @ attn.out_proj.weight
         at_heads = rearrange(at_z, "... query (head d) -> ... head query d", head=attn.num_heads)
-        # each key row gathers what the queries that looked at it hand back
+        # the gradient of each key row is a sum over the queries that attend to it
         at_values = self.pattern[layer].mT @ at_heads
         at_v = rearrange(at_values, "... head key d -> ... key (head d)")
         at_norm = at_v @ w_v
@@ -276,7 +279,7 @@ class FrozenPass:
 
 @dataclass(frozen=True)
 class _Norm:
-    """A LayerNorm at the 1/std it had."""
+    """A LayerNorm with the 1/std of the clean pass."""
 
     gain: Tensor
     bias: Tensor
@@ -291,9 +294,9 @@ class _Norm:
         return cls(norm.weight, norm.bias, scale, (stream - stream.mean(-1, keepdim=True)) * scale)
 
     def back(self, gradient: Tensor, norms: Norms = "held") -> Tensor:
-        """A gradient of the output to one of the input; centring is its own transpose."""
+        """The gradient with respect to the input, from that of the output."""
         scaled = gradient * self.gain
-        centred = scaled - scaled.mean(-1, keepdim=True)
+        centred = scaled - scaled.mean(-1, keepdim=True)  # centring is its own transpose
         if norms == "differentiated":
             centred = centred - (scaled * self.unit).mean(-1, keepdim=True) * self.unit
         return centred * self.scale

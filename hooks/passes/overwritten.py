@@ -1,9 +1,9 @@
-"""One unaltered pass of a batch, and what overwriting its own parts changes: on every path, or one.
+"""One clean pass of a batch, and passes with outputs of the ViT's own parts overwritten.
 
 What the MLP (or the attention layer) of block s puts out is added to the residual stream and read
-by everything above. **Total**: its rows are overwritten in the running model and everything
-downstream recomputes. **Direct**: they are overwritten in the stream that one reader sees, all
-else stays as it was. The reader is MLP_l, through its LayerNorm,
+by everything above. For the **total** effect its rows are overwritten in the running model and
+everything downstream is recomputed. For the **direct** effect they are overwritten only in the
+stream that one reader sees. The reader is MLP_l, through its LayerNorm,
 
     x_l' = LN2_l(resid_mid_l + ls_s(out_s') - ls_s(out_s)),    y_l' = MLP_l(x_l'),
 
@@ -43,22 +43,22 @@ class AlteredPass:
     """A forward with rows of some layers overwritten."""
 
     embeddings: Float[Tensor, "batch d_embed"]
-    """Not normalised, as `vit(images)`."""
+    """Image embeddings, not normalised, as those of `vit(images)`."""
     x: dict[int, Float[Tensor, "batch scored d_model"]]
-    """What MLP_l read, on the scored rows, per layer the change can reach."""
+    """The altered x_l on the scored rows, for every layer l that the change can reach."""
     y: dict[int, Float[Tensor, "batch scored d_model"]]
-    """What it put out."""
+    """The altered y_l, alike."""
 
 
 class OverwrittenPass(CleanPass):
-    """The unaltered pass of one batch; overwritten passes go on from it.
+    """The clean pass of one batch; overwritten passes go on from it.
 
     Args:
         vit: the model, with no hooks attached.
-        images: one batch.
-        site: whose outputs are overwritten, "mlp" or "attn".
-        ablated: rows that are overwritten.
-        scored: rows of x_l and y_l that are compared.
+        images: one batch of images.
+        site: "mlp" or "attn", the part of a block whose output is overwritten.
+        ablated: token rows that are overwritten.
+        scored: token rows of x_l and y_l that are compared.
 
     Raises:
         InputError: hooks are attached, an unknown site or token kind, or images of another shape.
@@ -87,28 +87,28 @@ class OverwrittenPass(CleanPass):
         """y_l on the scored rows, "batch scored d_model" per layer."""
         self.x = [block.ln_2(mid) for block, mid in zip(vit.blocks, self._mid, strict=True)]
         """x_l on the scored rows."""
-        # torch picks another matrix product for fewer rows: what is compared must take the same
-        self._y_alone = [block.mlp(x) for block, x in zip(vit.blocks, self.x, strict=True)]
+        # y_l of these rows alone, because torch may choose another kernel for fewer rows
+        self._y_scored = [block.mlp(x) for block, x in zip(vit.blocks, self.x, strict=True)]
 
     def readers(self, source: int) -> range:
-        """Layers whose MLP reads what `source` puts out; an attention layer's own block does."""
+        """Layers whose MLP reads the output of layer `source`; for attention it is among them."""
         return range(source + (self.site == "mlp"), self.vit.cfg.n_layers)
 
     @torch.no_grad()
     def total(self, layers: int | Iterable[int], values: Values | None = None) -> AlteredPass:
-        """Overwrite these layers' rows, and let everything downstream recompute.
+        """A forward with these layers' rows overwritten and everything downstream recomputed.
 
-        Only blocks from the first of them on run again.
+        Only blocks from the first of these layers on run again.
 
         Args:
-            layers: layers overwritten.
-            values: per layer, what to write on the ablated rows, with or without a batch axis;
+            layers: layers that are overwritten.
+            values: by layer, the values to write on the ablated rows, with or without a batch axis;
                 None writes zeros.
 
         Raises:
             InputError: a layer out of range, or values of another number of rows.
         """
-        chosen = layer_list(layers, self.vit.cfg.n_layers)
+        layers = layer_list(layers, self.vit.cfg.n_layers)
         x: dict[int, Tensor] = {}
         y: dict[int, Tensor] = {}
 
@@ -116,20 +116,20 @@ class OverwrittenPass(CleanPass):
             into[layer] = tensor[:, self._scored]
 
         overwrite = overwrite_mlp_hooks if self.site == "mlp" else overwrite_attn_hooks
-        hooks = overwrite(chosen, self.ablated, values)
-        for l in self.readers(chosen[0]):
+        hooks = overwrite(layers, self.ablated, values)
+        for l in self.readers(layers[0]):
             hooks += [(READ_IN.format(l=l), partial(keep, x, l))]
             hooks += [(HOOK_OUT.format(l=l), partial(keep, y, l))]
-        embeddings = self.from_layer(chosen[0], self.at(RESID_PRE, chosen[0]), hooks)
+        embeddings = self.from_layer(layers[0], self.at(RESID_PRE, layers[0]), hooks)
         return AlteredPass(embeddings, x, y)
 
     @torch.no_grad()
     def direct_on_mlp(
         self, source: int, target: int, values: Values | None = None
     ) -> tuple[Float[Tensor, "batch scored d_model"], Float[Tensor, "batch scored d_model"]]:
-        """How far x_l and y_l move (x_l' - x_l, y_l' - y_l) where only MLP_l sees the change.
+        """The changes x_l' - x_l and y_l' - y_l of the scored rows, if only MLP_l sees `values`.
 
-        Exactly 0 where the overwritten rows keep their values or are not among the scored ones:
+        They are exactly 0 where the overwritten rows keep their values or are not scored, because
         LayerNorm and MLP work row by row.
 
         Raises:
@@ -145,13 +145,13 @@ class OverwrittenPass(CleanPass):
             )
         block = self.vit.blocks[target]
         x = block.ln_2(self._mid[target] + self._change(source, values)[:, self._scored])
-        return x - self.x[target], block.mlp(x) - self._y_alone[target]
+        return x - self.x[target], block.mlp(x) - self._y_scored[target]
 
     @torch.no_grad()
     def direct_on_output(
         self, layers: int | Iterable[int], values: Values | None = None
     ) -> Float[Tensor, "batch d_embed"]:
-        """Embeddings where only the final LayerNorm and pooling see these layers' changes.
+        """Embeddings if only the final LayerNorm and pooling see these layers overwritten.
 
         Raises:
             InputError: a layer out of range, or values of another number of rows.
@@ -163,7 +163,7 @@ class OverwrittenPass(CleanPass):
         return self.from_layer(n, resid)
 
     def _change(self, layer: int, values: Values | None) -> Tensor:
-        # in the residual stream, behind LayerScale
+        # the change of the residual stream, after LayerScale
         point, block = SITE_OUT[self.site], self.vit.blocks[layer]
         out, value = self.at(point, layer), None if values is None else values[layer]
         altered = overwrite_rows(out, self._rows, value, point.format(l=layer))

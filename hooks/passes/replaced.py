@@ -1,10 +1,11 @@
-"""Ranges s..L-1 of altered MLPs on one batch, for many s, at the cost of one unaltered prefix.
+"""Passes with the MLPs of layers s..L-1 altered, for many s, that share one clean pass.
 
 Below layer s nothing is altered: the stream that enters MLP_s, the codes of sources 0..s and their
-terms at deeper targets are those of the unaltered model. They are computed once a batch; a range
-then runs from its first MLP output on. Outputs equal those of whole altered passes within float
-rounding: sums associate differently. Where two features tie for the last place of a top-k code,
-rounding decides, in either.
+terms at deeper targets are those of the clean pass. They are computed once for a batch, and a pass
+then runs from its first altered MLP output on.
+
+Outputs equal those of whole altered passes within float rounding, as sums associate differently.
+Where two features tie for the last place of a top-k code, rounding decides between them, in both.
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ from vit_clt.transcoder.model import CrossLayerTranscoder
 
 @dataclass(frozen=True)
 class ReplacedRange:
-    """One forward with the CLT in place of layers first..L-1."""
+    """One forward with the CLT in the place of the MLPs of layers first..L-1."""
 
     first: int
     embeddings: Float[Tensor, "batch d_embed"]
-    """Not normalised, as `vit(images)`."""
+    """Image embeddings, not normalised, as those of `vit(images)`."""
     l0: float
-    """Active features a token and source layer, over the rows replaced and the sources that write
-    to layers first..L-1: all L of a CLT, those layers themselves of a per-layer transcoder."""
+    """Active features a token row and source layer, over the rows that are replaced and the sources
+    that write to layers first..L-1 (those layers themselves for a per-layer transcoder)."""
 
 
 class SharedPrefix(CleanPass):
-    """One unaltered pass of a batch, and altered ranges that go on from it.
+    """One clean pass of a batch; passes with layers first..L-1 altered go on from it.
 
-    Keeps x_l, y_l and the stream between attention and MLP, "layer batch token d_model" each.
+    It keeps x_l, y_l and hook_resid_mid of all layers, "layer batch token d_model" each.
 
     Args:
         vit: the teacher, with no hooks attached.
-        images: one batch.
+        images: one batch of images.
 
     Raises:
         InputError: hooks are attached, or images of another shape.
@@ -71,9 +72,9 @@ class SharedPrefix(CleanPass):
         """The embeddings with the MLP rows of layers first..L-1 overwritten.
 
         Args:
-            first: the first layer altered.
-            tokens: rows overwritten.
-            values: per layer, what to write there, with or without a batch axis; None for zeros.
+            first: the first layer that is altered.
+            tokens: token rows that are overwritten.
+            values: by layer, the values to write, with or without a batch axis; None for zeros.
 
         Raises:
             InputError: a layer out of range, or values of another number of rows.
@@ -89,9 +90,9 @@ class SharedPrefix(CleanPass):
         tokens: TokenKind,
         inputs: Inputs = "stream",
     ) -> Iterator[ReplacedRange]:
-        """Layers s..L-1 replaced by the CLT, for each s of `first_layers`, ascending.
+        """Forwards with MLPs s..L-1 replaced by the CLT, for each s of `first_layers`, ascending.
 
-        Check a saved CLT against the model with `check_fits(vit, clt)` first.
+        A saved CLT should be checked against the model with `check_fits(vit, clt)` first.
 
         Raises:
             InputError: an argument out of range.
@@ -107,7 +108,7 @@ class SharedPrefix(CleanPass):
         sources, replaced = clt.config.sources, range(firsts[0], n)
         codes = {s: clt.encode(x[s], layer=s) for s in sources(*replaced)}
         recon = {l: clt.decode({s: codes[s] for s in sources(l)}, target=l) for l in replaced}
-        l0 = {s: _l0(each) for s, each in codes.items()}
+        l0 = {s: _l0(codes_s) for s, codes_s in codes.items()}
         for first in firsts:
             mean = fmean(l0[s] for s in sources(*range(first, n)))
             yield ReplacedRange(first, self._run(first, tokens, recon.__getitem__), mean)
@@ -115,15 +116,15 @@ class SharedPrefix(CleanPass):
     def _from_stream(
         self, clt: CrossLayerTranscoder, x: list[Tensor], firsts: list[int], tokens: TokenKind
     ) -> Iterator[ReplacedRange]:
-        # what sources up to the running one add to each deeper target
+        # the sum of the terms of sources 0..s at each deeper target
         below: dict[int, Tensor] = {}
         l0: dict[int, float] = {}
         for s in range(firsts[-1] + 1):
             targets = clt.config.targets(s)
-            # a per-layer transcoder's codes of a layer that stays serve no range
+            # of a per-layer transcoder only the codes of replaced layers are needed
             if not any(first in targets for first in firsts):
                 continue
-            # nothing is altered before MLP_s has been read: these codes serve every range from s on
+            # nothing is altered before x_s is read: these codes hold for every first layer >= s
             codes = {s: clt.encode(x[s], layer=s)}
             l0[s] = _l0(codes[s])
             recon = clt.decode(codes, target=s)
@@ -134,9 +135,9 @@ class SharedPrefix(CleanPass):
                 below[target] = below[target].add_(term) if target in below else term
             if s in firsts:
                 embeddings, live = self._run_live(clt, s, recon, below, tokens)
-                read = clt.config.sources(*range(s, len(x)))
-                shares = [_l0(live[source]) if source in live else l0[source] for source in read]
-                yield ReplacedRange(s, embeddings, fmean(shares))
+                sources = clt.config.sources(*range(s, len(x)))
+                by_source = [_l0(live[i]) if i in live else l0[i] for i in sources]
+                yield ReplacedRange(s, embeddings, fmean(by_source))
 
     def _run_live(
         self,
@@ -155,8 +156,8 @@ class SharedPrefix(CleanPass):
         def value(layer: int) -> Tensor:
             if layer == first:
                 return recon
-            own = clt.decode(live, target=layer)
-            return below[layer] + own if layer in below else own
+            recon_live = clt.decode(live, target=layer)
+            return below[layer] + recon_live if layer in below else recon_live
 
         later = range(first + 1, self.vit.cfg.n_layers)
         reads: FwdHooks = [(READ_IN.format(l=l), partial(read, layer=l)) for l in later]

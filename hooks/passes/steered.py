@@ -1,11 +1,13 @@
-"""One unaltered pass of a batch, and steered passes that go on from it.
+"""One clean pass of a batch, and steered passes that go on from it.
 
-What `steer` does in the running model (every MLP replaced, error nodes, stream inputs), for the
-many edits of a study. With an error node y_l' = y_l + sum over s of (z_s' - z_s) W_dec[s->l], and
-below the first edit all of it is 0: codes there are never made, blocks there never run again, and
-an image that no edit touches keeps its embedding. Outputs equal those of `steer` within float
-rounding: sums associate differently. Where two features tie for the last place of a top-k code,
-rounding decides, in either.
+A steered pass does what `steer` does in the running model (every MLP replaced, with error nodes and
+stream inputs), at less cost where a study makes many edits. With an error node
+y_l' = y_l + sum over s of (z_s' - z_s) W_dec[s->l], and below the first edit the sum is 0: codes
+are not needed there, blocks do not run again, and an image that no edit changes keeps its
+embedding.
+
+Outputs equal those of `steer` within float rounding, as sums associate differently. Where two
+features tie for the last place of a top-k code, rounding decides between them, in both.
 """
 
 from __future__ import annotations
@@ -29,14 +31,14 @@ from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
 class SteeredPass(CleanPass):
-    """The unaltered pass of one batch; steered passes go on from it.
+    """The clean pass of one batch; steered passes go on from it.
 
-    Check a saved CLT against the model with `check_fits(vit, clt)` first.
+    A saved CLT should be checked against the model with `check_fits(vit, clt)` first.
 
     Args:
         vit: the teacher, with no hooks attached.
         clt: its transcoder.
-        images: one batch.
+        images: one batch of images.
 
     Raises:
         InputError: hooks are attached, or images of another shape.
@@ -58,9 +60,9 @@ class SteeredPass(CleanPass):
 
     @torch.no_grad()
     def steered(self, edits: Sequence[Edit]) -> Float[Tensor, "batch d_embed"]:
-        """Embeddings with these features edited, everything downstream live; not normalised.
+        """Embeddings with these features edited and everything downstream live, not normalised.
 
-        Cheapest for edits whose lowest layer is that of the call before.
+        A call is cheapest if its lowest edited layer is that of the call before.
 
         Raises:
             InputError: no edit, two of one feature and row, or one out of range.
@@ -77,15 +79,15 @@ class SteeredPass(CleanPass):
         return out
 
     def codes(self, layer: int) -> Codes:
-        """The unaltered codes of a layer."""
+        """The codes of a layer in the clean pass."""
         if layer not in self._codes:
             self._codes[layer] = self.clt.encode(self.at(HOOK_IN, layer), layer=layer)
         return self._codes[layer]
 
     def terms(self, first: int, target: int) -> Float[Tensor, "batch token d_model"]:
-        """What the sources above `first` write to `target`, bias included, unaltered."""
+        """The clean terms of the sources above `first` at `target`, summed, with the bias."""
         if (first, target) not in self._terms:
-            # those of one `first` at a time: all would be L times the activations
+            # only those of one `first` are kept: all would take L times the activations
             self._terms = {at: term for at, term in self._terms.items() if at[0] == first}
             sources = [s for s in self.clt.config.sources(target) if s > first]
             codes = {s: self.codes(s) for s in sources}
@@ -94,14 +96,14 @@ class SteeredPass(CleanPass):
 
 
 class _Steered:
-    """One steered pass over the images touched."""
+    """One steered pass over the images that an edit changes."""
 
     def __init__(self, clean: SteeredPass, edits: Sequence[Edit], touched: Bool[Tensor, " batch"]):
         self.clean, self.edits, self.touched = clean, edits, touched
         self.vit, self.clt = clean.vit, clean.clt
         self.first = min(edit.layer for edit in edits)
         self.codes: dict[int, Codes] = {}
-        self.moves: list[tuple[Edit, Tensor]] = []
+        self.changes: list[tuple[Edit, Tensor]] = []
 
     def run(self) -> Float[Tensor, "touched d_embed"]:
         layers = range(self.first, self.vit.cfg.n_layers)
@@ -119,13 +121,13 @@ class _Steered:
         rows = self._rows(layer)
         if layer > self.first:
             self.codes[layer] = self.clt.encode(x[:, rows], layer=layer)
-        for edit in (each for each in self.edits if each.layer == layer):
+        for edit in (e for e in self.edits if e.layer == layer):
             z = x.new_zeros(*x.shape[:2], len(edit.features))
             if layer > self.first:
                 z[:, rows] = self.codes[layer].at_features(edit.features).to(z)
-            else:  # nothing is altered yet
+            else:  # at the first edited layer the codes are the clean ones
                 z = self.clean.codes(layer).at_features(edit.features)[self.touched]
-            self.moves.append((edit, edit.apply(z) - z))
+            self.changes.append((edit, edit.apply(z) - z))
 
     def _write(self, y: Tensor, hook: HookPoint, layer: int) -> Tensor:
         rows = self._rows(layer)
@@ -139,9 +141,9 @@ class _Steered:
         if live:
             clean = self.clean.terms(self.first, layer)[self.touched]
             change = change + (self.clt.decode(live, target=layer) - clean[:, rows])
-        for edit, moved in self.moves:
+        for edit, dz in self.changes:
             if layer in self.clt.config.targets(edit.layer):
                 decoder = self.clt.decoder(edit.layer, layer)[list(edit.features)]
-                change = change + moved[:, rows] @ decoder
+                change = change + dz[:, rows] @ decoder
         out[:, rows] += change
         return out

@@ -26,16 +26,16 @@ from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import Activations, capture
 from vit_clt.training import batches as module
 from vit_clt.training.batches import (
-    Cached,
-    Group,
-    Recomputed,
+    GroupActivations,
+    Stopwatch,
+    StoreReader,
     TokenBatch,
-    Waits,
+    ViTReader,
     epoch_batches,
     norm_scales,
 )
-from vit_clt.training.cache import ActivationCache
 from vit_clt.training.order import ShardPlan, in_groups
+from vit_clt.training.store import ActivationStore
 
 N, TOKENS = 14, 10
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:Depreca
 @contextmanager
 def passes_of(n_images: int) -> Iterator[None]:
     with ExitStack() as stack:
-        for name in ("order", "batches", "cache"):
+        for name in ("order", "batches", "store"):
             stack.enter_context(patch(f"vit_clt.training.{name}.IMAGES_PER_PASS", n_images))
         yield
 
@@ -90,8 +90,8 @@ def planned(n_images=N, n_shards=1, n_tokens=TOKENS, batch_rows=24, buffer_rows=
     ]
 
 
-def recomputed(vit, data, workers=0, skip=False) -> Recomputed:
-    return Recomputed(vit, data, workers, skip, Waits())
+def recomputed(vit, data, workers=0, skip=False) -> ViTReader:
+    return ViTReader(vit, data, workers, skip, Stopwatch())
 
 
 def rows_by_batch(plan: ShardPlan) -> list[list[tuple[int, int]]]:
@@ -99,7 +99,7 @@ def rows_by_batch(plan: ShardPlan) -> list[list[tuple[int, int]]]:
     images = [image for group in plan.groups() for image in group]
     return [
         [(images[row // plan.n_tokens], row % plan.n_tokens) for row in f.rows[chosen].tolist()]
-        for f in plan.fillings()
+        for f in plan.loads()
         for chosen in f.batches
     ]
 
@@ -134,25 +134,27 @@ def test_batches_hold_the_planned_rows_of_a_direct_capture(vit, pixels, n_shards
 
 
 def test_without_cls_no_row_is_one(vit, pixels):
-    source = recomputed(vit, TensorImages(pixels))
-    assert not any(b.is_cls.any() for b in epoch_batches(planned(), source, has_cls=False))
+    reader = recomputed(vit, TensorImages(pixels))
+    assert not any(b.is_cls.any() for b in epoch_batches(planned(), reader, has_cls=False))
 
 
 class Named:
-    """A source whose values tell the row, the token and the company they were read in."""
+    """A reader whose values tell the row, the token and the company they were read in."""
 
     def __init__(self, n_tokens: int):
         self.n_tokens = n_tokens
         self.skipped: set[int] = set()
         self.groups: list[tuple[int, ...]] = []
 
-    def read(self, groups: Sequence[Sequence[int]]) -> Iterator[Group]:
+    def read(self, groups: Sequence[Sequence[int]]) -> Iterator[GroupActivations]:
         for rows in groups:
             self.groups.append(tuple(rows))
             company = hash(tuple(rows)) % 1000
             x = torch.tensor(rows)[:, None] * self.n_tokens + torch.arange(self.n_tokens)
             x = x.float()[None, :, :, None]
-            yield Group(x, torch.full_like(x, company), torch.ones(len(rows), dtype=torch.bool))
+            yield GroupActivations(
+                x, torch.full_like(x, company), torch.ones(len(rows), dtype=torch.bool)
+            )
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
@@ -172,12 +174,12 @@ def test_skipping_batches_changes_none_of_the_rest(
         plans = planned(n_images, n_shards, n_tokens, batch_rows, buffer_rows)
         whole = list(epoch_batches(plans, Named(n_tokens), has_cls=True))
         skip = round(share * len(whole))
-        source = Named(n_tokens)
-        assert_same_bits(list(epoch_batches(plans, source, has_cls=True, skip=skip)), whole[skip:])
+        reader = Named(n_tokens)
+        assert_same_bits(list(epoch_batches(plans, reader, has_cls=True, skip=skip)), whole[skip:])
         needed = {image for plan in plans for b in rows_by_batch(plan)[skip:] for image, _ in b}
-        # a group is read once at most, and only where the filling that goes on holds some of it
-        assert len(set(source.groups)) == len(source.groups)
-        read = {image for group in source.groups for image in group}
+        # a group is read once at most, and only where the load that goes on holds some of it
+        assert len(set(reader.groups)) == len(reader.groups)
+        read = {image for group in reader.groups for image in group}
         assert needed <= read
         if skip == len(whole):
             assert not read
@@ -185,20 +187,20 @@ def test_skipping_batches_changes_none_of_the_rest(
 
 def test_skipping_is_exact_on_a_real_vit(vit, pixels):
     plans = planned(n_shards=2, batch_rows=12, buffer_rows=30)
-    source = recomputed(vit, TensorImages(pixels))
-    whole = list(epoch_batches(plans, source, has_cls=True))
+    reader = recomputed(vit, TensorImages(pixels))
+    whole = list(epoch_batches(plans, reader, has_cls=True))
     assert len(whole) == 6
     for skip in range(7):
-        rest = epoch_batches(plans, source, has_cls=True, skip=skip)
+        rest = epoch_batches(plans, reader, has_cls=True, skip=skip)
         assert_same_bits(list(rest), whole[skip:])
 
 
 def test_groups_without_a_row_to_come_are_not_read_again():
     (plan,) = planned(n_images=40, n_tokens=2, batch_rows=8, buffer_rows=16)
     last = len(list(epoch_batches([plan], Named(2), has_cls=True))) - 1
-    source = Named(2)
-    list(epoch_batches([plan], source, has_cls=True, skip=last))
-    assert 1 <= len(source.groups) <= 3 < len(plan.groups())
+    reader = Named(2)
+    list(epoch_batches([plan], reader, has_cls=True, skip=last))
+    assert 1 <= len(reader.groups) <= 3 < len(plan.groups())
 
 
 # ---- images that cannot be read -----------------------------------------------------------------
@@ -208,16 +210,16 @@ def test_groups_without_a_row_to_come_are_not_read_again():
 def test_rows_of_unreadable_images_are_left_out_and_counted(vit, pixels, workers):
     broken = {0, 5, 6}
     plans = planned(n_shards=2)
-    source = recomputed(vit, with_broken(pixels, *broken), workers, skip=True)
-    batches = list(epoch_batches(plans, source, has_cls=True))
-    assert source.skipped == broken
+    reader = recomputed(vit, with_broken(pixels, *broken), workers, skip=True)
+    batches = list(epoch_batches(plans, reader, has_cls=True))
+    assert reader.skipped == broken
     assert_planned(batches, plans, capture(vit, pixels), without=broken)
     assert sum(map(len, batches)) == (N - 3) * TOKENS
 
 
 def test_a_batch_without_a_readable_image_is_empty(vit, pixels):
-    source = recomputed(vit, with_broken(pixels, *range(N)), skip=True)
-    batches = list(epoch_batches(planned(), source, has_cls=True))
+    reader = recomputed(vit, with_broken(pixels, *range(N)), skip=True)
+    batches = list(epoch_batches(planned(), reader, has_cls=True))
     assert len(batches) == planned()[0].n_batches
     assert not any(map(len, batches))
 
@@ -225,18 +227,18 @@ def test_a_batch_without_a_readable_image_is_empty(vit, pixels):
 def test_a_shard_without_a_readable_image_leaves_the_batch_to_the_others(vit, pixels):
     plans = planned(n_shards=2)
     broken = [image for group in plans[1].groups() for image in group]
-    source = recomputed(vit, with_broken(pixels, *broken), skip=True)
-    batches = list(epoch_batches(plans, source, has_cls=True))
+    reader = recomputed(vit, with_broken(pixels, *broken), skip=True)
+    batches = list(epoch_batches(plans, reader, has_cls=True))
     assert sum(map(len, batches)) == (N - len(broken)) * TOKENS
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=forks)])
 def test_stopping_names_the_row(vit, pixels, workers):
-    source = recomputed(vit, with_broken(pixels, 9, 12), workers)
+    reader = recomputed(vit, with_broken(pixels, 9, 12), workers)
     with pytest.raises(UnreadableImage) as error:
-        list(source.read(in_groups(range(N))))
+        list(reader.read(in_groups(range(N))))
     assert "photos: row 9 holds an image that cannot be read" in one_sentence(error)
-    assert not source.skipped
+    assert not reader.skipped
 
 
 # ---- worker processes -------------------------------------------------------------------------
@@ -272,17 +274,17 @@ class Failing(TensorImages):
 
 @forks
 def test_an_input_error_of_a_worker_arrives_as_its_sentence(vit, pixels):
-    source = recomputed(vit, Failing(pixels, "InputError"), workers=2)
+    reader = recomputed(vit, Failing(pixels, "InputError"), workers=2)
     with pytest.raises(InputError) as error:
-        list(source.read(in_groups(range(N))))
+        list(reader.read(in_groups(range(N))))
     assert one_sentence(error) == "labels of photos hold None; expected class numbers."
 
 
 @forks
 def test_a_killed_worker_is_named_as_such(vit, pixels):
-    source = recomputed(vit, Failing(pixels, "killed"), workers=2)
+    reader = recomputed(vit, Failing(pixels, "killed"), workers=2)
     with pytest.raises(InputError) as error:
-        list(source.read(in_groups(range(N))))
+        list(reader.read(in_groups(range(N))))
     assert "a process that decodes images was lost" in one_sentence(error)
 
 
@@ -311,27 +313,27 @@ def test_a_worker_killed_while_a_step_is_at_work_is_named_as_such(vit, pixels):
 
 @forks
 def test_a_fault_of_the_data_in_a_worker_is_not_called_a_lost_process(vit, pixels):
-    source = recomputed(vit, Failing(pixels, "RuntimeError"), workers=2)
+    reader = recomputed(vit, Failing(pixels, "RuntimeError"), workers=2)
     with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
-        list(source.read(in_groups(range(N))))
+        list(reader.read(in_groups(range(N))))
 
 
-# ---- cache ------------------------------------------------------------------------------------
+# ---- store ------------------------------------------------------------------------------------
 
 
 def test_a_cache_gives_the_recomputed_values_in_bfloat16(vit, pixels, tmp_path):
     data = with_broken(pixels, 5)
-    cache = ActivationCache(tmp_path, vit, data, unreadable="skip", progress=False)
+    store = ActivationStore(tmp_path, vit, data, unreadable="skip", progress=False)
     groups = in_groups(range(N))  # those of the build: its kernels round alike
-    source, direct = Cached(cache, CPU, Waits()), recomputed(vit, data, skip=True)
-    assert source.skipped == {5}
-    for found, true in zip(source.read(groups), direct.read(groups), strict=True):
+    reader, direct = StoreReader(store, CPU, Stopwatch()), recomputed(vit, data, skip=True)
+    assert reader.skipped == {5}
+    for found, true in zip(reader.read(groups), direct.read(groups), strict=True):
         assert torch.equal(found.x, true.x.bfloat16().float())
         assert torch.equal(found.y, true.y.bfloat16().float())
         assert torch.equal(found.readable, true.readable)
         assert found.x.dtype == torch.float32
-    in_order = torch.cat([group.y for group in source.read(groups)], 1)
-    shuffled = torch.cat([group.y for group in source.read([[8, 3], [5, 0, 13]])], 1)
+    in_order = torch.cat([group.y for group in reader.read(groups)], 1)
+    shuffled = torch.cat([group.y for group in reader.read([[8, 3], [5, 0, 13]])], 1)
     assert torch.equal(shuffled, in_order[:, [8, 3, 5, 0, 13]])
 
 
@@ -341,8 +343,8 @@ def test_a_cache_gives_the_recomputed_values_in_bfloat16(vit, pixels, tmp_path):
 def test_norm_scales_bring_readable_tokens_to_the_root_of_the_width(vit, pixels):
     broken = [1, 13]
     kept = [row for row in range(N) if row not in broken]
-    source = recomputed(vit, with_broken(pixels, *broken), skip=True)
-    scales = norm_scales(source.read(in_groups(range(N))), 16)
+    reader = recomputed(vit, with_broken(pixels, *broken), skip=True)
+    scales = norm_scales(reader.read(in_groups(range(N))), 16)
     direct = capture(vit, pixels[kept])
     for scale, values in zip(scales, (direct.x, direct.y), strict=True):
         expected = 4.0 / values.double().square().sum(-1).sqrt().mean((1, 2))
@@ -353,44 +355,44 @@ def test_a_layer_of_zeros_is_named(vit, pixels):
     clip = tiny_clip()
     for parameter in clip.visual.transformer.resblocks[2].mlp.c_proj.parameters():
         parameter.data.zero_()
-    source = recomputed(HookedViT(clip), TensorImages(pixels))
+    reader = recomputed(HookedViT(clip), TensorImages(pixels))
     with pytest.raises(InputError) as error:
-        norm_scales(source.read(in_groups(range(N))), 16)
+        norm_scales(reader.read(in_groups(range(N))), 16)
     assert "blocks.2.hook_mlp_out is zero on every token" in one_sentence(error)
 
 
 @pytest.mark.parametrize("rows", [range(0), range(3)])
 def test_normalisation_needs_an_image(vit, pixels, rows):
-    source = recomputed(vit, with_broken(pixels, 0, 1, 2), skip=True)
+    reader = recomputed(vit, with_broken(pixels, 0, 1, 2), skip=True)
     with pytest.raises(InputError) as error:
-        norm_scales(source.read(in_groups(rows)), 16)
+        norm_scales(reader.read(in_groups(rows)), 16)
     assert "none of the images can be read" in one_sentence(error)
 
 
-# ---- waits ------------------------------------------------------------------------------------
+# ---- stopwatch ----------------------------------------------------------------------------------
 
 
 def test_shares_of_time_sum_to_one_and_start_afresh(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    waits = Waits(since=100.0)
+    stopwatch = Stopwatch(since=100.0)
     now[0] = 103.0
-    waits.timed("images", 102.0)
-    waits.timed("images", 102.5)
+    stopwatch.add("images", 102.0)
+    stopwatch.add("images", 102.5)
     now[0] = 110.0
-    waits.timed("vit", 108.0)
-    assert waits.shares() == pytest.approx({"images": 0.15, "vit": 0.2, "step": 0.65})
+    stopwatch.add("vit", 108.0)
+    assert stopwatch.shares() == pytest.approx({"images": 0.15, "vit": 0.2, "step": 0.65})
     now[0] = 112.0
-    assert waits.shares() == pytest.approx({"images": 0.0, "vit": 0.0, "step": 1.0})
-    assert sum(waits.shares().values()) == pytest.approx(1)  # no time at all has passed
+    assert stopwatch.shares() == pytest.approx({"images": 0.0, "vit": 0.0, "step": 1.0})
+    assert sum(stopwatch.shares().values()) == pytest.approx(1)  # no time at all has passed
 
 
 def test_sources_book_their_time(vit, pixels, tmp_path):
     data = TensorImages(pixels)
-    source = recomputed(vit, data)
-    list(source.read(in_groups(range(N))))
-    assert min(source.waits.seconds["images"], source.waits.seconds["vit"]) > 0
-    cached = Cached(ActivationCache(tmp_path, vit, data, progress=False), CPU, Waits())
+    reader = recomputed(vit, data)
+    list(reader.read(in_groups(range(N))))
+    assert min(reader.stopwatch.seconds["images"], reader.stopwatch.seconds["vit"]) > 0
+    cached = StoreReader(ActivationStore(tmp_path, vit, data, progress=False), CPU, Stopwatch())
     list(cached.read(in_groups(range(N))))
-    assert cached.waits.seconds["images"] > cached.waits.seconds["vit"] == 0
-    assert sum(cached.waits.shares().values()) == pytest.approx(1)
+    assert cached.stopwatch.seconds["images"] > cached.stopwatch.seconds["vit"] == 0
+    assert sum(cached.stopwatch.shares().values()) == pytest.approx(1)

@@ -16,8 +16,8 @@ from vit_clt import CLTConfig, InputError, JumpReLU, ReLUTopK
 from vit_clt.data.images import TensorImages
 from vit_clt.training import cost as module
 from vit_clt.training import trial
-from vit_clt.training.cache import cache_bytes
 from vit_clt.training.cost import Estimate, check_fits, estimate
+from vit_clt.training.store import store_bytes
 from vit_clt.training.trial import seconds_per_step
 from vit_clt.transcoder.sparsifiers import TopKTraining
 from vit_clt.transcoder.train_config import TrainConfig
@@ -190,7 +190,7 @@ def test_disk_holds_checkpoints_the_one_being_written_result_and_cache():
     found = of_tiny(TrainConfig(keep_checkpoints=2), n_images=50, cache=True).disk
     assert found["checkpoints"] == 3 * 3 * weights
     assert found["result"] == weights
-    assert found["activation cache"] == cache_bytes(50, 4, 10, 16)
+    assert found["activation cache"] == store_bytes(50, 4, 10, 16)
     without = of_tiny(TrainConfig(checkpoint_every=0), n_images=50).disk
     assert without == {"checkpoints": 0, "result": weights, "activation cache": 0}
 

@@ -31,7 +31,7 @@ def passes_of(n_images: int) -> AbstractContextManager[Any]:
 
 
 def rows_by_batch(plan: ShardPlan) -> list[list[int]]:
-    return [f.rows[positions].tolist() for f in plan.fillings() for positions in f.batches]
+    return [f.rows[positions].tolist() for f in plan.loads() for positions in f.batches]
 
 
 def images_of(plan: ShardPlan) -> list[int]:
@@ -75,29 +75,29 @@ def test_every_row_of_the_shard_comes_once_in_batches_of_the_right_size(fields, 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(fields=fields, per_pass=st.integers(1, 9))
-def test_fillings_follow_each_other_and_are_bounded(fields, per_pass):
+def test_loads_follow_each_other_and_are_bounded(fields, per_pass):
     plan = ShardPlan(n_shards=3, **fields)
     group_rows = per_pass * plan.n_tokens
     n_rows = plan.images_per_shard * plan.n_tokens
     with passes_of(per_pass):
-        fillings, n_groups = list(plan.fillings()), len(plan.groups())
+        loads, n_groups = list(plan.loads()), len(plan.groups())
     waiting: list[int] = []
     start = 0
-    for filling in fillings:
-        assert filling.groups.start == start < filling.groups.stop
-        start = filling.groups.stop
-        new = range(filling.groups.start * group_rows, min(start * group_rows, n_rows))
-        assert filling.rows.tolist() == [*waiting, *new]
-        assert len(filling.rows) <= plan.buffer_rows + group_rows + plan.batch_rows
-        assert len(filling.rows) >= plan.buffer_rows or filling is fillings[-1]
-        emptied = [p for batch in filling.batches for p in batch.tolist()]
-        assert emptied + filling.left.tolist() == filling.order.tolist()
-        assert sorted(filling.order.tolist()) == list(range(len(filling.rows)))
-        assert len(filling.left) < plan.batch_rows
-        waiting = filling.rows[filling.left].tolist()
+    for load in loads:
+        assert load.groups.start == start < load.groups.stop
+        start = load.groups.stop
+        new = range(load.groups.start * group_rows, min(start * group_rows, n_rows))
+        assert load.rows.tolist() == [*waiting, *new]
+        assert len(load.rows) <= plan.buffer_rows + group_rows + plan.batch_rows
+        assert len(load.rows) >= plan.buffer_rows or load is loads[-1]
+        emptied = [p for batch in load.batches for p in batch.tolist()]
+        assert emptied + load.left.tolist() == load.order.tolist()
+        assert sorted(load.order.tolist()) == list(range(len(load.rows)))
+        assert len(load.left) < plan.batch_rows
+        waiting = load.rows[load.left].tolist()
         with passes_of(per_pass):
-            held = set(plan.group_of(filling.rows).tolist())
-        assert held.issuperset(filling.groups)
+            held = set(plan.group_of(load.rows).tolist())
+        assert held.issuperset(load.groups)
         assert max(held) < start
     assert start == n_groups
     assert not waiting
@@ -105,7 +105,7 @@ def test_fillings_follow_each_other_and_are_bounded(fields, per_pass):
 
 def test_a_batch_mixes_the_images_of_the_buffer():
     with passes_of(4):
-        first = next(PLAN.fillings())
+        first = next(PLAN.loads())
         images = {row // PLAN.n_tokens for row in first.rows[first.batches[0]].tolist()}
     assert len(first.groups) * 4 == 16  # 64 rows are 13 images: four groups
     assert len(images) > 8
@@ -116,15 +116,15 @@ def test_a_batch_mixes_the_images_of_the_buffer():
 def test_a_batch_larger_than_buffer_and_epoch_waits_for_everything():
     plan = replace(PLAN, batch_rows=1000, buffer_rows=1)
     with passes_of(4):
-        fillings = list(plan.fillings())
-    assert [len(f.batches) for f in fillings] == [0] * 7 + [1]
-    assert len(fillings[-1].batches[0]) == 150
+        loads = list(plan.loads())
+    assert [len(f.batches) for f in loads] == [0] * 7 + [1]
+    assert len(loads[-1].batches[0]) == 150
 
 
 def test_a_shard_without_images_has_no_batches():
     plan = replace(PLAN, images=range(2), n_shards=3)
     assert plan.n_batches == plan.images_per_shard == 0
-    assert not list(plan.fillings())
+    assert not list(plan.loads())
     assert not plan.groups()
 
 
@@ -139,7 +139,7 @@ def test_the_order_repeats_whatever_was_drawn_elsewhere():
         assert torch.equal(torch.get_rng_state(), before)
         torch.manual_seed(2)
         again = replace(PLAN)
-        list(again.fillings())  # and whatever was walked before
+        list(again.loads())  # and whatever was walked before
         assert rows_by_batch(again) == rows
         assert images_of(again) == images
 
@@ -154,11 +154,11 @@ def test_seed_and_epoch_change_images_and_rows(changed):
             assert rows_by_batch(other) != rows_by_batch(PLAN)
 
 
-def test_shards_shuffle_their_rows_differently_and_fillings_too():
+def test_shards_shuffle_their_rows_differently_and_loads_too():
     one, two = (replace(PLAN, images=range(60), n_shards=2, shard=s) for s in range(2))
     with passes_of(4):
         assert rows_by_batch(one) != rows_by_batch(two)
-        orders = [f.order.tolist() for f in replace(PLAN, batch_rows=20, buffer_rows=40).fillings()]
+        orders = [f.order.tolist() for f in replace(PLAN, batch_rows=20, buffer_rows=40).loads()]
     full = [order for order in orders if len(order) == len(orders[0])]
     assert len(full) > 1
     assert len({tuple(order) for order in full}) == len(full)

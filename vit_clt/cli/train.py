@@ -91,7 +91,7 @@ class Train(ModelOptions, Command, TrainingOptions):
         """Train, save, and report."""
         from vit_clt.metrics import metrics_json
         from vit_clt.outputs import OutputFolder
-        from vit_clt.training.cache import ActivationCache
+        from vit_clt.training.store import ActivationStore
         from vit_clt.training.trainer import as_context, resolved, train
         from vit_clt.transcoder.model_card import model_card
 
@@ -118,8 +118,8 @@ class Train(ModelOptions, Command, TrainingOptions):
             self._estimate(vit, data, clt_config, settings)
         if self.cache is not None and _n_processes() == 1:
             # refused before anything is overwritten
-            cache = ActivationCache(self.cache, vit, data, unreadable=settings.unreadable)
-            print(cache.description, flush=True)
+            store = ActivationStore(self.cache, vit, data, unreadable=settings.unreadable)
+            print(store.description, flush=True)
         if _is_main() and not folder.resumes:
             self._begin(folder, run)
         with (

@@ -1,7 +1,8 @@
-"""Images by the name of their form, in the preprocessing of a ViT.
+"""Labelled images, with the preprocessing of a ViT.
 
-`load_data` finds them (digits, CIFAR, COCO, parquet files, image folders, the Hub) and returns an
-`ImageData`, which is batches of images and labels; `TensorImages` holds images made elsewhere.
+`load_data` loads digits, CIFAR, COCO, parquet files, image folders or a data set of the Hub, and
+returns an `ImageData`, which gives batches of images and labels. `TensorImages` is an `ImageData`
+of tensors.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""COCO as single-label images: the category of the largest summed box area, and all of them.
+"""COCO as single-label images, with the set of all categories that an image shows.
 
 An image's label is argmax over categories c of the sum of width * height over its boxes of c, in
-pixels (ties go to the lowest category id). Overlaps count twice, crowd regions count as boxes.
-Images without a box have no label: they are left out, and counted in `ImageData.left_out`.
-`ImageData.label_sets` holds every category with a box, for "any hit" readings.
+pixels (ties go to the lowest category id). Overlaps count twice, and crowd regions count as
+boxes. Images without a box have no label: they are left out, and counted in `ImageData.left_out`.
+`ImageData.label_sets` holds every category with a box, for "any hit" accuracy.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ HUB = "detection-datasets/coco"
 
 
 @dataclass
-class Truth:
-    """Labels of the images that have one."""
+class SingleLabels:
+    """The label, and all categories, of the images that have a label."""
 
     rows: list[int] = field(default_factory=list)
-    """Their rows among all images."""
+    """Rows of the labelled images among all images."""
     labels: list[int] = field(default_factory=list)
     label_sets: list[frozenset[int]] = field(default_factory=list)
     left_out: int = 0
 
 
-def single_labels(images: Iterable[Iterable[tuple[int, float]]], limit: int | None) -> Truth:
-    """Labels from each image's (category, box area) pairs, up to `limit` labelled images."""
-    truth = Truth()
+def single_labels(images: Iterable[Iterable[tuple[int, float]]], limit: int | None) -> SingleLabels:
+    """Label images by their (category, box area) pairs, up to `limit` labelled images."""
+    labels = SingleLabels()
     for row, boxes in enumerate(images):
-        if limit is not None and len(truth.rows) == limit:
+        if limit is not None and len(labels.rows) == limit:
             break
         areas: dict[int, float] = defaultdict(float)
         for category, area in boxes:
             areas[category] += area
         if not areas:
-            truth.left_out += 1
+            labels.left_out += 1
             continue
-        truth.rows.append(row)
-        truth.labels.append(min(areas, key=lambda c: (-areas[c], c)))
-        truth.label_sets.append(frozenset(areas))
-    return truth
+        labels.rows.append(row)
+        labels.labels.append(min(areas, key=lambda c: (-areas[c], c)))
+        labels.label_sets.append(frozenset(areas))
+    return labels
 
 
 def local_coco(
@@ -60,11 +60,11 @@ def local_coco(
 ) -> DecodedImages:
     """COCO in its official layout: `annotations/instances_{split}2017.json`, `{split}2017/*.jpg`.
 
-    Class names are the file's own categories in the order of their ids.
+    Class names are the categories of the file in the order of their ids.
 
     Raises:
-        InputError: files missing, another split, or annotations without images, categories or
-            boxes.
+        InputError: files are missing, there is no such split, or the annotations lack images,
+            categories or boxes.
     """
     folder = Path(place)
     path = folder / "annotations" / f"instances_{split}2017.json"
@@ -78,19 +78,19 @@ def local_coco(
         image, category, area = _box(path, i, annotation, number)
         boxes[image].append((category, area))
     images = document["images"]
-    truth = single_labels((boxes.get(image["id"], []) for image in images), limit)
-    if not truth.rows:
+    labels = single_labels((boxes.get(image["id"], []) for image in images), limit)
+    if not labels.rows:
         raise InputError(f"{path} has no image with a box; expected at least one.")
     pictures = folder / f"{split}2017"
-    files = [images[row]["file_name"] for row in truth.rows]
+    files = [images[row]["file_name"] for row in labels.rows]
     _check_present(pictures, files)
 
     def fetch(rows: list[int]) -> tuple[list[Image.Image], list[int]]:
-        return [_open(pictures / files[row]) for row in rows], [truth.labels[row] for row in rows]
+        return [_open(pictures / files[row]) for row in rows], [labels.labels[row] for row in rows]
 
     names = [category["name"] for category in categories]
     data = DecodedImages(fetch, len(files), transform, names, f"coco:{place} ({split})")
-    data.label_sets, data.left_out = truth.label_sets, truth.left_out
+    data.label_sets, data.left_out = labels.label_sets, labels.left_out
     return data
 
 
@@ -103,23 +103,23 @@ def hub_coco(
         InputError: it cannot be read.
     """
     table = read_table("hf", HUB, split)
-    truth = single_labels(
+    labels = single_labels(
         (_areas(row["objects"]) for row in table.select_columns("objects")), limit
     )
-    if not truth.rows:
+    if not labels.rows:
         raise InputError(f"coco ({split}) has no image with a box; expected at least one.")
-    table = table.select(truth.rows)
+    table = table.select(labels.rows)
 
     def fetch(rows: list[int]) -> tuple[list[Image.Image], list[int]]:
-        return table[rows]["image"], [truth.labels[row] for row in rows]
+        return table[rows]["image"], [labels.labels[row] for row in rows]
 
-    data = DecodedImages(fetch, len(truth.rows), transform, COCO_CLASSES, f"coco ({split})")
-    data.label_sets, data.left_out = truth.label_sets, truth.left_out
+    data = DecodedImages(fetch, len(labels.rows), transform, COCO_CLASSES, f"coco ({split})")
+    data.label_sets, data.left_out = labels.label_sets, labels.left_out
     return data
 
 
 def _open(path: Path) -> Image.Image:
-    # turned as the camera says, as Hugging Face datasets does for the other forms
+    # turned by the EXIF orientation, as Hugging Face datasets does for the other forms
     with Image.open(path) as image:
         return ImageOps.exif_transpose(image)
 
@@ -172,7 +172,7 @@ def _box(
 
 
 def _check_present(folder: Path, files: list[str]) -> None:
-    # one listing instead of 100,000 questions, which a network file system answers one by one
+    # one listing is faster than 100,000 checks of single files on a network file system
     present = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     missing = [file for file in files if file not in present]
     if missing:
@@ -183,10 +183,10 @@ def _check_present(folder: Path, files: list[str]) -> None:
 
 
 def _no_annotations(folder: Path, split: str) -> str:
-    found = sorted(
+    splits = sorted(
         file.stem.removeprefix("instances_").removesuffix("2017")
         for file in (folder / "annotations").glob("instances_*2017.json")
     )
-    if found:
-        return f'split is "{split}"; coco:{folder} has {" and ".join(found)}.'
+    if splits:
+        return f'split is "{split}"; coco:{folder} has {" and ".join(splits)}.'
     return f"data is coco:{folder}; expected annotations/instances_{split}2017.json in that folder."

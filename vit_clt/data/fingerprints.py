@@ -1,4 +1,4 @@
-"""Hashes of images as a model sees them: is a set the same, and an order free of that of rows."""
+"""Hashes of preprocessed images: one for a whole data set, and one for each image."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SAMPLED_IMAGES = 64
 
 
 def data_fingerprint(data: ImageData) -> str:
-    """Hex SHA-256 of the number of rows and the preprocessed pixels of up to 64 of them.
+    """Hex SHA-256 of the number of images and the preprocessed pixels of up to 64 of them.
 
-    The rows are evenly spaced, first and last included (all of them, up to 64), so data, row order
-    and preprocessing all count; names, paths, splits and labels do not. An image that cannot be
-    read counts as such. The same in every process with the same image libraries: another version
-    of one may decode or resize to other pixels, and then the fingerprint differs too.
+    The sampled images are evenly spaced, first and last included, so that the data, their order and
+    the preprocessing all count; names, paths, splits and labels do not. An unreadable image counts
+    as unreadable. The hash is the same in every process with the same image libraries; another
+    version of a library may decode or resize to other pixels, and then it differs.
 
-    It cannot see a change that leaves all sampled images as they were: above 64 rows, single
-    images altered or rows swapped between the sampled ones.
+    It does not see a change that leaves all sampled images unchanged: of more than 64 images, one
+    between them may be altered, or two swapped.
     """
     rows = _evenly_spaced(len(data))
     images, positions = data.readable(rows)
@@ -41,9 +41,10 @@ def data_fingerprint(data: ImageData) -> str:
 def image_keys(
     images: Float[Tensor, "image 3 height width"], labels: Int[Tensor, " image"], seed: int
 ) -> list[bytes]:
-    """What images are sorted by where neither their order nor their batches may matter.
+    """A hash of seed, label and pixels for each image.
 
-    A hash of seed, label and pixels, so that the first of them are a random sample.
+    Sorted by it, images are in a random order that depends neither on their order in the data nor
+    on batches, and the first n are a random sample.
     """
     return [
         hashlib.blake2b(

@@ -1,6 +1,6 @@
-"""Images by the name of their form: one interface over Hugging Face data sets and local files.
+"""Data by its form, such as "digits" or "parquet:PATH": Hugging Face data sets and local files.
 
-`load_data` finds the data; what it returns is an `ImageData` (`vit_clt.data.images`).
+`load_data` returns an `ImageData` (`vit_clt.data.images`).
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class NamedTable:
-    """A data set of the Hub, which may also lie in local files with the same columns."""
+    """A data set of the Hub, of which a copy may lie in local files with the same columns."""
 
     repository: str
     image_column: str
     label_column: str
     class_names: list[str]
-    """As prompted, in label order."""
+    """The class names that prompts use, in label order."""
     held_out: str = "test"
+    """Name of the split that is not for training."""
     renumber: Renumber | None = None
 
 
@@ -56,7 +57,7 @@ NAMED = {
 }
 COCO_SPLITS = ("train", "val")
 OFFLINE = {"digits": DIGITS_CLASSES, "adding": ADDING_CLASSES}
-"""Class names of what comes with the package."""
+"""Class names of the data sets that come with the package, by form."""
 FORMS = [
     *OFFLINE,
     *NAMED,
@@ -79,22 +80,22 @@ def load_data(
     """Images in the preprocessing of `vit`.
 
     Args:
-        form: "digits" or "adding" (offline; the latter knows both digits, `.factors`); "cifar10",
+        form: "digits" or "adding" (offline; "adding" has `factors`, its two digits); "cifar10",
             "cifar100", "imagenet100" or "coco" from the Hub; the same from local files,
             "cifar10:PATH", "cifar100:PATH", "imagenet100:PATH" (each what parquet: or imagefolder:
             reads) and "coco:PATH" (official layout); "parquet:PATH" (a file, or a folder of
             SPLIT*.parquet), "imagefolder:PATH" or "hf:NAME".
-        vit: whose preprocessing is applied.
-        split: which split; by default the held-out one: "test", for imagenet100 "validation", for
-            coco "val". A single parquet file is its own split.
+        vit: the model whose preprocessing is applied.
+        split: name of the split; by default the held-out one: "test", for imagenet100 "validation",
+            for coco "val". A single parquet file is its own split.
         limit: keep the first rows only.
         image_column, label_column: by default the columns typed Image and ClassLabel. Without a
-            label column labels are -1: enough for training and scores.
-        class_names: by default those the data set carries.
+            label column labels are -1, which is enough for training and scores.
+        class_names: names of the classes in label order; by default those of the data set.
 
     Raises:
-        InputError: unknown form, split or column, nothing there, no rows, or not a class name per
-            label.
+        InputError: an unknown form, split or column, nothing is there, there are no rows, or not
+            one class name for each label.
     """
     if vit.preprocess is None:
         raise InputError("vit", "has no preprocessing; expected one from HookedViT.from_open_clip.")
@@ -120,13 +121,13 @@ def load_data(
     else:
         if not own_split:
             _check_split(kind, split, ("train", named.held_out))
-        source = (local_kind(place), place) if place else ("hf", named.repository)
-        table = read_table(*source, split)
+        at = (local_kind(place), place) if place else ("hf", named.repository)
+        table = read_table(*at, split)
         for role, default in (("image", named.image_column), ("label", named.label_column)):
-            # a folder of images has columns of its own, found by their types
+            # the columns of a folder of images have other names and are found by their types
             if columns[role] is None and default in table.column_names:
                 columns[role] = default
-    # a single file is its own split: calling training images "test" would be a false label
+    # a single file is its own split, and must not be called "test"
     data = table_images(
         table,
         vit.preprocess,
@@ -143,23 +144,24 @@ def load_data(
 
 
 def check_prepared(vit: HookedViT, data: ImageData) -> None:
-    """Refuse images in the preprocessing of another model: numbers would be quietly wrong.
+    """Refuse images with the preprocessing of another model, whose numbers would be wrong.
 
-    Two preprocessings are alike if they say the same of themselves, as torchvision's do. Tensors, a
-    model without its preprocessing, and functions, which say no more than where they lie, tell
-    nothing, and pass.
+    Two preprocessings are the same if their `repr` is, which in torchvision lists all settings.
+    Tensors, a model without a preprocessing, and functions, whose `repr` is an address, cannot be
+    compared and are accepted.
 
     Raises:
-        InputError: the preprocessing of `data` is another than that of `vit`.
+        InputError: the preprocessing of `data` is not that of `vit`.
     """
-    have, want = data.transform, vit.preprocess
-    found, expected = (" ".join(repr(each).split()) for each in (have, want))
-    silent = have is None or want is None or " at 0x" in found + expected
-    if silent or found == expected:
+    if data.transform is None or vit.preprocess is None:
+        return
+    transforms = data.transform, vit.preprocess
+    text, expected = (" ".join(repr(transform).split()) for transform in transforms)
+    if " at 0x" in text + expected or text == expected:
         return
     raise InputError(
         "data",
-        f"{data.name} went through {found}; expected the preprocessing of model "
+        f"{data.name} went through {text}; expected the preprocessing of model "
         f"{vit.cfg.model}, {expected}: load it with vit=.",
     )
 

@@ -112,17 +112,17 @@ IMAGENET100 = {
     "n01855672": "goose",
     "n02090622": "borzoi",
 }
-"""Name as prompted by WordNet id, in label order."""
+"""The class name that prompts use, by WordNet id, in label order."""
 
 
 def class_numbers(names: Sequence[str]) -> list[int]:
-    """Class number of each label of a stored copy, whose labels are called `names`.
+    """The class number of each label name of a copy of the data.
 
-    WordNet ids are looked up in the list, so folders may be some of the 100 and in any order.
-    Where no name is one, there must be 100 of them, and they are taken to be in list order.
+    WordNet ids are looked up in the list, so that folders may be some of the 100, in any order. If
+    no name is a WordNet id, there must be 100 names, and they are taken to be in list order.
 
     Raises:
-        InputError: ids mixed with other names or ids, or not 100 names.
+        InputError: ids are mixed with other names or ids, or there are not 100 names.
     """
     wnids = list(IMAGENET100)
     known = [name for name in names if name in IMAGENET100]

@@ -1,6 +1,6 @@
-"""Labelled images by row: in memory, decoded on demand, or some rows of others.
+"""Labelled images by row: in memory, decoded on demand, or some rows of another data set.
 
-Pictures of every bit depth and palette are brought to 8 bits a channel before preprocessing.
+Images of every bit depth and palette are converted to 8 bits a channel before preprocessing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vit_clt.errors import InputError
 
-# PIL raises all of these for broken files, and a missing value is no image
+# PIL raises these for broken files; AttributeError comes of a value that is no image
 _BROKEN = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -32,7 +32,7 @@ _BROKEN = (
 
 
 class UnreadableImage(InputError):
-    """A row's image cannot be decoded or preprocessed."""
+    """The image of a row cannot be decoded or preprocessed."""
 
 
 class ImageData(ABC):
@@ -40,16 +40,16 @@ class ImageData(ABC):
 
     name: str
     split: str | None = None
-    """None where the data is its own split."""
+    """The split; None where the data has no splits (one file, or tensors)."""
     class_names: list[str]
     label_sets: list[frozenset[int]] | None = None
-    """Every class that a row's image shows, where known (COCO); its label is one of them."""
+    """By row, every class that the image shows (COCO); the label is one of them."""
     factors: Mapping[str, Int[Tensor, " image"]] | None = None
-    """What else is known of each row's image, by name (adding: its digits, "left" and "right")."""
+    """Further known facts of each image, by name (adding: its digits, "left" and "right")."""
     transform: Callable[[Image.Image], Tensor] | None = None
-    """The preprocessing they went through, where known: `vit_clt.data.check_prepared`."""
+    """The preprocessing of the images, where known; `check_prepared` compares it with a ViT's."""
     left_out: int = 0
-    """Images of the source that are no rows, as they have no label (COCO: no box)."""
+    """Number of images that are left out because they have no label (COCO: no box)."""
     batch_size: int = 64
 
     @abstractmethod
@@ -59,20 +59,24 @@ class ImageData(ABC):
     def batch(
         self, rows: Sequence[int]
     ) -> tuple[Float[Tensor, "batch 3 height width"], Int[Tensor, " batch"]]:
-        """The preprocessed images and labels of these rows."""
+        """The preprocessed images and the labels of these rows.
+
+        Raises:
+            UnreadableImage: an image cannot be read.
+        """
 
     def readable(
         self, rows: Sequence[int]
     ) -> tuple[Float[Tensor, "batch 3 height width"] | None, list[int]]:
-        """The images of those rows that can be read (None if none can), and their positions."""
+        """The images that can be read (None if none can), and their positions in `rows`."""
         try:
             return self.batch(rows)[0], list(range(len(rows)))
         except UnreadableImage:
-            found = {}
+            images = {}
             for position, row in enumerate(rows):
                 with contextlib.suppress(UnreadableImage):
-                    found[position] = self.batch([row])[0]
-            return torch.cat(list(found.values())) if found else None, list(found)
+                    images[position] = self.batch([row])[0]
+            return torch.cat(list(images.values())) if images else None, list(images)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self), self.batch_size):
@@ -91,7 +95,7 @@ class TensorImages(ImageData):
     ):
         self.name = name
         self.class_names = list(class_names)
-        # where processes that load batches can read them, and pin what goes to a GPU
+        # on the CPU the processes that load batches can read them and pin them for a GPU
         self.images = images.cpu()
         self.labels = torch.full((len(images),), -1) if labels is None else labels.cpu()
 
@@ -105,9 +109,16 @@ class TensorImages(ImageData):
 
 
 class DecodedImages(ImageData):
-    """Images decoded from rows on demand and put through the model's own preprocessing.
+    """Images that are decoded on demand and preprocessed as the model needs.
 
-    Other depths than 8 bits and palettes are converted first (`vit_clt.data.images`).
+    Other bit depths than 8 and palettes are converted first (`eight_bit`).
+
+    Args:
+        fetch: gives the images and labels of a list of rows.
+        n: number of rows.
+        transform: the model's preprocessing.
+        class_names: names of the classes in label order.
+        name: name of the data, for messages and results.
     """
 
     transform: Callable[[Image.Image], Tensor]
@@ -144,21 +155,21 @@ class DecodedImages(ImageData):
         return images, torch.tensor(labels)
 
     def _decode(self, rows: Sequence[int]) -> tuple[Tensor, list[Any]]:
-        found, labels = self._fetch(list(rows))
-        return torch.stack([self.transform(eight_bit(image)) for image in found]), labels
+        images, labels = self._fetch(list(rows))
+        return torch.stack([self.transform(eight_bit(image)) for image in images]), labels
 
     def _first_broken(self, rows: Sequence[int], error: Exception) -> tuple[int, Exception]:
         # a data set decodes many rows at once and does not say which of them failed
         for row in rows:
             try:
                 self._decode([row])
-            except _BROKEN as found:
-                return row, found
+            except _BROKEN as reason:
+                return row, reason
         return rows[0], error
 
 
 class ImageRows(ImageData):
-    """Some rows of other images, in the order given."""
+    """Some rows of another data set, in the order given."""
 
     def __init__(self, data: ImageData, rows: Sequence[int]):
         self._data = data
@@ -174,12 +185,13 @@ class ImageRows(ImageData):
         return len(self._rows)
 
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The images and labels of these of the chosen rows."""
+        """The images and labels of these rows, numbered among the rows given."""
         return self._data.batch([self._rows[row] for row in rows])
 
 
 def as_image_data(images: ImageData | Tensor | Iterable[Any]) -> ImageData:
-    """ImageData as it is; a tensor, or batches of images or (images, labels), gathered in memory.
+    """An `ImageData` of these images: an `ImageData`, a tensor, or batches of images or of (images,
+    labels), which are gathered in memory.
 
     Raises:
         InputError: no images.
@@ -201,22 +213,22 @@ def as_image_data(images: ImageData | Tensor | Iterable[Any]) -> ImageData:
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
-    """The same picture in a mode that PIL interpolates and converts to RGB without loss of range.
+    """The same image in a mode that PIL interpolates and converts to RGB without loss of range.
 
     - 16-bit grey (modes I;16, I;16B, I;16L, I;16N, and I with values up to 65,535) becomes 8-bit
       grey, round(v / 257): 0 stays 0, 65,535 becomes 255.
     - palette images become RGB, or RGBA where the palette is transparent, and 1-bit images become
-      grey; as they are, PIL resizes both by nearest neighbour.
-    - all others are returned as they are: grey, grey with alpha, RGB, RGBA (the preprocessing drops
+      grey; PIL would resize both by nearest neighbour otherwise.
+    - all others are returned unchanged: grey, grey with alpha, RGB, RGBA (the preprocessing drops
       alpha) and CMYK (which it converts). PIL reads 16-bit colour PNGs at 8 bits itself.
 
-    Of an animation this is the frame that is current: the first, when just opened.
+    For an animation this is the current frame, which is the first when it has just been opened.
 
     Raises:
         ValueError: 32-bit values, whose range is not known.
     """
     if isinstance(image, ImageFile.ImageFile):
-        with image:  # of an animation PIL keeps the file open, for the other frames
+        with image:  # PIL would keep the file of an animation open, for its other frames
             image = image.copy()
     if image.mode in ("P", "PA"):
         transparent = image.mode == "PA" or "transparency" in image.info
@@ -231,6 +243,6 @@ def eight_bit(image: Image.Image) -> Image.Image:
                 f"its values run from {values.min()} to {values.max()} in mode {image.mode}, "
                 "expected 8 or 16 bits a channel"
             )
-        # PIL's own conversion cuts values off at 255, so that most of the image is white
+        # PIL's own conversion clips values at 255, so that most of the image would be white
         return Image.fromarray(np.rint(values / 257).astype(np.uint8))
     return image

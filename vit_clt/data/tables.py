@@ -1,4 +1,4 @@
-"""Rows read through Hugging Face datasets: the Hub, parquet files, folders of images."""
+"""Images read through Hugging Face datasets: from the Hub, parquet files and folders of images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ Renumber = Callable[[Sequence[str]], Sequence[int]]
 
 
 def read_table(kind: Kind, place: str, split: str) -> Any:
-    """A `datasets.Dataset` of one split; images come as images, encoded or not.
+    """A `datasets.Dataset` of one split, whose encoded images are decoded to PIL images.
+
+    `place` is a file, a folder or a name on the Hub.
 
     Raises:
-        InputError: nothing there, no such split, or not what `kind` says.
+        InputError: nothing is there, there is no such split, or it is not of this kind.
     """
     import datasets
 
@@ -44,7 +46,7 @@ def read_table(kind: Kind, place: str, split: str) -> Any:
             f"{kind}:{place} (split {split}) cannot be read: {type(error).__name__}: {reason}",
         ) from error
     for column, feature in table.features.items():
-        # how pandas writes encoded images: bytes and path, without the type
+        # pandas writes encoded images as a struct of bytes and path, without the type
         if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
             table = table.cast_column(column, datasets.Image())
     return table
@@ -54,7 +56,7 @@ def local_kind(place: str) -> Kind:
     """Whether a path holds parquet files or a folder of images.
 
     Raises:
-        InputError: nothing there.
+        InputError: nothing is there.
     """
     path = Path(place)
     if path.is_file() or any(path.glob("*.parquet")):
@@ -78,21 +80,23 @@ def table_images(
     prompted: Sequence[str] | None = None,
     renumber: Renumber | None = None,
 ) -> DecodedImages:
-    """The rows of a table as images.
+    """The rows of a table as an `ImageData`.
 
     Args:
         table: from `read_table`.
         transform: the model's preprocessing.
-        name: of the data, for messages and results.
+        name: name of the data, for messages and results.
         limit: keep the first rows only.
         image_column, label_column: by default the columns typed Image and ClassLabel; without a
             label column labels are -1.
-        class_names: by default `prompted`, or those of the label column.
-        prompted: the class names of a data set that is known, in label order.
-        renumber: class numbers of the label column's own names, where they may be in another order.
+        class_names: names of the classes in label order; by default `prompted`, or the names of the
+            label column.
+        prompted: the class names of a known data set, in label order.
+        renumber: gives the class number of each name of the label column, for data whose names may
+            be in another order.
 
     Raises:
-        InputError: no rows, no such column, or not a class name per label.
+        InputError: there are no rows, no such column, or not one class name for each label.
     """
     if limit is not None:
         table = table.select(range(min(limit, len(table))))
@@ -102,26 +106,30 @@ def table_images(
     label_column = _column(table, "label", label_column)
     stored = None if label_column is None else getattr(table.features[label_column], "names", None)
     numbers = None if renumber is None or stored is None else list(renumber(stored))
-    own = prompted if prompted is not None else stored
+    known = prompted if prompted is not None else stored
     if class_names is None:
-        class_names = own or []
-    elif own is not None:
-        check_names(class_names, len(own), name)
+        class_names = known or []
+    elif known is not None:
+        check_names(class_names, len(known), name)
     if class_names and label_column is not None:
         _check_labels(table, label_column, numbers, len(class_names), name)
 
     def fetch(rows: list[int]) -> tuple[list[Any], list[Any]]:
-        found = table[rows]
-        labels = found[label_column] if label_column else [-1] * len(rows)
+        columns = table[rows]
+        labels = columns[label_column] if label_column else [-1] * len(rows)
         if numbers is not None:
             labels = [numbers[l] if isinstance(l, int) and l >= 0 else l for l in labels]
-        return found[image_column], labels
+        return columns[image_column], labels
 
     return DecodedImages(fetch, len(table), transform, class_names, name)
 
 
 def check_names(names: Sequence[str], n_classes: int, name: str) -> None:
-    """Raise InputError unless there is a name per class."""
+    """Refuse class names that are not one for each class.
+
+    Raises:
+        InputError: more or fewer names than classes.
+    """
     if len(names) != n_classes:
         raise InputError(
             "class_names",
@@ -132,9 +140,9 @@ def check_names(names: Sequence[str], n_classes: int, name: str) -> None:
 def _check_labels(
     table: Any, column: str, numbers: list[int] | None, n_names: int, name: str
 ) -> None:
-    # one pass over the labels alone, so that an evaluation does not stop in its last batch
-    found = [label for label in table.unique(column) if isinstance(label, int)]
-    highest = max([numbers[l] if numbers and l >= 0 else l for l in found], default=-1)
+    # checked in one pass over the labels, so that an evaluation does not stop at its last batch
+    labels = [label for label in table.unique(column) if isinstance(label, int)]
+    highest = max([numbers[l] if numbers and l >= 0 else l for l in labels], default=-1)
     if highest >= n_names:
         raise InputError(
             "class_names",
@@ -157,19 +165,19 @@ def _parquet_files(place: str, split: str) -> list[Path]:
 
 
 def _column(table: Any, kind: str, name: str | None) -> str | None:
-    found = list(table.column_names)
+    columns = list(table.column_names)
     if name is not None:
-        check_choice(f"{kind}_column", name, found)
+        check_choice(f"{kind}_column", name, columns)
         return name
     typed = {"image": "Image", "label": "ClassLabel"}[kind]
-    matches = [c for c in found if type(table.features[c]).__name__ == typed]
-    matches = matches or [c for c in found if c == kind]
+    matches = [c for c in columns if type(table.features[c]).__name__ == typed]
+    matches = matches or [c for c in columns if c == kind]
     if kind == "label" and not matches:
-        return None  # training and scores need none; zero-shot readings refuse label -1
+        return None  # training and scores need no labels; a zero-shot reading refuses label -1
     if len(matches) != 1:
         raise InputError(
             f"{kind}_column",
             f"is not given and {len(matches)} columns are of type {typed}; "
-            f"expected one of {', '.join(found)}.",
+            f"expected one of {', '.join(columns)}.",
         )
     return matches[0]

@@ -1,7 +1,7 @@
-"""CLTs in the file format of other tools.
+"""CLTs in the file formats of other tools.
 
-`export_circuit_tracer` and `import_circuit_tracer` write and read circuit-tracer's files;
-`thresholds` fits what a top-k sparsifier needs to be expressed there.
+`export_circuit_tracer` and `import_circuit_tracer` write and read the files of circuit-tracer;
+`thresholds` fits the thresholds by which these files can stand for a top-k sparsifier.
 """
 
 from __future__ import annotations

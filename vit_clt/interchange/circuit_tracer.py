@@ -1,15 +1,17 @@
-"""CLT files of circuit-tracer, written and read: one layer at a time, by safetensors and YAML.
+"""Writes and reads the CLT files of circuit-tracer, one layer at a time.
 
     W_enc_{i}.safetensors    W_enc_{i} [F, d], b_enc_{i} [F], b_dec_{i} [d], threshold_{i} [F]
     W_dec_{i}.safetensors    W_dec_{i} [F, L - i, d], slice j writing to layer i + j
-    config.yaml              model_kind, feature_input_hook, feature_output_hook; model_name and
-                             teacher_weights_sha256 (ours) of a CLT that knows its teacher
+    config.yaml              model_kind, feature_input_hook, feature_output_hook; for a CLT that
+                             records its teacher also model_name and teacher_weights_sha256, a
+                             field of this package
 
-Its codes are z = a 1[a > threshold], or ReLU(a) where W_enc_0 has no threshold_0: JumpReLU with
-theta = threshold, or theta = 0, log_theta = -inf. Weights pass unchanged, both ways. The threshold
-written is theta as the encoder computes it; read, log_theta is the float32 number whose exponential
-is nearest. For a theta that was exp of a float32 number that is theta itself; for any other from
-1e-6 to 1e6 it is within 1e-6 of it, relatively.
+The codes are z = a 1[a > threshold], or ReLU(a) if there is no threshold_0. They are those of
+JumpReLU with theta = threshold, or with theta = 0 (log_theta = -inf). Weights are unchanged by
+writing and reading. The threshold that is written is theta as the encoder computes it. The
+log_theta that is read is the float32 number whose exponential is nearest to the threshold: its
+exponential equals a theta that was the exponential of a float32 number, and is within a relative
+1e-6 of any other theta from 1e-6 to 1e6.
 """
 
 from __future__ import annotations
@@ -61,24 +63,23 @@ def export_circuit_tracer(
     data: ImageData | Tensor | None = None,
     progress: bool = False,
 ) -> CrossLayerTranscoder:
-    """Write a CLT's files in float32; returns the CLT they hold.
+    """Write the files of a CLT in float32. Returns the CLT that the files hold.
 
-    Sparsifiers with thresholds (JumpReLU, BatchTopK) pass exactly. ReLU-TopK has none: they are
-    fitted on `data` (`thresholds.with_thresholds`), and the result is another CLT, to be measured
-    again.
+    Sparsifiers with thresholds (JumpReLU, BatchTopK) are written exactly. For ReLU-TopK thresholds
+    are fitted on `data` (`thresholds.with_thresholds`), which gives another CLT, whose quality must
+    be measured again.
 
     Args:
         clt: the transcoder.
-        folder: made if absent; files of the same names are replaced, all of them complete before
-            the first takes its place.
-        vit: the teacher, for ReLU-TopK.
-        data: images to fit thresholds on, for ReLU-TopK.
+        folder: made if absent; files of the same names are replaced once all new ones are complete.
+        vit: the teacher; needed for ReLU-TopK.
+        data: images to fit thresholds on; needed for ReLU-TopK.
         progress: show progress bars.
 
     Raises:
-        InputError: Abs-TopK or a per-layer transcoder, which the format cannot hold; ReLU-TopK
+        InputError: Abs-TopK or a per-layer transcoder, which the format cannot express; ReLU-TopK
             without `vit` and `data`; weights that are not finite; or a folder that cannot be
-            written, or holds further layers.
+            written, or holds files of further layers.
     """
     target = Path(folder)
     check_exportable(clt.config)
@@ -103,13 +104,13 @@ def export_circuit_tracer(
         for i in tqdm(range(n), "export", unit=" layers", disable=not progress):
             for name, tensors in _layer_tensors(clt, i).items():
                 save_file(tensors, staging / name)
-                # safetensors lets nobody else read its files
+                # safetensors makes files that only their owner can read
                 shutil.copymode(config, staging / name)
     return clt
 
 
 def check_exportable(config: CLTConfig) -> None:
-    """Refuse what the format cannot hold.
+    """Refuse a CLT that the format cannot express.
 
     Raises:
         InputError: Abs-TopK, or a per-layer transcoder.
@@ -130,9 +131,9 @@ def check_exportable(config: CLTConfig) -> None:
 
 
 def _check_no_further_layers(folder: Path, n_layers: int) -> None:
-    own = circuit_tracer_files(n_layers)
+    written = circuit_tracer_files(n_layers)
     further = {p.name for kind in ("enc", "dec") for p in folder.glob(f"W_{kind}_*.safetensors")}
-    for name in sorted(further - set(own)):
+    for name in sorted(further - set(written)):
         raise InputError(
             f"{folder} holds {name}, which readers would count as a layer; expected a folder "
             f"without, for a CLT of {n_layers} layers."
@@ -152,7 +153,7 @@ def _config_values(config: CLTConfig) -> dict[str, Any]:
 
 
 def _layer_tensors(clt: CrossLayerTranscoder, i: int) -> dict[str, dict[str, Tensor]]:
-    """Contents of layer i's two files; copies, as views of a whole would be written whole."""
+    """Tensors of the two files of layer i, copied, as a view is saved with its whole storage."""
     thresholds = clt.thresholds()
     assert thresholds is not None
     encoder = {
@@ -178,68 +179,68 @@ def _layer_tensors(clt: CrossLayerTranscoder, i: int) -> dict[str, dict[str, Ten
 def import_circuit_tracer(
     folder: Path | str, *, vit: HookedViT | None = None, progress: bool = False
 ) -> CrossLayerTranscoder:
-    """A CLT from such files, float32 whatever they hold (float32, bfloat16 or float16).
+    """Read a CLT from circuit-tracer's files of float32, bfloat16 or float16; it is float32.
 
     The files do not say how the CLT was trained: its sparsifier is JumpReLU with the default
-    bandwidth. Its teacher is unknown, so that it attaches wherever it fits, unless `vit` is given;
-    files of ours name the teacher's weights, and another's are refused. Each layer replaces an
-    unallocated one: never two copies of the whole.
+    bandwidth. Its teacher is unknown unless `vit` is given, so that it attaches to any model that
+    it fits. Files written by this package name the weights of the teacher, and then a `vit` with
+    other weights is refused. The CLT is in memory only once.
 
     Args:
         folder: holds config.yaml and two files a layer.
-        vit: the teacher; it is recorded in the configuration, weights' hash included.
+        vit: the teacher; it is recorded in the configuration with the hash of its weights.
         progress: show a progress bar.
 
     Raises:
         InputError: a file or tensor is missing, unreadable, or of another shape or type than the
-            rest; the CLT reads or writes elsewhere than x_l and y_l, has skip weights or a negative
-            threshold; or it does not fit `vit`, or names the weights of another.
+            rest; the CLT does not read x_l and write y_l, has skip weights or a negative
+            threshold; or it does not fit `vit`, or was trained on other weights.
     """
-    source = Path(folder)
-    if not source.is_dir():
-        raise InputError("source", f"is {source}; expected a folder holding {CONFIG_FILE}.")
-    values = checked_config(source / CONFIG_FILE)
-    shapes = checked_shapes(source)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError("source", f"is {folder}; expected a folder holding {CONFIG_FILE}.")
+    values = checked_config(folder / CONFIG_FILE)
+    shapes = checked_shapes(folder)
     n_features, d_model = shapes["W_enc_0"]
-    config = CLTConfig(count_layers(source), d_model, n_features, JumpReLU())
+    config = CLTConfig(count_layers(folder), d_model, n_features, JumpReLU())
     with torch.device("meta"):
         clt = CrossLayerTranscoder(config)
     if vit is not None:
         check_fits(vit, clt)
         teacher = vit.identity()
-        check_teacher(source / CONFIG_FILE, values, teacher)
+        check_teacher(folder / CONFIG_FILE, values, teacher)
         clt.config = replace(config, teacher=teacher)
     biases = torch.empty(clt.b_enc.shape), torch.empty(clt.b_dec.shape)
     log_theta = torch.full_like(biases[0], -torch.inf)
     for i in tqdm(range(config.n_layers), "import", unit=" layers", disable=not progress):
-        found = _read_layer(source, i, shapes)
-        clt.W_enc[i] = nn.Parameter(found[f"W_enc_{i}"])
-        clt.W_dec[i] = nn.Parameter(found[f"W_dec_{i}"].transpose(0, 1).contiguous())
-        biases[0][i], biases[1][i] = found[f"b_enc_{i}"], found[f"b_dec_{i}"]
-        if f"threshold_{i}" in found:
-            log_theta[i] = nearest_log(found[f"threshold_{i}"])
+        tensors = _read_layer(folder, i, shapes)
+        clt.W_enc[i] = nn.Parameter(tensors[f"W_enc_{i}"])
+        clt.W_dec[i] = nn.Parameter(tensors[f"W_dec_{i}"].transpose(0, 1).contiguous())
+        biases[0][i], biases[1][i] = tensors[f"b_enc_{i}"], tensors[f"b_dec_{i}"]
+        if f"threshold_{i}" in tensors:
+            log_theta[i] = nearest_log(tensors[f"threshold_{i}"])
     clt.b_enc, clt.b_dec = nn.Parameter(biases[0]), nn.Parameter(biases[1])
     clt.log_theta = nn.Parameter(log_theta)
     return clt
 
 
 def _read_layer(folder: Path, i: int, known: Mapping[str, Any]) -> dict[str, Tensor]:
-    found: dict[str, Float[Tensor, "..."]] = {}
+    tensors: dict[str, Float[Tensor, "..."]] = {}
     for kind, names in (("enc", ("W_enc", "b_enc", "b_dec", "threshold")), ("dec", ("W_dec",))):
         path = folder / f"W_{kind}_{i}.safetensors"
         with safe_open(path, framework="pt") as file:
             for name in (f"{name}_{i}" for name in names):
                 if name not in known:
                     continue
-                found[name] = file.get_tensor(name).float()
-                if not found[name].isfinite().all():
+                tensors[name] = file.get_tensor(name).float()
+                if not tensors[name].isfinite().all():
                     raise InputError(
                         f"{path}: {name} holds NaN or infinite values; expected numbers."
                     )
-    lowest = float(found[f"threshold_{i}"].min()) if f"threshold_{i}" in found else 0.0
+    lowest = float(tensors[f"threshold_{i}"].min()) if f"threshold_{i}" in tensors else 0.0
     if lowest < 0:
         raise InputError(
             f"{folder / f'W_enc_{i}.safetensors'}: threshold_{i} is {lowest:.4g} for a feature, "
             "whose codes may then be negative; expected at least 0."
         )
-    return found
+    return tensors

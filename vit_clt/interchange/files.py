@@ -1,4 +1,4 @@
-"""What the files of a CLT are called and hold: a folder is checked before a layer of it is read."""
+"""Names and contents of circuit-tracer's files, which are checked before a layer is read."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _DTYPES = {"F32", "BF16", "F16"}
 
 
 def circuit_tracer_files(n_layers: int) -> list[str]:
-    """The names of the files of a CLT; config.yaml, without which there is none, comes last."""
+    """The names of the files of a CLT. config.yaml comes last, as a folder without it is no CLT."""
     kinds = ("W_enc", "W_dec")
     return [*(f"{kind}_{i}.safetensors" for i in range(n_layers) for kind in kinds), CONFIG_FILE]
 
 
 def checked_config(path: Path) -> dict[str, Any]:
-    """What config.yaml says.
+    """The values of a config.yaml.
 
     Raises:
-        InputError: no such file, unreadable, or of another kind of model or other hooks.
+        InputError: the file is missing or unreadable, or for another kind of model or other hooks.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -50,18 +50,20 @@ def checked_config(path: Path) -> dict[str, Any]:
         ("feature_input_hook", INPUT_HOOKS),
         ("feature_output_hook", OUTPUT_HOOKS),
     ):
-        found = f'"{values[field]}"' if field in values else "missing"
+        value = f'"{values[field]}"' if field in values else "missing"
         if values.get(field) not in known:
-            expected = " or ".join(f'"{each}"' for each in known)
-            raise InputError(f"{field} of {path} is {found}; expected {expected}.")
+            expected = " or ".join(f'"{choice}"' for choice in known)
+            raise InputError(f"{field} of {path} is {value}; expected {expected}.")
     return values
 
 
 def check_teacher(path: Path, values: Mapping[str, Any], teacher: TeacherIdentity) -> None:
-    """Refuse another model's files: shapes alone do not tell two of one architecture apart.
+    """Refuse the files of a CLT that was trained on other weights than those of `teacher`.
+
+    Shapes alone do not tell two models of one architecture apart.
 
     Raises:
-        InputError: config.yaml names other weights than `teacher`'s.
+        InputError: config.yaml names other weights.
     """
     recorded = values.get(TEACHER_KEY)
     if recorded not in (None, teacher.weights_sha256):
@@ -73,34 +75,36 @@ def check_teacher(path: Path, values: Mapping[str, Any], teacher: TeacherIdentit
 
 
 def count_layers(folder: Path) -> int:
-    """The largest index of a file of either kind, plus 1: a missing file is no layer less."""
+    """The number of layers: the largest index of a file plus 1, even if other files are missing."""
     named = re.compile(r"W_(?:enc|dec)_(0|[1-9]\d{0,3})\.safetensors")
-    found = (named.fullmatch(path.name) for path in folder.iterdir())
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    matches = (named.fullmatch(path.name) for path in folder.iterdir())
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
 def checked_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor to read, from the files' headers alone, checked against each other.
+    """The shapes of all tensors by name, read from the headers and checked against each other.
 
     Raises:
         InputError: a file or tensor is missing, unreadable, or of another shape or type than the
-            rest, or a CLT has skip weights.
+            rest, or the CLT has skip weights.
     """
     n_layers = max(1, count_layers(folder))
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     files: dict[str, str] = {}
     for name in circuit_tracer_files(n_layers)[:-1]:
         if not (folder / name).is_file():
             raise InputError(
                 "source", f"is {folder}, with {n_layers} layers; expected a {name} in it."
             )
-        of_file = _header(folder / name)
-        found |= of_file
-        files |= dict.fromkeys(of_file, name)
-    if len(found.get("W_enc_0", ())) != 2:
-        have = found.get("W_enc_0", "no such tensor")
-        raise InputError(f"W_enc_0.safetensors: W_enc_0 is {have}; expected (n_features, d_model).")
-    (f, d), has_thresholds = found["W_enc_0"], "threshold_0" in found
+        header = _header(folder / name)
+        shapes |= header
+        files |= dict.fromkeys(header, name)
+    if len(shapes.get("W_enc_0", ())) != 2:
+        shape = shapes.get("W_enc_0", "no such tensor")
+        raise InputError(
+            f"W_enc_0.safetensors: W_enc_0 is {shape}; expected (n_features, d_model)."
+        )
+    (f, d), has_thresholds = shapes["W_enc_0"], "threshold_0" in shapes
     for i in range(n_layers):
         expected: dict[str, tuple[int, ...] | None] = {
             f"W_enc_{i}": (f, d),
@@ -110,14 +114,14 @@ def checked_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             f"threshold_{i}": (f,) if has_thresholds else None,
             f"W_skip_{i}": None,
         }
-        for name, want in expected.items():
-            if found.get(name) != want:
+        for name, expected_shape in expected.items():
+            if shapes.get(name) != expected_shape:
                 file = files.get(name, f"W_{'dec' if 'W_dec' in name else 'enc'}_{i}.safetensors")
                 raise InputError(
-                    f"{folder / file}: {name} is {found.get(name, 'missing')}; expected "
-                    f"{want or 'no such tensor'}, {_reason(name, has_thresholds)}."
+                    f"{folder / file}: {name} is {shapes.get(name, 'missing')}; expected "
+                    f"{expected_shape or 'no such tensor'}, {_reason(name, has_thresholds)}."
                 )
-    return found
+    return shapes
 
 
 def _reason(name: str, has_thresholds: bool) -> str:
@@ -132,8 +136,8 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            dtypes = {name: each.get_dtype() for name, each in slices.items()}
-            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+            dtypes = {name: tensor.get_dtype() for name, tensor in slices.items()}
+            shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a complete safetensors file: {error}.") from error
     for name, dtype in dtypes.items():

@@ -1,11 +1,12 @@
-"""Thresholds that stand for top-k: each feature fires as often as before, on images of one's own.
+"""Thresholds in the place of top-k, with which each feature fires as often on given images.
 
-Top-k lets features compete within a token row; a threshold knows its own feature alone. Over the N
-token rows of the images (all rows, class token and patches), feature i of a layer is active on n_i
-under top-k. Its threshold lies half-way between its n_i-th and its (n_i + 1)-th largest
-pre-activation, or half-way to 0 where the latter is not positive: on these images it then fires on
-n_i rows again (fewer where the two are equal), and the layer's L0, the sum of n_i / N, is the same.
-Which rows those are changes. Where n_i is 0 the threshold is just above the largest pre-activation.
+With top-k the features of a token row compete; a threshold depends on its own feature alone. Over
+the N token rows of the images (class token and patches), feature i of a layer is active on n_i rows
+with top-k. Its threshold lies half-way between its n_i-th and its (n_i + 1)-th largest
+pre-activation, or half-way to 0 where the latter is not positive. On these images the feature then
+fires on n_i rows again (on fewer where the two are equal), though not on the same rows, so that the
+L0 of the layer, the sum of n_i / N, is the same. Where n_i is 0 the threshold is just above the
+largest pre-activation.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from vit_clt.kernels.chunks import pre_activation_chunks
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import JumpReLU
 
-# a silent feature's threshold over its largest pre-activation: far above the rounding of log_theta
+# factor from the largest pre-activation of a silent feature to its threshold; the rounding of
+# log_theta is far smaller
 _ABOVE = 1 + 1e-4
 
 
@@ -38,16 +40,17 @@ def with_thresholds(
     *,
     progress: bool = False,
 ) -> CrossLayerTranscoder:
-    """A JumpReLU CLT on the very weights of a ReLU-TopK one, thresholds fitted on `images`.
+    """A JumpReLU CLT with the weights of a ReLU-TopK CLT and thresholds fitted on `images`.
 
-    Two passes over the images: how often features fire, then the order statistics of all rows,
-    exactly. Held between chunks of rows are at most twice as many pre-activations as there are
-    active codes and features together; "row feature" exists for one chunk of rows at a time.
+    One pass over the images counts how often features fire, a second one gives the exact order
+    statistics of all rows. Pre-activations "row feature" are in memory for one chunk of rows at a
+    time; from one chunk to the next at most twice as many are kept as there are active codes and
+    features together.
 
     Args:
         vit: the teacher.
         clt: the transcoder; its weight tensors are shared, not copied.
-        images: what thresholds are fitted on; measure on others.
+        images: images that thresholds are fitted on; quality should be measured on others.
         progress: show progress bars.
 
     Raises:
@@ -71,17 +74,17 @@ def with_thresholds(
                 kept.add(a)
     theta = torch.stack([kept.thresholds() for kept in largest])
     with torch.device("meta"):
-        twin = CrossLayerTranscoder(replace(clt.config, sparsifier=JumpReLU()), clt.backend)
+        with_theta = CrossLayerTranscoder(replace(clt.config, sparsifier=JumpReLU()), clt.backend)
     for s in range(clt.config.n_layers):
-        twin.W_enc[s], twin.W_dec[s] = clt.W_enc[s], clt.W_dec[s]
-    twin.b_enc, twin.b_dec = clt.b_enc, clt.b_dec
-    log_theta = torch.stack([nearest_log(each) for each in theta])
-    twin.log_theta = nn.Parameter(log_theta, requires_grad=clt.b_enc.requires_grad)
-    return twin.train(clt.training)
+        with_theta.W_enc[s], with_theta.W_dec[s] = clt.W_enc[s], clt.W_dec[s]
+    with_theta.b_enc, with_theta.b_dec = clt.b_enc, clt.b_dec
+    log_theta = torch.stack([nearest_log(theta_s) for theta_s in theta])
+    with_theta.log_theta = nn.Parameter(log_theta, requires_grad=clt.b_enc.requires_grad)
+    return with_theta.train(clt.training)
 
 
 class _Largest:
-    """Of a stream of pre-activations, each feature's `need` largest positive ones."""
+    """Keeps the `need` largest positive pre-activations of each feature while rows are added."""
 
     def __init__(self, need: Int[Tensor, " feature"]):
         self.need = need
@@ -94,7 +97,7 @@ class _Largest:
     def add(self, a: Float[Tensor, "token feature"]) -> None:
         rows, features = (a > self.bound).nonzero(as_tuple=True)
         self.waiting.append((a[rows, features].float(), features))
-        # pruned once as many wait as can stay: each costs its share of few sorts
+        # sorted only once as many wait as can stay, so that there are few sorts
         if sum(len(values) for values, _ in self.waiting) > self.room:
             self._prune()
 
@@ -133,15 +136,16 @@ class _Largest:
 def nearest_log(theta: Float[Tensor, " feature"]) -> Float[Tensor, " feature"]:
     """The float32 numbers whose exponentials, as torch computes them, are nearest to `theta` >= 0.
 
-    Exactly theta where that is the exponential of a float32 number; -inf where it is 0.
+    Their exponentials equal theta where it is the exponential of a float32 number; where it is 0
+    they are -inf.
     """
     theta = theta.float()
     best = theta.double().log().float()
     error = (best.exp().double() - theta.double()).abs()
-    # both roundings, of log and of exp, may miss: then a neighbour hits
+    # log and exp both round, so that a neighbouring number may be nearer
     for end in (-torch.inf, torch.inf):
         candidate = best.nextafter(torch.full_like(best, end))
-        other = (candidate.exp().double() - theta.double()).abs()
-        best = torch.where(other < error, candidate, best)
-        error = error.minimum(other)
+        candidate_error = (candidate.exp().double() - theta.double()).abs()
+        best = torch.where(candidate_error < error, candidate, best)
+        error = error.minimum(candidate_error)
     return best

@@ -1,7 +1,8 @@
-"""Training, from images to a finished CLT: `train` does it, `TrainConfig` says how.
+"""Training, from images to a finished CLT: `train` trains one as `TrainConfig` says.
 
-A run (`run`) takes batches of token rows (`batches`, in the order of `order`, perhaps out of a
-`cache`) through steps (`step`, `objective`) on an `engine`, and leaves `checkpoints` on its way.
+A run (`run`) takes optimiser steps (`step`, `objective`) on an `engine`. Its batches of token rows
+(`batches`) follow the shuffled order of `order`, and their activations come from the ViT or from an
+activation `store`. The run writes `checkpoints` as it goes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Images -> shuffled token batches, for one process of perhaps several.
+"""Shuffled token batches from images, for one process of perhaps several.
 
-Activations are recomputed by the ViT as they are needed, or read from a cache. What a shard's
-buffer holds is never stored: a run that resumes reads again the groups of images that have rows in
-it, in the same groups, so that the same kernels give the same bits.
+An `ActivationReader` gives the activations of groups of images: a `ViTReader` runs the ViT, a
+`StoreReader` reads an activation store. `epoch_batches` shuffles their token rows through a buffer.
+The buffer is not part of a checkpoint: a run that resumes reads the groups of images that have rows
+in it again, in the same groups, so that the same kernels give the same bits.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.activations import IMAGES_PER_PASS, capture
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT
-from vit_clt.training.cache import ActivationCache
-from vit_clt.training.order import Filling, ShardPlan
+from vit_clt.training.order import BufferLoad, ShardPlan
+from vit_clt.training.store import ActivationStore
 
-# other ways to start a process would have to pickle the data set's reader
-_UNTIL_THE_SIGNAL = 2.0  # seconds; the sleep ends with the signal's exception
+# seconds to wait for the signal of a lost worker, whose exception ends the wait
+_SIGNAL_SECONDS = 2.0
+# other ways to start a process would have to pickle the data set
 _START_METHOD = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
 
@@ -45,8 +47,8 @@ class TokenBatch:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Activations of a group of images, those that cannot be read filled with zeros."""
+class GroupActivations:
+    """Activations of a group of images; those of unreadable images are zero."""
 
     x: Float[Tensor, "layer image token d_model"]
     y: Float[Tensor, "layer image token d_model"]
@@ -54,54 +56,56 @@ class Group:
 
 
 @dataclass
-class Waits:
-    """Seconds spent on reading images, in the ViT, and on everything else since the last look."""
+class Stopwatch:
+    """Seconds spent on reading images and in the ViT since `shares` was last called."""
 
     seconds: dict[str, float] = field(default_factory=lambda: {"images": 0.0, "vit": 0.0})
     since: float = field(default_factory=time.perf_counter)
 
-    def timed(self, part: str, started: float) -> None:
-        """Book the time since `started` on `part`."""
+    def add(self, part: str, started: float) -> None:
+        """Add the time since `started` to "images" or "vit"."""
         self.seconds[part] += time.perf_counter() - started
 
     def shares(self) -> dict[str, float]:
-        """Shares of the time since the last look; "step" is what remains."""
+        """Shares of the time since the last call; "step" is the remainder. All start again at 0."""
         now = time.perf_counter()
         total = max(now - self.since, 1e-9)
-        found = {part: min(1.0, seconds / total) for part, seconds in self.seconds.items()}
+        shares = {part: min(1.0, seconds / total) for part, seconds in self.seconds.items()}
         self.seconds, self.since = dict.fromkeys(self.seconds, 0.0), now
-        return {**found, "step": max(0.0, 1 - sum(found.values()))}
+        return {**shares, "step": max(0.0, 1 - sum(shares.values()))}
 
 
 @runtime_checkable
-class Source(Protocol):
-    """Where activations come from."""
+class ActivationReader(Protocol):
+    """Reads the activations of groups of images."""
 
     skipped: set[int]
-    """Rows of the data set that could not be read so far."""
+    """Images, by row of the data set, that could not be read so far."""
 
-    def read(self, groups: Sequence[Sequence[int]]) -> Iterator[Group]:
-        """Activations of these groups of rows, in order."""
+    def read(self, groups: Sequence[Sequence[int]]) -> Iterator[GroupActivations]:
+        """The activations of each group, a sequence of rows of the data set, in order."""
         ...
 
 
-class Recomputed:
-    """Activations from the ViT itself.
+class ViTReader:
+    """Reads activations by running the ViT.
 
     Args:
         vit, data: the teacher and its images.
         workers: processes that decode images ahead; 0 decodes in this one.
         skip: leave out unreadable images instead of stopping at them.
-        waits: where the time is booked.
+        stopwatch: counts the time spent.
     """
 
-    def __init__(self, vit: HookedViT, data: ImageData, workers: int, skip: bool, waits: Waits):
+    def __init__(
+        self, vit: HookedViT, data: ImageData, workers: int, skip: bool, stopwatch: Stopwatch
+    ):
         self.vit, self.data, self.workers, self.skip = vit, data, workers, skip
-        self.waits = waits
+        self.stopwatch = stopwatch
         self.skipped: set[int] = set()
 
-    def read(self, groups: Sequence[Sequence[int]]) -> Iterator[Group]:
-        """Activations of these groups of rows, in order.
+    def read(self, groups: Sequence[Sequence[int]]) -> Iterator[GroupActivations]:
+        """The activations of each group, in order.
 
         Raises:
             InputError: an image cannot be read (unless skipped), a worker was lost, or an
@@ -111,57 +115,57 @@ class Recomputed:
             try:
                 yield from self._read(groups)
             except (ConnectionError, EOFError):
-                if self.workers:  # the pipe to a worker breaks before a signal tells of its end
-                    time.sleep(_UNTIL_THE_SIGNAL)
+                if self.workers:  # the pipe to a lost worker breaks before its signal arrives
+                    time.sleep(_SIGNAL_SECONDS)
                 raise
         except RuntimeError as error:
-            raise lost_worker(error) or error from None
+            raise lost_worker_error(error) or error from None
 
-    def _read(self, groups: Sequence[Sequence[int]]) -> Iterator[Group]:
+    def _read(self, groups: Sequence[Sequence[int]]) -> Iterator[GroupActivations]:
         device = next(self.vit.parameters()).device
         cfg = self.vit.cfg
         images = _loaded(self.data, groups, self.workers, self.skip, device.type == "cuda")
-        for rows in groups:
+        for group in groups:
             started = time.perf_counter()
             pixels, positions = next(images)
-            self.waits.timed("images", started)
+            self.stopwatch.add("images", started)
             started = time.perf_counter()
-            readable = torch.zeros(len(rows), dtype=torch.bool, device=device)
+            readable = torch.zeros(len(group), dtype=torch.bool, device=device)
             readable[positions] = True
-            found = None if pixels is None else capture(self.vit, pixels.to(device))
-            if found is not None and len(positions) == len(rows):
-                x, y = found.x, found.y
+            activations = None if pixels is None else capture(self.vit, pixels.to(device))
+            if activations is not None and len(positions) == len(group):
+                x, y = activations.x, activations.y
             else:
-                shape = (cfg.n_layers, len(rows), cfg.n_tokens, cfg.d_model)
+                shape = (cfg.n_layers, len(group), cfg.n_tokens, cfg.d_model)
                 x, y = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-                if found is not None:
-                    x[:, readable], y[:, readable] = found.x, found.y
+                if activations is not None:
+                    x[:, readable], y[:, readable] = activations.x, activations.y
                 read = set(positions)
-                self.skipped.update(row for i, row in enumerate(rows) if i not in read)
-            self.waits.timed("vit", started)
-            yield Group(x, y, readable)
+                self.skipped.update(image for i, image in enumerate(group) if i not in read)
+            self.stopwatch.add("vit", started)
+            yield GroupActivations(x, y, readable)
 
 
-class Cached:
-    """Activations from an `ActivationCache`."""
+class StoreReader:
+    """Reads activations from an `ActivationStore`."""
 
-    def __init__(self, cache: ActivationCache, device: torch.device, waits: Waits):
-        self.cache, self.device, self.waits = cache, device, waits
-        self.skipped = set(cache.unreadable)
+    def __init__(self, store: ActivationStore, device: torch.device, stopwatch: Stopwatch):
+        self.store, self.device, self.stopwatch = store, device, stopwatch
+        self.skipped = set(store.unreadable)
 
-    def read(self, groups: Sequence[Sequence[int]]) -> Iterator[Group]:
-        """Activations of these groups of rows, in order.
+    def read(self, groups: Sequence[Sequence[int]]) -> Iterator[GroupActivations]:
+        """The activations of each group, in order.
 
         Raises:
-            InputError: a shard of the cache is gone or damaged.
+            InputError: a shard of the store is gone or damaged.
         """
-        for rows in groups:
+        for group in groups:
             started = time.perf_counter()
-            found = self.cache.read(rows)
-            readable = torch.tensor([row not in self.cache.unreadable for row in rows])
-            x, y, readable = (v.to(self.device) for v in (found.x, found.y, readable))
-            self.waits.timed("images", started)
-            yield Group(x, y, readable)
+            stored = self.store.read(group)
+            readable = torch.tensor([image not in self.store.unreadable for image in group])
+            x, y, readable = (v.to(self.device) for v in (stored.x, stored.y, readable))
+            self.stopwatch.add("images", started)
+            yield GroupActivations(x, y, readable)
 
 
 class _Groups(Dataset[Any]):
@@ -172,13 +176,13 @@ class _Groups(Dataset[Any]):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> Any:
-        rows = self.groups[index]
+        group = self.groups[index]
         try:
             if self.skip:
-                return self.data.readable(rows)
-            return self.data.batch(rows)[0], list(range(len(rows)))
+                return self.data.readable(group)
+            return self.data.batch(group)[0], list(range(len(group)))
         except InputError as error:
-            # handed over as a value: a worker's exception arrives with its traceback as text
+            # returned as a value, because a raised one would arrive with its traceback as text
             return error
 
 
@@ -192,21 +196,22 @@ def _loaded(
         multiprocessing_context=_START_METHOD if workers else None,
         collate_fn=_as_is,
         pin_memory=pin,
-        # otherwise the loader draws its workers' seeds from the user's generator
+        # without it the loader draws its workers' seeds from the user's generator
         generator=torch.Generator(),
     )
-    for found in loader:
-        if isinstance(found, InputError):
-            raise found
-        yield found
+    for images in loader:
+        if isinstance(images, InputError):
+            raise images
+        yield images
 
 
-def lost_worker(error: RuntimeError) -> InputError | None:
-    """What to tell the user if `error` is torch's, for a process that died while it decoded images.
+def lost_worker_error(error: RuntimeError) -> InputError | None:
+    """The InputError to raise instead of `error`, if a process that decodes images has died.
 
-    torch raises it from a signal handler: wherever the main process is at that moment.
+    It is None for every other error. torch reports a lost process from a signal handler, so that
+    its error may come out of any line that the main process is at.
     """
-    # a worker's own exception says "in DataLoader worker process"
+    # an exception that a worker raises says "in DataLoader worker process" instead
     if not re.search(r"DataLoader worker \(pid", str(error)):
         return None
     return InputError(
@@ -221,12 +226,12 @@ def _as_is(value: Any) -> Any:
 
 @torch.no_grad()
 def norm_scales(
-    groups: Iterable[Group], d_model: int
+    groups: Iterable[GroupActivations], d_model: int
 ) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
-    """Factors per layer for x and for y that bring the mean norm of a token to sqrt(d_model).
+    """Factors per layer, of x and of y, that bring the mean norm of a token row to sqrt(d_model).
 
     Raises:
-        InputError: a layer reads or writes nothing but zeros, or no image can be read.
+        InputError: x or y of a layer is zero everywhere, or no image can be read.
     """
     totals: Tensor | None = None
     rows = 0
@@ -246,20 +251,20 @@ def norm_scales(
 
 
 def epoch_batches(
-    plans: Sequence[ShardPlan], source: Source, *, has_cls: bool, skip: int = 0
+    plans: Sequence[ShardPlan], reader: ActivationReader, *, has_cls: bool, skip: int = 0
 ) -> Iterator[TokenBatch]:
-    """One epoch's batches, an equal part from each of these shards.
+    """The batches of one epoch, with an equal number of rows from each of these shards.
 
     Args:
-        plans: this process's shards.
-        source: where their activations come from.
+        plans: the shards of this process.
+        reader: reads their activations.
         has_cls: whether row 0 of an image is CLS.
-        skip: batches that are counted, not read: where a resumed run goes on.
+        skip: number of batches at the start that are not read, for a run that resumes.
 
     Raises:
-        InputError: what `source.read` raises.
+        InputError: as `reader.read`.
     """
-    shards = [_shard_batches(plan, source, has_cls, skip) for plan in plans]
+    shards = [_shard_batches(plan, reader, has_cls, skip) for plan in plans]
     for parts in zip(*shards, strict=True):
         if len(parts) == 1:
             yield parts[0]
@@ -272,33 +277,33 @@ def epoch_batches(
 
 
 def _shard_batches(
-    plan: ShardPlan, source: Source, has_cls: bool, skip: int
+    plan: ShardPlan, reader: ActivationReader, has_cls: bool, skip: int
 ) -> Iterator[TokenBatch]:
-    fillings = plan.fillings()
-    filling = next(fillings, None)
-    while filling is not None and skip >= len(filling.batches):
-        skip -= len(filling.batches)
-        filling = next(fillings, None)
-    if filling is None:
+    loads = plan.loads()
+    load = next(loads, None)
+    while load is not None and skip >= len(load.batches):
+        skip -= len(load.batches)
+        load = next(loads, None)
+    if load is None:
         return
     groups = plan.groups()
-    # what earlier fillings left over may come from any group before
-    wanted: Iterable[int] = plan.group_of(filling.rows).unique().tolist()
-    later = range(filling.groups.stop, len(groups))
-    read = source.read([groups[g] for g in (*wanted, *later)])
+    # rows left over from earlier loads may come from any group before
+    numbers: Iterable[int] = plan.group_of(load.rows).unique().tolist()
+    later = range(load.groups.stop, len(groups))
+    activations = reader.read([groups[g] for g in (*numbers, *later)])
     buffer = _Buffer(plan, has_cls)
-    while filling is not None:
-        buffer.expect(filling)
-        for number in wanted:
-            buffer.place(number, next(read))
-        for positions in filling.batches[skip:]:
+    while load is not None:
+        buffer.expect(load)
+        for number in numbers:
+            buffer.place(number, next(activations))
+        for positions in load.batches[skip:]:
             yield buffer.batch(positions)
-        skip, filling = 0, next(fillings, None)
-        wanted = filling.groups if filling is not None else ()
+        skip, load = 0, next(loads, None)
+        numbers = load.groups if load is not None else ()
 
 
 class _Buffer:
-    """Rows of a shard, each at its position in the filling."""
+    """Activations of the rows of a shard's current load, in the order of its `rows`."""
 
     def __init__(self, plan: ShardPlan, has_cls: bool):
         self.plan, self.has_cls = plan, has_cls
@@ -306,42 +311,42 @@ class _Buffer:
         self.rows = torch.empty(0, dtype=torch.long)
         self.left = self.rows
 
-    def expect(self, filling: Filling) -> None:
-        """Make room for a filling; what was left over moves to its front."""
+    def expect(self, load: BufferLoad) -> None:
+        """Make room for a load; the rows left over from the last one move to its front."""
         if len(self.left):
             left = self.left.to(self.x.device)
             for values in (self.x, self.y):
                 values[:, : len(left)] = values[:, left]
             self.readable[: len(left)] = self.readable[left]
-        self.rows, self.left = filling.rows, filling.left
-        self.sorted, self.position = filling.rows.sort()
+        self.rows, self.left = load.rows, load.left
+        self.sorted, self.position = load.rows.sort()
 
-    def place(self, number: int, group: Group) -> None:
-        """Put those rows of a group that the filling holds where they belong."""
+    def place(self, number: int, group: GroupActivations) -> None:
+        """Copy the rows of a group that belong to the load to their positions."""
         n_images, n_tokens = group.x.shape[1:3]
         start = number * IMAGES_PER_PASS * n_tokens
         rows = torch.arange(start, start + n_images * n_tokens)
-        found = torch.searchsorted(self.sorted, rows).clamp(max=len(self.sorted) - 1)
-        held = self.sorted[found] == rows
+        nearest = torch.searchsorted(self.sorted, rows).clamp(max=len(self.sorted) - 1)
+        in_load = self.sorted[nearest] == rows
         device = group.x.device
-        position, held = self.position[found[held]].to(device), held.to(device)
+        position, in_load = self.position[nearest[in_load]].to(device), in_load.to(device)
         if not len(self.x):
             self._allocate(group)
-        self.x[:, position] = group.x.flatten(1, 2)[:, held]
-        self.y[:, position] = group.y.flatten(1, 2)[:, held]
-        self.readable[position] = group.readable.repeat_interleave(n_tokens)[held]
+        self.x[:, position] = group.x.flatten(1, 2)[:, in_load]
+        self.y[:, position] = group.y.flatten(1, 2)[:, in_load]
+        self.readable[position] = group.readable.repeat_interleave(n_tokens)[in_load]
 
     def batch(self, positions: Tensor) -> TokenBatch:
-        """The rows at these positions, without those of unreadable images: perhaps none."""
+        """The rows at these positions, without those of unreadable images; there may be none."""
         is_cls = self.rows[positions] % self.plan.n_tokens == 0
         index = positions.to(self.x.device)
-        kept = self.readable[index]
-        index, is_cls = index[kept], is_cls.to(kept.device)[kept] & self.has_cls
+        readable = self.readable[index]
+        index, is_cls = index[readable], is_cls.to(readable.device)[readable] & self.has_cls
         return TokenBatch(self.x[:, index], self.y[:, index], is_cls)
 
-    def _allocate(self, group: Group) -> None:
+    def _allocate(self, group: GroupActivations) -> None:
         plan = self.plan
-        # a filling holds at most one group more than it must, and less than a batch left over
+        # a load has at most one group more than it needs, and less than a batch left over
         most = plan.buffer_rows + IMAGES_PER_PASS * plan.n_tokens + plan.batch_rows
         size = min(most, plan.images_per_shard * plan.n_tokens)
         n_layers, _, _, d_model = group.x.shape

@@ -1,9 +1,10 @@
-"""Checkpoints of a run in progress: safetensors and JSON, whole or not there, verified by hash.
+"""Checkpoints of a run in progress, as safetensors and JSON files that are verified by hash.
 
     FOLDER/step-00000500/NAME.safetensors ...  state.json  SHA256SUMS
 
-A checkpoint is written into a hidden folder and renamed, so a kill at any moment leaves the ones
-before it as they were. SHA256SUMS is what `sha256sum -c` reads.
+A checkpoint is written into a hidden folder that is then renamed, so that it is complete or absent,
+and a kill at any moment leaves the ones before it unchanged. SHA256SUMS has the format that
+`sha256sum -c` reads.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A verified checkpoint."""
+    """A checkpoint that was read and verified."""
 
     step: int
     state: dict[str, Any]
-    """JSON values."""
+    """Counters, settings and facts of the run, as JSON values."""
     tensors: dict[str, dict[str, Tensor]]
-    """By file, then by name, on the CPU."""
+    """Tensors by file and name, on the CPU."""
 
 
 class Snapshots:
     """The checkpoints of one run.
 
     Args:
-        folder: where they are; made when the first is written.
-        keep: how many of the newest to keep.
+        folder: the folder that they are in; it is made when the first is written.
+        keep: number of newest checkpoints that are kept.
     """
 
     def __init__(self, folder: Path | str, keep: int = 2):
@@ -58,14 +59,16 @@ class Snapshots:
         """Write a checkpoint, then remove the oldest beyond `keep`.
 
         Raises:
-            InputError: it cannot be written; those before it are untouched.
+            InputError: it cannot be written; the checkpoints before it are unchanged.
         """
         try:
             text = json.dumps(state, indent=1, allow_nan=False) + "\n"
             with staged_folder(self.folder / f"step-{step:08d}") as staging:
-                for name, found in tensors.items():
-                    whole = {key: value.detach().cpu().contiguous() for key, value in found.items()}
-                    save_file(whole, staging / f"{name}.safetensors")
+                for name, named in tensors.items():
+                    stored = {
+                        key: value.detach().cpu().contiguous() for key, value in named.items()
+                    }
+                    save_file(stored, staging / f"{name}.safetensors")
                 (staging / STATE_FILE).write_text(text)
                 files = sorted(file.name for file in staging.iterdir())
                 lines = [f"{file_hash(staging / name)}  {name}\n" for name in files]
@@ -83,28 +86,28 @@ class Snapshots:
             shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, whole or torn, in order."""
+        """Steps that have a checkpoint, complete or damaged, in order."""
         if not self.folder.is_dir():
             return []
         matches = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
         return sorted(int(match[1]) for match in matches if match)
 
     def newest(self) -> tuple[Snapshot | None, list[str]]:
-        """The newest whole checkpoint (None if there is none), and why newer ones are not.
+        """The newest complete checkpoint or None, and one sentence about each newer damaged one.
 
-        Damaged ones are renamed to damaged-..., so that they count no more.
+        Damaged ones are renamed to damaged-..., so that they are not tried again.
         """
-        torn: list[str] = []
+        damages: list[str] = []
         for step in reversed(self.steps()):
             try:
-                return self._read(step), torn
+                return self._read(step), damages
             except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-                torn.append(f"the checkpoint at step {step} is damaged ({error})")
+                damages.append(f"the checkpoint at step {step} is damaged ({error})")
                 damaged = self.folder / f"damaged-{step:08d}"
                 with contextlib.suppress(OSError):
                     shutil.rmtree(damaged, ignore_errors=True)
                     os.replace(self.folder / f"step-{step:08d}", damaged)
-        return None, torn
+        return None, damages
 
     def remove(self) -> None:
         """Remove every checkpoint, and nothing else."""

@@ -1,7 +1,7 @@
-"""Hugging Face accelerate, as far as training needs it: processes, precision, trackers.
+"""What training uses of Hugging Face accelerate: processes, precision and trackers.
 
-State is read and written as whole tensors by name, whatever the processes hold of them, so that a
-checkpoint does not depend on how many there were.
+State is read and written as whole tensors by name, whichever parts of them a process has, so that a
+checkpoint does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,22 @@ from vit_clt.transcoder.train_config import TrainConfig
 
 Value = TypeVar("Value")
 
-# trackers that come as extras of this package
+# trackers that are extras of this package
 EXTRAS = ("tensorboard", "wandb")
 
 
 class Engine:
-    """The processes of one run. Use as a context manager: accelerate keeps global state."""
+    """The processes of one run, as a context manager, because accelerate keeps global state.
+
+    Args:
+        settings: the settings of the run.
+        device: the device of this process.
+        trackers: names of the trackers that get the numbers of the run.
+        log_dir: where trackers write.
+
+    Raises:
+        InputError: as `check_engine`.
+    """
 
     def __init__(
         self,
@@ -53,7 +63,7 @@ class Engine:
             cpu=device.type == "cpu",
             log_with=list(trackers) or None,
             project_dir=log_dir,
-            # gradients live in the buckets that are sent: one copy instead of two
+            # gradients are views of the buckets that are sent, so that there is one copy, not two
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         if trackers:
@@ -70,23 +80,23 @@ class Engine:
         self._arithmetic.close()
         if error[0] is None:
             self.accelerator.end_training()
-        # the next run of this process may ask for another precision or device; several processes
-        # stay in touch
+        # the next run of this process may use another precision or device; several processes stay
+        # connected
         AcceleratorState._reset_state(reset_partial_state=self.n_processes == 1)
 
     @property
     def n_processes(self) -> int:
-        """Processes that train together."""
+        """Number of processes that train together."""
         return int(self.accelerator.num_processes)
 
     @property
     def rank(self) -> int:
-        """This process among them."""
+        """Number of this process, from 0."""
         return int(self.accelerator.process_index)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and shows."""
+        """Whether this is the process that writes files and shows progress."""
         return bool(self.accelerator.is_main_process)
 
     def prepare(self, objective: Objective) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -103,23 +113,23 @@ class Engine:
         return module, prepared
 
     def agreed(self, value: Value) -> Value:
-        """The main process's value."""
-        found: list[Value] = broadcast_object_list([value])
-        return found[0]
+        """The value of the main process, in every process."""
+        values: list[Value] = broadcast_object_list([value])
+        return values[0]
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum over processes."""
+        """The sum of `value` over processes."""
         if self.n_processes == 1:
             return value
-        found: Tensor = self.accelerator.reduce(value, "sum")
-        return found
+        total: Tensor = self.accelerator.reduce(value, "sum")
+        return total
 
     def unsynchronised(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-        """Gradients stay with the process until the last part of a batch."""
+        """A context in which gradients are exchanged only for the last part of a batch."""
         if last or self.n_processes == 1:
             return nullcontext()
         if isinstance(module, FSDPModule):
-            return nullcontext()  # gradients are scattered as they come, whole ones are never kept
+            return nullcontext()  # sharded gradients are exchanged part by part
         context: AbstractContextManager[Any] = self.accelerator.no_sync(module)
         return context
 
@@ -137,7 +147,10 @@ def is_sharded() -> bool:
 
 @contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
-    """TF32 for float32 matmuls within, where that is asked for; the user's setting after."""
+    """A context in which float32 matrix products use TF32 if `precision` is "tf32".
+
+    The user's setting is restored after it.
+    """
     before = torch.get_float32_matmul_precision()
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
@@ -148,8 +161,12 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
 
 
 def check_engine(settings: TrainConfig, device: torch.device, trackers: Sequence[str]) -> None:
-    """Raise InputError if this machine cannot run so."""
-    known = [str(each) for each in LoggerType if each != LoggerType.ALL]
+    """Refuse settings, a device or trackers that this machine cannot run with.
+
+    Raises:
+        InputError: an unknown tracker, a missing package, or TF32 on a CPU.
+    """
+    known = [str(tracker) for tracker in LoggerType if tracker != LoggerType.ALL]
     for name in trackers:
         check_choice("trackers", name, known)
         if name not in map(str, get_available_trackers()):
@@ -168,7 +185,7 @@ def check_engine(settings: TrainConfig, device: torch.device, trackers: Sequence
 
 
 def gradient_norm(parameters: Sequence[Tensor], clip: float | int | None) -> float:
-    """Norm of the whole gradient, which is then clipped to `clip`."""
+    """The norm of the whole gradient. It is then clipped in place to norm `clip`, if not None."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if clip is not None:
@@ -177,9 +194,9 @@ def gradient_norm(parameters: Sequence[Tensor], clip: float | int | None) -> flo
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """For every parameter."""
+    """Set the learning rate of every parameter."""
     for group in optimiser.param_groups:
-        if isinstance(group["lr"], Tensor):  # torchao's optimisers are compiled around it
+        if isinstance(group["lr"], Tensor):  # torchao's compiled optimisers keep this tensor
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
@@ -191,7 +208,7 @@ def model_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def optimiser_tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Whole optimiser state, "parameter/key". Every process must call this."""
+    """Whole optimiser state by name, "parameter/key". Every process must call this."""
     return {name: _whole(value) for name, value in _state(module, optimiser)}
 
 
@@ -201,8 +218,8 @@ def restore(
     model: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
 ) -> None:
-    """Put back what `model_tensors` and `optimiser_tensors` gave."""
-    # a step without gradients makes the optimiser lay out its state, sharded and typed as it must
+    """Load the tensors of `model_tensors` and `optimiser_tensors` in place."""
+    # a step with zero gradients makes the optimiser allocate its state, sharded and typed rightly
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step()
@@ -223,12 +240,13 @@ def _optimiser(objective: Objective, settings: TrainConfig) -> torch.optim.Optim
     width = objective.clt.config.d_model
 
     class FeatureWise(AdamW8bit):  # type: ignore[misc]
-        # Features fire at very different rates. Where one scale spans several, the rare ones'
-        # second moment rounds to 0 while their first does not, and the weights explode.
+        # Features fire at very different rates. If one scale is shared by several, the second
+        # moment of a rare feature rounds to 0 while its first does not, and its weights diverge.
         def _new_buffer(self, p: Tensor, signed: bool) -> Tensor:
-            found = super()._new_buffer(p, signed) if p.shape[-1] == width else torch.zeros_like(p)
-            assert isinstance(found, Tensor)
-            return found
+            per_feature = p.shape[-1] == width
+            buffer = super()._new_buffer(p, signed) if per_feature else torch.zeros_like(p)
+            assert isinstance(buffer, Tensor)
+            return buffer
 
     optimiser: torch.optim.Optimizer = FeatureWise(
         objective.parameters(), lr=settings.lr, block_size=gcd(width, 256), **options
@@ -275,8 +293,8 @@ def _put(target: Tensor, value: Tensor) -> None:
 
 @contextmanager
 def seeded_globally(seed: int) -> Iterator[None]:
-    """Random numbers of modules' initialisation, without touching the user's."""
-    # named, as torch warns of several GPUs that are not
+    """A context in which torch draws from `seed`; the user's random state is restored after it."""
+    # GPUs are given by number, because torch warns where it is left to take all of several
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

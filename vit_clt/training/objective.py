@@ -1,10 +1,10 @@
-"""What a training step minimises: reconstruction, sparsity, dead features.
+"""The loss of a training step: reconstruction error, sparsity penalty and AuxK.
 
     sum over layers of sum_t w_t ||y^_t - y_t||^2 / sum_t w_t              (w: cls_weight on CLS)
     + lambda * mean over tokens of the sparsifier's penalty                (JumpReLU)
     + aux_weight * the same squared error of e^ against e = y - y^         (top-k, optional)
 
-Penalty and e^ are the sparsifier's (`vit_clt.transcoder.sparsifiers`).
+The sparsifier defines the penalty and e^ (`vit_clt.transcoder.sparsifiers`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BACKENDS = ("dense", "banded", "sparse")
 
 
 class Objective(nn.Module):
-    """A CLT with its loss: one forward call, as data-parallel wrappers need it."""
+    """A CLT and its loss in one forward call, which data-parallel wrappers need."""
 
     def __init__(self, clt: CrossLayerTranscoder, settings: TrainConfig):
         super().__init__()
@@ -40,22 +40,23 @@ class Objective(nn.Module):
         sparsity: float,
         dead: Bool[Tensor, "layer feature"] | None,
     ) -> dict[str, Tensor]:
-        """Parts of the loss of these rows, and what is counted on them.
+        """The loss of these token rows, its parts, and counts of their codes.
 
-        In training mode codes are formed as a training step forms them, in evaluation mode as
-        everywhere else; they differ for sparsifiers that look at the whole batch.
+        In training mode the codes are `encode_batch`, in evaluation mode `encode`; the two differ
+        for sparsifiers that choose codes among all rows of a batch.
 
         Args:
             x, y: normalised MLP inputs and outputs.
-            weights: of each row.
-            total_weight, n_tokens: of the whole batch, of which these rows may be a part.
-            sparsity: lambda.
-            dead: features that rebuild what is left over; None for none.
+            weights: the weight of each row.
+            total_weight, n_tokens: sum of the weights and number of rows of the whole batch, of
+                which these rows may be a part.
+            sparsity: lambda, the weight of the sparsity penalty.
+            dead: dead features, which rebuild the reconstruction error (AuxK); None for none.
 
         Returns:
             loss_by_layer "layer", penalty "" (times lambda), aux "" (times its weight), total "";
-            active "layer" (nonzero codes, summed over rows), fired "layer feature", backend (of
-            the step: its place in BACKENDS), y_hat.
+            active "layer" (number of nonzero codes, summed over rows), fired "layer feature",
+            backend (the index in BACKENDS of the one used), y_hat.
         """
         sparsifier = self.clt.config.sparsifier
         codes = self.clt.encode_batch(x) if self.training else self.clt.encode(x)
@@ -92,27 +93,32 @@ def reconstruction_loss(
 
 
 class Activity:
-    """When each feature last fired."""
+    """For each feature the number of token rows since it last fired."""
 
     def __init__(self, shape: tuple[int, int], window: int, device: torch.device):
         self.window = window
         self.silent: Int[Tensor, "layer feature"] = torch.zeros(
             shape, dtype=torch.long, device=device
         )
-        """Token rows since."""
+        """Token rows since each feature fired."""
 
     def count(self, fired: Bool[Tensor, "layer feature"], n_tokens: int) -> None:
-        """A batch of `n_tokens` rows in which these features fired."""
+        """Add a batch of `n_tokens` rows in which these features fired."""
         self.silent += n_tokens
         self.silent[fired] = 0
 
     def dead(self) -> Bool[Tensor, "layer feature"]:
-        """Features silent for `window` rows."""
+        """Features that have not fired for `window` rows."""
         return self.silent >= self.window
 
 
 def learning_rate(settings: TrainConfig, total: int) -> Callable[[int], float]:
-    """Step -> learning rate: linear warm-up, then the schedule's fall."""
+    """The learning rate as a function of the step: linear warm-up, then the schedule's decay.
+
+    Args:
+        settings: the settings of the run.
+        total: number of steps of the run.
+    """
     warmup = max(1, min(settings.warmup_steps, round(0.05 * total)))
 
     def at(step: int) -> float:

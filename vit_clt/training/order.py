@@ -1,11 +1,11 @@
-"""Which token rows make up which batch: integers only, and a function of the seed alone.
+"""Which token rows make up which batch, as integers that are a function of the seed alone.
 
-An epoch's images are put in random order and dealt to shards. A shard reads its images in groups;
-their token rows wait in a buffer that is shuffled when it is full and emptied in whole batches,
-what is left over waiting for the next filling. Nothing here depends on what was trained before, so
-a run that resumes finds its place by counting.
+The images of an epoch are put in random order and divided among shards. A shard reads its images in
+groups and loads their token rows into a buffer. When the buffer is full it is shuffled and emptied
+in whole batches; the rows left over belong to the next load. Nothing here depends on what was
+trained before, so that a run that resumes finds its place by counting.
 
-A row is named by its place in the shard: (image's place in the order) * n_tokens + token.
+The number of a row is (position of its image in the order of the shard) * n_tokens + token.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from vit_clt.hooks.activations import IMAGES_PER_PASS
 
 
 def seeded(*parts: object) -> torch.Generator:
-    """A generator for one purpose, named by `parts`; no other purpose shares its numbers."""
+    """A random generator whose seed is a hash of `parts`; other parts give independent numbers."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def in_groups(images: Sequence[int]) -> list[Sequence[int]]:
-    """Images in the order given, as many at a time as go through the ViT together."""
+    """The images in the order given, in groups of as many as go through the ViT together."""
     return [images[i : i + IMAGES_PER_PASS] for i in range(0, len(images), IMAGES_PER_PASS)]
 
 
 @dataclass(frozen=True)
-class Filling:
-    """One filling of a shard's buffer."""
+class BufferLoad:
+    """The rows that are in a shard's buffer together, and the batches they are emptied into."""
 
     groups: range
-    """Groups of images that are read for it."""
+    """Numbers of the groups of images that are read for it."""
     rows: Int[Tensor, " row"]
-    """The rows it holds: those left over, then those of `groups`."""
+    """Numbers of the rows in the buffer: those left over, then those of `groups`."""
     order: Int[Tensor, " row"]
-    """The shuffle: positions in `rows`."""
+    """The shuffled order, as positions in `rows`."""
     batches: list[Int[Tensor, " _"]]
     """Positions in `rows` of each batch."""
     left: Int[Tensor, " rest"]
-    """Positions in `rows` of what waits for the next filling."""
+    """Positions in `rows` of the rows that are left over for the next load."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ class ShardPlan:
     """The batches of one shard in one epoch.
 
     Args:
-        seed, epoch, shard: what the order is a function of.
-        images: rows of the data set to go through; an epoch of several shards leaves out the
-            few that come last in its order, so that all shards are of one length.
-        n_tokens: rows of an image.
-        batch_rows: rows of a batch that come from this shard.
-        buffer_rows: the buffer is filled up to at least this many rows.
+        seed, epoch, shard: the order of the rows is a function of these.
+        n_shards: number of shards.
+        images: the training images, by row of the data set. An epoch of several shards leaves out
+            the few that come last in its order, so that all shards are equally long.
+        n_tokens: token rows of an image.
+        batch_rows: token rows of a batch that come from this shard.
+        buffer_rows: the buffer is loaded with at least this many token rows.
     """
 
     seed: int
@@ -73,24 +74,24 @@ class ShardPlan:
 
     @property
     def images_per_shard(self) -> int:
-        """Images a shard reads in one epoch."""
+        """Number of images that a shard reads in one epoch."""
         return len(self.images) // self.n_shards
 
     @property
     def n_batches(self) -> int:
-        """Batches of one epoch, the last one perhaps smaller."""
+        """Number of batches in one epoch; the last batch may be smaller."""
         return ceil(self.images_per_shard * self.n_tokens / self.batch_rows)
 
     def groups(self) -> list[Sequence[int]]:
-        """Rows of the data set, by group."""
+        """The images of this shard in their order, by row of the data set, in groups."""
         generator = seeded(self.seed, "images", self.epoch)
         order = torch.randperm(len(self.images), generator=generator)
         start = self.shard * self.images_per_shard
-        mine = [self.images[i] for i in order[start : start + self.images_per_shard].tolist()]
-        return in_groups(mine)
+        positions = order[start : start + self.images_per_shard].tolist()
+        return in_groups([self.images[i] for i in positions])
 
-    def fillings(self) -> Iterator[Filling]:
-        """One after another, to the end of the epoch."""
+    def loads(self) -> Iterator[BufferLoad]:
+        """The loads of the buffer, one after another, to the end of the epoch."""
         n_groups = ceil(self.images_per_shard / IMAGES_PER_PASS)
         group_rows = IMAGES_PER_PASS * self.n_tokens
         end = self.images_per_shard * self.n_tokens
@@ -105,9 +106,9 @@ class ShardPlan:
             last = stop == n_groups
             whole = len(rows) if last else len(rows) - len(rows) % self.batch_rows
             batches = list(order[:whole].split(self.batch_rows)) if whole else []
-            yield Filling(range(start, stop), rows, order, batches, order[whole:])
+            yield BufferLoad(range(start, stop), rows, order, batches, order[whole:])
             left, start, number = rows[order[whole:]], stop, number + 1
 
     def group_of(self, rows: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
-        """Which group each row belongs to."""
+        """The number of the group that each row belongs to."""
         return rows // (IMAGES_PER_PASS * self.n_tokens)

@@ -13,7 +13,14 @@ from tqdm import tqdm
 
 from vit_clt.errors import InputError, Stopped
 from vit_clt.hooks.hooked_vit import HookedViT
-from vit_clt.training.batches import Group, Source, TokenBatch, Waits, epoch_batches, norm_scales
+from vit_clt.training.batches import (
+    ActivationReader,
+    GroupActivations,
+    Stopwatch,
+    TokenBatch,
+    epoch_batches,
+    norm_scales,
+)
 from vit_clt.training.checkpoints import Snapshot, Snapshots
 from vit_clt.training.engine import (
     Engine,
@@ -38,43 +45,45 @@ class Run:
 
     Args:
         vit: the teacher.
-        source: its activations.
-        n_images: images of the data set, those held out included.
+        reader: reads its activations.
+        n_images: number of images of the data set, those held out included.
         config: the CLT to be trained.
         settings: every "auto" and None decided.
         engine: device, processes and precision.
-        waits: what the time is spent on, as `source` counts it.
+        stopwatch: the one that `reader` counts its time with.
         snapshots: where checkpoints go; None writes none.
         on_log: called with each record.
-        facts: what else a checkpoint says of the run, as JSON values.
-        found: the checkpoint to go on from; None begins.
+        facts: JSON values that a checkpoint records besides the state of the run.
+        snapshot: the checkpoint to go on from; None starts at step 0.
     """
 
     def __init__(
         self,
         vit: HookedViT,
-        source: Source,
+        reader: ActivationReader,
         n_images: int,
         config: CLTConfig,
         settings: TrainConfig,
         engine: Engine,
-        waits: Waits,
+        stopwatch: Stopwatch,
         *,
         snapshots: Snapshots | None,
         on_log: Log | None,
         facts: Mapping[str, Any],
-        found: Snapshot | None,
+        snapshot: Snapshot | None,
     ):
         self.vit, self.config, self.settings, self.engine = vit, config, settings, engine
-        self.source, self.waits = source, waits
+        self.reader, self.stopwatch = reader, stopwatch
         self.snapshots, self.on_log, self.facts = snapshots, on_log, facts
         order = torch.randperm(n_images, generator=seeded(settings.seed, "validation")).tolist()
         held_out = settings.held_out(n_images)
         self.held_out, self.images = sorted(order[:held_out]), sorted(order[held_out:])
         self.total = self._plans(0)[0].n_batches * settings.epochs
         with seeded_globally(settings.seed):
-            taught = replace(config, teacher=vit.identity())
-            self.clt = CrossLayerTranscoder(taught, backend=settings.backend).to(engine.device)
+            with_teacher = replace(config, teacher=vit.identity())
+            self.clt = CrossLayerTranscoder(with_teacher, backend=settings.backend).to(
+                engine.device
+            )
         self.objective, self.optimiser = engine.prepare(Objective(self.clt, settings))
         shape = config.n_layers, config.n_features, config.d_model
         self.stepper = Stepper(self.objective, self.optimiser, settings, engine, shape)
@@ -88,13 +97,13 @@ class Run:
         self.step, self.seconds, self.rows = 0, 0.0, 0
         self.saved_step: int | None = None
         self.n_images = n_images
-        if found is not None:
-            self._load(found)
+        if snapshot is not None:
+            self._load(snapshot)
 
     # ---- one step ---------------------------------------------------------------------------
 
     def train_on(self, batch: TokenBatch, logging: bool) -> dict[str, Any]:
-        """One step; its record, empty unless `logging`."""
+        """Take one step. Returns the step's record, which is empty unless `logging`."""
         settings = self.settings
         self._set_sparsifier()
         rebuilds = settings.sparsity.auxiliary_weight is not None
@@ -149,22 +158,22 @@ class Run:
         sums = VarianceSums(cfg.n_layers, cfg.d_model, self.engine.device)
         loss, active, n_tokens, n_images = 0.0, torch.zeros(cfg.n_layers), 0, 0
         groups = in_groups(self.held_out)
-        for group in self.source.read(groups):
+        for group in self.reader.read(groups):
             batch = _rows(group, self.vit.cfg.has_cls)
             if not len(batch):
                 continue
             n_images += int(group.readable.sum())
             normalised = self._normalised(batch)
-            # no more rows at a time than in a step
+            # at most as many rows at a time as in a step
             size = max(1, self.settings.batch_size // self.engine.n_processes)
             for rows in torch.arange(len(batch), device=self.engine.device).split(size):
                 x, y = (values[:, rows] for values in normalised)
                 with torch.no_grad():
                     ones = torch.ones(len(rows), device=x.device)
-                    found = self.objective(x, y, ones, 1.0, len(rows), 0.0, None)
-                sums.add(y, found["y_hat"], batch.is_cls[rows])
-                loss += float(found["loss_by_layer"].sum())
-                active += found["active"].cpu()
+                    parts = self.objective(x, y, ones, 1.0, len(rows), 0.0, None)
+                sums.add(y, parts["y_hat"], batch.is_cls[rows])
+                loss += float(parts["loss_by_layer"].sum())
+                active += parts["active"].cpu()
                 n_tokens += len(rows)
         self.objective.train()
         if not n_tokens:
@@ -185,7 +194,7 @@ class Run:
     # ---- the whole run ----------------------------------------------------------------------
 
     def to_the_end(self, should_stop: Callable[[], bool], progress: bool) -> CrossLayerTranscoder:
-        """Train to the end; the CLT in raw units."""
+        """Train to the last step. Returns the CLT in raw units."""
         self._log({"event": "start", "step": self.step})
         if self.scales is None:
             self.scales = self._measured_scales()
@@ -210,7 +219,7 @@ class Run:
             if record:
                 now = time.perf_counter()
                 record["tokens_per_second"] = (self.rows - last_rows) / (now - last)
-                record["waits"] = self.waits.shares()
+                record["waits"] = self.stopwatch.shares()
                 record["skipped"] = len(self._skipped())
                 last, last_rows = now, self.rows
                 self._log(record)
@@ -219,7 +228,7 @@ class Run:
             if self.held_out and self.step % steps_per_epoch == 0:
                 self._log(self._or_save(self.validate))
                 last, last_rows = time.perf_counter(), self.rows
-                self.waits.shares()
+                self.stopwatch.shares()  # the time of a validation counts for no step
             every = self.settings.checkpoint_every
             stop = bool(
                 self.engine.total(torch.tensor(float(should_stop()), device=self.engine.device)) > 0
@@ -230,7 +239,7 @@ class Run:
                 raise Stopped(f"stopped after step {self.step} of {self.total}")
 
     def save(self) -> None:
-        """Write a checkpoint, if there is a folder for them and none of this step."""
+        """Write a checkpoint, if there is a folder for them that has none of this step."""
         if self.snapshots is None or self.saved_step == self.step:
             return
         assert self.scales is not None
@@ -259,15 +268,15 @@ class Run:
         self.engine.accelerator.wait_for_everyone()
         self.saved_step = self.step
 
-    def _load(self, found: Snapshot) -> None:
+    def _load(self, snapshot: Snapshot) -> None:
         """Go on from a checkpoint."""
-        state, tensors = found.state, found.tensors
+        state, tensors = snapshot.state, snapshot.tensors
         restore(self._objective().clt, self.optimiser, tensors["model"], tensors["optimizer"])
         device = self.engine.device
         self.scales = tensors["run"]["scale_x"].to(device), tensors["run"]["scale_y"].to(device)
         self.activity.silent.copy_(tensors["run"]["silent"])
         self.schedule.load(state["sparsity"])
-        self.source.skipped |= set(state["skipped"])
+        self.reader.skipped |= set(state["skipped"])
         self.step, self.rows, self.seconds = state["step"], state["rows"], state["seconds"]
         self.saved_step = self.step
 
@@ -296,11 +305,11 @@ class Run:
         for epoch in range(self.step // per_epoch, self.settings.epochs):
             skip = self.step - epoch * per_epoch
             yield from epoch_batches(
-                self._plans(epoch), self.source, has_cls=self.vit.cfg.has_cls, skip=skip
+                self._plans(epoch), self.reader, has_cls=self.vit.cfg.has_cls, skip=skip
             )
 
     def _or_save(self, work: Callable[[], Result]) -> Result:
-        """The result of work between steps, whose failure must not cost the last whole step."""
+        """The result of `work`, before whose InputError the last whole step is saved."""
         try:
             return work()
         except InputError:
@@ -313,19 +322,19 @@ class Run:
         order = torch.randperm(
             len(self.images), generator=seeded(self.settings.seed, "normalisation")
         )
-        chosen = [self.images[i] for i in order[: self.settings.norm_images].tolist()]
-        scales = norm_scales(self.source.read(in_groups(chosen)), self.config.d_model)
-        # the same numbers everywhere, whatever kernels the processes chose
+        sample = [self.images[i] for i in order[: self.settings.norm_images].tolist()]
+        scales = norm_scales(self.reader.read(in_groups(sample)), self.config.d_model)
+        # the mean is the same in every process, though their kernels may round differently
         x, y = (self.engine.total(s) / self.engine.n_processes for s in scales)
         return x, y
 
     def _skipped(self) -> set[int]:
-        """Unreadable images that any process met. Every process must call this."""
+        """Unreadable images that any process came across. Every process must call this."""
         if self.engine.n_processes == 1:
-            return self.source.skipped
-        met = torch.zeros(self.n_images, device=self.engine.device)
-        met[list(self.source.skipped)] = 1
-        return set(self.engine.total(met).nonzero()[:, 0].tolist())
+            return self.reader.skipped
+        counts = torch.zeros(self.n_images, device=self.engine.device)
+        counts[list(self.reader.skipped)] = 1
+        return set(self.engine.total(counts).nonzero()[:, 0].tolist())
 
     def _normalised(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         assert self.scales is not None
@@ -363,7 +372,7 @@ class Run:
         clt = self.clt
         clt.config = replace(clt.config, sparsifier=self.config.sparsifier)
         if self.engine.n_processes > 1:
-            # free of what the processes share
+            # a new module without the wrappers that the processes share
             config = replace(self.config, teacher=self.vit.identity())
             clt = CrossLayerTranscoder(config, backend=self.settings.backend)
             clt.load_state_dict(tensors)
@@ -373,13 +382,13 @@ class Run:
         return clt.eval()
 
 
-def _rows(group: Group, has_cls: bool) -> TokenBatch:
+def _rows(group: GroupActivations, has_cls: bool) -> TokenBatch:
     n_images, n_tokens = group.x.shape[1:3]
     is_cls = torch.zeros(n_images, n_tokens, dtype=torch.bool, device=group.x.device)
     is_cls[:, 0] = has_cls
-    kept = group.readable
+    images = group.readable
     return TokenBatch(
-        group.x[:, kept].flatten(1, 2), group.y[:, kept].flatten(1, 2), is_cls[kept].flatten()
+        group.x[:, images].flatten(1, 2), group.y[:, images].flatten(1, 2), is_cls[images].flatten()
     )
 
 
@@ -398,12 +407,12 @@ def _short(record: dict[str, Any]) -> dict[str, str]:
     def shown(name: str) -> str:
         return "-" if record[name] is None else f"{record[name]:.3f}"
 
-    waits = max(record["waits"], key=record["waits"].get)
+    longest = max(record["waits"], key=record["waits"].get)
     return {
         "FVU cls": shown("fvu_cls"),
         "patch": shown("fvu_patch"),
         "L0": f"{record['l0']:.1f}",
         "dead": f"{record['dead']:.1%}",
         "tok/s": f"{record['tokens_per_second']:.0f}",
-        "most in": f"{waits} {record['waits'][waits]:.0%}",
+        "most in": f"{longest} {record['waits'][longest]:.0%}",
     }

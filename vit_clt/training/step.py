@@ -1,7 +1,7 @@
-"""One optimiser step on a token batch, whatever parts and processes it is spread over.
+"""One optimiser step on a token batch, which may be spread over several parts and processes.
 
-`VarianceSums` gathers the fraction of variance unexplained by layer as batches go by:
-FVU = sum ||y - y^||^2 / sum ||y - mean||^2.
+`VarianceSums` adds up, batch by batch, what the fraction of variance unexplained of each layer
+needs: FVU = sum ||y - y^||^2 / sum ||y - mean||^2.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from vit_clt.transcoder.train_config import TrainConfig
 
 
 @dataclass
-class Stepped:
-    """What was counted on the whole batch."""
+class StepResult:
+    """Loss and counts of one optimiser step, over the whole batch."""
 
     n_tokens: int
     loss: Float[Tensor, " layer"]
     aux: Float[Tensor, ""]
     active: Int[Tensor, " layer"]
-    """Nonzero codes, summed over rows."""
+    """Number of nonzero codes, summed over token rows."""
     fired: Bool[Tensor, "layer feature"]
     grad_norm: float
     backend: str
     variance: VarianceSums | None
-    """Of the reconstruction, where it was asked for."""
+    """Sums for the FVU of the reconstruction; None unless it was measured."""
 
 
 class Stepper:
-    """Takes steps.
+    """Takes optimiser steps on token batches.
 
     Args:
         objective: an `Objective`, as the processes share it.
         optimiser: its optimiser.
-        settings: of the run.
+        settings: the settings of the run.
         engine: the processes.
-        shape: layers, features and width of the CLT.
+        shape: layers, features a layer and width of the CLT.
     """
 
     def __init__(
@@ -71,28 +71,28 @@ class Stepper:
         dead: Bool[Tensor, "layer feature"] | None,
         measure: bool,
         where: str,
-    ) -> Stepped | None:
-        """Lower the loss on these rows, of which every process holds a part.
+    ) -> StepResult | None:
+        """Take one step on a batch, of which every process has a part of the rows.
 
         Args:
             x, y: normalised MLP inputs and outputs.
             is_cls: which rows are CLS.
             lr: learning rate.
-            sparsity: lambda.
-            dead: features that rebuild what is left over; None for none.
-            measure: whether to measure the variance explained.
-            where: place in the run, for the sentence below.
+            sparsity: lambda, the weight of the sparsity penalty.
+            dead: dead features, which rebuild the reconstruction error (AuxK); None for none.
+            measure: whether to measure the FVU.
+            where: the place in the run, for the error message.
 
         Returns:
-            None if no process has a row: nothing is learned then.
+            The result of the step, or None if no process has a row and nothing is learned.
 
         Raises:
-            InputError: loss or gradient is not finite; the weights are as they were.
+            InputError: the loss or a gradient is not finite; the weights are unchanged.
         """
         settings, engine = self.settings, self.engine
         weights = torch.where(is_cls, float(settings.cls_weight), 1.0)
-        counted = torch.tensor([float(weights.sum()), float(len(is_cls))], dtype=torch.float64)
-        weight, n_tokens = engine.total(counted.to(engine.device)).tolist()
+        sums = torch.tensor([float(weights.sum()), float(len(is_cls))], dtype=torch.float64)
+        weight, n_tokens = engine.total(sums.to(engine.device)).tolist()
         if n_tokens == 0:
             return None
         set_learning_rate(self.optimiser, lr)
@@ -108,23 +108,23 @@ class Stepper:
             whole = len(parts) == 1
             part = (x, y, weights) if whole else (x[:, rows], y[:, rows], weights[rows])
             with engine.unsynchronised(self.objective, last=i == len(parts) - 1):
-                found = self.objective(*part, weight, int(n_tokens), sparsity, dead)
-                # processes average their gradients, the loss is already a share of the whole
-                engine.accelerator.backward(found["total"] * engine.n_processes)
-            loss += found["loss_by_layer"].detach()
-            aux += found["aux"].detach()
-            active += found["active"]
-            fired += found["fired"]
-            backend = BACKENDS[int(found["backend"])]
+                losses = self.objective(*part, weight, int(n_tokens), sparsity, dead)
+                # the processes average their gradients, but each loss is a share of a sum
+                engine.accelerator.backward(losses["total"] * engine.n_processes)
+            loss += losses["loss_by_layer"].detach()
+            aux += losses["aux"].detach()
+            active += losses["active"]
+            fired += losses["fired"]
+            backend = BACKENDS[int(losses["backend"])]
             if variance is not None:
-                variance.add(part[1], found["y_hat"], is_cls[rows])
+                variance.add(part[1], losses["y_hat"], is_cls[rows])
         loss = engine.total(loss)
         norm = gradient_norm([p for _, p in self.parameters], settings.clip)
         self._check_finite(loss, norm, where)
         self.optimiser.step()
         if variance is not None:
             variance.reduce(engine.total)
-        return Stepped(
+        return StepResult(
             int(n_tokens),
             loss,
             engine.total(aux),
@@ -154,7 +154,7 @@ KINDS = ("all", "cls", "patch")
 
 
 class VarianceSums:
-    """Sums in float64 over token rows; the mean is taken over all rows of a kind."""
+    """Sums over token rows, in float64, that give the FVU of each layer and kind of rows."""
 
     def __init__(self, n_layers: int, d_model: int, device: torch.device):
         zeros = partial(torch.zeros, dtype=torch.float64, device=device)
@@ -169,28 +169,28 @@ class VarianceSums:
         y_hat: Float[Tensor, "layer token d_model"],
         is_cls: Bool[Tensor, " token"],
     ) -> None:
-        """Count these rows."""
-        for i, chosen in enumerate((is_cls, ~is_cls)):
-            true = y[:, chosen].double()
+        """Add these rows to the sums."""
+        for i, rows in enumerate((is_cls, ~is_cls)):
+            true = y[:, rows].double()
             self.count[i] += true.shape[1]
-            self.error[i] += (true - y_hat[:, chosen].double()).square().sum((1, 2))
+            self.error[i] += (true - y_hat[:, rows].double()).square().sum((1, 2))
             self.power[i] += true.square().sum((1, 2))
             self.total[i] += true.sum(1)
 
-    def reduce(self, over: Callable[[Tensor], Tensor]) -> None:
-        """Add up what several processes counted."""
+    def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Replace each sum by `total` of it, its sum over processes."""
         self.count, self.error, self.power, self.total = map(
-            over, (self.count, self.error, self.power, self.total)
+            total, (self.count, self.error, self.power, self.total)
         )
 
     def by_layer(self) -> dict[str, list[float] | None]:
-        """FVU per layer of "all", "cls" and "patch" rows; None where they do not vary."""
-        found: dict[str, list[float] | None] = {}
-        for kind, chosen in zip(KINDS, (slice(None), slice(0, 1), slice(1, 2)), strict=True):
-            count = float(self.count[chosen].sum())
-            power, mean = self.power[chosen].sum(0), self.total[chosen].sum(0) / max(count, 1.0)
+        """FVU per layer of "all", "cls" and "patch" rows; None for a kind that does not vary."""
+        fvu: dict[str, list[float] | None] = {}
+        for kind, part in zip(KINDS, (slice(None), slice(0, 1), slice(1, 2)), strict=True):
+            count = float(self.count[part].sum())
+            power, mean = self.power[part].sum(0), self.total[part].sum(0) / max(count, 1.0)
             spread = power - count * mean.square().sum(-1)
             # fewer than two rows (the end of an epoch) have no variance to explain
             varied = count > 1 and bool((spread > 1e-12 * power).all())
-            found[kind] = (self.error[chosen].sum(0) / spread).tolist() if varied else None
-        return found
+            fvu[kind] = (self.error[part].sum(0) / spread).tolist() if varied else None
+        return fvu

@@ -1,9 +1,9 @@
-"""Train a CLT on a frozen ViT: teacher-forced, all tokens, AdamW, in normalised space.
+"""Train a CLT on a frozen ViT: teacher-forced, on all token rows, with AdamW, in normalised space.
 
-x and y are brought to a mean norm of sqrt(d_model) per layer; the scales are folded into the CLT
-that is returned. `objective` beside this file holds the loss, `batches` the data, `engine`
-processes and precision. The paper (arXiv 2604.13304) fixes AdamW, lr 2e-4, 10 epochs, all tokens;
-the rest is our choice.
+x and y are scaled to a mean norm of sqrt(d_model) per layer, and the scales are folded into the CLT
+that is returned. The loss is in `objective`, the data in `batches`, processes and precision in
+`engine`. The paper (arXiv 2604.13304) fixes AdamW, lr 2e-4, 10 epochs and all token rows; the other
+choices are this package's own.
 
 Everything random is a function of the seed and of the step, so a run that is killed and resumed
 ends with the same bits as one that was not, on the same machine.
@@ -25,18 +25,24 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.outputs import check_same
-from vit_clt.training.batches import Cached, Recomputed, Source, Waits, lost_worker
-from vit_clt.training.cache import ActivationCache
+from vit_clt.training.batches import (
+    ActivationReader,
+    Stopwatch,
+    StoreReader,
+    ViTReader,
+    lost_worker_error,
+)
 from vit_clt.training.checkpoints import Snapshot, Snapshots
 from vit_clt.training.engine import Engine, check_engine
 from vit_clt.training.run import Log, Run
+from vit_clt.training.store import ActivationStore
 from vit_clt.training.trial import decided_backend
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.train_config import TrainConfig
 
 FREE = ("workers", "log_every", "checkpoint_every", "keep_checkpoints")
-"""What a resumed run may set anew without another result."""
+"""Settings that may differ in a resumed run, because they do not change the result."""
 
 
 def train(
@@ -59,11 +65,11 @@ def train(
     Args:
         vit: the frozen teacher.
         data: training images; labels are not used.
-        config: shape and sparsifier; must fit `vit`.
+        config: shape and sparsifier of the CLT; must fit `vit`.
         train_config: hyperparameters.
         checkpoints: folder for checkpoints (model, optimiser, counters; safetensors and JSON).
-        resume: go on from the newest whole one there; without one, begin.
-        cache: folder of an activation cache (made where missing); None recomputes activations.
+        resume: go on from the newest whole checkpoint there, or start at step 0 if there is none.
+        cache: folder of an activation store (made where missing); None recomputes activations.
         trackers: "tensorboard", "wandb" or others that accelerate knows.
         log_dir: where trackers write.
         on_log: called with a dict, in the main process: {"event": "start", "step"} first; every
@@ -77,13 +83,13 @@ def train(
             "fvu_by_layer", "fvu_cls_by_layer", "fvu_patch_by_layer", "l0_by_layer"} (means over
             all rows of the images held out, None where rows do not vary), if there are any; at
             the end {"event": "end", "step", "seconds", "tokens_per_second"}.
-        should_stop: asked after each step; True saves a checkpoint and raises `Stopped`.
+        should_stop: called after each step; True saves a checkpoint and raises `Stopped`.
         progress: show a progress line.
 
     Raises:
         InputError: `config` or `data` does not fit `vit`, activations, loss or gradients are not
             finite, the checkpoints are those of another run, or the disk is full.
-        Stopped: `should_stop` said so (`vit_clt.errors`).
+        Stopped: `should_stop` returned True (`vit_clt.errors`).
     """
     data = as_image_data(data)
     check_prepared(vit, data)
@@ -94,50 +100,50 @@ def train(
         snapshots = (
             None if checkpoints is None else Snapshots(checkpoints, settings.keep_checkpoints)
         )
-        found = _found(snapshots, progress and engine.is_main) if resume else None
+        snapshot = _newest(snapshots, progress and engine.is_main) if resume else None
         if snapshots is not None and not resume and engine.is_main and snapshots.steps():
             raise InputError(
                 "checkpoints",
                 f"is {checkpoints}, which holds those of another run; expected a new "
                 "folder, or to resume it.",
             )
-        settings = _settled(settings, config, engine, found)
+        settings = _decided(settings, config, engine, snapshot)
         facts = {"data": data_fingerprint(data), "cached": cache is not None}
-        if found is not None:
-            _check_resumed(found, settings, config, vit, data, facts)
-        waits = Waits()
+        if snapshot is not None:
+            _check_resumed(snapshot, settings, config, vit, data, facts)
+        stopwatch = Stopwatch()
         run = Run(
             vit,
-            _source(vit, data, settings, cache, engine, waits, progress),
+            _reader(vit, data, settings, cache, engine, stopwatch, progress),
             len(data),
             config,
             settings,
             engine,
-            waits,
+            stopwatch,
             snapshots=snapshots,
             on_log=on_log if engine.is_main else None,
             facts=facts,
-            found=found,
+            snapshot=snapshot,
         )
         try:
             return run.to_the_end(should_stop or (lambda: False), progress and engine.is_main)
         except RuntimeError as error:
-            raise lost_worker(error) or error from None
+            raise lost_worker_error(error) or error from None
 
 
-def _settled(
-    asked: TrainConfig, config: CLTConfig, engine: Engine, found: Snapshot | None
+def _decided(
+    settings: TrainConfig, config: CLTConfig, engine: Engine, snapshot: Snapshot | None
 ) -> TrainConfig:
     """The settings of the run, every "auto" and None decided, the same in every process.
 
-    What was decided when the run started is not decided again where it is resumed.
+    A resumed run keeps what was decided when it started.
     """
-    if found is not None:
-        before = found.state["train"]
-        backend = before["backend"] if asked.backend == "auto" else asked.backend
-        shards = before["shards"] if asked.shards is None else asked.shards
-        asked = replace(asked, backend=backend, shards=shards)
-    settings = resolved(asked, config, engine.device, engine.n_processes, trial=True)
+    if snapshot is not None:
+        before = snapshot.state["train"]
+        backend = before["backend"] if settings.backend == "auto" else settings.backend
+        shards = before["shards"] if settings.shards is None else settings.shards
+        settings = replace(settings, backend=backend, shards=shards)
+    settings = resolved(settings, config, engine.device, engine.n_processes, trial=True)
     return replace(settings, backend=engine.agreed(settings.backend))
 
 
@@ -152,16 +158,17 @@ def resolved(
     """`settings` with every "auto" and None decided.
 
     Args:
-        settings: what is asked for.
+        settings: the settings as the user gave them.
         config: the CLT to be trained.
-        device: where.
-        n_processes: that share a batch.
-        trial: also decide what takes a trial (`vit_clt.training.trial.decided_backend`); otherwise
-            that back end stays "auto".
+        device: where it is trained.
+        n_processes: number of processes that share a batch.
+        trial: time the back ends on a GPU (`vit_clt.training.trial.decided_backend`); otherwise
+            "auto" stays "auto" there.
 
     Raises:
-        InputError: shards do not divide among the processes, or the batch among the shards; a
-            batch in parts whose sparsifier needs it whole; or another sparsifier's options.
+        InputError: shards do not divide among the processes, or the batch among the shards; the
+            batch comes in parts but the sparsifier needs it whole; or the options are another
+            sparsifier's.
     """
     device = torch.device(device)
     settings = config.sparsifier.with_options(settings)
@@ -191,66 +198,66 @@ def as_context(config: CLTConfig, settings: TrainConfig) -> dict[str, Any]:
     return {"clt": config.to_json(), "train": asdict(settings), "backend": settings.backend}
 
 
-def _source(
+def _reader(
     vit: HookedViT,
     data: ImageData,
     settings: TrainConfig,
     cache: Path | str | None,
     engine: Engine,
-    waits: Waits,
+    stopwatch: Stopwatch,
     progress: bool,
-) -> Source:
+) -> ActivationReader:
     if cache is None:
         assert settings.workers is not None
-        return Recomputed(vit, data, settings.workers, settings.unreadable == "skip", waits)
-    # one process builds what is missing, then all read
+        return ViTReader(vit, data, settings.workers, settings.unreadable == "skip", stopwatch)
+    # the main process builds what is missing before the others read
     with engine.accelerator.main_process_first():
-        found = ActivationCache(
+        store = ActivationStore(
             cache,
             vit,
             data,
             unreadable=settings.unreadable,
             progress=progress and engine.is_main,
         )
-    return Cached(found, engine.device, waits)
+    return StoreReader(store, engine.device, stopwatch)
 
 
-def _found(snapshots: Snapshots | None, show: bool) -> Snapshot | None:
+def _newest(snapshots: Snapshots | None, show: bool) -> Snapshot | None:
     if snapshots is None:
         raise InputError("resume", "is set without checkpoints; expected a folder of them.")
-    found, torn = snapshots.newest()
-    for reason in torn:
-        back = f"step {found.step}" if found is not None else "the beginning"
+    snapshot, damages = snapshots.newest()
+    for reason in damages:
+        back = f"step {snapshot.step}" if snapshot is not None else "the beginning"
         if show:
             warnings.warn(f"{reason}; going on from {back}.", RuntimeWarning, stacklevel=3)
-    return found
+    return snapshot
 
 
 def _check_resumed(
-    found: Snapshot,
+    snapshot: Snapshot,
     settings: TrainConfig,
     config: CLTConfig,
     vit: HookedViT,
     data: ImageData,
     facts: dict[str, Any],
 ) -> None:
-    """Refuse to resume a run of other settings, another CLT, teacher or data."""
+    """Refuse to resume a run with other settings, another CLT, another teacher or other data."""
     where = "the run that is resumed"
-    # as this version writes it
-    clt = CLTConfig.from_json(found.state["clt"]).to_json()
+    # read and written again: an earlier version may have written it differently
+    clt = CLTConfig.from_json(snapshot.state["clt"]).to_json()
     teacher = clt.pop("teacher")
     check_same({name: config.to_json()[name] for name in sorted(clt)}, clt, where)
-    # a field the run did not know has its default
-    before = TrainConfig.from_json(found.state["train"], config.sparsifier.training).flat()
+    # a field that the checkpoint lacks has its default
+    before = TrainConfig.from_json(snapshot.state["train"], config.sparsifier.training).flat()
     now = settings.flat()
     check_same({name: now[name] for name in sorted(now) if name not in FREE}, before, where)
     identity = vit.identity()
     check_same(
         {"cache": facts["cached"], "model": identity.weights_sha256, "data": facts["data"]},
         {
-            "cache": found.state["cached"],
+            "cache": snapshot.state["cached"],
             "model": teacher["weights_sha256"],
-            "data": found.state["data"],
+            "data": snapshot.state["data"],
         },
         where,
         {
@@ -269,14 +276,27 @@ def check_run(
     device: torch.device,
     trackers: Sequence[str] = (),
 ) -> None:
-    """Raise InputError, in one sentence, for a run that `train` would refuse at its start."""
+    """Refuse a run that `train` would refuse at its start.
+
+    Args:
+        vit: the teacher.
+        config: the CLT to be trained.
+        settings: how it is trained.
+        n_images: number of images of the data set, those held out included.
+        device: the device that the run is on.
+        trackers: names of trackers.
+
+    Raises:
+        InputError: the CLT does not fit the teacher, there are fewer training images than shards,
+            or as `check_engine`.
+    """
     check_engine(settings, device, trackers)
-    have, want = (config.n_layers, config.d_model), (vit.cfg.n_layers, vit.cfg.d_model)
-    if have != want:
+    shape, expected = (config.n_layers, config.d_model), (vit.cfg.n_layers, vit.cfg.d_model)
+    if shape != expected:
         raise InputError(
             "config",
-            f"is for {have[0]} layers of width {have[1]}; expected {want[0]} layers of "
-            f"width {want[1]}, as in model {vit.cfg.model}.",
+            f"is for {shape[0]} layers of width {shape[1]}; expected {expected[0]} layers of "
+            f"width {expected[1]}, as in model {vit.cfg.model}.",
         )
     sparsifier = config.sparsifier
     sparsifier.check(sparsifier.with_options(settings).sparsity, config.n_features)

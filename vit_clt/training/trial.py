@@ -1,8 +1,8 @@
-"""Short trials on this machine: seconds a training step will take, and the faster back end.
+"""Short trials on this machine, which give the seconds a training step takes and the back end.
 
 On a CPU `backend="auto"` is a fixed function of shape and density (`vit_clt.kernels.choose`). On a
-GPU which back end wins depends on the chip, so it is timed, once, before the run; the choice is
-written to the run's settings, and a resumed run keeps it.
+GPU the faster back end depends on the chip, so that both are timed once before the run. The choice
+is written to the settings of the run, and a resumed run keeps it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.train_config import TrainConfig
 
-_IMAGES, _ROWS = 16, (64, 256)
+_TRIAL_IMAGES, _TRIAL_ROWS = 16, (64, 256)
 
 
 def seconds_per_step(
@@ -39,14 +39,14 @@ def seconds_per_step(
     processes: int = 1,
     cache: bool = False,
 ) -> float:
-    """Estimated seconds a training step will take, from a short trial on a few images.
+    """Estimate the seconds of a training step from a short trial on a few images.
 
-    The ViT's pass (none with `cache`) and AdamW are timed and scaled. Forward and backward run on a
-    few and on more rows (64 and 256 on a CPU; a quarter of a step's and all on a GPU, which few
-    leave idle), and the line through both is followed to the batch: a step's cost is a part that
-    grows with its rows and one that grows with its parameters. Penalties, the exchange between
-    processes and waiting for images are not in it. Weights, gradients and the random state are left
-    as they are.
+    The ViT's pass (none with `cache`) and AdamW are timed and scaled. Forward and backward run on
+    two numbers of token rows (64 and 256 on a CPU; on a GPU, which few rows leave idle, a quarter
+    and all of the rows of a step), and the line through both times is extended to the batch: one
+    part of the time grows with the rows, another with the parameters. Penalties, the exchange
+    between processes and waiting for images are not included. Weights, gradients and the random
+    state are unchanged.
 
     Raises:
         InputError: an image cannot be read, or activations are not finite.
@@ -54,31 +54,31 @@ def seconds_per_step(
     device = clt.b_enc.device
     on_gpu = device.type == "cuda"
     in_batch = ceil(settings.batch_size / processes)
-    images, _ = data.batch(range(min(IMAGES_PER_PASS if on_gpu else _IMAGES, len(data))))
+    images, _ = data.batch(range(min(IMAGES_PER_PASS if on_gpu else _TRIAL_IMAGES, len(data))))
     images = images.to(device)
     devices = [device] if on_gpu else []
     with (
         torch.random.fork_rng(devices=devices, device_type=device.type),
         matmul_precision(settings.precision),
     ):
-        found = capture(vit, images)
+        activations = capture(vit, images)
         seconds = _seconds(partial(capture, vit, images), device)
-        teacher = 0.0 if cache else seconds / found.x[0, ..., 0].numel()
-        # in training's units: the scale decides how many features JumpReLU stores
-        x, y = (_normalised(values.flatten(1, 2)) for values in (found.x, found.y))
-        rows = [min(n, x.shape[1]) for n in _ROWS]
+        teacher = 0.0 if cache else seconds / activations.x[0, ..., 0].numel()
+        # normalised as in training, because the scale decides how many features of JumpReLU fire
+        x, y = (_normalised(values.flatten(1, 2)) for values in (activations.x, activations.y))
+        rows = [min(n, x.shape[1]) for n in _TRIAL_ROWS]
         if on_gpu:
             rows = [ceil(in_batch / settings.accumulate / n) for n in (4, 1)]
-            again = torch.arange(rows[1], device=device) % x.shape[1]
-            x, y = x[:, again], y[:, again]
+            repeated = torch.arange(rows[1], device=device) % x.shape[1]
+            x, y = x[:, repeated], y[:, repeated]
         _trial(clt, x[:, : rows[0]], y[:, : rows[0]], settings)  # the first one warms up
         few, many = (
             _seconds(partial(_trial, clt, x[:, :n], y[:, :n], settings), device) for n in rows
         )
-    a_row = max(0.0, many - few) / max(1, rows[1] - rows[0])
-    # the fixed part comes again in each part of the batch
-    fixed = max(0.0, many - a_row * rows[1]) * settings.accumulate
-    return fixed + in_batch * (a_row + teacher) + _optimiser_seconds(clt)
+    per_row = max(0.0, many - few) / max(1, rows[1] - rows[0])
+    # the fixed part is spent on each part of the batch
+    fixed = max(0.0, many - per_row * rows[1]) * settings.accumulate
+    return fixed + in_batch * (per_row + teacher) + _optimiser_seconds(clt)
 
 
 def decided_backend(
@@ -89,11 +89,12 @@ def decided_backend(
     *,
     trial: bool,
 ) -> Backend:
-    """What `settings.backend` means for a run, where "auto" leaves that open.
+    """The back end of a run, where `settings.backend` may be "auto".
 
-    Top-k codes have one density: on a GPU a trial decides ("auto" without `trial`), elsewhere
-    `choose`. JumpReLU's density changes, so that "auto" stays and each batch is decided by its own;
-    on a GPU it is dense. So are sharded runs there, whose whole parameters may not fit one GPU.
+    Top-k codes have one density: on a CPU `choose` decides, on a GPU a trial does, and without
+    `trial` the back end stays "auto" there. The density of JumpReLU changes, so that the back end
+    stays "auto" and is chosen for each batch; on a GPU it is then dense. Runs with sharded
+    parameters are dense on a GPU as well, because one GPU may not hold all parameters for a trial.
     """
     density = config.sparsifier.density(config.n_features)
     if settings.backend != "auto" or density is None:
@@ -114,9 +115,9 @@ def faster_backend(
 ) -> Literal["dense", "sparse"]:
     """The back end whose forward and backward take less time, at initial weights and random x.
 
-    All of the CLT is timed, in the run's precision, on as many token rows as a step has; weights
-    and gradients must fit. One that fails, with a warning, loses: kernels are compiled at their
-    first use, and a machine may lack a C compiler. The random state is left as it is.
+    The whole CLT is timed in the precision of the run, on `rows` token rows; weights and gradients
+    must fit on the device. A back end that fails is not taken, with a warning: kernels are compiled
+    when they are first used, and a machine may have no C compiler. The random state is unchanged.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices, device_type=device.type), torch.device(device):
@@ -146,7 +147,7 @@ def _trial(clt: CrossLayerTranscoder, x: Tensor, y: Tensor, settings: TrainConfi
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             y_hat = clt.decode(clt.encode_batch(x))
         loss = (y_hat.float() - y).square().sum(-1).mean()
-        # not backward(): nothing is added to .grad, and no hook that waits for other processes runs
+        # backward() would add to .grad and run hooks that wait for other processes
         torch.autograd.grad(loss, learned)
 
 
@@ -156,7 +157,7 @@ def _normalised(values: Tensor) -> Tensor:
 
 
 def _optimiser_seconds(clt: CrossLayerTranscoder) -> float:
-    """AdamW on a stand-in of at most 16 MB, scaled to all parameters."""
+    """Seconds of AdamW, timed on a tensor of at most 16 MB and scaled to all parameters."""
     n = sum(p.numel() for p in clt.parameters())
     stand_in = nn.Parameter(torch.zeros(min(n, 2**22), device=clt.b_enc.device))
     stand_in.grad = torch.zeros_like(stand_in)
@@ -166,13 +167,13 @@ def _optimiser_seconds(clt: CrossLayerTranscoder) -> float:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The fastest of three runs, fewer if they are slow: other programs only ever add time."""
+    """Seconds of the fastest of three runs (fewer if slow), as other programs only add time."""
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    taken: list[float] = []
+    times: list[float] = []
     wait()
-    while len(taken) < 3 and sum(taken) < 0.5:
+    while len(times) < 3 and sum(times) < 0.5:
         began = time.perf_counter()
         work()
         wait()
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,9 +1,10 @@
-"""(x, y) of every image on disk, so that many epochs and many CLTs pay for the ViT once.
+"""MLP inputs x and outputs y of every image on disk, so that the ViT runs once for many epochs.
 
-A folder holds cache.json (which teacher, which images, which shapes) and shard-00000.safetensors,
-... with tensors "x" and "y", "image layer token d_model" in bfloat16, in the row order of the data:
-what one image needs is contiguous. Made for small models: an image takes 4 L T d bytes, 35 kB with
-the shipped digits model but 7.3 MB with a ViT-B/16.
+A folder holds cache.json, which names the teacher, the images and the shapes, and the shards
+shard-00000.safetensors, ... with tensors "x" and "y", "image layer token d_model" in bfloat16. The
+images are in the row order of the data, and the bytes of one image are contiguous. The store is
+meant for small models: an image takes 4 L T d bytes, which are 35 kB with the shipped digits model
+but 7.3 MB with a ViT-B/16.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FORMAT = 1
 MANIFEST_FILE = "cache.json"
 SHARD_BYTES = 256_000_000
 """Largest shard (a single image may be larger)."""
-# for people: the same weights, or the same pixels, from another place are the same
+# these are written for people and not compared: the same weights may come from another place
 NAMES = ("model", "pretrained", "data")
 ABOUT = {
     "weights_sha256": "of the model",
@@ -42,33 +43,35 @@ ABOUT = {
 }
 
 
-class ActivationCache:
-    """(x, y) of every image, built where missing and read by row.
+class ActivationStore:
+    """MLP inputs x and outputs y of every image, computed where they are missing and read by row.
 
-    Values are rounded to bfloat16, a relative error of at most 2^-8 (half of its machine epsilon):
-    meant for training. Evaluation always recomputes activations in float32.
+    The store is meant for training: values are rounded to bfloat16, a relative error of at most
+    2^-8 (half of its machine epsilon). Evaluation always recomputes activations in float32.
 
-    A build that is stopped, even killed, goes on with the next shard when run again; a shard that
-    is missing or cut short is built again. Let one process build: several at once waste work, but
-    do no harm, as a shard takes its place only when it is complete.
+    A build that was stopped or killed goes on with the next shard when it is started again, and a
+    shard that is missing or cut short is built again. One process should build: several at once
+    waste work but do no harm, because a shard takes its place only when it is complete.
 
     Args:
-        folder: a cache of this teacher and these images, or a new or empty folder.
+        folder: a store of this teacher and these images, or a new or empty folder.
         vit: the teacher.
-        data: its images. They are told apart by `data_fingerprint`, which samples.
+        data: the images. Data sets are told apart by `data_fingerprint`, which samples them.
         unreadable: "stop" at an image that cannot be read, or "skip" it and go on.
         progress: show a progress line over images.
 
     Raises:
-        InputError: the folder holds anything else, the disk is too small (both before anything is
-            written), a write fails, an image cannot be read, or activations are not finite.
+        InputError: the folder holds anything else or the disk is too small (both are checked before
+            anything is written), a write fails, an image cannot be read, or an activation is not
+            finite.
     """
 
     unreadable: frozenset[int]
-    """Rows that could not be read when the cache was built: their activations are zero. Only with
-    `unreadable="skip"`; "stop" tries them again."""
+    """Images, by row of the data, that could not be read when the store was built.
+
+    Their activations are zero. It is empty with `unreadable="stop"`, which reads them again."""
     description: str
-    """One line: images, bytes per image, total, place."""
+    """One line with the number of images, bytes per image, bytes in total, and the folder."""
 
     def __init__(
         self,
@@ -82,11 +85,11 @@ class ActivationCache:
         self.folder = Path(folder)
         self._skip = unreadable == "skip"
         self._n_images = len(data)
-        # one image, in the order of its bytes
+        # the shape of x and of y of one image, as they lie on disk
         self._shape = (vit.cfg.n_layers, vit.cfg.n_tokens, vit.cfg.d_model)
-        per_image = cache_bytes(1, *self._shape)
+        per_image = store_bytes(1, *self._shape)
         self._per_shard = max(1, SHARD_BYTES // per_image)
-        self._rows = [
+        self._shard_images = [
             range(start, min(start + self._per_shard, self._n_images))
             for start in range(0, self._n_images, self._per_shard)
         ]
@@ -105,14 +108,14 @@ class ActivationCache:
             "images_per_shard": self._per_shard,
         }
         compared = {name: manifest[name] for name in manifest if name not in NAMES}
-        # written into every shard: one that strayed in from another cache is not taken for ours
+        # the key is written into every shard, so that a shard of another store is refused
         self._key = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
 
         new = _is_new(self.folder)
         if not new:
             recorded = read_json(self.folder / MANIFEST_FILE)
             check_same(compared, recorded, f"cache {self.folder}, or another folder", ABOUT)
-        missing = [s for s in range(len(self._rows)) if self._whole(s) is None]
+        missing = [s for s in range(len(self._shard_images)) if self._whole(s) is None]
         self._check_space(missing)
         if new:
             with staged_files(self.folder, [MANIFEST_FILE]) as staging:
@@ -120,27 +123,28 @@ class ActivationCache:
                 (staging / MANIFEST_FILE).write_text(text, encoding="utf-8")
         self._build(missing, vit, data, progress)
         self.unreadable = frozenset(
-            row for s in range(len(self._rows)) for row in _unreadable(self._opened(s))
+            image for s in range(len(self._shard_images)) for image in _unreadable(self._opened(s))
         )
-        total = cache_bytes(self._n_images, *self._shape)
+        total = store_bytes(self._n_images, *self._shape)
         self.description = (
             f"activation cache: {self._n_images:,} images of {_size(per_image)} in bfloat16, "
             f"{_size(total)} in all, in {self.folder}"
         )
 
     def read(self, rows: Sequence[int]) -> Activations:
-        """(x, y) of these rows, in their order, in float32 on the CPU.
+        """x and y of these images, in the order of `rows`, in float32 on the CPU.
 
         Raises:
-            InputError: no such row, or a shard was deleted or damaged since the cache was opened.
+            InputError: there is no such row, or a shard was deleted or damaged since the store was
+                opened.
         """
         for row in rows:
             if not 0 <= row < self._n_images:
                 raise InputError("rows", f"hold {row}; expected 0 to {self._n_images - 1}.")
         layers, *rest = self._shape
         x, y = (torch.empty(layers, len(rows), *rest) for _ in range(2))
-        wanted = {row // self._per_shard for row in rows}
-        shards = {shard: self._opened(shard) for shard in wanted}
+        shard_numbers = {row // self._per_shard for row in rows}
+        shards = {shard: self._opened(shard) for shard in shard_numbers}
         for i, row in enumerate(rows):
             shard, inside = divmod(row, self._per_shard)
             x[:, i] = shards[shard].get_slice("x")[inside]
@@ -150,7 +154,7 @@ class ActivationCache:
     # ---- building ---------------------------------------------------------------------------
 
     def _build(self, missing: list[int], vit: HookedViT, data: ImageData, progress: bool) -> None:
-        done = self._n_images - sum(len(self._rows[s]) for s in missing)
+        done = self._n_images - sum(len(self._shard_images[s]) for s in missing)
         with tqdm(
             total=self._n_images,
             initial=done,
@@ -160,43 +164,45 @@ class ActivationCache:
         ) as bar:
             for shard in missing:
                 self._build_shard(shard, vit, data, bar)
-        # what killed builds left; every shard is in place now, also for a process still at work
+        # killed builds left these; every shard is in place now, also for a process still at work
         remove_unfinished(self.folder)
 
     def _build_shard(self, shard: int, vit: HookedViT, data: ImageData, bar: Any) -> None:
-        rows = self._rows[shard]
+        shard_images = self._shard_images[shard]
         device = next(vit.parameters()).device
-        x, y = (torch.zeros(len(rows), *self._shape, dtype=torch.bfloat16) for _ in range(2))
-        bad: list[int] = []
-        for start in range(0, len(rows), IMAGES_PER_PASS):
-            chunk = rows[start : start + IMAGES_PER_PASS]
+        x, y = (
+            torch.zeros(len(shard_images), *self._shape, dtype=torch.bfloat16) for _ in range(2)
+        )
+        unreadable: list[int] = []
+        for start in range(0, len(shard_images), IMAGES_PER_PASS):
+            group = shard_images[start : start + IMAGES_PER_PASS]
             if self._skip:
-                images, positions = data.readable(chunk)
+                images, positions = data.readable(group)
             else:
-                images, positions = data.batch(chunk)[0], list(range(len(chunk)))
+                images, positions = data.batch(group)[0], list(range(len(group)))
             if images is not None:
-                found = capture(vit, images.to(device))
+                activations = capture(vit, images.to(device))
                 places = torch.tensor(positions) + start
-                x[places] = found.x.transpose(0, 1).bfloat16().cpu()
-                y[places] = found.y.transpose(0, 1).bfloat16().cpu()
+                x[places] = activations.x.transpose(0, 1).bfloat16().cpu()
+                y[places] = activations.y.transpose(0, 1).bfloat16().cpu()
             read = set(positions)
-            bad += [row for i, row in enumerate(chunk) if i not in read]
-            bar.update(len(chunk))
-        metadata = {"format": "pt", "cache": self._key, "unreadable": json.dumps(bad)}
+            unreadable += [image for i, image in enumerate(group) if i not in read]
+            bar.update(len(group))
+        metadata = {"format": "pt", "cache": self._key, "unreadable": json.dumps(unreadable)}
 
         try:
             with staged_files(self.folder, [_name(shard)]) as staging:
                 path = staging / _name(shard)
                 save_file({"x": x, "y": y}, path, metadata=metadata)
-                # safetensors makes files for their owner alone; a cache may be a group's
+                # safetensors makes files for their owner alone; a store may be shared by a group
                 shutil.copymode(self.folder / MANIFEST_FILE, path)
         except InputError:
-            # another process may have finished this very shard and tidied up
+            # another process may have finished the same shard and removed the staging folder
             if self._whole(shard) is None:
                 raise
 
     def _check_space(self, missing: list[int]) -> None:
-        needed = cache_bytes(sum(len(self._rows[s]) for s in missing), *self._shape)
+        needed = store_bytes(sum(len(self._shard_images[s]) for s in missing), *self._shape)
         place = self.folder.absolute()
         free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
         if missing and needed > free:
@@ -211,24 +217,24 @@ class ActivationCache:
     def _whole(self, shard: int) -> Any | None:
         """The shard, opened, or None where it has to be built."""
         try:
-            found = safe_open(self.folder / _name(shard), "pt")
-            names = found.keys()
-            have = {name: found.get_slice(name) for name in names}
+            file = safe_open(self.folder / _name(shard), "pt")
+            names = file.keys()
+            tensors = {name: file.get_slice(name) for name in names}
         except (OSError, SafetensorError):  # missing; cut short or no safetensors file
             return None
-        metadata = found.metadata() or {}
-        shape = [len(self._rows[shard]), *self._shape]
+        metadata = file.metadata() or {}
+        shape = [len(self._shard_images[shard]), *self._shape]
         if (
             metadata.get("cache") != self._key
-            or set(have) != {"x", "y"}
-            or any(t.get_dtype() != "BF16" or t.get_shape() != shape for t in have.values())
-            or (not self._skip and _unreadable(found))
+            or set(tensors) != {"x", "y"}
+            or any(t.get_dtype() != "BF16" or t.get_shape() != shape for t in tensors.values())
+            or (not self._skip and _unreadable(file))
         ):
             return None
-        return found
+        return file
 
     def _opened(self, shard: int) -> Any:
-        """The shard, kept open; refused once its file is gone or of another size."""
+        """The shard, kept open; it is refused once its file is gone or of another size."""
         path = self.folder / _name(shard)
         try:
             size = path.stat().st_size
@@ -236,18 +242,18 @@ class ActivationCache:
             size = 0
         if shard not in self._handles:
             self._handles[shard] = (self._whole(shard), size)
-        found, expected = self._handles[shard]
-        # asked before every read: past the end of a mapped file waits not an error but a signal
-        if found is None or size != expected:
+        file, expected = self._handles[shard]
+        # checked before every read: reading past the end of a mapped file kills the process
+        if file is None or size != expected:
             raise InputError(
                 f"{path} was deleted or damaged while in use; expected it whole, and running again "
                 "builds it again."
             )
-        return found
+        return file
 
 
-def cache_bytes(n_images: int, n_layers: int, n_tokens: int, d_model: int) -> int:
-    """Bytes on disk of x and y, 4 L T d an image; each shard's header adds a few hundred."""
+def store_bytes(n_images: int, n_layers: int, n_tokens: int, d_model: int) -> int:
+    """Bytes of x and y on disk, 4 L T d for an image; a shard's header adds a few hundred."""
     return n_images * 2 * 2 * n_layers * n_tokens * d_model
 
 
@@ -278,7 +284,7 @@ def _is_new(folder: Path) -> bool:
 def _size(n_bytes: int) -> str:
     value, unit = float(n_bytes), "bytes"
     for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:  # three digits do not show what lies between
+        if value < 999.5:  # 999.5 and more would be shown as 1e+03
             break
         value, unit = value / 1000, larger
     return f"{value:.3g} {unit}"

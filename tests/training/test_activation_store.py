@@ -22,8 +22,8 @@ from vit_clt import InputError
 from vit_clt.data.images import TensorImages, UnreadableImage
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
-from vit_clt.training import cache as module
-from vit_clt.training.cache import ActivationCache, cache_bytes
+from vit_clt.training import store as module
+from vit_clt.training.store import ActivationStore, store_bytes
 
 PER_IMAGE = 2 * 2 * 4 * 10 * 16  # x and y, two bytes, 4 layers, 10 tokens, width 16
 N = 7
@@ -49,8 +49,8 @@ def pixels(n: int = N, seed: int = 5) -> torch.Tensor:
     return torch.randn(n, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
 
 
-def build(folder: Path, vit: HookedViT, data=None, **kwargs) -> ActivationCache:
-    return ActivationCache(folder, vit, data or TensorImages(pixels()), progress=False, **kwargs)
+def build(folder: Path, vit: HookedViT, data=None, **kwargs) -> ActivationStore:
+    return ActivationStore(folder, vit, data or TensorImages(pixels()), progress=False, **kwargs)
 
 
 def expected(vit: HookedViT, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,7 +60,7 @@ def expected(vit: HookedViT, images: torch.Tensor) -> tuple[torch.Tensor, torch.
     return x.to(torch.bfloat16).float(), y.to(torch.bfloat16).float()
 
 
-def assert_right(cache: ActivationCache, vit: HookedViT, images=None) -> None:
+def assert_right(cache: ActivationStore, vit: HookedViT, images=None) -> None:
     images = pixels() if images is None else images
     x, y = expected(vit, images)
     found = cache.read(range(len(images)))
@@ -135,7 +135,7 @@ def test_the_layout_on_disk(tiny_vit, tmp_path):
         assert found["x"].dtype == found["y"].dtype == torch.bfloat16
         assert torch.equal(found["x"].float(), x[:, rows].transpose(0, 1))
         assert torch.equal(found["y"].float(), y[:, rows].transpose(0, 1))
-        header = os.stat(tmp_path / name).st_size - cache_bytes(len(rows), 4, 10, 16)
+        header = os.stat(tmp_path / name).st_size - store_bytes(len(rows), 4, 10, 16)
         assert 0 < header < 1000
         # whoever may read the manifest may read the shards
         assert os.stat(tmp_path / name).st_mode == os.stat(tmp_path / "cache.json").st_mode
@@ -158,8 +158,8 @@ def test_sizes_are_written_for_people(n_bytes, text):
 
 
 def test_bytes_and_the_size_of_a_shard(tiny_vit, tmp_path, monkeypatch):
-    assert cache_bytes(1, 12, 197, 768) == 7_262_208
-    assert cache_bytes(N, 4, 10, 16) == N * PER_IMAGE
+    assert store_bytes(1, 12, 197, 768) == 7_262_208
+    assert store_bytes(N, 4, 10, 16) == N * PER_IMAGE
     monkeypatch.setattr(module, "SHARD_BYTES", PER_IMAGE - 1)
     build(tmp_path, tiny_vit)
     assert len(list(tmp_path.glob("shard-*"))) == N
@@ -398,7 +398,7 @@ def test_a_kill_before_the_manifest_leaves_a_folder_that_can_be_used(tiny_vit, t
 
 
 def test_two_builders_at_once_do_no_harm(tiny_vit, tmp_path, monkeypatch):
-    others: list[ActivationCache] = []
+    others: list[ActivationStore] = []
 
     def with_another(tensors, path, metadata):
         if not others:
@@ -454,9 +454,9 @@ def test_the_progress_line_counts_images_from_where_the_build_stands(tiny_vit, t
     build(tmp_path, tiny_vit)
     assert capsys.readouterr().err == ""
     (tmp_path / SHARDS[1]).unlink()
-    ActivationCache(tmp_path, tiny_vit, TensorImages(pixels()))
+    ActivationStore(tmp_path, tiny_vit, TensorImages(pixels()))
     shown = capsys.readouterr().err
     assert f"4/{N}" in shown
     assert f"{N}/{N}" in shown
-    ActivationCache(tmp_path, tiny_vit, TensorImages(pixels()))
+    ActivationStore(tmp_path, tiny_vit, TensorImages(pixels()))
     assert capsys.readouterr().err == ""
