@@ -43,8 +43,8 @@ def position_means(
         vit: the model; hooks attached to it do not fire.
         data: the images.
         names: hook points, each "batch token d_model".
-        title: of the progress bar.
-        progress: show it.
+        title: title of the progress bar.
+        progress: show a progress bar.
 
     Raises:
         InputError: an unknown name, or an activation that is NaN or infinite.
