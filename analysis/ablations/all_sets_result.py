@@ -180,7 +180,8 @@ class KeepSets(AblationStudy):
         }
 
     def caption(self) -> str:
-        """What was read, how scores and losses correlate, and which source matters most."""
+        """One sentence on what was read, the correlation of scores and losses, and the source whose
+        membership matters most."""
         layers = self.layers()
         most = layers.loc[layers["explained"].fillna(0).idxmax()]
         return (

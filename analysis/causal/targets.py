@@ -1,4 +1,4 @@
-"""How far an ablated source moves what a target reads (x_l) or puts out (y_l), image by image."""
+"""How far ablating a source moves what a target reads (x_l) or puts out (y_l), image by image."""
 
 from __future__ import annotations
 

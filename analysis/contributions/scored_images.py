@@ -1,4 +1,4 @@
-"""Which of the measured images are scored: all, those of one class, or a single one."""
+"""The choice of the measured images that are scored: all, those of one class, or a single one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which other image stands in for an image, for every resample ablation."""
+"""Donors: the images whose values stand in for those of another image in a resample."""
 
 from __future__ import annotations
 
