@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from contestants import CONTESTANTS
 from measure import LoadWatch, finish, interleave, ratios
-from rivals import RIVALS
 from torch import Tensor, nn
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK
@@ -60,7 +60,7 @@ GROWTH = {
 
 
 def stepper(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], None]:
-    """One forward + backward, gradients from scratch."""
+    """A function that does one forward and backward, with gradients set to none before."""
 
     def step() -> None:
         module.zero_grad(set_to_none=True)
@@ -70,7 +70,7 @@ def stepper(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], None]:
 
 
 def ours(clt: CrossLayerTranscoder, backend: Any, x: Tensor, dy: Tensor) -> Callable[[], None]:
-    """The same with one of our back ends."""
+    """A function that does one forward and backward with one of our back ends."""
     step = stepper(clt, x, dy)
 
     def run() -> None:
@@ -80,41 +80,41 @@ def ours(clt: CrossLayerTranscoder, backend: Any, x: Tensor, dy: Tensor) -> Call
     return run
 
 
-def contestants(size: Size) -> dict[str, Callable[[], None]]:
-    """All ways to compute a step of this size, checked against each other."""
+def checked_steps(size: Size) -> dict[str, Callable[[], None]]:
+    """All ways to compute a step of this size, by name; their gradients have been compared."""
     torch.manual_seed(0)
     clt, (x, dy) = size.clt(), size.inputs()
-    rivals = {name: make(clt, size.k) for name, make in RIVALS.items()}
+    contestants = {name: make(clt, size.k) for name, make in CONTESTANTS.items()}
     runs = {
         f"ours, {backend}": ours(clt, backend, x, dy) for backend in ("dense", "sparse", "auto")
     }
-    runs |= {name: stepper(rival, x, dy) for name, rival in rivals.items()}
+    runs |= {name: stepper(contestant, x, dy) for name, contestant in contestants.items()}
     runs["ours, sparse"]()
-    found = [w.grad.clone() for w in clt.W_enc]
-    for name, rival in rivals.items():
+    grads = [w.grad.clone() for w in clt.W_enc]
+    for name, contestant in contestants.items():
         runs[name]()
-        for mine, theirs in zip(found, rival.W_enc, strict=True):
+        for mine, theirs in zip(grads, contestant.W_enc, strict=True):
             # near ties may go either way between two matmuls: compare the whole
             error = (mine - theirs.grad).norm() / mine.norm()
             assert error < 1e-2, f"{name}: gradients differ by {error:.1e}"
-        rival.zero_grad(set_to_none=True)
+        contestant.zero_grad(set_to_none=True)
     return runs
 
 
 def race(name: str, rounds: int) -> dict[str, Any]:
-    """The table of one size."""
+    """Time all ways at one size and print the table; returns its rows and how the bars are met."""
     size = SIZES[name]
-    timings = interleave(contestants(size), rounds)
+    timings = interleave(checked_steps(size), rounds)
     print(f"\n{name}: {size}, {rounds} rounds, one thread")
     print(
         "| step | CPU ms | wall ms | times dense per pair | low | high |\n|---|---|---|---|---|---|"
     )
     rows = []
-    for who, timing in timings.items():
-        ratio, low, high = ratios(timings, who, BASE)
-        cpu, wall = (1e3 * statistics.median(each) for each in (timing.cpu, timing.wall))
-        print(f"| {who} | {cpu:.0f} | {wall:.0f} | {ratio:.2f} | {low:.2f} | {high:.2f} |")
-        rows.append({"step": who, "ratio": ratio, "low": low, "high": high, **asdict(timing)})
+    for step, timing in timings.items():
+        ratio, low, high = ratios(timings, step, BASE)
+        cpu, wall = (1e3 * statistics.median(seconds) for seconds in (timing.cpu, timing.wall))
+        print(f"| {step} | {cpu:.0f} | {wall:.0f} | {ratio:.2f} | {low:.2f} | {high:.2f} |")
+        rows.append({"step": step, "ratio": ratio, "low": low, "high": high, **asdict(timing)})
     bars = []
     for baseline, bar in BARS[name].items():
         ratio, low, high = ratios(timings, "ours, auto", baseline)
@@ -155,10 +155,10 @@ def paper() -> dict[str, Any]:
     run = ours(clt, "auto", x, dy)
     mine = interleave({"ours": run}, 1)["ours"].cpu[0]  # after a round that does not count
     clt.zero_grad(set_to_none=True)
-    rival = RIVALS["dense per source"](clt, size.k)
+    contestant = CONTESTANTS["dense per source"](clt, size.k)
     del clt, run
     began = time.process_time()
-    stepper(rival, x, dy)()
+    stepper(contestant, x, dy)()
     dense = time.process_time() - began
     print(f"\npaper size: {size}, one round")
     print(f"ours, auto {mine:.1f} CPU s, dense per source {dense:.1f}: {dense / mine:.2f} times")

@@ -1,4 +1,4 @@
-"""One set of kept sources, read beside the references it is to be compared with."""
+"""The result of an ablation: readings of one set of kept sources and of the references."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation(AblationStudy):
-    """One kept set, beside the lines it is to be read against."""
+    """Readings of the model with one set of kept sources, and of the references."""
 
     name = "kept"
 
     kept_at: dict[int, list[int]]
-    """Per target, the source layers whose terms stayed."""
+    """By target, the source layers whose terms stayed."""
 
     @property
     def reading(self) -> Reading:
-        """The model with the kept set."""
+        """Reading of the model with the kept set."""
         return self.readings["kept"]
 
     @property
     def bias_only(self) -> Reading:
-        """y^ = b_dec: every term dropped, nothing filled in."""
+        """Reading with y^ = b_dec: every term dropped, nothing filled in."""
         return self.readings["bias_only"]
 
     @property
     def floor_zero(self) -> Reading:
-        """The model's own MLP rows at the targets set to zero."""
+        """Reading with the model's own MLP rows at the targets set to zero."""
         return self.readings["floor_zero"]
 
     @property
     def floor_mean(self) -> Reading:
-        """The model's own MLP rows at the targets set to their mean over the images."""
+        """Reading with the model's own MLP rows at the targets at their mean over the images."""
         return self.readings["floor_mean"]
 
     @property
     def full(self) -> Reading:
-        """Every term kept."""
+        """Reading with every term kept."""
         return self.readings["full"]
 
     @property
     def original(self) -> Reading:
-        """The unaltered model."""
+        """Reading of the unaltered model."""
         return self.readings["original"]
 
     @property
@@ -89,7 +89,7 @@ class Ablation(AblationStudy):
 
     @property
     def n(self) -> int:
-        """Images read."""
+        """Number of images."""
         return self.reading.n
 
     @property
@@ -100,7 +100,10 @@ class Ablation(AblationStudy):
     def recovered(
         self, floor: Literal["floor_zero", "floor_mean"] = "floor_mean", measure: Measure = "top1"
     ) -> Interval:
-        """(value - floor) / (full - floor); NaN where the interval of full - floor contains 0."""
+        """The recovered share (value - floor) / (full - floor) of a measure, with its interval.
+
+        It is NaN where the interval of full - floor contains 0.
+        """
         return self.readings.recovered("kept", "full", floor, measure)
 
     @property
@@ -108,12 +111,12 @@ class Ablation(AblationStudy):
         """The kept sources as text: "5 7", of several targets "6: 5 6 | 7: 5 7"."""
         return sources_text(self.kept_at)
 
-    def chosen_facts(self) -> dict[str, Any]:
-        """What stayed."""
+    def source_facts(self) -> dict[str, Any]:
+        """The kept sources by target."""
         return {"kept": self.kept_at}
 
     def caption(self) -> str:
-        """What stayed, and where it was read."""
+        """One sentence on the kept sources and on what they were read on."""
         layers = ", ".join(map(str, self.targets))
         return (
             f"{self.data}, N = {self.n}, layer {layers}, {self.tokens} rows, teacher trajectory, "
@@ -127,7 +130,7 @@ class Ablation(AblationStudy):
         return pd.DataFrame({"version": name, **self.readings[name].columns()} for name in names)
 
     def shown(self) -> pd.DataFrame:
-        """The kept set above the references."""
+        """A row for the kept set, and one per reference."""
         from vit_clt.analysis.ablations.tables import ablation_table
 
         return ablation_table(self)
@@ -149,7 +152,7 @@ class Ablation(AblationStudy):
 
 def sources_text(sources_at: Mapping[int, Sequence[int]]) -> str:
     """Sources per target as text: "7 5", of several targets "6: 6 5 | 7: 7 5"."""
-    each = {target: " ".join(map(str, sources)) for target, sources in sources_at.items()}
-    if len(each) == 1:
-        return next(iter(each.values()))
-    return " | ".join(f"{target}: {text}" for target, text in each.items())
+    texts = {target: " ".join(map(str, sources)) for target, sources in sources_at.items()}
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return " | ".join(f"{target}: {text}" for target, text in texts.items())

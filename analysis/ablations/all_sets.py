@@ -1,8 +1,9 @@
-"""All sets of k source layers of one target: where among them does the chosen one stand?
+"""All sets of k source layers of one target: how many are better than the set a score chooses?
 
 For every set S the target's rows become y^_S = b_dec + sum_{s in S} c_s (+ fills), as in
-`keep_top_k`. A score that tells which sources matter should choose one of the best sets; the last k
-and the lowest k show how easily that is had. Our measure, not the paper's.
+`keep_top_k`. A score that says which sources matter should choose one of the best sets. The k
+deepest sources and the k lowest scores show how good a set is without such a score. The measure is
+ours, not the paper's.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
 MAX_SETS = 10_000
-"""Above so many sets a seeded sample of as many stands for all."""
+"""The most sets that are read; where there are more, a seeded sample stands for all."""
 
 
 def keep_sets(
@@ -42,7 +43,7 @@ def keep_sets(
     seed: int = 0,
     progress: bool = False,
 ) -> KeepSets:
-    """Read every set of k sources of one target, from terms made once.
+    """Read the model with every set of k sources of one target kept; terms are computed once.
 
     On CLS rows of the last layer of a model that pools CLS a set costs a LayerNorm and two small
     products an image; at other targets and rows the blocks above run again for every set.
@@ -52,18 +53,19 @@ def keep_sets(
         clt: its transcoder.
         data: labelled images.
         zs: the zero-shot classifier.
-        k: sources a set holds, at least 1 and fewer than the target has. Of more than 10,000 sets
-            as many are drawn by `seed`.
-        scores: the ranking that chooses; by default projection scores of the same images and rows.
+        k: number of sources of a set, at least 1 and fewer than the target has. Where there are
+            more than 10,000 sets, that many are drawn by `seed`.
+        scores: the ranking whose first k sources are the chosen set; by default projection scores
+            of the same images and rows.
         target: the layer whose MLP rows are overwritten; -1 is the last.
         tokens: rows overwritten.
         fill: what stands in for a dropped term, see `keep_top_k`.
-        seed: of the sample of sets, the resample fill and the bootstrap.
+        seed: seed of the sample of sets, the resample fill and the bootstrap.
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
-            another model.
+        InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
+            belongs to another model.
     """
     data = as_image_data(data)
     [target] = layer_list(target, vit.cfg.n_layers)
@@ -72,15 +74,15 @@ def keep_sets(
     scores = scores or contribution_scores(vit, clt, data, tokens=tokens, progress=progress)
     rankings: list[Ranking] = [scores.kind, "centred", "norm", "last", "bottom"]
     orders = source_orders(scores, [target], rankings, seed=seed)
-    picked = {o.ranking: tuple(sorted(o.sources[target][:k])) for o in orders}
+    first_k = {o.ranking: tuple(sorted(o.sources[target][:k])) for o in orders}
     sets = _sets(n_sources, k, seed)
-    # a marked set that was not drawn is read all the same, but stands outside the sample
-    outside = [each for each in dict.fromkeys(picked.values()) if each not in set(sets)]
-    top1, loss = study.read_means([{target: each} for each in (*sets, *outside)])
-    place = {each: i for i, each in enumerate((*sets, *outside))}
+    # A marked set that was not drawn is read too, but does not count as part of the sample.
+    outside = [sources for sources in dict.fromkeys(first_k.values()) if sources not in set(sets)]
+    top1, loss = study.read_means([{target: sources} for sources in (*sets, *outside)])
+    place = {sources: i for i, sources in enumerate((*sets, *outside))}
     n = len(sets)
     marked = []
-    for name, sources in picked.items():
+    for name, sources in first_k.items():
         i = place[sources]
         better: dict[Measure, int] = {
             "top1": int((top1[:n] > top1[i]).sum()),
@@ -101,7 +103,7 @@ def keep_sets(
         top1=top1[:n],
         loss=loss[:n],
         marked=marked,
-        readings=study.read({name: {target: sources} for name, sources in picked.items()}),
+        readings=study.read({name: {target: sources} for name, sources in first_k.items()}),
         n_possible=comb(n_sources, k),
         scores=scores.matrix[target, :n_sources].tolist(),
         ranked_by=scores.label,
@@ -111,7 +113,7 @@ def keep_sets(
 
 
 def check_k(k: int, target: int, n_layers: int) -> int:
-    """How many sources `target` has, where sets of k of them can differ.
+    """Check that sets of k sources of a target can differ; returns its number of sources.
 
     Raises:
         InputError: k or the target is out of range.

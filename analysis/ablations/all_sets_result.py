@@ -1,4 +1,4 @@
-"""All sets of k sources, read: how good each is, and where the marked ones stand among them."""
+"""Readings of all sets of k sources, and the ranks of the sets that rankings choose."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ Set = tuple[int, ...]
 
 @dataclass(frozen=True)
 class MarkedSet:
-    """A set that a rule chose, and where it stands."""
+    """The first k sources of a ranking, and the rank of this set among all sets of k."""
 
     name: str
-    """The ranking whose first k sources it holds."""
+    """Name of the ranking."""
     sources: Set
     top1: float
     loss: float
     better: dict[Measure, float]
     """Share of the sets that are strictly better: higher accuracy, lower loss."""
     rank: dict[Measure, int]
-    """1 + how many of the sets read are strictly better."""
+    """One more than the number of sets that are strictly better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeepSets(AblationStudy):
-    """Accuracy and loss of all sets of k sources, or of a sample, and the marked ones' places."""
+    """Accuracy and loss of all sets of k sources, or of a sample, and the ranks of marked sets."""
 
     name = "keep_sets"
 
@@ -49,10 +49,11 @@ class KeepSets(AblationStudy):
     marked: list[MarkedSet]
     """The chosen set first, then those of the other rankings."""
     n_possible: int
-    """C(sources, k); more than `sets` where those are a sample."""
+    """Number of all sets of k sources; more than `sets` has where those are a sample."""
     scores: list[float]
     """The score of each source at the target."""
     ranked_by: str
+    """Kind, reduction, rows and images of the scores."""
     k: int
 
     @property
@@ -62,22 +63,22 @@ class KeepSets(AblationStudy):
 
     @property
     def chosen(self) -> MarkedSet:
-        """The k sources with the highest score."""
+        """The set of the k sources with the highest score."""
         return self.marked[0]
 
     @property
     def lead(self) -> Interval:
-        """Loss of the k deepest minus that of the chosen set, paired over images."""
+        """Loss of the k deepest sources minus that of the chosen set, paired over images."""
         return self.readings.difference("last", self.chosen.name, "loss")
 
     @property
     def sampled(self) -> bool:
-        """Whether the sets are a sample of all."""
+        """Whether `sets` is a sample of all sets."""
         return len(self.sets) < self.n_possible
 
     @property
     def extent(self) -> str:
-        """How many sets, for captions: "all 495 sets" or "10,000 of 12,870 sets, drawn"."""
+        """The number of sets as text: "all 495 sets of 4", or "10,000 of 12,870 sets of 8, ..."."""
         if self.sampled:
             return f"{len(self.sets):,} of {self.n_possible:,} sets of {self.k}, drawn at random"
         return f"all {len(self.sets):,} sets of {self.k}"
@@ -85,10 +86,10 @@ class KeepSets(AblationStudy):
     @property
     def membership(self) -> Bool[np.ndarray, "set source"]:
         """Which sources each set holds."""
-        held = np.zeros((len(self.sets), len(self.scores)), dtype=bool)
+        members = np.zeros((len(self.sets), len(self.scores)), dtype=bool)
         for i, sources in enumerate(self.sets):
-            held[i, list(sources)] = True
-        return held
+            members[i, list(sources)] = True
+        return members
 
     def spearman(self) -> float:
         """Rank correlation over the sets of summed score and loss; NaN where one is constant.
@@ -104,16 +105,17 @@ class KeepSets(AblationStudy):
         return float(spearmanr(summed, loss).statistic)
 
     def layers(self) -> pd.DataFrame:
-        """One row per source: what it changes that a set holds it.
+        """One row per source: how the loss of a set depends on whether it holds the source.
 
-        `loss_with` and `loss_without` are means over sets; `explained` is the share of the
-        variance of the loss over sets that this one membership explains (eta squared).
+        `loss_with` and `loss_without` are means over the sets that hold it and that do not;
+        `explained` is the share of the variance of the loss over sets that this membership
+        explains (eta squared).
         """
-        loss, held = self.loss.numpy(), self.membership
+        loss, members = self.loss.numpy(), self.membership
         spread = loss.var()
         rows = []
         for source, score in enumerate(self.scores):
-            inside = held[:, source]
+            inside = members[:, source]
             share = inside.mean()
             with_it, without = loss[inside].mean(), loss[~inside].mean()
             between = share * (1 - share) * (with_it - without) ** 2
@@ -129,7 +131,7 @@ class KeepSets(AblationStudy):
         return pd.DataFrame(rows)
 
     def marks(self) -> pd.DataFrame:
-        """One row per marked set: accuracy, loss, intervals, ranks, and how far from the chosen."""
+        """One row per marked set: its reading, its ranks, and its loss above the chosen set's."""
         rows = []
         for mark in self.marked:
             above = self.readings.difference(mark.name, self.chosen.name, "loss")
@@ -149,7 +151,7 @@ class KeepSets(AblationStudy):
         return pd.DataFrame(rows)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per set, best loss first; `marks` names the rankings that choose it."""
+        """One row per set, lowest loss first; `marks` names the rankings that choose it."""
         names: dict[Set, list[str]] = {}
         for mark in self.marked:
             names.setdefault(mark.sources, []).append(mark.name)
@@ -168,7 +170,7 @@ class KeepSets(AblationStudy):
         )
         return frame.sort_values("loss", kind="stable", ignore_index=True)
 
-    def chosen_facts(self) -> dict[str, Any]:
+    def source_facts(self) -> dict[str, Any]:
         """How many sets were read, and which were marked."""
         return {
             "k": self.k,
@@ -178,7 +180,8 @@ class KeepSets(AblationStudy):
         }
 
     def caption(self) -> str:
-        """What was read, how scores and losses go together, and which layer matters most."""
+        """One sentence on what was read, the correlation of scores and losses, and the source whose
+        membership matters most."""
         layers = self.layers()
         most = layers.loc[layers["explained"].fillna(0).idxmax()]
         return (
@@ -191,30 +194,32 @@ class KeepSets(AblationStudy):
         )
 
     def shown(self) -> pd.DataFrame:
-        """One row per marked set, and per reference."""
+        """One row per marked set, and one per reference."""
         from vit_clt.analysis.ablations.tables import keep_set_table
 
         return keep_set_table(self)
 
     def metrics(self, prefix: str = "") -> list[Metric]:
-        """Marked sets and references with intervals, ranks, and what explains the choice."""
+        """Readings of marked sets and references, ranks of marked sets, and numbers by source."""
         n, original, floor = self.readings.n, self.readings["original"], self.readings["floor_mean"]
-        found = []
+        metrics = []
         for name in (*REFERENCES[1:], *(mark.name for mark in self.marked)):
-            found += self.readings[name].metrics(f"{prefix}{name}", floor, original)
+            metrics += self.readings[name].metrics(f"{prefix}{name}", floor, original)
         for mark in self.marked:
             for measure in ("loss", "top1"):
                 rank, better = mark.rank[measure], mark.better[measure]
-                found.append(Metric(f"{prefix}{mark.name}_rank_{measure}", rank, "count", n))
-                found.append(Metric(f"{prefix}{mark.name}_better_{measure}", better, "fraction", n))
-        found.append(Metric(f"{prefix}n_sets", len(self.sets), "count", n))
-        found.append(Metric(f"{prefix}spearman_loss", self.spearman(), "fraction", n))
+                metrics.append(Metric(f"{prefix}{mark.name}_rank_{measure}", rank, "count", n))
+                metrics.append(
+                    Metric(f"{prefix}{mark.name}_better_{measure}", better, "fraction", n)
+                )
+        metrics.append(Metric(f"{prefix}n_sets", len(self.sets), "count", n))
+        metrics.append(Metric(f"{prefix}spearman_loss", self.spearman(), "fraction", n))
         for row in self.layers().itertuples():
             name = f"{prefix}source_{row.source}"
-            found.append(Metric(f"{name}_loss_with", row.loss_with, "nats", n))
-            found.append(Metric(f"{name}_loss_without", row.loss_without, "nats", n))
-            found.append(Metric(f"{name}_explained", row.explained, "fraction", n))
-        return found
+            metrics.append(Metric(f"{name}_loss_with", row.loss_with, "nats", n))
+            metrics.append(Metric(f"{name}_loss_without", row.loss_without, "nats", n))
+            metrics.append(Metric(f"{name}_explained", row.explained, "fraction", n))
+        return metrics
 
     def figure(self) -> go.Figure:
         """The losses of all sets, the marked ones among them, and each layer's membership."""

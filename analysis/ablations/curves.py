@@ -1,4 +1,4 @@
-"""Keep and drop for every number of sources k, in several orders, read in one study."""
+"""Ablation curves: the first k sources of several orders kept or dropped, for every k."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 GIVEN = "given"
-"""What a set that was given, not ranked, stands under where rankings do."""
+"""Stands in the place of a ranking's name for a set of sources that the caller gave."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Sources kept, or dropped, at every target."""
+    """One point of a curve: the sources that are kept or dropped at every target."""
 
     ranking: str
     draw: int
     mode: Mode
     k: int
-    chosen: dict[int, list[int]]
-    """Per target, the sources kept (dropped), in the order of the ranking."""
+    sources_at: dict[int, list[int]]
+    """By target, the sources that mode "keep" keeps and mode "drop" drops, in ranking order."""
 
     @property
     def name(self) -> str:
-        """The version it is in the readings."""
+        """Name of this version of the model in the readings."""
         return f"{self.ranking}_{self.draw}_{self.mode}_{self.k}"
 
     @property
     def sources(self) -> str:
-        """The chosen sources as text: "7 5", of several targets "6: 6 5 | 7: 7 5"."""
-        return sources_text(self.chosen)
+        """The kept or dropped sources as text: "7 5", of several targets "6: 6 5 | 7: 7 5"."""
+        return sources_text(self.sources_at)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationCurves(AblationStudy):
-    """Keep and drop for every k from 0 to the number of sources, one pass over the images."""
+    """Readings with the first k sources kept or dropped, for every k and several rankings."""
 
     name = "ablation"
 
     orders: list[Order]
-    """The main ranking first; one per draw of the random ones."""
+    """Orders of the sources, that of the main ranking first; a random ranking has one per draw."""
     points: list[Point]
     ranked_by: str
-    """Which score is the main ranking's, on which rows and images."""
+    """Kind, reduction, rows and images of the scores of the main ranking."""
     sources: list[int] | None
-    """The set that was given beside the curves."""
+    """The set of sources that the caller gave beside the curves."""
 
     @property
     def ranking(self) -> list[int]:
@@ -77,19 +77,19 @@ class AblationCurves(AblationStudy):
         return list(dict.fromkeys(order.ranking for order in self.orders))
 
     def at(self, mode: Mode, k: int, ranking: str | None = None) -> Reading:
-        """The reading with the first k sources kept, or dropped; the first ranking by default.
+        """The reading with the first k sources of a ranking kept, or dropped.
 
-        Of a random ranking it is the first draw.
+        By default it is the main ranking; of a random ranking it is the first draw.
         """
-        found = self._find(ranking or self.orders[0].ranking, mode, k)
-        return self.readings[found[0].name]
+        first, *_ = self._find(ranking or self.orders[0].ranking, mode, k)
+        return self.readings[first.name]
 
     def mean(self, mode: Mode, k: int, ranking: str, measure: Measure = "top1") -> Interval:
         """The mean over a ranking's draws, with its interval over images."""
         return self.readings.mean([p.name for p in self._find(ranking, mode, k)], measure)
 
-    def chosen_facts(self) -> dict[str, Any]:
-        """The orders, by which score, and the set that was given."""
+    def source_facts(self) -> dict[str, Any]:
+        """The rankings, the scores behind them, and the set that the caller gave."""
         return {
             "ranking": self.ranking,
             "rankings": self.rankings,
@@ -98,7 +98,7 @@ class AblationCurves(AblationStudy):
         }
 
     def caption(self) -> str:
-        """What was read, and what "recovered" means."""
+        """One sentence on what was read and on what "recovered" means."""
         layers = ", ".join(map(str, self.targets))
         return (
             f"{self.data}, N = {self.readings.n}, layer {layers}, {self.tokens} rows, teacher "
@@ -108,7 +108,7 @@ class AblationCurves(AblationStudy):
         )
 
     def shown(self) -> pd.DataFrame:
-        """One row per ranking, mode and k (random orders as the mean of theirs), and reference."""
+        """One row per ranking, mode and k (random orders as their mean), and one per reference."""
         from vit_clt.analysis.ablations.tables import curve_table
 
         return curve_table(self)
@@ -116,8 +116,8 @@ class AblationCurves(AblationStudy):
     def to_frame(self) -> pd.DataFrame:
         """One row per ranking, draw, mode and k, with references and recovered fractions.
 
-        `{measure}_above_full` is the difference to the full reconstruction, with its paired
-        interval; `recovered_{measure}` is counted from the mean floor.
+        `{measure}_above_full` is the difference from the full reconstruction, with its paired
+        interval; `recovered_{measure}` is the share recovered above the mean floor.
         """
         references = {
             "baseline": self.readings["original"],
@@ -154,8 +154,8 @@ class AblationCurves(AblationStudy):
     def metrics(self, prefix: str = "") -> list[Metric]:
         """Accuracy and loss of every point, beside the mean floor and the unaltered model.
 
-        Points of the first ranking are named "keep_4_top1", of another "last_keep_4_top1"; random
-        orders stand as the mean over their draws.
+        Points of the main ranking are named "keep_4_top1", of another "last_keep_4_top1"; random
+        orders have one value, the mean over their draws.
         """
         versions = {name: [name] for name in REFERENCES[1:]}
         for point in self.points:
@@ -164,14 +164,14 @@ class AblationCurves(AblationStudy):
             versions.setdefault(name, []).append(point.name)
         original, floor = self.readings["original"], self.readings["floor_mean"]
         return [
-            self.readings.mean(own, measure).metric(
+            self.readings.mean(points, measure).metric(
                 f"{prefix}{name}_{measure}",
                 UNITS[measure],
                 self.readings.n,
                 getattr(floor, measure),
                 getattr(original, measure),
             )
-            for name, own in versions.items()
+            for name, points in versions.items()
             for measure in self.readings.means
         ]
 
@@ -182,8 +182,8 @@ class AblationCurves(AblationStudy):
         return ablation_figure(self)
 
     def _find(self, ranking: str, mode: Mode, k: int) -> list[Point]:
-        wanted = (ranking, mode, k)
-        return [point for point in self.points if (point.ranking, point.mode, point.k) == wanted]
+        key = (ranking, mode, k)
+        return [point for point in self.points if (point.ranking, point.mode, point.k) == key]
 
 
 def ablation_curves(
@@ -202,28 +202,28 @@ def ablation_curves(
     seed: int = 0,
     progress: bool = False,
 ) -> AblationCurves:
-    """Keep and drop for every k from 0 to all sources, for one or several rankings.
+    """Keep, and drop, the first k sources of one or several rankings, for every k from 0 to all.
 
     Args:
         vit: the teacher.
         clt: its transcoder.
         data: labelled images.
         zs: the zero-shot classifier.
-        scores: by default projection scores of the same images and rows.
+        scores: scores to rank by; by default projection scores of the same images and rows.
         rankings: kinds of score, "last" (deepest source first), "bottom" (lowest of `scores`
             first) or "random"; by default the kind of `scores`.
         sources: a set of source layers to keep, and to drop, beside the curves.
-        draws: how many random orders.
-        target: the layer whose MLP rows are overwritten, or several, or "all": each then keeps its
-            own first k sources, or all it has.
-        tokens: rows overwritten.
+        draws: number of random orders.
+        target: the layer whose MLP rows are overwritten, or several, or "all"; each target has its
+            own first k sources, or all where it has fewer.
+        tokens: kind of rows overwritten.
         fill: what stands in for a dropped term, see `keep_top_k`.
-        seed: of the random orders, the resample fill and the bootstrap.
+        seed: seed of the random orders, the resample fill and the bootstrap.
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
-            another model.
+        InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
+            belongs to another model.
     """
     data = as_image_data(data)
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
@@ -231,8 +231,8 @@ def ablation_curves(
     sources = None if sources is None else list(sources)
     given = None if sources is None else sources_at(targets, sources)
     scores = scores or contribution_scores(vit, clt, data, tokens=tokens, progress=progress)
-    wanted = [scores.kind] if rankings is None else rankings
-    orders = source_orders(scores, targets, wanted, draws=draws, seed=seed)
+    rankings = [scores.kind] if rankings is None else rankings
+    orders = source_orders(scores, targets, rankings, draws=draws, seed=seed)
     points = [
         Point(order.ranking, order.draw, mode, k, order.top(k))
         for order in orders
@@ -246,7 +246,7 @@ def ablation_curves(
         orders=orders,
         points=points,
         ranked_by=scores.label,
-        readings=study.read({p.name: kept_sources(p.mode, p.chosen) for p in points}),
+        readings=study.read({p.name: kept_sources(p.mode, p.sources_at) for p in points}),
         sources=sources,
         **study.measured(),
     )

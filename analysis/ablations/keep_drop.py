@@ -47,20 +47,20 @@ def keep_top_k(
         clt: its transcoder.
         data: labelled images.
         zs: the zero-shot classifier.
-        k: how many sources; of several targets each keeps its own top k, or all it has.
-        scores: the ranking; by default projection scores of the same images and rows. Ties go to
-            the later layer.
+        k: number of sources; each of several targets keeps its own top k, or all it has.
+        scores: scores to rank by; by default projection scores of the same images and rows. Ties
+            go to the later layer.
         target: the layer whose MLP rows are overwritten, -1 is the last; or several, or "all".
         tokens: rows overwritten.
         fill: what stands in for a dropped term: "zero", its "mean" over `data` at the same row,
             or "resample": the same term of another image of `data`, one donor for all terms of an
             image, drawn by `seed`.
-        seed: of the resample fill and of the bootstrap.
+        seed: seed of the resample fill and of the bootstrap.
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
-            another model.
+        InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
+            belongs to another model.
     """
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
     return _top_k(study, "keep", k, scores)
@@ -105,20 +105,19 @@ def keep_sources(
         clt: its transcoder.
         data: labelled images.
         zs: the zero-shot classifier.
-        sources: source layers, counted from 0; none keeps nothing. A target has those up to itself.
+        sources: source layers, counted from 0, or none. A target keeps those up to itself.
         target: the layer whose MLP rows are overwritten, or several, or "all".
         tokens: rows overwritten.
         fill: what stands in for a dropped term.
-        seed: of the resample fill and of the bootstrap.
+        seed: seed of the resample fill and of the bootstrap.
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, a source deeper than every target, labels without
-            names, a hook on `vit`, or a CLT of another model.
+        InputError: an argument is out of range, a source is deeper than every target, labels have
+            no names, `vit` has a hook, or the CLT belongs to another model.
     """
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
-    chosen = sources_at(study.targets, sources)
-    return _read(study, "keep", chosen)
+    return _read(study, "keep", sources_at(study.targets, sources))
 
 
 def drop_sources(
@@ -136,8 +135,7 @@ def drop_sources(
 ) -> Ablation:
     """Drop these source layers, keep the others; see `keep_sources`."""
     study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
-    chosen = sources_at(study.targets, sources)
-    return _read(study, "drop", chosen)
+    return _read(study, "drop", sources_at(study.targets, sources))
 
 
 def term_sets(
@@ -151,7 +149,7 @@ def term_sets(
     seed: int,
     progress: bool,
 ) -> TermSets:
-    """The study that all ablations of these arguments read, once they are checked."""
+    """Check the arguments that all ablations have in common, and make their `TermSets`."""
     token_rows(tokens, vit.cfg.has_cls)
     check_choice("fill", fill, get_args(Fill))
     targets = target_list(target, vit.cfg.n_layers)
@@ -159,27 +157,27 @@ def term_sets(
 
 
 def sources_at(targets: Iterable[int], sources: Iterable[int]) -> dict[int, list[int]]:
-    """Per target, those of `sources` that it has: the ones up to itself.
+    """By target, those of `sources` that are not deeper than the target.
 
     Raises:
-        InputError: a source that no target has.
+        InputError: a source is deeper than every target.
     """
-    chosen, targets = sorted(set(sources)), list(targets)
-    for source in chosen:
+    ordered, targets = sorted(set(sources)), list(targets)
+    for source in ordered:
         if not 0 <= source <= max(targets):
             raise InputError(
                 "sources",
                 f"holds {source}; expected source layers from 0 to {max(targets)}, the "
                 "deepest target.",
             )
-    return {target: [s for s in chosen if s <= target] for target in targets}
+    return {target: [s for s in ordered if s <= target] for target in targets}
 
 
-def kept_sources(mode: Mode, chosen: dict[int, list[int]]) -> dict[int, list[int]]:
-    """Per target, what stays where `chosen` is kept, or dropped."""
+def kept_sources(mode: Mode, sources_at: dict[int, list[int]]) -> dict[int, list[int]]:
+    """By target, the sources that stay when those of `sources_at` are kept, or dropped."""
     return {
-        target: [s for s in range(target + 1) if (s in picked) == (mode == "keep")]
-        for target, picked in chosen.items()
+        target: [s for s in range(target + 1) if (s in sources) == (mode == "keep")]
+        for target, sources in sources_at.items()
     }
 
 
@@ -195,7 +193,7 @@ def _top_k(study: TermSets, mode: Mode, k: int, scores: ContributionScores | Non
     return _read(study, mode, {t: rank_sources(scores, t)[:k] for t in study.targets})
 
 
-def _read(study: TermSets, mode: Mode, chosen: dict[int, list[int]]) -> Ablation:
-    kept = kept_sources(mode, chosen)
+def _read(study: TermSets, mode: Mode, sources: dict[int, list[int]]) -> Ablation:
+    kept = kept_sources(mode, sources)
     readings = study.read({"kept": kept})
     return Ablation(kept_at=kept, readings=readings, **study.measured())

@@ -1,4 +1,4 @@
-"""Orders in which source layers are kept or dropped, at each target its own."""
+"""Orders in which the source layers of every target are kept or dropped."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from vit_clt.errors import InputError
 
 @dataclass(frozen=True)
 class Order:
-    """One ranking of the sources at every target."""
+    """An order of the sources of every target."""
 
     ranking: Ranking
     draw: int
-    """Which of the random orders; 0 for every other ranking."""
+    """Number of the random order; 0 for every other ranking."""
     sources: dict[int, list[int]]
-    """Per target, all its sources, first to last."""
+    """By target, all its sources, first to last."""
 
     def top(self, k: int) -> dict[int, list[int]]:
-        """The first k sources of every target, or all where it has no more, in their order."""
+        """The first k sources of every target, in order; all of them where a target has fewer."""
         return {target: ranked[:k] for target, ranked in self.sources.items()}
 
 
@@ -32,7 +32,7 @@ def rank_sources(scores: ContributionScores, target: int) -> list[int]:
     """Sources of a target from highest to lowest signed score; ties go to the later layer.
 
     Raises:
-        InputError: a score is undefined (centred scores of a reconstruction that does not vary).
+        InputError: a score is NaN (a centred score of a reconstruction that does not vary).
     """
     row = scores.matrix[target][: target % len(scores.matrix) + 1].tolist()
     if any(value != value for value in row):
@@ -50,17 +50,18 @@ def source_orders(
     draws: int = 5,
     seed: int = 0,
 ) -> list[Order]:
-    """The orders that `rankings` name, without repeats; "random" gives `draws` of them.
+    """One order for each ranking, without repeats; `draws` orders for "random".
 
     Args:
-        scores: the main ranking; "bottom" is its reverse, other kinds score the same images.
-        targets: layers whose sources are ordered, each by its own row of the scores.
-        rankings: at least one.
-        draws: random orders.
-        seed: of the random orders.
+        scores: scores of the main ranking; "bottom" reverses it, and other kinds of score are
+            computed for the same images and rows.
+        targets: layers whose sources are ordered, each by its row of the scores.
+        rankings: names of the rankings, at least one.
+        draws: number of random orders.
+        seed: seed of the random orders.
 
     Raises:
-        InputError: an unknown ranking, none at all, no draw, or undefined scores.
+        InputError: a ranking is unknown, there is no ranking or no draw, or a score is NaN.
     """
     known = get_args(Ranking)
     if not rankings:
@@ -80,6 +81,6 @@ def source_orders(
         elif ranking == "bottom":
             orders.append(Order(ranking, 0, {t: rank_sources(scores, t)[::-1] for t in targets}))
         else:
-            by = scores if ranking == scores.kind else scores.rescored(ranking)
-            orders.append(Order(ranking, 0, {t: rank_sources(by, t) for t in targets}))
+            ranked = scores if ranking == scores.kind else scores.rescored(ranking)
+            orders.append(Order(ranking, 0, {t: rank_sources(ranked, t) for t in targets}))
     return orders

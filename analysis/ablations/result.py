@@ -1,4 +1,4 @@
-"""What every result of this room says of itself: which terms stood in for what, and on what."""
+"""The base of all ablation results: what was overwritten, with what, and on which images."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from vit_clt.choices import Fill, TokenKind
 
 @dataclass(frozen=True, kw_only=True)
 class AblationStudy(Study):
-    """A model whose MLP outputs at some targets were rebuilt from chosen terms, and read."""
+    """Readings of a model whose MLP outputs at some targets were rebuilt from a subset of terms.
+
+    Subclasses say which subsets: one (`Ablation`), one for every k (`AblationCurves`), all of one
+    size (`KeepSets`).
+    """
 
     readings: Readings
-    """The versions of the model and the references, with intervals."""
+    """Readings of the altered versions of the model and of the references."""
     targets: list[int]
     """Layers whose MLP rows were overwritten, ascending."""
     tokens: TokenKind
@@ -27,16 +31,16 @@ class AblationStudy(Study):
     """Name of the zero-shot prompts."""
     seed: int
     l0: float
-    """Active features a token and layer, on these rows, over the targets' sources."""
+    """Active features a token row and layer, on these rows, over the targets' sources."""
     no_op: bool
     """Whether these rows cannot reach the output (patch rows of the last layer, CLS pooling)."""
 
-    def chosen_facts(self) -> Mapping[str, Any]:
-        """Which sets of sources were read, for metrics.json."""
+    def source_facts(self) -> Mapping[str, Any]:
+        """Which sets of sources were kept or dropped, for metrics.json."""
         return {}
 
     def facts(self) -> Facts:
-        """What was overwritten and with what, and the images it was read on."""
+        """What was overwritten and with what, and the images the model was read on."""
         targets = self.targets
         return Facts(
             data=self.data,
@@ -50,11 +54,11 @@ class AblationStudy(Study):
             more={
                 "templates": self.templates,
                 "target": targets[0] if len(targets) == 1 else targets,
-                **self.chosen_facts(),
+                **self.source_facts(),
                 "no_op": self.no_op,
             },
         )
 
     def notes(self) -> Sequence[str]:
-        """Whether anything could change at all."""
+        """A warning where the overwritten rows cannot reach the output."""
         return ["these rows cannot reach the output: a no-op"] if self.no_op else []

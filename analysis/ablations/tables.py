@@ -1,4 +1,4 @@
-"""Tables for reading: kept sets, one a row, above the references they are read against."""
+"""Tables made for reading: a row for each kept set, above the rows of the references."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ANY_HIT = _Column("any hit %", "any_hit", 2, 100)
 
 
 def ablation_table(ablation: Ablation) -> pd.DataFrame:
-    """The kept set above the references."""
+    """A row for the kept set, above one per reference."""
     share = ablation.recovered(measure="loss")
     row = {
         "": "kept",
@@ -46,33 +46,33 @@ def ablation_table(ablation: Ablation) -> pd.DataFrame:
 
 
 def curve_table(curves: AblationCurves) -> pd.DataFrame:
-    """One row per ranking, mode and k; random orders stand as the mean over their draws.
+    """One row per ranking, mode and k; random orders have one row, the mean over their draws.
 
-    Of several targets only the deepest one's sources are named.
+    Where there are several targets, only the sources of the deepest one are listed.
     """
     columns = [_TOP1, _LOSS]
     if "any_hit" in curves.readings.means:
         columns.append(_ANY_HIT)
     frame = curves.to_frame()
     deepest = curves.targets[-1]
-    frame["named"] = [" ".join(map(str, point.chosen[deepest])) for point in curves.points]
+    frame["listed"] = [" ".join(map(str, point.sources_at[deepest])) for point in curves.points]
     alone = frame["ranking"].nunique() == 1
     rows = []
-    for (ranking, mode, k), own in frame.groupby(["ranking", "mode", "k"], sort=False):
-        share = own["recovered_loss"].mean()
+    for (ranking, mode, k), draws in frame.groupby(["ranking", "mode", "k"], sort=False):
+        share = draws["recovered_loss"].mean()
         rows.append(
             {
                 "": f"{mode} {k}" if alone else f"{ranking} {mode} {k}",
-                **{column.name: column.text(own[column.measure].mean()) for column in columns},
+                **{column.name: column.text(draws[column.measure].mean()) for column in columns},
                 "loss recovered %": "-" if share != share else f"{100 * share:.1f}",
-                "sources": own["named"].iloc[0] if len(own) == 1 else f"{len(own)} draws",
+                "sources": draws["listed"].iloc[0] if len(draws) == 1 else f"{len(draws)} draws",
             }
         )
     return _above_references(rows, curves.readings, columns)
 
 
 def keep_set_table(result: KeepSets) -> pd.DataFrame:
-    """One row per marked set: how good it is, and how many sets are better."""
+    """One row per marked set, with its readings and how many sets are better."""
     rows = [
         {
             "": mark.set,
@@ -93,7 +93,7 @@ def keep_set_table(result: KeepSets) -> pd.DataFrame:
 def _above_references(
     rows: list[dict[str, str]], readings: Readings, columns: list[_Column]
 ) -> pd.DataFrame:
-    """The table of `rows` and of the references, "-" where nothing is to be said."""
+    """The table of `rows` and then of the references; cells without a value are "-"."""
     for name in REFERENCE_ROWS:
         cells = {c.name: c.text(getattr(readings[name], c.measure)) for c in columns}
         rows.append({"": name, **cells})

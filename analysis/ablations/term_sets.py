@@ -1,9 +1,9 @@
-"""Read a model whose MLP outputs at some layers are rebuilt from chosen terms.
+"""Readings of a model whose MLP outputs at some target layers are rebuilt from a subset of terms.
 
-At every target l its rows become y^_S = b_dec[l] + sum_{s in S} c_{s->l} + (fills of the others),
-all targets at once. Terms come from the teacher trajectory, also where an altered layer lies below.
-Up to the first target's MLP nothing changes: that much of the stream is kept, and only what follows
-runs again. Where that is a function of the class token's row alone, no block runs at all.
+The rows of every target l become y^_S = b_dec[l] + sum_{s in S} c_{s->l} + (fills of the others),
+at all targets at once. Terms come from the teacher trajectory, also where a layer below is altered.
+Nothing changes before the first target's MLP: the stream up to there is kept, and only what follows
+runs again. Where the output depends only on the class token's row of it, no block runs at all.
 """
 
 from __future__ import annotations
@@ -41,35 +41,35 @@ from vit_clt.zero_shot import Outcome, ZeroShot
 
 Targets = int | Iterable[int] | Literal["all"]
 Kept = Mapping[int, Collection[int]]
-"""Per target, the sources whose terms stay."""
+"""By target, the sources whose terms stay."""
 REFERENCES = ("original", "full", "bias_only", "floor_zero", "floor_mean")
-# terms kept between passes over the images; those of further images are made anew in every pass
+# Terms kept between passes over the images; those of further images are computed in every pass.
 CACHE_BYTES = 2**30
-# numbers of the stream that run on together: few enough to stay near the processor
+# The most numbers of the stream that run on together, few enough for the processor's cache.
 _AT_ONCE = 2**19
 
 
 @dataclass(frozen=True)
 class TermBatch:
-    """What every set of kept sources of some images is built from."""
+    """Terms and clean pass of some images, from which every set of kept sources is read."""
 
     labels: Int[Tensor, " image"]
     terms: dict[int, Float[Tensor, "_source image row d_model"]]
-    """Per target."""
+    """Terms by target."""
     donated: dict[int, Float[Tensor, "_source image row d_model"]]
-    """The donors' terms per target; empty but for fill "resample"."""
+    """Terms of the donors by target; empty unless the fill is "resample"."""
     y: dict[int, Float[Tensor, "image row d_model"]]
-    """The model's own MLP rows per target."""
+    """The model's own MLP rows by target."""
     l0: Float[Tensor, " source"]
-    """Per source of the deepest target."""
+    """Active features a token row, by source of the deepest target."""
     clean: CleanPass
-    """The stream before the first target's MLP, and what that puts out, on all rows that matter."""
+    """The stream before the first target's MLP and its output, on all rows that are read later."""
 
     @property
     def nbytes(self) -> int:
         """Memory of the terms and the stream."""
-        held = [*self.terms.values(), *self.donated.values(), *self.y.values()]
-        return sum(t.nbytes for t in held) + self.clean.nbytes
+        tensors = [*self.terms.values(), *self.donated.values(), *self.y.values()]
+        return sum(tensor.nbytes for tensor in tensors) + self.clean.nbytes
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class _Means:
 
 @dataclass(frozen=True)
 class TermSets:
-    """Some target layers, one token kind, one fill; `read` gives accuracy and loss of kept sets.
+    """Reads a model with sets of terms kept, for some target layers, one token kind and one fill.
 
-    Everything is measured on `data`: terms (teacher trajectory), their means, the floors. A model
-    with hooks attached is refused where a pass goes on (`CleanPass`).
+    Terms (teacher trajectory), their means and the floors are all measured on `data`. A model with
+    hooks attached is refused by `CleanPass`.
     """
 
     vit: HookedViT
@@ -92,7 +92,7 @@ class TermSets:
     data: ImageData
     zs: ZeroShot
     targets: Sequence[int]
-    """Ascending."""
+    """Target layers, ascending."""
     tokens: TokenKind
     fill: Fill
     seed: int
@@ -103,7 +103,7 @@ class TermSets:
         check_fits(self.vit, self.clt)
         check_prepared(self.vit, self.data)
         if self.fill == "resample":
-            _ = self._donors  # too few images are refused before any work
+            _ = self._donors  # refuses too few images before any work
 
     @property
     def no_op(self) -> bool:
@@ -112,23 +112,23 @@ class TermSets:
 
     @torch.no_grad()
     def read(self, plans: Mapping[str, Kept]) -> Readings:
-        """Readings of each set of kept sources, and of the five references."""
+        """Readings of the sets of kept sources, given by name, and of the five references."""
         names: dict[tuple[frozenset[int], ...], list[str]] = {}
         for name, kept in plans.items():
-            same = tuple(frozenset(kept[target]) for target in self.targets)
-            names.setdefault(same, []).append(name)
+            key = tuple(frozenset(kept[target]) for target in self.targets)
+            names.setdefault(key, []).append(name)
         masks = self._masks([dict(zip(self.targets, sets, strict=True)) for sets in names])
         outcomes: dict[str, list[Outcome]] = {name: [] for name in (*REFERENCES, *plans)}
-        _ = self._means  # a pass of its own, before the one below
+        _ = self._means  # computed in a pass over the images before the one below
         for batch in self._batches("ablate"):
             outcomes["original"].append(self.zs.read(batch.clean.embeddings, batch.labels))
             for name, values in self._references(batch).items():
-                # alone in their batch, as in the model itself: rounding depends on a batch's size
+                # A reference runs alone, as the model does: rounding depends on the batch size.
                 single = {target: value[None] for target, value in values.items()}
                 embeddings = self._embed(batch, single)
                 outcomes[name].append(self.zs.read(embeddings, batch.labels))
-            for own, outcome in zip(names.values(), self._read_sets(batch, masks), strict=True):
-                for name in own:
+            for same, outcome in zip(names.values(), self._read_sets(batch, masks), strict=True):
+                for name in same:
                     outcomes[name].append(outcome)
         return gather_readings(outcomes, self.seed, self.data.label_sets)
 
@@ -147,7 +147,7 @@ class TermSets:
         return right / len(self.data), loss / len(self.data)
 
     def measured(self) -> dict[str, Any]:
-        """What a result says of itself: the fields of `AblationStudy` beside its readings."""
+        """The fields of an `AblationStudy` other than its readings, by name."""
         return {
             "targets": list(self.targets),
             "tokens": self.tokens,
@@ -162,7 +162,7 @@ class TermSets:
 
     @property
     def _only_cls_is_read(self) -> bool:
-        # of what the targets put out
+        # whether only the class token's row of what the targets put out reaches the output
         return patch_rows_unread(self.targets[0], self.vit.cfg.n_layers, self.vit.cfg.pools_cls)
 
     @property
@@ -170,7 +170,7 @@ class TermSets:
         return self.tokens == "cls" and self._only_cls_is_read
 
     def _masks(self, sets: Sequence[Kept]) -> dict[int, Tensor]:
-        # per target "set source", 1 where the source is kept
+        # by target "set source", 1 where the source is kept
         masks = {}
         for target in self.targets:
             masks[target] = torch.zeros(len(sets), target + 1)
@@ -202,13 +202,13 @@ class TermSets:
             values = {}
             for target, column in columns.items():
                 kept = masks[target][start : start + size]
-                # one product mixes kept terms and fills of the others, for many sets at once
+                # One product adds kept terms and fills of the others, for many sets at once.
                 mixed = (kept if self.fill == "zero" else torch.cat([kept, 1 - kept], 1)) @ column
                 values[target] = mixed.unflatten(1, batch.y[target].shape) + self.clt.b_dec[target]
             n = min(size, n_sets - start)
-            found = self.zs.read(self._embed(batch, values), batch.labels.repeat(n))
-            of_each = (each.split(n_images) for each in (found.correct, found.loss, found.top))
-            yield from map(Outcome, *of_each)
+            outcome = self.zs.read(self._embed(batch, values), batch.labels.repeat(n))
+            per_image = (outcome.correct, outcome.loss, outcome.top)
+            yield from map(Outcome, *(values.split(n_images) for values in per_image))
 
     def _embed(
         self,
@@ -226,38 +226,38 @@ class TermSets:
         size = self.data.batch_size
         starts = range(0, len(self.data), size)
         for start in tqdm(starts, f"{title} ({self.tokens})", disable=not self.progress):
-            chosen = range(start, min(start + size, len(self.data)))
-            batch = self._cache.get(chosen)
+            numbers = range(start, min(start + size, len(self.data)))
+            batch = self._cache.get(numbers)
             if batch is None:
-                batch = self._batch(chosen)
-                held = sum(each.nbytes for each in self._cache.values())
-                if held + batch.nbytes <= CACHE_BYTES:
-                    self._cache[chosen] = batch
+                batch = self._batch(numbers)
+                cached = sum(other.nbytes for other in self._cache.values())
+                if cached + batch.nbytes <= CACHE_BYTES:
+                    self._cache[numbers] = batch
             yield batch
 
-    def _batch(self, chosen: range) -> TermBatch:
+    def _batch(self, numbers: range) -> TermBatch:
         first = self.targets[0]
-        images, labels = self.data.batch(chosen)
+        images, labels = self.data.batch(numbers)
         terms, l0, clean = self._terms(images, {RESID_MID: [first], HOOK_OUT: self.targets})
         donated: dict[int, Tensor] = {}
         if self.fill == "resample":
-            donors, _ = self.data.batch([self._donors[i] for i in chosen])
+            donors, _ = self.data.batch([self._donors[i] for i in numbers])
             donated, _, _ = self._terms(donors, {})
         rows = token_rows(self.tokens, self.vit.cfg.has_cls)
-        # only the class token's row of the stream is kept, where no other is ever read
-        read = rows if self._one_row else slice(None)
+        # Only the class token's row of the stream is kept where no other row is read later.
+        kept_rows = rows if self._one_row else slice(None)
         return TermBatch(
             labels=labels,
             terms=terms,
             donated=donated,
-            # copies of these rows, so that the others need not stay in memory
+            # These are copies, so that the other rows need not stay in memory.
             y={t: clean.at(HOOK_OUT, t)[:, rows].contiguous() for t in self.targets},
             l0=l0,
-            clean=clean.at_rows(read, {RESID_MID: [first], HOOK_OUT: [first]}),
+            clean=clean.at_rows(kept_rows, {RESID_MID: [first], HOOK_OUT: [first]}),
         )
 
     def _terms(self, images: Tensor, more: Keep) -> tuple[dict[int, Tensor], Tensor, CleanPass]:
-        # terms per target, L0 per source, and the pass, which keeps `more` beside the x's
+        # terms by target, L0 by source, and the pass, which also keeps the points of `more`
         rows = token_rows(self.tokens, self.vit.cfg.has_cls)
         sources = range(self.targets[-1] + 1)
         clean = CleanPass(self.vit, images.to(self.clt.b_dec.device), {HOOK_IN: sources, **more})
@@ -276,8 +276,8 @@ class TermSets:
                 terms[target].add(batch.terms[target])
                 y[target].add(batch.y[target])
         return _Means(
-            terms={target: each.mean().float() for target, each in terms.items()},
-            y={target: each.mean().float() for target, each in y.items()},
+            terms={target: mean.mean().float() for target, mean in terms.items()},
+            y={target: mean.mean().float() for target, mean in y.items()},
             l0=(l0 / len(self.data)).float(),
         )
 
@@ -287,10 +287,10 @@ class TermSets:
 
 
 def target_list(target: Targets, n_layers: int) -> list[int]:
-    """Target layers, ascending and without repeats; "all" is every layer.
+    """Target layers as a list, ascending and without repeats; "all" is every layer.
 
     Raises:
-        InputError: none given, or one outside the model.
+        InputError: there is no target, or one is outside the model.
     """
     if isinstance(target, str):
         if target != "all":

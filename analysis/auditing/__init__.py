@@ -1,5 +1,5 @@
-"""Is an attribution to be believed? `audit` collects the evidence and says so by a stated rule.
+"""Can an attribution be believed? `audit` gathers the evidence and decides by a stated rule.
 
-`evidence` and `diagnostics` measure, `rivals`, `ridge` and `controls` are what a CLT is held
-against.
+`evidence` and `diagnostics` measure; `rivals`, `ridge` and `controls` make what a CLT is compared
+with.
 """

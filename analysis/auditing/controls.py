@@ -1,8 +1,8 @@
-"""What an attribution is held against: sources dealt by chance, and two exact CLTs that disagree.
+"""Controls of an attribution: terms assigned to sources at random, and exact CLTs that disagree.
 
-`ShuffledSources` makes the same reconstructions, with their terms dealt to the sources by chance.
+`ShuffledSources` makes the same reconstructions, with their terms assigned to sources at random.
 
-`shortcut_example` is two exact CLTs of one model that tell opposite stories about its depth. A
+`shortcut_example` makes two exact CLTs of one model whose attributions over depth are opposite. A
 residual stream holds three bits a, b, c. MLP_0 writes h = a AND b; MLP_1 reads h and c and writes
 h AND c. Both CLTs below rebuild both MLP outputs without error on every input:
 
@@ -10,9 +10,9 @@ h AND c. Both CLTs below rebuild both MLP outputs without error on every input:
     shortcut   layer 0: ab(not c) -> y_0,       layer 1: nothing
                         abc -> y_0 and y_1
 
-The model computes y_1 from h: without MLP_0, y_1 is 0. Yet the shortcut says that all of y_1 is
-read at depth 0, C(1->1) = 0, and it is the sparser of the two, so a sparsity penalty prefers it.
-Neither is wrong as a reconstruction; a heatmap alone cannot tell which one the model does.
+The model computes y_1 from h: without MLP_0, y_1 is 0. Yet the shortcut reads all of y_1 at depth
+0, C(1->1) = 0, and it is the sparser of the two, so a sparsity penalty prefers it. Neither is wrong
+as a reconstruction; a heatmap alone cannot show which one the model computes.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from vit_clt.transcoder.sparsifiers import ReLUTopK
 class ShuffledSources(CrossLayerTranscoder):
     """A CLT whose terms c_{s->l} are permuted over s, anew for every token row.
 
-    y^_l is unchanged, so accuracy, R^2 and replacement are; what any source is said to contribute
-    is chance. Whatever a study still finds in it, it would find in anything. A row's permutation is
-    decided by the row's own terms, so that it is the same in every pass over the same images.
+    y^_l is unchanged, and with it accuracy, R^2 and replacement, but what a source contributes is
+    random. A study that finds an effect in this control would find it in any CLT. The permutation
+    of a row follows from the row's terms, so it is the same in every pass over the same images.
     """
 
     @classmethod
     def of(cls, clt: CrossLayerTranscoder) -> ShuffledSources:
-        """The control of a trained CLT; weights are shared, not copied."""
+        """The control of a trained CLT, with which it shares its weights."""
         shuffled = cls.__new__(cls)
         shuffled.__dict__ = {**clt.__dict__}
         return shuffled
@@ -49,14 +49,14 @@ class ShuffledSources(CrossLayerTranscoder):
     def contributions(
         self, codes: Codes | Sequence[Codes] | Mapping[int, Codes], target: int
     ) -> Float[Tensor, "source *token d_model"]:
-        """Terms of one target, permuted over the sources given; their sum is unchanged."""
+        """Terms of one target, permuted over the sources in `codes`; their sum is unchanged."""
         terms = super().contributions(codes, target)
-        order = _chance(terms).argsort(0)
+        order = _pseudorandom(terms).argsort(0)
         return terms.gather(0, order[..., None].expand_as(terms))
 
 
-def _chance(terms: Float[Tensor, "source *token d_model"]) -> Float[Tensor, "source *token"]:
-    # digits of a norm far below its size carry no trace of it; float64 leaves them to read
+def _pseudorandom(terms: Float[Tensor, "source *token d_model"]) -> Float[Tensor, "source *token"]:
+    # The low digits of a norm say nothing about its size; float64 keeps them.
     source = torch.arange(1, len(terms) + 1, device=terms.device, dtype=torch.float64)
     row = terms.sum(0).double().norm(dim=-1)
     mixed = torch.sin(row * 12.9898 + source.view(-1, *[1] * row.ndim) * 78.233) * 43758.5453
@@ -64,12 +64,12 @@ def _chance(terms: Float[Tensor, "source *token d_model"]) -> Float[Tensor, "sou
 
 
 A, B, C, H, OUT = range(5)
-"""Coordinates of the stream: three input bits, MLP_0's output, MLP_1's output."""
+"""Coordinates of the stream: three input bits, the output of MLP_0, and that of MLP_1."""
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """Every input once, the model's values, and two CLTs with zero error."""
+    """All inputs of the example, the model's MLP inputs and outputs, and two CLTs without error."""
 
     x: Float[Tensor, "layer token d_model"]
     """MLP inputs: the stream (the model has no attention and no LayerNorm)."""
@@ -82,7 +82,7 @@ class Shortcut:
 
 @torch.no_grad()
 def shortcut_example() -> Shortcut:
-    """Build it; nothing is trained."""
+    """Build the example at the top of this module from hand-set weights, on all 8 inputs."""
     stream = torch.zeros(8, 5)
     stream[:, :3] = torch.tensor(list(product([0.0, 1.0], repeat=3)))
     y_0 = _mlp(stream, A, B, H)
@@ -105,7 +105,7 @@ def shortcut_example() -> Shortcut:
 
 
 def _mlp(stream: Tensor, first: int, second: int, out: int) -> Tensor:
-    """Writes first AND second."""
+    """The output of an MLP that writes (first AND second) to the coordinate `out`."""
     y = torch.zeros_like(stream)
     y[:, out] = (stream[:, first] + stream[:, second] - 1).relu()
     return y
@@ -119,7 +119,7 @@ def _feature(
     bias: int,
     writes: dict[int, int],
 ) -> None:
-    """One unit: relu(sum of what it reads + bias), written as 1 to a coordinate of each target."""
+    """Set one feature: relu(weighted coordinates + bias), decoded with 1 into each target."""
     for coordinate, weight in reads.items():
         clt.W_enc[layer][feature, coordinate] = weight
     clt.b_enc[layer, feature] = bias

@@ -1,4 +1,4 @@
-"""The audit's diagnostics: each asks one question of a CLT's attribution and says what it found."""
+"""The audit's diagnostics: each asks one question of a CLT's attribution and states the answer."""
 
 from __future__ import annotations
 
@@ -26,21 +26,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One question, what was measured, what a bad answer looks like, and the answer."""
+    """One question of the audit and its answer, with table, figures and metrics."""
 
     code: str
     """"D1" to "D11", as docs/definitions.md numbers them."""
     question: str
     measured: str
+    """What was measured, and on which data."""
     bad: str
+    """What a bad answer would look like."""
     found: str
+    """The answer for this CLT."""
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
     figures: tuple[go.Figure, ...] = ()
     metrics: tuple[Metric, ...] = ()
 
 
-def per_layer_rivals(found: Fidelity, own: str, trained_on: str) -> Diagnostic:
-    """D1: does a per-layer transcoder, which can read no other depth, do as well?"""
+def per_layer_rivals(fit: Fidelity, clt_name: str, trained_on: str) -> Diagnostic:
+    """D1: does a per-layer transcoder, which can read no other depth, do as well?
+
+    Args:
+        fit: fidelity of the CLT and of per-layer transcoders.
+        clt_name: name of the CLT in `fit`.
+        trained_on: how the per-layer transcoders were trained.
+    """
     columns = {
         "name": "transcoder",
         "k": "k",
@@ -52,40 +61,40 @@ def per_layer_rivals(found: Fidelity, own: str, trained_on: str) -> Diagnostic:
         "top1": "top-1",
         "loss": "loss (nats)",
     }
-    table = found.frame[list(columns)].rename(columns=columns)
-    rivals = [name for name in found.frame["name"] if name != own]
-    ahead = {name: found.difference(name, own) for name in rivals}
+    table = fit.frame[list(columns)].rename(columns=columns)
+    rivals = [name for name in fit.frame["name"] if name != clt_name]
+    loss_above = {name: fit.difference(name, clt_name) for name in rivals}
     table["loss above this CLT's"] = [
-        "" if name == own else ahead[name].text("+.4f") for name in found.frame["name"]
+        "" if name == clt_name else loss_above[name].text("+.4f") for name in fit.frame["name"]
     ]
-    said = [
+    texts = [
         f"{name}: {loss:+.4f} nats ({loss.low:+.4f} to {loss.high:+.4f})"
-        for name, loss in ahead.items()
+        for name, loss in loss_above.items()
     ]
-    metrics = [replace(metric, name=f"D1_{metric.name}") for metric in found.metrics()]
+    metrics = [replace(metric, name=f"D1_{metric.name}") for metric in fit.metrics()]
     metrics += [
-        loss.metric(f"D1_{name}_loss_above", "nats", found.n, floor=0.0)
-        for name, loss in ahead.items()
+        loss.metric(f"D1_{name}_loss_above", "nats", fit.n, floor=0.0)
+        for name, loss in loss_above.items()
     ]
     return Diagnostic(
         "D1",
         "Is reading across layers needed at all?",
-        f"Transcoders in the place of every MLP, {found.tokens} rows, stream inputs; "
-        f"{found.data}, N = {found.n}. Unaltered {100 * found.original.top1:.2f} % / "
-        f"{found.original.loss:.4f} nats, MLP rows at their mean "
-        f"{100 * found.floor_mean.top1:.2f} % / {found.floor_mean.loss:.4f}. "
+        f"Transcoders in the place of every MLP, {fit.tokens} rows, stream inputs; "
+        f"{fit.data}, N = {fit.n}. Unaltered {100 * fit.original.top1:.2f} % / "
+        f"{fit.original.loss:.4f} nats, MLP rows at their mean "
+        f"{100 * fit.floor_mean.top1:.2f} % / {fit.floor_mean.loss:.4f}. "
         f"Rivals: {trained_on}. How long this CLT was trained is not known here: a rival of "
         "another budget is no fair one.",
         "A per-layer transcoder does as well: terms from other depths are then a choice of the "
         "fit, not something the model's outputs need.",
-        "Loss above this CLT's, paired. " + "; ".join(said) + ".",
+        "Loss above this CLT's, paired. " + "; ".join(texts) + ".",
         table,
         metrics=tuple(metrics),
     )
 
 
 def causes(evidence: Evidence, figures: tuple[go.Figure, ...]) -> Diagnostic:
-    """D2: does C rank layers as ablating the ViT's own MLPs does?"""
+    """D2: does C rank layers as causal effects of ablating the ViT's own MLPs do?"""
     table = pd.DataFrame(
         {
             "score": kind,
@@ -198,13 +207,13 @@ def fills(evidence: Evidence) -> Diagnostic:
 
 def ridge(evidence: Evidence, fit: RidgeFit, scores: ContributionScores, target: int) -> Diagnostic:
     """D6: does a dense linear readout split y_l over depths in the same way?"""
-    own = evidence.scores[scores.kind]
-    agreement = _agreement(own, scores)
-    here = causes_by_target(agreement, target)
+    clt_scores = evidence.scores[scores.kind]
+    agreement = _agreement(clt_scores, scores)
+    at_target = causes_by_target(agreement, target)
     table = pd.DataFrame(
         {
             "source": range(target + 1),
-            "C of the CLT": own.matrix[target, : target + 1].tolist(),
+            "C of the CLT": clt_scores.matrix[target, : target + 1].tolist(),
             "C of ridge": scores.matrix[target, : target + 1].tolist(),
         }
     )
@@ -215,16 +224,16 @@ def ridge(evidence: Evidence, fit: RidgeFit, scores: ContributionScores, target:
         "Does a dense linear readout tell the same story?",
         f"y_l from x_0..x_l by ridge regression on {fit.tokens} rows of {fit.n_images} other "
         f"images; R² {r2:.3f} as a mean over layers on the {fit.n_held_out} that chose the "
-        f"penalty; its C by the same formula ({own.kind}, {own.tokens} rows), {own.data}, N = "
-        f"{own.n_images}; table: shares of layer {target}.",
+        f"penalty; its C by the same formula ({clt_scores.kind}, {clt_scores.tokens} rows), "
+        f"{clt_scores.data}, N = {clt_scores.n_images}; table: shares of layer {target}.",
         "The same ranking: C then says where y_l is linearly readable, and neither sparsity nor "
         "features had a part in it.",
         f"Mean Spearman with ridge's C over targets, off the diagonal, {s.value.text('.2f')}, "
         f"97.5 % of permuted rows below {s.floor.high:.2f}; layer {target} "
-        f"{here:.2f}.",
+        f"{at_target:.2f}.",
         table,
         metrics=(
-            *agreement.metrics("D6_ridge", own.n_images),
+            *agreement.metrics("D6_ridge", clt_scores.n_images),
             Metric("D6_ridge_r2", r2, "fraction", fit.n_held_out, floor=0.0),
         ),
     )
@@ -264,26 +273,26 @@ def variants(
     """D8: do other seeds, sparsifiers and initialisations give the same ranking?
 
     Args:
-        scores: of this CLT first, then of every variant, on the same images.
-        shapes: what each one is, for the text.
+        scores: by name, scores of this CLT first, then of every variant, on the same images.
+        shapes: by name, sparsifier, width and initialisation, for the text.
         trained_on: how the variants were trained.
     """
-    own, *_ = scores.values()
+    clt_scores, *_ = scores.values()
     rows, metrics = [], []
     for (a, first), (b, second) in combinations(scores.items(), 2):
         agreement = _agreement(first, second)
         tau = agreement.kendall
         rows.append((a, b, tau.value, tau.value.low, tau.value.high, tau.floor.high, tau.p))
-        metrics += agreement.metrics(f"D8_{a}_with_{b}", own.n_images)
+        metrics += agreement.metrics(f"D8_{a}_with_{b}", clt_scores.n_images)
     columns = ["CLT", "with", "Kendall's tau", "low", "high", "97.5 % of permuted rows", "p"]
     table = pd.DataFrame(rows, columns=columns)
     defined = table.dropna(subset="Kendall's tau")
-    said = "No pair has a correlation: rows of C do not vary."
+    text = "No pair has a correlation: rows of C do not vary."
     if len(defined):
         lowest, highest = (
             defined.loc[getattr(defined["Kendall's tau"], end)()] for end in ("idxmin", "idxmax")
         )
-        said = " ".join(
+        text = " ".join(
             f"{word}: {r['CLT']} with {r['with']}, {r[columns[2]]:.2f} "
             f"({r['low']:.2f} to {r['high']:.2f})."
             for word, r in (("Lowest", lowest), ("Highest", highest))
@@ -291,39 +300,39 @@ def variants(
     return Diagnostic(
         "D8",
         "Would another training tell the same story?",
-        f"Kendall's tau between rows of C ({own.kind}, {own.tokens} rows, off the diagonal, mean "
-        f"over targets) of every two CLTs of the same ViT; {own.data}, N = {own.n_images}. "
+        f"Kendall's tau between rows of C ({clt_scores.kind}, {clt_scores.tokens} rows, off the "
+        f"diagonal, mean over targets) of every two CLTs of the same ViT; {clt_scores.data}, N = "
+        f"{clt_scores.n_images}. "
         + "; ".join(f"{name}: {what}" for name, what in shapes.items())
         + f". Variants: {trained_on}.",
         "Low tau between two that differ in the seed alone: the ranking is the training's, not the "
         "model's. Low tau between sparsifiers or initialisations at one seed: it is the method's. "
         "(This CLT may differ from the variants in width and training as well.)",
-        said,
+        text,
         table,
         metrics=tuple(metrics),
     )
 
 
 def shortcut() -> Diagnostic:
-    """D10: the failure that no reconstruction error shows, on hand-set weights."""
+    """D10: can a CLT without error be wrong about the mechanism? Shown on hand-set weights."""
     case = shortcut_example()
     rows = []
-    for name in ("deep", "shortcut"):
-        clt = getattr(case, name)
+    for name, clt in (("deep", case.deep), ("shortcut", case.shortcut)):
         codes = clt.encode(case.x)
         terms = clt.contributions(codes, target=1)
         error = float((clt.decode(codes) - case.y).abs().max())
         share = float(terms[1].square().sum() / case.y[1].square().sum())
         rows.append((name, error, float(codes.l0().sum(0).double().mean()), share))
     table = pd.DataFrame(rows, columns=["CLT", "largest error", "L0 an input", "share of C(1→1)"])
-    left = float(case.y_without_mlp_0.abs().sum())
+    remaining = float(case.y_without_mlp_0.abs().sum())
     return Diagnostic(
         "D10",
         "Can a CLT without any error be wrong about mechanism?",
         "MLP_0 computes a AND b, MLP_1 (a AND b) AND c; hand-set weights, all 8 inputs, two CLTs.",
         "It can, always: keep this case in mind whatever the other diagnostics say.",
         f"Both rebuild every output exactly. One reads y_1 at depth 1, the other, sparser, at "
-        f"depth 0; without MLP_0 the model's y_1 is {left:g} everywhere.",
+        f"depth 0; without MLP_0 the model's y_1 is {remaining:g} everywhere.",
         table,
     )
 
@@ -334,42 +343,51 @@ def controls(
     random: Mapping[str, ContributionScores],
     trained_on: str,
 ) -> Diagnostic:
-    """D11: what do terms dealt by chance, and an untrained ViT, give?"""
-    own = evidence.scores["projection"]
+    """D11: what do terms assigned to sources at random, and an untrained ViT, give?
+
+    Args:
+        evidence: evidence for this CLT.
+        shuffled: evidence for the same CLT with its terms shuffled over sources.
+        random: by name, scores of CLTs of the ViT with shuffled weights.
+        trained_on: how those CLTs were trained.
+    """
+    clt_scores = evidence.scores["projection"]
     rows = [(c.name, c.holds, c.reason) for c in shuffled.conditions]
     table = pd.DataFrame(rows, columns=["condition", "holds for shuffled terms", "reason"])
-    found = f"Terms shuffled over sources: {shuffled.verdict}."
+    answer = f"Terms shuffled over sources: {shuffled.verdict}."
     metrics = [
-        Metric(f"D11_shuffled_{c.name.replace(' ', '_')}", int(c.holds), "count", own.n_images)
+        Metric(
+            f"D11_shuffled_{c.name.replace(' ', '_')}", int(c.holds), "count", clt_scores.n_images
+        )
         for c in shuffled.conditions
     ]
     causes = shuffled.agreement["projection", "mean", "total"]
-    metrics += causes.metrics("D11_shuffled_causes", own.n_images)
+    metrics += causes.metrics("D11_shuffled_causes", clt_scores.n_images)
     for name, scores in random.items():
-        agreement = _agreement(own, scores)
+        agreement = _agreement(clt_scores, scores)
         tau = agreement.kendall
-        found += (
+        answer += (
             f" Kendall's tau with C of {name}: {tau.value.text('.2f')}, "
             f"97.5 % of permuted rows below {tau.floor.high:.2f}."
         )
-        metrics += agreement.metrics(f"D11_{name}", own.n_images)
+        metrics += agreement.metrics(f"D11_{name}", clt_scores.n_images)
     more = f" ({trained_on})" if random else ""
     return Diagnostic(
         "D11",
         "What do controls give?",
         "The same CLT with the terms of every row dealt to sources by chance, judged by the same "
         f"rule; and C of CLTs of the same ViT with the entries of every weight permuted{more}; "
-        f"{own.data}, N = {own.n_images}, {own.tokens} rows.",
+        f"{clt_scores.data}, N = {clt_scores.n_images}, {clt_scores.tokens} rows.",
         'Anything but "unsupported" for shuffled terms; a high tau with an untrained network, '
         "whose layers build no answer.",
-        found,
+        answer,
         table,
         metrics=tuple(metrics),
     )
 
 
 def _agreement(a: ContributionScores, b: ContributionScores) -> RankAgreement:
-    """Rows of C of two transcoders on the same images, paired."""
+    """Rank agreement of C of two transcoders on the same images, on paired draws."""
     return rank_agreement(
         a.matrix.numpy(),
         b.matrix.numpy(),

@@ -1,19 +1,19 @@
-"""Evidence for a CLT's attribution of one layer, and the verdict drawn from it by a rule.
+"""Evidence for a CLT's attribution of one layer, and the verdict that a rule derives from it.
 
-    1. causes    C ranks layers as true ablation does: over all targets, the interval of the mean
-                 rank correlation with the ViT's own causal effects, off-diagonal, lies above 0, and
-                 its value above what 97.5 % of permuted rows of C reach (an interval over images
-                 alone shrinks around any number, chance agreement of a few layers included)
+    1. causes    C ranks layers as ablation of the ViT does: over all targets, the interval of the
+                 mean rank correlation with the ViT's own causal effects, off-diagonal, lies above
+                 0, and its value above the 97.5 % quantile of permuted rows of C (an interval over
+                 images alone shrinks around any number, also a chance agreement of a few layers)
     2. best sets the k sources with the highest C are among the best 5 % of all sets of k when kept
                  (loss, dropped terms at zero), and better than the k deepest (paired interval);
-                 chosen on a random half of the images, read on the other
-    3. fill      their lead over the k deepest is there at zero fill, and its paired interval stays
-                 above 0 when dropped terms are at their mean
+                 they are chosen on a random half of the images and read on the other
+    3. fill      their lead over the k deepest is positive at zero fill, and its paired interval
+                 stays above 0 when dropped terms are at their mean
 
 "supported" if all three hold, "unsupported" if none does, else "mixed". The rule is ours. It was
-tightened after first audits: the comparison with permuted rows, and the halves, came when a CLT had
-passed the first check by chance, and a control the third. A chosen set that is the k deepest has no
-lead over them: C has then said nothing that "take the last layers" does not say.
+tightened after the first audits: a CLT had passed the first check by chance, and a control the
+third, so the comparison with permuted rows and the two halves were added. A chosen set that is the
+k deepest has no lead over them: C then adds nothing to "take the last layers".
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ BEST = 0.05
 
 @dataclass(frozen=True)
 class Condition:
-    """One of the verdict's three."""
+    """One of the three conditions of the verdict."""
 
     name: str
     holds: bool
     reason: str
-    """The numbers it was decided by."""
+    """The numbers that decide the condition, as text."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,13 @@ class Evidence:
 
     scores: dict[ScoreKind, ContributionScores]
     agreement: dict[tuple[ScoreKind, Fill, Path], RankAgreement]
-    """Per kind of score, fill of the causal ablation, and path, with effects on y."""
+    """Agreement with effects on y, by kind of score, fill of the causal ablation, and path."""
     depth_agreement: RankAgreement
-    """The same for a ranking by depth alone (deeper source first), total effects, mean ablation:
-    what needs no CLT."""
+    """Agreement of depth alone (deeper sources first), which needs no CLT, with total effects of
+    mean ablation."""
     sets: dict[Fill, KeepSets]
-    """Chosen by `projection` on a random half of the images, read on the other."""
+    """Sets of k by fill; the chosen set is that of `projection` on a random half of the images, and
+    all sets are read on the other half."""
 
     @cached_property
     def conditions(self) -> list[Condition]:
@@ -79,7 +80,7 @@ class Evidence:
         last = next(mark for mark in zero.marked if mark.name == "last")
         same = last.sources == zero.chosen.sources
         note = " (the chosen set is the deepest one)" if same else ""
-        own = causes_by_target(self.agreement["projection", "mean", "total"], zero.target)
+        at_target = causes_by_target(self.agreement["projection", "mean", "total"], zero.target)
         return [
             Condition(
                 "causes",
@@ -87,7 +88,7 @@ class Evidence:
                 f"mean Spearman over targets {causes.value.text('.2f')}, 97.5 % of permuted rows "
                 f"below {causes.floor.high:.2f}, p "
                 f"{causes.p:.3f}; depth alone {self.depth_agreement.spearman.value:.2f}; layer "
-                f"{zero.target} {own:.2f}",
+                f"{zero.target} {at_target:.2f}",
             ),
             Condition(
                 "best sets",
@@ -105,9 +106,9 @@ class Evidence:
 
     @property
     def verdict(self) -> Verdict:
-        """The rule above."""
-        held = sum(condition.holds for condition in self.conditions)
-        return "supported" if held == 3 else "mixed" if held else "unsupported"
+        """The verdict by the rule at the top of this module."""
+        n_holding = sum(condition.holds for condition in self.conditions)
+        return "supported" if n_holding == 3 else "mixed" if n_holding else "unsupported"
 
 
 def gather_evidence(
@@ -122,34 +123,35 @@ def gather_evidence(
     seed: int = 0,
     progress: bool = False,
 ) -> Evidence:
-    """Score the CLT, read its keep-sets at every fill, and compare with causal effects.
+    """Score the CLT, compare its scores with causal effects, and read its keep-sets at every fill.
 
     Args:
         vit: the teacher.
         clt: its transcoder.
-        data: labelled images, those the effects were measured on.
+        data: labelled images, the same that the effects were measured on.
         zs: the zero-shot classifier.
-        effects: of the ViT itself, one for each fill, "mean" among them; `tokens` is theirs.
-        k: sources a set holds.
+        effects: causal effects in the ViT itself, at least those of fill "mean"; their rows are
+            the rows that are scored.
+        k: number of sources of a set.
         target: the layer whose rows are rebuilt; -1 is the last.
-        seed: of everything random.
+        seed: seed of all draws.
         progress: show progress bars.
 
     Raises:
-        InputError: no effects by mean ablation, effects of other images, k out of range, or rows
-            that cannot reach the output.
+        InputError: there are no effects of mean ablation, they are of other images, k is out of
+            range, or the rows cannot reach the output.
     """
-    by_fill = {each.fill: each for each in effects}
+    by_fill = {e.fill: e for e in effects}
     if "mean" not in by_fill:
         raise InputError("effects", f"hold fills {sorted(by_fill)}; expected mean among them.")
     tokens = by_fill["mean"].tokens
-    for each in effects:
-        measured = (each.site, each.ablated, each.tokens, each.data, each.n, each.seed)
+    for e in effects:
+        measured = (e.site, e.ablated, e.tokens, e.data, e.n, e.seed)
         if measured != ("mlp", "all", tokens, data.name, len(data), seed):
             raise InputError(
                 "effects",
-                f"are of {each.ablated} rows of {each.site} on {each.tokens} rows of "
-                f"{each.data} (N = {each.n}, seed {each.seed}); expected all rows of mlp on "
+                f"are of {e.ablated} rows of {e.site} on {e.tokens} rows of "
+                f"{e.data} (N = {e.n}, seed {e.seed}); expected all rows of mlp on "
                 f"{tokens} rows of {data.name} (N = {len(data)}, seed {seed}).",
             )
     check_question(vit, data, tokens, target, k)
@@ -158,24 +160,24 @@ def gather_evidence(
     agreement = {
         (kind, fill, path): rank_agreement(
             scores[kind].matrix.numpy(),
-            found.matrix(path),
+            fill_effects.matrix(path),
             score_draws=scores[kind].draws[:, :, :-1],
-            effect_draws=found.draws(path),
+            effect_draws=fill_effects.draws(path),
             seed=seed,
         )
         for kind in KINDS
-        for fill, found in by_fill.items()
+        for fill, fill_effects in by_fill.items()
         for path in PATHS
     }
-    chosen_on, read_on = halves(data, seed)
+    ranking_half, reading_half = halves(data, seed)
     ranking = contribution_scores(
-        vit, clt, chosen_on, tokens=tokens, kind="projection", seed=seed, progress=progress
+        vit, clt, ranking_half, tokens=tokens, kind="projection", seed=seed, progress=progress
     )
     sets = {
         fill: keep_sets(
             vit,
             clt,
-            read_on,
+            reading_half,
             zs,
             k=k,
             scores=ranking,
@@ -193,19 +195,19 @@ def gather_evidence(
 def check_question(
     vit: HookedViT, data: ImageData, tokens: TokenKind, target: int, k: int, name: str = "k"
 ) -> None:
-    """Refuse what could not be answered, before anything is computed.
+    """Check that an audit of these arguments is possible, before anything is computed.
 
     Args:
         vit: the model.
         data: the images.
-        tokens: rows scored.
+        tokens: kind of rows scored.
         target: the layer whose reconstruction is taken apart.
-        k: sources a keep-set holds.
-        name: what the caller calls k.
+        k: number of sources of a keep-set.
+        name: the caller's name of k, for the error.
 
     Raises:
-        InputError: a model of fewer than 4 layers, fewer than 4 images, no class names, a target
-            or k out of range, or rows that cannot reach the output.
+        InputError: the model has fewer than 4 layers, there are fewer than 4 images or no class
+            names, target or k are out of range, or the rows cannot reach the output.
     """
     n = vit.cfg.n_layers
     if n <= MIN_SOURCES:
@@ -230,6 +232,6 @@ def check_question(
 
 
 def causes_by_target(agreement: RankAgreement, target: int) -> float:
-    """Spearman correlation of one target's row, NaN where it has too few sources."""
+    """Spearman correlation at one target; NaN where it has too few sources."""
     rows = agreement.by_target.set_index("target")["spearman"]
     return float(rows.get(target, float("nan")))

@@ -3,8 +3,9 @@
     y^_l = b_l + sum over s <= l of V[s->l] x_s
 
 It is returned as a CLT whose features are the entries of x themselves (identity encoders, as many
-features as d_model, none cut off), so every study of a CLT runs on it unchanged. Where its scores
-equal a CLT's, those scores say where y_l can be read linearly, and sparsity added nothing. Ours.
+features as d_model, all of them active), so every study of a CLT runs on it unchanged. Where its
+scores equal a CLT's, those scores say where y_l can be read linearly, and sparsity added nothing.
+The comparison is ours.
 """
 
 from __future__ import annotations
@@ -30,24 +31,25 @@ from vit_clt.transcoder.sparsifiers import AbsTopK
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 HELD_OUT_EVERY = 5
-"""One image in so many chooses the penalty."""
+"""One image in this many is held out to choose the penalties."""
 
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """The regression and how it was chosen."""
+    """A ridge regression of all targets, and what it was fitted on."""
 
     clt: CrossLayerTranscoder
+    """The regression as a CLT."""
     penalties: list[float]
-    """Per target, as a share of the inputs' mean variance."""
+    """The penalty of every target, as a share of the inputs' mean variance."""
     r2: list[float]
-    """Per target, on the images that chose the penalty (mean of all rows as the baseline)."""
+    """R^2 of every target on the held-out images, around the mean of all their rows."""
     n_images: int
-    """Images the coefficients were fitted on."""
+    """Number of images the coefficients were fitted on."""
     n_held_out: int
-    """Images that chose the penalties."""
+    """Number of held-out images, which chose the penalties."""
     tokens: TokenKind
-    """Rows fitted."""
+    """Kind of rows fitted."""
 
 
 @torch.no_grad()
@@ -59,21 +61,21 @@ def ridge_transcoder(
     penalties: Sequence[float | int] = PENALTIES,
     progress: bool = False,
 ) -> RidgeFit:
-    """Fit the regression on the teacher trajectory, sums in float64.
+    """Fit a ridge regression of every y_l on x_0..x_l, on the teacher trajectory.
 
-    Every fifth image is left out of the fit and chooses the penalty of each target. Memory: for
-    those and for the others (n_layers d_model)^2 float64 numbers and as many again over d_model /
-    n_layers, and two such matrices while solving: 4 GB at ViT-B.
+    Every fifth image is held out of the fit and chooses the penalty of each target. Sums are in
+    float64. The sums of either part take n_layers^2 d_model^2 numbers for x with x and as many for
+    x with y, and solving takes up to two such matrices more: 4 GB at ViT-B.
 
     Args:
         vit: the teacher.
-        images: what to fit on; not the images to be studied.
-        tokens: rows fitted.
-        penalties: shares of the inputs' mean variance to choose from.
+        images: images to fit on; they should not be the images to be studied.
+        tokens: kind of rows fitted.
+        penalties: penalties to choose from, as shares of the inputs' mean variance.
         progress: show a progress bar.
 
     Raises:
-        InputError: fewer than 5 images, or no positive penalty.
+        InputError: there are fewer than 5 images, or a penalty is not positive.
     """
     data = as_image_data(images)
     rows = token_rows(tokens, vit.cfg.has_cls)
@@ -87,17 +89,17 @@ def ridge_transcoder(
     seen = 0
     n_batches = -(-len(data) // data.batch_size)
     for batch, _ in tqdm(data, "ridge", n_batches, disable=not progress):
-        found = capture(vit, batch.to(device))
-        x, y = found.x[:, :, rows].double(), found.y[:, :, rows].double()
-        chooses = (torch.arange(seen, seen + len(batch)) % HELD_OUT_EVERY == 0).to(device)
+        activations = capture(vit, batch.to(device))
+        x, y = activations.x[:, :, rows].double(), activations.y[:, :, rows].double()
+        is_held_out = (torch.arange(seen, seen + len(batch)) % HELD_OUT_EVERY == 0).to(device)
         seen += len(batch)
-        for part, mask in ((fitted, ~chooses), (held_out, chooses)):
+        for part, mask in ((fitted, ~is_held_out), (held_out, is_held_out)):
             part.add(x[:, mask], y[:, mask])
 
     clt = CrossLayerTranscoder(CLTConfig(n, d, d, AbsTopK(k=d)), backend="dense").to(device)
     for s in range(n):
         clt.W_enc[s].copy_(torch.eye(d))
-    chosen, scores = [], []
+    best_penalties, best_r2 = [], []
     for l in range(n):
         width = (l + 1) * d
         best = None
@@ -111,10 +113,10 @@ def ridge_transcoder(
         for s in range(l + 1):
             clt.W_dec[s][l - s].copy_(weights[s * d : (s + 1) * d])
         clt.b_dec[l].copy_(bias)
-        chosen.append(penalty)
-        scores.append(r2)
+        best_penalties.append(penalty)
+        best_r2.append(r2)
     n_held_out = -(-len(data) // HELD_OUT_EVERY)
-    return RidgeFit(clt, chosen, scores, len(data) - n_held_out, n_held_out, tokens)
+    return RidgeFit(clt, best_penalties, best_r2, len(data) - n_held_out, n_held_out, tokens)
 
 
 @dataclass
@@ -154,8 +156,8 @@ class _Moments:
         x, y = self.x[:width] / self.n_rows, self.y[l] / self.n_rows
         gram = self.xx[:width, :width] / self.n_rows - x.outer(x)
         gram.diagonal().add_(penalty * gram.diagonal().mean())
-        together = self.xy[l, :width] / self.n_rows - x.outer(y)
-        weights = torch.cholesky_solve(together, torch.linalg.cholesky(gram))
+        covariance = self.xy[l, :width] / self.n_rows - x.outer(y)
+        weights = torch.cholesky_solve(covariance, torch.linalg.cholesky(gram))
         return weights, y - x @ weights
 
     def r2(self, l: int, width: int, weights: Tensor, bias: Tensor) -> float:

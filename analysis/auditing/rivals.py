@@ -1,4 +1,4 @@
-"""Transcoders that the audit holds a CLT against: which ones, and their training."""
+"""The transcoders that the audit compares a CLT with: which ones, and their training."""
 
 from __future__ import annotations
 
@@ -25,33 +25,35 @@ from vit_clt.transcoder.train_config import TrainConfig
 
 Role = Literal["per_layer", "variant", "untrained"]
 SMALL = 1024
-"""Features a layer of the variants, at most, unless every one of them is asked for in full."""
+"""The most features a layer of a variant, unless the full set of variants is asked for."""
 SEEDS = 3
 VARIANTS = ("relu_topk", "abs_topk", "jumprelu")
-"""Sparsifiers that variants take in place of the CLT's own: the paper's."""
+"""Sparsifiers that variants take in place of the CLT's own; they are the paper's."""
 RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
 class Rivals:
-    """Trained transcoders that a CLT is held against; taken one at a time, so they may be loaded
-    as they are asked for."""
+    """Trained transcoders that the audit compares a CLT with.
+
+    They are taken one at a time, so that an iterable may load each when it is reached.
+    """
 
     per_layer: Iterable[tuple[str, CrossLayerTranscoder]] = ()
     """Per-layer transcoders of the same ViT (D1), by name."""
     variants: Iterable[tuple[str, CrossLayerTranscoder]] = ()
     """CLTs of the same ViT with other seeds, sparsifiers, initialisations (D8)."""
     untrained: Iterable[tuple[str, HookedViT, CrossLayerTranscoder]] = ()
-    """The ViT with shuffled weights, and a CLT trained on it (D11)."""
+    """The ViT with shuffled weights, and CLTs trained on it (D11), by name."""
     trained_on: str = "given, training not known"
     """Images and hyperparameters of the rivals, for captions."""
     trained: Sequence[str] = ()
-    """Names of those that were trained for this audit."""
+    """Names of the rivals that were trained for this audit."""
     given: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Folders or Hub ids of those that were trained before: "per_layer", "variants"."""
+    """Folders or Hub ids of rivals that were trained before, under "per_layer" and "variants"."""
 
     def facts(self) -> dict[str, Any]:
-        """What metrics.json is to say of them."""
+        """Facts on the rivals for metrics.json."""
         return {
             "rivals": list(self.trained),
             "rivals_trained_on": self.trained_on,
@@ -62,7 +64,7 @@ class Rivals:
 
 @dataclass(frozen=True)
 class SavedCLTs:
-    """Transcoders in folders or on the Hub, each loaded when it is reached."""
+    """Names and transcoders, each loaded from its folder or the Hub when it is reached."""
 
     places: Mapping[str, Path | str]
     device: str | torch.device = "cpu"
@@ -77,7 +79,7 @@ class SavedCLTs:
 
 @dataclass(frozen=True)
 class RivalRun:
-    """One transcoder to be trained."""
+    """The training of one rival."""
 
     name: str
     role: Role
@@ -88,24 +90,25 @@ class RivalRun:
 def planned_rivals(
     config: CLTConfig, settings: TrainConfig, l0: int, *, full: bool = False
 ) -> list[RivalRun]:
-    """The rivals of a CLT of this shape.
+    """The trainings of all rivals of a CLT of this shape.
 
-    Per-layer transcoders at the CLT's k with as many features a layer, with as many features for a
-    target to read ((L + 1) / 2 times as many a layer, on average), and with as many parameters;
-    variants of at most 1,024 features: three seeds, `VARIANTS` but for its own, and off-diagonal
-    decoders that start at zero; one CLT of the untrained ViT. With `full` the variants are every
-    seed x sparsifier x initialisation at the CLT's own width. Variants' seeds follow the given one,
-    which may be the CLT's own.
+    There are three per-layer transcoders: one with as many features a layer as the CLT, one with as
+    many features for a target to read ((L + 1) / 2 times as many a layer, on average), and one with
+    as many parameters. Variants have at most 1,024 features: three differ in the seed, one for each
+    further sparsifier of `VARIANTS`, and one has off-diagonal decoders that start at zero. One CLT
+    is trained on the untrained ViT. With `full` there is a variant for every combination of seed,
+    sparsifier and initialisation, at the CLT's own width. The seeds of variants follow that of
+    `settings`, which may be the CLT's own.
 
     Args:
-        config: of the CLT that is audited.
+        config: configuration of the CLT that is audited.
         settings: how rivals are trained; its seed is the first.
-        l0: active features a token and layer of every rival (JumpReLU is steered to it).
-        full: see above.
+        l0: active features a token row and layer of every rival (JumpReLU is trained towards it).
+        full: make every combination of variants, at the CLT's width.
 
     Raises:
-        InputError: l0 is not between 1 and the features of the smallest rival, or the config is
-            that of a per-layer transcoder.
+        InputError: l0 is not between 1 and the features of the smallest rival, or the configuration
+            is that of a per-layer transcoder.
     """
     n, f = config.n_layers, config.n_features
     small = f if full else min(f, SMALL)
@@ -113,7 +116,7 @@ def planned_rivals(
         raise InputError("clt", "is a per-layer transcoder; expected one that reads across layers.")
     if not 1 <= l0 <= small:
         raise InputError("k", f"is {l0}; expected at least 1 and at most {small} features.")
-    own = config.sparsifier.name
+    own_sparsifier = config.sparsifier.name
 
     def run(
         name: str,
@@ -142,33 +145,33 @@ def planned_rivals(
         )
 
     runs = [
-        run(f"per-layer, {what}", "per_layer", own, width, cross_layer=False)
-        for what, width in (
+        run(f"per-layer, {equal}", "per_layer", own_sparsifier, width, cross_layer=False)
+        for equal, width in (
             ("equal features", f),
             ("equal features a target", f * (n + 1) // 2),
             ("equal parameters", f * (n + 3) // 4),
         )
     ]
-    others = [name for name in VARIANTS if name != own]
+    others = [name for name in VARIANTS if name != own_sparsifier]
     if full:
         choices = [
             (name, seed, zero)
-            for name in (own, *others)
+            for name in (own_sparsifier, *others)
             for seed in range(1, SEEDS + 1)
             for zero in (False, True)
         ]
     else:
-        choices = [(own, seed, False) for seed in range(1, SEEDS + 1)]
-        choices += [(name, 1, False) for name in others] + [(own, 1, True)]
+        choices = [(own_sparsifier, seed, False) for seed in range(1, SEEDS + 1)]
+        choices += [(name, 1, False) for name in others] + [(own_sparsifier, 1, True)]
     for name, seed, zero in choices:
         title = f"{name}, seed {settings.seed + seed}" + (", zero off-diagonal start" * zero)
         runs.append(run(title, "variant", name, small, seed=seed, zero_cross_init=zero))
-    runs.append(run("shuffled weights", "untrained", own, small))
+    runs.append(run("shuffled weights", "untrained", own_sparsifier, small))
     return runs
 
 
 def is_finished(run: RivalRun, folder: Path) -> bool:
-    """Whether this run's transcoder lies in its place below `folder`."""
+    """Whether the transcoder of this run is already saved below `folder`."""
     return (_place(run, folder) / "model.safetensors").is_file()
 
 
@@ -182,21 +185,22 @@ def train_rivals(
     should_stop: Callable[[], bool] | None = None,
     progress: bool = False,
 ) -> Rivals:
-    """Train what is missing in `folder`; a killed training goes on, a finished one stays.
+    """Train the rivals that are missing in `folder`; interrupted trainings resume.
 
     Args:
         vit: the teacher.
         data: images to train on.
-        runs: what to train.
-        folder: each run has its own folder there, which is itself a CLT; its run.json says what
-            was trained, on which images.
-        overwrite: train everything again.
-        should_stop: asked after each step; True saves a checkpoint and raises `Stopped`.
+        runs: trainings of the rivals.
+        folder: folder with one folder for each run, which is itself a CLT; its run.json holds
+            configuration, settings, teacher and data of the training.
+        overwrite: train all rivals again.
+        should_stop: called after each step; where it returns True, a checkpoint is saved and
+            `Stopped` is raised.
         progress: show progress lines.
 
     Raises:
-        InputError: a folder holds a transcoder trained otherwise.
-        Stopped: `should_stop` said so.
+        InputError: a folder holds a transcoder of another training.
+        Stopped: `should_stop` returned True.
     """
     untrained = shuffled_weights(vit) if any(r.role == "untrained" for r in runs) else vit
     device = next(vit.parameters()).device
@@ -246,8 +250,8 @@ def train_rivals(
 def shuffled_weights(vit: HookedViT) -> HookedViT:
     """The ViT with the entries of every parameter of its vision tower permuted.
 
-    An untrained network with the trained one's distribution of weights: what a CLT says of it,
-    training did not put there.
+    This is an untrained network whose weights have the same distribution as the trained ones; what
+    a CLT finds in it does not come from training.
     """
     shuffled = copy.deepcopy(vit)
     generator = torch.Generator().manual_seed(0)
@@ -264,7 +268,7 @@ def _place(run: RivalRun, folder: Path) -> Path:
 
 
 def _check_same(place: Path, now: dict[str, Any]) -> None:
-    """Refuse a folder whose transcoder was, or is being, trained otherwise."""
+    """Refuse a folder whose transcoder belongs to another training."""
     path = place / RUN_FILE
     if not path.is_file():
         if (place / "model.safetensors").is_file():

@@ -1,9 +1,8 @@
-"""The audit: can a CLT's attribution be believed? Every diagnostic beside it, and a verdict.
+"""The audit: can a CLT's attribution be believed? It runs all diagnostics and gives a verdict.
 
-A CLT may be right about a model's outputs and wrong about its mechanism; each diagnostic asks one
-question of it, says what a bad answer looks like, and what it was. The verdict follows the rule in
-`vit_clt.analysis.auditing.evidence`. Nothing is trained here: rivals, variants and controls are
-given.
+A CLT may be right about a model's outputs and wrong about its mechanism. Each diagnostic asks one
+question, says what a bad answer looks like, and states the answer. The verdict follows the rule in
+`vit_clt.analysis.auditing.evidence`. Nothing is trained here: the caller gives the rivals.
 """
 
 from __future__ import annotations
@@ -40,31 +39,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Audit(Study):
-    """The verdict, what it rests on, and every diagnostic."""
+    """The verdict on a CLT's attribution, the evidence for it, and all diagnostics."""
 
     name = "audit"
 
     evidence: Evidence
     diagnostics: list[Diagnostic]
     left_out: dict[str, str]
-    """Diagnostics that were not made, and why."""
+    """Why a diagnostic was not made, by its code."""
     tokens: TokenKind
     target: int
     data: str
     split: str | None
     n: int
     l0: float
-    """Active features a token and layer, on these rows."""
+    """Active features a token row and layer, on these rows."""
     templates: str
     fitted_on: str | None
-    """Images that the ridge rival was fitted on."""
+    """Name of the images that the ridge rival was fitted on; None without that rival."""
     rivals: Mapping[str, Any]
-    """What was trained or given to hold the CLT against (`Rivals.facts`)."""
+    """Facts on the transcoders that the CLT was compared with (`Rivals.facts`)."""
     seed: int
 
     @property
     def verdict(self) -> Verdict:
-        """ "supported", "mixed" or "unsupported"."""
+        """The verdict: "supported", "mixed" or "unsupported"."""
         return self.evidence.verdict
 
     def facts(self) -> Facts:
@@ -89,7 +88,7 @@ class Audit(Study):
         )
 
     def caption(self) -> str:
-        """What was audited."""
+        """The images, rows and layer of the audit."""
         return f"{self.data}, N = {self.n}, {self.tokens} rows of layer {self.target}"
 
     def to_frame(self) -> pd.DataFrame:
@@ -105,15 +104,17 @@ class Audit(Study):
 
     def metrics(self) -> list[Metric]:
         """Conditions as 0 or 1, then the numbers of every diagnostic."""
-        held = [
+        conditions = [
             Metric(f"condition_{c.name.replace(' ', '_')}", int(c.holds), "count", self.n)
             for c in self.evidence.conditions
         ]
-        return [*held, *(metric for d in self.diagnostics for metric in d.metrics)]
+        return [*conditions, *(metric for d in self.diagnostics for metric in d.metrics)]
 
     def figure(self) -> go.Figure:
-        """Where the keep-set of the sources with the highest C stands among all of its size (D4);
-        the page has the figures of every diagnostic."""
+        """The figure of D4: the keep-set of the sources with the highest C among all of its size.
+
+        The page has the figures of all diagnostics.
+        """
         return self.evidence.sets["zero"].figure()
 
     def page(self) -> str:
@@ -172,55 +173,54 @@ def audit(
     seed: int = 0,
     progress: bool = False,
 ) -> Audit:
-    """Run every diagnostic there is material for, and judge.
+    """Run every diagnostic that the arguments allow, and give the verdict.
 
     Args:
         vit: the teacher.
         clt: its transcoder.
         data: labelled images that neither was trained on.
         zs: the zero-shot classifier.
-        fit: other images, for the ridge rival (D6).
-        rivals: transcoders trained for D1, D8 and D11.
-        tokens: rows scored, and overwritten at the target.
+        fit: other images, for the ridge rival; D6 is left out without them.
+        rivals: transcoders for D1, D8 and D11; what is missing is left out.
+        tokens: kind of rows scored, and overwritten at the target.
         target: the layer whose reconstruction is taken apart; -1 is the last.
-        k: sources a keep-set holds.
-        seed: of everything random.
+        k: number of sources of a keep-set.
+        seed: seed of all draws.
         progress: show progress bars.
 
     Raises:
-        InputError: labels without names, a transcoder of another model, k out of range, or rows
-            that cannot reach the output.
+        InputError: labels have no names, a transcoder belongs to another model, k is out of range,
+            or the rows cannot reach the output.
     """
-
     data = as_image_data(data)
     check_question(vit, data, tokens, target, k)
     if not clt.config.cross_layer:
         raise InputError("clt", "is a per-layer transcoder; expected one that reads across layers.")
     rivals = rivals or Rivals()
-    # accuracy and loss are read once; the other fill is for the ranking alone
+    # Accuracy and loss are read with one fill; the other serves the ranking of layers alone.
     effects = [
         causal_effects(vit, data, zs, tokens=tokens, fill="mean", seed=seed, progress=progress),
         causal_effects(vit, data, tokens=tokens, fill="resample", seed=seed, progress=progress),
     ]
 
-    def evidence_of(each: CrossLayerTranscoder) -> Evidence:
+    def measure_evidence(transcoder: CrossLayerTranscoder) -> Evidence:
         return gather_evidence(
-            vit, each, data, zs, effects, k=k, target=target, seed=seed, progress=progress
+            vit, transcoder, data, zs, effects, k=k, target=target, seed=seed, progress=progress
         )
 
-    def scores_of(model: HookedViT, each: CrossLayerTranscoder) -> ContributionScores:
+    def measure_scores(model: HookedViT, transcoder: CrossLayerTranscoder) -> ContributionScores:
         return contribution_scores(
-            model, each, data, tokens=tokens, kind="projection", seed=seed, progress=progress
+            model, transcoder, data, tokens=tokens, kind="projection", seed=seed, progress=progress
         )
 
-    evidence = evidence_of(clt)
-    own = evidence.scores["projection"]
+    evidence = measure_evidence(clt)
+    scores = evidence.scores["projection"]
     layer = evidence.sets["zero"].target
     made, left_out = [], {}
     if rivals.per_layer:
         clts = chain([("this CLT", clt)], rivals.per_layer)
-        found = fidelity(vit, clts, data, zs, seed=seed, progress=progress)
-        made.append(diagnostics.per_layer_rivals(found, "this CLT", rivals.trained_on))
+        compared = fidelity(vit, clts, data, zs, seed=seed, progress=progress)
+        made.append(diagnostics.per_layer_rivals(compared, "this CLT", rivals.trained_on))
     else:
         left_out["D1"] = "no per-layer transcoder was given"
     made += [
@@ -231,21 +231,23 @@ def audit(
     ]
     if fit is not None:
         linear = ridge_transcoder(vit, fit, tokens=tokens, progress=progress)
-        made.append(diagnostics.ridge(evidence, linear, scores_of(vit, linear.clt), layer))
+        made.append(diagnostics.ridge(evidence, linear, measure_scores(vit, linear.clt), layer))
     else:
         left_out["D6"] = "no images to fit on were given"
     profile = reconstruction(vit, clt, data, seed=seed, progress=progress)
     made.append(diagnostics.depth_profile(profile, tokens, (profile.figure(),)))
-    others, shapes = {"this CLT": own}, {"this CLT": _shape(clt)}
-    for name, each in rivals.variants:
-        others[name], shapes[name] = scores_of(vit, each), _shape(each)
-    if len(others) > 1:
-        made.append(diagnostics.variants(others, shapes, rivals.trained_on))
+    by_clt, shapes = {"this CLT": scores}, {"this CLT": _shape(clt)}
+    for name, variant in rivals.variants:
+        by_clt[name], shapes[name] = measure_scores(vit, variant), _shape(variant)
+    if len(by_clt) > 1:
+        made.append(diagnostics.variants(by_clt, shapes, rivals.trained_on))
     else:
         left_out["D8"] = "no other CLT of this ViT was given"
     made.append(diagnostics.shortcut())
-    random = {name: scores_of(model, each) for name, model, each in rivals.untrained}
-    shuffled = evidence_of(ShuffledSources.of(clt))
+    random = {
+        name: measure_scores(model, transcoder) for name, model, transcoder in rivals.untrained
+    }
+    shuffled = measure_evidence(ShuffledSources.of(clt))
     made.append(diagnostics.controls(evidence, shuffled, random, rivals.trained_on))
     if not random:
         left_out["D11, in part"] = "no CLT of a ViT with shuffled weights was given"
@@ -258,7 +260,7 @@ def audit(
         data=data.name,
         split=data.split,
         n=len(data),
-        l0=own.l0,
+        l0=scores.l0,
         templates=zs.name,
         fitted_on=None if fit is None else fit.name,
         rivals=rivals.facts(),

@@ -1,4 +1,4 @@
-"""Contribution scores of a CLT against the causal effects of the ViT's own layers."""
+"""Rank agreement of a CLT's contribution scores with causal effects of the ViT's own layers."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CausalAgreement(Study):
-    """Causal effects, and how far contribution scores of a CLT rank layers as they do."""
+    """Causal effects, and how far contribution scores of a CLT rank layers as the effects do."""
 
     name = "causal"
 
     effects: CausalEffects
     by_comparison: Mapping[str, RankAgreement]
-    """E.g. "centred C, total effect on y" (`score_agreement`), or "depth alone, ..."."""
+    """Rank agreement by name, such as "centred C, total effect on y" or "depth alone, ..."."""
     l0: float
-    """Active features a token and layer, on the scored rows."""
+    """Active features a token row and layer, on the scored rows."""
     clt: str
-    """What the CLT is called."""
+    """Name of the CLT."""
 
     def facts(self) -> Facts:
-        """Those of the effects, with the CLT and its L0."""
+        """The facts of the effects, with the CLT and its L0."""
         facts = self.effects.facts()
         return replace(facts, l0=self.l0, more={**facts.more, "clt": self.clt})
 
     def caption(self) -> str:
-        """That of the effects."""
+        """The caption of the effects."""
         return self.effects.caption()
 
     def to_frame(self) -> pd.DataFrame:
-        """The effects."""
+        """The table of the effects; `further_tables` has the agreement."""
         return self.effects.to_frame()
 
     def shown(self) -> pd.DataFrame:
-        """The effects, one row per set of layers."""
+        """The table of the effects made for reading."""
         return self.effects.shown()
 
     def further_tables(self) -> Mapping[str, pd.DataFrame]:
-        """How far the scores agree."""
+        """The table of rank agreement."""
         heading = f"C(s->l) against these effects on {self.effects.tokens} rows, {self._measured}"
         return {heading: agreement_table(self.by_comparison)}
 
     def notes(self) -> Sequence[str]:
-        """What stands in the columns of agreement."""
+        """A sentence on the columns of the table of agreement."""
         return [
             "in brackets 95 % of bootstrap draws over images; permuted: what 97.5 % of rows of "
             "C with permuted sources stay below; depth alone: deeper sources first"
@@ -77,7 +77,7 @@ class CausalAgreement(Study):
         ]
 
     def figure(self) -> go.Figure:
-        """The effects."""
+        """The figure of the effects."""
         return self.effects.figure()
 
     def page(self) -> str:
@@ -106,35 +106,41 @@ class CausalAgreement(Study):
 def causal_agreement(
     effects: CausalEffects, scores: Sequence[ContributionScores], clt: str = "CLT"
 ) -> CausalAgreement:
-    """Scores of a CLT, called `clt`, against effects; beside them what ranking by depth gives.
+    """Compare contribution scores of a CLT, and a ranking by depth alone, with causal effects.
+
+    Args:
+        effects: effects in the model the CLT was trained on.
+        scores: scores of one or several kinds, of the same images and rows.
+        clt: name of the CLT.
 
     Raises:
-        InputError: no scores, or scores of other rows or images than the effects.
+        InputError: there are no scores, or they are of other rows or images than the effects.
     """
     if not scores:
         raise InputError("scores", "is empty; expected at least one kind.")
-    found = score_agreement(effects, scores)
+    by_comparison = score_agreement(effects, scores)
     for path in PATHS:
-        found[f"depth alone, {path} effect on y"] = depth_agreement(effects, path)
-    return CausalAgreement(effects, found, scores[0].l0, clt)
+        by_comparison[f"depth alone, {path} effect on y"] = depth_agreement(effects, path)
+    return CausalAgreement(effects, by_comparison, scores[0].l0, clt)
 
 
 def score_agreement(
     effects: CausalEffects, scores: Sequence[ContributionScores]
 ) -> dict[str, RankAgreement]:
-    """Rank agreement of each kind of score with total and direct effects, below the diagonal.
+    """Rank agreement of each kind of score with total and direct effects, by comparison.
 
-    Where outputs were read, also of the last row C(s->L-1), over all s, with the rise in loss.
-    Intervals are over images of the effects; scores are held at their values.
+    Targets are compared over the sources below them. Where the effects have readings, C(s->L-1) is
+    also compared with the rise in loss, over all s. Intervals resample the images of the effects;
+    the scores stay fixed.
 
     Args:
-        effects: of the model the scores' CLT was trained on.
-        scores: of the same images and rows.
+        effects: effects in the model the CLT was trained on.
+        scores: scores of the same images and rows.
 
     Raises:
-        InputError: scores of other rows or images than the effects.
+        InputError: the scores are of other rows or images than the effects.
     """
-    found = {}
+    by_comparison = {}
     for score in scores:
         measured = (score.tokens, score.data, score.n_images)
         expected = (effects.tokens, effects.data, effects.n)
@@ -146,7 +152,7 @@ def score_agreement(
             )
         matrix = score.matrix.numpy()
         for path in PATHS:
-            found[f"{score.kind} C, {path} effect on y"] = rank_agreement(
+            by_comparison[f"{score.kind} C, {path} effect on y"] = rank_agreement(
                 matrix,
                 effects.matrix(path),
                 effect_draws=effects.draws(path),
@@ -155,14 +161,14 @@ def score_agreement(
         if effects.readings is not None:
             for path in PATHS:
                 rise, draws = effects.loss_rise(path)
-                found[f"{score.kind} C, {path} effect on loss"] = row_agreement(
+                by_comparison[f"{score.kind} C, {path} effect on loss"] = row_agreement(
                     matrix[-1], rise, effect_draws=draws, seed=effects.seed
                 )
-    return found
+    return by_comparison
 
 
 def depth_agreement(effects: CausalEffects, path: Path) -> RankAgreement:
-    """The same with the source's number in C's place (deeper first): what needs no CLT."""
+    """Rank agreement of depth alone (deeper sources first) with effects on y, without any CLT."""
     n = effects.n_layers
     return rank_agreement(
         np.tile(np.arange(float(n)), (n, 1)),
@@ -173,7 +179,7 @@ def depth_agreement(effects: CausalEffects, path: Path) -> RankAgreement:
 
 
 def agreement_table(agreement: Mapping[str, RankAgreement]) -> pd.DataFrame:
-    """One row per comparison, as text."""
+    """Rank agreement as a table of text, one row per comparison."""
     from vit_clt.analysis.reporting.style import three_digits
 
     return pd.DataFrame(

@@ -1,4 +1,4 @@
-"""What ablating a layer does, measured (`vit_clt.analysis.causal.study`): numbers that tell it."""
+"""The result of `vit_clt.analysis.causal.study.causal_effects`: what ablating a layer changes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CausalEffects(Study):
-    """Effects of every source on every target above it, and of sets of layers on the output."""
+    """Effects of ablating a source on every target above it, and sets of layers on the output."""
 
     name = "causal"
 
     on_targets: Mapping[tuple[Path, Read], TargetEffects]
-    """On what MLP_l puts out ("y") and reads ("x"), along every path or the direct one."""
+    """Effects on what MLP_l puts out ("y") and reads ("x"), along all paths or the direct one."""
     readings: Readings | None
-    """Versions "original" and "{path} {layers}" per set of layers; None without a classifier."""
+    """Readings of "original" and of "{path} {layers}" for every set of layers; None without a
+    classifier."""
     layer_sets: list[LayerSet]
     site: Site
     tokens: TokenKind
@@ -41,54 +42,55 @@ class CausalEffects(Study):
     """Rows overwritten at the sources."""
     fill: Fill
     templates: str | None
-    """Prompts of the classifier."""
+    """Name of the classifier's prompts; None without a classifier."""
     model: str
     data: str
     split: str | None
     n: int
     n_layers: int
     seed: int
-    """Of donors and intervals."""
+    """Seed of donors and of bootstraps."""
 
     def matrix(self, path: Path = "total", read: Read = "y") -> Float[np.ndarray, "target source"]:
-        """Effects [target, source]; NaN where the target does not read the source."""
+        """Effects by target and source; NaN where the target does not read the source."""
         return self.on_targets[path, read].matrix
 
     def draws(
         self, path: Path = "total", read: Read = "y"
     ) -> Float[np.ndarray, "draw target source"]:
-        """Bootstrap resamples of `matrix`; one seed draws the same images for all of them."""
+        """Bootstrap resamples of `matrix`; all paths share their draws of the images."""
         return self.on_targets[path, read].draws(self.seed)
 
     def loss_rise(
         self, path: Path = "total"
     ) -> tuple[Float[np.ndarray, " source"], Float[np.ndarray, "draw source"]]:
-        """Rise in cross-entropy (nats) with each layer ablated alone, and its bootstrap resamples.
+        """Rise in cross-entropy (nats) where each layer is ablated alone, and its resamples.
 
         Raises:
-            InputError: there was no classifier.
+            InputError: the effects were measured without a classifier.
         """
         if self.readings is None:
             raise InputError("the effects hold no readings; causal_effects needs a classifier zs.")
-        at = [self.readings.names.index(f"{path} {s}") for s in range(self.n_layers)]
+        single = [self.readings.names.index(f"{path} {s}") for s in range(self.n_layers)]
         original = self.readings.names.index("original")
         means, samples = self.readings.means["loss"], self.readings.samples["loss"]
-        return means[at] - means[original], samples[:, at] - samples[:, [original]]
+        return means[single] - means[original], samples[:, single] - samples[:, [original]]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per number: path, layers ablated, target ("output" for the model's), measure.
+        """One row per number: path, layers ablated, target (a layer or "output"), measure.
 
-        Measures: "y" and "x" of a target are effects; "top1" (fraction), "loss" (nats) and, where
-        several classes an image are known, "any_hit" of the output, and "delta_" of each, paired
-        with the unaltered model. The floor of a reading has every layer ablated.
+        The measures of a layer are the effects on "y" and "x". Those of the output are "top1"
+        (fraction), "loss" (nats) and, where several classes an image are known, "any_hit"; those
+        with "delta_" are differences from the unaltered model, paired over images. Their floor is
+        the model with every layer ablated.
         """
         rows: list[dict[str, Any]] = []
         for (path, read), effects in self.on_targets.items():
             matrix, draws = effects.matrix, effects.draws(self.seed)
             for l, s in np.argwhere(np.isfinite(matrix)).tolist():
-                at = {"path": path, "layers": str(s), "target": str(l), "measure": read}
+                key = {"path": path, "layers": str(s), "target": str(l), "measure": read}
                 effect = Interval.of(matrix[l, s], draws[:, l, s])
-                rows.append({**at, **self._number(effect, "fraction", 0.0, None)})
+                rows.append({**key, **self._number(effect, "fraction", 0.0, None)})
         return pd.DataFrame([*rows, *self._output_rows()])
 
     def metrics(self) -> list[Metric]:
@@ -111,7 +113,7 @@ class CausalEffects(Study):
         return causal_figure(self)
 
     def facts(self) -> Facts:
-        """No CLT takes part: it has neither a name nor an L0."""
+        """The images, and what was ablated; CLT and L0 are None, since no CLT takes part."""
         return Facts(
             self.data,
             self.n,
@@ -131,7 +133,7 @@ class CausalEffects(Study):
         )
 
     def caption(self) -> str:
-        """What was ablated, and what the cells of `shown` are."""
+        """One sentence on what was ablated and on the cells of `shown`."""
         ablated = (
             f"{self.data}, N = {self.n}, {self.site} outputs, {self.ablated} rows ablated "
             f"(fill: {self.fill}, seed {self.seed})"
@@ -141,8 +143,10 @@ class CausalEffects(Study):
         return f"{ablated}, templates: {self.templates}; top-1 % / loss (nats)"
 
     def shown(self) -> pd.DataFrame:
-        """One row per set of layers, as text: total and direct effects on top-1 (%) and loss
-        (nats). Without a classifier, every effect on a target."""
+        """One row per set of layers: top-1 (%), loss (nats) and change in loss, along each path.
+
+        Without a classifier it is `to_frame`, the effects on targets.
+        """
         if self.readings is None:
             return self.to_frame()
         rows = [{"layers": "none (unaltered)", "total": _reading_text(self.readings["original"])}]
@@ -156,7 +160,7 @@ class CausalEffects(Study):
         return pd.DataFrame(rows, columns=list(rows[-1])).fillna("")
 
     def page(self) -> str:
-        """The figure, and every set of layers."""
+        """A page with what was ablated, the figure, and the readings of every set of layers."""
         from vit_clt.analysis.causal.page import causal_page
 
         return causal_page(self)
@@ -164,15 +168,15 @@ class CausalEffects(Study):
     def _output_rows(self) -> Iterator[dict[str, Any]]:
         if self.readings is None:
             return
-        everything = f"total {layers_text(range(self.n_layers))}"
+        all_layers = f"total {layers_text(range(self.n_layers))}"
         versions = [(path, layers_text(layers)) for path in PATHS for layers in self.layer_sets]
         for measure in self.readings.means:
             lowest, original = (
-                self.readings.mean([name], measure) for name in (everything, "original")
+                self.readings.mean([name], measure) for name in (all_layers, "original")
             )
             for path, layers in versions:
                 name = f"{path} {layers}"
-                at = {"path": path, "layers": layers, "target": "output"}
+                key = {"path": path, "layers": layers, "target": "output"}
                 level = self.readings.mean([name], measure)
                 change = self.readings.difference(name, "original", measure)
                 for kind, value, baseline, floor in (
@@ -180,7 +184,7 @@ class CausalEffects(Study):
                     (f"delta_{measure}", change, 0.0, lowest - original),
                 ):
                     number = self._number(value, UNITS[measure], baseline, floor)
-                    yield {**at, "measure": kind, **number}
+                    yield {**key, "measure": kind, **number}
 
     def _number(
         self, value: Interval, unit: str, baseline: float, floor: float | None

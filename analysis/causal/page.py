@@ -1,4 +1,4 @@
-"""Causal effects as a page: what was changed, the figure, every set of layers."""
+"""The page of causal effects: what was ablated, the figure, and every set of layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vit_clt.analysis.stats.names import layers_text
 if TYPE_CHECKING:
     from vit_clt.analysis.causal.effects import CausalEffects
 
-READING = (
+HOW_TO_READ = (
     "Effects are the unaltered model's own: no CLT takes part. A total effect lets everything "
     "downstream recompute; a direct one changes only what one reader sees. Layers stand in for one "
     "another: a layer that costs nothing alone may be missed in a range. Accuracy saturates, so "
@@ -22,7 +22,7 @@ READING = (
 
 
 def causal_page(effects: CausalEffects, more: Sequence[Section] = ()) -> str:
-    """The page as self-contained HTML; sections of `more` stand at its end."""
+    """The page of causal effects as self-contained HTML; sections of `more` follow at its end."""
     facts = {
         "Ablated": f"{SITE_NAMES[effects.site]}, {ROW_NAMES[effects.ablated]}, set to "
         f"{FILL_NAMES[effects.fill]}",
@@ -33,7 +33,7 @@ def causal_page(effects: CausalEffects, more: Sequence[Section] = ()) -> str:
         "Seed": str(effects.seed),
     }
     sections = [
-        Section("What was changed", [READING], facts=facts),
+        Section("What was changed", [HOW_TO_READ], facts=facts),
         Section("Effects", figures=[causal_figure(effects)]),
     ]
     if effects.readings is not None:

@@ -1,15 +1,16 @@
 """Causal effects of the ViT's own MLPs or attention layers: what changes when one is ablated?
 
-No CLT takes part: this is what contribution scores C(s->l) are to be held against. At layer s the
-*ablated* rows of out_s are overwritten by a fill, and what that does is read on the *scored* rows
+No CLT takes part: contribution scores C(s->l) are compared with these effects. At layer s the
+*ablated* rows of out_s are overwritten by a fill, and the change is measured on the *scored* rows
 of MLP_l, and at the output:
 
     effect(s->l) = E||y_l - y_l^(s)||^2 / E||y_l - mean y_l||^2
 
-over images and scored rows, the mean over images at the same position. 0 says that nothing moved, 1
-that y_l moved as far as it varies over images (what overwriting y_l itself by its mean would do; by
-other images' rows, about 2). Total effects let everything downstream recompute, direct ones change
-only the stream that LN2_l reads (`vit_clt.hooks.OverwrittenPass`). The form is ours.
+over images and scored rows, with the mean over images at the same position. 0 says that y_l did not
+change, 1 that it changed as far as it varies over images, as if y_l itself were overwritten by its
+mean (by rows of other images, it would be about 2). For total effects everything downstream is
+recomputed; direct ones change only the stream that LN2_l reads (`vit_clt.hooks.OverwrittenPass`).
+The form is ours.
 """
 
 from __future__ import annotations
@@ -50,31 +51,32 @@ def causal_effects(
     seed: int = 0,
     progress: bool = False,
 ) -> CausalEffects:
-    """Ablate each layer of the unaltered model, and read every layer above it and the output.
+    """Ablate each layer of the model, and measure the effect on every MLP above and on the output.
 
-    An image's passes share its unaltered one: a total effect of layer s runs blocks s.. again, a
-    direct one on MLP_l its scored rows alone.
+    All passes of an image share its clean pass: for a total effect of layer s the blocks from s on
+    run again, for a direct one on MLP_l only the scored rows of MLP_l.
 
     Args:
         vit: the model, with no hooks attached.
-        data: images; labelled, if there is a classifier.
+        data: images, labelled if there is a classifier.
         zs: the zero-shot classifier; without it only effects on targets are measured.
-        tokens: rows scored at the targets, as in C(s->l).
-        ablated: rows overwritten at the sources. By default all: a CLS row reads the patch rows of
-            lower layers through attention, which total effects include. The direct effect on a
-            scored row comes from that same row alone, and is 0 where it is not ablated.
+        tokens: kind of rows scored at the targets, as in C(s->l).
+        ablated: kind of rows overwritten at the sources. By default these are all rows, since a CLS
+            row reads the patch rows of lower layers through attention, which total effects include.
+            The direct effect on a scored row comes from the same row alone, and is 0 where that
+            row is not ablated.
         fill: "mean" over the images at the same position, "resample" (the same rows of one other
             image, drawn by `seed`, one for all layers), or "zero".
-        site: what is ablated, "mlp" outputs or "attn" outputs. MLP_l reads its own block's
-            attention, but not its own output.
-        sets: layers ablated together, for the output; by default `layer_sets(n_layers)`. Each
-            layer alone and all of them are always read.
-        seed: of donors and bootstraps.
+        site: outputs that are ablated, "mlp" or "attn". MLP_l reads the attention of its own block,
+            but not its own output.
+        sets: sets of layers ablated together, for effects on the output; by default
+            `layer_sets(n_layers)`. Each layer alone and all layers together are always added.
+        seed: seed of donors and of bootstraps.
         progress: show progress bars.
 
     Raises:
-        InputError: an argument out of range, one image, `sets` without a classifier, labels
-            without names, a hook on `vit`, or activations that are NaN or infinite.
+        InputError: an argument is out of range, there is one image, there are `sets` but no
+            classifier, labels have no names, `vit` has a hook, or activations are NaN or infinite.
     """
     data = as_image_data(data)
     check_prepared(vit, data)
@@ -89,9 +91,11 @@ def causal_effects(
         raise InputError(
             "data", "has 1 image; effects are relative to how images differ, expected 2."
         )
-    chosen = layer_sets(n) if sets is None else [tuple(layer_list(each, n)) for each in sets]
-    alone: list[LayerSet] = [(s,) for s in range(n)]
-    chosen = list(dict.fromkeys([*alone, *chosen, tuple(range(n))])) if zs else alone
+    single: list[LayerSet] = [(s,) for s in range(n)]
+    ablated_sets = single
+    if zs:
+        asked = layer_sets(n) if sets is None else [tuple(layer_list(s, n)) for s in sets]
+        ablated_sets = list(dict.fromkeys([*single, *asked, tuple(range(n))]))
 
     means = _Means(vit, data, site, tokens, ablated, progress)
     donors = donor_cycle(len(data), seed) if fill == "resample" else []
@@ -114,11 +118,11 @@ def causal_effects(
             for s in range(n):
                 for l in clean.readers(s):
                     sums.add(batch, "direct", l, s, *clean.direct_on_mlp(s, l, values))
-            # the output is read by a classifier alone
+            # Only a classifier reads the output.
             versions = {"original": clean.embeddings} if zs else {}
-            for layers in chosen:
+            for layers in ablated_sets:
                 altered = clean.total(layers, values)
-                if layers in alone:
+                if layers in single:
                     for l in clean.readers(layers[0]):
                         dx, dy = altered.x[l] - clean.x[l], altered.y[l] - clean.y[l]
                         sums.add(batch, "total", l, layers[0], dx, dy)
@@ -133,7 +137,7 @@ def causal_effects(
     return CausalEffects(
         on_targets=sums.effects(),
         readings=gather_readings(outcomes, seed, data.label_sets) if zs else None,
-        layer_sets=chosen,
+        layer_sets=ablated_sets,
         site=site,
         tokens=tokens,
         ablated=ablated,
@@ -149,7 +153,7 @@ def causal_effects(
 
 
 class _Means:
-    """Means over the images at each position: what targets read and put out, and the mean fill."""
+    """Means over the images at each position, of x and y of the targets and of the mean fill."""
 
     def __init__(
         self,
@@ -161,13 +165,13 @@ class _Means:
         progress: bool,
     ):
         names = {p: _at_layers(vit, p) for p in {HOOK_IN, HOOK_OUT, SITE_OUT[site]}}
-        points = [name for each in names.values() for name in each]
-        found = position_means(vit, data, points, title="means", progress=progress)
-        self.device = found[points[0]].device
+        all_names = [name for point_names in names.values() for name in point_names]
+        means = position_means(vit, data, all_names, title="means", progress=progress)
+        self.device = means[all_names[0]].device
         scored, overwritten = (token_rows(kind, vit.cfg.has_cls) for kind in (tokens, ablated))
-        self.x = [found[name][scored] for name in names[HOOK_IN]]
-        self.y = [found[name][scored] for name in names[HOOK_OUT]]
-        self.fill = {l: found[name][overwritten] for l, name in enumerate(names[SITE_OUT[site]])}
+        self.x = [means[name][scored] for name in names[HOOK_IN]]
+        self.y = [means[name][scored] for name in names[HOOK_OUT]]
+        self.fill = {l: means[name][overwritten] for l, name in enumerate(names[SITE_OUT[site]])}
 
 
 def _outputs(

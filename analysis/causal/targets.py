@@ -1,4 +1,4 @@
-"""How far an ablated source moves what a target reads (x_l) or puts out (y_l), image by image."""
+"""How far ablating a source moves what a target reads (x_l) or puts out (y_l), image by image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ READS: tuple[Read, ...] = get_args(Read)
 
 @dataclass(frozen=True)
 class TargetEffects:
-    """Sums over an image's scored rows of squared distances, v being y or x."""
+    """Effects on v, which is y or x, from squared distances summed over an image's scored rows."""
 
     moved: Float[np.ndarray, "image target source"]
     """||v_l - v_l^(s)||^2; NaN where the target does not read the source."""
@@ -30,20 +30,20 @@ class TargetEffects:
 
     @property
     def matrix(self) -> Float[np.ndarray, "target source"]:
-        """E||v_l - v_l^(s)||^2 / E||v_l - mean v_l||^2."""
+        """The effects, E||v_l - v_l^(s)||^2 / E||v_l - mean v_l||^2."""
         return self.moved.mean(0) / self.spread.mean(0)[:, None]
 
     def draws(self, seed: int = 0) -> Float[np.ndarray, "draw target source"]:
-        """The same over bootstrap resamples of the images; a seed draws the same images for all."""
+        """The effects on bootstrap resamples of the images; a seed gives all effects the same."""
         n, n_layers = self.spread.shape
-        both = np.concatenate([self.moved.reshape(n, -1), self.spread], axis=1)
-        means = bootstrap_means(both, seed)
+        values = np.concatenate([self.moved.reshape(n, -1), self.spread], axis=1)
+        means = bootstrap_means(values, seed)
         moved = means[:, :-n_layers].reshape(-1, n_layers, n_layers)
         return moved / means[:, -n_layers:, None]
 
 
 class EffectSums:
-    """Gathers them batch by batch, in float64."""
+    """Gathers the sums of `TargetEffects` batch by batch, in float64."""
 
     def __init__(self, n_images: int, n_layers: int):
         shape = (n_images, n_layers, n_layers)
@@ -58,7 +58,7 @@ class EffectSums:
         values: Sequence[Float[Tensor, "image row d_model"]],
         means: Sequence[Float[Tensor, "row d_model"]],
     ) -> None:
-        """What targets read or put out in the unaltered model, layer by layer."""
+        """Add what targets read (x) or put out (y) in the unaltered model, layer by layer."""
         for l, (value, mean) in enumerate(zip(values, means, strict=True)):
             self._spread[read][images, l] = _square(value - mean)
             self._power[read][l] += _square(value).sum()
@@ -72,12 +72,12 @@ class EffectSums:
         dx: Float[Tensor, "image row d_model"],
         dy: Float[Tensor, "image row d_model"],
     ) -> None:
-        """How far ablating `source` moves x and y of `target`."""
+        """Add how far ablating `source` moves x and y of `target`."""
         self._moved[path, "x"][images, target, source] = _square(dx)
         self._moved[path, "y"][images, target, source] = _square(dy)
 
     def effects(self) -> dict[tuple[Path, Read], TargetEffects]:
-        """Everything gathered."""
+        """The effects on every target, by path and by what is read, after all batches."""
         for read, spread in self._spread.items():
             spread[:, spread.sum(0) <= NEGLIGIBLE * self._power[read]] = np.nan
         return {key: TargetEffects(m, self._spread[key[1]]) for key, m in self._moved.items()}

@@ -1,21 +1,21 @@
-"""What the decoders alone say of who writes where: norms of W_dec[s->l], without any image.
+"""Norms of the decoders W_dec[s->l]: which source writes to which target, without any image.
 
 With e_i = ||W_dec[s->l]_i||^2, the squared norm of feature i's row, in raw units of y_l:
 
     norm         sqrt(sum_i e_i)                     Frobenius norm of the connection
-    rms          sqrt(mean_i e_i)                    of one feature
+    rms          sqrt(mean_i e_i)                    root mean square norm of one feature
     source_share sum_i e_i / the same summed over the targets of s
     effective    (sum_i e_i)^2 / (F sum_i e_i^2)     share of the features that carry the norm: 1
-                                                     where all are equal, 1/F where one has it all
-    top_1_percent  share of sum_i e_i held by the largest 1 % of features (at least one)
+                                                     where all are equal, 1/F where one carries all
+    top_1_percent  share of sum_i e_i that the largest 1 % of features have (at least one feature)
     cross_layer    per source: 1 - source_share[s, s]; per target: the share of sum e that comes
                    from s < l
 
-Norms say nothing of how often or how strongly a feature fires. Neither are they comparable between
-sources: codes of s times a and decoders of s over a are the same CLT, so what compares sources
-(norm down a row, cross_layer per target) holds only as far as their codes are of one size. Across
-the targets of one source they compare up to the size of y_l, which tends to grow with depth and
-which weights do not tell. The definitions are ours.
+Norms say nothing about how often or how strongly a feature fires. They are not comparable between
+sources: multiplying the codes of s by a and dividing its decoders by a gives the same CLT, so that
+comparisons between sources (norm along a row, cross_layer per target) hold only as far as their
+codes are of one size. Between the targets of one source they are comparable up to the size of y_l,
+which tends to grow with depth and does not follow from the weights. The definitions are ours.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ TOP_SHARE = 0.01
 
 @dataclass(frozen=True)
 class DecoderNorms(Study):
-    """Matrices are indexed [target, source], float64, and NaN where the source is deeper."""
+    """Decoder norms of one CLT, in float64 matrices that are NaN where the source is deeper."""
 
     name = "weights"
 
     norm: Float[Tensor, "target source"]
     effective: Float[Tensor, "target source"]
-    """Share of features; NaN where the connection is zero, as is `top_1_percent`."""
+    """Share of the features that carry the norm; like `top_1_percent` NaN for a zero connection."""
     top_1_percent: Float[Tensor, "target source"]
     n_features: int
     clt: str
-    """What the CLT is called."""
+    """Name of the CLT."""
 
     @property
     def rms(self) -> Float[Tensor, "target source"]:
@@ -72,7 +72,7 @@ class DecoderNorms(Study):
 
     @property
     def cross_layer_of_target(self) -> Float[Tensor, " target"]:
-        """Share of the squared norm into each target that earlier layers hold."""
+        """Share of each target's squared norm that earlier layers write."""
         energy = self.norm.square()
         return 1 - energy.diagonal() / energy.nansum(1)
 
@@ -95,11 +95,11 @@ class DecoderNorms(Study):
         )
 
     def facts(self) -> Facts:
-        """No image takes part."""
+        """The name of the CLT; no images take part."""
         return Facts(None, 0, None, None, None, more={"clt": self.clt})
 
     def caption(self) -> str:
-        """What the columns of `shown` are."""
+        """One sentence on the columns of `shown`."""
         return (
             f"{self.clt}: decoder norms, raw units, no images; norm of a feature, effective share "
             "of features and share held by the top 1 % on the diagonal; written later and from "
@@ -121,7 +121,7 @@ class DecoderNorms(Study):
         )
 
     def notes(self) -> Sequence[str]:
-        """What norms do not compare."""
+        """A sentence on which norms cannot be compared."""
         return ["Between sources norms compare only as far as their codes are of one size."]
 
     def metrics(self) -> list[Metric]:
@@ -144,7 +144,12 @@ class DecoderNorms(Study):
 
 @torch.no_grad()
 def decoder_norms(clt: CrossLayerTranscoder, name: str = "CLT") -> DecoderNorms:
-    """Norms of every connection of a CLT, called `name`, and how they spread over its features."""
+    """Norm of every connection of a CLT, and how it is spread over features.
+
+    Args:
+        clt: the transcoder.
+        name: its name in tables and captions.
+    """
     n, n_features = clt.config.n_layers, clt.config.n_features
     n_top = ceil(TOP_SHARE * n_features)
     norm, effective, top = (torch.full((n, n), torch.nan, dtype=torch.float64) for _ in range(3))

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoreDifferences(Study):
-    """The first CLT of a study less each of the others; tables hold all, figures what it draws."""
+    """Scores of the first CLT of a `ScoreStudy` less those of each of the others.
+
+    Tables hold all differences, figures those of the kinds that the study draws.
+    """
 
     name = "difference"
 
@@ -45,15 +48,15 @@ class ScoreDifferences(Study):
         }
 
     def drawn(self, name: str, tokens: TokenKind, kind: ScoreKind) -> ScoreDifference:
-        """The first CLT less the one of this name, in the reduction that is drawn."""
+        """Difference from the CLT of this name, in the reduction that is drawn."""
         return self.all[name, tokens, kind, self.study.drawn(name, tokens, kind).reduce]
 
     def facts(self) -> Facts:
-        """Those of the scores."""
+        """The facts of the scores."""
         return self.study.facts()
 
     def caption(self) -> str:
-        """What is less what, and on which images."""
+        """One sentence on which CLTs are compared, and on which images."""
         return (
             f"shares of the last layer's reconstruction, {self.study.names[0]} less another CLT, "
             f"95 % bootstrap paired by image, {self.study.measured_on}"
@@ -63,10 +66,10 @@ class ScoreDifferences(Study):
         """Every difference: a row per target and source, with its paired interval."""
         first = self.study.names[0]
         return pd.concat(
-            each.to_frame().assign(
-                a=first, b=name, tokens=tokens, kind=kind, reduce=reduce, n=each.a.n_images
+            difference.to_frame().assign(
+                a=first, b=name, tokens=tokens, kind=kind, reduce=reduce, n=difference.a.n_images
             )
-            for (name, tokens, kind, reduce), each in self.all.items()
+            for (name, tokens, kind, reduce), difference in self.all.items()
         )
 
     def shown(self) -> pd.DataFrame:
@@ -109,10 +112,10 @@ class ScoreDifferences(Study):
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """C_a - C_b cell by cell; the last column of every matrix is the bias.
+    """C_a - C_b for every target and source; the last column of every matrix is the bias.
 
     Raises:
-        InputError: the two are scores of different kinds, rows or images, or of other draws.
+        InputError: a and b differ in kind, reduction, rows, images or bootstrap draws.
     """
 
     a: ContributionScores
@@ -120,12 +123,15 @@ class ScoreDifference:
 
     def __post_init__(self) -> None:
         for name in ("kind", "reduce", "tokens", "data", "n_images", "seed"):
-            found, expected = getattr(self.b, name), getattr(self.a, name)
-            if found != expected:
-                raise InputError(f"{name} of b is {found}; expected that of a, {expected}.")
-        # the teacher's own y, image by image: equal only for the same images in the same order
-        of_a, of_b = ((s.chosen, s.moments.variation["all"]) for s in (self.a, self.b))
-        for x, y in zip(of_a, of_b, strict=True):
+            value, expected = getattr(self.b, name), getattr(self.a, name)
+            if value != expected:
+                raise InputError(f"{name} of b is {value}; expected that of a, {expected}.")
+        # The variation of y of each image is equal only for the same images in the same order.
+        pairs = [
+            (self.a.images, self.b.images),
+            (self.a.moments.variation["all"], self.b.moments.variation["all"]),
+        ]
+        for x, y in pairs:
             if x.shape != y.shape or not torch.allclose(x, y, rtol=1e-9, atol=0):
                 raise InputError(
                     "b", "was scored on other images or another teacher; expected a's."
@@ -134,12 +140,12 @@ class ScoreDifference:
     @property
     def matrix(self) -> Float[Tensor, "target source_and_bias"]:
         """C_a - C_b; NaN above the diagonal."""
-        of_a, of_b = (torch.cat([s.matrix, s.bias[:, None]], 1) for s in (self.a, self.b))
-        return of_a - of_b
+        a, b = (torch.cat([s.matrix, s.bias[:, None]], 1) for s in (self.a, self.b))
+        return a - b
 
     @cached_property
     def draws(self) -> Float[np.ndarray, "draw target source_and_bias"]:
-        """The difference on the same bootstrap draw of the images for both."""
+        """The differences on bootstrap draws of the images, which a and b share."""
         return self.a.draws - self.b.draws
 
     @property
@@ -154,7 +160,7 @@ class ScoreDifference:
 
     @property
     def clear(self) -> Bool[Tensor, "target source_and_bias"]:
-        """Whether the interval leaves 0 out."""
+        """Whether 0 lies outside the interval."""
         return (self.low > 0) | (self.high < 0)
 
     def to_frame(self) -> pd.DataFrame:

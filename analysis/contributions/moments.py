@@ -1,14 +1,14 @@
-"""What every contribution score is made of, image by image, in two passes over the images.
+"""The sums that every contribution score is computed from, in two passes over the images.
 
 The first pass adds up, per target l and source s, the products of the terms c_s with the
-reconstruction y^ and its error; the second those of the terms about their means over all images,
-which are known only then. Sums over an image's CLS row and over its patch rows are kept, never
-single rows, so that every score kind, reduction and token kind, of all images, of a class, of one
-image or of a bootstrap draw, comes from the same numbers. Products are formed in the terms' dtype
-(float32 at least) and added up in float64. Teacher trajectory: codes come from the unaltered model.
+reconstruction y^ and its error. The second adds up products of the terms about their means over
+all images, which are known only then. Each image keeps one sum over its CLS row and one over its
+patch rows, never single rows: every score kind, reduction and token kind, of all images, of a
+class, of one image or of a bootstrap draw, follows from them. Products are computed in the dtype of
+the terms (float32 at least) and summed in float64. Codes come from the teacher trajectory.
 
-The second pass reads codes that the first one kept, up to `KEPT_BYTES`; beyond that it makes them
-again, and then costs what the first did.
+The second pass reuses the codes that the first one kept, up to `KEPT_BYTES`; codes of further
+images are computed again, at the cost of the first pass.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 KEPT_BYTES = 2**31
-"""Codes kept between the passes, of all CLTs together (CIFAR-10 CLTs: 0.3 MB an image each)."""
+"""The most bytes of codes kept between the passes, over all CLTs (CIFAR-10: 0.3 MB an image)."""
 GROUPS: dict[TokenKind, list[int]] = {"cls": [0], "patch": [1], "all": [0, 1]}
-"""The row groups, (CLS row, patch rows), that a token kind takes in."""
-# rows this far below the running mean of ||y^||^2 wait for the final mean before they are judged
+"""The row groups, 0 for the CLS row and 1 for patch rows, of each token kind."""
+# Rows whose ||y^||^2 is below this share of its running mean are decided on with the final mean.
 _SUSPECT = 1e-6
 
 
 @dataclass(frozen=True)
 class SuspectRow:
-    """A row whose ||y^||^2 is so small that ratios to it may mean nothing."""
+    """A token row whose ||y^||^2 is so small that ratios to it may be rounding alone."""
 
     image: int
     group: int
@@ -63,9 +63,9 @@ class TargetMoments:
         self.has_cls = has_cls
         self.ratio = zeros(n_sources)  # <c_s, y^> / <y^, y^>, suspect rows left out
         self.bias_ratio = zeros()  # <b, y^> / <y^, y^>, suspect rows left out
-        self.ratio_rows = zeros()  # rows in the two above
+        self.ratio_rows = zeros()  # number of rows in `ratio` and `bias_ratio`
         self.norm_ratio = zeros(n_sources)  # ||c_s|| / sum_j ||c_j||, suspect rows left out
-        self.norm_rows = zeros()  # rows in the one above
+        self.norm_rows = zeros()  # number of rows in `norm_ratio`
         self.cy = zeros(n_sources)  # <c_s, y^>
         self.cc = zeros(n_sources)  # ||c_s||^2
         self.ce = zeros(n_sources)  # <c_s, y - y^>
@@ -84,13 +84,13 @@ class TargetMoments:
         y: Float[Tensor, "image token d_model"],
         first: int,
     ) -> None:
-        """First pass: a batch of images, the first of them number `first`."""
+        """First pass: add a batch of images, whose first image has the number `first`."""
         bias = self.bias.to(terms.dtype)
         y_hat = terms.sum(0) + bias
         error = y.to(terms.dtype) - y_hat
         cy, cc, ce = (_dots(terms, other) for other in (y_hat, terms, error))
         by, be = _dots(y_hat, bias), _dots(error, bias)
-        # equal to the dot product, and shares of it then sum to 1 without rounding
+        # This equals <y^, y^>, and shares of it sum to 1 without rounding.
         yy = cy.sum(0) + by
         norm = cc.sqrt()
         self._mean_terms.add(terms)
@@ -108,7 +108,7 @@ class TargetMoments:
 
         self._yy_seen += float(yy.sum())
         self._rows_seen += yy.numel()
-        # written so that a zero row is suspect also while the running mean is zero
+        # With "not above", a zero row is suspect also while the running mean is zero.
         suspect = ~(yy > _SUSPECT * self._yy_seen / self._rows_seen)
         ratio, bias_ratio, norm_ratio = cy / yy, by / yy, norm / norm.sum(0)
         for image, token in suspect.nonzero().tolist():
@@ -124,7 +124,7 @@ class TargetMoments:
                 )
             )
         sound = ~suspect
-        # no term at all (every feature silent) has no norm shares
+        # A row on which every term is zero has no norm shares.
         shared = sound & (norm.sum(0) > 0)
         for total, value in (
             (self.ratio, torch.where(sound, ratio, 0)),
@@ -136,34 +136,34 @@ class TargetMoments:
             total[..., images, :] = by_group(value, self.has_cls)
 
     def add_centred(self, terms: Float[Tensor, "source image token d_model"], first: int) -> None:
-        """Second pass: the same batch, once every image's terms are summed; overwrites `terms`."""
+        """Second pass: add a batch once `add` has seen all images; it overwrites `terms`."""
         terms -= self._mean_terms.mean().to(terms.dtype)[:, None]
-        together = _dots(terms, terms.sum(0))
+        products = _dots(terms, terms.sum(0))
         images = slice(first, first + terms.shape[1])
-        self.centred[:, images] = by_group(together, self.has_cls)
+        self.centred[:, images] = by_group(products, self.has_cls)
 
 
 @dataclass(frozen=True)
 class ContributionMoments:
-    """Moments at every target, and what they were measured on."""
+    """Moments at every target of one CLT, and the images they were measured on."""
 
     targets: list[TargetMoments]
     variation: dict[TokenKind, Float[Tensor, "layer image"]]
-    """Sum over an image's rows of ||y - mean y||^2, the mean over all images' rows, per token kind
-    ("cls", "patch", "all")."""
+    """By token kind, the sum over an image's rows of ||y - mean y||^2; the mean is taken over the
+    rows of all images."""
     active: Float[Tensor, "layer image group"]
-    """Active features, summed over the CLS row and over patch rows."""
+    """Number of active features, summed over the CLS row and over patch rows."""
     rows: tuple[int, int]
-    """CLS rows (1 or 0) and patch rows of an image."""
+    """Number of CLS rows (1 or 0) and of patch rows of an image."""
     labels: Int[Tensor, " image"]
-    """-1 where unlabelled."""
+    """Class of each image, -1 where it has no label."""
     class_names: list[str]
     data: str
     split: str | None
 
     @property
     def n_images(self) -> int:
-        """Images measured."""
+        """Number of images."""
         return len(self.labels)
 
     @property
@@ -171,11 +171,11 @@ class ContributionMoments:
         """Whether there is a CLS row."""
         return self.rows[0] == 1
 
-    def mean_l0(self, tokens: TokenKind, chosen: Int[Tensor, " chosen"]) -> float:
-        """Active features a token and layer, over the rows of a token kind of chosen images."""
+    def mean_l0(self, tokens: TokenKind, images: Int[Tensor, " image"]) -> float:
+        """L0, active features a token row and layer, of these images on rows of a token kind."""
         groups = GROUPS[tokens]
-        n_rows = sum(self.rows[g] for g in groups) * len(chosen) * len(self.targets)
-        return float(self.active[:, chosen][..., groups].sum() / n_rows)
+        n_rows = sum(self.rows[g] for g in groups) * len(images) * len(self.targets)
+        return float(self.active[:, images][..., groups].sum() / n_rows)
 
 
 def contribution_moments(
@@ -185,7 +185,7 @@ def contribution_moments(
     *,
     progress: bool = False,
 ) -> ContributionMoments:
-    """Gather the moments of all targets and sources, image by image.
+    """The moments of all targets and sources of one CLT, image by image.
 
     Args:
         vit: the teacher.
@@ -207,7 +207,7 @@ def compared_moments(
     *,
     progress: bool = False,
 ) -> list[ContributionMoments]:
-    """`contribution_moments` of several CLTs of one teacher, whose activations are shared."""
+    """`contribution_moments` of several CLTs of one teacher, which runs once for all of them."""
     for clt in clts:
         check_fits(vit, clt)
     data = as_image_data(images)
@@ -222,13 +222,12 @@ def compared_moments(
     room = KEPT_BYTES
     with tqdm(total=2 * n, desc="contributions", unit=" images", disable=not progress) as bar:
         for batch in _batches(vit, clts, data):
-            chosen = slice(batch.first, batch.first + batch.size)
-            labels[chosen] = batch.labels
+            labels[batch.images] = batch.labels
             assert batch.y is not None
             total = batch.y_sums.sum(1)
             sums = total if sums is None else sums + total
             for i, (clt, codes) in enumerate(zip(clts, batch.codes, strict=True)):
-                active[i, :, chosen] = by_group(codes.l0().double(), cfg.has_cls)
+                active[i, :, batch.images] = by_group(codes.l0().double(), cfg.has_cls)
                 for l in layers:
                     targets[i][l].add(_terms(clt, codes, l), batch.y[l], batch.first)
             batch.y = None
@@ -241,22 +240,22 @@ def compared_moments(
         means = _kind_means(sums, rows, n)
         variation = {kind: torch.zeros(cfg.n_layers, n, dtype=torch.float64) for kind in means}
         for batch in _batches(vit, clts, data, kept):
-            chosen = slice(batch.first, batch.first + batch.size)
             for kind, (groups, mean) in means.items():
-                size = sum(rows[g] for g in groups)
-                along = torch.einsum("lid,ld->li", batch.y_sums[:, :, groups].sum(2), mean)
-                own = size * mean.square().sum(-1, keepdim=True)
-                found = batch.y_power[..., groups].sum(-1) - (2 * along - own).cpu()
-                variation[kind][:, chosen] = found
+                # sum ||y - m||^2 = sum ||y||^2 - (2 <sum y, m> - n_rows ||m||^2)
+                n_rows = sum(rows[g] for g in groups)
+                along_mean = torch.einsum("lid,ld->li", batch.y_sums[:, :, groups].sum(2), mean)
+                mean_power = n_rows * mean.square().sum(-1, keepdim=True)
+                power = batch.y_power[..., groups].sum(-1)
+                variation[kind][:, batch.images] = power - (2 * along_mean - mean_power).cpu()
             for i, (clt, codes) in enumerate(zip(clts, batch.codes, strict=True)):
                 for l in layers:
                     targets[i][l].add_centred(_terms(clt, codes, l), batch.first)
             bar.update(batch.size)
     return [
         ContributionMoments(
-            targets[i], variation, of_clt, rows, labels, data.class_names, data.name, data.split
+            targets[i], variation, active[i], rows, labels, data.class_names, data.name, data.split
         )
-        for i, of_clt in enumerate(active)
+        for i in range(len(clts))
     ]
 
 
@@ -273,6 +272,10 @@ class _Batch:
     def size(self) -> int:
         return len(self.labels)
 
+    @property
+    def images(self) -> slice:
+        return slice(self.first, self.first + self.size)
+
     def nbytes(self) -> int:
         return self.y_sums.nbytes + sum(codes.nbytes() for codes in self.codes)
 
@@ -283,26 +286,26 @@ def _batches(
     data: ImageData,
     kept: Sequence[_Batch] = (),
 ) -> Iterator[_Batch]:
-    """The batches kept, then the others, made from their images."""
+    """The batches that were kept, then those of the further images, computed from them."""
     yield from kept
     first = sum(batch.size for batch in kept)
     device = clts[0].b_dec.device
     for start in range(first, len(data), data.batch_size):
-        chosen = range(start, min(start + data.batch_size, len(data)))
-        images, labels = data.batch(chosen)
-        found = capture(vit, images.to(device))
-        y = found.y.double()
+        images, labels = data.batch(range(start, min(start + data.batch_size, len(data))))
+        activations = capture(vit, images.to(device))
+        y = activations.y.double()
         power = by_group(y.square().sum(-1), vit.cfg.has_cls)
         patches = y[:, :, int(vit.cfg.has_cls) :].sum(2)
         cls = y[:, :, 0] if vit.cfg.has_cls else torch.zeros_like(patches)
         sums = torch.stack([cls, patches], 2)
-        yield _Batch(start, labels, [clt.encode(found.x) for clt in clts], found.y, sums, power)
+        codes = [clt.encode(activations.x) for clt in clts]
+        yield _Batch(start, labels, codes, activations.y, sums, power)
 
 
 def _kind_means(
     sums: Float[Tensor, "layer group d_model"], rows: tuple[int, int], n_images: int
 ) -> dict[TokenKind, tuple[list[int], Tensor]]:
-    """Per token kind its groups of rows, and the mean y over all of them "layer d_model"."""
+    """By token kind, its groups of rows and the mean y over their rows, "layer d_model"."""
     return {
         kind: (groups, sums[:, groups].sum(1) / (n_images * sum(rows[g] for g in groups)))
         for kind, groups in GROUPS.items()
@@ -320,7 +323,7 @@ def _dots(a: Tensor, b: Tensor) -> Tensor:
 
 
 def by_group(values: Float[Tensor, "*axes token"], has_cls: bool) -> Float[Tensor, "*axes group"]:
-    """Sums over the CLS row (0 without one) and over patch rows."""
+    """Sums over the CLS row (0 where the model has none) and over patch rows."""
     patches = values[..., int(has_cls) :].sum(-1)
     cls = values[..., 0] if has_cls else torch.zeros_like(patches)
     return torch.stack([cls, patches], -1).cpu()

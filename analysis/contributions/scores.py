@@ -10,8 +10,8 @@ With terms c_s = W_dec[s->l] z_s and y^_l = b_dec[l] + sum_s c_s, over the score
     loo         E||c_s||^2 / E||y^||^2
     loo_r2      fall in R^2 against the true y when c_s is removed
 
-Scored on all images, those of one class (`label`), or one (`image`). Means that a definition takes
-over images (centred's, and that of y in loo_r2's R^2) are over all of them, whichever are scored.
+All images are scored, or those of one class (`label`), or one (`image`). The means over images in a
+definition (in centred, and of y in the R^2 of loo_r2) are over all images, whichever are scored.
 `reduce="ratio_of_means"` divides means instead of averaging ratios, for projection and norm; the
 other kinds are ratios of means by definition. That the paper's score is a projection normalised by
 the reconstruction is known second-hand; the inner form and the other kinds are ours.
@@ -32,9 +32,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_clt.analysis.contributions.chosen import check_chosen, chosen_images
 from vit_clt.analysis.contributions.moments import ContributionMoments, contribution_moments
 from vit_clt.analysis.contributions.parts import REDUCIBLE, ScoreParts, score_parts, shares
+from vit_clt.analysis.contributions.scored_images import check_image_choice, scored_images
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import RESAMPLES, bootstrap_means, intervals
 from vit_clt.choices import Reduce, ScoreKind, TokenKind, check_choice
@@ -61,29 +61,30 @@ MEANING = "C(s->l) says from which depth y_l can be sparsely read, not what MLP_
 
 @dataclass(frozen=True)
 class ContributionScores(Study):
-    """C(s->l) on one set of images; `matrix` is NaN above the diagonal (s > l)."""
+    """Contribution scores C(s->l) of one kind on one set of images and token rows."""
 
     name = "scores"
 
     matrix: Float[Tensor, "target source"]
+    """C(s->l), NaN above the diagonal (s > l)."""
     bias: Float[Tensor, " target"]
-    """Share of b_dec; NaN for norm, whose shares are among terms alone; 0 for centred."""
+    """Score of b_dec; NaN for norm, whose shares are among terms alone; 0 for centred."""
     excluded: Int[Tensor, " target"]
-    """Rows left out because ||y^||^2 is negligible (mean of ratios only); `norm` also leaves out
-    rows on which every term is silent, which have no shares."""
+    """Number of token rows that a mean of ratios leaves out because ||y^||^2 is negligible. Rows on
+    which every term is zero, which norm leaves out too, are not counted."""
     kind: ScoreKind
     reduce: Reduce
-    """How it was averaged; centred, loo and loo_r2 are ratios of means by definition."""
+    """How ratios are averaged; centred, loo and loo_r2 are ratios of means by definition."""
     tokens: TokenKind
     n_images: int
     data: str
-    """Data set, and the class or image of it that was scored."""
+    """Name of the data, and the class or image of it that was scored."""
     l0: float
-    """Active features a token and layer, over the scored rows."""
+    """Active features a token row and layer, over the scored rows."""
     seed: int
-    """Of the bootstrap."""
-    chosen: Int[Tensor, " chosen"]
-    """The images scored, by row."""
+    """Seed of the bootstrap."""
+    images: Int[Tensor, " scored"]
+    """Numbers of the scored images in the data."""
     moments: ContributionMoments
 
     @property
@@ -95,26 +96,26 @@ class ContributionScores(Study):
     def draws(self) -> Float[np.ndarray, "draw target source_and_bias"]:
         """The matrix, with the bias as its last column, on bootstrap draws of the scored images.
 
-        Every score is a ratio of two sums over images; each draw divides its own sums. Means over
-        images inside centred and loo_r2 stay those of all images (a draw's own would differ by a
-        share of 1/N). Scores of one seed and as many images share their draws, so differences
-        pair. NaN with one image, which says nothing about its spread.
+        Every score is a ratio of two sums over images, and each draw divides its sums. The means
+        over images inside centred and loo_r2 stay those of all images; means over a draw would
+        differ by a share of about 1/N. Scores with the same seed and number of images share their
+        draws, so that their differences are paired. All draws are NaN where there is one image.
         """
         n = len(self.moments.targets)
-        found = np.full((RESAMPLES, n, n + 1), np.nan)
+        scores = np.full((RESAMPLES, n, n + 1), np.nan)
         if self.n_images < 2:
-            return found
+            return scores
         parts = [self._parts(l) for l in range(n)]
         columns = [torch.cat([p.numerator, p.denominator[None], p.scale[None]]) for p in parts]
-        values = torch.cat(columns)[:, self.chosen].T.numpy()
+        values = torch.cat(columns)[:, self.images].T.numpy()
         means = np.split(
             bootstrap_means(values, self.seed), np.cumsum([len(c) for c in columns])[:-1], axis=1
         )
-        for l, drawn in enumerate(means):
-            sums = torch.from_numpy(drawn)
-            each = shares(sums[:, :-2], sums[:, -2], sums[:, -1])
-            found[:, l, : l + 1], found[:, l, -1] = each[:, :-1], each[:, -1]
-        return found
+        for l, target_means in enumerate(means):
+            sums = torch.from_numpy(target_means)
+            drawn = shares(sums[:, :-2], sums[:, -2], sums[:, -1])
+            scores[:, l, : l + 1], scores[:, l, -1] = drawn[:, :-1], drawn[:, -1]
+        return scores
 
     @cached_property
     def low(self) -> Float[Tensor, "target source_and_bias"]:
@@ -127,17 +128,18 @@ class ContributionScores(Study):
         return self._ends[1]
 
     def rescored(self, kind: ScoreKind) -> ContributionScores:
-        """Another kind of score of the same rows and images, with the same seed.
+        """Scores of another kind on the same rows and images, with the same seed.
 
-        It is reduced as these are, where both kinds leave a choice; else by means of ratios, as
-        `score` does.
+        Where both kinds can be averaged either way, the reduction stays the same. From a kind that
+        is a ratio of means by definition, projection and norm become means of ratios, which is the
+        default of `score`.
 
         Raises:
-            InputError: an unknown kind, or centred scores of one image in all.
+            InputError: the kind is unknown, or it is centred and the data have one image.
         """
         reduce: Reduce = self.reduce if self.kind in REDUCIBLE else "mean_of_ratios"
         return _scored(
-            self.moments, self.chosen, self.data, self.tokens, kind, reduce, seed=self.seed
+            self.moments, self.images, self.data, self.tokens, kind, reduce, seed=self.seed
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -158,7 +160,7 @@ class ContributionScores(Study):
         )
 
     def facts(self) -> Facts:
-        """Which images and rows were scored, and how."""
+        """The images and rows that were scored, and the kind of score."""
         return Facts(
             data=self.data,
             n=self.n_images,
@@ -175,7 +177,7 @@ class ContributionScores(Study):
         )
 
     def caption(self) -> str:
-        """What was scored, and what the columns of `shown` are."""
+        """One sentence on what was scored and what `shown` lists."""
         return (
             f"shares of each layer's reconstruction by source layer, {self.label}, "
             f"N = {self.n_images}, teacher trajectory, L0 {self.l0:.1f}"
@@ -190,7 +192,7 @@ class ContributionScores(Study):
         return pd.DataFrame([[l, *row] for l, row in enumerate(cells)], columns=columns)
 
     def notes(self) -> Sequence[str]:
-        """What a score does not say."""
+        """A sentence on what a score does not say."""
         return [MEANING]
 
     def metrics(self, prefix: str = "") -> list[Metric]:
@@ -232,24 +234,24 @@ def contribution_scores(
         vit: the teacher.
         clt: its transcoder.
         images: ImageData, a tensor "image 3 height width", or batches.
-        tokens: rows that are scored.
-        kind: see the module's table.
+        tokens: kind of rows that are scored.
+        kind: kind of score, defined at the top of this module.
         reduce: how projection and norm are averaged.
-        label: score the images of this class alone, a class's number or name
-            (`class_number`).
-        image: score this image alone, by its row in `images`.
-        seed: of the bootstrap.
+        label: score only the images of this class, given by number or name (`class_number`).
+        image: score only the image of this number in `images`.
+        seed: seed of the bootstrap.
         progress: show a progress bar.
 
     Raises:
-        InputError: an unknown kind, reduction or token kind; a class or image that is not there, or
-            both named; one image in all with `centred`; no images; or a CLT of another model.
+        InputError: kind, reduction or token kind are unknown; class or image do not exist, or both
+            are given; the kind is centred and there is one image; there are no images; or the CLT
+            belongs to another model.
     """
     check_choice("kind", kind, get_args(ScoreKind))
     check_choice("reduce", reduce, get_args(Reduce))
     token_rows(tokens, vit.cfg.has_cls)
     data = as_image_data(images)
-    check_chosen(label, image, data.class_names, len(data))
+    check_image_choice(label, image, data.class_names, len(data))
     moments = contribution_moments(vit, clt, data, progress=progress)
     return score(
         moments, tokens=tokens, kind=kind, reduce=reduce, label=label, image=image, seed=seed
@@ -266,15 +268,15 @@ def score(
     image: int | None = None,
     seed: int = 0,
 ) -> ContributionScores:
-    """Any score from moments already gathered; arguments as in `contribution_scores`."""
+    """Scores of any kind from moments; the other arguments are those of `contribution_scores`."""
     token_rows(tokens, moments.has_cls)
-    chosen, which = chosen_images(moments, label, image)
-    return _scored(moments, chosen, moments.data + which, tokens, kind, reduce, seed)
+    images, suffix = scored_images(moments, label, image)
+    return _scored(moments, images, moments.data + suffix, tokens, kind, reduce, seed)
 
 
 def _scored(
     moments: ContributionMoments,
-    chosen: Int[Tensor, " chosen"],
+    images: Int[Tensor, " scored"],
     data: str,
     tokens: TokenKind,
     kind: ScoreKind,
@@ -293,13 +295,13 @@ def _scored(
     excluded = torch.zeros(n, dtype=torch.long)
     for l in range(n):
         parts = score_parts(moments, l, tokens, kind, reduce)
-        found = shares(
-            parts.numerator[:, chosen].sum(-1),
-            parts.denominator[chosen].sum(),
-            parts.scale[chosen].sum(),
+        scores = shares(
+            parts.numerator[:, images].sum(-1),
+            parts.denominator[images].sum(),
+            parts.scale[images].sum(),
         )
-        matrix[l, : l + 1], bias[l] = found[:-1], found[-1]
-        excluded[l] = parts.excluded[chosen].sum()
+        matrix[l, : l + 1], bias[l] = scores[:-1], scores[-1]
+        excluded[l] = parts.excluded[images].sum()
     return ContributionScores(
         matrix=matrix,
         bias=bias,
@@ -307,23 +309,23 @@ def _scored(
         kind=kind,
         reduce=reduce,
         tokens=tokens,
-        n_images=len(chosen),
+        n_images=len(images),
         data=data,
-        l0=moments.mean_l0(tokens, chosen),
+        l0=moments.mean_l0(tokens, images),
         seed=seed,
-        chosen=chosen,
+        images=images,
         moments=moments,
     )
 
 
 def last_target_metrics(name: str, frame: pd.DataFrame, column: str, n: int) -> list[Metric]:
-    """The deepest target's rows of a table by target and source, its bias left out.
+    """Metrics of the deepest target's sources, from a table by target and source.
 
     Args:
-        name: what the metrics' names begin with; "_{source}_to_{target}" follows.
-        frame: with the columns target, source, low, high and `column`.
-        column: which holds the values.
-        n: images.
+        name: start of the metrics' names; "_{source}_to_{target}" follows.
+        frame: table with the columns target, source, low, high and `column`.
+        column: name of the column with the values.
+        n: number of images.
     """
     last = frame["target"].max()
     return [

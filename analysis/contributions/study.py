@@ -1,4 +1,4 @@
-"""Every score of one or several CLTs of one teacher on the same images, and the differences."""
+"""All scores of one or several CLTs of one teacher on the same images, and their differences."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from vit_clt.analysis.contributions.chosen import check_chosen
 from vit_clt.analysis.contributions.difference import ScoreDifferences
 from vit_clt.analysis.contributions.moments import compared_moments
+from vit_clt.analysis.contributions.scored_images import check_image_choice
 from vit_clt.analysis.contributions.scores import (
     ALL_SCORES,
     MEANING,
@@ -31,34 +31,34 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Key = tuple[str, TokenKind, ScoreKind, Reduce]
-"""CLT, rows, kind and reduction."""
+"""Name of the CLT, token rows, kind and reduction."""
 
 
 @dataclass(frozen=True)
 class ScoreStudy(Study):
-    """Scores by CLT, rows, kind and reduction; tables hold all, figures the kinds asked for."""
+    """Scores by CLT, rows, kind and reduction; tables hold all, figures only `kinds`."""
 
     name = "contributions"
 
     scores: dict[Key, ContributionScores]
     names: list[str]
-    """The CLTs'; differences are the first less each of the others."""
+    """Names of the CLTs; differences are the first less each of the others."""
     tokens: list[TokenKind]
     kinds: list[ScoreKind]
-    """Drawn, each in its first reduction."""
+    """Kinds that are drawn, each in its first reduction."""
 
     @cached_property
     def difference(self) -> ScoreDifferences:
-        """The first CLT less each of the others."""
+        """The scores of the first CLT less those of each of the others."""
         return ScoreDifferences(self)
 
     @property
     def first(self) -> ContributionScores:
-        """The first score drawn, for what all have in common."""
+        """The first score that is drawn, for what all scores have in common."""
         return self.drawn(self.names[0], self.tokens[0], self.kinds[0])
 
     def drawn(self, name: str, tokens: TokenKind, kind: ScoreKind) -> ContributionScores:
-        """One CLT's score in the reduction that is drawn."""
+        """Scores of one CLT in the reduction that is drawn."""
         return self.scores[name, tokens, kind, dict(reversed(ALL_SCORES))[kind]]
 
     @property
@@ -79,7 +79,7 @@ class ScoreStudy(Study):
             name: {tokens: self.drawn(name, tokens, first.kind).l0 for tokens in self.tokens}
             for name in self.names
         }
-        excluded = sum(self.drawn(*each).excluded.sum() for each in self._drawn)
+        excluded = sum(self.drawn(*key).excluded.sum() for key in self._drawn)
         return Facts(
             data=first.data,
             n=first.n_images,
@@ -92,7 +92,7 @@ class ScoreStudy(Study):
         )
 
     def caption(self) -> str:
-        """What the table for reading shows, and on which images."""
+        """One sentence on what `shown` lists, and on which images."""
         return f"shares of the last layer's reconstruction, {self.measured_on}"
 
     def to_frame(self) -> pd.DataFrame:
@@ -109,44 +109,45 @@ class ScoreStudy(Study):
         cells = []
         for name, tokens, kind in self._drawn:
             shares = self.drawn(name, tokens, kind).matrix[-1].tolist()
-            which = [name] if len(self.names) > 1 else []
+            prefix = [name] if len(self.names) > 1 else []
             cells.append(
-                (", ".join([*which, ROW_NAMES[tokens], kind]), *(f"{v:.3f}" for v in shares))
+                (", ".join([*prefix, ROW_NAMES[tokens], kind]), *(f"{v:.3f}" for v in shares))
             )
         return pd.DataFrame(cells, columns=["source layer", *map(str, range(len(cells[0]) - 1))])
 
     def notes(self) -> Sequence[str]:
-        """What a score does not say."""
+        """A sentence on what a score does not say."""
         return [MEANING]
 
     def metrics(self) -> list[Metric]:
         """The drawn scores of the last target and their differences, with intervals.
 
-        Names: {kind}_{rows}_{source}_to_{target}, behind the CLT's where there are several.
+        Names are {kind}_{rows}_{source}_to_{target}, after the name of the CLT where there are
+        several.
         """
         first = self.names[0]
-        found = []
+        metrics = []
         for name, tokens, kind in self._drawn:
             prefix = f"{name}_" if len(self.names) > 1 else ""
-            found += self.drawn(name, tokens, kind).metrics(prefix)
+            metrics += self.drawn(name, tokens, kind).metrics(prefix)
             if name != first:
                 difference = self.difference.drawn(name, tokens, kind)
-                found += difference.metrics(f"{first}_less_{name}_")
-        return found
+                metrics += difference.metrics(f"{first}_less_{name}_")
+        return metrics
 
     def companions(self) -> Sequence[Study]:
         """The differences, where there are several CLTs."""
         return [self.difference] if len(self.names) > 1 else []
 
     def figure(self) -> go.Figure:
-        """CLS above patches; score kinds as columns, or, for each kind, the CLTs."""
+        """Heatmaps, CLS rows above patch rows, with a column for each kind or for each CLT."""
         from vit_clt.analysis.contributions.figure import contribution_figure
 
         if len(self.names) == 1:
             grid = [[self.drawn(self.names[0], t, k) for k in self.kinds] for t in self.tokens]
             return contribution_figure(grid)
-        lines = [(t, k) for k in self.kinds for t in self.tokens]
-        grid = [[self.drawn(name, *line) for name in self.names] for line in lines]
+        panel_rows = [(t, k) for k in self.kinds for t in self.tokens]
+        grid = [[self.drawn(name, *row) for name in self.names] for row in panel_rows]
         return contribution_figure(grid, self.names)
 
     @property
@@ -166,36 +167,36 @@ def score_study(
     seed: int = 0,
     progress: bool = False,
 ) -> ScoreStudy:
-    """Every score of every CLT, from passes over the images that all of them share.
+    """All scores of every CLT, from two passes over the images that the CLTs share.
 
     Args:
         vit: the teacher.
         clts: its transcoders by name.
         data: the images.
-        tokens: rows scored, one above the other in figures.
-        kinds: what is drawn; `centred` is left out where there is one image in all.
-        label: score the images of this class alone, as `score`.
-        image: score this image alone, by its row.
-        seed: of the bootstrap, whose draws all scores share.
+        tokens: kinds of rows scored, one above the other in figures.
+        kinds: kinds of score that are drawn; `centred` is left out where there is one image.
+        label: score only the images of this class, a number or a name.
+        image: score only the image of this number.
+        seed: seed of the bootstrap, whose draws all scores share.
         progress: show a progress bar.
 
     Raises:
-        InputError: as `contribution_scores`, or no kind to draw.
+        InputError: as `contribution_scores`, or there is no kind to draw.
     """
-    for each in tokens:
-        token_rows(each, vit.cfg.has_cls)
-    check_chosen(label, image, data.class_names, len(data))
+    for token_kind in tokens:
+        token_rows(token_kind, vit.cfg.has_cls)
+    check_image_choice(label, image, data.class_names, len(data))
     defined = [(kind, how) for kind, how in ALL_SCORES if kind != "centred" or len(data) > 1]
     shown = [kind for kind in kinds if kind in dict(defined)]
     if not shown:
-        found = f'"{kinds[0]}"' if kinds else "empty"
-        raise InputError("kind", f"is {found}; expected one that {len(data)} images define.")
+        given = f'"{kinds[0]}"' if kinds else "empty"
+        raise InputError("kind", f"is {given}; expected one that {len(data)} images define.")
     moments = compared_moments(vit, list(clts.values()), data, progress=progress)
     scores: dict[Key, ContributionScores] = {
         (name, rows, kind, how): score(
-            of_clt, tokens=rows, kind=kind, reduce=how, label=label, image=image, seed=seed
+            clt_moments, tokens=rows, kind=kind, reduce=how, label=label, image=image, seed=seed
         )
-        for name, of_clt in zip(clts, moments, strict=True)
+        for name, clt_moments in zip(clts, moments, strict=True)
         for rows in tokens
         for kind, how in defined
     }

@@ -1,6 +1,6 @@
-"""How well a CLT stands in for the MLPs: in themselves, in the ViT, and for the ViT's answers.
+"""How well a CLT replaces the MLPs: their outputs, the ViT's accuracy, and the ViT's answers.
 
-`reconstruction` measures layers one by one, `cascade` replaces ranges of them,
-`surrogate_faithfulness` compares answers, `fidelity` CLTs of several sparsities, `threshold_cost`
-top-k with thresholds.
+`reconstruction` measures layers one by one, `cascade` replaces ranges of layers,
+`surrogate_faithfulness` compares answers, `fidelity` compares CLTs of several sparsities, and
+`threshold_cost` compares top-k with thresholds.
 """

@@ -1,4 +1,4 @@
-"""Cascaded replacement: layers s..L-1 replaced at once, for each s, beside its floors."""
+"""Cascaded replacement: layers s..L-1 replaced at once, for every s, beside the floors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cascade(Study):
-    """Readings of the ranges first..L-1 per token kind, each with its zero and mean floors."""
+    """Readings with layers s..L-1 replaced, for every s and token kind, beside their floors."""
 
     name = "cascade"
 
@@ -43,17 +43,17 @@ class Cascade(Study):
     tokens: list[TokenKind]
     inputs: list[Inputs]
     l0: dict[str, float]
-    """Per replaced version: active features a token and source layer, on the rows replaced."""
+    """By replaced version, active features a token row and source layer on the rows replaced."""
     templates: str
-    """Zero-shot prompts."""
+    """Name of the zero-shot prompts."""
     data: str
     split: str | None
     seed: int
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
 
     @property
     def mean_l0(self) -> float:
-        """Active features a token and source layer, as a mean over all that was replaced."""
+        """Active features a token row and source layer, as a mean over all replaced versions."""
         return float(self.to_frame()["l0"].mean())
 
     def to_frame(self) -> pd.DataFrame:
@@ -62,7 +62,7 @@ class Cascade(Study):
         rows: list[dict[str, Any]] = []
         for tokens, inputs, s in self._ranges():
             name = f"{tokens}_{inputs}_{s}"
-            read = self.readings[name]
+            reading = self.readings[name]
             zero, mean = self.readings[f"{tokens}_zero_{s}"], self.readings[f"{tokens}_mean_{s}"]
             rows.append(
                 {
@@ -70,22 +70,22 @@ class Cascade(Study):
                     "first_layer": s,
                     "last_layer": self.n_layers - 1,
                     "inputs": inputs,
-                    **read.top1.columns("top1"),
-                    "n": read.n,
+                    **reading.top1.columns("top1"),
+                    "n": reading.n,
                     "baseline": original.top1,
                     "floor_zero": zero.top1,
                     "floor_mean": mean.top1,
-                    **read.loss.columns("loss"),
+                    **reading.loss.columns("loss"),
                     "loss_baseline": original.loss,
                     "loss_floor_zero": zero.loss,
                     "loss_floor_mean": mean.loss,
                     "l0": self.l0[name],
                 }
             )
-            if read.any_hit is not None:
-                floors = {"baseline": original, "floor_zero": zero, "floor_mean": mean}
-                of_floors = {f"any_hit_{key}": each.any_hit for key, each in floors.items()}
-                rows[-1] |= {**read.any_hit.columns("any_hit"), **of_floors}
+            if reading.any_hit is not None:
+                references = {"baseline": original, "floor_zero": zero, "floor_mean": mean}
+                rows[-1] |= reading.any_hit.columns("any_hit")
+                rows[-1] |= {f"any_hit_{key}": r.any_hit for key, r in references.items()}
         return pd.DataFrame(rows)
 
     def facts(self) -> Facts:
@@ -106,7 +106,7 @@ class Cascade(Study):
         )
 
     def caption(self) -> str:
-        """What was measured, and what the cells of `shown` are."""
+        """One sentence on what was measured and on the cells of `shown`."""
         return (
             f"{self.data}, N = {self.readings.n}, templates: {self.templates}, "
             f"L0 {self.mean_l0:.1f}; top-1 % / loss (nats)"
@@ -124,22 +124,22 @@ class Cascade(Study):
             }
             cells = {"rows, layers, inputs": f"{tokens} {s}-{self.n_layers - 1} {inputs}"}
             for column, version in versions.items():
-                read = self.readings[version]
-                cells[column] = accuracy_and_loss(read.top1, read.loss)
+                reading = self.readings[version]
+                cells[column] = accuracy_and_loss(reading.top1, reading.loss)
             rows.append(cells)
         return pd.DataFrame(rows)
 
     def metrics(self) -> list[Metric]:
-        """Accuracy and loss of the original and of every range; the floor is that of means."""
+        """Accuracy and loss of the unaltered model and of every range, beside the mean floor."""
         original = self.readings["original"]
-        found = original.metrics("original")
+        metrics = original.metrics("original")
         for tokens, inputs, s in self._ranges():
-            found += self.readings[f"{tokens}_{inputs}_{s}"].metrics(
+            metrics += self.readings[f"{tokens}_{inputs}_{s}"].metrics(
                 f"{tokens}_{inputs}_{s}_to_{self.n_layers - 1}",
                 floor=self.readings[f"{tokens}_mean_{s}"],
                 baseline=original,
             )
-        return found
+        return metrics
 
     def figure(self) -> go.Figure:
         """Accuracy and loss against the first layer replaced."""
@@ -164,24 +164,24 @@ def cascade(
     seed: int = 0,
     progress: bool = False,
 ) -> Cascade:
-    """Zero-shot accuracy and loss with the CLT in place of layers s..L-1, for each s.
+    """Zero-shot accuracy and loss with the CLT in place of the MLPs of layers s..L-1, for every s.
 
-    One unaltered pass of each batch serves all ranges, floors, token kinds and inputs.
+    One clean pass of each batch serves all ranges, floors, token kinds and inputs.
 
     Args:
         vit: the teacher, with no hooks attached.
         clt: its transcoder.
         data: labelled images.
         zs: the zero-shot classifier.
-        tokens: rows replaced, one kind or several.
+        tokens: kind of rows replaced, or several kinds.
         inputs: where codes come from, "stream", "teacher" or both.
         first_layers: the values of s; all layers by default.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, a hook on `vit`, or a CLT of
-            another model.
+        InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
+            belongs to another model.
     """
     data = as_image_data(data)
     check_prepared(vit, data)
@@ -197,20 +197,20 @@ def cascade(
     with tqdm(total=len(data), desc="cascade", unit=" images", disable=not progress) as bar:
         for images, labels in data:
             shared = SharedPrefix(vit, images.to(means.device))
-            read: dict[str, Outcome] = {"original": zs.read(shared.embeddings, labels)}
+            batch: dict[str, Outcome] = {"original": zs.read(shared.embeddings, labels)}
             for kind in kinds:
                 mean = {l: means[l, rows[kind]] for l in range(n)}
                 for s in firsts:
                     zeroed = shared.overwritten(s, kind)
-                    read[f"{kind}_zero_{s}"] = zs.read(zeroed, labels)
+                    batch[f"{kind}_zero_{s}"] = zs.read(zeroed, labels)
                     at_mean = shared.overwritten(s, kind, mean)
-                    read[f"{kind}_mean_{s}"] = zs.read(at_mean, labels)
-                for source in trajectories:
-                    for result in shared.replaced(clt, firsts, kind, source):
-                        name = f"{kind}_{source}_{result.first}"
-                        read[name] = zs.read(result.embeddings, labels)
+                    batch[f"{kind}_mean_{s}"] = zs.read(at_mean, labels)
+                for trajectory in trajectories:
+                    for result in shared.replaced(clt, firsts, kind, trajectory):
+                        name = f"{kind}_{trajectory}_{result.first}"
+                        batch[name] = zs.read(result.embeddings, labels)
                         l0[name] = l0.get(name, 0.0) + result.l0 * len(images) / len(data)
-            for name, outcome in read.items():
+            for name, outcome in batch.items():
                 outcomes.setdefault(name, []).append(outcome)
             bar.update(len(images))
     readings = gather_readings(outcomes, seed, data.label_sets)
@@ -219,19 +219,19 @@ def cascade(
     )
 
 
-def _listed(name: str, chosen: str | Sequence[str], known: Sequence[str]) -> list[Any]:
-    wanted = [chosen] if isinstance(chosen, str) else list(dict.fromkeys(chosen))
-    for each in wanted:
-        check_choice(name, each, known)
-    if not wanted:
+def _listed(name: str, choice: str | Sequence[str], known: Sequence[str]) -> list[Any]:
+    choices = [choice] if isinstance(choice, str) else list(dict.fromkeys(choice))
+    for value in choices:
+        check_choice(name, value, known)
+    if not choices:
         raise InputError(name, f"is empty; expected at least one of {', '.join(known)}.")
-    return wanted
+    return choices
 
 
 def mean_mlp_outputs(
     vit: HookedViT, data: ImageData, *, progress: bool = False
 ) -> Float[Tensor, "layer token d_model"]:
-    """Mean of every y_l over the images, per token position (summed in float64)."""
+    """Mean of every y_l over the images, at each token position (summed in float64)."""
     names = [HOOK_OUT.format(l=l) for l in range(vit.cfg.n_layers)]
     means = position_means(vit, data, names, title="mean MLP outputs", progress=progress)
     return torch.stack([means[name] for name in names])

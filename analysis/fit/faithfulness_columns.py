@@ -1,4 +1,4 @@
-"""The measures of surrogate faithfulness, and what is averaged over images to make them."""
+"""The measures of surrogate faithfulness, and the values per image that they average."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from vit_clt.analysis.stats.similarity import kl_divergence, pearson, top_overla
 from vit_clt.zero_shot import ZeroShot
 
 LEADING = 6
-"""Columns of `per_image` before its two per prompt template."""
+"""Number of columns of `per_image` before those of the prompt templates."""
 _CHUNK = 1024
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a number of the study is called; docs/definitions.md defines it."""
+    """Name, title and unit of a measure; docs/definitions.md defines it."""
 
     name: str
     title: str
@@ -34,20 +34,20 @@ class Quantity:
 
     @property
     def label(self) -> str:
-        """Title with the unit that tables and figures show."""
+        """The title with the unit in which tables and figures show the measure."""
         if self.percent:
             return f"{self.title} (%)"
         return f"{self.title} (nats)" if self.unit == "nats" else self.title
 
     def text(self, value: Interval) -> str:
-        """As tables show it, with its interval where it has one; "undefined" for NaN."""
+        """A value as tables show it, with its interval where it has one; "undefined" for NaN."""
         if isnan(value):
             return "undefined"
         return value.text(".2f", 100) if self.percent else value.text(".4f")
 
 
 def quantities(k: int, n_classes: int) -> list[Quantity]:
-    """Every measure in the order of the tables; `k` classes of `n_classes` overlap."""
+    """All measures in the order of the tables; the overlap is of the top `k` of `n_classes`."""
     always = f" (of {k} classes: always 1)" if k == n_classes else ""
     return [
         Quantity("top1", "top-1 accuracy", "fraction", percent=True),
@@ -68,16 +68,17 @@ def quantities(k: int, n_classes: int) -> list[Quantity]:
 def per_image(
     gathered: SurrogateEmbeddings, version: Version, zs: ZeroShot, heads: Sequence[ZeroShot], k: int
 ) -> Float[np.ndarray, "image column"]:
-    """Everything that is averaged over images, in float64.
+    """The values of every image that measures average over images, in float64.
 
-    Columns: right, loss, flipped, top-k overlap, KL, cosine; then right per head, then KL per head.
+    The columns are: correct, loss, flipped, top-k overlap, KL, cosine; then correct for every
+    prompt template, then KL for every prompt template.
 
     Args:
         gathered: embeddings and labels.
-        version: which of them is compared with "original".
+        version: version that is compared with "original".
         zs: the classifier of the leading columns.
-        heads: a classifier per prompt template.
-        k: classes that the overlap compares.
+        heads: one classifier for each prompt template.
+        k: number of classes that the overlap compares.
     """
     device = zs.weights.device
     original, altered = gathered.versions["original"], gathered.versions[version]
@@ -106,12 +107,12 @@ def per_image(
 def averages(
     means: Float[np.ndarray, "draw column"], original: Float[np.ndarray, "draw column"], k: int
 ) -> dict[str, Float[np.ndarray, " draw"]]:
-    """Measures by name, from means over images of `per_image`'s columns, one draw or many.
+    """Measures by name, for every draw, from means of the columns of `per_image` over images.
 
     Args:
-        means: of the version.
-        original: of the unaltered model, on the same images.
-        k: as in `per_image`.
+        means: means of a version of the model.
+        original: means of the unaltered model, on the same images.
+        k: number of classes that the overlap compares.
     """
     top1, loss, flip, overlap, kl, cosine = means[:, :LEADING].T
     right, prompt_kl = np.split(means[:, LEADING:], 2, axis=1)

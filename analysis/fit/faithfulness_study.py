@@ -1,4 +1,4 @@
-"""Surrogate faithfulness: how closely a ViT with a CLT in its MLPs' place follows the original."""
+"""Surrogate faithfulness: how closely a ViT with a CLT in its MLPs' place answers like the ViT."""
 
 from __future__ import annotations
 
@@ -37,37 +37,37 @@ if TYPE_CHECKING:
 
 VERSIONS: tuple[Version, ...] = get_args(Version)
 SIMILARITY_IMAGES = 5000
-"""Images whose pairwise similarities are ranked, at most: pairs grow with their square."""
+"""The most images whose pairwise similarities are ranked; the number of pairs is quadratic."""
 
 
 @dataclass(frozen=True)
 class SurrogateFaithfulness(Study):
-    """Every measure of the surrogate, and by the same code of both floors and the model itself."""
+    """All measures of the surrogate, and the same measures of both floors and of the ViT itself."""
 
     name = "faithfulness"
 
     measures: list[Quantity]
     values: dict[str, dict[Version, Interval]]
-    """Per measure and version, each version against "original"."""
+    """Values by measure and version; every version is compared with "original"."""
     by_template: pd.DataFrame
     """One row per prompt template: accuracies (top1, baseline, floor_mean, floor_zero) and mean KL
-    against the unaltered model (kl, kl_floor_mean, kl_floor_zero)."""
+    from the unaltered model (kl, kl_floor_mean, kl_floor_zero)."""
     layers: list[int]
     tokens: TokenKind
     inputs: Inputs
     templates: str
-    """Prompts of every measure but the prompt measures."""
+    """Name of the prompts of all measures except the prompt measures."""
     data: str
     split: str | None
     seed: int
     n: int
     l0: float
-    """Active features a token and layer on these rows, teacher trajectory, over all sources."""
+    """Active features a token row and layer on these rows, teacher trajectory, over all sources."""
     no_op: bool
     """Whether these rows cannot reach the output (patch rows of the last layer, CLS pooling)."""
 
     def n_of(self, measure: str) -> int:
-        """Images a measure was taken on."""
+        """Number of images that a measure was taken on."""
         return min(self.n, SIMILARITY_IMAGES) if measure == "spearman" else self.n
 
     @property
@@ -79,23 +79,23 @@ class SurrogateFaithfulness(Study):
         return " ".join(map(str, self.layers))
 
     def at(self, measure: str, version: Version = "surrogate") -> Interval:
-        """One number."""
+        """The value of a measure for one version."""
         return self.values[measure][version]
 
     def to_frame(self) -> pd.DataFrame:
         """One row per measure, in fractions and nats, floors beside the surrogate."""
         rows = []
         for measure in self.measures:
-            found = self.at(measure.name)
+            value = self.at(measure.name)
             row = {
                 "layers": self.layer_range,
                 "tokens": self.tokens,
                 "inputs": self.inputs,
                 "measure": measure.name,
                 "unit": measure.unit,
-                "value": found,
-                "low": found.low,
-                "high": found.high,
+                "value": value,
+                "low": value.low,
+                "high": value.high,
                 "n": self.n_of(measure.name),
                 "baseline": self.at(measure.name, "original"),
             }
@@ -124,7 +124,7 @@ class SurrogateFaithfulness(Study):
         )
 
     def caption(self) -> str:
-        """What was compared, and on how many images."""
+        """One sentence on what was compared, and on how many images."""
         return (
             f"{self.data}, N = {self.n} (similarities of {self.n_of('spearman')}), "
             f"{self.tokens} rows of layers {self.layer_range}, {self.inputs} inputs, templates: "
@@ -145,17 +145,17 @@ class SurrogateFaithfulness(Study):
         )
 
     def notes(self) -> list[str]:
-        """What the brackets are, and whether there was anything to measure."""
+        """A sentence on the brackets, and a warning where the rows cannot reach the output."""
         notes = ["in brackets 95 % bootstrap intervals over images"]
         return [*notes, "these rows cannot reach the output: a no-op"] if self.no_op else notes
 
     def metrics(self) -> list[Metric]:
-        """The surrogate's numbers beside mean floor and baseline, then the floors' own."""
-        found = []
-        shown: tuple[Version, ...] = ("surrogate", "floor_mean", "floor_zero")
-        for version in shown:
+        """Measures of the surrogate beside mean floor and baseline, then those of the floors."""
+        metrics = []
+        versions: tuple[Version, ...] = ("surrogate", "floor_mean", "floor_zero")
+        for version in versions:
             for measure in self.measures:
-                found.append(
+                metrics.append(
                     self.at(measure.name, version).metric(
                         measure.name if version == "surrogate" else f"{version}_{measure.name}",
                         measure.unit,
@@ -164,7 +164,7 @@ class SurrogateFaithfulness(Study):
                         self.at(measure.name, "original"),
                     )
                 )
-        return found
+        return metrics
 
     def figure(self) -> go.Figure:
         """A panel per measure: the surrogate beside both floors, the unaltered model as a line."""
@@ -173,7 +173,7 @@ class SurrogateFaithfulness(Study):
         return faithfulness_figure(self)
 
     def page(self) -> str:
-        """The figure, every number, and every prompt template."""
+        """A page with the figure, all measures, and all prompt templates."""
         from vit_clt.analysis.fit.faithfulness_figure import faithfulness_report
 
         return faithfulness_report(self)
@@ -193,33 +193,33 @@ def surrogate_faithfulness(
     seed: int = 0,
     progress: bool = False,
 ) -> SurrogateFaithfulness:
-    """Compare the model with a CLT in its MLPs' place, and two floors, to the unaltered model.
+    """Compare the model with a CLT in its MLPs' place, and two floors, with the unaltered model.
 
     The floors have the same MLP rows at zero, or at their mean over `data` at the same position.
-    Neither the order of the images nor their batches matter: every draw goes by their pixels.
+    The result does not depend on the order or the batches of the images: draws follow their pixels.
 
     Args:
         vit: the teacher.
         clt: its transcoder.
         data: labelled images.
-        zs: the zero-shot classifier of every measure but the prompt measures.
+        zs: the zero-shot classifier of all measures except the prompt measures.
         layers: layers replaced; all by default.
-        tokens: rows replaced.
+        tokens: kind of rows replaced.
         inputs: where codes come from, "stream" or "teacher".
-        templates: prompts that the prompt measures compare, at least two; or the classifiers of
-            one template each, already made, as several studies of one teacher share them.
-        seed: of the bootstrap, and of the images whose similarities are ranked.
+        templates: prompts that the prompt measures compare, at least two, or one classifier for
+            each prompt, which several studies of one teacher can share.
+        seed: seed of the bootstrap, and of the choice of images whose similarities are ranked.
         progress: show a progress bar.
 
     Raises:
-        InputError: an argument out of range, labels without names, a CLT of another model, or one
-            that makes embeddings NaN or infinite.
+        InputError: an argument is out of range, labels have no names, the CLT belongs to another
+            model, or embeddings become NaN or infinite.
     """
     data = as_image_data(data)
     check_prepared(vit, data)
     check_fits(vit, clt)
     n_layers = vit.cfg.n_layers
-    chosen = layer_list(range(n_layers) if layers is None else layers, n_layers)
+    layers = layer_list(range(n_layers) if layers is None else layers, n_layers)
     token_rows(tokens, vit.cfg.has_cls)
     if len(templates) < 2:
         raise InputError(
@@ -228,15 +228,15 @@ def surrogate_faithfulness(
             "sensitivity compares.",
         )
     heads = [
-        each if isinstance(each, ZeroShot) else ZeroShot(vit, zs.class_names, [each])
-        for each in templates
+        template if isinstance(template, ZeroShot) else ZeroShot(vit, zs.class_names, [template])
+        for template in templates
     ]
     gathered = gather_embeddings(
         vit,
         clt,
         data,
         zs,
-        layers=chosen,
+        layers=layers,
         tokens=tokens,
         inputs=inputs,
         seed=seed,
@@ -244,7 +244,7 @@ def surrogate_faithfulness(
     )
     k = min(5, len(zs.class_names))
     measures = quantities(k, len(zs.class_names))
-    # one bootstrap for all versions, so that their differences are paired
+    # All versions share one bootstrap, so that their differences are paired.
     columns = [per_image(gathered, version, zs, heads, k) for version in VERSIONS]
     values = np.concatenate(columns, axis=1)
     means, samples = (
@@ -261,15 +261,15 @@ def surrogate_faithfulness(
         embeddings = gathered.versions[version]
         cka = linear_cka(gathered.versions["original"], embeddings)
         numbers["cka"][version] = Interval(cka)
-        # ranking takes seconds: the model's own once
-        own = version == "original"
-        others = ranks if own else similarity_ranks(embeddings[:SIMILARITY_IMAGES])
-        numbers["spearman"][version] = Interval(float(pearson(ranks, others)))
+        # Ranking takes seconds, so the ranks of the unaltered model are reused.
+        unaltered = version == "original"
+        version_ranks = ranks if unaltered else similarity_ranks(embeddings[:SIMILARITY_IMAGES])
+        numbers["spearman"][version] = Interval(float(pearson(ranks, version_ranks)))
     return SurrogateFaithfulness(
         measures=measures,
         values=numbers,
         by_template=_by_template([head.templates[0] for head in heads], means),
-        layers=chosen,
+        layers=layers,
         tokens=tokens,
         inputs=inputs,
         templates=zs.name,
@@ -278,7 +278,7 @@ def surrogate_faithfulness(
         seed=seed,
         n=len(gathered),
         l0=gathered.l0,
-        no_op=tokens == "patch" and patch_rows_unread(chosen[0], n_layers, vit.cfg.pools_cls),
+        no_op=tokens == "patch" and patch_rows_unread(layers[0], n_layers, vit.cfg.pools_cls),
     )
 
 

@@ -1,13 +1,15 @@
-"""Fidelity against sparsity: how well transcoders stand for all MLPs, at which L0 and size.
+"""Fidelity against sparsity: how well transcoders replace all MLPs, by L0 and number of parameters.
 
-Cross-layer and per-layer transcoders side by side: R^2 of y^ on the teacher trajectory, and what
-the model can still do with y^ in place of every MLP. What is recovered of accuracy or loss,
+Cross-layer and per-layer transcoders are compared by R^2 of y^ on the teacher trajectory, and by
+accuracy and loss of the model with y^ in place of every MLP. The recovered share of accuracy or
+loss,
 
     (value - floor) / (unaltered - floor),    floor: the same MLP rows at their mean,
 
 is undefined (NaN) where the paired interval of unaltered - floor contains 0. At equal k the two
-kinds are not equals: y^_l of a CLT reads the codes of l + 1 layers, per layer of one. So each row
-also says how many active codes a target reads, and how many parameters there are.
+kinds are not alike: y^_l of a CLT reads the codes of l + 1 layers, that of a per-layer transcoder
+the codes of one. Each table row therefore also lists how many active codes a target reads, and the
+number of parameters.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fidelity(Study):
-    """Several transcoders of one model, measured on the same images."""
+    """Fit, accuracy and loss of several transcoders of one model, on the same images."""
 
     name = "fidelity"
 
@@ -63,33 +65,33 @@ class Fidelity(Study):
     (unaltered), _floor_mean and _floor_zero, and recovered_top1 and recovered_loss, each with _low,
     _high; n (images)."""
     original: Reading
-    """The unaltered model."""
+    """Reading of the unaltered model."""
     floor_mean: Reading
-    """All MLPs' rows of `tokens` at their mean over the images."""
+    """Reading with all MLPs' rows of `tokens` at their mean over the images."""
     floor_zero: Reading
-    """The same rows at zero."""
+    """Reading with the same rows at zero."""
     tokens: TokenKind
     templates: str
     data: str
     split: str | None
     seed: int
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
     draws: dict[str, dict[Measure, Float[np.ndarray, " resample"]]]
-    """Per transcoder, accuracy and loss of the replaced model on the shared resamples."""
+    """By transcoder, accuracy and loss of the replaced model on the shared resamples."""
     trained_on: str | None = None
-    """What the transcoders were trained on, as far as that is known."""
+    """Data that the transcoders were trained on, as far as known."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else metrics.json is to say of how the transcoders were made."""
+    """Further facts for metrics.json on how the transcoders were made."""
 
     def difference(self, a: str, b: str, measure: Measure = "loss") -> Interval:
-        """a - b of two transcoders with its paired interval."""
+        """The measure with transcoder a less that with transcoder b, with its paired interval."""
         values = self.frame.set_index("name")[measure]
-        apart = self.draws[a][measure] - self.draws[b][measure]
-        return Interval.of(values[a] - values[b], apart)
+        differences = self.draws[a][measure] - self.draws[b][measure]
+        return Interval.of(values[a] - values[b], differences)
 
     @property
     def n(self) -> int:
-        """Images measured on."""
+        """Number of images."""
         return self.original.n
 
     def to_frame(self) -> pd.DataFrame:
@@ -115,10 +117,10 @@ class Fidelity(Study):
         )
 
     def caption(self) -> str:
-        """What was measured, and how the unaltered model and both floors answer."""
+        """One sentence on what was measured, with the unaltered model and both floors."""
         unaltered, at_mean, at_zero = (
-            accuracy_and_loss(read.top1, read.loss)
-            for read in (self.original, self.floor_mean, self.floor_zero)
+            accuracy_and_loss(reading.top1, reading.loss)
+            for reading in (self.original, self.floor_mean, self.floor_zero)
         )
         return (
             f"{self.data}, N = {self.n}, {self.tokens} rows of all layers, stream inputs, "
@@ -127,7 +129,7 @@ class Fidelity(Study):
         )
 
     def shown(self) -> pd.DataFrame:
-        """One row per transcoder, as text: size, codes read a target, and what it keeps."""
+        """One row per transcoder, as text: size, codes a target reads, fit, accuracy and loss."""
         from vit_clt.analysis.reporting.style import three_digits
 
         return pd.DataFrame(
@@ -149,10 +151,10 @@ class Fidelity(Study):
         )
 
     def metrics(self) -> list[Metric]:
-        """Every transcoder's numbers, beside the mean floor and the unaltered model."""
-        n, found = self.n, []
+        """The numbers of every transcoder, beside the mean floor and the unaltered model."""
+        n, metrics = self.n, []
         for r in self.frame.itertuples():
-            found += [
+            metrics += [
                 Metric(f"{r.name}_l0", r.l0, "count", n),
                 Metric(f"{r.name}_codes_read", r.codes_read, "count", n),
                 Metric(f"{r.name}_parameters", int(r.parameters), "count", n),
@@ -163,21 +165,21 @@ class Fidelity(Study):
             for measure in MEASURES:
                 value = Interval.from_columns(row, measure)
                 share = Interval.from_columns(row, f"recovered_{measure}")
-                beside = row[f"{measure}_floor_mean"], row[f"{measure}_baseline"]
-                found += [
-                    value.metric(f"{r.name}_{measure}", UNITS[measure], n, *beside),
+                references = row[f"{measure}_floor_mean"], row[f"{measure}_baseline"]
+                metrics += [
+                    value.metric(f"{r.name}_{measure}", UNITS[measure], n, *references),
                     share.metric(f"{r.name}_recovered_{measure}", "fraction", n, 0.0, 1.0),
                 ]
-        return found
+        return metrics
 
     def figure(self) -> go.Figure:
-        """R^2, loss and accuracy, whole and recovered, against measured L0."""
+        """R^2, loss and accuracy, measured and recovered, against measured L0."""
         from vit_clt.analysis.fit.fidelity_figure import fidelity_figure
 
         return fidelity_figure(self)
 
     def page(self) -> str:
-        """What may be compared, the figure, and every number."""
+        """A page with what may be compared, the figure, and every number."""
         from vit_clt.analysis.fit.fidelity_figure import fidelity_report
 
         return fidelity_report(self)
@@ -196,40 +198,44 @@ def fidelity(
     provenance: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Fidelity:
-    """Measure transcoders of any kind and sparsity beside each other, floors and unaltered model.
+    """Measure fit, accuracy and loss of transcoders of any kind and sparsity on the same images.
 
     Args:
         vit: the teacher, with no hooks attached.
-        clts: names and transcoders; taken one at a time, so that a generator may load them.
+        clts: names and transcoders; they are taken one at a time, so that a generator may load
+            them.
         data: labelled images that no transcoder was trained on.
         zs: the zero-shot classifier.
-        tokens: rows replaced in every layer at once; codes come from the live stream.
-        seed: of the bootstrap.
-        trained_on: what the transcoders were trained on, for the figure and metrics.json.
-        provenance: whatever else metrics.json is to say of how they were made.
+        tokens: kind of rows replaced in all layers at once; codes come from the live stream.
+        seed: seed of the bootstrap.
+        trained_on: data that the transcoders were trained on, for the figure and metrics.json.
+        provenance: further facts for metrics.json on how the transcoders were made.
         progress: show progress bars.
 
     Raises:
-        InputError: no transcoders, two of one name, one of another model, or labels without names.
+        InputError: there are no transcoders, two have the same name, one belongs to another model,
+            or labels have no names.
     """
     data = as_image_data(data)
     rows: list[dict[str, Any]] = []
     draws: dict[str, dict[Measure, np.ndarray]] = {}
-    read: Cascade | None = None
+    replaced: Cascade | None = None
     for name, clt in clts:
         if name in {row["name"] for row in rows}:
             raise InputError("clts", f'holds "{name}" twice; expected a name for each transcoder.')
         fit = reconstruction(vit, clt, data, progress=progress)
-        read = cascade(
+        replaced = cascade(
             vit, clt, data, zs, tokens=tokens, first_layers=[0], seed=seed, progress=progress
         )
-        rows.append({"name": name, **_size(clt.config, fit, tokens), **_readings(read, tokens)})
-        readings = read.readings
-        draws[name] = {each: readings.draws(f"{tokens}_stream_0", each) for each in readings.means}
-    if read is None:
+        rows.append({"name": name, **_size(clt.config, fit, tokens), **_readings(replaced, tokens)})
+        readings = replaced.readings
+        draws[name] = {
+            measure: readings.draws(f"{tokens}_stream_0", measure) for measure in readings.means
+        }
+    if replaced is None:
         raise InputError("clts", "is empty; expected at least one transcoder.")
     names = ("original", f"{tokens}_mean_0", f"{tokens}_zero_0")
-    original, floor_mean, floor_zero = (read.readings[name] for name in names)
+    original, floor_mean, floor_zero = (replaced.readings[name] for name in names)
     return Fidelity(
         frame=pd.DataFrame(rows),
         original=original,
@@ -247,9 +253,9 @@ def fidelity(
 
 
 def _size(config: CLTConfig, fit: Reconstruction, tokens: TokenKind) -> dict[str, Any]:
-    of_rows = fit.frame[fit.frame["tokens"] == tokens].sort_values("layer")
-    l0, k = of_rows["l0"].tolist(), config.sparsifier.expected_l0
-    read = [sum(l0[s] for s in config.sources(l)) for l in range(config.n_layers)]
+    frame = fit.frame[fit.frame["tokens"] == tokens].sort_values("layer")
+    l0, k = frame["l0"].tolist(), config.sparsifier.expected_l0
+    codes_read = [sum(l0[s] for s in config.sources(l)) for l in range(config.n_layers)]
     return {
         "cross_layer": config.cross_layer,
         "sparsifier": config.sparsifier.name,
@@ -257,8 +263,8 @@ def _size(config: CLTConfig, fit: Reconstruction, tokens: TokenKind) -> dict[str
         "n_features": config.n_features,
         "parameters": config.n_parameters(),
         "l0": sum(l0) / len(l0),
-        "codes_read": sum(read) / len(read),
-        "codes_read_last": read[-1],
+        "codes_read": sum(codes_read) / len(codes_read),
+        "codes_read_last": codes_read[-1],
         "dead": fit.mean("all", "dead"),
         "r2_cls": fit.mean("cls"),
         "r2_patch": fit.mean("patch"),
@@ -267,21 +273,21 @@ def _size(config: CLTConfig, fit: Reconstruction, tokens: TokenKind) -> dict[str
     }
 
 
-def _readings(read: Cascade, tokens: TokenKind) -> dict[str, Any]:
+def _readings(replaced: Cascade, tokens: TokenKind) -> dict[str, Any]:
     name, floor = f"{tokens}_stream_0", f"{tokens}_mean_0"
-    readings = read.readings
-    found: dict[str, Any] = {"l0_stream": read.l0[name]}
+    readings = replaced.readings
+    cells: dict[str, Any] = {"l0_stream": replaced.l0[name]}
     references = {
         "baseline": readings["original"],
         "floor_mean": readings[floor],
         "floor_zero": readings[f"{tokens}_zero_0"],
     }
     for measure in MEASURES:
-        found |= getattr(readings[name], measure).columns(measure)
-        found |= {f"{measure}_{end}": getattr(each, measure) for end, each in references.items()}
+        cells |= getattr(readings[name], measure).columns(measure)
+        cells |= {f"{measure}_{end}": getattr(r, measure) for end, r in references.items()}
         share = readings.recovered(name, "original", floor, measure)
-        found |= share.columns(f"recovered_{measure}")
-    return {**found, "n": readings.n}
+        cells |= share.columns(f"recovered_{measure}")
+    return {**cells, "n": readings.n}
 
 
 def _share(row: Mapping[str, Any], name: str) -> str:

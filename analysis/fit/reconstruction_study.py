@@ -1,16 +1,16 @@
-"""How well y^ stands for y: cosine, MSE, R^2, L0, dead features, per layer and token kind.
+"""How well y^ reconstructs y: cosine, MSE, R^2, L0 and dead features, by layer and token kind.
 
 Over the N rows of a token kind at one layer, on the teacher trajectory:
 
     cosine       mean of cos(y, y^)
     mse          mean of ||y - y^||^2 / d, in squared raw units
     r2           1 - sum ||y - y^||^2 / sum ||y - mean||^2, the mean over those N rows
-    r2_position  the same around the mean over images at each position
-    r2_typical   r2 of the rows that stay when the 1 % with the largest ||y|| (rounded down) is left
-                 out, around the mean of those that stay; outlier tokens steer both sums of r2
+    r2_position  r2 around the mean over images at each position
+    r2_typical   r2 without the 1 % of rows with the largest ||y|| (rounded down), around the mean
+                 of the other rows; outlier tokens dominate both sums of r2
     fvu          1 - r2
-    cross_layer  1 - centred C(l->l): share of y^ that earlier layers' features decode
-    l0, dead     active features a row; share of features silent on every one of those rows
+    cross_layer  1 - centred C(l->l): share of y^ that features of earlier layers decode
+    l0, dead     active features a row; share of features that are active on none of those rows
 
 The floors are what the mean alone achieves: r2 0, `cosine_floor`, `mse_floor`. Names and the plain
 forms are the paper's; means, positions, typical rows and the cross-layer share are ours.
@@ -60,10 +60,10 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class Reconstruction(Study):
-    """How well one CLT reconstructs; further ones on the same images may stand beside it.
+    """How well one CLT reconstructs MLP outputs, and further CLTs that are compared with it.
 
     Raises:
-        InputError: what is compared was measured on other images.
+        InputError: a compared CLT was measured on other images.
     """
 
     name = "reconstruction"
@@ -71,40 +71,40 @@ class Reconstruction(Study):
     frame: pd.DataFrame
     """One row per layer and token kind. Columns: layer, tokens, cosine, cosine_low, cosine_high,
     cosine_floor, mse, mse_floor, r2, r2_low, r2_high, r2_position, r2_typical, fvu, l0, dead,
-    cross_layer, n_images, as in the module's table; NaN where y, or for cross_layer y^, does not
-    vary. Intervals are 95 % bootstrap over images, around the mean of all images; NaN for a single
-    one."""
+    cross_layer, n_images, as defined at the top of the module; NaN where y, or for cross_layer y^,
+    does not vary. Intervals are 95 % bootstrap over images, around the mean of all images; NaN for
+    a single image."""
     data: str
     seed: int
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
     split: str | None = None
     clt: str = "CLT"
-    """What the CLT is called."""
+    """Name of the CLT."""
     compared: Mapping[str, Reconstruction] = field(default_factory=dict)
-    """Of other CLTs, by name; tables and figures show them after this one."""
+    """Reconstruction of other CLTs, by name; tables and figures show them after this one."""
 
     def __post_init__(self) -> None:
-        measured_on = {f"{each.data} with N = {each.n}" for each in self.by_clt().values()}
+        measured_on = {f"{other.data} with N = {other.n}" for other in self.by_clt().values()}
         if len(measured_on) > 1:
             listed = ", ".join(sorted(measured_on))
             raise InputError("compared", f"is of {listed}; expected one set of images.")
 
     @property
     def n(self) -> int:
-        """Images measured on."""
+        """Number of images."""
         return int(self.frame["n_images"].iloc[0])
 
     def by_clt(self) -> dict[str, Reconstruction]:
-        """This CLT's and those compared with it, by the CLT's name."""
+        """This reconstruction and those compared with it, by the name of their CLT."""
         return {self.clt: self, **self.compared}
 
     def mean(self, tokens: TokenKind, column: str = "r2") -> float:
-        """Mean of a column over layers."""
+        """Mean of a column of `frame` over layers, for one token kind."""
         return float(self.frame.loc[self.frame["tokens"] == tokens, column].mean())
 
     def to_frame(self) -> pd.DataFrame:
-        """`frame` of every CLT, which the first column names."""
-        frames = {name: each.frame for name, each in self.by_clt().items()}
+        """The rows of `frame` of every CLT, with the CLT's name as the first column."""
+        frames = {name: result.frame for name, result in self.by_clt().items()}
         return pd.concat(frames, names=["clt"]).reset_index("clt").reset_index(drop=True)
 
     def facts(self) -> Facts:
@@ -120,15 +120,15 @@ class Reconstruction(Study):
             more={
                 "clt": self.clt,
                 "compared": {
-                    name: {"l0": each.mean("all", "l0")} for name, each in self.compared.items()
+                    name: {"l0": other.mean("all", "l0")} for name, other in self.compared.items()
                 },
                 "floor": "predicting the mean of the same rows",
             },
         )
 
     def caption(self) -> str:
-        """What was measured, and how many features are active in each CLT."""
-        l0s = [f"{name} L0 {each.mean('all', 'l0'):.1f}" for name, each in self.by_clt().items()]
+        """One sentence on what was measured, with the L0 of every CLT."""
+        l0s = [f"{name} L0 {r.mean('all', 'l0'):.1f}" for name, r in self.by_clt().items()]
         return (
             f"{self.data}, N = {self.n}, teacher trajectory, {', '.join(l0s)}, seed {self.seed}; "
             "predicting the mean has R2 0"
@@ -137,10 +137,10 @@ class Reconstruction(Study):
     def shown(self) -> pd.DataFrame:
         """One row per CLT and layer, as text."""
         tables = []
-        for name, each in self.by_clt().items():
-            wide = each.frame.pivot(index="layer", columns="tokens")
+        for name, result in self.by_clt().items():
+            wide = result.frame.pivot(index="layer", columns="tokens")
             table = wide[list(_SHOWN)].set_axis(list(_SHOWN.values()), axis=1)
-            # + 0.0: rounding at layer 0, which has no other source, is not to read -0.000
+            # Adding 0.0 turns the -0.000 of layer 0, which has no other source, into 0.000.
             table = (table.round(3) + 0.0).map("{:.3f}".format).reset_index()
             table.insert(0, "clt", name)
             tables.append(table)
@@ -149,11 +149,11 @@ class Reconstruction(Study):
     def metrics(self) -> list[Metric]:
         """R^2, cosine and MSE of every layer and token kind, with what the mean alone achieves.
 
-        Names of numbers of a compared CLT begin with its own.
+        Metrics of a compared CLT begin with its name.
         """
-        found = []
-        prefixes = {"": self} | {f"{name}_": each for name, each in self.compared.items()}
-        rows = [(p, r) for p, each in prefixes.items() for r in each.frame.itertuples()]
+        metrics = []
+        prefixes = {"": self} | {f"{name}_": other for name, other in self.compared.items()}
+        rows = [(p, r) for p, result in prefixes.items() for r in result.frame.itertuples()]
         for prefix, r in rows:
             place, n = f"{r.tokens}_layer_{r.layer}", r.n_images
             values = (
@@ -165,10 +165,10 @@ class Reconstruction(Study):
                 ("cross_layer", r.cross_layer, "fraction", n),
                 ("l0", r.l0, "count", n),
             )
-            found += [Metric(f"{prefix}{name}_{place}", *rest) for name, *rest in values]
+            metrics += [Metric(f"{prefix}{name}_{place}", *rest) for name, *rest in values]
             if r.tokens == "all":
-                found.append(Metric(f"{prefix}dead_layer_{r.layer}", r.dead, "fraction", n))
-        return found
+                metrics.append(Metric(f"{prefix}dead_layer_{r.layer}", r.dead, "fraction", n))
+        return metrics
 
     def figure(self) -> go.Figure:
         """Every measure per layer, the CLTs overlaid."""
@@ -185,7 +185,7 @@ def reconstruction(
     seed: int = 0,
     progress: bool = False,
 ) -> Reconstruction:
-    """Measure y^ against y, streaming; see `reconstructions`."""
+    """Measure how well one CLT reconstructs MLP outputs; see `reconstructions`."""
     return reconstructions(vit, {"CLT": clt}, images, seed=seed, progress=progress)
 
 
@@ -198,16 +198,17 @@ def reconstructions(
     seed: int = 0,
     progress: bool = False,
 ) -> Reconstruction:
-    """Measure several CLTs of one teacher on the same activations, the others beside the first.
+    """Measure how well several CLTs of one teacher reconstruct the same activations.
 
-    The ViT runs over the images twice, first for the means of y, however many CLTs there are.
-    Neither the order of the images nor their batches matter: the bootstrap goes by their pixels.
+    The result is that of the first CLT, with the others as `compared`. The ViT runs over the images
+    twice, first for the means of y, however many CLTs there are. The result does not depend on the
+    order or the batches of the images: the draws of the bootstrap follow their pixels.
 
     Args:
         vit: the teacher.
         clts: its transcoders, by name.
         images: ImageData, a tensor "image 3 height width", or batches.
-        seed: of the bootstrap; the same images are drawn for every CLT.
+        seed: seed of the bootstrap, which draws the same images for every CLT.
         progress: show progress bars.
 
     Raises:
@@ -227,10 +228,10 @@ def reconstructions(
     n_batches = -(-len(data) // data.batch_size)
     for batch, labels in tqdm(data, "reconstruct", n_batches, disable=not progress):
         keys += image_keys(batch, labels, seed)
-        found = capture(vit, batch.to(survey.mean.device))
-        typical = {tokens: sums.add(found.y) for tokens, sums in outputs.items()}
+        activations = capture(vit, batch.to(survey.mean.device))
+        typical = {tokens: sums.add(activations.y) for tokens, sums in outputs.items()}
         for fit in fits.values():
-            fit.add(found, typical)
+            fit.add(activations, typical)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     results = {
         name: Reconstruction(

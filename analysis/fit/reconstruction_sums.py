@@ -1,9 +1,9 @@
-"""Two passes over images: what reconstruction is measured with, streamed, sums in float64.
+"""The float64 sums behind reconstruction, from two passes over the images.
 
-The first pass is the ViT's alone: means of y and the norms that mark its largest rows. The second
-measures around those means, for any number of CLTs on the same activations. Kept are sums, a few
-numbers an image, and 1 % of the rows' norms; never rows of width d_model. `fit_frame` makes the
-table of them.
+The first pass needs no CLT: it takes the means of y, and the norms that mark its largest rows. The
+second measures errors and variation around those means, for any number of CLTs on the same
+activations. Memory holds sums, a few numbers an image, and the norms of 1 % of the rows, but no
+rows of width d_model. `fit_frame` makes a table of them.
 """
 
 from __future__ import annotations
@@ -34,23 +34,24 @@ UNTYPICAL = 100
 
 @dataclass(frozen=True)
 class OutputSurvey:
-    """What every y_l looks like, without any CLT."""
+    """Means and norms of the MLP outputs y_l over images, which need no CLT."""
 
     rows: Mapping[TokenKind, slice]
+    """Token rows of each token kind."""
     mean: Float[Tensor, "layer token d_model"]
-    """Over images, per position."""
+    """Mean of y over images, at each position."""
     power: Float[Tensor, "layer token"]
     """Sum of ||y||^2 over images."""
     limit: Mapping[TokenKind, Float[Tensor, " layer"]]
-    """Largest ||y||^2 of a typical row."""
+    """Largest ||y||^2 of a typical row, by token kind."""
     n_images: int
 
     def pooled_mean(self, tokens: TokenKind) -> Float[Tensor, "layer d_model"]:
-        """Mean over images and the positions of a token kind."""
+        """Mean of y over images and over the positions of a token kind."""
         return self.mean[:, self.rows[tokens]].mean(1)
 
     def n_rows(self, tokens: TokenKind) -> int:
-        """Rows of a token kind, over all images."""
+        """Number of rows of a token kind, over all images."""
         return self.n_images * self.mean[0, self.rows[tokens]].shape[0]
 
 
@@ -58,7 +59,14 @@ class OutputSurvey:
 def survey_outputs(
     vit: HookedViT, data: ImageData, rows: Mapping[TokenKind, slice], *, progress: bool = False
 ) -> OutputSurvey:
-    """The first pass: means and norms of y at every layer."""
+    """The first pass over the images: means of y, its norms, and the limits of typical rows.
+
+    Args:
+        vit: the teacher.
+        data: the images.
+        rows: token rows of each token kind.
+        progress: show a progress bar.
+    """
     n, t = vit.cfg.n_layers, vit.cfg.n_tokens
     device = next(vit.parameters()).device
     zeros = partial(torch.zeros, dtype=torch.float64, device=device)
@@ -70,10 +78,10 @@ def survey_outputs(
         mean.add(y)
         norms = torch.stack([_norms(layer) for layer in y])
         power += norms.sum(1)
-        for tokens, chosen in rows.items():
-            seen = torch.cat([largest[tokens], norms[:, :, chosen].flatten(1)], 1)
-            n_rows = len(data) * norms[0, 0, chosen].numel()
-            # one more than are left out: the largest that stays
+        for tokens, kind_rows in rows.items():
+            seen = torch.cat([largest[tokens], norms[:, :, kind_rows].flatten(1)], 1)
+            n_rows = len(data) * norms[0, 0, kind_rows].numel()
+            # One more is kept than is left out: the smallest kept is the largest typical norm.
             largest[tokens] = seen.topk(min(n_rows // UNTYPICAL + 1, seen.shape[1])).values
     return OutputSurvey(
         rows=rows,
@@ -85,7 +93,7 @@ def survey_outputs(
 
 
 class OutputSums:
-    """The second pass's sums that every CLT shares, of one token kind."""
+    """Sums of the second pass over the rows of one token kind that do not depend on a CLT."""
 
     def __init__(self, survey: OutputSurvey, tokens: TokenKind):
         self.rows = survey.rows[tokens]
@@ -103,22 +111,22 @@ class OutputSums:
         self.typical_sum = zeros(n, d)  # of y - mean
 
     def add(self, y: Float[Tensor, "layer image token d_model"]) -> Bool[Tensor, "layer image row"]:
-        """Count a batch; returns which of its rows are typical."""
+        """Add a batch; returns which of its rows are typical."""
         spreads, typical = [], []
         for l, layer in enumerate(y):
-            chosen = layer[:, self.rows].double()
-            norms = _norms(chosen)
-            kept = norms <= self._limit[l]
-            away = chosen - self.mean[l]
-            square = _norms(away)
+            rows = layer[:, self.rows].double()
+            norms = _norms(rows)
+            is_typical = norms <= self._limit[l]
+            centred = rows - self.mean[l]
+            square = _norms(centred)
             spreads.append(square.sum(1))
-            typical.append(kept)
-            self.mean_cosine[l] += torch.cosine_similarity(chosen, self.mean[l], dim=-1).sum()
-            self.spread_position[l] += (chosen - self._position_mean[l]).square().sum()
-            self.typical_rows[l] += kept.sum()
-            self.typical_power[l] += norms[kept].sum()
-            self.typical_spread[l] += square[kept].sum()
-            self.typical_sum[l] += away[kept].sum(0)
+            typical.append(is_typical)
+            self.mean_cosine[l] += torch.cosine_similarity(rows, self.mean[l], dim=-1).sum()
+            self.spread_position[l] += (rows - self._position_mean[l]).square().sum()
+            self.typical_rows[l] += is_typical.sum()
+            self.typical_power[l] += norms[is_typical].sum()
+            self.typical_spread[l] += square[is_typical].sum()
+            self.typical_sum[l] += centred[is_typical].sum(0)
         self.spread.append(torch.stack(spreads))
         return torch.stack(typical)
 
@@ -129,7 +137,7 @@ class OutputSums:
 
 
 class FitSums:
-    """The second pass's sums of one CLT."""
+    """Sums of the second pass for one CLT."""
 
     def __init__(self, clt: CrossLayerTranscoder, survey: OutputSurvey):
         self.clt = clt
@@ -144,38 +152,38 @@ class FitSums:
         # token rows on which each feature is active
         counts = torch.zeros(n, clt.config.n_features, dtype=torch.long, device=survey.mean.device)
         self.fired = {tokens: counts.clone() for tokens in survey.rows}
-        # y^ and its own layer's term c = c_{l->l}
+        # sums over images of y^ and of the layer's own term c = c_{l->l}
         self.power = zeros(n, t)
-        self.together = zeros(n, t)  # <c, y^>
+        self.own_product = zeros(n, t)  # <c, y^>
         self.total = zeros(n, t, d)
         self.own_total = zeros(n, t, d)
 
     def add(
         self,
-        found: Activations,
+        activations: Activations,
         typical: Mapping[TokenKind, Bool[Tensor, "layer image _"]],
     ) -> None:
-        """Count a batch of images."""
-        codes = self.clt.encode(found.x)
+        """Add a batch of images; `typical` says by token kind which rows are typical."""
+        codes = self.clt.encode(activations.x)
         decoded = self.clt.decode(codes)
         self.active += codes.l0().sum(1)
         errors, cosines = [], []
-        for l, y in enumerate(found.y):
+        for l, y in enumerate(activations.y):
             y_hat = decoded[l].double()
-            own = self.clt.contributions({l: codes[l]}, target=l)[0].double()
+            own_term = self.clt.contributions({l: codes[l]}, target=l)[0].double()
             errors.append(_norms(y.double() - y_hat))
             cosines.append(torch.cosine_similarity(y.double(), y_hat, dim=-1))
             self.power[l] += _norms(y_hat).sum(0)
-            self.together[l] += (own * y_hat).sum((0, 2))
+            self.own_product[l] += (own_term * y_hat).sum((0, 2))
             self.total[l] += y_hat.sum(0)
-            self.own_total[l] += own.sum(0)
+            self.own_total[l] += own_term.sum(0)
         error, cosine = torch.stack(errors), torch.stack(cosines)
-        for tokens, chosen in self._rows.items():
-            self.fired[tokens] += codes.at_rows(chosen).fired()
-            self.error[tokens].append(error[:, :, chosen].sum(2))
-            self.cosine[tokens].append(cosine[:, :, chosen].mean(2))
-            kept = error[:, :, chosen] * typical[tokens]
-            self.typical_error[tokens] += kept.sum((1, 2))
+        for tokens, rows in self._rows.items():
+            self.fired[tokens] += codes.at_rows(rows).fired()
+            self.error[tokens].append(error[:, :, rows].sum(2))
+            self.cosine[tokens].append(cosine[:, :, rows].mean(2))
+            typical_error = error[:, :, rows] * typical[tokens]
+            self.typical_error[tokens] += typical_error.sum((1, 2))
 
 
 def _norms(rows: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row"]:
@@ -189,17 +197,17 @@ def fit_frame(
     order: list[int],
     seed: int,
 ) -> pd.DataFrame:
-    """The numbers of one CLT, a row per layer and token kind.
+    """The `Reconstruction.frame` of one CLT: a row per layer and token kind.
 
     Args:
-        survey: of the first pass.
-        outputs: of the second pass, per token kind.
-        fit: of the second pass, of the CLT.
-        order: of the images, which only their pixels and the seed may decide.
-        seed: of the bootstrap.
+        survey: result of the first pass.
+        outputs: sums of the second pass by token kind.
+        fit: sums of the second pass for the CLT.
+        order: order of the images for the bootstrap, which depends only on pixels and seed.
+        seed: seed of the bootstrap.
     """
     n, d = survey.mean.shape[0], survey.mean.shape[2]
-    found = []
+    frames = []
     for tokens, sums in outputs.items():
         n_rows, power = survey.n_rows(tokens), survey.power[:, sums.rows].sum(1)
         # "layer image"
@@ -235,14 +243,14 @@ def fit_frame(
         frame = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
         frame.insert(0, "layer", range(n))
         frame.insert(1, "tokens", tokens)
-        found.append(frame.assign(n_images=survey.n_images))
-    return pd.concat(found, ignore_index=True)
+        frames.append(frame.assign(n_images=survey.n_images))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _r2(
     sse: Float[Tensor, " layer"], variation: Float[Tensor, " layer"], power: Float[Tensor, " layer"]
 ) -> Float[Tensor, " layer"]:
-    # a variation this small is rounding: there is nothing to explain
+    # A variation below this is rounding, and leaves nothing to explain.
     return torch.where(variation > NEGLIGIBLE * power, 1 - sse / variation, torch.nan)
 
 
@@ -251,14 +259,15 @@ def _cross_layer(fit: FitSums, rows: slice, n_images: int) -> Float[Tensor, " la
     total, own_total = fit.total[:, rows], fit.own_total[:, rows]
     power = fit.power[:, rows].sum(1)
     spread = power - total.square().sum((1, 2)) / n_images
-    together = fit.together[:, rows].sum(1) - (own_total * total).sum((1, 2)) / n_images
-    return torch.where(spread > NEGLIGIBLE * power, 1 - together / spread, torch.nan)
+    own_product = fit.own_product[:, rows].sum(1)
+    covariation = own_product - (own_total * total).sum((1, 2)) / n_images
+    return torch.where(spread > NEGLIGIBLE * power, 1 - covariation / spread, torch.nan)
 
 
 def _ends(
     samples: Float[Tensor, "layer resample"], defined: Bool[Tensor, " layer"]
 ) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
     low, high = (torch.full(defined.shape, torch.nan, dtype=samples.dtype) for _ in range(2))
-    for end, known in zip((low, high), intervals(samples[defined].T.numpy()), strict=True):
-        end[defined] = torch.from_numpy(known)
+    for end, values in zip((low, high), intervals(samples[defined].T.numpy()), strict=True):
+        end[defined] = torch.from_numpy(values)
     return low, high

@@ -31,13 +31,16 @@ Version = Literal["original", "surrogate", "floor_mean", "floor_zero"]
 
 @dataclass(frozen=True)
 class SurrogateEmbeddings:
-    """Not normalised, on the CPU; images in an order that only their pixels and the seed decide."""
+    """Embeddings of all versions, not normalised, on the CPU.
+
+    The order of the images depends only on their pixels and the seed, not on that of the data.
+    """
 
     versions: dict[Version, Float[Tensor, "image d_embed"]]
     labels: Int[Tensor, " image"]
     l0: float
-    """Active features a token and layer on the replaced rows, teacher trajectory, over every
-    source of the replaced layers."""
+    """Active features a token row and layer on the replaced rows, teacher trajectory, over all
+    sources of the replaced layers."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,24 +59,24 @@ def gather_embeddings(
     seed: int,
     progress: bool = False,
 ) -> SurrogateEmbeddings:
-    """Run every version on every image.
+    """Embed every image with every version of the model.
 
-    "original" is the model as it is, "surrogate" has the CLT at these layers and rows; the floors
+    "original" is the unaltered model, "surrogate" has the CLT at these layers and rows; the floors
     have the model's own MLP rows there at their mean over `data` at the same position, or at zero.
 
     Args:
         vit: the teacher.
         clt: its transcoder.
         data: labelled images.
-        zs: whose class names the labels must fit.
+        zs: classifier whose class names the labels must fit.
         layers: layers replaced, counted from 0.
-        tokens: rows replaced.
+        tokens: kind of rows replaced.
         inputs: where codes come from, "stream" or "teacher".
-        seed: of the order of the images.
+        seed: seed of the order of the images.
         progress: show a progress bar.
 
     Raises:
-        InputError: labels without names, or embeddings that are NaN or infinite.
+        InputError: labels have no names, or embeddings are NaN or infinite.
     """
     device = clt.b_dec.device
     rows = token_rows(tokens, vit.cfg.has_cls)
@@ -82,7 +85,7 @@ def gather_embeddings(
     at_zero = overwrite_mlp_hooks(layers, tokens)
     names = [HOOK_IN.format(l=s) for s in range(max(layers) + 1)]
 
-    found: dict[Version, list[Tensor]] = {version: [] for version in get_args(Version)}
+    embeddings: dict[Version, list[Tensor]] = {version: [] for version in get_args(Version)}
     keys: list[bytes] = []
     all_labels: list[Tensor] = []
     active = 0.0
@@ -101,17 +104,17 @@ def gather_embeddings(
             "floor_mean": at_mean,
             "floor_zero": at_zero,
         }
-        found["original"].append(original.cpu())
+        embeddings["original"].append(original.cpu())
         for version, fwd_hooks in altered.items():
-            found[version].append(vit.run_with_hooks(images, fwd_hooks=fwd_hooks).cpu())
+            embeddings[version].append(vit.run_with_hooks(images, fwd_hooks=fwd_hooks).cpu())
         for s, name in enumerate(names):
             l0 = clt.encode(cache[name][:, rows], layer=s).l0().double().mean()
             active += float(l0) * len(images) / len(names)
 
     order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
-    versions = {version: torch.cat(parts)[order] for version, parts in found.items()}
-    for version, embeddings in versions.items():
-        if not embeddings.isfinite().all():
+    versions = {version: torch.cat(parts)[order] for version, parts in embeddings.items()}
+    for version, joined in versions.items():
+        if not joined.isfinite().all():
             raise InputError(
                 f"embeddings of the {version} model hold NaN or infinite values; expected finite "
                 "ones."

@@ -1,10 +1,10 @@
-"""What thresholds in place of top-k cost: L0, R^2, accuracy and loss of both, on the same images.
+"""The cost of thresholds in place of top-k: L0, R^2, accuracy and loss of both on the same images.
 
-A CLT and the one that `vit_clt.interchange.thresholds.with_thresholds` made of it share their
-weights and differ in which features fire. Measured on other images than thresholds were fitted on,
-by rows of each token kind: L0 and R^2 (mean over layers, and the lowest R^2 of a layer, which a
-mean hides) on the teacher trajectory, and zero-shot accuracy and loss with all MLPs replaced there
-(stream inputs).
+A CLT and the one that `vit_clt.interchange.thresholds.with_thresholds` makes of it share their
+weights and differ in which features fire. For rows of each token kind, on other images than the
+thresholds were fitted on, two things are measured: L0 and R^2 on the teacher trajectory (mean over
+layers, and the lowest R^2 of a layer, which a mean hides), and zero-shot accuracy and loss with
+those rows of all MLPs replaced (stream inputs).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UNITS |= {measure: UNITS[measure] for measure in MEASURES}
 
 @dataclass(frozen=True)
 class ThresholdCost(Study):
-    """Both CLTs, measured alike."""
+    """L0, fit, accuracy and loss of a CLT with top-k and of the same CLT with thresholds."""
 
     name = "thresholds"
 
@@ -49,17 +49,17 @@ class ThresholdCost(Study):
     _after, the lowest R^2 of any layer, and lowest_r2_layer_before and _after, that layer (NaN and
     -1 where no layer has one); n (images)."""
     templates: str
-    """Zero-shot prompts."""
+    """Name of the zero-shot prompts."""
     fitted_on: str
-    """Images that the thresholds were fitted on, and how many."""
+    """Name and number of the images that the thresholds were fitted on."""
     data: str
     split: str | None
     seed: int
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
 
     @property
     def n(self) -> int:
-        """Images measured on."""
+        """Number of images."""
         return int(self.frame["n"].iloc[0])
 
     def to_frame(self) -> pd.DataFrame:
@@ -91,7 +91,7 @@ class ThresholdCost(Study):
         )
 
     def caption(self) -> str:
-        """What was fitted and measured on which images, and where."""
+        """One sentence on the images fitted and measured on, and on what was measured."""
         return (
             f"thresholds fitted on {self.fitted_on}; measured on {self.data}, N = {self.n}: L0 and "
             "R2 (means over layers, and the lowest R2 of a layer) on the teacher trajectory, top-1 "
@@ -100,7 +100,7 @@ class ThresholdCost(Study):
         )
 
     def shown(self) -> pd.DataFrame:
-        """Per token kind both CLTs, the change in loss and both floors; the unaltered model."""
+        """Of each token kind both CLTs, the change in loss and both floors; the unaltered model."""
         rows = []
         for r in self.frame.to_dict("records"):
             tokens = r["tokens"]
@@ -120,31 +120,32 @@ class ThresholdCost(Study):
         return pd.DataFrame(rows, columns=columns)
 
     def metrics(self) -> list[Metric]:
-        """Every number after, with the one before as baseline, and every change.
+        """Every number with thresholds, with that of top-k as baseline, and every change.
 
         The floor is 0 for R^2, 1 for FVU, and for accuracy and loss the MLP rows at their mean. The
-        lowest R^2 after and before may be of different layers: each is named, neither subtracted.
+        lowest R^2 before and after may be of different layers: both layers are given, and there is
+        no change.
         """
-        found, fixed = [], {"r2": 0.0, "fvu": 1.0}
+        metrics, fixed_floors = [], {"r2": 0.0, "fvu": 1.0}
         for row in self.frame.to_dict("records"):
             n = row["n"]
             for name, unit in _UNITS.items():
                 before, after = row[f"{name}_before"], row[f"{name}_after"]
-                floor = fixed.get(name, row.get(f"{name}_floor_mean"))
+                floor = fixed_floors.get(name, row.get(f"{name}_floor_mean"))
                 ends = [row.get(f"{name}_change_{end}") for end in ("low", "high")]
                 full = f"{row['tokens']}_{name}"
-                found += [
+                metrics += [
                     Metric(full, after, unit, n, floor=floor, baseline=before),
                     Metric(f"{full}_change", row[f"{name}_change"], unit, n, *ends),
                 ]
             lowest = f"{row['tokens']}_lowest_r2"
             ends = [row[f"lowest_r2_{version}"] for version in ("before", "after")]
-            found.append(Metric(lowest, ends[1], "fraction", n, floor=0.0, baseline=ends[0]))
-            found += [
+            metrics.append(Metric(lowest, ends[1], "fraction", n, floor=0.0, baseline=ends[0]))
+            metrics += [
                 Metric(f"{lowest}_layer_{version}", row[f"lowest_r2_layer_{version}"], "count", n)
                 for version in ("before", "after")
             ]
-        return found
+        return metrics
 
     def figure(self) -> go.Figure:
         """L0, R^2, accuracy and loss per token kind, with top-k and with thresholds."""
@@ -165,25 +166,25 @@ def threshold_cost(
     seed: int = 0,
     progress: bool = False,
 ) -> ThresholdCost:
-    """Measure two CLTs of one teacher beside each other.
+    """Measure what a CLT loses when thresholds take the place of top-k.
 
     Args:
         vit: the teacher, with no hooks attached.
         before: the CLT with top-k.
-        after: the same with thresholds.
+        after: the same CLT with thresholds.
         data: labelled images that neither CLT nor thresholds were fitted on.
         zs: the zero-shot classifier.
-        fitted_on: what the thresholds were fitted on, for captions.
-        seed: of the bootstrap.
+        fitted_on: name and number of the images the thresholds were fitted on, for captions.
+        seed: seed of the bootstrap.
         progress: show progress bars.
 
     Raises:
-        InputError: a CLT of another model, labels without names, or a hook on `vit`.
+        InputError: a CLT belongs to another model, labels have no names, or `vit` has a hook.
     """
     kinds: tuple[TokenKind, ...] = get_args(TokenKind)
     clts = {"before": before, "after": after}
     fits = reconstructions(vit, clts, data, progress=progress).by_clt()
-    reads = {
+    cascades = {
         name: cascade(
             vit, clt, data, zs, tokens=kinds, first_layers=[0], seed=seed, progress=progress
         )
@@ -198,7 +199,7 @@ def threshold_cost(
         for version, fit in fits.items():
             row |= _lowest_r2(fit, kind, version)
         for measure in MEASURES:
-            row |= _readings(reads, kind, measure)
+            row |= _readings(cascades, kind, measure)
         rows.append({**row, "n": len(data)})
     return ThresholdCost(pd.DataFrame(rows), zs.name, fitted_on, data.name, data.split, seed)
 
@@ -218,15 +219,15 @@ def _lowest_r2(fit: Reconstruction, kind: TokenKind, version: str) -> dict[str, 
     return {f"lowest_r2_{version}": value, f"lowest_r2_layer_{version}": layer}
 
 
-def _readings(reads: dict[str, Cascade], kind: TokenKind, measure: Measure) -> dict[str, Any]:
-    """Of one measure; both were read on the same images with the same resamples."""
+def _readings(cascades: dict[str, Cascade], kind: TokenKind, measure: Measure) -> dict[str, Any]:
+    """Cells of one measure; both CLTs were read on the same images with the same resamples."""
     replaced = f"{kind}_stream_0"
-    values = {name: read.readings.mean([replaced], measure) for name, read in reads.items()}
-    before, after = (read.readings.draws(replaced, measure) for read in reads.values())
+    values = {name: c.readings.mean([replaced], measure) for name, c in cascades.items()}
+    before, after = (c.readings.draws(replaced, measure) for c in cascades.values())
     change = Interval.of(values["after"] - values["before"], after - before)
-    found: dict[str, Any] = {f"{measure}_{name}": value for name, value in values.items()}
-    found |= change.columns(f"{measure}_change")
+    cells: dict[str, Any] = {f"{measure}_{name}": value for name, value in values.items()}
+    cells |= change.columns(f"{measure}_change")
     versions = {"baseline": "original", "floor_mean": f"{kind}_mean_0"}
     for column, version in {**versions, "floor_zero": f"{kind}_zero_0"}.items():
-        found[f"{measure}_{column}"] = reads["before"].readings.mean([version], measure)
-    return found
+        cells[f"{measure}_{column}"] = cascades["before"].readings.mean([version], measure)
+    return cells

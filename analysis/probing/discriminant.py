@@ -3,11 +3,12 @@
     score_v(x) = (m_v - m)' S^-1 (x - m) - (m_v - m)' S^-1 (m_v - m) / 2 + ln p_v
     S = (1 - shrinkage) W + shrinkage * (mean variance) * I
 
-m_v are the means of the training rows with value v, W their covariance within values, p_v the share
-of the value; softmax of the scores is p(v | x). Linear, deterministic, and one covariance of the
-rows serves every factor and every permutation of it, which is why this is no library's: one that
-starts from the rows each time takes hours at ViT-B width. The same scores as scikit-learn's
-`LinearDiscriminantAnalysis(solver="lsqr", shrinkage=...)` but for what it shrinks towards.
+m_v is the mean of the training rows with value v, m the mean of all, W their covariance within
+values, and p_v the share of the value; the softmax of the scores is p(v | x). The probe is linear
+and deterministic. Every factor and every permutation of it uses the same covariance of the rows; a
+library that starts from the rows each time takes hours at ViT-B width. The scores equal those of
+scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr", shrinkage=...)` except that the covariance
+is shrunk towards another matrix.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from scipy.special import log_softmax
 
 SHRINKAGES = (0.5, 0.1, 1e-2, 1e-3, 1e-4)
 HELD_OUT_EVERY = 5
-"""One training row in so many, drawn at random, chooses the shrinkage."""
-# columns that vary less than this, relative to their size, vary by rounding alone
+"""One training row in this many, drawn at random, is held out to choose the shrinkage."""
+# Columns whose deviation is below this share of their size vary by rounding alone.
 _CONSTANT = 1e-6
 
 
 class Discriminant:
-    """Training rows, standardised, and what all probes of them share.
+    """Linear discriminants fitted on one set of training rows, whose covariance they share.
 
     Args:
-        rows: what to read from, of the training images. Columns that do not vary are left out.
-        seed: of the rows that choose the shrinkage.
+        rows: vectors of the training images. They are standardised, and columns that do not vary
+            are left out.
+        seed: seed of the rows that are held out to choose the shrinkage.
     """
 
     def __init__(self, rows: Float[np.ndarray, "image feature"], seed: int = 0):
@@ -38,10 +40,10 @@ class Discriminant:
         self._deviation = deviation[self._varies]
         x = self._standardised(wide)
         order = np.random.default_rng(seed).permutation(len(x))
-        self._held, self._fitted = np.split(order, [-(-len(x) // HELD_OUT_EVERY)])
+        self._held_out, self._fitted = np.split(order, [-(-len(x) // HELD_OUT_EVERY)])
         self._all = _Part(x)
         self._part = _Part(x[self._fitted])
-        self._held_rows = x[self._held]
+        self._held_out_rows = x[self._held_out]
 
     def probe(
         self,
@@ -49,23 +51,24 @@ class Discriminant:
         n_values: int,
         rows: Float[np.ndarray, "test feature"],
     ) -> tuple[Float[np.ndarray, "test value"], float]:
-        """ln p(value | row) of other rows, and the shrinkage that was chosen.
+        """Fit a probe of one factor; returns ln p(value | row) of test rows, and the shrinkage.
 
-        The shrinkage with the lowest cross-entropy on the held-out fifth of the training rows is
-        taken (of equals the largest), and the probe is fitted again on all of them.
+        The shrinkage is the one with the lowest cross-entropy on the held-out fifth of the training
+        rows (the largest of equals); the probe is then fitted on all training rows.
 
         Args:
-            values: of the training images, 0 to n_values - 1, each of them there.
-            n_values: how many there are.
-            rows: what to read.
+            values: values of the training images, 0 to n_values - 1, each at least once.
+            n_values: number of values.
+            rows: vectors of the test images.
         """
         losses = []
         for shrinkage in SHRINKAGES:
-            guess = self._part.fit(values[self._fitted], n_values, shrinkage)(self._held_rows)
-            losses.append(-guess[np.arange(len(self._held)), values[self._held]].mean())
-        chosen = SHRINKAGES[int(np.argmin(losses))]
-        read = self._all.fit(values, n_values, chosen)
-        return read(self._standardised(rows.astype(np.float64))), chosen
+            scores = self._part.fit(values[self._fitted], n_values, shrinkage)
+            log_p = scores(self._held_out_rows)
+            losses.append(-log_p[np.arange(len(self._held_out)), values[self._held_out]].mean())
+        best = SHRINKAGES[int(np.argmin(losses))]
+        scores = self._all.fit(values, n_values, best)
+        return scores(self._standardised(rows.astype(np.float64))), best
 
     def _standardised(self, rows: Float[np.ndarray, "image feature"]) -> np.ndarray:
         return (rows - self._mean)[:, self._varies] / self._deviation

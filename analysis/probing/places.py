@@ -1,4 +1,4 @@
-"""What linear probes read: vectors of the stream and of MLPs, one an image and place."""
+"""The vectors that linear probes read, one for each image and place of the stream or an MLP."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROBED_ROWS: tuple[ProbedRows, ...] = ("cls", "patch")
 
 
 class Place(NamedTuple):
-    """Where a probe reads."""
+    """The activation that a probe reads: kind of rows, stage within the block, and layer."""
 
     tokens: ProbedRows
     stage: Stage
@@ -41,28 +41,28 @@ class Place(NamedTuple):
 def probe_rows(
     vit: HookedViT, data: ImageData, layers: Sequence[int], *, progress: bool = False
 ) -> tuple[dict[Place, Float[np.ndarray, "image column"]], np.ndarray]:
-    """The vectors of every place, in float32, and the labels; one pass over the images.
+    """The vectors of every place, in float32, and the labels, from one pass over the images.
 
-    "cls": row 0, d_model columns. "patch": the mean over the patches of the grid's left half and
-    the mean over its right half, side by side (a middle column of patches belongs to the left).
-    The stream's start, resid_pre, is there where layer 0 is; the start of another block is the end
-    of the one below.
+    Of CLS rows a vector is row 0, with d_model columns. Of patch rows it is the mean over the left
+    half of the patch grid beside the mean over its right half (a middle column of patches belongs
+    to the left). Only layer 0 has the place resid_pre, the start of the stream: the start of any
+    other block is the end of the one below.
 
     Raises:
-        InputError: images of another size, or activations that are NaN or infinite.
+        InputError: images have another size, or activations are NaN or infinite.
     """
     stages = [
         (stage, l) for l in layers for stage in STAGE_POINTS if stage != "resid_pre" or l == 0
     ]
-    found: dict[Place, np.ndarray] = {}
+    vectors: dict[Place, np.ndarray] = {}
     labels: list[Tensor] = []
     device = next(vit.parameters()).device
-    names = {at: STAGE_POINTS[at[0]].format(l=at[1]) for at in stages}
+    names = {(stage, l): STAGE_POINTS[stage].format(l=l) for stage, l in stages}
     done = 0
     with tqdm(total=len(data), desc=data.name, unit=" images", disable=not progress) as bar:
-        for images, own in data:
+        for images, batch_labels in data:
             cache = vit.clean_cache(images.to(device), list(names.values()))
-            here = slice(done, done + len(images))
+            batch = slice(done, done + len(images))
             for (stage, l), name in names.items():
                 for tokens in PROBED_ROWS:
                     rows = _pooled(cache[name], vit.cfg.patch_grid, tokens)
@@ -71,13 +71,13 @@ def probe_rows(
                             f"{name} holds NaN or infinite values; expected finite activations."
                         )
                     place = Place(tokens, stage, l)
-                    if place not in found:
-                        found[place] = np.empty((len(data), rows.shape[1]), np.float32)
-                    found[place][here] = rows.cpu().numpy()
-            labels.append(own)
+                    if place not in vectors:
+                        vectors[place] = np.empty((len(data), rows.shape[1]), np.float32)
+                    vectors[place][batch] = rows.cpu().numpy()
+            labels.append(batch_labels)
             done += len(images)
             bar.update(len(images))
-    return found, torch.cat(labels).numpy()
+    return vectors, torch.cat(labels).numpy()
 
 
 def _pooled(

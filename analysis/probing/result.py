@@ -1,4 +1,4 @@
-"""What probes read at every depth, beside their floors (`vit_clt.analysis.probing.study`)."""
+"""The result of `vit_clt.analysis.probing.study.probes`: what probes read, beside their floors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vit_clt.metrics import Metric
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-READING = (
+HOW_TO_READ = (
     "A factor that a probe reads at a depth is there to be read by what comes next; whether the "
     "model reads it, ablation must tell. The additive floor is the same probe fitted to the data's "
     "factors themselves, one-hot: what it leaves near chance but reads in the model, the model has "
@@ -27,7 +27,7 @@ READING = (
 
 @dataclass(frozen=True)
 class Probe:
-    """One factor read from one place."""
+    """The probe of one factor at one place."""
 
     factor: str
     place: Place
@@ -35,38 +35,40 @@ class Probe:
     permuted: float
     """Mean accuracy of the same probe fitted to permuted values of the factor."""
     permuted_loss: float
+    """Mean cross-entropy of those probes, in nats."""
     shrinkage: float
-    """Chosen on a fifth of the training images."""
+    """Shrinkage of the covariance, chosen on a fifth of the training images."""
 
 
 @dataclass(frozen=True)
 class Floors:
-    """What a factor can be guessed by without the model."""
+    """How well a factor can be guessed without the model."""
 
     chance: float
-    """Accuracy of the most frequent training value."""
+    """Accuracy of guessing the most frequent training value."""
     chance_loss: float
-    """Cross-entropy of the training shares, in nats."""
+    """Cross-entropy of guessing the training shares of the values, in nats."""
     additive: Reading | None
-    """Of the label: the same probe of the data's factors, one-hot, where it has any."""
+    """Reading of the same probe on the one-hot factors of the data; None but for the label of data
+    that have factors."""
 
 
 @dataclass(frozen=True)
 class Probes(Study):
-    """Every factor at every place, on test images, beside its floors."""
+    """Probes of every factor at every place, read on test images, beside their floors."""
 
     name = "probe"
 
     probes: list[Probe]
     floors: dict[str, Floors]
-    """By factor."""
+    """Floors by factor."""
     layers: list[int]
     model: str
     data: str
     split: str | None
     train_data: str
     n: int
-    """Test images."""
+    """Number of test images."""
     n_train: int
     seed: int
 
@@ -77,30 +79,30 @@ class Probes(Study):
             floors = self.floors[probe.factor]
             top1, loss = probe.reading.top1, probe.reading.loss
             reading = {"top1": top1, "low": top1.low, "high": top1.high, **loss.columns("loss")}
-            found = {"factor": probe.factor, **probe.place._asdict(), **reading}
-            found |= {name: getattr(probe, name) for name in ("permuted", "permuted_loss")}
-            found |= {"chance": floors.chance, "chance_loss": floors.chance_loss}
+            row = {"factor": probe.factor, **probe.place._asdict(), **reading}
+            row |= {name: getattr(probe, name) for name in ("permuted", "permuted_loss")}
+            row |= {"chance": floors.chance, "chance_loss": floors.chance_loss}
             additive = floors.additive
-            found |= {"additive": additive.top1 if additive else np.nan}
-            found |= {"additive_loss": additive.loss if additive else np.nan}
-            found |= {"shrinkage": probe.shrinkage, "n": self.n, "n_train": self.n_train}
-            rows.append(found)
+            row |= {"additive": additive.top1 if additive else np.nan}
+            row |= {"additive_loss": additive.loss if additive else np.nan}
+            row |= {"shrinkage": probe.shrinkage, "n": self.n, "n_train": self.n_train}
+            rows.append(row)
         return pd.DataFrame(rows)
 
     def metrics(self) -> list[Metric]:
-        """Every reading, its floor that of permuted values, its baseline chance.
+        """Every reading, with permuted values as its floor and chance as its baseline.
 
-        Named "{factor}_{tokens}_{stage}_{layer}_top1" or "_loss"; the additive floor is
-        "{factor}_additive_top1" and "_loss".
+        Names are "{factor}_{tokens}_{stage}_{layer}_top1" and "_loss"; those of the additive floor
+        are "{factor}_additive_top1" and "_loss".
         """
-        found = []
+        metrics = []
         for p in self.probes:
             name = "_".join(map(str, (p.factor, *p.place)))
-            found += self._pair(name, p.factor, p.reading, p.permuted, p.permuted_loss)
+            metrics += self._pair(name, p.factor, p.reading, p.permuted, p.permuted_loss)
         for factor, floors in self.floors.items():
             if floors.additive is not None:
-                found += self._pair(f"{factor}_additive", factor, floors.additive, None, None)
-        return found
+                metrics += self._pair(f"{factor}_additive", factor, floors.additive, None, None)
+        return metrics
 
     def figure(self) -> go.Figure:
         """Accuracy and loss by depth of the stream, and accuracy of x_l and y_l."""
@@ -109,7 +111,7 @@ class Probes(Study):
         return probe_figure(self)
 
     def facts(self) -> Facts:
-        """Both kinds of rows, of the unaltered model."""
+        """The test images, the images fitted on, the factors and the layers."""
         return Facts(
             self.data,
             self.n,
@@ -128,7 +130,7 @@ class Probes(Study):
         )
 
     def caption(self) -> str:
-        """Which images, and what the cells of `shown` are."""
+        """One sentence on the images and on the cells of `shown`."""
         return f"{self.measured_on()}; accuracy % / cross-entropy (nats)"
 
     def measured_on(self) -> str:
@@ -139,30 +141,29 @@ class Probes(Study):
         )
 
     def shown(self) -> pd.DataFrame:
-        """One row per token kind and place, as text: accuracy (%) / loss (nats) of every factor,
-        below the floors."""
+        """One row per place, below those of the floors: accuracy (%) / loss (nats) by factor."""
         places: dict[Place, dict[str, str]] = {}
         for p in self.probes:
             row = places.setdefault(p.place, {"place": " ".join(map(str, p.place))})
             row[p.factor] = _text(p.reading.top1, p.reading.loss)
             row[f"{p.factor}, permuted"] = _text(p.permuted, p.permuted_loss)
-        floors: dict[str, dict[str, str]] = {}
-        for name, each in self.floors.items():
-            chance = floors.setdefault("chance", {"place": "chance"})
-            chance[name] = _text(each.chance, each.chance_loss)
-            if each.additive is not None:
-                additive = floors.setdefault("additive", {"place": "additive floor"})
-                additive[name] = _text(each.additive.top1, each.additive.loss)
-        return pd.DataFrame([*floors.values(), *places.values()]).fillna("")
+        floor_rows: dict[str, dict[str, str]] = {}
+        for name, floors in self.floors.items():
+            chance = floor_rows.setdefault("chance", {"place": "chance"})
+            chance[name] = _text(floors.chance, floors.chance_loss)
+            if floors.additive is not None:
+                additive = floor_rows.setdefault("additive", {"place": "additive floor"})
+                additive[name] = _text(floors.additive.top1, floors.additive.loss)
+        return pd.DataFrame([*floor_rows.values(), *places.values()]).fillna("")
 
     def printed(self) -> pd.DataFrame:
-        """The floors, and what is read at the ends of blocks."""
+        """The rows of the floors, of the start of the stream, and of the ends of blocks."""
         shown = self.shown()
-        along = shown["place"].str.contains("chance|additive|resid_pre|resid_post")
-        return shown[along][["place", *self.floors]]
+        printed = shown["place"].str.contains("chance|additive|resid_pre|resid_post")
+        return shown[printed][["place", *self.floors]]
 
     def page(self) -> str:
-        """What was done, the figure, and the table."""
+        """A page with what was done, the figure, and the table."""
         from vit_clt.analysis.reporting.page import Section, render_report
 
         facts = {
@@ -177,7 +178,7 @@ class Probes(Study):
         }
         note = "Accuracy in percent / cross-entropy in nats."
         sections = [
-            Section("What was done", [READING], facts=facts),
+            Section("What was done", [HOW_TO_READ], facts=facts),
             Section("By depth", figures=[self.figure()]),
             Section("Every place", [note], [self.shown()]),
         ]

@@ -1,20 +1,21 @@
 """Where in a ViT can a factor of its images be read linearly? No CLT takes part.
 
 At every depth of the residual stream, and at what each MLP reads (x_l) and puts out (y_l), a
-discriminant (`vit_clt.analysis.probing.discriminant`) is fitted on training images and read on
-others: accuracy and cross-entropy on CLS rows, and on patch rows. The form is ours.
+discriminant (`vit_clt.analysis.probing.discriminant`) is fitted on training images. Its accuracy
+and cross-entropy are measured on test images, from CLS rows and from patch rows. The form is ours.
 
-Patch rows stand for an image as their mean over the left and their mean over the right half of the
-patch grid, side by side. The mean over all patches, of which this is a finer one, loses where
-things are; every patch side by side has more numbers than there are images, and a probe of it
-learns positions before it reads values.
+The patch rows of an image are represented by their mean over the left half of the patch grid beside
+their mean over its right half. The mean over all patches would lose where things are. All patches
+side by side have more numbers than there are images, and a probe of them would fit positions before
+values.
 
 **What an accuracy above the additive floor says.** The floor is the same probe of the data's
-factors, one-hot. Where the class is the last digit of a sum of two even and independent digits, all
-classes have one mean in any f(left) + g(right), so a discriminant (and least squares, and logistic
-regression) of whatever is additive stays near chance, and one that reads more shows that the two
-digits have been brought together. It does not show that no linear map of the digits could score:
-ten intervals of left + right, made by hand, have 75 %, which no fit by likelihood finds.
+factors, one-hot. Let the class be the last digit of the sum of two digits that are uniform and
+independent. Then all classes have the same mean of any f(left) + g(right), so a discriminant (and
+least squares, and logistic regression) of anything additive stays near chance; a probe that reads
+more shows that the model has combined the two digits. It does not show that no linear map of the
+digits reads the class: ten intervals of left + right, set by hand, reach 75 %, which no fit by
+likelihood finds.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
 
 LABEL = "label"
-"""The factor that every labelled image has: its class."""
+"""Name of the factor that every labelled image has, its class."""
 PERMUTATIONS = 10
 FEWEST = 10
-"""Training images that every value of a factor needs."""
+"""The least number of training images that every value of a factor needs."""
 
 
 @torch.no_grad()
@@ -54,62 +55,65 @@ def probes(
     seed: int = 0,
     progress: bool = False,
 ) -> Probes:
-    """Fit and read every probe.
+    """Fit a linear probe of every factor at every place, and read it on test images.
 
-    One pass over the images; of each, 3 d_model numbers a place are kept (150 MB for 6,000 images
-    of a model of 8 layers and width 64).
+    The images are passed through the model once; 3 d_model numbers are kept of each image and layer
+    place (150 MB for 6,000 images of a model of 8 layers and width 64).
 
     Args:
         vit: the model; hooks attached to it do not fire.
         train: images that probes are fitted on.
-        test: other images, which they are read on.
+        test: other images, on which probes are read.
         factors: names among `test.factors`, or "label"; all of them by default.
         layers: layers whose stream, x_l and y_l are read; all by default.
-        seed: of permutations, of the images that choose the shrinkage, and of intervals.
+        seed: seed of permutations, of the rows that choose the shrinkage, and of the bootstrap.
         progress: show progress bars.
 
     Raises:
-        InputError: an unknown factor or layer, labels that are not known, a factor with one value,
-            or with fewer than 10 training images of a value, images of another size, or activations
-            that are NaN or infinite.
+        InputError: a factor or layer is unknown, labels are missing, a factor has one value or
+            fewer than 10 training images of a value, images have another size, or activations are
+            NaN or infinite.
     """
     check_prepared(vit, train)
     check_prepared(vit, test)
     names = _known_factors(factors, train, test)
-    chosen = layer_list(range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers)
-    known, asked = train.factors or {}, test.factors or {}
-    given = {
-        name: _Values.of(name, known[name].numpy(), asked[name].numpy())
+    layers = layer_list(range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers)
+    train_factors, test_factors = train.factors or {}, test.factors or {}
+    factor_values = {
+        name: _Values.of(name, train_factors[name].numpy(), test_factors[name].numpy())
         for name in _shared_factors(train, test)
     }
-    fitted, train_labels = probe_rows(vit, train, chosen, progress=progress)
-    shown, labels = probe_rows(vit, test, chosen, progress=progress)
-    values = dict(given)
+    train_vectors, train_labels = probe_rows(vit, train, layers, progress=progress)
+    test_vectors, test_labels = probe_rows(vit, test, layers, progress=progress)
+    values = dict(factor_values)
     if LABEL in names:
-        values[LABEL] = _Values.of(LABEL, train_labels, labels)
+        values[LABEL] = _Values.of(LABEL, train_labels, test_labels)
 
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(train)) for _ in range(PERMUTATIONS)]
-    read: dict[tuple[str, Place | None], _Read] = {}
-    for place in tqdm(list(fitted), "probes", disable=not progress):
-        rows = Discriminant(fitted[place], seed)
+    # The place None stands for the additive floor.
+    outcomes: dict[tuple[str, Place | None], _ProbeOutcome] = {}
+    for place in tqdm(list(train_vectors), "probes", disable=not progress):
+        discriminant = Discriminant(train_vectors[place], seed)
         for name in names:
-            read[name, place] = _Read.by(rows, values[name], shown[place], orders)
-    if LABEL in names and given:
+            outcomes[name, place] = _ProbeOutcome.of(
+                discriminant, values[name], test_vectors[place], orders
+            )
+    if LABEL in names and factor_values:
         one_hot = Discriminant(
-            np.hstack([each.one_hot(each.train) for each in given.values()]), seed
+            np.hstack([factor.one_hot(factor.train) for factor in factor_values.values()]), seed
         )
-        test_rows = np.hstack([each.one_hot(each.test) for each in given.values()])
-        read[LABEL, None] = _Read.by(one_hot, values[LABEL], test_rows, [])
-    readings = dict(zip(read, _readings(list(read.values()), seed), strict=True))
+        test_rows = np.hstack([factor.one_hot(factor.test) for factor in factor_values.values()])
+        outcomes[LABEL, None] = _ProbeOutcome.of(one_hot, values[LABEL], test_rows, [])
+    readings = dict(zip(outcomes, _readings(list(outcomes.values()), seed), strict=True))
     return Probes(
         [
-            Probe(name, place, readings[name, place], *each.permuted, each.shrinkage)
-            for (name, place), each in read.items()
+            Probe(name, place, readings[name, place], *outcome.permuted, outcome.shrinkage)
+            for (name, place), outcome in outcomes.items()
             if place is not None
         ],
         {name: values[name].floors(readings.get((name, None))) for name in names},
-        chosen,
+        layers,
         vit.cfg.model,
         test.name,
         test.split,
@@ -122,7 +126,7 @@ def probes(
 
 @dataclass(frozen=True)
 class _Values:
-    """A factor of the training and of the test images, as numbers from 0."""
+    """Values of one factor of the training and of the test images, as numbers from 0."""
 
     train: np.ndarray
     test: np.ndarray
@@ -156,8 +160,8 @@ class _Values:
 
 
 @dataclass(frozen=True)
-class _Read:
-    """What a probe says of every test image, and what probes of permuted values come to."""
+class _ProbeOutcome:
+    """Accuracy and loss of a probe on every test image, and means of probes of permuted values."""
 
     correct: np.ndarray
     loss: np.ndarray
@@ -165,13 +169,17 @@ class _Read:
     shrinkage: float
 
     @classmethod
-    def by(
-        cls, rows: Discriminant, values: _Values, shown: np.ndarray, orders: list[np.ndarray]
-    ) -> _Read:
+    def of(
+        cls,
+        discriminant: Discriminant,
+        values: _Values,
+        test_rows: np.ndarray,
+        orders: list[np.ndarray],
+    ) -> _ProbeOutcome:
         def outcome(train: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-            guess, shrinkage = rows.probe(train, values.n, shown)
-            loss = -guess[np.arange(len(shown)), values.test]
-            return (guess.argmax(1) == values.test).astype(float), loss, shrinkage
+            log_p, shrinkage = discriminant.probe(train, values.n, test_rows)
+            loss = -log_p[np.arange(len(test_rows)), values.test]
+            return (log_p.argmax(1) == values.test).astype(float), loss, shrinkage
 
         floors = [outcome(values.train[order])[:2] for order in orders]
         means = np.array(floors).mean((0, 2)) if floors else np.full(2, np.nan)
@@ -179,13 +187,13 @@ class _Read:
         return cls(correct, loss, (float(means[0]), float(means[1])), shrinkage)
 
 
-def _readings(read: list[_Read], seed: int) -> list[Reading]:
+def _readings(outcomes: list[_ProbeOutcome], seed: int) -> list[Reading]:
     top1, loss = (
-        mean_intervals(np.stack(each, axis=1), seed)
-        for each in ([r.correct for r in read], [r.loss for r in read])
+        mean_intervals(np.stack(values, axis=1), seed)
+        for values in ([o.correct for o in outcomes], [o.loss for o in outcomes])
     )
-    n = len(read[0].correct)
-    return [Reading(*each, n) for each in zip(top1, loss, strict=True)]
+    n = len(outcomes[0].correct)
+    return [Reading(*pair, n) for pair in zip(top1, loss, strict=True)]
 
 
 def _shared_factors(train: ImageData, test: ImageData) -> list[str]:

@@ -33,22 +33,23 @@ dt { font-weight: 600; } dd { margin: 0; }
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, then tables, then figures."""
+    """A part of a page: a heading, then paragraphs, facts, tables and figures."""
 
     title: str
     paragraphs: Sequence[str] = ()
     tables: Sequence[pd.DataFrame] = ()
     figures: Sequence[go.Figure] = ()
     facts: dict[str, str] = field(default_factory=dict)
+    """A list of names and values."""
 
 
 def render_report(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The page as a string; plotly's script is embedded once, figure ids are stable.
+    """The HTML page as a string; it embeds plotly's script once, and its figure ids are stable.
 
     Args:
-        title: page heading.
-        lead: the paragraph below it.
-        sections: in reading order; a link to each stands at the top.
+        title: heading of the page.
+        lead: paragraph below the heading.
+        sections: sections in reading order; a link to each stands at the top.
     """
     parts = [
         "<!doctype html>",
@@ -60,7 +61,7 @@ def render_report(title: str, lead: str, sections: Sequence[Section]) -> str:
         *(f'<a href="#{_slug(s.title)}">{html.escape(s.title)}</a>' for s in sections),
         "</nav><main>",
     ]
-    drawn = 0
+    n_figures = 0
     for section in sections:
         parts.append(f'<section id="{_slug(section.title)}"><h2>{html.escape(section.title)}</h2>')
         parts += [f"<p>{html.escape(text)}</p>" for text in section.paragraphs]
@@ -77,12 +78,12 @@ def render_report(title: str, lead: str, sections: Sequence[Section]) -> str:
         for figure in section.figures:
             drawing = figure.to_html(
                 full_html=False,
-                include_plotlyjs=drawn == 0,
-                div_id=f"figure-{drawn}",
+                include_plotlyjs=n_figures == 0,
+                div_id=f"figure-{n_figures}",
                 config={"displaylogo": False},
             )
             parts.append(f'<div class="scroll figure" tabindex="0">{drawing}</div>')
-            drawn += 1
+            n_figures += 1
         parts.append("</section>")
     parts.append("</main></body></html>")
     return "\n".join(parts)

@@ -22,12 +22,12 @@ SIDE = 96
 def pixels(
     vit: HookedViT, images: Float[Tensor, "image 3 height width"]
 ) -> UInt8[np.ndarray, "image height width 3"]:
-    """Preprocessed images with the model's normalisation undone: mean + std * value, 8 bits.
+    """Preprocessed images in 8 bits with the model's normalisation undone: mean + std * value.
 
-    Resized and cropped as they were for the model, the first row on top.
+    They stay resized and cropped as they were for the model; the first pixel row is on top.
 
     Raises:
-        InputError: the model came without its preprocessing.
+        InputError: the model has no preprocessing with a Normalize step.
     """
     steps = getattr(vit.preprocess, "transforms", ())
     normalise = next((step for step in steps if isinstance(step, Normalize)), None)
@@ -43,7 +43,7 @@ def pixels(
 
 
 def data_uri(image: UInt8[np.ndarray, "height width 3"], side: int = SIDE) -> str:
-    """A PNG of at most `side` pixels a side, for a page that stands alone."""
+    """A PNG of at most `side` pixels a side as a data URI, to be embedded in a page."""
     picture = Image.fromarray(image)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()

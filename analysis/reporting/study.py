@@ -1,8 +1,8 @@
-"""What every result is: numbers that say what they were measured on, and show themselves.
+"""The interface of every result: `Study`, and `write_study`, which writes it to files.
 
-A study's result names its facts, tells itself in a caption, lists its numbers (`to_frame`), draws
-them (`figure`), and is a page. As the last line of a notebook's cell it shows caption, figure and
-table; `write_study` makes files of it, and every command prints and writes through the same two.
+A study states what it was measured on (`facts`, `caption`), lists its numbers (`to_frame`,
+`metrics`) and draws them (`figure`, `page`). As the last line of a notebook cell it shows caption,
+figure and table. Every command prints and writes its results through this interface.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a reader must know of any number: what it was measured on, and how."""
+    """What the numbers of a study were measured on, and how."""
 
     data: str | None
-    """Name of the images; None where none took part."""
+    """Name of the data; None where no images took part."""
     n: int
-    """Images."""
+    """Number of images."""
     tokens: str | None
     """Token rows: "cls", "patch", "all", or several."""
     trajectory: str | None
     """Where codes come from: "teacher", "stream", or both."""
     l0: float | Mapping[str, Any] | None
-    """Active features a token and layer, as measured; None where no CLT took part."""
+    """Measured number of active features a token row and layer; None where no CLT took part."""
     split: str | None = None
     fill: str | None = None
-    """What stood in for what was dropped or ablated."""
+    """What stood in for dropped terms or ablated outputs: "zero", "mean", "resample"."""
     seed: int | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else metrics.json is to say of this study."""
+    """Further facts of this study for metrics.json."""
 
     def context(self) -> dict[str, Any]:
-        """The context of metrics.json."""
-        named = ("data", "split", "tokens", "trajectory", "l0", "fill", "seed")
-        return {name: getattr(self, name) for name in named} | dict(self.more)
+        """The facts by name, as metrics.json has them; n stands beside each number instead."""
+        names = ("data", "split", "tokens", "trajectory", "l0", "fill", "seed")
+        return {name: getattr(self, name) for name in names} | dict(self.more)
 
 
 class Study(ABC):
@@ -57,15 +57,15 @@ class Study(ABC):
     name: ClassVar[str]
     """Stem of its files."""
     extra_files: ClassVar[tuple[str, ...]] = ()
-    """Further files it writes, beside those of every study."""
+    """Names of files it writes beside those of every study."""
 
     @abstractmethod
     def facts(self) -> Facts:
-        """What it was measured on."""
+        """What the study was measured on."""
 
     @abstractmethod
     def caption(self) -> str:
-        """What a reader of the table alone must know, in a sentence."""
+        """One sentence that says all a reader of the table alone must know."""
 
     @abstractmethod
     def to_frame(self) -> pd.DataFrame:
@@ -73,30 +73,30 @@ class Study(ABC):
 
     @abstractmethod
     def metrics(self) -> list[Metric]:
-        """Every number as metrics.json has it, beside floor and baseline."""
+        """The numbers of metrics.json, each beside its floor and baseline."""
 
     @abstractmethod
     def figure(self) -> go.Figure:
-        """The numbers drawn."""
+        """The figure of the study."""
 
     def shown(self) -> pd.DataFrame:
-        """The table made for reading; `to_frame` where that is as good."""
+        """The table made for reading; `to_frame` where a study makes no other."""
         return self.to_frame()
 
     def printed(self) -> pd.DataFrame:
-        """The table of a terminal and of a notebook's cell: `shown`, or what is short of it."""
+        """The table for a terminal and a notebook cell: `shown`, or a shorter one."""
         return self.shown()
 
     def further_tables(self) -> Mapping[str, pd.DataFrame]:
-        """Tables made for reading that stand below the first one, by heading."""
+        """Further tables made for reading, by heading; they stand below the first one."""
         return {}
 
     def notes(self) -> Sequence[str]:
-        """How to read the numbers, in lines that stand below the tables."""
+        """Sentences on how to read the numbers; they stand below the tables."""
         return ()
 
     def page(self) -> str:
-        """A whole HTML page: the figure, the table for reading, and the facts."""
+        """A whole HTML page: the figure, the tables for reading, and the facts."""
         from vit_clt.analysis.reporting.page import Section, render_report
 
         figure = self.figure()
@@ -106,7 +106,7 @@ class Study(ABC):
         sections = [
             Section("Figure", figures=[figure]),
             Section("Table", self.notes(), [self.shown()]),
-            *(Section(heading, tables=[each]) for heading, each in self.further_tables().items()),
+            *(Section(heading, tables=[table]) for heading, table in self.further_tables().items()),
             Section("Measured on", facts=facts),
         ]
         return render_report(title, self.caption(), sections)
@@ -116,7 +116,7 @@ class Study(ABC):
         return {}
 
     def companions(self) -> Sequence[Study]:
-        """Further studies that are told with this one, in files of their own."""
+        """Studies that are written together with this one, in files of their own."""
         return ()
 
     def _ipython_display_(self) -> None:
@@ -142,37 +142,37 @@ class Study(ABC):
 
 
 def study_files(*studies: type[Study]) -> list[str]:
-    """Every file `write_study` may write for results of these kinds, and metrics.json."""
-    kinds = ("html", "json", "png", "csv", "md", "tex")
-    found = [f"{study.name}.{kind}" for study in studies for kind in kinds]
-    return [*found, *(name for study in studies for name in study.extra_files), "metrics.json"]
+    """Names of all files that `write_study` may write for studies of these classes."""
+    endings = ("html", "json", "png", "csv", "md", "tex")
+    files = [f"{study.name}.{ending}" for study in studies for ending in endings]
+    return [*files, *(name for study in studies for name in study.extra_files), "metrics.json"]
 
 
 def write_study(folder: OutputFolder, study: Study, command: str, *, png: bool = False) -> None:
-    """Write a study and its companions, and the metrics.json of the study, which speaks for all.
+    """Write the files of a study and of its companions, and the study's metrics.json.
 
     NAME.html is the page and NAME.json the figure (`plotly.io.read_json` opens it); NAME.csv holds
-    every number, NAME.md and NAME.tex the table made for reading; NAME.png, where asked for, is the
-    figure as a picture (`check_png` first).
+    every number, NAME.md and NAME.tex the table made for reading, and NAME.png the figure as a
+    picture.
 
     Args:
-        folder: where, already open.
+        folder: the open folder to write to.
         study: the result.
-        command: what metrics.json calls the maker.
-        png: draw pictures too.
+        command: name of the command, for metrics.json.
+        png: write pictures too; call `check_png` before the work that makes the study.
     """
     from vit_clt.analysis.reporting.tables import latex_table, markdown_table
 
-    for each in (study, *study.companions()):
-        figure, shown, caption = each.figure(), each.shown(), each.caption()
-        folder.write(f"{each.name}.html", each.page())
-        folder.write(f"{each.name}.json", figure.to_json(pretty=False, engine="json") + "\n")
-        folder.write(f"{each.name}.csv", each.to_frame().to_csv(index=False))
-        folder.write(f"{each.name}.md", markdown_table(shown, caption))
-        folder.write(f"{each.name}.tex", latex_table(shown, caption))
+    for part in (study, *study.companions()):
+        figure, shown, caption = part.figure(), part.shown(), part.caption()
+        folder.write(f"{part.name}.html", part.page())
+        folder.write(f"{part.name}.json", figure.to_json(pretty=False, engine="json") + "\n")
+        folder.write(f"{part.name}.csv", part.to_frame().to_csv(index=False))
+        folder.write(f"{part.name}.md", markdown_table(shown, caption))
+        folder.write(f"{part.name}.tex", latex_table(shown, caption))
         if png:
-            folder.write(f"{each.name}.png", figure.to_image(format="png", scale=2))
-        for name, content in each.extras().items():
+            folder.write(f"{part.name}.png", figure.to_image(format="png", scale=2))
+        for name, content in part.extras().items():
             folder.write(name, content)
     folder.write(
         "metrics.json", metrics_json(study.metrics(), command=command, **study.facts().context())
@@ -180,10 +180,10 @@ def write_study(folder: OutputFolder, study: Study, command: str, *, png: bool =
 
 
 def check_png() -> None:
-    """Find what PNGs are drawn with, before any work is done.
+    """Check that pictures can be written: kaleido and a browser draw them.
 
     Raises:
-        InputError: the extra `png` or a browser is missing.
+        InputError: kaleido (the extra `png`) or a browser is missing.
     """
     try:
         from choreographer.browsers.chromium import Chromium

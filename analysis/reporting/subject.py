@@ -10,15 +10,15 @@ from vit_clt.transcoder.model import CrossLayerTranscoder
 
 @dataclass(frozen=True)
 class Subject:
-    """A teacher and its transcoder, in words and numbers."""
+    """Name and size of a teacher and of its transcoder."""
 
     model: str
     n_layers: int
     d_model: int
     clt: str
-    """What the CLT is called: its folder or Hub id, where it has one."""
+    """Name of the CLT: its folder or Hub id, where it has one."""
     n_features: int
-    """A layer."""
+    """Number of features of a layer."""
 
     @classmethod
     def of(cls, vit: HookedViT, clt: CrossLayerTranscoder, name: str) -> Subject:
@@ -32,7 +32,7 @@ class Subject:
         return self.clt.rstrip("/").rsplit("/", 1)[-1]
 
     def facts(self) -> dict[str, str]:
-        """As the facts of a page's section."""
+        """Model and CLT in words, as facts of a `Section`."""
         return {
             "Model": f"{self.model}, {self.n_layers} layers of width {self.d_model}",
             "CLT": f"{self.clt}, {self.n_features} features a layer",

@@ -33,7 +33,7 @@ def latex_table(table: pd.DataFrame, caption: str) -> str:
 def _table(table: pd.DataFrame, style: str) -> str:
     cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     align = ["right" if is_numeric_dtype(kind) else "left" for kind in table.dtypes]
-    # cells are text already: parsed again, "0.500" would come out as 0.5
+    # Cells are text already; tabulate would parse "0.500" and print 0.5.
     headers = [str(name) for name in table.columns]
     return tabulate(cells, headers, style, colalign=align, disable_numparse=True)
 

@@ -1,4 +1,4 @@
-"""training.html: what train.jsonl says, as curves per layer, during a run or after it."""
+"""The page of a training run: curves per layer from train.jsonl, during the run or after it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vit_clt.analysis.reporting.style import BLUE, GREEN, GREY, INK, ORANGE, fin
 from vit_clt.errors import InputError
 
 MOST_POINTS = 2000
-"""Points a line is thinned to, so that the page of a long run still opens quickly."""
+"""The most points of a line; longer ones are thinned, so that the page still opens quickly."""
 LEAD = (
     "Start with the first figure. FVU is the share of the variance of an MLP's output that the CLT "
     "leaves unexplained: 1 is no better than predicting the mean, lower is better. CLS and patch "
@@ -57,10 +57,11 @@ class _Panel:
 
 
 def read_log(path: str | Path) -> list[_Record]:
-    """The records of a train.jsonl that are in force, in order.
+    """The records of a train.jsonl that are still valid, in order.
 
-    A line torn by a kill is dropped. `{"event": "start", "step": N}` is a process that went on
-    from step N: earlier records of steps after N were computed again, and are dropped.
+    A line that was cut off when the process was killed is dropped. A record
+    `{"event": "start", "step": N}` says that a process went on from step N; earlier records of
+    steps after N are dropped, since those steps were computed again.
 
     Raises:
         InputError: the file cannot be read.
@@ -82,13 +83,13 @@ def read_log(path: str | Path) -> list[_Record]:
 def training_report(records: Sequence[_Record], *, title: str, facts: dict[str, str]) -> str:
     """The page of a training run, as self-contained HTML.
 
-    Panels that the records say nothing about are left out. Until the first validation, the FVU of
-    the training batches stands in for the held-out one, and says so.
+    Panels without a record are left out. Until the first validation the page shows the FVU of the
+    training batches, and says so.
 
     Args:
-        records: of `read_log`.
-        title: page heading.
-        facts: of the run, name to value; "L0 target", where it is a number, is drawn.
+        records: what `read_log` returns.
+        title: heading of the page.
+        facts: facts of the run, value by name; "L0 target" is drawn where it is a number.
     """
     steps = [r for r in records if "event" not in r]
     validations = [r for r in records if r.get("event") == "validation"]
@@ -145,7 +146,7 @@ def training_report(records: Sequence[_Record], *, title: str, facts: dict[str, 
 
 
 def _parse(line: str) -> _Record | None:
-    # a process that goes on appends, so its start may stand on the line that the kill tore
+    # A resumed process appends, so its first record may follow a cut-off one on the same line.
     for text in (line, line[max(0, line.rfind('{"event"')) :]):
         try:
             record = json.loads(text)
@@ -187,12 +188,12 @@ def _target(facts: dict[str, str]) -> tuple[float, Level] | None:
 
 
 def _points(pairs: Iterable[tuple[int, Any]], factor: float | int = 1) -> _Points:
-    """Steps and values, undefined ones left out, thinned; the last one always stays."""
-    found = [(step, value) for step, value in pairs if value is not None and isfinite(value)]
-    stride = max(1, ceil((len(found) - 1) / (MOST_POINTS - 1)))
-    last = len(found) - 1
-    kept = found[:last:stride] + found[last:] if found else []
-    # five digits are more than a screen shows, and make the page half as large
+    """Defined values by step, thinned to `MOST_POINTS`; the last one always stays."""
+    defined = [(step, value) for step, value in pairs if value is not None and isfinite(value)]
+    stride = max(1, ceil((len(defined) - 1) / (MOST_POINTS - 1)))
+    last = len(defined) - 1
+    kept = defined[:last:stride] + defined[last:] if defined else []
+    # Five digits are more than a screen shows, and make the page half as large.
     return [(step, float(f"{value * factor:.5g}")) for step, value in kept]
 
 
@@ -208,20 +209,20 @@ def _line(
 
 
 def _by_layer(records: Sequence[_Record], key: str, factor: float | int = 1) -> list[_Line]:
-    held = [r for r in records if r.get(key)]
-    n = len(held[-1][key]) if held else 0
-    # the light end of the scale is too pale for a line on white
+    logged = [r for r in records if r.get(key)]
+    n = len(logged[-1][key]) if logged else 0
+    # The light end of the scale is too pale for a line on white.
     colours = sample_colorscale("Viridis", [0.9 * l / max(1, n - 1) for l in range(n)])
     return [
-        _Line(f"layer {l}", _points(((r["step"], r[key][l]) for r in held), factor), colour)
+        _Line(f"layer {l}", _points(((r["step"], r[key][l]) for r in logged), factor), colour)
         for l, colour in enumerate(colours)
     ]
 
 
 def _waits(steps: Sequence[_Record]) -> list[_Line]:
-    held = [r for r in steps if r.get("waits")]
+    logged = [r for r in steps if r.get("waits")]
     return [
-        _Line(name, _points(((r["step"], r["waits"].get(key)) for r in held), 100), colour)
+        _Line(name, _points(((r["step"], r["waits"].get(key)) for r in logged), 100), colour)
         for name, key, colour in (
             ("CLT step", "step", BLUE),
             ("ViT forward", "vit", GREEN),
@@ -245,7 +246,8 @@ def _fvu_figure(steps: Sequence[_Record], validations: Sequence[_Record]) -> go.
         heading = "FVU of the training batches"
         note = "means over layers; nothing was validated"
     figure = _draw(heading, note, *panels)
-    if figure.data:  # on one scale, which then needs one set of ticks
+    # Both panels share one scale, which needs one set of ticks.
+    if figure.data:
         log_axis(figure, [v for panel in panels for v in panel.heights()])
         figure.update_yaxes(matches="y")
     return figure
@@ -260,19 +262,19 @@ def _draw(title: str, note: str, *panels: _Panel) -> go.Figure:
         subplot_titles=[panel.title for panel in shown],
         horizontal_spacing=0.1,
     )
-    named: set[str] = set()
+    in_legend: set[str] = set()
     for column, panel in enumerate(shown, start=1):
         lines = [line for line in panel.lines if line.points]
         names = {line.name for line in lines} if len(lines) > 1 else set()
         for line in lines:
-            # few points, as those of validations, are shown as what they are
+            # Lines of few points, such as those of validations, also show the points.
             dots = len(line.points) <= 40 and not panel.stacked
             trace = go.Scatter(
                 x=[step for step, _ in line.points],
                 y=[value for _, value in line.points],
                 name=line.name,
                 legendgroup=line.name,
-                showlegend=line.name in names - named,
+                showlegend=line.name in names - in_legend,
                 mode="lines+markers" if dots else "lines",
                 marker={"size": 5},
                 line={"color": line.colour, "dash": line.dash, "width": 1.5},
@@ -280,26 +282,26 @@ def _draw(title: str, note: str, *panels: _Panel) -> go.Figure:
                 hovertemplate=f"{line.name}, step %{{x:d}}: %{{y:.4~r}}<extra></extra>",
             )
             figure.add_trace(trace, row=1, col=column)
-        named |= names
+        in_legend |= names
         if panel.level is not None:
             height, level = panel.level
             steps = [line.points[i][0] for line in lines for i in (0, -1)]
             ends = [min(steps), max(steps)]
-            legend = level.label not in named
+            legend = level.label not in in_legend
             add_levels(figure, ends, {level: height}, legend=legend, row=1, col=column)
-            named.add(level.label)
+            in_legend.add(level.label)
         figure.update_yaxes(title_text=panel.unit + " (log)" * panel.log, col=column)
         if panel.log:
             log_axis(figure, panel.heights(), col=column)
         if panel.stacked:
             figure.update_yaxes(range=[0, 100], col=column)
     figure.update_xaxes(title_text="step", rangemode="tozero")
-    # else plotly writes 150µ for 0.00015
+    # Without this format plotly writes 150µ for 0.00015.
     figure.update_xaxes(tickformat="~r").update_yaxes(tickformat="~r")
     figure.update_layout(
         title={"text": f"{title}<br><sup>{note}</sup>"},
         width=1000,
-        height=max(430, 210 + 19 * len(named)),  # 19 pixels an entry of the legend
+        height=max(430, 210 + 19 * len(in_legend)),  # 19 pixels an entry of the legend
         legend={"font": {"size": 12}, "tracegroupgap": 0},
     )
     return finish(figure).update_layout(margin={"t": 95})
@@ -318,9 +320,9 @@ def _table(steps: Sequence[_Record], validations: Sequence[_Record]) -> list[Sec
     step = steps[-1] if steps else {}
     validation = validations[-1] if validations else {}
     if validation:
-        source = f"FVU and L0: validation at step {validation['step']}. Dead: "
+        origin = f"FVU and L0: validation at step {validation['step']}. Dead: "
     else:
-        source = "Nothing was validated. L0 and dead: "
+        origin = "Nothing was validated. L0 and dead: "
     columns = {
         "FVU CLS": (validation.get("fvu_cls_by_layer"), "{:.3f}"),
         "FVU patches": (validation.get("fvu_patch_by_layer"), "{:.3f}"),
@@ -337,5 +339,5 @@ def _table(steps: Sequence[_Record], validations: Sequence[_Record]) -> list[Sec
     if frame.empty:
         return []
     frame.insert(0, "layer", frame.index)
-    source += f"training, step {step['step']}." if step else "not logged."
-    return [Section("Last values per layer", [source], [frame])]
+    origin += f"training, step {step['step']}." if step else "not logged."
+    return [Section("Last values per layer", [origin], [frame])]

@@ -1,4 +1,4 @@
-"""Which other image stands in for an image, for every resample ablation."""
+"""Donors: the images whose values stand in for those of another image in a resample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from vit_clt.errors import InputError
 
 
 def donor_cycle(n: int, seed: int = 0) -> list[int]:
-    """One random cycle through n images: each is another one's donor, never its own.
+    """The donor of each of n images, drawn as one random cycle; no image is its own donor.
+
+    Entry i of the list is the number of the image whose values stand in for those of image i.
 
     Raises:
         InputError: fewer than two images.

@@ -1,8 +1,8 @@
-"""Random features of equal rate: the control of what is done to chosen features.
+"""Random features of equal rate: the control for interventions on selected features.
 
-Firing rates span orders of magnitude, so that closeness is a ratio: "nearest" is nearest in
-|ln rate|. The pool is wide enough that several draws differ, and narrow beside the hundreds of
-features of a layer.
+Firing rates span orders of magnitude, so rates are compared by their ratio: the nearest rate has
+the smallest difference in ln rate. The pool is wide enough for several draws to differ, and narrow
+compared with the hundreds of features of a layer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 POOL = 20
-"""Features nearest in firing rate, at least, from which controls are drawn."""
+"""The least number of features, those nearest in firing rate, from which controls are drawn."""
 
 
 def equal_rate(
@@ -21,16 +21,16 @@ def equal_rate(
     n: int,
     rng: np.random.Generator,
 ) -> list[int]:
-    """`n` of the candidates, without repeats, from the 20 (or n) nearest in |ln rate|.
+    """Draw `n` candidates, without repeats, from the 20 (or n) nearest to a feature in ln rate.
 
     Args:
         rates: how often each feature of a layer fires, as shares or as counts.
-        feature: the one to match; if it never fires, the rarest are the nearest.
-        candidates: features that may be drawn; all fire.
-        n: how many, at most as many as there are candidates.
-        rng: of the draw.
+        feature: the feature to match; if it never fires, the rarest candidates are the nearest.
+        candidates: features that may be drawn; all of them fire.
+        n: number of features to draw, at most the number of candidates.
+        rng: generator of the draw.
     """
-    own = rates[feature] or rates[candidates].min()
-    distance = np.abs(np.log(rates[candidates]) - np.log(own))
+    rate = rates[feature] or rates[candidates].min()
+    distance = np.abs(np.log(rates[candidates]) - np.log(rate))
     pool = candidates[np.argsort(distance, kind="stable")][: max(POOL, n)]
     return rng.choice(pool, n, replace=False).tolist()

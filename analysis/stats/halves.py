@@ -8,14 +8,15 @@ from vit_clt.data.images import ImageData, ImageRows
 
 
 def halves(data: ImageData, seed: int) -> tuple[ImageRows, ImageRows]:
-    """Two random halves, each in the data's order; of an odd number the second has one more.
+    """Two disjoint random halves of the images, each in the order of the data.
 
-    A set chosen and measured on the same images could owe its place to them. The halves are not
-    every other image: data sets are often ordered, by alternating classes even.
+    Where the number of images is odd, the second half has one more. A set that is chosen and
+    measured on the same images could owe its rank to those images. The halves are random, since
+    data sets are often ordered, for example by alternating classes.
 
     Args:
         data: the images.
-        seed: of the draw.
+        seed: seed of the draw.
     """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     middle = len(data) // 2

@@ -17,9 +17,9 @@ _CHUNK = 100
 
 
 class Interval(float):
-    """A number with the ends of its 95 % interval; arithmetic and formats take the number alone.
+    """A number with the ends of its 95 % interval; both ends are NaN where it has none.
 
-    NaN ends say that there is no interval.
+    Arithmetic and format strings use the number alone.
     """
 
     low: float
@@ -33,19 +33,19 @@ class Interval(float):
         number.low, number.high = float(low), float(high)
         return number
 
-    # copies and pickles keep the ends
+    # Copies and pickles keep the ends.
     def __getnewargs__(self) -> tuple[float, float, float]:  # type: ignore[override]
         return float(self), self.low, self.high
 
     @classmethod
     def of(cls, value: float, samples: Float[np.ndarray, " resample"]) -> Interval:
-        """`value` with the central 95 % of bootstrap samples of it."""
+        """`value` with the central 95 % of its bootstrap samples as interval."""
         [low], [high] = intervals(samples[:, None])
         return cls(value, float(low), float(high))
 
     @classmethod
     def from_columns(cls, row: Mapping[str, Any], name: str) -> Interval:
-        """Read back what `columns` wrote."""
+        """The interval that `columns(name)` wrote into a table row."""
         return cls(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
     @property
@@ -54,15 +54,15 @@ class Interval(float):
         return self.low <= 0 <= self.high
 
     def columns(self, name: str) -> dict[str, float]:
-        """For tables: `name`, `name`_low and `name`_high."""
+        """Table cells of the number and its ends, by column: `name`, `name`_low, `name`_high."""
         return {name: float(self), f"{name}_low": self.low, f"{name}_high": self.high}
 
     def text(self, form: str, factor: int = 1) -> str:
-        """As "0.50 (0.40 to 0.60)", or the number alone where there is no interval.
+        """The interval as text, "0.50 (0.40 to 0.60)"; the number alone where it has no interval.
 
         Args:
-            form: the format of each number, e.g. ".2f".
-            factor: what each is multiplied by, e.g. 100 for percent.
+            form: format of each number, e.g. ".2f".
+            factor: factor that each number is multiplied by, e.g. 100 for percent.
         """
         value, low, high = (f"{factor * end:{form}}" for end in (self, self.low, self.high))
         return value if isnan(self.low) else f"{value} ({low} to {high})"
@@ -76,16 +76,16 @@ class Interval(float):
         baseline: float | None = None,
     ) -> Metric:
         """The number as metrics.json has it, beside a floor and a baseline."""
-        beside = (None if each is None else float(each) for each in (floor, baseline))
-        return Metric(name, float(self), unit, n, self.low, self.high, *beside)
+        references = (None if level is None else float(level) for level in (floor, baseline))
+        return Metric(name, float(self), unit, n, self.low, self.high, *references)
 
 
 def bootstrap_means(
     values: Float[np.ndarray, "image quantity"], seed: int = 0
 ) -> Float[np.ndarray, "resample quantity"]:
-    """Means of each quantity over images drawn with replacement, the same draws for all.
+    """Mean of each quantity over images drawn with replacement, in each of `RESAMPLES` draws.
 
-    Every quantity of one study shares its resamples, so that their differences are paired.
+    All quantities share their draws, so that differences between them are paired.
     """
     n = len(values)
     rng = np.random.default_rng(seed)
@@ -100,15 +100,15 @@ def bootstrap_means(
 def mean_intervals(values: Float[np.ndarray, "image quantity"], seed: int = 0) -> list[Interval]:
     """The mean of each quantity over images, with the interval by `bootstrap_means`."""
     ends = intervals(bootstrap_means(values, seed))
-    return [Interval(*each) for each in zip(values.mean(0), *ends, strict=True)]
+    return [Interval(*bounds) for bounds in zip(values.mean(0), *ends, strict=True)]
 
 
 def intervals(
     samples: Float[np.ndarray, "resample *quantity"],
 ) -> tuple[Float[np.ndarray, "*quantity"], Float[np.ndarray, "*quantity"]]:
-    """The central 95 % of bootstrap samples of every quantity: low ends and high ends.
+    """The low and the high ends of the central 95 % of bootstrap samples of every quantity.
 
-    NaN where a sample is.
+    Both ends of a quantity are NaN where one of its samples is NaN.
     """
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=0)

@@ -1,4 +1,4 @@
-"""Means over images at each token position: of any activations, and of a ViT's own."""
+"""Means over images at each token position, of given activations or of those of a ViT."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class PositionMean:
         self._n_images = 0
 
     def add(self, values: Float[Tensor, "*axes image token d_model"]) -> None:
-        """Count a batch, of the same axes every time but for the images."""
+        """Add a batch; only its number of images may differ from other batches."""
         total = values.sum(-3, dtype=torch.float64)
         self._total = total if self._total is None else self._total.add_(total)
         self._n_images += values.shape[-3]
 
     def mean(self) -> Float[Tensor, "*axes token d_model"]:
-        """In float64, of at least one batch."""
+        """The mean in float64; at least one batch must have been added."""
         assert self._total is not None, "no batch was added"
         return self._total / self._n_images
 
@@ -43,8 +43,8 @@ def position_means(
         vit: the model; hooks attached to it do not fire.
         data: the images.
         names: hook points, each "batch token d_model".
-        title: of the progress bar.
-        progress: show it.
+        title: title of the progress bar.
+        progress: show a progress bar.
 
     Raises:
         InputError: an unknown name, or an activation that is NaN or infinite.
@@ -59,4 +59,4 @@ def position_means(
                 raise InputError(
                     f"{name} holds NaN or infinite values; expected finite activations."
                 )
-    return {name: each.mean().float() for name, each in means.items()}
+    return {name: mean.mean().float() for name, mean in means.items()}

@@ -1,4 +1,4 @@
-"""What captions call classes and sets of layers."""
+"""Short names of classes and of sets of layers, for captions and figures."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from itertools import combinations
 
 
 def short_names(class_names: Sequence[str]) -> dict[int, str]:
-    """By label, class names without the words that all of them begin with."""
+    """Class names by label, without the words that all of them begin with."""
     split = [name.split() for name in class_names]
-    # a name keeps its last word, and a lone class its name
+    # A name keeps its last word, and a single class keeps its whole name.
     shortest = min(map(len, split), default=0) - 1 if len(split) > 1 else 0
     common = 0
     while common < shortest and len({words[common] for words in split}) == 1:
@@ -21,9 +21,10 @@ LayerSet = tuple[int, ...]
 
 
 def layer_sets(n_layers: int, *, pairs: bool = False) -> list[LayerSet]:
-    """Every layer alone, every range s..L-1 and every range 0..s; with `pairs` every two layers.
+    """Every layer alone, every range s..L-1, every range 0..s, and with `pairs` every two layers.
 
-    Layers can stand in for one another: one that costs nothing alone may be missed in a range.
+    Ranges are needed because layers can stand in for one another: ablating a layer alone may cost
+    nothing, while ablating it together with others does.
     """
     layers = range(n_layers)
     sets: list[LayerSet] = [(s,) for s in layers]
@@ -35,8 +36,8 @@ def layer_sets(n_layers: int, *, pairs: bool = False) -> list[LayerSet]:
 
 
 def layers_text(layers: Iterable[int]) -> str:
-    """Layers as text: "3", "4-7" where they are consecutive, else "1+5"."""
-    chosen = sorted(layers)
-    if len(chosen) > 1 and chosen == list(range(chosen[0], chosen[-1] + 1)):
-        return f"{chosen[0]}-{chosen[-1]}"
-    return "+".join(map(str, chosen))
+    """Layers as text: "3" for one, "4-7" where they are consecutive, else "1+5"."""
+    ordered = sorted(layers)
+    if len(ordered) > 1 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"{ordered[0]}-{ordered[-1]}"
+    return "+".join(map(str, ordered))

@@ -21,9 +21,10 @@ from vit_clt.errors import InputError
 Similarity = Literal["cosine", "dot"]
 Matrix = TypeVar("Matrix", csr_array, np.ndarray)
 DECIMALS = 12
-# a block of the corpus against a chunk of the queries: 34 MB of float64 similarities at a time
+# A block of the corpus is compared with a chunk of the queries: 34 MB of float64 similarities.
 _BLOCK, _CHUNK = 8192, 512
-_SPARE = 32  # faiss' own order is that of rounded numbers: it proposes this many more than asked
+# faiss sorts rounded similarities, so it proposes this many rows more than are asked for.
+_SPARE = 32
 
 
 def nearest(
@@ -37,21 +38,22 @@ def nearest(
 ) -> tuple[Int[np.ndarray, "query k"], Float[np.ndarray, "query k"]]:
     """The k rows of the corpus most similar to each query, nearest first, and their similarities.
 
-    "exact" compares every row. "faiss" has a flat index of half-precision vectors propose k + 32
-    rows, whose similarities are then exact: only rows nearer to the k-th than that rounding, or
-    more than 32 ties, can come out differently.
+    "exact" compares every row. "faiss" lets a flat index of half-precision vectors propose about
+    k + 32 rows and then computes their similarities exactly. Its result can differ only in rows
+    whose similarity is within rounding of the k-th, or where more than 32 rows tie.
 
     Args:
         queries: CSR or dense, "query column".
-        corpus: of the same kind, "row column".
-        k: neighbours a query.
+        corpus: CSR or dense as the queries are, "row column".
+        k: number of neighbours of a query.
         similarity: "cosine" or "dot".
-        own_rows: a query's own row in the corpus, which is then no neighbour of it; -1: it has
-            none. Other rows equal to it stay.
+        own_rows: for each query its own row in the corpus, which is left out of its neighbours,
+            or -1 where it has none. Other rows equal to the query stay.
         backend: "exact" or "faiss".
 
     Raises:
-        InputError: unknown choices, other widths, k above the rows there are, or no faiss.
+        InputError: a similarity or back end is unknown, queries and corpus differ in width,
+            `own_rows` do not fit, k is above the number of rows, or faiss is not installed.
     """
     check_choice("similarity", similarity, get_args(Similarity))
     check_choice("backend", backend, get_args(SearchBackend))
@@ -60,14 +62,18 @@ def nearest(
         raise InputError(
             "queries", f"have {width} columns; expected {expected}, as the corpus has."
         )
-    own = np.full(n_queries, -1) if own_rows is None else own_rows
-    if len(own) != n_queries or own.min(initial=-1) < -1 or own.max(initial=-1) >= n_rows:
+    own_row = np.full(n_queries, -1) if own_rows is None else own_rows
+    if (
+        len(own_row) != n_queries
+        or own_row.min(initial=-1) < -1
+        or own_row.max(initial=-1) >= n_rows
+    ):
         raise InputError(
             "own_rows",
-            f"has {len(own)} entries up to {own.max(initial=-1)}; expected a row below "
+            f"has {len(own_row)} entries up to {own_row.max(initial=-1)}; expected a row below "
             f"{n_rows}, or -1, for each of {n_queries} queries.",
         )
-    available = n_rows - bool((own >= 0).any())
+    available = n_rows - bool((own_row >= 0).any())
     if not 1 <= k <= available:
         left_out = "" if available == n_rows else " (a query's own row is left out)"
         raise InputError(
@@ -76,10 +82,11 @@ def nearest(
     find = _exact if backend == "exact" else _with_faiss
     scaled = _in_float64(queries, similarity)
     chunks = [slice(start, start + _CHUNK) for start in range(0, n_queries, _CHUNK)]
-    return find(scaled, corpus, k, similarity, own, chunks)
+    return find(scaled, corpus, k, similarity, own_row, chunks)
 
 
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # query, row, similarity: flat, one a candidate
+Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Query, row and similarity of each candidate, in three flat arrays."""
 
 
 def _exact(
@@ -87,30 +94,30 @@ def _exact(
     corpus: Matrix,
     k: int,
     similarity: Similarity,
-    own: np.ndarray,
+    own_row: np.ndarray,
     chunks: list[slice],
 ) -> tuple[np.ndarray, np.ndarray]:
     nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    best: list[Found] = [nothing for _ in chunks]
+    best: list[Candidates] = [nothing for _ in chunks]
     for first in range(0, corpus.shape[0], _BLOCK):
-        # as rows of features: a query then visits only rows that share a feature with it
+        # Transposed to CSR, so that a query visits only the rows that share a column with it.
         block = _in_float64(corpus[first : first + _BLOCK], similarity).T
         if not isinstance(block, np.ndarray):
             block = block.tocsr()
         for i, chunk in enumerate(chunks):
             product = queries[chunk] @ block
             scores = _dense(product).round(DECIMALS)
-            mine = own[chunk] - first
-            inside = (mine >= 0) & (mine < scores.shape[1])
-            scores[inside.nonzero()[0], mine[inside]] = -np.inf
+            column = own_row[chunk] - first
+            inside = (column >= 0) & (column < scores.shape[1])
+            scores[inside.nonzero()[0], column[inside]] = -np.inf
             kept = min(k, scores.shape[1])
             least = np.partition(scores, -kept, axis=1)[:, -kept]
             query, row = (scores >= least[:, None]).nonzero()
-            found = (query, row + first, scores[query, row])
-            merged = tuple(np.concatenate(pair) for pair in zip(best[i], found, strict=True))
+            candidates = (query, row + first, scores[query, row])
+            merged = tuple(np.concatenate(pair) for pair in zip(best[i], candidates, strict=True))
             best[i] = _first(k, *merged)
-    rows = np.concatenate([found[1] for found in best]).reshape(-1, k)
-    return rows, np.concatenate([found[2] for found in best]).reshape(-1, k)
+    rows = np.concatenate([row for _, row, _ in best]).reshape(-1, k)
+    return rows, np.concatenate([score for _, _, score in best]).reshape(-1, k)
 
 
 def _with_faiss(
@@ -118,14 +125,14 @@ def _with_faiss(
     corpus: Matrix,
     k: int,
     similarity: Similarity,
-    own: np.ndarray,
+    own_row: np.ndarray,
     chunks: list[slice],
 ) -> tuple[np.ndarray, np.ndarray]:
     faiss = check_faiss()
     n_rows, width = corpus.shape
     quantiser = faiss.ScalarQuantizer.QT_fp16
     index = faiss.IndexScalarQuantizer(width, quantiser, faiss.METRIC_INNER_PRODUCT)
-    # dot products of a scaled corpus have the same order, and half precision ends at 65,504
+    # Scaling the corpus keeps the order of dot products; half precision ends at 65,504.
     largest = 1.0 if similarity == "cosine" else max(float(abs(corpus).max()), 1e-30)
     for first in range(0, n_rows, _BLOCK):
         block = _in_float64(corpus[first : first + _BLOCK], similarity) / largest
@@ -133,15 +140,15 @@ def _with_faiss(
     proposed = min(n_rows, k + 1 + _SPARE)
     rows, similarities = [], []
     for chunk in chunks:
-        mine = queries[chunk]
-        _, candidates = index.search(_dense(mine).astype(np.float32), proposed)
+        searched = queries[chunk]
+        _, candidates = index.search(_dense(searched).astype(np.float32), proposed)
         scores = np.empty(candidates.shape)
         for i in range(len(candidates)):
-            chosen = _in_float64(corpus[candidates[i]], similarity)
-            product = chosen @ mine[[i]].T
+            vectors = _in_float64(corpus[candidates[i]], similarity)
+            product = vectors @ searched[[i]].T
             scores[i] = _dense(product)[:, 0]
         scores = scores.round(DECIMALS)
-        scores[candidates == own[chunk][:, None]] = -np.inf
+        scores[candidates == own_row[chunk][:, None]] = -np.inf
         query = np.repeat(np.arange(len(candidates)), proposed)
         _, row, score = _first(k, query, candidates.ravel(), scores.ravel())
         rows.append(row.reshape(-1, k))
@@ -149,8 +156,8 @@ def _with_faiss(
     return np.concatenate(rows), np.concatenate(similarities)
 
 
-def _first(k: int, query: np.ndarray, row: np.ndarray, score: np.ndarray) -> Found:
-    """The k candidates of each query that score highest, or all of fewer, in that order."""
+def _first(k: int, query: np.ndarray, row: np.ndarray, score: np.ndarray) -> Candidates:
+    """The k highest-scoring candidates of each query, best first; all of them where fewer."""
     order = np.lexsort((row, -score, query))
     counts = np.bincount(query)
     ranks = np.arange(len(query)) - np.repeat(counts.cumsum() - counts, counts)
@@ -170,10 +177,10 @@ def _dense(matrix: Matrix) -> np.ndarray:
 
 
 def check_faiss() -> ModuleType:
-    """The optional package.
+    """Import and return the optional package faiss.
 
     Raises:
-        InputError: it is not installed.
+        InputError: faiss is not installed.
     """
     try:
         import faiss

@@ -1,4 +1,4 @@
-"""Do two rankings of source layers agree? Rank correlation by target, beside a permutation floor.
+"""Rank correlation by target between two rankings of source layers, beside a permutation floor.
 
 Row l of C(s->l) is ranked over its sources s < l, the diagonal left out, and compared with row l of
 the causal effects: Spearman's rho and Kendall's tau-b per target, their mean over targets with at
@@ -19,7 +19,7 @@ from vit_clt.errors import InputError
 from vit_clt.metrics import Metric
 
 MIN_SOURCES = 3
-"""Fewer cannot disagree by degrees: two sources have rho 1 or -1."""
+"""The least number of sources that can be ranked: of two, rho is 1 or -1 and nothing between."""
 PERMUTATIONS = 1000
 
 
@@ -30,12 +30,12 @@ class Agreement:
     value: Interval
     """NaN where no target has a correlation; the interval is over images, none without draws."""
     floor: Interval
-    """Mean over permutations of C's rows, and the central 95 % of them."""
+    """Mean over permutations of C's rows, with the central 95 % of the permutations."""
     p: float
-    """Share of permutations, the found order counted as one, that agree at least as well."""
+    """Share of permutations that agree at least as well; the measured order counts as one."""
 
     def metrics(self, name: str, n: int) -> list[Metric]:
-        """`name`, what 97.5 % of permutations stay below, and p; over n images."""
+        """The value as `name`, the 97.5 % quantile of permutations, and p; n counts images."""
         return [
             self.value.metric(name, "fraction", n, self.floor),
             Metric(f"{name}_permuted_high", self.floor.high, "fraction", n),
@@ -45,22 +45,22 @@ class Agreement:
 
 @dataclass(frozen=True)
 class RankAgreement:
-    """Two [target, source] matrices compared, row by row."""
+    """Rank correlations of two [target, source] matrices, target by target."""
 
     by_target: pd.DataFrame
-    """target, n_sources, spearman, kendall; NaN where a row does not vary over its sources, or
-    holds NaN (a target that does not vary over images)."""
+    """Columns target, n_sources, spearman, kendall. A correlation is NaN where one of the two does
+    not vary over the sources of the target, or is NaN (a target that does not vary over images)."""
     spearman: Agreement
     kendall: Agreement
     n_targets: int
-    """Targets in the mean: at least three sources, and both rows defined and varying."""
+    """Number of targets in the mean: those whose correlation is defined."""
 
     def metrics(self, prefix: str, n: int) -> list[Metric]:
-        """Both means with their intervals, what permuted rows reach (97.5 %), and p.
+        """Both means with their intervals, the 97.5 % quantiles of permutations, and p.
 
         Args:
-            prefix: what is compared, the start of each name.
-            n: images.
+            prefix: start of each name, which says what is compared.
+            n: number of images.
         """
         return [
             *self.spearman.metrics(f"{prefix}_spearman", n),
@@ -76,18 +76,18 @@ def rank_agreement(
     effect_draws: Float[np.ndarray, "draw target source"] | None = None,
     seed: int = 0,
 ) -> RankAgreement:
-    """Rank correlation of every row below the diagonal.
+    """Rank correlation of scores with effects at every target, over its sources below the diagonal.
 
     Args:
         scores: C(s->l).
         effects: causal effects of s on l.
-        score_draws, effect_draws: the same over bootstrap resamples of the images, which must be
-            the same resamples if both are given. With one of them the other is held at its value,
-            and the interval leaves its noise out.
-        seed: of the permutations.
+        score_draws, effect_draws: scores and effects on bootstrap resamples of the images, on the
+            same resamples if both are given. Where one is missing its value stays fixed, and the
+            interval leaves its noise out.
+        seed: seed of the permutations.
 
     Raises:
-        InputError: matrices of unlike shapes, or no target with three sources below it.
+        InputError: the matrices differ in shape, or no target has three sources below it.
     """
     _check_shapes(scores, effects, score_draws, effect_draws)
     targets = range(MIN_SOURCES, len(scores))
@@ -116,10 +116,10 @@ def row_agreement(
     effect_draws: Float[np.ndarray, "draw source"] | None = None,
     seed: int = 0,
 ) -> RankAgreement:
-    """The same for one row over all its sources: C(s->L-1) against effects on the output.
+    """Rank correlation of C(s->L-1) with effects on the output, over all sources of one target.
 
     Raises:
-        InputError: rows of unlike length, or fewer than three sources.
+        InputError: scores and effects differ in length, or there are fewer than three sources.
     """
     _check_shapes(scores, effects, None, effect_draws)
     if len(scores) < MIN_SOURCES:
@@ -170,10 +170,10 @@ def _agree(rows: list[_Row], seed: int) -> RankAgreement:
     shuffled = [rng.permuted(np.tile(r.c, (PERMUTATIONS, 1)), axis=1) for r in rows]
     columns, means = {}, {}
     for name, correlate in (("spearman", _spearman), ("kendall", _kendall)):
-        found = np.array([correlate(r.c, r.effect) for r in rows])
+        values = np.array([correlate(r.c, r.effect) for r in rows])
         floor = np.array([correlate(c, r.effect) for c, r in zip(shuffled, rows, strict=True)])
         draws = np.array([correlate(*r.draws()) for r in rows]) if rows[0].drawn else None
-        columns[name], means[name] = found, _mean_over_targets(found, floor, draws)
+        columns[name], means[name] = values, _mean_over_targets(values, floor, draws)
     by_target = pd.DataFrame(
         {"target": [r.target for r in rows], "n_sources": [len(r.c) for r in rows], **columns}
     )
@@ -181,14 +181,16 @@ def _agree(rows: list[_Row], seed: int) -> RankAgreement:
     return RankAgreement(by_target, means["spearman"], means["kendall"], n_targets)
 
 
-def _mean_over_targets(found: np.ndarray, floor: np.ndarray, draws: np.ndarray | None) -> Agreement:
-    varied = ~np.isnan(found)
+def _mean_over_targets(
+    values: np.ndarray, floor: np.ndarray, draws: np.ndarray | None
+) -> Agreement:
+    varied = ~np.isnan(values)
     if not varied.any():
         nothing = Interval(float("nan"))
         return Agreement(nothing, nothing, float("nan"))
-    value = Interval(found[varied].mean())
+    value = Interval(values[varied].mean())
     if draws is not None:
-        # a resample in which a row happens not to vary has no correlation there
+        # A resample in which a target's scores happen not to vary has no correlation there.
         drawn = pd.DataFrame(draws[varied]).mean().dropna().to_numpy()
         value = Interval.of(value, drawn) if len(drawn) else value
     means = floor[varied].mean(0)
@@ -204,7 +206,7 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # tau-b over the last axis; scipy's takes one pair of rows at a time
+    # This is tau-b over the last axis; that of scipy takes one pair of vectors at a time.
     i, j = np.triu_indices(x.shape[-1], 1)
     with np.errstate(invalid="ignore"):
         signs_x, signs_y = (np.sign(v[..., i] - v[..., j]) for v in np.broadcast_arrays(x, y))

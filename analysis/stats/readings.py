@@ -17,12 +17,12 @@ from vit_clt.zero_shot import Outcome
 Measure = Literal["top1", "loss", "any_hit"]
 UNITS: dict[Measure, str] = {"top1": "fraction", "loss": "nats", "any_hit": "fraction"}
 MEASURES: tuple[Measure, ...] = ("top1", "loss")
-"""Those of every reading."""
+"""The measures that every reading has; `any_hit` needs several classes an image."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How well one version of a model answers on N images."""
+    """Zero-shot accuracy and loss of one version of a model on n images."""
 
     top1: Interval
     """Zero-shot accuracy, a fraction."""
@@ -34,9 +34,10 @@ class Reading:
     an image is known."""
 
     def columns(self) -> dict[str, float]:
-        """For tables: top1, top1_low, top1_high, loss, loss_low, loss_high, n.
+        """Table cells by column: top1, top1_low, top1_high, loss, loss_low, loss_high, n.
 
-        Where several classes an image are known also any_hit, any_hit_low, any_hit_high.
+        Columns any_hit, any_hit_low and any_hit_high follow where several classes an image are
+        known.
         """
         columns = {**self.top1.columns("top1"), **self.loss.columns("loss"), "n": self.n}
         return columns if self.any_hit is None else columns | self.any_hit.columns("any_hit")
@@ -44,7 +45,7 @@ class Reading:
     def metrics(
         self, name: str, floor: Reading | None = None, baseline: Reading | None = None
     ) -> list[Metric]:
-        """`name`_top1 and `name`_loss, beside the same of a floor and of a baseline."""
+        """Metrics `name`_top1 and `name`_loss, beside those of a floor and of a baseline."""
         return [
             getattr(self, measure).metric(
                 f"{name}_{measure}",
@@ -59,13 +60,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class Readings:
-    """Several versions of one model read on the same images; their differences are paired."""
+    """Readings of several versions of one model on the same images; differences are paired."""
 
     names: list[str]
     samples: dict[Measure, np.ndarray]
-    """Bootstrap means "resample version" per measure."""
+    """Bootstrap means by measure, "resample version"."""
     means: dict[Measure, np.ndarray]
+    """Means over the images by measure, " version"."""
     n: int
+    """Number of images."""
 
     def __getitem__(self, name: str) -> Reading:
         return Reading(
@@ -76,7 +79,7 @@ class Readings:
         )
 
     def draws(self, name: str, measure: Measure) -> Float[np.ndarray, " resample"]:
-        """Bootstrap means of one version."""
+        """Bootstrap means of one measure of one version."""
         return self.samples[measure][:, self.names.index(name)]
 
     def mean(self, names: Sequence[str], measure: Measure = "top1") -> Interval:
@@ -86,7 +89,7 @@ class Readings:
         return Interval.of(value, self.samples[measure][:, versions].mean(1))
 
     def difference(self, a: str, b: str | Sequence[str], measure: Measure = "top1") -> Interval:
-        """a - b, or a less the mean over several b, with its paired interval."""
+        """The measure of a less that of b, or less its mean over several b; interval paired."""
         i = self.names.index(a)
         versions = [self.names.index(name) for name in ([b] if isinstance(b, str) else b)]
         means, samples = self.means[measure], self.samples[measure]
@@ -94,21 +97,28 @@ class Readings:
         return Interval.of(value, samples[:, i] - samples[:, versions].mean(1))
 
     def recovered(self, name: str, full: str, floor: str, measure: Measure = "top1") -> Interval:
-        """(value - floor) / (full - floor); NaN where the interval of full - floor contains 0.
+        """The share (value - floor) / (full - floor) of a measure, with its interval.
 
-        Value, full and floor share their resamples; those in which full equals floor are left out.
+        The three versions share their resamples; resamples in which full equals floor are left
+        out. The share is NaN where the interval of full - floor contains 0.
+
+        Args:
+            name: version whose share it is.
+            full: version with share 1.
+            floor: version with share 0.
+            measure: "top1", "loss" or "any_hit".
         """
         span = self.difference(full, floor, measure)
         if span.holds_zero:
             return Interval(float("nan"))
-        value, whole, nothing = (self.draws(each, measure) for each in (name, full, floor))
-        defined = whole != nothing
-        ratios = (value - nothing)[defined] / (whole - nothing)[defined]
+        values, fulls, floors = (self.draws(version, measure) for version in (name, full, floor))
+        defined = fulls != floors
+        ratios = (values - floors)[defined] / (fulls - floors)[defined]
         return Interval.of(self.difference(name, floor, measure) / span, ratios)
 
 
 def accuracy_and_loss(top1: float, loss: float) -> str:
-    """As tables print both, accuracy in percent and loss in nats: "84.20 / 0.5123"."""
+    """Accuracy in percent and loss in nats as tables print them: "84.20 / 0.5123"."""
     return f"{100 * top1:.2f} / {loss:.4f}"
 
 
@@ -117,10 +127,13 @@ def gather_readings(
     seed: int = 0,
     label_sets: Sequence[frozenset[int]] | None = None,
 ) -> Readings:
-    """Batches of outcomes per version to readings; every version saw the same images in order.
+    """Join the outcomes of each version, batch by batch, into readings with bootstrap intervals.
 
-    With `label_sets` (`ImageData.label_sets`, one per image in that order) the readings also say
-    how often the top class is any of an image's classes.
+    Args:
+        outcomes: by version, its outcomes on the same images in the same order.
+        seed: seed of the bootstrap.
+        label_sets: the classes of each image in that order (`ImageData.label_sets`); the readings
+            then also have `any_hit`.
     """
     per_image: dict[Measure, np.ndarray] = {
         "top1": _columns(
@@ -132,7 +145,7 @@ def gather_readings(
         tops = [torch.cat([o.top for o in batches]).tolist() for batches in outcomes.values()]
         per_image["any_hit"] = _columns(
             [
-                torch.tensor([c in shown for c, shown in zip(top, label_sets, strict=True)])
+                torch.tensor([c in labels for c, labels in zip(top, label_sets, strict=True)])
                 for top in tops
             ]
         )

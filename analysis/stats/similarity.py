@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-# sums of a row's products differ in their last bits with its neighbours; such differences are ties
+# The last bits of a cosine depend on which rows are multiplied with it: rounding restores ties.
 _SIMILARITY_DECIMALS = 12
 
 
@@ -27,9 +27,9 @@ def kl_divergence(
 def top_overlap(
     a: Float[Tensor, "image class"], b: Float[Tensor, "image class"], k: int
 ) -> Float[Tensor, " image"]:
-    """|A & B| / k, A and B the k classes with the highest logits; k at most the classes there are.
+    """|A & B| / k, where A and B are the k classes with the highest logits of a and of b.
 
-    With k equal to the number of classes it is 1 whatever the logits.
+    k is at most the number of classes; where it equals that number, the overlap is always 1.
     """
     top_a, top_b = (logits.topk(k, dim=-1).indices for logits in (a, b))
     shared = (top_a[:, :, None] == top_b[:, None, :]).sum((1, 2))
@@ -37,9 +37,10 @@ def top_overlap(
 
 
 def linear_cka(a: Float[Tensor, "image d_a"], b: Float[Tensor, "image d_b"]) -> float:
-    """||A'B||^2 / (||A'A|| ||B'B||), Frobenius norms, columns centred, rows as they are.
+    """Linear CKA, ||A'B||^2 / (||A'A|| ||B'B||), in Frobenius norms of centred columns.
 
-    1 for embeddings equal up to rotation and one scale; NaN where either does not vary over images.
+    It is 1 for embeddings that are equal up to a rotation and one scale, and NaN where either does
+    not vary over images. Rows are not normalised.
     """
     centred = []
     for x in (a.double(), b.double()):
@@ -48,14 +49,16 @@ def linear_cka(a: Float[Tensor, "image d_a"], b: Float[Tensor, "image d_b"]) -> 
             return float("nan")
         centred.append(spread)
     x, y = centred
-    cross, own_x, own_y = (float((u.T @ v).square().sum()) for u, v in ((x, y), (x, x), (y, y)))
-    return cross / float(np.sqrt(own_x * own_y))
+    cross, within_x, within_y = (
+        float((u.T @ v).square().sum()) for u, v in ((x, y), (x, x), (y, y))
+    )
+    return cross / float(np.sqrt(within_x * within_y))
 
 
 def similarity_ranks(embeddings: Float[Tensor, "image d_embed"]) -> Float[np.ndarray, " pair"]:
     """Ranks of the cosines of all pairs of images (i < j); ties share their mean rank.
 
-    n (n - 1) / 2 pairs: about 1 GB of working memory and some seconds at 5,000 images.
+    There are n (n - 1) / 2 pairs: 5,000 images take about 1 GB of memory and some seconds.
     """
     from scipy.stats import rankdata  # takes a second to import
 
@@ -67,12 +70,12 @@ def similarity_ranks(embeddings: Float[Tensor, "image d_embed"]) -> Float[np.nda
 def pearson(
     x: Float[np.ndarray, "*batch value"], y: Float[np.ndarray, "*batch value"]
 ) -> Float[np.ndarray, "*batch"]:
-    """Correlation along the last axis; NaN where either side is constant or has one value."""
+    """Pearson correlation along the last axis; NaN where x or y is constant or has one value."""
     if x.shape[-1] < 2:
         return np.full(x.shape[:-1], np.nan)
     x_spread, y_spread = (v - v.mean(-1, keepdims=True) for v in (x, y))
     covariance = (x_spread * y_spread).sum(-1)
     scale = np.sqrt((x_spread**2).sum(-1) * (y_spread**2).sum(-1))
-    # a mean of equal numbers may round, so that constants are told by their range
+    # The mean of equal numbers may round, so constants are recognised by their range.
     varies = (np.ptp(x, axis=-1) > 0) & (np.ptp(y, axis=-1) > 0)
     return np.divide(covariance, scale, out=np.full(covariance.shape, np.nan), where=varies)

@@ -16,15 +16,15 @@ class SparseRows:
         self._counts: list[np.ndarray] = []
 
     def append(self, block: csr_array) -> None:
-        """Add rows, of `n_columns` columns, below those there are."""
+        """Add rows with `n_columns` columns at the bottom."""
         assert block.shape[1] == self._n_columns, block.shape
         self._values.append(block.data.astype(np.float32))
-        # int32 whatever scipy chose for the block: half the memory, and no layer has 2^31 features
+        # scipy may choose int64 for a block; int32 takes half and suffices below 2^31 columns.
         self._indices.append(block.indices.astype(np.int32))
         self._counts.append(np.diff(block.indptr))
 
     def matrix(self) -> csr_array:
-        """The whole matrix. The blocks are given up for it, so nothing is kept twice."""
+        """The whole matrix; call it once, since it frees the blocks to keep nothing twice."""
         counts = np.concatenate([np.zeros(1, np.int64), *self._counts])
         offsets = counts.cumsum()
         values, self._values = np.concatenate(self._values), []

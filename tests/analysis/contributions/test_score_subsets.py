@@ -80,7 +80,7 @@ def test_a_class_and_an_image_keep_the_means_of_all_images(
         ({"image": 6}, [6], "image 6"),
     ):
         found = score(toy.moments[i], tokens=tokens, kind=kind, reduce=reduce, **which)
-        assert (found.n_images, found.chosen.tolist()) == (len(images), images)
+        assert (found.n_images, found.images.tolist()) == (len(images), images)
         assert found.data.endswith(name)
         assert name in found.label
         for l in range(4):
@@ -102,7 +102,7 @@ def test_mean_ratios_of_classes_average_to_those_of_all_images(toy: Toy) -> None
 @pytest.mark.parametrize("which", [{"label": "bee"}, {"image": 6}, {}], ids=str)
 def test_other_rankings_score_the_same_images(toy: Toy, which: dict[str, Any]) -> None:
     scores = score(toy.moments[0], tokens="all", reduce="ratio_of_means", seed=3, **which)
-    images = scores.chosen.tolist()
+    images = scores.images.tolist()
     rankings = ["projection", "centred", "norm", "loo", "loo_r2"]
     orders = {o.ranking: o.sources for o in source_orders(scores, [2, 3], rankings)}
     for kind in rankings:
@@ -115,7 +115,7 @@ def test_other_rankings_score_the_same_images(toy: Toy, which: dict[str, Any]) -
     assert not which or any(orders[kind] != of_all[kind] for kind in of_all)
     other = scores.rescored("norm")
     assert (other.kind, other.reduce, other.seed) == ("norm", "ratio_of_means", 3)
-    assert (other.data, other.chosen.tolist()) == (scores.data, images)
+    assert (other.data, other.images.tolist()) == (scores.data, images)
     # centred leaves no choice to pass on
     assert scores.rescored("centred").rescored("norm").reduce == "mean_of_ratios"
 

@@ -17,8 +17,8 @@ from torch.nn import functional
 from vit_clt import CrossLayerTranscoder
 
 
-class Rival(nn.Module):
-    """A copy of a CLT's parameters, its decoders in this rival's own layout."""
+class Contestant(nn.Module):
+    """A copy of a CLT's parameters, its decoders in the layout of the subclass."""
 
     def __init__(self, clt: CrossLayerTranscoder, k: int):
         super().__init__()
@@ -30,22 +30,22 @@ class Rival(nn.Module):
         self.n_features = clt.config.n_features
 
     def layout(self, decoders: list[Tensor]) -> list[Tensor]:
-        """W_dec[s] "target feature d_model" as they are."""
+        """A copy of each W_dec[s], "target feature d_model"; a subclass may lay them out anew."""
         return [w.clone() for w in decoders]
 
     def codes(self, x: Tensor, s: int) -> tuple[Tensor, Tensor]:
-        """Values and indices of source s."""
+        """Values and indices of the k largest pre-activations of source s, negative ones at 0."""
         a = functional.linear(x[s], self.W_enc[s], self.b_enc[s])
         values, indices = a.topk(self.k, sorted=False)
         return values.relu(), indices
 
     def dense_codes(self, x: Tensor, s: int) -> Tensor:
-        """z_s written out."""
+        """z_s with its zeros, "token feature"."""
         values, indices = self.codes(x, s)
         return values.new_zeros(len(values), self.n_features).scatter(1, indices, values)
 
 
-class DensePerPair(Rival):
+class DensePerPair(Contestant):
     """One matmul for every (source, target) pair."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,18 +80,18 @@ def _one_dnn(left: Tensor, right: Tensor) -> Tensor:
 
 
 class DensePerPairOneDnn(DensePerPair):
-    """The same through oneDNN, which the default matmul does not use in float32."""
+    """One matmul for every pair through oneDNN, which the default matmul skips in float32."""
 
     def product(self, z: Tensor, block: Tensor) -> Tensor:
         """z W_dec[s->l]."""
         return _OneDnnProduct.apply(z, block)
 
 
-class SourceMajor(Rival):
+class SourceMajor(Contestant):
     """Decoders as one table a source, "feature (target d_model)"."""
 
     def layout(self, decoders: list[Tensor]) -> list[Tensor]:
-        """Targets side by side."""
+        """One table a source, its targets side by side."""
         return [w.transpose(0, 1).flatten(1).contiguous() for w in decoders]
 
     def terms(self, x: Tensor, s: int) -> Tensor:
@@ -123,11 +123,11 @@ class BagPerSource(SourceMajor):
         )
 
 
-class BagPerTarget(Rival):
+class BagPerTarget(Contestant):
     """One embedding_bag for every target over all its sources' features."""
 
     def layout(self, decoders: list[Tensor]) -> list[Tensor]:
-        """Sources on top of each other, a table a target."""
+        """One table a target, its sources on top of each other."""
         n = len(decoders)
         return [torch.cat([decoders[s][l - s] for s in range(l + 1)]) for l in range(n)]
 
@@ -169,7 +169,7 @@ class Csr(SourceMajor):
         return torch.sparse.mm(z, self.W_dec[s])
 
 
-RIVALS: dict[str, Callable[[CrossLayerTranscoder, int], Rival]] = {
+CONTESTANTS: dict[str, Callable[[CrossLayerTranscoder, int], Contestant]] = {
     "dense per pair": DensePerPair,
     "dense per pair, oneDNN": DensePerPairOneDnn,
     "dense per source": DensePerSource,
