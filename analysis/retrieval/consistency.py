@@ -122,7 +122,7 @@ class ClassConsistency(Study):
         )
 
     def metrics(self, prefix: str = "") -> list[Metric]:
-        """Consistency by the codes, with chance as floor and x_s as baseline, and the differences."""
+        """Consistency by the codes, with chance as floor and x_s as baseline, and differences."""
         metrics = []
         for r in self.frame.to_dict("records"):
             name = f"{prefix}consistency_{r['tokens']}_{r['layer']}"

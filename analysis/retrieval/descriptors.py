@@ -135,7 +135,7 @@ def pooled(codes: Codes) -> csr_array:
     values = entries.values.double().cpu().numpy()
     indices = entries.indices.cpu().numpy()
     offsets = entries.offsets[::n_tokens].cpu().numpy()
-    # the tokens of an image follow each other, so that as one row of the matrix they only have to be
+    # the tokens of an image follow each other, so that as one matrix row they only have to be
     # summed; that happens in place, so the codes are copied first
     parts = (values, indices, offsets)
     rows = csr_array(parts, shape=(n_images, codes.n_features), copy=True)
@@ -157,7 +157,7 @@ def encoder_sha256(clt: CrossLayerTranscoder) -> str:
 
 
 def untrained(clt: CrossLayerTranscoder, seed: int = 0) -> CrossLayerTranscoder:
-    """A CLT with as many features and the same sparsifier, whose encoders have their initial weights.
+    """A CLT with as many features and the same sparsifier, its encoders at their initial weights.
 
     What its codes retrieve comes from sparseness and pooling, not from training. Decoders play no
     part, so only those from each layer to itself are made. With JumpReLU its L0 differs from that
