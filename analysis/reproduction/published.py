@@ -281,7 +281,8 @@ def _table_5_against_cascade(
         Check(
             "Accuracy changes of table 5 are those of tables 6 and 7, for the sparsifier that it "
             "was made with (not stated)",
-            f"table 5 against {_tables(in_setting[in_setting['tokens'] != 'all'])}, {len(table_5)} ranges",
+            f"table 5 against {_tables(in_setting[in_setting['tokens'] != 'all'])}, "
+            f"{len(table_5)} ranges",
             f"{best if fits else 'no sparsifier'} fits: {misses} (best, {row['tokens']} "
             f"{row['first_layer']}→{row['last_layer']}: "
             f"{row['delta_top1_points']:+.2f} in table 5, "
