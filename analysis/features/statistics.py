@@ -303,7 +303,7 @@ def feature_statistics(
             when a page shows some of them.
         layers: source layers; all by default.
         zs: the classifier whose logits direct effects are measured on, or None for no effects.
-        effect_images: how many of the first images effects are measured on.
+        effect_images: number of first images that effects are measured on.
         top: number of most active images kept of each feature, from which purity is computed.
         seed: seed of the images drawn at random.
         progress: show progress bars.

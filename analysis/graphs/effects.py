@@ -126,15 +126,15 @@ def direct_effects(
     Args:
         vit: the teacher; hooks attached to it do not fire.
         clt: its transcoder.
-        images: in the model's preprocessing.
+        images: images in the preprocessing of the model.
         direction: one for all images, or one for each; `class_direction` gives that of a class.
         norms: held, so that the terms sum to the logit, or differentiated, so that they are the
             first order of what a small change does and do not (`vit_clt.hooks.passes.frozen`).
         progress: show a progress bar.
 
     Raises:
-        InputError: a CLT of another model, a model that does not pool CLS, no images, or directions
-            that are not one an image.
+        InputError: the CLT is of another model, the model does not pool CLS, there are no images,
+            or there is not one direction per image.
     """
     check_fits(vit, clt)
     if not len(images):

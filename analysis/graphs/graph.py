@@ -1,6 +1,6 @@
 """The attribution graph of one image shows what drives a logit, feature by feature.
 
-Nodes are the logit, active features, error nodes (one a layer and token row), patch embeddings, and
+Nodes are the logit, active features, error nodes (one per layer and row), patch embeddings, and
 one node for all biases. An edge is the direct effect of its source on its target: on the logit, or
 on the pre-activation of a target feature, W_enc x_l[row] + b_enc, with attention patterns, norms
 and the set of active features held (a top-k feature stays on whatever drives it). All in-edges of a

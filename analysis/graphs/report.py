@@ -1,4 +1,4 @@
-"""The page of `vit-clt graph`: direct effects, a graph an image, and the check by intervention."""
+"""The page of `vit-clt graph`: direct effects, a graph per image, their check by intervention."""
 
 from __future__ import annotations
 

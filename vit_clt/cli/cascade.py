@@ -10,7 +10,7 @@ from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, layer_num
 
 @dataclass(kw_only=True)
 class Cascade(CLTOptions, StudyOptions, SeedOptions):
-    """The CLT in place of layers s to the last, for every s: accuracy, loss and floors.
+    """Accuracy, loss and floors with the CLT in place of the MLPs from layer s on, for every s.
 
     Example: vit-clt cascade --clt out/clt --data digits --inputs stream teacher --out out/cascade
     """

@@ -45,7 +45,7 @@ COMMANDS = {
     ),
     "ablate": Entry(
         "ablate:Ablate",
-        "Keep or drop source layers of one or several layers' reconstructions, and read the model.",
+        "Keep or drop source layers of one or several layers' reconstructions: accuracy and loss.",
     ),
     "keep-sets": Entry(
         "keep_sets:KeepSets",
@@ -53,7 +53,7 @@ COMMANDS = {
     ),
     "cascade": Entry(
         "cascade:Cascade",
-        "The CLT in place of layers s to the last, for every s: accuracy, loss and floors.",
+        "Accuracy, loss and floors with the CLT in place of the MLPs from layer s on, for every s.",
     ),
     "reconstruct": Entry(
         "reconstruct:Reconstruct",
@@ -89,7 +89,7 @@ COMMANDS = {
     ),
     "retrieve": Entry(
         "retrieve:Retrieve",
-        "Which images of a corpus look alike to each layer's codes, and have they one class?",
+        "Which images of a corpus are alike in the codes of each layer, and have they one class?",
     ),
     "graph": Entry(
         "graph:Graph",
@@ -105,11 +105,11 @@ COMMANDS = {
     ),
     "export": Entry(
         "export:Export",
-        "A CLT as another tool's files; ReLU-TopK gets thresholds, and what they cost is measured.",
+        "Export a CLT to files of another tool; ReLU-TopK gets thresholds, whose cost is measured.",
     ),
     "import": Entry(
         "import_files:Import",
-        "Another tool's CLT files as a CLT of ours, which any --clt takes.",
+        "Import a CLT from the files of another tool; the output folder is itself a --clt.",
     ),
 }
 """Every command, in the order a new user meets them."""

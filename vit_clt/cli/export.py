@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Export(CLTOptions, Command, SeedOptions):
-    """A CLT as another tool's files; ReLU-TopK gets thresholds, and what they cost is measured.
+    """Export a CLT to files of another tool; ReLU-TopK gets thresholds, whose cost is measured.
 
     Example: vit-clt export --clt out/clt --format circuit-tracer --data digits --out out/export
     """

@@ -15,7 +15,7 @@ from vit_clt.errors import InputError
 
 @dataclass(kw_only=True)
 class Import(VitOptions, Command):
-    """Another tool's CLT files as a CLT of ours, which any --clt takes.
+    """Import a CLT from the files of another tool; the output folder is itself a --clt.
 
     Example: vit-clt import --from out/export --model digits --out out/imported
     """

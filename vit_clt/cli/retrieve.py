@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Retrieve(CLTOptions, StudyOptions, SeedOptions):
-    """Which images of a corpus look alike to each layer's codes, and have they one class?
+    """Which images of a corpus are alike in the codes of each layer, and have they one class?
 
     Example: vit-clt retrieve --clt out/clt --data digits --query 0 5 17 --out out/retrieval
     """
