@@ -1,4 +1,4 @@
-"""The offline study behind `vit-clt demo`: digits model, CLT, replacement, scores, ablations."""
+"""The study behind `vit-clt demo`: a CLT for the digits model, trained and measured offline."""
 
 from __future__ import annotations
 
@@ -43,30 +43,32 @@ MEANING = (
     "and floors: where putting the MLPs at their mean costs little, keeping accuracy shows little."
 )
 SHOWN = (0, 1, 2)
-"""Held-out images whose nearest training images are shown."""
+"""Numbers of the held-out images whose nearest training images are shown."""
 
 
 @dataclass(frozen=True)
 class DemoStudy:
-    """Everything the demo measured."""
+    """The CLT that the demo trained, and everything that it measured."""
 
     clt: CrossLayerTranscoder
     train_name: str
+    """Name of the data that the CLT was trained on."""
     seconds: float
+    """Wall time of training and measuring."""
     cascade: Cascade
     """All layers replaced, for the three token kinds."""
     reconstruction: Reconstruction
     scores: ScoreStudy
     curves: list[AblationCurves]
     consistency: ClassConsistency
-    """Of what is retrieved from the training split."""
+    """Class consistency of retrieval from the training split."""
 
     def metrics(self) -> list[Metric]:
         """The study's numbers, as written to metrics.json."""
         teacher = self.cascade.readings["original"]
         n = self.facts().n
         position = self.reconstruction.mean("patch", "r2_position")
-        found = [
+        metrics = [
             teacher.top1.metric("teacher_top1", "fraction", n, floor=0.1),
             teacher.loss.metric("teacher_loss", "nats", n),
             Metric("r2_patch", self.reconstruction.mean("patch"), "fraction", n, floor=0.0),
@@ -78,13 +80,13 @@ class DemoStudy:
         ]
         readings = self.cascade.readings
         for tokens in self.cascade.tokens:
-            found += readings[f"{tokens}_stream_0"].metrics(
+            metrics += readings[f"{tokens}_stream_0"].metrics(
                 f"replaced_{tokens}", floor=readings[f"{tokens}_mean_0"], baseline=teacher
             )
         for curves in self.curves:
-            found += curves.metrics(prefix=f"fill_{curves.fill}_")
-        found += self.consistency.metrics(prefix="retrieval_")
-        return found
+            metrics += curves.metrics(prefix=f"fill_{curves.fill}_")
+        metrics += self.consistency.metrics(prefix="retrieval_")
+        return metrics
 
     def facts(self) -> Facts:
         """What the numbers were measured on."""
@@ -102,7 +104,7 @@ class DemoStudy:
         )
 
     def report(self) -> str:
-        """report.html as a string."""
+        """The page report.html as a string."""
         config, facts = self.clt.config, self.facts()
         mean = self.reconstruction.mean
         sections = [
@@ -183,7 +185,7 @@ class DemoStudy:
 def demo_study(
     *, seed: int = 0, device: str | torch.device = "cpu", progress: bool = True
 ) -> DemoStudy:
-    """Train on the digits' training split and measure everything on the held-out one."""
+    """Train a CLT on the digits' training split and measure everything on the held-out one."""
     started = time.perf_counter()
     vit = HookedViT.from_open_clip("digits", device=device)
     train_data = load_data("digits", vit=vit, split="train")
@@ -197,9 +199,9 @@ def demo_study(
         vit, clt, test_data, zs, tokens=get_args(TokenKind), first_layers=[0], seed=seed
     )
     scores = score_study(vit, {"CLT": clt}, test_data, seed=seed)
-    of_cls = scores.drawn("CLT", "cls", "projection")
+    cls_scores = scores.drawn("CLT", "cls", "projection")
     curves = [
-        ablation_curves(vit, clt, test_data, zs, scores=of_cls, fill=fill, seed=seed)
+        ablation_curves(vit, clt, test_data, zs, scores=cls_scores, fill=fill, seed=seed)
         for fill in ("zero", "mean")
     ]
     return DemoStudy(

@@ -1,15 +1,15 @@
 """Two-way analysis of variance of many sparse quantities at once, with its floors.
 
-Images fall into cells (a, b) of two factors. Of a quantity v, with n_c images in cell c:
+Images fall into cells (a, b) of two factors. For a quantity v, with n_c images in cell c:
 
     SS_pair = sum_c n_c (mean_c - mean)^2        what both factors together determine
     SS_a, SS_b, SS_label                         the same for groups of one factor, or of the label
-    SS_additive                                  of the closest f(a) + g(b), by least squares
-    SS_inter = SS_pair - SS_additive             what neither factor says by itself
+    SS_additive                                  the same for the least-squares fit f(a) + g(b)
+    SS_inter = SS_pair - SS_additive             what neither factor determines by itself
 
-Floors: cells permuted over images (for all but the interaction, whose floor must keep the effects
-of single factors): signs of the residuals v - f(a) - g(b) drawn at random, image by image, which
-keeps cells as noisy as they are.
+The floor of every test but the interaction comes from cells permuted over images. The floor of the
+interaction must keep the effects of single factors: the signs of the residuals v - f(a) - g(b) are
+drawn at random for each image, which keeps the noise of every cell.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vit_clt.errors import InputError
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums of squares per quantity."""
+    """Sums of squares of each quantity."""
 
     total: Float[np.ndarray, " quantity"]
     a: Float[np.ndarray, " quantity"]
@@ -35,24 +35,25 @@ class Sums:
     inter: Float[np.ndarray, " quantity"]
 
     def ratio(self, name: str) -> Float[np.ndarray, " quantity"]:
-        """eta^2 = SS / SS_total; of "inter" SS / (SS_inter + SS_within). 0 where nothing varies."""
+        """eta^2 = SS / SS_total, or for "inter" SS / (SS_inter + SS_within); 0 without variance."""
         whole = self.total - self.pair + self.inter if name == "inter" else self.total
         part = getattr(self, name)
-        # what is left of a quantity without variance is rounding
+        # the sums of a quantity without variance are rounding errors
         varies = whole > 1e-9 * self.total.clip(1e-300)
         return np.divide(part, whole, out=np.zeros_like(part), where=varies)
 
 
 class Cells:
-    """Which cell, and which group of each factor and of the label, an image belongs to.
+    """The cell of each image, and the groups of cells that share a factor's value or the label.
 
     Args:
-        a, b: the factors, per image.
-        label: of the image; must be the same all over a cell.
-        names: of a and b, for messages.
+        a: value of the first factor of each image.
+        b: value of the second factor of each image.
+        label: label of each image; images of one cell must have one label.
+        names: names of both factors, for error messages.
 
     Raises:
-        InputError: a cell with fewer than two images, or with two labels.
+        InputError: a cell has fewer than two images, or two labels.
     """
 
     def __init__(
@@ -63,19 +64,19 @@ class Cells:
         names: tuple[str, str],
     ):
         self.values = np.unique(a), np.unique(b)
-        ia, ib = (np.searchsorted(v, each) for v, each in zip(self.values, (a, b), strict=True))
+        ia, ib = np.searchsorted(self.values[0], a), np.searchsorted(self.values[1], b)
         self.shape = len(self.values[0]), len(self.values[1])
         self.cell = ia * self.shape[1] + ib
         n_cells = self.shape[0] * self.shape[1]
         self.counts = np.bincount(self.cell, minlength=n_cells)
         at = np.unravel_index(int(self.counts.argmin()), self.shape)
-        where = " and ".join(
+        pair = " and ".join(
             f"{name} {v[i]}" for name, v, i in zip(names, self.values, at, strict=True)
         )
         if self.counts.min() < 2:
             raise InputError(
                 "data",
-                f"has {self.counts.min()} images of {where}; expected at least 2 of each pair.",
+                f"has {self.counts.min()} images of {pair}; expected at least 2 of each pair.",
             )
         self.label = np.zeros(n_cells, label.dtype)
         self.label[self.cell] = label
@@ -105,12 +106,15 @@ class Cells:
         }
 
     def sums(self, values: csr_array, order: Int[np.ndarray, " image"] | None = None) -> Sums:
-        """Sums of squares of every column of `values` "image quantity", cells in another order."""
+        """Sums of squares of every column of `values` "image quantity".
+
+        With `order`, image i is counted in the cell of image order[i].
+        """
         n = len(self.cell)
         cell = self.cell if order is None else self.cell[order]
         in_cell = self._summed(values, cell, np.ones(n))
         mean = in_cell.sum(0) / n
-        # about the mean, so that a quantity far from 0 loses nothing
+        # sums are taken about the mean, so that a quantity far from 0 loses no precision
         in_cell = in_cell - self.counts[:, None] * mean
         total = np.asarray(values.multiply(values).sum(0)).ravel() - n * mean**2
         between = {
@@ -122,7 +126,7 @@ class Cells:
     def wild_interaction(
         self, values: csr_array, signs: Float[np.ndarray, " image"]
     ) -> Float[np.ndarray, " quantity"]:
-        """SS_inter / (SS_inter + SS_within) with the signs of all residuals as given."""
+        """SS_inter / (SS_inter + SS_within), with the residual of each image times its sign."""
         in_cell = self._summed(values, self.cell, np.ones(len(signs)))
         fit = self._additive @ (in_cell / self.counts[:, None])
         squares = np.asarray(values.multiply(values).sum(0)).ravel()

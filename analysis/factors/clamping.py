@@ -1,5 +1,7 @@
-"""Features set to another value's codes: how often the answer follows
-(`vit_clt.analysis.factors.clamping_study`)."""
+"""The result of clamping features to codes of another factor value: does the answer follow?
+
+`vit_clt.analysis.factors.clamping_study` measures it.
+"""
 
 from __future__ import annotations
 
@@ -23,69 +25,76 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clamp(Study):
-    """How often the answer follows, per version: "original", "own", "group", "random 0", ..."""
+    """How often the answer follows, per version of the model.
+
+    The versions are "original" (unaltered), "own" (the group at the means of the image's own
+    value), "group" (the group at those of another value), and "random 0", "random 1", ...
+    (random features in place of the group).
+    """
 
     name = "clamp"
 
     moved: dict[str, np.ndarray]
-    """Per image: is the top class that of the clamped value?"""
+    """By version and image: whether the top class is that of the clamped value."""
     stayed: dict[str, np.ndarray]
-    """Per image: is it still the image's own?"""
+    """By version and image: whether the top class is still the image's own."""
     moved_loss: dict[str, np.ndarray]
-    """Per image: cross-entropy (nats) of the class of the clamped value."""
+    """By version and image: cross-entropy (nats) of the class of the clamped value."""
     stayed_loss: dict[str, np.ndarray]
-    """Per image: cross-entropy of the image's own class."""
+    """By version and image: cross-entropy (nats) of the image's own class."""
     origin: Int[np.ndarray, " image"]
-    """The factor's value b in the image."""
+    """The factor's value in each image."""
     target: Int[np.ndarray, " image"]
-    """The value a it is clamped to."""
+    """The value that each image is clamped to."""
     factor: str
+    """Name of the factor."""
     n_features: int
+    """Features in the group, over all its layers."""
     overlap: float
-    """Share of the group that a random set holds too, mean over sets."""
+    """Share of the group that is also in a random set, as a mean over sets."""
     layers: list[int]
     region: Region
     l0: float
-    """Active features a row of the region and layer, over the layers that sets are of."""
+    """Active features per row of the region and layer, over the layers of all sets."""
     chance: float
-    """Share of images whose class is moved to by a guess: 1 / classes."""
+    """Share of images that would move by a random guess: 1 / number of classes."""
     templates: str
     source: str
-    """Images that the means come from."""
+    """Name of the images that the mean codes come from."""
     data: str
     split: str | None
     seed: int
 
     @property
     def n(self) -> int:
-        """Images, each clamped to one other value."""
+        """Number of images; each is clamped to one other value."""
         return len(self.origin)
 
     @property
     def n_pairs(self) -> int:
-        """Different (a, b) among them."""
+        """Number of different pairs of the clamped and the original value."""
         return len(set(zip(self.target.tolist(), self.origin.tolist(), strict=True)))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per version: shares that moved and stayed with Wilson intervals, losses in nats
-        with bootstrap intervals."""
+        """One row per version: the shares of images that moved and that stayed, with Wilson
+        intervals, and losses in nats with bootstrap intervals."""
         from scipy.stats import binomtest  # takes a second to import
 
         rows = []
         for name in self.moved:
             row: dict[str, object] = {"features": name}
-            for what in ("moved", "stayed"):
-                hits = getattr(self, what)[name]
+            for answer in ("moved", "stayed"):
+                hits = getattr(self, answer)[name]
                 ends = binomtest(int(hits.sum()), self.n).proportion_ci(method="wilson")
-                row |= Interval(hits.mean(), ends.low, ends.high).columns(what)
-                losses = getattr(self, f"{what}_loss")[name]
+                row |= Interval(hits.mean(), ends.low, ends.high).columns(answer)
+                losses = getattr(self, f"{answer}_loss")[name]
                 draws = bootstrap_means(losses[:, None], self.seed)[:, 0]
-                row |= Interval.of(losses.mean(), draws).columns(f"{what}_loss")
+                row |= Interval.of(losses.mean(), draws).columns(f"{answer}_loss")
             rows.append({**row, "chance": self.chance, "n": self.n, "pairs": self.n_pairs})
         return pd.DataFrame(rows)
 
     def facts(self) -> Facts:
-        """Codes of the altered stream, in one region."""
+        """Images, region and settings; codes come from the altered stream."""
         return Facts(
             self.data,
             self.n,
@@ -106,7 +115,7 @@ class Clamp(Study):
         )
 
     def caption(self) -> str:
-        """What is set to what, where, and what it is compared with."""
+        """The features, the values they are clamped to, the region, and the comparison."""
         return (
             f"{self.data}, N = {self.n}: {self.n_features} features of layers "
             f"{layers_text(self.layers)} on {REGION_NAMES[self.region]} (L0 {self.l0:.1f}) at "
@@ -130,22 +139,23 @@ class Clamp(Study):
         )
 
     def metrics(self) -> list[Metric]:
-        """Every share and loss; floor: random sets' mean, baseline: unaltered."""
+        """Every share and loss, with the mean of random sets as floor and the unaltered model as
+        baseline."""
         frame = self.to_frame().set_index("features")
         random = frame[frame.index.str.startswith("random")]
-        found = []
+        metrics = []
         for name, row in frame.iterrows():
-            for what in ("moved", "stayed", "moved_loss", "stayed_loss"):
-                found.append(
-                    Interval.from_columns(row.to_dict(), what).metric(
-                        f"{str(name).replace(' ', '_')}_{what}",
-                        "nats" if what.endswith("loss") else "fraction",
+            for column in ("moved", "stayed", "moved_loss", "stayed_loss"):
+                metrics.append(
+                    Interval.from_columns(row.to_dict(), column).metric(
+                        f"{str(name).replace(' ', '_')}_{column}",
+                        "nats" if column.endswith("loss") else "fraction",
                         self.n,
-                        float(random[what].mean()) if name == "group" else None,
-                        float(frame.loc["original", what]),
+                        float(random[column].mean()) if name == "group" else None,
+                        float(frame.loc["original", column]),
                     )
                 )
-        return found
+        return metrics
 
     def figure(self) -> go.Figure:
         """Shares that moved and stayed per version, and how often each pair of values moved."""

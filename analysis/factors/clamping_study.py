@@ -1,10 +1,11 @@
-"""Features set to what another value of a factor makes of them: does the answer follow?
+"""Does the answer follow when features are clamped to their codes for another value of a factor?
 
 On an image with left = b the group's codes on a region's rows are set to their means, row by row,
-over images with left = a; the answer *moves* where the model's top class is the one that (a, right)
-has, and *stays* where it is its own. Beside it stand the group at the means of the image's own
-value, which is what the edit itself costs, random features clamped as the group is, and the
-unaltered model. Which class a pair has is read from the data's own labels. Ours.
+over images with left = a. The answer *moves* where the model's top class is that of (a, right), and
+*stays* where it is still the image's own class. This is compared with three versions: the group at
+its means for the image's own value, which shows what the edit itself costs; random features that
+are clamped in the same way; and the unaltered model. The class of a pair comes from the labels of
+the data. The study is ours.
 """
 
 from __future__ import annotations
@@ -54,26 +55,26 @@ def clamp(
     seed: int = 0,
     progress: bool = False,
 ) -> Clamp:
-    """Clamp the group, then each random set, on every image to one other value of the factor.
+    """On every image, clamp the group, then each random set, to one other value of the factor.
 
     Args:
         vit: the teacher, with no hooks attached.
         clt: its transcoder.
-        data: labelled images that know both factors; not those the group was chosen on.
+        data: labelled images that know both factors; not those that the group was chosen on.
         zs: the zero-shot classifier.
-        group: features by source layer, e.g. all that tell of the factor (`Selectivity.features`).
+        group: features by source layer, e.g. all of the factor (`Selectivity.features`).
         source: images that the mean codes come from, with the same factors.
-        randoms: sets to compare with (`Selectivity.matched`, several seeds).
-        factor: what is changed, a name among `data.factors`.
+        randoms: random sets to compare with (`Selectivity.matched`, several seeds).
+        factor: the factor whose value is changed, a name among `data.factors`.
         other: the factor that stays; both together determine the label.
-        region: rows on which codes are set.
-        seed: of the values clamped to, drawn evenly among the others, and of intervals.
+        region: token rows on which codes are set.
+        seed: seed of the values clamped to, drawn evenly among the others, and of intervals.
         progress: show progress bars.
 
     Raises:
-        InputError: an unknown factor or region, no random set, a set that is empty or out of range,
-            a factor with one value, a value that `source` lacks, a pair of values with fewer than
-            two images or with two labels, or a CLT of another model.
+        InputError: a factor or region is unknown, there is no random set, a set is empty or out of
+            range, the factor has one value or one that `source` lacks, a pair of values has fewer
+            than two images or two labels, or the CLT is of another model.
     """
     check_fits(vit, clt)
     check_prepared(vit, data)
@@ -81,7 +82,7 @@ def clamp(
     sets = compared_sets(clt, group, randoms)
     rows = region_rows(region, vit.cfg.patch_grid)
     origin, kept = (factor_values(data, name) for name in (factor, other))
-    labels = torch.cat([own for _, own in data])
+    labels = torch.cat([batch_labels for _, batch_labels in data])
     zs.check_labels(labels)
     cells = Cells(origin, kept, labels.numpy(), (factor, other))
     answers = cells.label.reshape(cells.shape)
@@ -99,40 +100,40 @@ def clamp(
     aim = (place + step) % len(known)
     moved_to = torch.from_numpy(answers[aim, np.searchsorted(cells.values[1], kept)])
     means = {
-        name: _means(vit, clt, source, each, rows, factor, known, progress)
-        for name, each in sets.items()
+        name: _means(vit, clt, source, features, rows, factor, known, progress)
+        for name, features in sets.items()
     }
-    found: dict[str, dict[str, list[Tensor]]] = {
-        what: {name: [] for name in ("original", "own", *sets)}
-        for what in ("moved", "stayed", "moved_loss", "stayed_loss")
+    outcomes: dict[str, dict[str, list[Tensor]]] = {
+        column: {name: [] for name in ("original", "own", *sets)}
+        for column in ("moved", "stayed", "moved_loss", "stayed_loss")
     }
-    layers = sorted({s for each in sets.values() for s in each})
+    layers = sorted({s for features in sets.values() for s in features})
     n_active = 0
     with tqdm(total=len(data), desc="clamp", unit=" images", disable=not progress) as bar:
         done = 0
-        for images, own in data:
+        for images, batch_labels in data:
             here = slice(done, done + len(images))
             images = images.to(clt.b_enc.device)
             codes = active_codes(vit, clt, images, rows, layers)
-            n_active += sum(int(each.sum()) for each in codes.values())
+            n_active += sum(int(active.sum()) for active in codes.values())
             own_means = {s: mean[place[here]] for s, mean in means["group"].items()}
             versions = {
                 "original": vit(images),
                 "own": with_codes(vit, clt, images, group, rows, own_means),
             }
-            for name, each in sets.items():
+            for name, features in sets.items():
                 other_means = {s: mean[aim[here]] for s, mean in means[name].items()}
-                versions[name] = with_codes(vit, clt, images, each, rows, other_means)
+                versions[name] = with_codes(vit, clt, images, features, rows, other_means)
             for name, embeddings in versions.items():
-                for what, answer in (("moved", moved_to[here]), ("stayed", own)):
-                    outcome = zs.read(embeddings, answer)
-                    found[what][name].append(outcome.correct)
-                    found[f"{what}_loss"][name].append(outcome.loss)
+                for answer, label in (("moved", moved_to[here]), ("stayed", batch_labels)):
+                    outcome = zs.read(embeddings, label)
+                    outcomes[answer][name].append(outcome.correct)
+                    outcomes[f"{answer}_loss"][name].append(outcome.loss)
             done += len(images)
             bar.update(len(images))
     moved, stayed, moved_loss, stayed_loss = (
-        {name: torch.cat(parts).double().numpy() for name, parts in each.items()}
-        for each in found.values()
+        {name: torch.cat(parts).double().numpy() for name, parts in by_version.items()}
+        for by_version in outcomes.values()
     )
     return Clamp(
         moved,
@@ -166,7 +167,7 @@ def _means(
     known: Int[np.ndarray, " value"],
     progress: bool,
 ) -> dict[int, Float[Tensor, "value row _"]]:
-    """Mean codes of the group over the images with each value, per layer and row."""
+    """Mean codes of the group over the images with each value, by layer and token row."""
     values = factor_values(source, factor)
     device = clt.b_enc.device
     sums = {
@@ -176,12 +177,12 @@ def _means(
     done = 0
     n_batches = -(-len(source) // source.batch_size)
     for images, _ in tqdm(source, "mean codes", n_batches, disable=not progress):
-        own = values[done : done + len(images)]
+        batch_values = values[done : done + len(images)]
         done += len(images)
-        member = torch.from_numpy(known[:, None] == own).double().to(device)
+        member = torch.from_numpy(known[:, None] == batch_values).double().to(device)
         x = capture(vit, images.to(device)).x[:, :, rows]
         for s, features in group.items():
             codes = clt.encode(x[s], layer=s).to_dense()[:, :, features].double()
             sums[s] += torch.einsum("vi,irf->vrf", member, codes)
     counts = torch.from_numpy((values[:, None] == known).sum(0)).to(device)
-    return {s: (each / counts[:, None, None]).float() for s, each in sums.items()}
+    return {s: (total / counts[:, None, None]).float() for s, total in sums.items()}

@@ -1,4 +1,4 @@
-"""Features that compute: which tell of what, and what follows when they are off or set."""
+"""The study of features that compute: what they depend on, and what changing them does."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComputingFeatures(Study):
-    """Features of one CLT, chosen on some images and changed on others.
+    """Selectivity of the features of one CLT, and the effects of changing groups of them.
+
+    Features are chosen on some images and changed on others.
 
     Raises:
-        InputError: one of the three is empty.
+        InputError: there is no selectivity, no suppression, or no clamping.
     """
 
     name = "features"
@@ -36,13 +38,13 @@ class ComputingFeatures(Study):
     )
 
     selectivities: Mapping[Region, Selectivity]
-    """What features tell of, by rows; L0 and seed are those of the first."""
+    """Selectivity by region; L0 and seed of the report are those of the first."""
     suppressed: Mapping[str, Suppression]
-    """By the name of the group."""
+    """Suppressions by the name of the group."""
     clamped: Mapping[str, Clamp]
-    """By the name of the group."""
+    """Clampings by the name of the group."""
     clt: str
-    """Folder or Hub id."""
+    """Folder or Hub id of the CLT."""
 
     def __post_init__(self) -> None:
         for name in ("selectivities", "suppressed", "clamped"):
@@ -58,8 +60,8 @@ class ComputingFeatures(Study):
         return next(iter(self.suppressed.values()))
 
     def facts(self) -> Facts:
-        """Of the images that features are changed on; "chosen_on" are those of the numbers of
-        features."""
+        """Facts of the images that features are changed on; "chosen_on" names the images that
+        selectivity was measured on."""
         return Facts(
             self._edited.data,
             self._edited.n,
@@ -88,46 +90,48 @@ class ComputingFeatures(Study):
         )
 
     def shown(self) -> pd.DataFrame:
-        """Features of each kind, a row per region and layer."""
+        """Number of features of each kind, one row per region and layer."""
         return pd.concat(
             one.counts().assign(rows=REGION_NAMES[region])
             for region, one in self.selectivities.items()
         )
 
     def extras(self) -> Mapping[str, str]:
-        """The three tables: features of each kind, what is lost without them, what moves."""
+        """Three tables: numbers of features of each kind, suppressions, and clampings."""
         from vit_clt.analysis.reporting.tables import markdown_table
 
-        off, to = (
+        suppressed, clamped = (
             pd.concat(
                 one.to_frame().assign(group=name, in_group=one.n_features, overlap=one.overlap)
                 for name, one in results.items()
             )
             for results in (self.suppressed, self.clamped)
         )
-        found = {}
-        for name, table in {"counts": self.shown(), "suppressed": off, "clamped": to}.items():
-            found[f"{name}.csv"] = table.to_csv(index=False)
-            found[f"{name}.md"] = markdown_table(table, self.caption())
-        return found
+        tables = {"counts": self.shown(), "suppressed": suppressed, "clamped": clamped}
+        texts = {}
+        for name, table in tables.items():
+            texts[f"{name}.csv"] = table.to_csv(index=False)
+            texts[f"{name}.md"] = markdown_table(table, self.caption())
+        return texts
 
     def metrics(self) -> list[Metric]:
-        """Those of every part, of edits named "suppressed_{group}_..." or "clamped_{group}_..."."""
-        found = [metric for one in self.selectivities.values() for metric in one.metrics()]
+        """Metrics of every part; those of edits start with "suppressed_{group}_" or
+        "clamped_{group}_"."""
+        metrics = [metric for one in self.selectivities.values() for metric in one.metrics()]
         for kind, results in (("suppressed", self.suppressed), ("clamped", self.clamped)):
             for name, one in results.items():
                 stem = f"{kind}_{name}_".replace(", ", "_").replace(" ", "_")
-                found += [replace(metric, name=stem + metric.name) for metric in one.metrics()]
-        return found
+                metrics += [replace(metric, name=stem + metric.name) for metric in one.metrics()]
+        return metrics
 
     def figure(self) -> go.Figure:
-        """Features of each kind by layer, a row of panels per region."""
+        """Number of features of each kind by layer, one row of panels per region."""
         from vit_clt.analysis.factors.selectivity_figure import selectivity_figure
 
         return selectivity_figure(list(self.selectivities.values()))
 
     def page(self) -> str:
-        """Every table and figure."""
+        """The page with every table and figure."""
         from vit_clt.analysis.reporting.page import Section, render_report
 
         kinds = Section("Which features tell of what", (), [self.shown()], [self.figure()])

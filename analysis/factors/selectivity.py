@@ -1,4 +1,7 @@
-"""Features by what they tell of two factors (`vit_clt.analysis.factors.selectivity_study`)."""
+"""Selectivity: which of two factors each feature depends on, and sets of features of one kind.
+
+`vit_clt.analysis.factors.selectivity_study` measures it.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +28,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selectivity(Study):
-    """Every feature of the layers asked for."""
+    """The dependence of every feature of some layers on two factors of the images."""
 
     name = "selectivity"
 
     frame: pd.DataFrame
-    """One row per layer and feature: active (share of images), rate (share of token rows), eta2_a,
-    eta2_b, eta2_label, eta2_pair, partial_inter, share_a, share_b, share_inter, share_label (NaN
-    where not tested), p_... of each test by itself, and kind."""
+    """One row per layer and feature. Columns: active (share of images), rate (share of token rows),
+    eta2_a, eta2_b, eta2_label, eta2_pair, partial_inter, share_a, share_b, share_inter, share_label
+    (NaN where not tested), p_... (the p-value of each test by itself), and kind."""
     floors: dict[str, float]
-    """Per test, what no feature reaches in 95 % of the draws."""
+    """By test, the value that no feature reaches in 95 % of the draws."""
     factors: tuple[str, str]
-    """What a and b are called."""
+    """Names of the factors a and b."""
     region: Region
     layers: list[int]
     l0: float
-    """Active features a row of that region and layer."""
+    """Active features per row of the region and layer."""
     data: str
     split: str | None
     n: int
@@ -49,53 +52,55 @@ class Selectivity(Study):
 
     @property
     def kinds(self) -> list[str]:
-        """What features can be called, from what they tell to nothing."""
+        """The kinds of features, as `vit_clt.analysis.factors.selectivity_study` defines them."""
         return [*self.factors, "mixed", "pair", "label", "none", "rare"]
 
     def features(
         self, *kinds: str, layers: Iterable[int] | None = None, most: int | None = None
     ) -> FeatureSet:
-        """The features of these kinds, by layer; layers without any are left out.
+        """The features of these kinds by layer; layers without any are left out.
 
         Args:
-            kinds: what they are called.
-            layers: of which layers; all by default.
-            most: so many of a layer, those with the largest eta2_pair; all by default.
+            *kinds: some of `self.kinds`.
+            layers: layers to choose from; all by default.
+            most: largest number of features of a layer, those with the largest eta2_pair; all by
+                default.
 
         Raises:
-            InputError: an unknown kind, a layer that was not asked for, `most` below 1, or no such
-                feature.
+            InputError: a kind is unknown, a layer was not measured, `most` is below 1, or there is
+                no such feature.
         """
         if most is not None and most < 1:
             raise InputError("most", f"is {most}; expected at least 1.")
         for kind in kinds:
             check_choice("kind", kind, self.kinds)
-        chosen = self.layers if layers is None else list(layers)
-        if unknown := set(chosen) - set(self.layers):
+        searched = self.layers if layers is None else list(layers)
+        if unknown := set(searched) - set(self.layers):
             raise InputError("layers", f"contains {min(unknown)}; expected some of {self.layers}.")
-        found = self.frame[self.frame["kind"].isin(kinds) & self.frame["layer"].isin(chosen)]
-        if found.empty:
-            raise InputError(f"no feature of layers {chosen} is of kind {' or '.join(kinds)}.")
-        ranked = found.sort_values(["eta2_pair", "feature"], ascending=[False, True])
+        matches = self.frame[self.frame["kind"].isin(kinds) & self.frame["layer"].isin(searched)]
+        if matches.empty:
+            raise InputError(f"no feature of layers {searched} is of kind {' or '.join(kinds)}.")
+        ranked = matches.sort_values(["eta2_pair", "feature"], ascending=[False, True])
         return {
-            int(s): torch.tensor(sorted(own["feature"][:most]))
-            for s, own in ranked.groupby("layer")
+            int(s): torch.tensor(sorted(in_layer["feature"][:most]))
+            for s, in_layer in ranked.groupby("layer")
         }
 
     def matched(self, group: FeatureSet, seed: int = 0, *, apart: bool = True) -> FeatureSet:
-        """As many features of each layer, of equal rate (`equal_rate`).
+        """Random features, as many of each layer as in the group, of equal rate (`equal_rate`).
 
-        Each feature of the group, in random order, takes one of those still left; its rate is the
-        share of the region's token rows on which it is active.
+        The features of the group are taken in random order, and each takes one of the features that
+        remain. The rate of a feature is the share of the region's token rows on which it is active.
 
         Args:
-            group: what is matched.
-            seed: of the draw.
-            apart: draw from features outside the group; else from all that fire, where the group
-                is most of a layer. The studies report how far the two overlap.
+            group: the features to match.
+            seed: seed of the draw.
+            apart: draw only from features outside the group. With False all features that fire are
+                drawn from, which is needed where the group is most of a layer; the studies report
+                the overlap of both.
 
         Raises:
-            InputError: a layer has too few other features that fire.
+            InputError: a layer has too few features to draw from.
         """
         rng = np.random.default_rng(seed)
         drawn: dict[int, Tensor] = {}
@@ -114,12 +119,12 @@ class Selectivity(Study):
         return drawn
 
     def counts(self) -> pd.DataFrame:
-        """Features of each kind, a row per layer."""
+        """Number of features of each kind, one row per layer."""
         table = pd.crosstab(self.frame["layer"], self.frame["kind"])
         return table.reindex(columns=self.kinds, fill_value=0).reset_index()
 
     def facts(self) -> Facts:
-        """Codes of the teacher's own rows, in one region."""
+        """Images, region and settings; codes come from the teacher trajectory."""
         return Facts(
             self.data,
             self.n,
@@ -132,7 +137,7 @@ class Selectivity(Study):
         )
 
     def caption(self) -> str:
-        """Which images and rows, and how features are counted."""
+        """The images, the token rows, and how features are counted."""
         return (
             f"{self.data}, N = {self.n}, {REGION_NAMES[self.region]}, teacher trajectory, "
             f"L0 = {self.l0:.1f}: features by what they tell of {' and '.join(self.factors)}; "
@@ -140,27 +145,27 @@ class Selectivity(Study):
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per feature: `frame`."""
+        """One row per layer and feature; see `frame`."""
         return self.frame
 
     def shown(self) -> pd.DataFrame:
-        """Features of each kind, a row per layer."""
+        """Number of features of each kind, one row per layer."""
         return self.counts()
 
     def metrics(self) -> list[Metric]:
-        """Features of each kind and layer, named "layer_{s}_{region}_{kind}"; floors of tests."""
-        found = [
+        """Numbers of features ("layer_{s}_{region}_{kind}") and floors of tests."""
+        counts = [
             Metric(f"layer_{row['layer']}_{self.region}_{kind}", int(row[kind]), "count", self.n)
             for row in self.counts().to_dict("records")
             for kind in self.kinds
         ]
-        return found + [
+        return counts + [
             Metric(f"floor_{self.region}_{test}", value, "fraction", self.n)
             for test, value in self.floors.items()
         ]
 
     def figure(self) -> go.Figure:
-        """Features of each kind, and the variance that factors explain, by layer."""
+        """Number of features of each kind, and the variance that factors explain, by layer."""
         from vit_clt.analysis.factors.selectivity_figure import selectivity_figure
 
         return selectivity_figure([self])

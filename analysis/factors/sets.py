@@ -1,9 +1,9 @@
-"""Sets of features by source layer: chosen together, compared, and held at given codes.
+"""Sets of features by source layer, which are compared with one another and set to given codes.
 
 `vit_clt.hooks.steer` sets features to one number, or scales them; here each feature has a code of
-its own on every row and image. Every MLP is replaced by the CLT with error nodes, so that codes as
-they are give the unaltered model, bit for bit. What the edit changes reaches later layers through
-the stream: through attention, and through their own codes.
+its own on every row and image. Every MLP is replaced by the CLT with error nodes, so that unchanged
+codes give the unaltered model, bit for bit. The edit reaches later layers through the stream, that
+is through attention and through their own codes.
 """
 
 from __future__ import annotations
@@ -23,32 +23,33 @@ from vit_clt.hooks.activations import capture
 from vit_clt.hooks.points import FwdHooks
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
-# layers may differ in how many they have, so the axis has no name
+# the number of features may differ between layers, so the axis has no name
 FeatureSet = Mapping[int, Int[Tensor, " _"]]
-"""Features by source layer."""
+"""Numbers of features by source layer."""
 
 
 def compared_sets(
     clt: CrossLayerTranscoder, group: FeatureSet, randoms: Sequence[FeatureSet]
 ) -> dict[str, FeatureSet]:
-    """The group and the random sets beside it, by name: "group", "random 0", "random 1", ...
+    """The group and the random sets by name: "group", "random 0", "random 1", ...
 
     Raises:
-        InputError: no random set, or one that is no set of features of this CLT.
+        InputError: there is no random set, or a set is not one of features of this CLT.
     """
     if not randoms:
         raise InputError("randoms", "is empty; expected at least one set to compare with.")
-    sets = {"group": group, **{f"random {i}": each for i, each in enumerate(randoms)}}
-    for name, each in sets.items():
-        _check_features(clt, each, name)
+    sets = {"group": group, **{f"random {i}": random for i, random in enumerate(randoms)}}
+    for name, features in sets.items():
+        _check_features(clt, features, name)
     return sets
 
 
 def _check_features(clt: CrossLayerTranscoder, group: FeatureSet, name: str) -> None:
-    """Refuse what is no set of features of this CLT.
+    """Refuse a set that is not one of features of this CLT.
 
     Raises:
-        InputError: no features, a layer or a feature out of range, or one given twice.
+        InputError: the set is empty, a layer or feature is out of range, or a feature is given
+            twice.
     """
     if not sum(map(len, group.values())):
         raise InputError(name, "is empty; expected at least one feature.")
@@ -67,15 +68,15 @@ def _check_features(clt: CrossLayerTranscoder, group: FeatureSet, name: str) -> 
 
 
 def overlap(group: FeatureSet, others: Sequence[FeatureSet]) -> float:
-    """Share of the group that another set holds too, mean over the sets."""
+    """Share of the group that is also in another set, as a mean over the other sets."""
     size = sum(map(len, group.values()))
-    held = [
+    shared = [
         int(torch.isin(features, other[s]).sum())
         for other in others
         for s, features in group.items()
         if s in other
     ]
-    return sum(held) / (size * len(others))
+    return sum(shared) / (size * len(others))
 
 
 def active_codes(
@@ -85,7 +86,7 @@ def active_codes(
     rows: Int[Tensor, " row"],
     layers: Iterable[int],
 ) -> dict[int, Bool[Tensor, "batch row feature"]]:
-    """Which features are active on these token rows of the unaltered model, by layer."""
+    """Whether each feature is active on each of these rows of the unaltered model, by layer."""
     x = capture(vit, images).x[:, :, rows]
     return {s: clt.encode(x[s], layer=s).to_dense().ne(0) for s in layers}
 
@@ -99,7 +100,7 @@ def with_codes(
     rows: Int[Tensor, " row"],
     codes: Mapping[int, Float[Tensor, "*batch row _"]],
 ) -> Float[Tensor, "batch d_embed"]:
-    """Embeddings with the group's features at `codes` on these token rows.
+    """Embeddings of the images with the group's features set to `codes` on these token rows.
 
     Args:
         vit: the teacher.
@@ -107,8 +108,8 @@ def with_codes(
         images: one batch.
         group: features by source layer.
         rows: token rows.
-        codes: per layer of the group, a column per feature in their order, with or without a batch
-            axis.
+        codes: for each layer of the group its codes, one column per feature in the order of
+            `group`, the same for all images or with a batch axis.
     """
     with replace_mlps(vit, clt, layers=range(vit.cfg.n_layers), error_node=True):
         hooks: FwdHooks = []

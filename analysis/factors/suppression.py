@@ -1,9 +1,9 @@
-"""Features switched off: which pairs of factor values does the model then get wrong?
+"""Which pairs of factor values does the model get wrong when features are suppressed?
 
-The group's codes are 0 on a region's rows, everything else of the model stays
-(`vit_clt.hooks.SteeredPass`). Beside it stand as many random other features of the same layers
-that fire equally often, in several draws: what switching off features costs whatever they tell.
-Ours.
+The group's codes are set to 0 on a region's rows, and the rest of the model stays
+(`vit_clt.hooks.SteeredPass`). This is compared with several draws of as many random features of the
+same layers that fire about equally often, which show what suppressing any features costs. The study
+is ours.
 """
 
 from __future__ import annotations
@@ -40,31 +40,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suppression(Study):
-    """The model without the group, and without each set of random features."""
+    """Accuracy and loss of the model without the group, and without each set of random features."""
 
     name = "suppression"
 
     readings: Readings
-    """Versions "original", "group" and "random 0", "random 1", ..."""
+    """Readings of the versions "original", "group" and "random 0", "random 1", ..."""
     correct: dict[str, Float[np.ndarray, "a b"]]
     """Accuracy of each version by pair of values."""
     loss: dict[str, Float[np.ndarray, "a b"]]
-    """Cross-entropy in nats, the same."""
+    """Cross-entropy (nats) of each version by pair of values."""
     activity: dict[str, Float[np.ndarray, "a b"]]
-    """Features of each set that are active an image (somewhere in the region), by pair."""
+    """Features of each set that are active anywhere in the region, per image, by pair."""
     counts: Float[np.ndarray, "a b"]
-    """Images of each pair."""
+    """Number of images of each pair."""
     values: tuple[list[int], list[int]]
-    """Of both factors."""
+    """Values of both factors."""
     factors: tuple[str, str]
+    """Names of both factors."""
     n_features: int
-    """In the group, over all its layers."""
+    """Features in the group, over all its layers."""
     overlap: float
-    """Share of the group that a random set holds too, mean over sets."""
+    """Share of the group that is also in a random set, as a mean over sets."""
     layers: list[int]
     region: Region
     l0: float
-    """Active features a row of the region and layer, over the layers that sets are of."""
+    """Active features per row of the region and layer, over the layers of all sets."""
     templates: str
     data: str
     split: str | None
@@ -73,13 +74,14 @@ class Suppression(Study):
 
     @property
     def randoms(self) -> list[str]:
-        """The versions without random features."""
+        """Names of the versions in which a random set is suppressed."""
         return [name for name in self.readings.names if name.startswith("random")]
 
     def follows(self, name: str = "group") -> float:
-        """Spearman's rank correlation, over pairs, of a set's activity and the rise in loss.
+        """Spearman's rank correlation, over pairs, of the activity of a set and the rise in loss.
 
-        Does what breaks follow where the features are active? NaN where one of them is constant.
+        It says whether the model fails on the pairs for which the features are active. NaN where
+        the activity or the rise is constant.
         """
         from scipy.stats import spearmanr  # takes a second to import
 
@@ -90,8 +92,8 @@ class Suppression(Study):
         return float(spearmanr(active, rise).statistic)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per version, and one for the mean over random sets: accuracy (a fraction), loss
-        (nats), their changes paired with the unaltered model, and `follows`."""
+        """One row per version: accuracy (a fraction), loss (nats), their changes paired with the
+        unaltered model, the number of active features per image, and `follows`."""
         rows = []
         for name in self.readings.names:
             row = {"features": name, **self.readings[name].columns()}
@@ -104,7 +106,7 @@ class Suppression(Study):
         return pd.DataFrame(rows)
 
     def facts(self) -> Facts:
-        """Codes of the altered stream, in one region."""
+        """Images, region and settings; codes come from the altered stream."""
         return Facts(
             self.data,
             self.n,
@@ -124,7 +126,7 @@ class Suppression(Study):
         )
 
     def caption(self) -> str:
-        """What is switched off, where, and what it is compared with."""
+        """The features that are suppressed, the region, and the comparison."""
         return (
             f"{self.data}, N = {self.n}: {self.n_features} features of layers "
             f"{layers_text(self.layers)} at 0 on {REGION_NAMES[self.region]} (L0 {self.l0:.1f}), "
@@ -148,17 +150,18 @@ class Suppression(Study):
         )
 
     def group_minus_random(self) -> Interval:
-        """Loss of "group" less the mean over random sets, with its paired interval over images."""
+        """Loss of "group" minus the mean of random sets, with its interval paired over images."""
         return self.readings.difference("group", self.randoms, "loss")
 
     def metrics(self) -> list[Metric]:
-        """Accuracy and loss of every version; floor: random sets' mean, baseline: unaltered."""
-        found = []
+        """Accuracy and loss of every version, with the mean of random sets as floor and the
+        unaltered model as baseline."""
+        metrics = []
         for measure in MEASURES:
             random = self.readings.mean(self.randoms, measure)
             original = self.readings.mean(["original"], measure)
             for version in self.readings.names:
-                found.append(
+                metrics.append(
                     self.readings.mean([version], measure).metric(
                         f"{version.replace(' ', '_')}_{measure}",
                         UNITS[measure],
@@ -167,10 +170,10 @@ class Suppression(Study):
                         original,
                     )
                 )
-        return found
+        return metrics
 
     def figure(self) -> go.Figure:
-        """Accuracy and loss by pair before and after, of the group and of random sets."""
+        """Accuracy and loss by pair with and without the group and the random sets."""
         from vit_clt.analysis.factors.suppression_figure import suppression_figure
 
         return suppression_figure(self)
@@ -193,24 +196,24 @@ def suppress(
     seed: int = 0,
     progress: bool = False,
 ) -> Suppression:
-    """Switch the group off on every image, then each random set.
+    """On every image, suppress the group, then each random set.
 
     Args:
         vit: the teacher, with no hooks attached.
         clt: its transcoder.
-        data: labelled images that know both factors; not those the group was chosen on.
+        data: labelled images that know both factors; not those that the group was chosen on.
         zs: the zero-shot classifier.
         group: features by source layer (`Selectivity.features`).
-        randoms: sets to compare with (`Selectivity.matched`, several seeds).
-        region: rows on which they are 0.
-        factors: names among `data.factors`.
-        seed: of the bootstrap.
+        randoms: random sets to compare with (`Selectivity.matched`, several seeds).
+        region: token rows on which codes are set to 0.
+        factors: two names among `data.factors`.
+        seed: seed of the bootstrap.
         progress: show a progress bar.
 
     Raises:
-        InputError: an unknown factor or region, no random set, a set that is empty or out of range,
-            a pair of values with fewer than two images or with two labels, a label without a
-            class name, or a CLT of another model.
+        InputError: a factor or region is unknown, there is no random set, a set is empty or out of
+            range, a pair of values has fewer than two images or two labels, a label has no class
+            name, or the CLT is of another model.
     """
     check_fits(vit, clt)
     check_prepared(vit, data)
@@ -219,17 +222,17 @@ def suppress(
     edits = {
         name: [
             Edit(s, tuple(features.tolist()), "scale", 0, tuple(rows.tolist()))
-            for s, features in each.items()
+            for s, features in feature_set.items()
         ]
-        for name, each in sets.items()
+        for name, feature_set in sets.items()
     }
     a, b = (factor_values(data, name) for name in factors)
-    known = torch.cat([labels for _, labels in data])
-    zs.check_labels(known)
-    cells = Cells(a, b, known.numpy(), factors)
+    all_labels = torch.cat([labels for _, labels in data])
+    zs.check_labels(all_labels)
+    cells = Cells(a, b, all_labels.numpy(), factors)
     outcomes: dict[str, list[Outcome]] = {"original": [], **{name: [] for name in sets}}
     active: dict[str, list[np.ndarray]] = {name: [] for name in sets}
-    layers = sorted({s for each in sets.values() for s in each})
+    layers = sorted({s for feature_set in sets.values() for s in feature_set})
     n_active = 0
     with tqdm(total=len(data), desc="suppress", unit=" images", disable=not progress) as bar:
         for images, labels in data:
@@ -237,11 +240,11 @@ def suppress(
             unaltered = SteeredPass(vit, clt, images)
             outcomes["original"].append(zs.read(unaltered.embeddings, labels))
             codes = active_codes(vit, clt, images, rows, layers)
-            n_active += sum(int(each.sum()) for each in codes.values())
-            fires = {s: each.any(1) for s, each in codes.items()}
-            for name, each in sets.items():
+            n_active += sum(int(rows_active.sum()) for rows_active in codes.values())
+            fires = {s: rows_active.any(1) for s, rows_active in codes.items()}
+            for name, feature_set in sets.items():
                 outcomes[name].append(zs.read(unaltered.steered(edits[name]), labels))
-                counts = sum(fires[s][:, features].sum(1) for s, features in each.items())
+                counts = sum(fires[s][:, features].sum(1) for s, features in feature_set.items())
                 active[name].append(counts.cpu().numpy())  # type: ignore[union-attr]
             bar.update(len(images))
 
@@ -256,7 +259,7 @@ def suppress(
         gather_readings(outcomes, seed),
         {name: by_cell(gathered(name, "correct")) for name in outcomes},
         {name: by_cell(gathered(name, "loss")) for name in outcomes},
-        {name: by_cell(np.concatenate(each)) for name, each in active.items()},
+        {name: by_cell(np.concatenate(parts)) for name, parts in active.items()},
         cells.counts.reshape(cells.shape).astype(float),
         (cells.values[0].tolist(), cells.values[1].tolist()),
         factors,

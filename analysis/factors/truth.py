@@ -1,7 +1,8 @@
-"""Where a model works something out: what probes read by depth, and what ablations cost.
+"""Where a model computes something: what probes read at each depth, beside what ablations cost.
 
-Nothing is measured here, and no CLT takes part: `probes` and `causal_effects` did it. Read
-together they say where each factor can be read, where the class appears, and which layers it needs.
+Nothing is measured here, and no CLT takes part: the results come from `probes` and
+`causal_effects`. Together they say where each factor can be read, where the class appears, and
+which layers it needs.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ class Truth(Study):
     """Probes and ablations of one model, on the same images.
 
     Raises:
-        InputError: no study of ablations, one of other data than the probes' or of another depth,
-            or one without readings.
+        InputError: there is no study of ablations, or one is of other data or another depth than
+            the probes, or has no readings.
     """
 
     name = "truth"
 
     probed: Probes
     ablated: Sequence[CausalEffects]
-    """E.g. of MLPs, then of attention layers."""
+    """Studies of ablations, e.g. of MLPs, then of attention layers."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """What factors are called, e.g. {"label": "last digit of the sum"}; else their own names."""
+    """Names of factors for figures where their own are not clear, e.g. {"label": "last digit of
+    the sum"}."""
 
     def __post_init__(self) -> None:
         if not self.ablated:
@@ -61,7 +63,7 @@ class Truth(Study):
                 )
 
     def facts(self) -> Facts:
-        """Those of the probes, with how layers were ablated."""
+        """Facts of the probes, with the fill of the ablations."""
         fills = dict.fromkeys(effects.fill for effects in self.ablated)
         templates = dict.fromkeys(str(effects.templates) for effects in self.ablated)
         return Facts(
@@ -77,14 +79,14 @@ class Truth(Study):
         )
 
     def caption(self) -> str:
-        """Which images probes were read and fitted on."""
+        """The images that the probes were measured on, and those that they were fitted on."""
         return (
             f"{self.probed.data}, N = {self.probed.n}; probes fitted on {self.probed.n_train} "
             f"images of {self.probed.train_data}"
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """What the probes read."""
+        """The table of the probes; see `Probes.to_frame`."""
         return self.probed.to_frame()
 
     def printed(self) -> pd.DataFrame:
@@ -92,7 +94,7 @@ class Truth(Study):
         return self.probed.printed()
 
     def metrics(self) -> list[Metric]:
-        """Those of the probes, then of the ablations, named "{site}_...", in that order."""
+        """Metrics of the probes, then those of the ablations, whose names start with their site."""
         ablated = [
             replace(metric, name=f"{effects.site}_{metric.name}")
             for effects in self.ablated
@@ -101,7 +103,7 @@ class Truth(Study):
         return self.probed.metrics() + ablated
 
     def figure(self) -> go.Figure:
-        """Probes by depth above, what ablations cost below."""
+        """A figure of the probes by depth, with the cost of ablations below it."""
         from vit_clt.analysis.factors.truth_figure import truth_figure
 
         return truth_figure(self)

@@ -1,4 +1,4 @@
-"""Which features get a page: the same number of every layer, by a stated, seeded rule."""
+"""The choice of features that get a page: the same number of every layer, by a seeded rule."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ RULES: dict[Rule, str] = {
 
 
 def rule_in_words(rule: Rule, class_name: str | int | None = None) -> str:
-    """What `select_features` chooses by a rule; a class only with "effect"."""
+    """The rule by which `select_features` chooses, in words; only "effect" takes a class."""
     if class_name is None:
         return RULES[rule]
     return f'the largest direct effect raising the logit of "{class_name}"' + _EFFECT
 
 
 def check_selection(rule: Rule, count: int, class_name: str | int | None = None) -> None:
-    """Refuse what `select_features` cannot choose by, whatever the features.
+    """Refuse arguments that `select_features` could not use with any features.
 
     Raises:
-        InputError: an unknown rule, a count below 1, or a class with a rule that reads none.
+        InputError: the rule is unknown, the count is below 1, or a class is given with another rule
+            than "effect".
     """
     check_choice("rule", rule, get_args(Rule))
     if count < 1:
@@ -47,10 +48,10 @@ def check_selection(rule: Rule, count: int, class_name: str | int | None = None)
 
 
 def check_measured(rule: Rule, effects: bool) -> None:
-    """Refuse a rule by effects where there are none.
+    """Refuse the rule "effect" where no effects are measured.
 
     Raises:
-        InputError: "effect", and no effects are measured.
+        InputError: the rule is "effect", and `effects` is False.
     """
     if rule == "effect" and not effects:
         raise InputError(
@@ -67,20 +68,21 @@ def select_features(
     *,
     class_name: str | int | None = None,
 ) -> list[tuple[int, int]]:
-    """(layer, feature) pairs, `count` a layer (or all there are), by layer and then by the rule.
+    """Choose `count` features of each layer, or all if there are fewer, as (layer, feature) pairs.
 
-    Ties go to the lower number; silent features are never chosen.
+    Pairs are in the order of layers, then of the rule. Ties go to the lower number; silent features
+    are never chosen.
 
     Args:
-        stats: of the layers to choose from; its seed is the rule's too.
+        stats: statistics of the layers to choose from; the rule uses their seed.
         rule: a key of `RULES`.
-        count: features a layer.
+        count: features per layer.
         class_name: with "effect", the class whose logit the features raise most, as in
             `class_number`.
 
     Raises:
-        InputError: an unknown rule, no feature to choose, effects that were not measured, or a
-            class that does not exist, or not alone.
+        InputError: the rule is unknown, it fits no feature, it needs effects that were not
+            measured, or the class does not exist or its name is ambiguous.
     """
     check_selection(rule, count, class_name)
     check_measured(rule, stats.effects is not None)
@@ -88,30 +90,30 @@ def select_features(
     if class_name is not None and stats.effects is not None:
         number = class_number(stats.effects.class_names, class_name, "class_name")
     table = stats.to_frame()
-    found: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
     for s in stats.layers:
         layer = table[(table["layer"] == s) & (table["active_images"] > 0)]
         ranked = _ranked(stats, s, layer, rule, number)
         if rule == "spread":
             rng = np.random.default_rng([stats.seed, s])
             groups = np.array_split(ranked, min(count, len(ranked)) or 1)
-            chosen = [int(rng.choice(group)) for group in groups if len(group)]
+            features = [int(rng.choice(group)) for group in groups if len(group)]
         else:
-            chosen = ranked[:count].tolist()
-        found += [(s, feature) for feature in chosen]
-    if not found:
+            features = ranked[:count].tolist()
+        pairs += [(s, feature) for feature in features]
+    if not pairs:
         raise InputError(
             "rule",
             f'is "{rule}", which fits no feature: none of layers {stats.layers} is active '
             f"as it asks on the {stats.n_images} images of {stats.data.name}.",
         )
-    return found
+    return pairs
 
 
 def _ranked(
     stats: FeatureStatistics, s: int, layer: pd.DataFrame, rule: Rule, number: int | None
 ) -> np.ndarray:
-    """Features of one layer, the one to be chosen first in front."""
+    """Features of one layer, in the order in which they are chosen."""
     if rule == "random":
         rng = np.random.default_rng([stats.seed, s])
         return rng.permutation(layer["feature"].to_numpy())

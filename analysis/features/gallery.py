@@ -1,4 +1,4 @@
-"""All features of a CLT in a browsable gallery: the result of `vit-clt features`."""
+"""The gallery of all features of a CLT, which is the result of `vit-clt features`."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class FeatureGallery(Study):
 
     stats: FeatureStatistics
     pages: list[FeaturePage]
-    """Of the features chosen, in their order."""
+    """Pages of some of the features, in the order in which they were chosen."""
     rule: str
-    """How they were chosen, in words."""
+    """The rule by which these features were chosen, in words."""
 
     def facts(self) -> Facts:
-        """What the statistics were taken on, and which features have a page."""
+        """What the statistics were measured on, and which features have a page."""
         stats, effects = self.stats, self.stats.effects
         return Facts(
             stats.data.name,
@@ -70,7 +70,7 @@ class FeatureGallery(Study):
         return self.stats.to_frame()
 
     def summary(self) -> pd.DataFrame:
-        """One row a layer; see `summary`."""
+        """One row per layer; see `summary`."""
         return summary(self.to_frame(), self.stats.n_top)
 
     def shown(self) -> pd.DataFrame:
@@ -85,7 +85,7 @@ class FeatureGallery(Study):
         ]
 
     def metrics(self) -> list[Metric]:
-        """The summary by name."""
+        """The columns of the summary as metrics."""
         return summary_metrics(self.summary(), self.stats.n_images)
 
     def figure(self) -> go.Figure:
@@ -103,20 +103,20 @@ class FeatureGallery(Study):
 
 def feature_gallery(
     stats: FeatureStatistics,
-    chosen: Sequence[tuple[int, int]],
+    features: Sequence[tuple[int, int]],
     rule: str,
     *,
     progress: bool = False,
 ) -> FeatureGallery:
-    """Look at some features for their pages.
+    """The gallery of all features of `stats`, with pages of some of them.
 
     Args:
-        stats: of their layers.
-        chosen: (layer, feature), without repeats.
-        rule: how they were chosen, in words.
+        stats: the statistics of all features.
+        features: the (layer, feature) pairs that get a page, without repeats.
+        rule: the rule by which they were chosen, in words.
         progress: show a progress bar.
 
     Raises:
-        InputError: as `FeatureStatistics.pages`.
+        InputError: what `FeatureStatistics.pages` refuses.
     """
-    return FeatureGallery(stats, stats.pages(chosen, progress=progress), rule)
+    return FeatureGallery(stats, stats.pages(features, progress=progress), rule)

@@ -61,7 +61,7 @@ def gallery_contents(gallery: FeatureGallery) -> dict[str, str | bytes]:
 
 
 def _examples(page: FeaturePage) -> list[Example]:
-    return [*page.top, *(shown for band in page.bands for shown in band.examples)]
+    return [*page.top, *(shown for part in page.ranges for shown in part.examples)]
 
 
 def _document(
@@ -145,7 +145,7 @@ def _page_entry(
         "edges": [_number(edge, 8) for edge in page.edges[[0, -1]].tolist()],
         "counts": page.counts.tolist(),
         "top": [shown(each) for each in page.top],
-        "bands": [[b.low, b.high, [shown(each) for each in b.examples]] for b in page.bands],
+        "bands": [[r.low, r.high, [shown(each) for each in r.examples]] for r in page.ranges],
         "writes": [[l, _number(cls), _number(patch)] for l, (cls, patch) in page.writes.items()],
         "effects": None
         if effects is None or not page.effect_images

@@ -1,8 +1,9 @@
 """Every feature of a CLT over a data set: how often and on what it fires, what it writes and does.
 
-On the teacher trajectory; activity is z != 0; the image-level activation of a feature is its signed
-z of largest |z| over the image's rows. One pass over the images keeps counts, a histogram and a few
-images of each feature; `page` then looks at the images it shows once more. Definitions are ours.
+Codes come from the teacher trajectory, and a feature is active where z != 0. The image-level
+activation of a feature is its signed z of largest |z| over the image's rows. One pass over the
+images keeps counts, a histogram and a few images of each feature; `page` then reads the images that
+it shows once more. Definitions are ours.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from tqdm import tqdm
 from vit_clt.analysis.features.active import CLS, PATCH, active_codes
 from vit_clt.analysis.features.effects import ClassEffects, class_effects
 from vit_clt.analysis.features.page import (
-    BANDS,
-    Band,
+    QUARTERS,
+    ActivationRange,
     FeaturePage,
     activations_at,
     check_features,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 EXAMPLES = 3
-"""Images drawn from each quantile band."""
+"""Images drawn from each activation range."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,24 +60,25 @@ class FeatureStatistics:
     norms: Float[np.ndarray, "kind layer"]
     """sqrt(E||y_l||^2) over the CLS rows and over the patch rows; NaN where there are none."""
     labels: Int[np.ndarray, " image"]
-    """-1 where unknown."""
+    """Label of each image; -1 where unknown."""
     effects: ClassEffects | None
-    """None without a classifier."""
+    """Direct effects on class logits; None without a classifier."""
     n_top: int
+    """Images kept of each feature's most active ones."""
     seed: int
-    """Of the random images."""
+    """Seed of the images drawn at random."""
 
     def __repr__(self) -> str:
         return f"FeatureStatistics({self.context}, layers {', '.join(map(str, self.layers))})"
 
     @property
     def n_images(self) -> int:
-        """N."""
+        """Number of images."""
         return len(self.labels)
 
     @cached_property
     def l0(self) -> dict[int, float]:
-        """Active features a token row, by layer, over all rows."""
+        """Active features per token row, over all rows, by layer."""
         rows = self.n_images * self.vit.cfg.n_tokens
         return {s: int(tally.counts.rows.sum()) / rows for s, tally in self.tallies.items()}
 
@@ -92,51 +94,54 @@ class FeatureStatistics:
     def to_frame(self) -> pd.DataFrame:
         """One row per feature, silent ones included; rates and purity are fractions.
 
-        `peak` is the activation of largest size, signed; `mean_cls`, `mean_patch` are means of |z|
-        over the active rows; `raised` is the class whose logit the feature raises most, `effect`
-        that centred direct effect and `effect_lowest` the one of the class it lowers most; where
-        all effects are 0, no class is raised, and where none was measured, they are NaN.
+        `peak` is the activation of largest size, signed; `mean_cls` and `mean_patch` are means of
+        |z| over the active rows; `raised` is the class whose logit the feature raises most,
+        `effect` its direct effect on that logit (centred over classes) and `effect_lowest` that on
+        the logit it lowers most. Where all effects are 0, no class is raised; where none was
+        measured, they are NaN.
         """
         return pd.concat([self._frame(s) for s in self.layers], ignore_index=True)
 
     def page(self, layer: int, feature: int) -> FeaturePage:
-        """One feature's page; see `pages`."""
+        """The page of one feature; see `pages`."""
         return self.pages([(layer, feature)])[0]
 
     def pages(
-        self, chosen: Sequence[tuple[int, int]], *, progress: bool = False
+        self, features: Sequence[tuple[int, int]], *, progress: bool = False
     ) -> list[FeaturePage]:
-        """Pages of (layer, feature), in this order; each image they show is read once.
+        """The page of each (layer, feature), in this order; each image they show is read once.
 
         Args:
-            chosen: without repeats.
+            features: (layer, feature) pairs without repeats.
             progress: show a progress bar.
 
         Raises:
-            InputError: as `check`.
+            InputError: what `check` refuses.
         """
-        self.check(chosen)
-        top = {each: self.tallies[each[0]].top.of(each[1])[0].tolist() for each in chosen}
-        drawn = {each: self._draw(*each) for each in chosen}
-        wanted = {
-            each: sorted({*top[each], *(row for rows in drawn[each] for row in rows)})
-            for each in chosen
+        self.check(features)
+        top = {(s, i): self.tallies[s].top.of(i)[0].tolist() for s, i in features}
+        drawn = {(s, i): self._draw(s, i) for s, i in features}
+        images = {
+            address: sorted({*top[address], *(row for rows in drawn[address] for row in rows)})
+            for address in features
         }
-        values = activations_at(self.vit, self.clt, self.data, wanted, progress=progress)
-        neighbours = nearest_features(self.clt, chosen)
-        purities = {s: self._purity(s) for s in {layer for layer, _ in chosen}}
-        found = []
-        for each in chosen:
-            layer, feature = each
-            shown = {
+        values = activations_at(self.vit, self.clt, self.data, images, progress=progress)
+        neighbours = nearest_features(self.clt, features)
+        purities = {s: self._purity(s) for s in {layer for layer, _ in features}}
+        pages = []
+        for address in features:
+            layer, feature = address
+            examples = {
                 row: example(self.vit, row, int(self.labels[row]), z)
-                for row, z in zip(wanted[each], values[each], strict=True)
+                for row, z in zip(images[address], values[address], strict=True)
             }
             tally = self.tallies[layer]
             rates = self._rates(layer)[:, feature].tolist()
             edges, counts = tally.histograms.of(feature)
-            own_purity = {name: of[feature].item() for name, of in purities[layer].items()}
-            found.append(
+            feature_purity = {
+                name: column[feature].item() for name, column in purities[layer].items()
+            }
+            pages.append(
                 FeaturePage(
                     layer=layer,
                     feature=feature,
@@ -146,47 +151,47 @@ class FeatureStatistics:
                     active_images=int(tally.counts.images[feature]),
                     edges=edges,
                     counts=counts,
-                    top=[shown[row] for row in top[each]],
-                    bands=[
-                        Band(low, high, [shown[row] for row in rows])
-                        for (low, high), rows in zip(BANDS, drawn[each], strict=True)
+                    top=[examples[row] for row in top[address]],
+                    ranges=[
+                        ActivationRange(low, high, [examples[row] for row in rows])
+                        for (low, high), rows in zip(QUARTERS, drawn[address], strict=True)
                     ],
                     writes=self._writes(layer, feature),
                     effects=self._effects(layer, feature),
                     effect_images=0
                     if self.effects is None
                     else int(self.effects.images[layer][feature]),
-                    near=neighbours[each],
+                    near=neighbours[address],
                     together=[
                         tally.jaccard(feature, self.tallies[n.layer], n.feature)
                         if n.layer in self.tallies
                         else float("nan")
-                        for n in neighbours[each]
+                        for n in neighbours[address]
                     ],
-                    **own_purity,
+                    **feature_purity,
                 )
             )
-        return found
+        return pages
 
     def figure(self, layer: int, feature: int) -> go.Figure:
         """Top images with activation maps, histogram, writes and effects of one feature.
 
         Raises:
-            InputError: as `pages`, or the model came without its preprocessing.
+            InputError: what `pages` refuses, or the model came without its preprocessing.
         """
         from vit_clt.analysis.features.figure import feature_figure
 
         return feature_figure(self, self.page(layer, feature))
 
-    def check(self, chosen: Sequence[tuple[int, int]]) -> None:
+    def check(self, features: Sequence[tuple[int, int]]) -> None:
         """Refuse (layer, feature) that can have no page.
 
         Raises:
-            InputError: none, a layer that was not looked at, a feature out of range, or one that is
+            InputError: there is no feature, its layer was not studied, it is out of range, or it is
                 active on no image.
         """
-        check_features(chosen, self.layers, self.clt.config.n_features)
-        for layer, feature in chosen:
+        check_features(features, self.layers, self.clt.config.n_features)
+        for layer, feature in features:
             if not self.tallies[layer].counts.images[feature]:
                 raise InputError(
                     "feature",
@@ -198,7 +203,7 @@ class FeatureStatistics:
         return self.tallies[layer].counts.rows.numpy() / self._row_counts()[:, None]
 
     def _row_counts(self) -> Float[np.ndarray, " kind"]:
-        """Token rows of each kind; NaN for none."""
+        """Number of token rows of each kind; NaN for a kind that the model does not have."""
         n_cls = int(self.vit.cfg.has_cls)
         counts = np.array([n_cls, self.vit.cfg.n_tokens - n_cls]) * float(self.n_images)
         return np.where(counts, counts, np.nan)
@@ -218,24 +223,26 @@ class FeatureStatistics:
             strengths[l] = cls, patch
         return strengths
 
-    def _effects(self, layer: int, feature: int) -> Float[np.ndarray, "both class"] | None:
+    def _effects(
+        self, layer: int, feature: int
+    ) -> Float[np.ndarray, "centred_and_raw class"] | None:
         if self.effects is None:
             return None
         effects = self.effects
-        return np.stack([each(layer)[feature] for each in (effects.centred, effects.mean)])
+        return np.stack([effects.centred(layer)[feature], effects.mean(layer)[feature]])
 
     def _draw(self, layer: int, feature: int) -> list[list[int]]:
-        """Rows of images by quantile band, drawn without repeats, the most active one first."""
+        """Numbers of images drawn from every range of `QUARTERS`, the most active image first."""
         rows, values = self.tallies[layer].sample.of(feature)
         order = values.abs().argsort(stable=True)
         ranked = rows[order].tolist()
         rng = np.random.default_rng([self.seed, layer, feature])
-        found = []
-        for low, high in BANDS:
+        drawn = []
+        for low, high in QUARTERS:
             inside = ranked[round(low * len(ranked)) : round(high * len(ranked))]
             picked = rng.choice(len(inside), min(EXAMPLES, len(inside)), replace=False)
-            found.append([inside[i] for i in sorted(picked, reverse=True)])
-        return found
+            drawn.append([inside[i] for i in sorted(picked, reverse=True)])
+        return drawn
 
     def _purity(self, layer: int) -> dict[str, np.ndarray]:
         return purity(self.tallies[layer].top.rows.numpy(), self.labels, self._by_chance)
@@ -265,7 +272,7 @@ class FeatureStatistics:
             centred = self.effects.centred(layer)
             images = self.effects.images[layer]
             largest = np.nan_to_num(centred)
-            # effects that are all 0, as of patch rows of the last layer, raise no class
+            # effects that are all 0, such as those of patch rows of the last layer, raise no class
             at = np.where(largest.max(1) > 0, largest.argmax(1), -1)
             columns["raised"] = ["" if c < 0 else self.effects.class_names[c] for c in at.tolist()]
             columns["effect"] = centred.max(1)
@@ -287,7 +294,7 @@ def feature_statistics(
     seed: int = 0,
     progress: bool = False,
 ) -> FeatureStatistics:
-    """What every feature of these layers does on these images, in one pass, batch by batch.
+    """Statistics of every feature of these layers on these images, in one pass, batch by batch.
 
     Args:
         vit: the teacher; hooks attached to it do not fire.
@@ -295,15 +302,15 @@ def feature_statistics(
         images: ImageData, a tensor "image 3 height width", or batches. They are read once more
             when a page shows some of them.
         layers: source layers; all by default.
-        zs: the classes that direct effects are measured on, or None for no effects.
-        effect_images: how many of the first images effects are measured on.
-        top: images kept of each feature's most active ones, from which purity is read.
-        seed: of the images drawn at random.
+        zs: the classifier whose logits direct effects are measured on, or None for no effects.
+        effect_images: number of first images that effects are measured on.
+        top: number of most active images kept of each feature, from which purity is computed.
+        seed: seed of the images drawn at random.
         progress: show progress bars.
 
     Raises:
-        InputError: no images, a layer or number out of range, a CLT of another model, or effects
-            asked of a model that does not pool the class token alone.
+        InputError: there are no images, a layer or number is out of range, the CLT is of another
+            model, or effects are asked of a model that does not pool the class token alone.
     """
     check_fits(vit, clt)
     data = as_image_data(images)
@@ -325,11 +332,11 @@ def feature_statistics(
     done = 0
     with tqdm(total=n, desc="feature statistics", unit=" images", disable=not progress) as bar:
         for batch, batch_labels in data:
-            both = capture(vit, batch.to(clt.b_enc.device))
+            activations = capture(vit, batch.to(clt.b_enc.device))
             for kind, rows in ((CLS, slice(0, n_cls)), (PATCH, slice(n_cls, None))):
-                squares[kind] += both.y[:, :, rows].double().square().sum((1, 2, 3)).cpu()
+                squares[kind] += activations.y[:, :, rows].double().square().sum((1, 2, 3)).cpu()
             for s in sources:
-                tallies[s].add(active_codes(clt.encode(both.x[s], layer=s)), done)
+                tallies[s].add(active_codes(clt.encode(activations.x[s], layer=s)), done)
             labels.append(batch_labels.cpu())
             done += len(batch)
             bar.update(len(batch))

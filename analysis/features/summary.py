@@ -1,4 +1,4 @@
-"""All features of a layer in a few numbers, beside what random images would give."""
+"""A few numbers on all features of a layer, beside those that random images would give."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import pandas as pd
 from vit_clt.metrics import Metric
 
 PURE = 0.75
-"""Purity from which a feature counts as one of a class."""
+"""Lowest purity at which a feature counts as pure."""
 
 
 def summary(frame: pd.DataFrame, top: int) -> pd.DataFrame:
-    """One row a layer, from `FeatureStatistics.to_frame`; shares are fractions.
+    """One row per layer, from `FeatureStatistics.to_frame`; shares are fractions.
 
-    `active`: share of features active on any image. Over those: `image_rate`, the median share of
-    images they are active on; `purity` and `purity_by_chance`, means. `effect`: the largest
-    centred direct effect on a class logit, NaN where none was measured. Does what a feature fires
-    on say what it raises? Of the `pure` features (purity of at least 0.75, active on `top` images
-    or more, with effects that are not all 0) `raise_own` raise most the class of their top images;
-    `raise_own_by_chance` of them would, were both classes independent: the sum over classes c of
-    (share whose top images are c) (share that raise c most). NaN where there are none.
+    `active` is the share of features that are active on any image. Over those features,
+    `image_rate` is the median share of images they are active on, and `purity` and
+    `purity_by_chance` are means. `effect` is the largest centred direct effect on a class logit,
+    NaN where none was measured. The other columns say whether a feature raises the class that it
+    fires on. `pure` counts features with a purity of at least 0.75 that are active on `top` images
+    or more and have effects that are not all 0. `raise_own` is the share of them that raise the
+    class of their top images most, and `raise_own_by_chance` is that share if both classes were
+    independent: the sum over classes c of (share whose top images are c) (share that raise c most).
+    Both are NaN where no feature is pure.
 
     Args:
-        frame: of some layers.
-        top: images that purity is read from.
+        frame: the statistics of the features of some layers.
+        top: number of images that purity is computed from.
     """
     rows = []
     for layer, features in frame.groupby("layer"):
@@ -48,26 +50,29 @@ def _raise_own(active: pd.DataFrame, top: int) -> dict[str, float | int]:
     pure = active[(active["purity"] >= PURE) & (active["active_images"] >= top)]
     if "raised" not in pure:
         pure = pure[:0].assign(raised="")
-    # a frame that was read from a file has NaN for no class
+    # in a frame that was read from a file, no class is NaN
     pure = pure[pure["raised"].fillna("") != ""]
     nothing = float("nan")
     if pure.empty:
         return {"pure": 0, "raise_own": nothing, "raise_own_by_chance": nothing}
-    own, raised = (pure[name].value_counts(normalize=True) for name in ("class", "raised"))
+    fires_on, raised = (pure[name].value_counts(normalize=True) for name in ("class", "raised"))
     return {
         "pure": len(pure),
         "raise_own": float((pure["class"] == pure["raised"]).mean()),
-        "raise_own_by_chance": float(own.mul(raised, fill_value=0).sum()),
+        "raise_own_by_chance": float(fires_on.mul(raised, fill_value=0).sum()),
     }
 
 
 def summary_metrics(table: pd.DataFrame, n: int) -> list[Metric]:
-    """The same by name; the floor of purity is that of images drawn at random, of raising the own
-    class that of independent classes."""
-    found = []
+    """The columns of `summary` as metrics.
+
+    The floor of purity is the purity of images drawn at random; the floor of `raise_own` is its
+    value for independent classes.
+    """
+    metrics = []
     for row in table.to_dict("records"):
         s = row["layer"]
-        found += [
+        metrics += [
             Metric(f"active_features_{s}", row["active"], "fraction", n),
             Metric(f"median_image_rate_{s}", row["image_rate"], "fraction", n),
             Metric(f"mean_purity_{s}", row["purity"], "fraction", n, floor=row["purity_by_chance"]),
@@ -80,11 +85,11 @@ def summary_metrics(table: pd.DataFrame, n: int) -> list[Metric]:
                 floor=row["raise_own_by_chance"],
             ),
         ]
-    return found
+    return metrics
 
 
 def summary_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The table made for reading, shares in percent."""
+    """The table of `summary` as text, shares in percent."""
     percent = {"active": "active %", "image_rate": "images % (median)", "purity": "purity %"}
     shown = pd.DataFrame({"layer": table["layer"], "features": table["features"]})
     for column, title in percent.items():

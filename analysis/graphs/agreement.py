@@ -1,17 +1,18 @@
-"""Are effects in the linear model what interventions find? Features silenced, one at a time.
+"""Are effects in the linear model what interventions measure? Features are silenced one at a time.
 
-One feature of one token row is set to 0 in the CLT that stands in for all MLPs, error nodes added
-(so that nothing else differs from the model), and the logit is read; its embedding is normalised
-anew. Measured is clean minus silenced, twice:
+One feature of one token row is set to 0 in the CLT that stands in for all MLPs, with error nodes
+(so that nothing else differs from the model), and the logit is computed from the embedding, which
+is normalised again. The measured effect is the clean logit minus the silenced one, in two ways:
 
-    live        attention, norms, codes and active sets of all later layers recompute
-    codes held  attention and norms recompute, every other code stays as it was
+    live        attention, norms, codes and active sets of all later layers are recomputed
+    codes held  attention and norms are recomputed, every other code stays as it was
 
-Predicted is the feature's direct effect, and its total effect, by way of later features too. Direct
-effects answer for "codes held", total ones for "live"; with attention and norms held as well the
-direct effect would be what is measured exactly. The same two with norms differentiated (`Norms`)
-say how much of a disagreement comes from holding the norms; the rest is attention patterns, active
-sets, and that a feature at 0 is no small change.
+Two effects of the feature are predicted: the direct effect, and the total effect, which also goes
+through later features. The direct effect predicts "codes held", the total effect "live"; if
+attention and norms were held too, the measurement would equal the direct effect exactly. The same
+two predictions with norms differentiated (`Norms`) show how much of a disagreement comes from
+holding the norms. The rest comes from attention patterns, from active sets, and from the size of
+the change: setting a feature to 0 is not a small one.
 """
 
 from __future__ import annotations
@@ -56,20 +57,22 @@ _FEWEST = 3
 
 @dataclass(frozen=True)
 class GraphAgreement:
-    """Predicted and measured effects of silencing features."""
+    """The predicted and the measured effects of silencing features, one at a time."""
 
     interventions: pd.DataFrame
-    """image, layer, token, feature, activation, chosen ("top" or "random"), direct, total,
-    direct_norms and total_norms (norms differentiated), live, codes_held; all effects in the unit
-    of the logit."""
+    """One row per intervention. Columns: image, layer, token, feature, activation, chosen ("top" or
+    "random"); the predictions direct, total, direct_norms and total_norms (norms differentiated);
+    the measurements live and codes_held. All effects are in the unit of the logit."""
     seed: int
+    """Seed of the bootstrap and of the permutations."""
 
     def to_frame(self) -> pd.DataFrame:
         """One row per prediction, measurement and choice of features ("top", "random", "all").
 
-        pearson and spearman with 95 % bootstrap intervals over interventions; their `floor_high`,
-        what 97.5 % of 1,000 permutations of the predictions stay below; slope,
-        sum(measured * predicted) / sum(predicted^2), 1 where predictions have the right size; n.
+        Columns: pearson and spearman with 95 % bootstrap intervals over interventions (_low, _high)
+        and with the value that 97.5 % of 1,000 permutations of the predictions stay below
+        (_floor_high); slope, which is sum(measured * predicted) / sum(predicted^2), and 1 where
+        predictions have the right size; n, the number of interventions.
         """
         return self._table.copy()
 
@@ -77,28 +80,28 @@ class GraphAgreement:
     def _table(self) -> pd.DataFrame:
         rows = []
         for predicted, measured in PAIRS:
-            for chosen in ("all", "top", "random"):
+            for choice in ("all", "top", "random"):
                 part = self.interventions
-                if chosen != "all":
-                    part = part[part["chosen"] == chosen]
+                if choice != "all":
+                    part = part[part["chosen"] == choice]
                 x, y = (part[name].to_numpy(float) for name in (predicted, measured))
-                described = {"predicted": predicted, "measured": measured, "chosen": chosen}
-                rows.append({**described, **_agreement(x, y, self.seed)})
+                labels = {"predicted": predicted, "measured": measured, "chosen": choice}
+                rows.append({**labels, **_agreement(x, y, self.seed)})
         return pd.DataFrame(rows)
 
     def metrics(self) -> list[Metric]:
         """Both correlations and the slope of every row; the floor is that of permutations."""
-        found = []
+        metrics = []
         for r in self.to_frame().to_dict("records"):
             name = f"{r['predicted']}_against_{r['measured']}_{r['chosen']}"
             for measure in ("pearson", "spearman"):
-                found.append(
+                metrics.append(
                     Interval.from_columns(r, measure).metric(
                         f"{name}_{measure}", "fraction", r["n"], r[f"{measure}_floor_high"]
                     )
                 )
-            found.append(Metric(f"{name}_slope", r["slope"], "fraction", r["n"]))
-        return found
+            metrics.append(Metric(f"{name}_slope", r["slope"], "fraction", r["n"]))
+        return metrics
 
 
 @torch.no_grad()
@@ -111,15 +114,17 @@ def graph_agreement(
     seed: int = 0,
     progress: bool = False,
 ) -> GraphAgreement:
-    """Silence n features an image, one at a time: half those with the largest |direct effect|, half
-    drawn at random from the other active ones.
+    """Silence n features of each image, one at a time, and compare with the predicted effects.
+
+    Half of the features are those with the largest |direct effect|; the other half is drawn at
+    random from the other active features.
 
     Args:
-        images: sources of each image.
-        directions: what is read of each.
-        norms: of the direct effects that choose the top features.
-        n: interventions an image, at least 2; fewer where fewer features are active.
-        seed: of the draw, the bootstrap and the permutations.
+        images: the sources of each image.
+        directions: the direction in the embedding space that is read, one for each image.
+        n: interventions per image, at least 2; fewer where fewer features are active.
+        norms: what is done with norms in the direct effects that choose the top features.
+        seed: seed of the random features, the bootstrap and the permutations.
         progress: show a progress bar.
 
     Raises:
@@ -131,9 +136,9 @@ def graph_agreement(
     with tqdm(total=len(images), desc="interventions", unit=" images", disable=not progress) as bar:
         for i, (sources, direction) in enumerate(zip(images, directions, strict=True)):
             check_unhooked(sources.frozen.vit)
-            predicted = _predictions(sources, direction)
+            predictions = _predictions(sources, direction)
             order = (
-                predicted["direct" if norms == "held" else "direct_norms"]
+                predictions["direct" if norms == "held" else "direct_norms"]
                 .abs()
                 .argsort(descending=True, stable=True)
                 .cpu()
@@ -141,9 +146,12 @@ def graph_agreement(
             )
             top, rest = np.split(order, [min(n // 2, len(order))])
             drawn = rng.choice(rest, min(n - n // 2, len(rest)), replace=False)
-            chosen = torch.from_numpy(np.concatenate([top, drawn])).to(sources.layer)
-            found = {each: _silenced(sources, direction, chosen, each) for each in _INPUTS}
-            for j, c in enumerate(chosen.tolist()):
+            silenced = torch.from_numpy(np.concatenate([top, drawn])).to(sources.layer)
+            measurements = {
+                measured: _measurements(sources, direction, silenced, measured)
+                for measured in _INPUTS
+            }
+            for j, c in enumerate(silenced.tolist()):
                 rows.append(
                     {
                         "image": i,
@@ -152,8 +160,8 @@ def graph_agreement(
                         "feature": int(sources.feature[c]),
                         "activation": float(sources.activation[c]),
                         "chosen": "top" if j < len(top) else "random",
-                        **{each: float(values[c]) for each, values in predicted.items()},
-                        **{each: float(values[j]) for each, values in found.items()},
+                        **{name: float(effects[c]) for name, effects in predictions.items()},
+                        **{name: float(effects[j]) for name, effects in measurements.items()},
                     }
                 )
             bar.update()
@@ -188,32 +196,33 @@ def _predictions(sources: Sources, direction: Tensor) -> dict[Prediction, Float[
     return {name: sources.effects(readout).features for name, readout in readouts.items()}
 
 
-def _silenced(
-    sources: Sources, direction: Tensor, chosen: Int[Tensor, " chosen"], measured: Measured
-) -> Float[Tensor, " chosen"]:
+def _measurements(
+    sources: Sources, direction: Tensor, silenced: Int[Tensor, " silenced"], measured: Measured
+) -> Float[Tensor, " silenced"]:
+    """Clean logit minus the logit with one feature silenced, for each of these active features."""
     vit, clt = sources.frozen.vit, sources.clt
-    found = sources.errors.new_zeros(len(chosen))
+    effects = sources.errors.new_zeros(len(silenced))
 
     def silence(codes: Tensor, hook: HookPoint, here: Tensor) -> Tensor:
         codes = codes.clone()
-        # row 0 of the batch stays as it is: the clean logit, by the same matrix products
-        rows = torch.arange(1, len(here) + 1, device=here.device)
-        codes[rows, sources.token[here], sources.feature[here]] = 0
+        # image 0 of the batch stays unaltered: it gives the clean logit by the same matrix products
+        images = torch.arange(1, len(here) + 1, device=here.device)
+        codes[images, sources.token[here], sources.feature[here]] = 0
         return codes
 
     layers = range(vit.cfg.n_layers)
     with replace_mlps(vit, clt, layers=layers, inputs=_INPUTS[measured], error_node=True):
-        for layer in sources.layer[chosen].unique().tolist():
-            of_layer = (sources.layer[chosen] == layer).nonzero()[:, 0]
-            for part in of_layer.split(_BATCH):
+        for layer in sources.layer[silenced].unique().tolist():
+            places = (sources.layer[silenced] == layer).nonzero()[:, 0]
+            for part in places.split(_BATCH):
                 batch = sources.image.expand(len(part) + 1, -1, -1, -1)
-                hook = partial(silence, here=chosen[part])
+                hook = partial(silence, here=silenced[part])
                 embeddings = vit.run_with_hooks(
                     batch, fwd_hooks=[(f"clt.{layer}.hook_codes", hook)]
                 )
                 logits = F.normalize(embeddings, dim=-1) @ direction.to(embeddings)
-                found[part] = logits[0] - logits[1:]
-    return found
+                effects[part] = logits[0] - logits[1:]
+    return effects
 
 
 def _agreement(predicted: np.ndarray, measured: np.ndarray, seed: int) -> dict[str, Any]:
@@ -224,7 +233,7 @@ def _agreement(predicted: np.ndarray, measured: np.ndarray, seed: int) -> dict[s
     ranks = rankdata(predicted), rankdata(measured)
     draws = rng.integers(0, n, (RESAMPLES, n))
     shuffled = rng.permuted(np.tile(np.arange(n), (RESAMPLES, 1)), axis=1)
-    found: dict[str, Any] = {"n": n}
+    columns: dict[str, Any] = {"n": n}
     for name, (x, y), (x_drawn, y_drawn) in (
         ("pearson", (predicted, measured), (predicted[draws], measured[draws])),
         ("spearman", ranks, _ranked(predicted[draws], measured[draws])),
@@ -237,11 +246,11 @@ def _agreement(predicted: np.ndarray, measured: np.ndarray, seed: int) -> dict[s
             r = float(pearson(x, y))
             value = Interval.of(r, drawn) if len(drawn) else Interval(r)
         floor = pearson(x[shuffled], np.broadcast_to(y, shuffled.shape))
-        found |= value.columns(name)
-        found[f"{name}_floor_high"] = Interval.of(floor.mean(), floor).high
+        columns |= value.columns(name)
+        columns[f"{name}_floor_high"] = Interval.of(floor.mean(), floor).high
     power = float((predicted**2).sum())
-    found["slope"] = float((predicted * measured).sum()) / power if power else float("nan")
-    return found
+    columns["slope"] = float((predicted * measured).sum()) / power if power else float("nan")
+    return columns
 
 
 def _ranked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,12 @@
-"""Direct effects: a class logit, taken apart exactly into what adds to it.
+"""Direct effects: a class logit, taken apart exactly into the terms that sum to it.
 
     <e/||e||, direction> = sum of features + errors + patches + bias
 
 with the attention patterns, all LayerNorm scales and ||e|| held at their clean values. e is the
 image's embedding; the terms are those of `Sources`, on the teacher trajectory. A term is a direct
-effect: through residual stream and attention, not by way of other features' activations. The form
-for language models is attribution patching's and circuit-tracer's; for ViTs, and with biases by
-their own formulas, it is ours.
+effect: it goes through the residual stream and attention, not through the activations of other
+features. For language models the form is that of attribution patching and circuit-tracer; for ViTs,
+and with a formula for each kind of bias, it is ours.
 """
 
 from __future__ import annotations
@@ -31,40 +31,39 @@ from vit_clt.zero_shot import ZeroShot
 
 @dataclass(frozen=True)
 class DirectEffects:
-    """Direct effects on one reading a image, all in its unit (logits, for a class direction)."""
+    """Direct effects on <e/||e||, direction> of each image, in its unit (logits for a class)."""
 
     logit: Float[Tensor, " image"]
-    """The model's own <e/||e||, direction>, which the terms sum to if norms are held."""
+    """<e/||e||, direction> as the model computes it; the terms sum to it if norms are held."""
     norms: Norms
     features: pd.DataFrame
     """One row per active feature: image, layer, token, feature, activation, effect."""
     terms: Float[Tensor, "image target source token"]
-    """<c_{s->l}, G_l>: what source layer s adds by writing at layer l; 0 where it does not."""
+    """<c_{s->l}, G_l>: what source layer s adds by writing at layer l; 0 for l < s."""
     errors: Float[Tensor, "image layer token"]
-    """<y_l - y^_l, G_l>."""
+    """<y_l - y^_l, G_l>: what the reconstruction error of layer l adds."""
     patches: Float[Tensor, "image patch"]
-    """Of the patch embeddings, through residual stream and attention alone."""
+    """What the patch embeddings add through the residual stream and attention alone."""
     bias: pd.DataFrame
     """One row per image and part: image, part, layer (b_dec and attention), effect."""
 
     @property
     def by_source(self) -> Float[Tensor, "image source"]:
-        """Summed over tokens and the layers written to."""
+        """Effects of each source layer, summed over tokens and the layers written to."""
         return self.terms.sum((1, 3))
 
     def to_frame(self) -> pd.DataFrame:
-        """Every term; with norms held an image's effects sum to its logit.
+        """One row per term; with norms held the effects of an image sum to its logit.
 
         Columns: image, kind ("source", "error", "patch", "bias"), part (of the bias), layer (the
         source's, or the error's), target (written to), token, effect. A source's features are
         summed.
         """
-        found = []
+        rows = []
         for i in range(len(self.logit)):
-            found += self._rows(i)
-        frame = pd.DataFrame(found)
-        whole = ["layer", "target", "token"]
-        return frame.astype(dict.fromkeys(whole, "Int64"))
+            rows += self._rows(i)
+        whole_numbers = ["layer", "target", "token"]
+        return pd.DataFrame(rows).astype(dict.fromkeys(whole_numbers, "Int64"))
 
     def _rows(self, i: int) -> list[dict[str, Any]]:
         n_layers, n_tokens = self.errors.shape[1:]
@@ -93,12 +92,13 @@ class DirectEffects:
 def class_direction(
     zs: ZeroShot, label: int, contrast: int | None = None
 ) -> Float[Tensor, " d_embed"]:
-    """The direction whose reading is the logit of `label`, or that minus the logit of `contrast`.
+    """The direction d for which <e/||e||, d> is the logit of `label`, minus that of `contrast` if
+    one is given.
 
     logit_scale * (w_label - w_contrast), w being the classifier's columns.
 
     Raises:
-        InputError: a class that does not exist, or one contrasted with itself.
+        InputError: a class does not exist, or `contrast` is `label`.
     """
     n = len(zs.class_names)
     for name, value in (("target", label), ("contrast", contrast)):
@@ -126,15 +126,15 @@ def direct_effects(
     Args:
         vit: the teacher; hooks attached to it do not fire.
         clt: its transcoder.
-        images: in the model's preprocessing.
-        direction: one for all images, or one each; of a class: `class_direction`.
+        images: images in the preprocessing of the model.
+        direction: one for all images, or one for each; `class_direction` gives that of a class.
         norms: held, so that the terms sum to the logit, or differentiated, so that they are the
             first order of what a small change does and do not (`vit_clt.hooks.passes.frozen`).
         progress: show a progress bar.
 
     Raises:
-        InputError: a CLT of another model, a model that does not pool CLS, no images, or directions
-            that are not one an image.
+        InputError: the CLT is of another model, the model does not pool CLS, there are no images,
+            or there is not one direction per image.
     """
     check_fits(vit, clt)
     if not len(images):
@@ -156,24 +156,30 @@ def gather_effects(
     directions: Iterable[Float[Tensor, " d_embed"]],
     norms: Norms = "held",
 ) -> DirectEffects:
-    """Direct effects from the sources of each image and its direction."""
+    """Direct effects of the sources of each image on its direction.
+
+    Args:
+        sources: the sources of each image.
+        directions: the direction in the embedding space that is read, one for each image.
+        norms: what is done with norms, as in `direct_effects`.
+    """
     logits, terms, effects, features = [], [], [], []
     bias: list[dict[str, Any]] = []
-    for i, (each, direction) in enumerate(zip(sources, directions, strict=True)):
-        readout = each.frozen.read_output(direction, norms=norms)
-        found = each.effects(readout)
-        logits.append(each.logit(direction))
-        terms.append(each.terms(readout))
-        features.append(_feature_frame(i, each, found))
-        bias += _bias_rows(i, found)
-        effects.append(found)
+    for i, (image_sources, direction) in enumerate(zip(sources, directions, strict=True)):
+        readout = image_sources.frozen.read_output(direction, norms=norms)
+        source_effects = image_sources.effects(readout)
+        logits.append(image_sources.logit(direction))
+        terms.append(image_sources.terms(readout))
+        features.append(_feature_frame(i, image_sources, source_effects))
+        bias += _bias_rows(i, source_effects)
+        effects.append(source_effects)
     return DirectEffects(
         logit=torch.stack(logits),
         norms=norms,
         features=pd.concat(features, ignore_index=True),
         terms=torch.stack(terms),
-        errors=torch.stack([each.errors for each in effects]),
-        patches=torch.stack([each.patches for each in effects]),
+        errors=torch.stack([image_effects.errors for image_effects in effects]),
+        patches=torch.stack([image_effects.patches for image_effects in effects]),
         bias=pd.DataFrame(bias),
     )
 

@@ -1,9 +1,10 @@
-"""Attribution graphs as JSON, and back.
+"""Attribution graphs as JSON text, and read back from it.
 
     {"schema": "vit-clt attribution graphs 1",
      "graphs": [{"facts": {...}, "nodes": [{...}, ...], "edges": [{...}, ...]}, ...]}
 
-Facts, columns of nodes and of edges are those of `AttributionGraph`; docs/graphs.md lists them.
+The facts and the columns of nodes and edges are those of `AttributionGraph`; docs/graphs.md lists
+them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _EDGE = ("source", "target", "effect", "influence")
 
 
 def graphs_json(graphs: Sequence[AttributionGraph]) -> str:
-    """The file's text: plain lists and numbers, null where there is none."""
+    """The text of the file; a value that does not exist is null."""
     document = {
         "schema": SCHEMA,
         "graphs": [
@@ -46,18 +47,19 @@ def load_graphs(path: Path | str) -> list[AttributionGraph]:
     """The graphs of a file.
 
     Raises:
-        InputError: no such file, another schema, or nodes and edges that are no graph: a column
-            too many or missing, numbers out of order, an edge without its nodes or not upwards.
+        InputError: the file does not exist or has another schema, or its nodes and edges are no
+            graph: a column is missing or unknown, nodes are not numbered in order, or an edge
+            names a node that is not there or does not lead upwards.
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}.") from error
-    found = document.get("schema") if isinstance(document, dict) else None
-    if found != SCHEMA:
-        raise InputError(f'{path} has schema {json.dumps(found)}; expected "{SCHEMA}".')
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise InputError(f'{path} has schema {json.dumps(schema)}; expected "{SCHEMA}".')
     try:
-        return [_graph(each) for each in document["graphs"]]
+        return [_graph(graph) for graph in document["graphs"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is no attribution graph: {error}.") from error
 
@@ -98,10 +100,10 @@ def _graph(document: dict[str, Any]) -> AttributionGraph:
     )
 
 
-def _check_columns(name: str, rows: Sequence[dict[str, Any]], wanted: Sequence[str]) -> None:
+def _check_columns(name: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
     for row in rows:
-        if set(row) != set(wanted):
-            odd = min(set(row) ^ set(wanted))
+        if set(row) != set(columns):
+            odd = min(set(row) ^ set(columns))
             raise ValueError(f"{name} have {odd!r} too many or missing")
 
 

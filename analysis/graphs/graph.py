@@ -1,18 +1,19 @@
-"""The attribution graph of one image: what drives a logit, feature by feature.
+"""The attribution graph of one image shows what drives a logit, feature by feature.
 
-Nodes are the logit, active features, error nodes (one a layer and token row), patch embeddings, and
+Nodes are the logit, active features, error nodes (one per layer and row), patch embeddings, and
 one node for all biases. An edge is the direct effect of its source on its target: on the logit, or
 on the pre-activation of a target feature, W_enc x_l[row] + b_enc, with attention patterns, norms
 and the set of active features held (a top-k feature stays on whatever drives it). All in-edges of a
 target, those of dropped nodes included, sum to its value exactly. With norms differentiated they do
-not, but say better what a change of the source would do.
+not, but they say better what a change of the source would do.
 
-Nodes are kept by their influence (`influence`); in-edges are worked out for eight times as many
-features as a graph may have nodes.
+Nodes are kept by their influence (`vit_clt.analysis.graphs.influence`); in-edges are computed for
+eight times as many features as a graph may have nodes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,35 +30,35 @@ from vit_clt.errors import InputError
 Kind = Literal["logit", "feature", "error", "patch", "bias"]
 MAX_NODES = 60
 KEEP = 0.8
-"""Share of the influence of all nodes that those kept should have."""
+"""Share of the influence of all nodes that the nodes kept should have."""
 EXPAND = 8
-"""In-edges are worked out for this many features per node that a graph may have."""
+"""In-edges are computed for this many features per node that a graph may have."""
 
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What the graph is of, and how much of it was dropped."""
+    """The image and the model that the graph describes, and how much of it was dropped."""
 
     image: str
-    """Data set and row."""
+    """Name of the image: data set and image number."""
     target: str
-    """What the logit is of."""
+    """Name of the logit, such as its class."""
     model: str
     clt: str
     logit: float
-    """The model's own; with norms held its in-edges, dropped nodes' included, sum to it."""
+    """The logit that the model computes; with norms held all its in-edges sum to it."""
     norms: Norms
     """Held or differentiated."""
     l0: float
-    """Active features a token row and source layer, of this image."""
+    """Active features of this image per token row and source layer."""
     n_layers: int
     n_tokens: int
     patch_grid: tuple[int, int]
-    """Down, across."""
+    """Patches down and across."""
     n_active: int
     """Active features of this image."""
     n_expanded: int
-    """Those whose in-edges were worked out."""
+    """Active features whose in-edges were computed."""
     n_candidates: int
     """Nodes before pruning, the logit left out."""
     kept_influence: float
@@ -65,26 +66,28 @@ class GraphFacts:
     kept_effect: float
     """Share of sum |direct effect on the logit| that the nodes kept have."""
     completeness: float
-    """The same of every kept target's in-edges, averaged with the targets' influence."""
+    """Share of a kept target's in-edges that come from kept nodes, averaged over targets with their
+    influence as weights."""
     error_share: float
-    """Of the influence that ends in errors, patches, biases or features not worked out, the share
-    in errors."""
+    """Share in errors of the influence that ends in errors, patches, biases, or features whose
+    in-edges were not computed."""
     unexpanded_share: float
-    """The same, in features whose in-edges were not worked out."""
+    """Share of that influence in features whose in-edges were not computed."""
 
 
 @dataclass(frozen=True)
 class AttributionGraph:
-    """Nodes and edges kept."""
+    """The nodes and edges that were kept of one graph, with its facts."""
 
     facts: GraphFacts
     nodes: pd.DataFrame
-    """node (its number), kind, layer, token, feature, value (logit, activation; norm of an error
-    or patch), effect (direct, on the logit), total (through other features too, those kept or
-    not), influence; empty where a kind of node has none. Node 0 is the logit."""
+    """One row per node; node 0 is the logit. Columns: node (its number), kind, layer, token,
+    feature, value (logit, activation, or norm of an error or patch), effect (direct, on the logit),
+    total (also through other features, kept or not), influence; empty where a kind of node has no
+    such value."""
     edges: pd.DataFrame
-    """source, target (node numbers), effect (on the target's value), influence (the target's, times
-    the share of this edge among all its in-edges)."""
+    """One row per edge. Columns: source and target (node numbers), effect (on the target's value),
+    influence (that of the target, times the share of this edge among the target's in-edges)."""
 
 
 @torch.no_grad()
@@ -105,36 +108,38 @@ def attribution_graph(
     influence or are `max_nodes`; the logit and the biases are kept beside them.
 
     Args:
-        sources: of the image.
-        direction: of a class: `class_direction`.
-        max_nodes: features, errors and patches kept, at most.
+        sources: the sources of the image.
+        direction: direction in the embedding space; `class_direction` gives that of a class.
+        max_nodes: largest number of features, errors and patches kept.
         keep: share of influence to keep.
         norms: held, so that in-edges sum to their target, or differentiated, so that they are the
             first order of what a small change does (`vit_clt.hooks.passes.frozen`).
-        image, target, clt: names for captions.
+        image: what the image is called in captions.
+        target: what the logit is called in captions.
+        clt: what the CLT is called in captions.
 
     Raises:
         InputError: max_nodes below 1, or a share outside 0 to 1.
     """
     check_size(max_nodes, keep)
-    rows = InEdges(sources, direction, norms)
-    rows.expand(EXPAND * max_nodes)
-    influence = rows.influence()
+    in_edges = InEdges(sources, direction, norms)
+    in_edges.expand(EXPAND * max_nodes)
+    influence = in_edges.influence()
     n_active = len(sources.layer)
-    able = influence[:-1].clone()
+    eligible = influence[:-1].clone()
     # a feature without in-edges would look as if nothing drove it
-    able[:n_active] = 0
-    able[rows.expanded] = influence[rows.expanded]
-    ranked = able.argsort(descending=True, stable=True)
-    ranked = ranked[able[ranked] > 0][:max_nodes]
-    reached = able[ranked].cumsum(0) + influence[-1]
+    eligible[:n_active] = 0
+    eligible[in_edges.expanded] = influence[in_edges.expanded]
+    ranked = eligible.argsort(descending=True, stable=True)
+    ranked = ranked[eligible[ranked] > 0][:max_nodes]
+    reached = eligible[ranked].cumsum(0) + influence[-1]
     enough = int((reached < keep * influence.sum()).sum()) + 1
-    kept = torch.cat([ranked[:enough].sort().values, ranked.new_tensor([len(able)])])
-    return _assemble(rows, direction, influence, kept, (image, target, clt))
+    kept = torch.cat([ranked[:enough].sort().values, ranked.new_tensor([len(eligible)])])
+    return _assemble(in_edges, direction, influence, kept, (image, target, clt))
 
 
 def check_size(max_nodes: int, keep: float | int) -> None:
-    """Refuse what would be no graph.
+    """Refuse a size that leaves no graph.
 
     Raises:
         InputError: max_nodes below 1, or a share outside 0 to 1.
@@ -146,32 +151,32 @@ def check_size(max_nodes: int, keep: float | int) -> None:
 
 
 def _assemble(
-    rows: InEdges,
+    in_edges: InEdges,
     direction: Tensor,
     influence: Tensor,
     kept: Tensor,
     names: tuple[str, str, str],
 ) -> AttributionGraph:
-    sources = rows.sources
+    sources = in_edges.sources
     vit, n_active = sources.frozen.vit, len(sources.layer)
-    total = edges_of(sources.effects(sources.total_readout(direction, rows.norms)))
-    described = _candidates(sources)
+    total = edges_of(sources.effects(sources.total_readout(direction, in_edges.norms)))
+    describe = _candidates(sources)
     nodes = pd.DataFrame(
         [{"kind": "logit", "layer": None, "token": None, "feature": None}]
-        + [described(int(c)) for c in kept]
+        + [describe(int(c)) for c in kept]
     ).astype(dict.fromkeys(["layer", "token", "feature"], "Int64"))
     nodes.insert(0, "node", range(len(nodes)))
     logit = float(sources.logit(direction))
     values = _values(sources)[kept].tolist()
     nodes["value"] = [logit, *values]
-    nodes["effect"] = [None, *rows.logit[kept].tolist()]
-    # a constant has no one total effect: features have biases of their own
+    nodes["effect"] = [None, *in_edges.logit[kept].tolist()]
+    # the biases have no single total effect, because features have biases of their own
     nodes["total"] = [None, *total[kept[:-1]].tolist(), None]
     nodes["influence"] = [1.0, *influence[kept].tolist()]
     number = {int(c): i for i, c in enumerate(kept.tolist(), start=1)}
-    position = {candidate: i for i, candidate in enumerate(rows.expanded)}
-    targets = [(0, rows.logit, 1.0)] + [
-        (number[c], rows.edges[position[c]], float(influence[c]))
+    position = {candidate: i for i, candidate in enumerate(in_edges.expanded)}
+    targets = [(0, in_edges.logit, 1.0)] + [
+        (number[c], in_edges.edges[position[c]], float(influence[c]))
         for c in kept.tolist()
         if c < n_active
     ]
@@ -189,7 +194,7 @@ def _assemble(
     inside = torch.stack([shares(row[None])[0, kept].sum() for _, row, _ in targets])
     weights = inside.new_tensor([weight for *_, weight in targets])
     ends = influence.clone()
-    ends[rows.expanded] = 0
+    ends[in_edges.expanded] = 0
     errors = slice(n_active, n_active + sources.errors.shape[0] * sources.errors.shape[1])
     facts = GraphFacts(
         image=names[0],
@@ -197,13 +202,13 @@ def _assemble(
         model=vit.cfg.model,
         clt=names[2],
         logit=logit,
-        norms=rows.norms,
+        norms=in_edges.norms,
         l0=n_active / (vit.cfg.n_layers * vit.cfg.n_tokens),
         n_layers=vit.cfg.n_layers,
         n_tokens=vit.cfg.n_tokens,
         patch_grid=vit.cfg.patch_grid,
         n_active=n_active,
-        n_expanded=len(rows.expanded),
+        n_expanded=len(in_edges.expanded),
         n_candidates=len(influence),
         kept_influence=float(influence[kept].sum() / influence.sum()),
         kept_effect=float(inside[0]),
@@ -214,14 +219,15 @@ def _assemble(
     return AttributionGraph(facts, nodes, edges)
 
 
-def _candidates(sources: Sources) -> Any:
+def _candidates(sources: Sources) -> Callable[[int], dict[str, Any]]:
+    """The function that describes a candidate by its number, in the order of `InEdges`."""
     n_active, n_tokens = len(sources.layer), sources.errors.shape[1]
     n_errors = len(sources.errors) * n_tokens
 
     def describe(c: int) -> dict[str, Any]:
         if c < n_active:
-            where = (sources.layer[c], sources.token[c], sources.feature[c])
-            layer, token, feature = map(int, where)
+            place = (sources.layer[c], sources.token[c], sources.feature[c])
+            layer, token, feature = map(int, place)
             return {"kind": "feature", "layer": layer, "token": token, "feature": feature}
         rest = c - n_active
         if rest < n_errors:
@@ -236,7 +242,7 @@ def _candidates(sources: Sources) -> Any:
 
 
 def _values(sources: Sources) -> Float[Tensor, " candidate"]:
-    """Activations, norms of errors and patches, NaN for the biases."""
+    """Activations, norms of errors and of patches, and NaN for the biases."""
     errors = sources.errors.norm(dim=-1).flatten()
     patches = sources.frozen.patches[0].norm(dim=-1)
     nothing = errors.new_full((1,), torch.nan)

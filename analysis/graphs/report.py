@@ -1,4 +1,4 @@
-"""The page of `vit-clt graph`: direct effects, a graph an image, and the check by intervention."""
+"""The page of `vit-clt graph`: direct effects, a graph per image, their check by intervention."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CHECK = (
 
 
 def graph_report(study: GraphStudy) -> str:
-    """Self-contained HTML."""
+    """The page of a study of graphs, as self-contained HTML."""
     subject = study.subject.facts()
     facts = {
         "Model": subject["Model"],
@@ -84,7 +84,7 @@ def graph_report(study: GraphStudy) -> str:
 
 
 def _agreement(study: GraphStudy) -> str:
-    """How far the effects on this page foretell interventions, before the first is looked at."""
+    """A sentence on how well the effects predict interventions, for the top of the page."""
     norms = study.norms
     table = study.agreement.to_frame().set_index(["predicted", "measured", "chosen"])
     r = table.loc[("direct" if norms == "held" else "direct_norms", "live", "all")]

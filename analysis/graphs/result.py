@@ -1,4 +1,4 @@
-"""What a study of graphs found: direct effects, graphs, and their check by intervention."""
+"""The result of a study of graphs: direct effects, graphs, and their check by intervention."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GraphStudy(Study):
-    """What was found of each image, in the order asked for."""
+    """Direct effects, graph and interventions of each image, in the order asked for."""
 
     name = "direct_effects"
     extra_files = (
@@ -38,13 +38,13 @@ class GraphStudy(Study):
     )
 
     rows: list[int]
-    """Rows of the data."""
+    """Number of each image in the data."""
     targets: list[str]
-    """What the logit is of, by image."""
+    """Name of the logit of each image."""
     titles: list[str]
-    """Row, label where known, and target, for captions."""
+    """Title of each image for captions: its number, its label where known, and its target."""
     floors: list[float]
-    """Mean logit of all other classes (with a contrast: minus the contrast's)."""
+    """Mean logit of all other classes of each image, minus the contrast's logit if there is one."""
     pictures: UInt8[np.ndarray, "image height width 3"]
     effects: DirectEffects
     graphs: list[AttributionGraph]
@@ -61,14 +61,14 @@ class GraphStudy(Study):
 
     @property
     def norms(self) -> Norms:
-        """What is done with norms; see `Norms`."""
+        """Whether norms are held or differentiated (`Norms`)."""
         return self.effects.norms
 
     def facts(self) -> Facts:
         """Images, CLT, settings, and what was held."""
-        held = "attention patterns, active sets"
+        held_parts = "attention patterns, active sets"
         if self.norms == "held":
-            held += ", LayerNorm scales, the embedding's norm"
+            held_parts += ", LayerNorm scales, the embedding's norm"
         return Facts(
             self.data,
             len(self.rows),
@@ -85,7 +85,7 @@ class GraphStudy(Study):
                 "max_nodes": self.max_nodes,
                 "keep": self.keep,
                 "norms": self.norms,
-                "held": held,
+                "held": held_parts,
                 "floor": "logits: mean of the other classes; agreement: 97.5 % of permutations",
             },
         )
@@ -105,7 +105,7 @@ class GraphStudy(Study):
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """`DirectEffects.to_frame`, images by their rows."""
+        """`DirectEffects.to_frame`, with the number of each image in the data."""
         return self._named(self.effects.to_frame())
 
     def shown(self) -> pd.DataFrame:
@@ -127,7 +127,7 @@ class GraphStudy(Study):
         ]
 
     def summary(self) -> pd.DataFrame:
-        """One row an image: logit and its parts, and what the graph kept."""
+        """One row per image: its logit, the parts of it, and how much the graph kept."""
         bias = self.effects.bias.groupby("image")["effect"].sum()
         return pd.DataFrame(
             [
@@ -155,31 +155,31 @@ class GraphStudy(Study):
 
     def metrics(self) -> list[Metric]:
         """Logits and their parts, what graphs kept, and the agreement with interventions."""
-        found = []
+        metrics = []
         for r in self.summary().to_dict("records"):
             name = f"image_{r['image']}"
-            found.append(Metric(f"{name}_logit", r["logit"], "logits", 1, floor=r["floor"]))
+            metrics.append(Metric(f"{name}_logit", r["logit"], "logits", 1, floor=r["floor"]))
             for part in ("features", "errors", "patches", "bias"):
-                found.append(Metric(f"{name}_{part}", r[part], "logits", 1, baseline=r["logit"]))
+                metrics.append(Metric(f"{name}_{part}", r[part], "logits", 1, baseline=r["logit"]))
             shares = ("kept_influence", "kept_effect", "completeness", "error_share")
             for part in (*shares, "unexpanded_share"):
-                found.append(Metric(f"{name}_{part}", r[part], "fraction", 1))
-        return found + self.agreement.metrics()
+                metrics.append(Metric(f"{name}_{part}", r[part], "fraction", 1))
+        return metrics + self.agreement.metrics()
 
     def nodes(self) -> pd.DataFrame:
-        """The nodes of all graphs, the row of their image first."""
+        """The nodes of all graphs; the first column is the number of the image in the data."""
         return self._joined([graph.nodes for graph in self.graphs])
 
     def edges(self) -> pd.DataFrame:
-        """The edges of all graphs, the row of their image first."""
+        """The edges of all graphs; the first column is the number of the image in the data."""
         return self._joined([graph.edges for graph in self.graphs])
 
     def interventions(self) -> pd.DataFrame:
-        """Every intervention, images by their rows."""
+        """Every intervention, with the number of each image in the data."""
         return self._named(self.agreement.interventions)
 
     def figure(self) -> go.Figure:
-        """Direct effects as bars, by where they come from."""
+        """Direct effects as bars, by the sources that they come from."""
         from vit_clt.analysis.graphs.effects_figure import direct_effects_figure
 
         return direct_effects_figure(self)
@@ -208,6 +208,6 @@ class GraphStudy(Study):
 
 
 def rounded(frame: pd.DataFrame) -> pd.DataFrame:
-    """Numbers to three decimals, for reading."""
+    """The table with its numbers as text of three decimals."""
     numbers = frame.select_dtypes("float").columns
     return frame.assign(**{name: frame[name].map(lambda v: f"{v:.3f}") for name in numbers})

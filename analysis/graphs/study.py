@@ -1,4 +1,4 @@
-"""Direct effects, attribution graphs and their check by intervention, for chosen images."""
+"""The study of direct effects, attribution graphs and interventions, for some images."""
 
 from __future__ import annotations
 
@@ -47,21 +47,23 @@ def graph_study(
     seed: int = 0,
     progress: bool = False,
 ) -> GraphStudy:
-    """Take a logit of each image apart, draw up its graph, and silence features to check it.
+    """Direct effects on a logit of each image, its graph, and their check by interventions.
 
     Args:
         vit: the teacher, with no hooks attached.
         clt: its transcoder.
         data: the images.
-        zs: whose logits are taken apart.
-        rows: images, by their rows.
+        zs: the zero-shot classifier whose logits are taken apart.
+        rows: the numbers of the images in `data`.
         target: "predicted" (the class with the highest logit), "label", or a class by name or
             number.
         contrast: a class whose logit is subtracted, by name or number.
-        max_nodes, keep, norms: as `attribution_graph`.
-        interventions: features silenced an image, as `graph_agreement`.
-        clt_name: for captions.
-        seed: of the interventions.
+        max_nodes: as in `attribution_graph`.
+        keep: as in `attribution_graph`.
+        norms: as in `attribution_graph`.
+        interventions: features silenced in each image, the n of `graph_agreement`.
+        clt_name: what the CLT is called in captions.
+        seed: seed of the random features that are silenced, and of intervals.
         progress: show progress bars.
 
     Raises:

@@ -1,16 +1,16 @@
-"""The paper's evaluation as cells, data set x backbone x sparsifier, and how each is made.
+"""The paper's evaluation as cells (data set x backbone x sparsifier), and the recipe of a cell.
 
 A cell trains a CLT on the training split and measures it on the held-out one
 (`vit_clt.analysis.reproduction.run`). Its folder holds
 
-    run.json                what it was started with
+    run.json                the settings it was started with
     checkpoints/            while it trains
     train.jsonl, clt/       the log, and the CLT
     reconstruction.csv, cascade.csv, faithfulness.csv, contributions.csv, contributions.html
     metrics.json
     cell.json               written last: the cell is finished
 
-so a run that was killed goes on with the cell it was in, and inside it with the step it was at.
+so an interrupted run goes on with the cell it was in, and within that cell with the step it was at.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
 BACKBONES = {"ViT-B/32": "ViT-B-32-quickgelu", "ViT-B/16": "ViT-B-16-quickgelu"}
-"""The paper's names to open_clip's; OpenAI's weights need QuickGELU."""
+"""open_clip's name of each backbone of the paper; OpenAI's weights need QuickGELU."""
 DATASET_NAMES = tuple(DATASETS.values())
 SPARSIFIER_NAMES = get_args(PaperSparsifier)
 KINDS: tuple[TokenKind, ...] = ("cls", "patch", "all")
@@ -51,7 +51,7 @@ BASELINE_FILE = "baseline.csv"
 
 @dataclass(frozen=True)
 class Cell:
-    """One CLT of the study."""
+    """One cell of the study, which is one CLT."""
 
     dataset: str
     backbone: str
@@ -59,17 +59,17 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For messages: "coco ViT-B/32 relu_topk"."""
+        """Name for messages, such as "coco ViT-B/32 relu_topk"."""
         return f"{self.dataset} {self.backbone} {self.sparsifier}"
 
     @property
     def path(self) -> Path:
-        """Folder below the study's."""
+        """Folder of the cell, relative to that of the study."""
         return group_path(self.dataset, self.backbone) / self.sparsifier
 
 
 def group_path(dataset: str, backbone: str) -> Path:
-    """Folder of all cells of one data set and backbone, below the study's."""
+    """Folder of all cells of one data set and backbone, relative to that of the study."""
     return Path(dataset) / backbone.replace("/", "-")
 
 
@@ -78,26 +78,26 @@ def cells(
     backbones: Sequence[str] = tuple(BACKBONES),
     sparsifiers: Sequence[str] = SPARSIFIER_NAMES,
 ) -> list[Cell]:
-    """Every combination, those that share a teacher and its images next to each other."""
+    """A cell for every combination; cells with the same teacher and images are neighbours."""
     return [Cell(d, b, s) for d in datasets for b in backbones for s in sparsifiers]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every cell is trained and measured; the defaults are the paper's where it speaks."""
+    """How every cell is trained and measured; the defaults are the paper's where it gives them."""
 
     training: TrainConfig = PRESETS["paper"]
     n_features: int | None = None
-    """Features per layer; None: 16 times the width."""
+    """Features per layer; None stands for 16 times the width."""
     k: int = 128
-    """Active features a token and layer; the L0 that JumpReLU is steered to (ours: the paper does
-    not say how its L0 was set)."""
+    """Active features per token row and layer; for JumpReLU the target of L0 (our choice: the paper
+    does not say how its L0 was set)."""
     templates: Templates = "single"
     """Zero-shot prompts."""
     prompts: int = len(CIFAR_TEMPLATES)
-    """How many of the CIFAR templates the prompt measures compare."""
+    """Number of CIFAR templates that the prompt measures compare."""
     inputs: tuple[Inputs, ...] = ("stream",)
-    """Where codes come from in the cascade."""
+    """Inputs that codes come from in the cascade."""
     ranges: tuple[tuple[TokenKind, int], ...] = field(
         default_factory=lambda: tuple(
             (row.tokens, row.first_layer) for row in paper_faithfulness().itertuples()
@@ -105,26 +105,26 @@ class Recipe:
     )
     """Token kind and first layer of the faithfulness ranges; the paper's are those of table 5."""
     limit: int | None = None
-    """First N images of either split only."""
+    """Number of first images of either split that are used; None for all."""
     smoke: bool = False
-    """Whether this only tries that everything runs: its numbers mean nothing."""
+    """Whether the run only checks that everything works, so that its numbers mean nothing."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The recipe as plain JSON values."""
         values = asdict(self) | {"training": self.training_options()}
-        found: dict[str, Any] = json.loads(json.dumps(values))
-        return found
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
 
     def training_options(self) -> dict[str, Any]:
-        """How cells are trained, by name, with the options of each sparsifier."""
-        found: dict[str, Any] = {}
+        """The options of training by name, those of every sparsifier included."""
+        flat: dict[str, Any] = {}
         for kind in (SPARSIFIERS[name].training for name in SPARSIFIER_NAMES):
             options = self.training.sparsity.options_of(kind) or kind()
-            found |= replace(self.training, sparsity=options).flat()
-        return found
+            flat |= replace(self.training, sparsity=options).flat()
+        return flat
 
     def config(self, vit: HookedViT, sparsifier: str) -> CLTConfig:
-        """The CLT of a cell."""
+        """Configuration of the CLT of a cell with this teacher and sparsifier."""
         check_choice("sparsifiers", sparsifier, SPARSIFIER_NAMES)
         width = vit.cfg.d_model
         return CLTConfig(
@@ -135,7 +135,7 @@ class Recipe:
         )
 
     def settings(self, sparsifier: str) -> TrainConfig:
-        """How the CLT of a cell is trained."""
+        """Training settings of the CLT of a cell with this sparsifier."""
         kind = SPARSIFIERS[sparsifier].training
         options = self.training.sparsity.options_of(kind) or kind()
         return replace(self.training, sparsity=options.aimed_at(self.k))
@@ -154,5 +154,5 @@ def smoke_recipe() -> Recipe:
 
 
 def is_finished(root: Path, cell: Cell) -> bool:
-    """Whether a cell below `root` needs nothing any more."""
+    """Whether a cell below `root` is trained and measured."""
     return (root / cell.path / CELL_FILE).is_file()

@@ -1,4 +1,4 @@
-"""Finished cells of the paper's evaluation, read back from disk, beside the paper's numbers."""
+"""Finished cells of the paper's evaluation are read from disk and compared with its numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TABLE_5 = {
     "top5_overlap": ("top5_overlap_percent", 0.01),
     **{name: (name, 1.0) for name in ("kl", "cosine", "cka", "spearman", "prompt_r", "prompt_kl")},
 }
-"""Our measure to the paper's column, and what makes its number a fraction."""
+"""For each of our measures the paper's column, and the factor to our unit."""
 COLUMNS = [
     "table",
     *_CELL,
@@ -67,20 +67,20 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """What a cell left on disk."""
+    """The results that a finished cell has on disk."""
 
     cell: Cell
     facts: dict[str, Any]
-    """cell.json."""
+    """Contents of cell.json."""
     cascade: pd.DataFrame
     faithfulness: pd.DataFrame
     reconstruction: pd.DataFrame
     baseline: pd.DataFrame
-    """Of the unaltered teacher, per set of templates."""
+    """Readings of the unaltered teacher, one row per set of templates."""
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """How it was made, as JSON values."""
+        """The recipe of the cell, as JSON values."""
         recipe: dict[str, Any] = self.facts["recipe"]
         return recipe
 
@@ -92,13 +92,13 @@ def finished_cells(root: Path | str) -> list[FinishedCell]:
         InputError: a file of a finished cell is missing or broken.
     """
     root = Path(root)
-    found = []
+    finished = []
     for cell in cells():
         if not is_finished(root, cell):
             continue
         folder = root / cell.path
         try:
-            found.append(
+            finished.append(
                 FinishedCell(
                     cell,
                     json.loads((folder / CELL_FILE).read_text()),
@@ -112,19 +112,20 @@ def finished_cells(root: Path | str) -> list[FinishedCell]:
             raise InputError(
                 f"{folder} cannot be read ({error}); expected the files of a finished cell."
             ) from error
-    return found
+    return finished
 
 
-def comparison(found: Sequence[FinishedCell]) -> pd.DataFrame:
-    """One row per number of ours, the paper's beside it (NaN where it has none).
+def comparison(finished: Sequence[FinishedCell]) -> pd.DataFrame:
+    """One row per number of ours, with the paper's beside it (NaN where it has none).
 
     `value`, `low`, `high`, `paper`, `difference` (ours minus the paper's), `baseline` and floors
-    are in `unit`: fractions, or nats. `paper_inside_interval` is empty where one is missing.
-    Intervals are 95 % bootstrap over images: they do not hold the spread between trainings.
+    are in `unit`: fractions, or nats. `paper_inside_interval` is empty where the interval or the
+    paper's number is missing. Intervals are 95 % bootstrap over images: they do not include the
+    spread between trainings.
     """
-    if not found:
+    if not finished:
         return pd.DataFrame(columns=COLUMNS)
-    parts = [_baselines(found), *(part for each in found for part in _of_cell(each))]
+    parts = [_baselines(finished), *(part for cell in finished for part in _cell_rows(cell))]
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True)
     frame["difference"] = frame["value"] - frame["paper"]
     inside = (frame["low"] <= frame["paper"]) & (frame["paper"] <= frame["high"])
@@ -134,7 +135,7 @@ def comparison(found: Sequence[FinishedCell]) -> pd.DataFrame:
 
 
 def comparison_metrics(frame: pd.DataFrame) -> list[Metric]:
-    """The rows as metrics; `..._minus_paper` where the paper has the number."""
+    """Rows of `comparison` as metrics, with `..._minus_paper` where the paper has the number."""
     metrics = []
     for r in frame.itertuples():
         parts = [r.dataset, r.backbone.replace("/", "-"), r.sparsifier, r.tokens, r.inputs]
@@ -151,13 +152,13 @@ def comparison_metrics(frame: pd.DataFrame) -> list[Metric]:
     return metrics
 
 
-def _baselines(found: Sequence[FinishedCell]) -> pd.DataFrame:
-    """The unaltered teachers; chance is their floor."""
-    shared = {(each.cell.dataset, each.cell.backbone): each for each in found}
+def _baselines(finished: Sequence[FinishedCell]) -> pd.DataFrame:
+    """Top-1 of the unaltered teachers, a row per data set, backbone and set of templates."""
+    teachers = {(done.cell.dataset, done.cell.backbone): done for done in finished}
     paper = paper_baselines().set_index(["dataset", "backbone"])["top1_percent"]
     rows = []
-    for (dataset, backbone), each in shared.items():
-        for r in each.baseline.itertuples():
+    for (dataset, backbone), done in teachers.items():
+        for r in done.baseline.itertuples():
             rows.append(
                 {
                     "dataset": dataset,
@@ -173,22 +174,23 @@ def _baselines(found: Sequence[FinishedCell]) -> pd.DataFrame:
                     "loss": r.loss,
                     "loss_low": r.loss_low,
                     "loss_high": r.loss_high,
-                    **_context(each),
+                    **_context(done),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _of_cell(each: FinishedCell) -> list[pd.DataFrame]:
-    cell = {name: getattr(each.cell, name) for name in _CELL}
-    shared = {**cell, **_context(each), "templates": each.recipe["templates"]}
+def _cell_rows(done: FinishedCell) -> list[pd.DataFrame]:
+    """Rows of the cascade and of faithfulness of one cell."""
+    cell = {name: getattr(done.cell, name) for name in _CELL}
+    shared = {**cell, **_context(done), "templates": done.recipe["templates"]}
 
     paper = paper_cascade().rename(columns={"top1_percent": "paper"})
     paper["paper"] /= 100
-    ours = each.cascade.assign(**shared, measure="top1", unit="fraction")
+    ours = done.cascade.assign(**shared, measure="top1", unit="fraction")
     ours = ours.rename(columns={"top1": "value", "top1_low": "low", "top1_high": "high"})
     top1 = ours.merge(paper, on=[*_CELL, *_RANGE], how="left")
-    # the paper does not speak of teacher inputs
+    # the paper has no numbers for teacher inputs
     top1.loc[top1["inputs"] != "stream", ["paper", "table"]] = float("nan")
 
     table_5 = paper_faithfulness().drop(columns=["dataset", "backbone"])
@@ -196,8 +198,8 @@ def _of_cell(each: FinishedCell) -> list[pd.DataFrame]:
         table_5[_RANGE].assign(measure=name, paper=table_5[column] * factor, table=5)
         for name, (column, factor) in _TABLE_5.items()
     )
-    # accuracy and loss of these ranges stand in the cascade already
-    others = each.faithfulness[~each.faithfulness["measure"].isin(["top1", "loss"])]
+    # accuracy and loss of these ranges are in the cascade already
+    others = done.faithfulness[~done.faithfulness["measure"].isin(["top1", "loss"])]
     faithful = others.assign(**shared).merge(theirs, on=[*_RANGE, "measure"], how="left")
     first = paper_faithfulness().iloc[0]
     if (cell["dataset"], cell["backbone"]) != (first["dataset"], first["backbone"]):
@@ -205,5 +207,5 @@ def _of_cell(each: FinishedCell) -> list[pd.DataFrame]:
     return [top1, faithful]
 
 
-def _context(each: FinishedCell) -> dict[str, Any]:
-    return {"seed": each.recipe["training"]["seed"], "smoke": each.recipe["smoke"]}
+def _context(done: FinishedCell) -> dict[str, Any]:
+    return {"seed": done.recipe["training"]["seed"], "smoke": done.recipe["smoke"]}

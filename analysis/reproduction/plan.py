@@ -1,9 +1,9 @@
-"""What the paper's evaluation will cost, said before its first cell.
+"""The cost of the paper's evaluation, estimated before its first cell.
 
-Memory and disk come from `vit_clt.training.cost`'s formulas. Time is an estimate from a trial on
+Memory and disk come from the formulas of `vit_clt.training.cost`. Time is estimated from a trial on
 this machine: a training step with a sixteenth of the features and of k, scaled up (its cost is
-linear in both), and one pass of a randomly initialised backbone. Image decoding and text are not in
-it.
+linear in both), and one pass of a randomly initialised backbone. The time of decoding images and
+encoding text is not included.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from vit_clt.training.trial import seconds_per_step
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 IMAGES = {"cifar100": (50_000, 10_000), "imagenet100": (126_689, 5_000), "coco": (117_266, 4_952)}
-"""Training and held-out images of the data sets as their sources state them; COCO's with a box."""
+"""Numbers of training and held-out images that the data sets state; for COCO images with a box."""
 _SHRINK = 16
 _TRIAL_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class CellCost:
-    """What one cell will need."""
+    """The estimated cost of one cell."""
 
     cell: Cell
     n_parameters: int
@@ -44,37 +44,38 @@ class CellCost:
     needs: Estimate
     """Memory and disk of its training, in bytes."""
     train_seconds: float
-    """Estimated, like all seconds here."""
+    """Time of its training."""
     measure_seconds: float
+    """Time of measuring it on the held-out images."""
 
     @property
     def result_bytes(self) -> int:
-        """Disk that stays taken when the cell is finished."""
+        """Bytes on disk that remain when the cell is finished."""
         return self.needs.disk["result"]
 
 
 def plan(
-    chosen: Sequence[Cell],
+    to_run: Sequence[Cell],
     recipe: Recipe,
     teachers: Mapping[str, HookedViT],
     n_images: Mapping[str, tuple[int, int]],
 ) -> list[CellCost]:
-    """The cost of each cell.
+    """The estimated cost of each cell.
 
     Args:
-        chosen: cells to run.
-        recipe: how.
-        teachers: by backbone; their weights do not matter.
-        n_images: training and held-out images by data set, before the recipe's limit.
+        to_run: the cells.
+        recipe: how they are trained and measured.
+        teachers: teacher by backbone; its weights do not matter.
+        n_images: number of training and held-out images by data set, before the recipe's limit.
     """
     pass_seconds = lru_cache(maxsize=None)(lambda b: _pass_seconds(teachers[b]))
     # backbones of one width and depth have the same step
     step_seconds = lru_cache(maxsize=None)(
         lambda b, sparsifier: _step_seconds(teachers[b], recipe, sparsifier)
     )
-    of_shape: dict[tuple[int, int], str] = {}
-    found = []
-    for cell in chosen:
+    backbone_of_shape: dict[tuple[int, int], str] = {}
+    costs = []
+    for cell in to_run:
         vit = teachers[cell.backbone]
         n_train, n_held_out = (
             n if recipe.limit is None else min(n, recipe.limit) for n in n_images[cell.dataset]
@@ -93,13 +94,13 @@ def plan(
             device=device,
         )
         shape = vit.cfg.n_layers, vit.cfg.d_model
-        like = of_shape.setdefault(shape, cell.backbone)
-        a_pass, a_step = pass_seconds(cell.backbone), step_seconds(like, cell.sparsifier)
-        teacher = a_pass * images * settings.epochs
+        same_step = backbone_of_shape.setdefault(shape, cell.backbone)
+        per_image, per_step = pass_seconds(cell.backbone), step_seconds(same_step, cell.sparsifier)
+        teacher = per_image * images * settings.epochs
         # a step is about three forward passes of the CLT
-        a_clt = a_step / 3 / settings.batch_size * vit.cfg.n_tokens
-        passes, clts = _evaluation_passes(vit.cfg.n_layers, recipe)
-        found.append(
+        clt_per_image = per_step / 3 / settings.batch_size * vit.cfg.n_tokens
+        teacher_passes, clt_passes = _evaluation_passes(vit.cfg.n_layers, recipe)
+        costs.append(
             CellCost(
                 cell,
                 config.n_parameters(),
@@ -107,15 +108,19 @@ def plan(
                 n_held_out,
                 steps,
                 needs,
-                teacher + a_step * steps,
-                n_held_out * (passes * a_pass + clts * a_clt),
+                teacher + per_step * steps,
+                n_held_out * (teacher_passes * per_image + clt_passes * clt_per_image),
             )
         )
-    return found
+    return costs
 
 
 def total_needs(costs: Sequence[CellCost]) -> Estimate:
-    """Of all cells one after the other: the largest memory, all results, one set of checkpoints."""
+    """Memory and disk of all cells, run one after the other.
+
+    That is the largest memory of any cell, and the disk of all results and of the largest
+    checkpoints of one cell.
+    """
     largest = max(costs, key=lambda cost: sum(cost.needs.memory.values()))
     disk = {
         "checkpoints": max(cost.needs.disk["checkpoints"] for cost in costs),
@@ -126,7 +131,7 @@ def total_needs(costs: Sequence[CellCost]) -> Estimate:
 
 
 def plan_table(costs: Sequence[CellCost]) -> pd.DataFrame:
-    """One row per cell, as text."""
+    """The costs as text, one row per cell."""
     return pd.DataFrame(
         {
             "cell": cost.cell.name,
@@ -143,9 +148,9 @@ def plan_table(costs: Sequence[CellCost]) -> pd.DataFrame:
 
 
 def _evaluation_passes(n_layers: int, recipe: Recipe) -> tuple[float, float]:
-    """Passes of the teacher and of the CLT an image costs to measure, roughly.
+    """About how many passes of the teacher and of the CLT it takes to measure one image.
 
-    A range s..L-1 costs the share of the layers above s; both of its floors as much.
+    A range s..L-1 costs the share of layers from s on; each of its two floors costs as much.
     """
     share = (n_layers + 1) / 2
     replaced = len(KINDS) * len(recipe.inputs) * share
@@ -155,7 +160,7 @@ def _evaluation_passes(n_layers: int, recipe: Recipe) -> tuple[float, float]:
 
 
 def _pass_seconds(vit: HookedViT) -> float:
-    """Of one image, its activations captured."""
+    """Seconds per image of a forward pass with captured activations."""
     images = torch.zeros(_TRIAL_IMAGES, 3, *vit.cfg.image_size, device=vit.logit_scale.device)
     work = partial(capture, vit, images)
     work()  # the first one warms up
@@ -169,7 +174,7 @@ def _pass_seconds(vit: HookedViT) -> float:
 
 
 def _step_seconds(vit: HookedViT, recipe: Recipe, sparsifier: str) -> float:
-    """Of one training step without the teacher's pass, scaled from a smaller CLT."""
+    """Seconds of a training step without the teacher's pass, scaled up from a smaller CLT."""
     full = recipe.config(vit, sparsifier)
     factor = max(1, min(_SHRINK, full.n_features // 256))
     small = replace(recipe, n_features=full.n_features // factor, k=max(1, recipe.k // factor))

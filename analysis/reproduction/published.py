@@ -1,7 +1,8 @@
-"""The source paper's published numbers (arXiv 2604.13304), and which of them cannot all be right.
+"""The source paper's published numbers (arXiv 2604.13304), and checks of whether they agree.
 
-Facts lie in `vit_clt/paper/*.csv`. Data sets go by our names (cifar100, coco, imagenet100). Percent
-stays percent here, and columns say so: `_percent`, or `_points` for differences of percent.
+The numbers are in `vit_clt/paper/*.csv`. Data sets have our names (cifar100, coco, imagenet100).
+Numbers in percent stay in percent, and the column names say so: `_percent`, or `_points` for
+differences of percent.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import pandas as pd
 from jaxtyping import Float
 
 DATASETS = {"cifar-100": "cifar100", "coco": "coco", "imagenet-100": "imagenet100"}
-"""Name in the paper's tables to ours."""
+"""Our name of each data set of the paper's tables."""
 TABLE_5 = ("cifar100", "ViT-B/32")
 """Data set and backbone of table 5; its sparsifier is not stated."""
 ROUNDING = 0.005
-"""Half of the last digit printed, in percent points."""
+"""Half a unit of the last printed digit, in percent points."""
 _TABLE_5_COLUMNS = {
     "delta_acc": "delta_top1_points",
     "top1_agree_percent": "top1_agreement_percent",
@@ -31,23 +32,23 @@ _SETTING = ["dataset", "backbone", "sparsifier"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing the tables must satisfy, and by how much they miss it."""
+    """One rule that the tables must satisfy, and by how much they miss it."""
 
     rule: str
-    """What must hold, and why."""
+    """The rule, and why it must hold."""
     where: str
-    """Tables and rows it was tried on."""
+    """Tables and rows that it was checked on."""
     found: str
-    """What the tables say."""
+    """The numbers in the tables."""
     holds: bool | None
-    """None where a number that it needs is missing."""
+    """Whether the rule holds; None where a number that it needs is missing."""
     mismatch: float | int = 0
-    """The largest one, in `unit`."""
+    """The largest mismatch, in `unit`."""
     unit: str = "points"
 
 
 def paper_cascade() -> pd.DataFrame:
-    """Tables 6 to 23: top-1 with layers first..last replaced.
+    """Tables 6 to 23: top-1 with the layers first_layer to last_layer replaced.
 
     Columns: table, dataset, backbone, tokens, first_layer, last_layer, sparsifier, top1_percent.
     """
@@ -56,7 +57,7 @@ def paper_cascade() -> pd.DataFrame:
 
 
 def paper_baselines() -> pd.DataFrame:
-    """Top-1 of the unaltered teachers, from the tables' captions.
+    """Top-1 of the unaltered teachers, from the captions of the tables.
 
     Columns: dataset, backbone, top1_percent.
     """
@@ -65,14 +66,14 @@ def paper_baselines() -> pd.DataFrame:
 
 
 def paper_faithfulness() -> pd.DataFrame:
-    """Table 5: surrogate faithfulness by range.
+    """Table 5: surrogate faithfulness by range of replaced layers.
 
     Columns: dataset, backbone, tokens, first_layer, last_layer, delta_top1_points, flip_percent, kl
     (nats), top1_agreement_percent, top5_overlap_percent, cosine, cka, spearman, prompt_r, prompt_kl
     (nats).
     """
     frame = _read("surrogate_faithfulness.csv").rename(columns=_TABLE_5_COLUMNS)
-    # numbers printed as "+0.07" or ".034"
+    # some numbers are printed as "+0.07" or ".034"
     numbers = frame.columns.drop("tokens")
     frame[numbers] = frame[numbers].apply(pd.to_numeric)
     frame.insert(0, "dataset", TABLE_5[0])
@@ -81,9 +82,9 @@ def paper_faithfulness() -> pd.DataFrame:
 
 
 def baseline_of(baselines: pd.DataFrame, dataset: str, backbone: str) -> float:
-    """Top-1 in percent, NaN where the paper gives none."""
-    found = baselines.query("dataset == @dataset and backbone == @backbone")["top1_percent"]
-    return float(found.iloc[0]) if len(found) else float("nan")
+    """Top-1 of the unaltered teacher in percent; NaN where the paper gives none."""
+    values = baselines.query("dataset == @dataset and backbone == @backbone")["top1_percent"]
+    return float(values.iloc[0]) if len(values) else float("nan")
 
 
 def can_be_of(percents: Iterable[float], n_images: int) -> bool:
@@ -101,9 +102,9 @@ def checks(
     """Every check of the tables, those that hold included.
 
     Args:
-        cascade: of `paper_cascade`, by default; the others likewise.
-        baselines: of `paper_baselines`.
-        faithfulness: of `paper_faithfulness`.
+        cascade: tables to check; those of `paper_cascade` by default.
+        baselines: top-1 of the teachers; those of `paper_baselines` by default.
+        faithfulness: table 5; that of `paper_faithfulness` by default.
     """
     cascade = paper_cascade() if cascade is None else cascade
     baselines = paper_baselines() if baselines is None else baselines
@@ -121,19 +122,19 @@ def checks(
 
 
 def inconsistencies() -> list[Check]:
-    """Checks that fail, or that a missing number leaves open."""
+    """The checks that fail, or that cannot be decided for want of a number."""
     return [check for check in checks() if not check.holds]
 
 
 def _no_op(cascade: pd.DataFrame, baselines: pd.DataFrame) -> list[Check]:
-    """Patch rows of the last layer are never read by a model that pools CLS."""
+    """A model that pools CLS never reads the patch rows of the last layer."""
     last = cascade.query("tokens == 'patch' and first_layer == last_layer")
-    found = []
+    results = []
     for (dataset, backbone), rows in last.groupby(["dataset", "backbone"], sort=False):
         value = baseline_of(baselines, dataset, backbone)
         gap = (rows["top1_percent"] - value).abs().max()
         layer = rows["last_layer"].iloc[0]
-        found.append(
+        results.append(
             Check(
                 "Replacing patch rows of the last layer alone cannot change a model that reads its "
                 "answer from CLS: the accuracy is the baseline",
@@ -145,11 +146,11 @@ def _no_op(cascade: pd.DataFrame, baselines: pd.DataFrame) -> list[Check]:
                 0 if value != value else round(float(gap), 4),
             )
         )
-    return found
+    return results
 
 
 def _last_layer(cascade: pd.DataFrame) -> list[Check]:
-    """For the same reason all rows and CLS rows are the same there."""
+    """For the same reason replacing all rows or CLS rows makes no difference there."""
     last = cascade.query("first_layer == last_layer and tokens != 'patch'")
     wide = last.pivot_table(index=_SETTING, columns="tokens", values="top1_percent")
     gap = (wide["all"] - wide["cls"]).abs()
@@ -176,16 +177,16 @@ def _more_layers(cascade: pd.DataFrame) -> list[Check]:
         }
     )
     falls = change[change < 0]
-    said = f"accuracy falls in {len(falls)} of {len(change)} columns"
+    text = f"accuracy falls in {len(falls)} of {len(change)} columns"
     if len(falls):
-        said += f", by {-falls.mean():.1f} points there on average and up to {-falls.min():.1f}"
+        text += f", by {-falls.mean():.1f} points there on average and up to {-falls.min():.1f}"
     if len(falls) == len(change):
-        said += ": it improves as fewer layers are replaced"
+        text += ": it improves as fewer layers are replaced"
     return [
         Check(
             "Section 11 says that on patch rows accuracy improves as more layers are replaced",
             f"tables {_tables(patch)}, {len(change)} columns, all layers against the last alone",
-            said,
+            text,
             not len(falls),
             round(max(0.0, float(-change.min())), 4),
         )
@@ -242,7 +243,7 @@ def _agreement(table_5: pd.DataFrame) -> list[Check]:
 
 
 def _quoted(table_5: pd.DataFrame) -> list[Check]:
-    """Section 8's bounds, on the rows it speaks of: CLS ranges, and patches 10 to 11."""
+    """The bounds of section 8 on the rows that it names: CLS ranges, and patches 10 to 11."""
     last = table_5["last_layer"].max()
     rows = table_5[(table_5["tokens"] == "cls") | (table_5["first_layer"] == last - 1)]
     holds = (rows["kl"] < 0.035) & (rows["cka"] > 0.94) & (rows["prompt_r"] > 0.98)
@@ -266,22 +267,23 @@ def _table_5_against_cascade(
     """Table 5's accuracy changes must be those of tables 6 and 7 for one of the sparsifiers."""
     dataset, backbone = TABLE_5
     value = baseline_of(baselines, dataset, backbone)
-    own = cascade.query("dataset == @dataset and backbone == @backbone")
+    in_setting = cascade.query("dataset == @dataset and backbone == @backbone")
     keys = ["tokens", "first_layer", "last_layer"]
-    merged = table_5.merge(own, on=keys)
+    merged = table_5.merge(in_setting, on=keys)
     merged["gap"] = (merged["top1_percent"] - value - merged["delta_top1_points"]).abs()
     worst = merged.groupby("sparsifier")["gap"].max().sort_values()
     best = worst.index[0]
     row = merged[merged["sparsifier"] == best].sort_values("gap").iloc[-1]
-    each = "; ".join(f"{name} misses by up to {gap:.2f}" for name, gap in worst.items())
+    misses = "; ".join(f"{name} misses by up to {gap:.2f}" for name, gap in worst.items())
     # -11.1 is printed with one digit less than the others
     fits = bool(worst.iloc[0] <= 0.05 + 2 * ROUNDING)
     return [
         Check(
             "Accuracy changes of table 5 are those of tables 6 and 7, for the sparsifier that it "
             "was made with (not stated)",
-            f"table 5 against {_tables(own[own['tokens'] != 'all'])}, {len(table_5)} ranges",
-            f"{best if fits else 'no sparsifier'} fits: {each} (best, {row['tokens']} "
+            f"table 5 against {_tables(in_setting[in_setting['tokens'] != 'all'])}, "
+            f"{len(table_5)} ranges",
+            f"{best if fits else 'no sparsifier'} fits: {misses} (best, {row['tokens']} "
             f"{row['first_layer']}→{row['last_layer']}: "
             f"{row['delta_top1_points']:+.2f} in table 5, "
             f"{row['top1_percent'] - value:+.2f} by table {row['table']})",

@@ -1,4 +1,4 @@
-"""The report of the paper's evaluation: our numbers beside the paper's, and what differs."""
+"""The page of the paper's evaluation: our numbers beside the paper's, and what differs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMOKE = (
     "None of its numbers says anything about the paper, about CLTs or about this package."
 )
 COCO_IMAGES = 5_000
-"""Of COCO's 2017 validation split, with and without a box."""
+"""Images of COCO's 2017 validation split, with and without a box."""
 READING = (
     "Differences are ours minus the paper's, in percent points unless a unit is named. Intervals "
     "are 95 % bootstrap over images: they hold neither the spread between trainings nor the "
@@ -48,62 +48,62 @@ _MEASURES = {
 
 
 def differences_from_paper(recipe: Recipe) -> list[str]:
-    """Settings that are not the paper's, or that it leaves open, a sentence each."""
+    """A sentence on each setting that is not the paper's, or that the paper leaves open."""
     paper = Recipe()
-    found = []
+    sentences = []
     if recipe.smoke:
-        found.append(SMOKE)
+        sentences.append(SMOKE)
     for name in ("n_features", "k"):
         ours, theirs = getattr(recipe, name), getattr(paper, name)
         if ours != theirs:
             shown = "16 times the width" if theirs is None else theirs
-            found.append(f"{name} is {ours}; the paper has {shown}.")
+            sentences.append(f"{name} is {ours}; the paper has {shown}.")
     if recipe.limit is not None:
-        found.append(
+        sentences.append(
             f"Only the first {recipe.limit:,} images of either split; the paper uses all of them."
         )
     ours_train, paper_train = recipe.training_options(), paper.training_options()
     for name, value in ours_train.items():
         if value != paper_train[name] and name not in (*FREE, "backend", "seed"):
-            found.append(
+            sentences.append(
                 f"Training: {name} is {value}; the paper's preset has {paper_train[name]}."
             )
-    found += [
+    sentences += [
         f"Zero-shot templates: {recipe.templates}. The paper does not name its own; the table of "
         "baselines shows which set fits its numbers.",
         "Ours where the paper is silent: batch size, schedule, initialisation, normalisation, the "
         f"L0 that JumpReLU is steered to ({recipe.k}), and one label for a COCO image (the "
         "category of the largest summed box area; images without a box left out).",
     ]
-    return found
+    return sentences
 
 
-def study_report(found: Sequence[FinishedCell], comparison: pd.DataFrame, recipe: Recipe) -> str:
-    """report.html as a string.
+def study_report(finished: Sequence[FinishedCell], comparison: pd.DataFrame, recipe: Recipe) -> str:
+    """The page report.html as a string.
 
     Args:
-        found: of `finished_cells`.
-        comparison: of `comparison(found)`.
-        recipe: that the study was started with.
+        finished: the cells that `finished_cells` returns.
+        comparison: the table that `comparison(finished)` returns.
+        recipe: the recipe that the study was started with.
     """
-    done = {each.cell for each in found}
+    done = {one.cell for one in finished}
     missing = [cell.name for cell in cells() if cell not in done]
     head = Section(
         "Read this first",
         differences_from_paper(recipe),
         facts={
-            "Cells": f"{len(found)} of {len(found) + len(missing)} finished",
+            "Cells": f"{len(finished)} of {len(finished) + len(missing)} finished",
             "Missing": "; ".join(missing) or "none",
             "Seed": str(recipe.training.seed),
         },
     )
     sections = [head]
-    if found:
+    if finished:
         sections += [
             Section("In short", [READING], [_summary(comparison)]),
-            _baseline_section(found, comparison),
-            *(_group_section(group, comparison) for group in _groups(found)),
-            _faithfulness_section(found, comparison),
+            _baseline_section(finished, comparison),
+            *(_group_section(group, comparison) for group in _groups(finished)),
+            _faithfulness_section(finished, comparison),
         ]
     sections.append(_paper_section())
     smoke = "SMOKE RUN: " if recipe.smoke else ""
@@ -114,16 +114,17 @@ def study_report(found: Sequence[FinishedCell], comparison: pd.DataFrame, recipe
     return render_report(f"{smoke}The paper's evaluation", lead, sections)
 
 
-def _groups(found: Sequence[FinishedCell]) -> list[list[FinishedCell]]:
+def _groups(finished: Sequence[FinishedCell]) -> list[list[FinishedCell]]:
+    """The cells by data set and backbone."""
     groups: dict[tuple[str, str], list[FinishedCell]] = {}
-    for each in found:
-        groups.setdefault((each.cell.dataset, each.cell.backbone), []).append(each)
+    for one in finished:
+        groups.setdefault((one.cell.dataset, one.cell.backbone), []).append(one)
     return list(groups.values())
 
 
 def _summary(comparison: pd.DataFrame) -> pd.DataFrame:
-    """All layers replaced, a row per cell and token kind."""
-    chosen = comparison.query("measure == 'top1' and inputs == 'stream' and first_layer == 0")
+    """Accuracy with all layers replaced, one row per cell and token kind."""
+    rows = comparison.query("measure == 'top1' and inputs == 'stream' and first_layer == 0")
     return pd.DataFrame(
         {
             "cell": f"{r.dataset} {r.backbone} {r.sparsifier}, {ROW_NAMES[r.tokens]}",
@@ -138,12 +139,12 @@ def _summary(comparison: pd.DataFrame) -> pd.DataFrame:
             "L0": f"{r.l0:.1f}",
             "N": f"{r.n:,.0f}",
         }
-        for r in chosen.itertuples()
+        for r in rows.itertuples()
     )
 
 
-def _baseline_section(found: Sequence[FinishedCell], comparison: pd.DataFrame) -> Section:
-    chosen = comparison.query("measure == 'baseline_top1'")
+def _baseline_section(finished: Sequence[FinishedCell], comparison: pd.DataFrame) -> Section:
+    rows = comparison.query("measure == 'baseline_top1'")
     table = pd.DataFrame(
         {
             "unaltered teacher": f"{r.dataset} {r.backbone}, {r.templates}",
@@ -154,17 +155,18 @@ def _baseline_section(found: Sequence[FinishedCell], comparison: pd.DataFrame) -
             "loss, nats": f"{r.loss:.4f}",
             "N": f"{r.n:,.0f}",
         }
-        for r in chosen.itertuples()
+        for r in rows.itertuples()
     )
-    names = {(e.cell.dataset, e.cell.backbone): e.facts for e in found}
+    facts_by_teacher = {(one.cell.dataset, one.cell.backbone): one.facts for one in finished}
     facts = {}
-    for (dataset, backbone), each in names.items():
-        out = f"; {each['left_out']} images without a label left out" if each["left_out"] else ""
+    for (dataset, backbone), known in facts_by_teacher.items():
+        n_out = known["left_out"]
+        left_out = f"; {n_out} images without a label left out" if n_out else ""
         facts[f"{dataset} {backbone}"] = (
-            f"{each['teacher']['model']}, weights {each['teacher']['pretrained'] or 'random'}; "
+            f"{known['teacher']['model']}, weights {known['teacher']['pretrained'] or 'random'}; "
             "trained on "
-            f"{each['trained_on']['name']}, {each['trained_on']['n_images']:,} images; measured on "
-            f"{each['measured_on']['name']}, N = {each['measured_on']['n_images']:,}{out}"
+            f"{known['trained_on']['name']}, {known['trained_on']['n_images']:,} images; measured "
+            f"on {known['measured_on']['name']}, N = {known['measured_on']['n_images']:,}{left_out}"
         )
     note = (
         "Look here first: where the unaltered teacher is not the paper's, nothing below is "
@@ -176,13 +178,13 @@ def _baseline_section(found: Sequence[FinishedCell], comparison: pd.DataFrame) -
 
 def _group_section(group: Sequence[FinishedCell], comparison: pd.DataFrame) -> Section:
     cell = group[0].cell
-    chosen = comparison.query(
+    rows = comparison.query(
         "measure == 'top1' and dataset == @cell.dataset and backbone == @cell.backbone"
     )
     tables = [
-        _range_table(chosen[(chosen["tokens"] == kind) & (chosen["inputs"] == inputs)], inputs)
+        _range_table(rows[(rows["tokens"] == kind) & (rows["inputs"] == inputs)], inputs)
         for kind in KINDS
-        for inputs in dict.fromkeys(chosen["inputs"])
+        for inputs in dict.fromkeys(rows["inputs"])
     ]
     figures = [replacement_comparison(group), reconstruction_comparison(group)]
     smoke = [SMOKE] if group[0].recipe["smoke"] else []
@@ -194,10 +196,10 @@ def _group_section(group: Sequence[FinishedCell], comparison: pd.DataFrame) -> S
 
 
 def _range_table(rows: pd.DataFrame, inputs: str) -> pd.DataFrame:
-    """A table of the paper (6 to 23): ranges down, ours and the paper's per sparsifier across."""
-    known = rows["table"].dropna()
+    """A table like the paper's 6 to 23: a row per range, and columns of ours and the paper's."""
+    numbers = rows["table"].dropna()
     name = ROW_NAMES[rows["tokens"].iloc[0]] + f", {inputs}"
-    heading = name + (f" (table {known.iloc[0]:.0f})" if len(known) else "")
+    heading = name + (f" (table {numbers.iloc[0]:.0f})" if len(numbers) else "")
     columns: dict[str, dict[str, str]] = {}
     for r in rows.itertuples():
         span = f"{r.first_layer:.0f}→{r.last_layer:.0f}"
@@ -215,18 +217,20 @@ def _range_table(rows: pd.DataFrame, inputs: str) -> pd.DataFrame:
     return pd.DataFrame(list(columns.values()))
 
 
-def _faithfulness_section(found: Sequence[FinishedCell], comparison: pd.DataFrame) -> Section:
-    """Table 5: a row per cell, range and measure."""
-    chosen = comparison[comparison["measure"].isin(_MEASURES) & comparison["sparsifier"].notna()]
+def _faithfulness_section(finished: Sequence[FinishedCell], comparison: pd.DataFrame) -> Section:
+    """The section of table 5, with one row per cell, range and measure."""
+    faithfulness = comparison[
+        comparison["measure"].isin(_MEASURES) & comparison["sparsifier"].notna()
+    ]
     tables = []
-    for each in found:
-        cell = each.cell
-        own = chosen.query(
+    for one in finished:
+        cell = one.cell
+        cell_rows = faithfulness.query(
             "dataset == @cell.dataset and backbone == @cell.backbone and "
             "sparsifier == @cell.sparsifier"
         )
         rows = []
-        for r in own.itertuples():
+        for r in cell_rows.itertuples():
             title, factor = _MEASURES[r.measure]
             span = f"{r.first_layer:.0f}→{r.last_layer:.0f}"
             rows.append(
@@ -251,7 +255,7 @@ def _faithfulness_section(found: Sequence[FinishedCell], comparison: pd.DataFram
 
 
 def _paper_section() -> Section:
-    """What the paper's own tables say against each other; computed, not typed."""
+    """The section of checks that the paper's own tables fail, which are computed here."""
     tried = checks()
     listed = [check for check in tried if not check.holds]
     table = pd.DataFrame(
@@ -276,22 +280,22 @@ def _paper_section() -> Section:
 
 
 def _coco_images() -> str:
-    """How many images COCO's accuracies can be shares of, and what that says of labels."""
+    """A paragraph on the number of images that COCO's accuracies can be shares of."""
     coco = paper_cascade().query("dataset == 'coco'")["top1_percent"]
     sizes = (COCO_IMAGES, IMAGES["coco"][1])
     every, with_box = (can_be_of(coco, n) for n in sizes)
     whole, boxed = (f"{n:,}" for n in sizes)
     if every and with_box:
-        said, so = f"{whole} or {boxed}", "; they do not tell whether the others have a label"
+        counts, so = f"{whole} or {boxed}", "; they do not tell whether the others have a label"
     elif every:
-        said = whole
+        counts = whole
         so = ", so the paper seems to give every image a label, in a way it does not state"
     elif with_box:
-        said, so = boxed, ", so the paper seems to leave the others out"
+        counts, so = boxed, ", so the paper seems to leave the others out"
     else:
-        said, so = f"neither {whole} nor {boxed}", ""
+        counts, so = f"neither {whole} nor {boxed}", ""
     return (
-        f"COCO's accuracies can be shares of {said} images. {boxed} of the {whole} validation "
+        f"COCO's accuracies can be shares of {counts} images. {boxed} of the {whole} validation "
         f"images have a box{so}."
     )
 

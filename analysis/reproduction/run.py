@@ -1,6 +1,6 @@
-"""One cell of the paper's evaluation, run: a CLT trained, then measured on the held-out split.
+"""A cell of the paper's evaluation is run: its CLT is trained, then measured on the held-out split.
 
-What a cell writes, and in which order, is in `vit_clt.analysis.reproduction.cells`.
+`vit_clt.analysis.reproduction.cells` lists the files that a cell writes, and their order.
 """
 
 from __future__ import annotations
@@ -49,14 +49,18 @@ from vit_clt.zero_shot import Outcome, ZeroShot
 
 
 class Bench:
-    """What the cells of one data set and backbone share: teacher, images, classifiers.
+    """The teacher, images and classifiers that the cells of one data set and backbone share.
 
     Args:
-        dataset, backbone: what the paper calls them, by our names.
+        dataset: our name of the data set.
+        backbone: the paper's name of the backbone.
         vit: the teacher.
-        train_data: images CLTs are trained on.
-        held_out: labelled images they are measured on.
-        recipe: whose prompts are made.
+        train_data: images that CLTs are trained on.
+        held_out: labelled images that CLTs are measured on.
+        recipe: the recipe, which names the zero-shot prompts.
+
+    Raises:
+        InputError: the recipe compares fewer than two prompts, or more than there are.
     """
 
     def __init__(
@@ -75,13 +79,15 @@ class Bench:
             raise InputError(
                 "prompts", f"is {recipe.prompts}; expected 2 to {len(CIFAR_TEMPLATES)} templates."
             )
-        # both say which prompts the paper's baseline fits; a smoke run saves the time
+        # both sets are measured, to see which fits the paper's baseline; a smoke run saves the time
         sets = [recipe.templates] if recipe.smoke else list(TEMPLATE_SETS)
         self.classifiers = {name: ZeroShot(vit, names, name) for name in sets}
-        self.heads = [ZeroShot(vit, names, [t]) for t in CIFAR_TEMPLATES[: recipe.prompts]]
+        self.heads = [
+            ZeroShot(vit, names, [template]) for template in CIFAR_TEMPLATES[: recipe.prompts]
+        ]
 
     def facts(self) -> dict[str, Any]:
-        """What a cell was measured on, for its files."""
+        """The teacher and the data of a cell, for its files."""
         return {
             "teacher": asdict(self.vit.identity()),
             "trained_on": {"name": self.train_data.name, "n_images": len(self.train_data)},
@@ -92,10 +98,10 @@ class Bench:
 
 @torch.no_grad()
 def teacher_baselines(bench: Bench, *, seed: int = 0, progress: bool = False) -> pd.DataFrame:
-    """The unaltered teacher on the held-out split with each set of templates.
+    """Readings of the unaltered teacher on the held-out split, a row per set of templates.
 
     Columns: templates, top1 (fraction), top1_low, top1_high, loss (nats), loss_low, loss_high, n,
-    and any_hit where several classes an image are known.
+    and any_hit where images have several known classes.
     """
     data, vit = bench.held_out, bench.vit
     outcomes: dict[str, list[Outcome]] = {name: [] for name in bench.classifiers}
@@ -116,15 +122,23 @@ def run_cells(
     *,
     progress: bool = False,
 ) -> None:
-    """Every cell of one data set and backbone, after the unaltered teacher (baseline.csv).
+    """Run the cells of one data set and backbone, after the unaltered teacher (baseline.csv).
 
-    Arguments and errors are those of `run_cell`.
+    Args:
+        root: folder of the study.
+        sparsifiers: the sparsifiers of the cells.
+        bench: teacher and images.
+        recipe: how cells are trained and measured.
+        progress: show progress bars.
+
+    Raises:
+        InputError: what `run_cell` refuses.
     """
     group = Path(root) / group_path(bench.dataset, bench.backbone)
     if not (group / BASELINE_FILE).is_file():
-        found = teacher_baselines(bench, seed=recipe.training.seed, progress=progress)
+        baselines = teacher_baselines(bench, seed=recipe.training.seed, progress=progress)
         folder = OutputFolder(group, [BASELINE_FILE], overwrite=True).open()
-        folder.write(BASELINE_FILE, found.to_csv(index=False))
+        folder.write(BASELINE_FILE, baselines.to_csv(index=False))
     for sparsifier in sparsifiers:
         run_cell(root, sparsifier, bench, recipe, progress=progress)
 
@@ -132,13 +146,13 @@ def run_cells(
 def run_cell(
     root: Path | str, sparsifier: str, bench: Bench, recipe: Recipe, *, progress: bool = False
 ) -> Path:
-    """Train and measure what is missing of one cell; its folder.
+    """Train and measure what is missing of one cell, and return its folder.
 
     Args:
         root: folder of the study.
         sparsifier: "jumprelu", "relu_topk" or "abs_topk".
         bench: teacher and images.
-        recipe: how.
+        recipe: how the cell is trained and measured.
         progress: show progress bars.
 
     Raises:
@@ -163,8 +177,8 @@ def run_cell(
 def _trained(
     folder: OutputFolder, sparsifier: str, bench: Bench, recipe: Recipe, progress: bool
 ) -> CrossLayerTranscoder:
-    place, checkpoints = folder.path / "clt", folder.path / "checkpoints"
-    if not (place / "model.safetensors").is_file():  # written last
+    clt_folder, checkpoints = folder.path / "clt", folder.path / "checkpoints"
+    if not (clt_folder / "model.safetensors").is_file():  # written last
         with folder.stream(LOG_FILE) as log:
             clt = train(
                 bench.vit,
@@ -176,10 +190,10 @@ def _trained(
                 on_log=lambda record: print(json.dumps(record), file=log),
                 progress=progress,
             )
-        clt.save_pretrained(place)
-    # three times the CLT each, and 18 cells: nothing reads them any more
+        clt.save_pretrained(clt_folder)
+    # nothing reads checkpoints any more; each cell's take three times the disk of its CLT
     Snapshots(checkpoints).remove()
-    clt = CrossLayerTranscoder.from_pretrained(place)
+    clt = CrossLayerTranscoder.from_pretrained(clt_folder)
     return clt.to(bench.vit.logit_scale.device).eval().requires_grad_(False)
 
 
@@ -284,19 +298,19 @@ def _measure(
         "seconds_measuring": time.perf_counter() - began,
         "versions": json.loads(document)["context"]["versions"],
     }
-    # last: it says that the cell is finished
+    # this file is written last, because it marks the cell as finished
     folder.write(CELL_FILE, json.dumps(finished, indent=1) + "\n")
 
 
 def _training_metrics(folder: Path, n_images: int) -> list[Metric]:
-    """Of the last log record of each kind; none of a log that was lost."""
+    """Metrics from the last log record of each kind; there are none if the log was lost."""
     records = read_log(folder / LOG_FILE)
     end = next((r for r in reversed(records) if r.get("event") == "end"), None)
     last = next((r for r in reversed(records) if "event" not in r), None)
-    found = []
+    metrics = []
     if last is not None:
-        found.append(Metric("dead_in_training", last["dead"], "fraction", n_images))
+        metrics.append(Metric("dead_in_training", last["dead"], "fraction", n_images))
     if end is not None:
         rate = Metric("tokens_per_second", end["tokens_per_second"], "tokens/s", n_images)
-        found += [Metric("training_seconds", end["seconds"], "seconds", n_images), rate]
-    return found
+        metrics += [Metric("training_seconds", end["seconds"], "seconds", n_images), rate]
+    return metrics

@@ -1,11 +1,12 @@
-"""Do retrieved images have the query's class? Per layer, beside chance and the plain x_s.
+"""How often do retrieved images have the query's class, per layer and compared with chance and x_s?
 
     consistency(s) = mean over queries of the share of the K nearest images with the query's label
     chance         = mean over queries of that label's share of the corpus: sum_c p_c q_c
 
-Which layers tell classes apart in their codes: a reading, not a cause. The paper shows single
-queries (figures 4 and 5); the measure and its baseline are ours. Sparseness and
-pooling alone change which images are near: codes of an untrained CLT show how much.
+This says in which layers the codes tell classes apart; it does not say that the layer caused it.
+The paper shows single queries (figures 4 and 5); the measure and its baseline, retrieval by the
+plain x_s, are ours. Sparseness and pooling alone change which images are near; the codes of an
+untrained CLT show how much.
 """
 
 from __future__ import annotations
@@ -36,34 +37,38 @@ _SHOWN = {"codes": "codes", "inputs": "plain x", "untrained": "untrained CLT", "
 
 @dataclass(frozen=True)
 class ClassConsistency(Study):
-    """Consistency per token kind and layer, on one set of queries."""
+    """Class consistency per token kind and layer, for one set of queries."""
 
     name = "retrieval"
     extra_files = ("neighbours.csv",)
 
     frame: pd.DataFrame
+    """One row per token kind and layer (`to_frame`)."""
     k: int
+    """Number of nearest images that are counted."""
     n: int
+    """Number of queries."""
     data: str
-    """The queries'."""
+    """Name of the data of the queries."""
     split: str | None
     corpus: str
     n_corpus: int
     similarity: str
     backend: SearchBackend
     own_rows: bool
-    """Whether the queries are images of the corpus, each left out of its own neighbours."""
+    """Whether queries are images of the corpus, so that each is left out of its own neighbours."""
     subject: Subject
     examples: Sequence[Retrieved]
-    """What is retrieved for some of the queries, for the page and neighbours.csv."""
+    """The images retrieved for some of the queries, for the page and neighbours.csv."""
     seed: int
 
     def to_frame(self) -> pd.DataFrame:
         """One row per token kind and layer; shares are fractions.
 
-        `codes`, `inputs` (the plain x_s) and, where measured, `untrained` with `_low` and `_high`,
-        the paired differences `codes_minus_inputs` and `codes_minus_untrained`, `chance`, and of
-        the corpus `l0` (active features a token row) and `active` (the same of the pooled code).
+        Columns: the shares by `codes`, by `inputs` (the plain x_s) and, where measured, by
+        `untrained` codes, and the paired differences `codes_minus_inputs` and
+        `codes_minus_untrained`, all with `_low` and `_high`; `chance`; and for the corpus `l0`
+        (active features per token row) and `active` (active features per pooled code).
         """
         return self.frame.copy()
 
@@ -117,20 +122,20 @@ class ClassConsistency(Study):
         )
 
     def metrics(self, prefix: str = "") -> list[Metric]:
-        """Of the codes, above chance as floor and beside the inputs as baseline; and the gaps."""
-        found = []
+        """Consistency by the codes, with chance as floor and x_s as baseline, and differences."""
+        metrics = []
         for r in self.frame.to_dict("records"):
             name = f"{prefix}consistency_{r['tokens']}_{r['layer']}"
             codes = Interval.from_columns(r, "codes")
-            found.append(codes.metric(name, "fraction", self.n, r["chance"], r["inputs"]))
+            metrics.append(codes.metric(name, "fraction", self.n, r["chance"], r["inputs"]))
             for gap in ("codes_minus_inputs", "codes_minus_untrained"):
                 if gap in r:
                     label = f"{name}_{gap.removeprefix('codes_')}"
-                    found.append(Interval.from_columns(r, gap).metric(label, "fraction", self.n))
-        return found
+                    metrics.append(Interval.from_columns(r, gap).metric(label, "fraction", self.n))
+        return metrics
 
     def figure(self) -> go.Figure:
-        """Shares against the layer, a panel a token kind."""
+        """Shares against the layer, with one panel per token kind."""
         from vit_clt.analysis.retrieval.consistency_figure import consistency_figure
 
         return consistency_figure(self)
@@ -145,7 +150,7 @@ class ClassConsistency(Study):
         """The nearest images of the examples, where there are any."""
         if not self.examples:
             return {}
-        frames = [found.to_frame() for found in self.examples]
+        frames = [retrieved.to_frame() for retrieved in self.examples]
         return {"neighbours.csv": pd.concat(frames).to_csv(index=False)}
 
 
@@ -165,26 +170,27 @@ def class_consistency(
     """The share of each query's k nearest images that have its label, by token kind and layer.
 
     Args:
-        index: of a labelled corpus.
-        queries: `index.describe` of labelled images.
-        k: neighbours a query.
-        control: index and queries of the same images by `untrained` codes, to be shown beside.
-        own_rows: as in `RetrievalIndex.search`; a query's own row then counts for chance neither.
+        index: the index of a labelled corpus.
+        queries: what `index.describe` makes of labelled images.
+        k: number of nearest images per query.
+        control: index and queries of the same images by the codes of an `untrained` CLT, to compare
+            with.
+        own_rows: as in `RetrievalIndex.search`; chance then leaves out a query's own row too.
         backend: as in `RetrievalIndex.search`.
-        examples: what `retrieve` found for some of the queries, to be shown beside.
-        clt_name: what the CLT is called.
-        seed: of the bootstrap over queries, whose draws all layers, kinds and spaces share.
-        progress: show a progress bar a token kind and space.
+        examples: what `retrieve` returned for some of the queries, shown with the result.
+        clt_name: what the CLT is called in captions.
+        seed: seed of the bootstrap over queries, whose draws all layers, kinds and spaces share.
+        progress: show a progress bar for each token kind and space.
 
     Raises:
-        InputError: images without a label, or what `RetrievalIndex.search` refuses.
+        InputError: an image has no label, or what `RetrievalIndex.search` refuses.
     """
     labels, corpus = queries.labels, index.corpus.labels
-    for name, found in (("queries", labels), ("corpus", corpus)):
-        if (found < 0).any():
+    for name, image_labels in (("queries", labels), ("corpus", corpus)):
+        if (image_labels < 0).any():
             raise InputError(
                 name,
-                f"have {int((found < 0).sum())} images without a label; class consistency "
+                f"have {int((image_labels < 0).sum())} images without a label; class consistency "
                 "needs a label on each.",
             )
     spaces: dict[str, tuple[RetrievalIndex, Descriptors, Space]] = {
@@ -200,11 +206,10 @@ def class_consistency(
                 "labels; expected the same images in the same order.",
             )
         spaces["untrained"] = (*control, "codes")
-    against = list(spaces)
     shares: dict[tuple[str, int, str], np.ndarray] = {}
-    for kind, (name, (where, asked, space)) in product(index.facts.tokens, spaces.items()):
-        by_layer = where.search(
-            asked,
+    for kind, (name, (searched, described, space)) in product(index.facts.tokens, spaces.items()):
+        by_layer = searched.search(
+            described,
             k,
             tokens=kind,
             space=space,
@@ -214,22 +219,22 @@ def class_consistency(
         )
         for s, neighbours in by_layer.items():
             shares[kind, s, name] = (neighbours.labels == labels[:, None]).mean(1)
-    own = np.zeros(len(labels), bool) if own_rows is None else np.asarray(own_rows) >= 0
+    in_corpus = np.zeros(len(labels), bool) if own_rows is None else np.asarray(own_rows) >= 0
     n_classes = int(max(labels.max(), corpus.max())) + 1
-    of_label = np.bincount(corpus, minlength=n_classes)[labels]
-    chance = float(np.mean((of_label - own) / (len(corpus) - own)))
+    same_label = np.bincount(corpus, minlength=n_classes)[labels]
+    chance = float(np.mean((same_label - in_corpus) / (len(corpus) - in_corpus)))
     columns = list(shares)
     draws = bootstrap_means(np.stack([shares[column] for column in columns], axis=1), seed)
     by_column = dict(zip(columns, draws.T, strict=True))
     rows = []
     for kind, s in product(index.facts.tokens, index.facts.layers):
         row: dict[str, Any] = {"tokens": kind, "layer": s}
-        for name in against:
+        for name in spaces:
             share = Interval.of(shares[kind, s, name].mean(), by_column[kind, s, name])
             row |= share.columns(name)
-        for name in against[1:]:
+        for name in list(spaces)[1:]:
             gap, drawn = (
-                each[kind, s, "codes"] - each[kind, s, name] for each in (shares, by_column)
+                values[kind, s, "codes"] - values[kind, s, name] for values in (shares, by_column)
             )
             row |= Interval.of(gap.mean(), drawn).columns(f"codes_minus_{name}")
         row |= {

@@ -1,10 +1,10 @@
-"""What an image is to a layer: its sparse codes pooled over token rows, beside the plain x_s.
+"""How a layer describes an image: its sparse codes pooled over token rows, and the plain x_s.
 
     codes   mean over the rows of z_s;  for "cls" that is z_s of the class token itself
     inputs  mean over the rows of x_s, what the encoder of layer s reads
 
-Indexing pooled codes layer by layer is the paper's (section 7, equation 12), which averages over
-space; the inputs beside them are ours: they show what the codes add to, or lose from, x_s.
+The paper indexes pooled codes layer by layer (section 7, equation 12) and averages over space. The
+inputs are ours: they show what the codes add to x_s, or lose from it.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from vit_clt.transcoder.sparsifiers import ReLUTopK
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Images as every layer sees them, on the teacher trajectory."""
+    """Pooled codes and inputs of some images at every layer, on the teacher trajectory."""
 
     codes: dict[TokenKind, dict[int, csr_array]]
-    """By token kind and source layer, "image feature" in float32."""
+    """Pooled codes by token kind and source layer, "image feature" in float32."""
     inputs: dict[TokenKind, dict[int, np.ndarray]]
-    """By token kind and layer, "image d_model" in float32."""
+    """Pooled x_s by token kind and layer, "image d_model" in float32."""
     labels: Int[np.ndarray, " image"]
-    """-1 where unknown."""
+    """Label of each image; -1 where unknown."""
     l0: dict[TokenKind, dict[int, float]]
-    """Active features a token row, before pooling, by token kind and source layer."""
+    """Active features per token row, before pooling, by token kind and source layer."""
     data: str
-    """What the images are called."""
+    """Name of the data."""
     split: str | None
 
     def take(self, rows: Sequence[int]) -> Descriptors:
-        """Some of the images, in the order given; `l0` stays that of all."""
-        chosen = list(rows)
+        """The descriptors of some of the images, in the order given; `l0` stays that of all."""
+        images = list(rows)
         codes, inputs = (
-            {kind: {s: m[chosen] for s, m in by_layer.items()} for kind, by_layer in space.items()}
+            {kind: {s: m[images] for s, m in by_layer.items()} for kind, by_layer in space.items()}
             for space in (self.codes, self.inputs)
         )
-        return replace(self, codes=codes, inputs=inputs, labels=self.labels[chosen])
+        return replace(self, codes=codes, inputs=inputs, labels=self.labels[images])
 
 
 @torch.no_grad()
@@ -71,18 +71,19 @@ def describe(
     layers: Sequence[int] | None = None,
     progress: bool = False,
 ) -> Descriptors:
-    """Descriptors of every image, batch by batch: one pass for all token kinds and layers.
+    """Descriptors of every image, computed batch by batch in one pass for all kinds and layers.
 
     Args:
         vit: the teacher; hooks attached to it do not fire.
         clt: its transcoder.
         images: ImageData, a tensor "image 3 height width", or batches.
-        tokens: rows pooled, one kind or several.
+        tokens: token rows that are pooled, one kind or several.
         layers: source layers; all by default.
         progress: show a progress bar.
 
     Raises:
-        InputError: no images, an unknown token kind or layer, or a CLT of another model.
+        InputError: there are no images, a token kind or layer is unknown, or the CLT is of another
+            model.
     """
     check_fits(vit, clt)
     data = as_image_data(images)
@@ -106,10 +107,10 @@ def describe(
             here = slice(done, done + len(batch))
             for kind in kinds:
                 for s in sources:
-                    own = x[s][:, rows[kind]]
-                    codes = clt.encode(own, layer=s)
+                    kind_x = x[s][:, rows[kind]]
+                    codes = clt.encode(kind_x, layer=s)
                     growing[kind][s].append(pooled(codes))
-                    inputs[kind][s][here] = own.double().mean(1).float().cpu().numpy()
+                    inputs[kind][s][here] = kind_x.double().mean(1).float().cpu().numpy()
                     l0[kind][s] += float(codes.l0().double().mean()) * len(batch) / n
             labels.append(batch_labels.cpu())
             done += len(batch)
@@ -125,17 +126,18 @@ def describe(
 
 
 def pooled(codes: Codes) -> csr_array:
-    """Mean over the token axis of codes "image token feature": "image feature" in float32.
+    """Mean of codes "image token feature" over the token axis: "image feature" in float32.
 
-    Summed in float64; entries that are zero, or cancel (Abs-TopK codes are signed), are not kept.
+    The sum is taken in float64. Entries that are zero, or that cancel (Abs-TopK codes are signed),
+    are not kept.
     """
     n_images, n_tokens = codes.tokens
     entries = codes.entries()
     values = entries.values.double().cpu().numpy()
     indices = entries.indices.cpu().numpy()
     offsets = entries.offsets[::n_tokens].cpu().numpy()
-    # an image's tokens follow each other: as one row of the matrix they only have to be summed,
-    # which happens in place: not in the codes' own memory
+    # the tokens of an image follow each other, so that as one matrix row they only have to be
+    # summed; that happens in place, so the codes are copied first
     parts = (values, indices, offsets)
     rows = csr_array(parts, shape=(n_images, codes.n_features), copy=True)
     rows.sum_duplicates()
@@ -146,7 +148,7 @@ def pooled(codes: Codes) -> csr_array:
 
 
 def encoder_sha256(clt: CrossLayerTranscoder) -> str:
-    """Hash of what codes depend on: encoders, thresholds and the sparsifier; not the decoders."""
+    """Hash of the parts that codes depend on: encoders, thresholds and sparsifier, not decoders."""
     digest = hashlib.sha256(json.dumps(clt.config.to_json()["sparsifier"]).encode())
     for name, tensor in sorted(clt.state_dict().items()):
         if not name.startswith(("W_dec", "b_dec")):
@@ -156,11 +158,13 @@ def encoder_sha256(clt: CrossLayerTranscoder) -> str:
 
 
 def untrained(clt: CrossLayerTranscoder, seed: int = 0) -> CrossLayerTranscoder:
-    """A CLT with as many features and the same sparsifier, its encoders as training starts them.
+    """A CLT with as many features and the same sparsifier, its encoders at their initial weights.
 
-    What its codes find is found by sparseness and pooling, whatever the CLT has learned. Decoders
-    play no part and are left out but for each layer's own; JumpReLU's L0 is its own as well.
-    Where thresholds are fitted in training (BatchTopK) each row keeps its k largest instead.
+    What its codes retrieve comes from sparseness and pooling, not from training. Decoders play no
+    part, so only those from each layer to itself are made. With JumpReLU its L0 differs from that
+    of the trained CLT.
+    Where thresholds are fitted in training (BatchTopK) each row keeps its k largest
+    pre-activations instead.
     """
     sparsifier = clt.config.sparsifier
     if sparsifier.whole_batch:

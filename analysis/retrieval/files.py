@@ -1,7 +1,7 @@
-"""An index in a folder: index.safetensors and index.json, moved into place when whole.
+"""An index is kept in a folder as index.safetensors and index.json, moved there when complete.
 
-index.json holds the arrays' SHA-256 and goes last, so that a write that was killed between the
-two, or arrays damaged since, are refused.
+index.json holds the SHA-256 of the arrays and is moved last, so that an index whose writing was
+interrupted between the two, or whose arrays were damaged later, is refused.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def write_index(folder: Path, arrays: dict[str, np.ndarray], facts: dict[str, An
     """Write both files, over those of an earlier index.
 
     Raises:
-        InputError: the folder holds anything else, or cannot be written.
+        InputError: the folder holds anything but an index, or cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError("index", f"is {folder}, a file; expected a folder.")
-    there = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    # what a killed write left is nobody's
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    # what an interrupted write left may be removed
     known = (ARRAYS_FILE, FACTS_FILE, STAGING)
-    if others := [name for name in there if not name.startswith(known)]:
+    if others := [name for name in names if not name.startswith(known)]:
         raise InputError(
             "index",
             f"is {folder}, which holds {min(others)}; expected a new or empty folder, or an index.",
@@ -50,12 +50,12 @@ def write_index(folder: Path, arrays: dict[str, np.ndarray], facts: dict[str, An
         save_file(arrays, staging / ARRAYS_FILE)
         facts = {"format": FORMAT, **facts, "sha256": file_hash(staging / ARRAYS_FILE)}
         (staging / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        # safetensors lets nobody else read its files
+        # safetensors makes files that only their owner can read
         shutil.copymode(staging / FACTS_FILE, staging / ARRAYS_FILE)
 
 
 def packed(corpus: Descriptors) -> dict[str, np.ndarray]:
-    """Descriptors as flat arrays by name, and their labels."""
+    """Descriptors as flat arrays by name, labels included."""
     arrays = {"labels": corpus.labels}
     for kind, by_layer in corpus.codes.items():
         for s, codes in by_layer.items():
@@ -73,10 +73,10 @@ def unpacked(
 ) -> tuple[
     dict[TokenKind, dict[int, csr_array]], dict[TokenKind, dict[int, np.ndarray]], np.ndarray
 ]:
-    """Codes of `shape` and inputs, by token kind and layer, and labels: what `packed` was given.
+    """The inverse of `packed`: codes of `shape` and inputs by token kind and layer, and labels.
 
     Raises:
-        InputError: arrays are missing, or are not codes of that shape.
+        InputError: an array is missing, or the codes do not have that shape.
     """
     codes: dict[TokenKind, dict[int, csr_array]] = {kind: {} for kind in tokens}
     inputs: dict[TokenKind, dict[int, np.ndarray]] = {kind: {} for kind in tokens}
@@ -96,15 +96,15 @@ def unpacked(
 
 
 def is_index(folder: Path) -> bool:
-    """Whether an index was saved there."""
+    """Whether the folder holds a saved index."""
     return (folder / FACTS_FILE).is_file()
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What index.json says.
+    """The contents of index.json, which are the fields of `IndexFacts`, the L0, and a hash.
 
     Raises:
-        InputError: nothing there, not readable, or of another format.
+        InputError: the file does not exist, cannot be read, or has another format.
     """
     path = folder / FACTS_FILE
     if not is_index(folder):
@@ -116,10 +116,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def read_arrays(folder: Path, facts: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays that belong to these facts.
+    """The arrays of index.safetensors, checked against the hash in `facts`.
 
     Raises:
-        InputError: they are missing or not those that were saved.
+        InputError: the file is missing, or is not the one that was saved with these facts.
     """
     path = folder / ARRAYS_FILE
     try:

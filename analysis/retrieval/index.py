@@ -1,11 +1,12 @@
 """Layerwise retrieval: which images of a corpus look alike to a layer's sparse codes?
 
-For image q and source layer s the K rows of the corpus with the highest similarity of pooled codes,
+For image q and source layer s, retrieval finds the K images of the corpus whose pooled codes are
+most similar to those of q,
 
     N_s(q) = top-K over corpus images j of sim(z_s(q), z_s(j))
 
 (the paper's equation 12; that `sim` is the cosine by default is our choice). Retrieved images show
-what codes of depth s tell apart. They show nothing of what the ViT does with it.
+what the codes at depth s tell apart. They do not show what the ViT does with it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Space = Literal["codes", "inputs"]
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """What an index was made of."""
+    """What an index was made of and how, as saved in index.json."""
 
     tokens: list[TokenKind]
     layers: list[int]
@@ -60,9 +61,9 @@ class IndexFacts:
 
 @dataclass(frozen=True)
 class RetrievalIndex:
-    """Pooled codes of a corpus, one sparse matrix a token kind and source layer.
+    """Pooled codes of a corpus, one sparse matrix per token kind and source layer.
 
-    Beside them lie the plain x_s, pooled alike: what the codes are to be compared with. In memory
+    The index also holds the plain x_s, pooled alike, to compare the codes with. In memory
     and on disk an image takes 8 bytes for each active feature of its pooled code and 4 d bytes for
     x_s, per layer and token kind: 0.2 GB and 0.15 GB a layer for 50,000 images of a ViT-B whose
     patch codes pool to 523 entries.
@@ -98,15 +99,16 @@ class RetrievalIndex:
             progress: show a progress bar.
 
         Raises:
-            InputError: an empty corpus, an argument out of range, or a CLT of another model.
+            InputError: the corpus is empty, an argument is out of range, or the CLT is of another
+                model.
         """
         check_choice("similarity", similarity, get_args(Similarity))
         data = as_image_data(corpus)
-        found = describe(vit, clt, data, tokens=tokens, layers=layers, progress=progress)
+        described = describe(vit, clt, data, tokens=tokens, layers=layers, progress=progress)
         teacher = vit.identity()
         facts = IndexFacts(
-            tokens=list(found.codes),
-            layers=list(next(iter(found.codes.values()))),
+            tokens=list(described.codes),
+            layers=list(next(iter(described.codes.values()))),
             similarity=similarity,
             n_images=len(data),
             n_features=clt.config.n_features,
@@ -120,12 +122,12 @@ class RetrievalIndex:
             activation=teacher.activation,
             model=teacher.model,
         )
-        return cls(vit, clt, found, facts)
+        return cls(vit, clt, described, facts)
 
     def describe(
         self, images: ImageData | Tensor | Iterable[Any], *, progress: bool = False
     ) -> Descriptors:
-        """Queries as this index sees them, to be searched for more than once."""
+        """Descriptors of query images by the kinds and layers of this index, to be searched for."""
         facts = self.facts
         return describe(
             self.vit,
@@ -151,36 +153,36 @@ class RetrievalIndex:
 
         Args:
             queries: images, or what `describe` made of them.
-            k: neighbours a query.
-            tokens: one of the kinds the index holds.
+            k: number of nearest images per query.
+            tokens: one of the token kinds that the index holds.
             space: "codes", or "inputs" for the plain x_s, the baseline.
-            own_rows: where queries are images of the corpus: each one's row there, or -1. That row
-                is left out of its own neighbours; copies of it in other rows are not.
+            own_rows: for each query its number in the corpus, or -1 if it is not there. That image
+                is left out of its own neighbours; copies of it in the corpus are not.
             backend: "exact" compares every image; "faiss" needs the extra of that name.
             progress: show a progress bar.
 
         Raises:
-            InputError: queries of another CLT's size, an argument out of range, k above the
-                corpus, or no faiss.
+            InputError: the queries have another number of features, an argument is out of range, k
+                is larger than the corpus, or faiss is not installed.
         """
         if tokens not in self.facts.tokens:
-            held = ", ".join(f'"{kind}"' for kind in self.facts.tokens)
-            raise InputError("tokens", f'is "{tokens}"; this index holds {held}.')
+            kinds = ", ".join(f'"{kind}"' for kind in self.facts.tokens)
+            raise InputError("tokens", f'is "{tokens}"; this index holds {kinds}.')
         check_choice("space", space, get_args(Space))
-        found = queries if isinstance(queries, Descriptors) else self.describe(queries)
-        self._check_size(found, tokens)
-        own = None if own_rows is None else np.asarray(own_rows, dtype=np.int64)
-        asked: Any = getattr(found, space)[tokens]
-        held_here: Any = getattr(self.corpus, space)[tokens]
+        described = queries if isinstance(queries, Descriptors) else self.describe(queries)
+        self._check_size(described, tokens)
+        left_out = None if own_rows is None else np.asarray(own_rows, dtype=np.int64)
+        query_rows: Any = getattr(described, space)[tokens]
+        corpus_rows: Any = getattr(self.corpus, space)[tokens]
         neighbours = {}
         title = f"search {tokens} {space}"
         for s in tqdm(self.facts.layers, title, unit=" layers", disable=not progress):
             rows, similarities = nearest(
-                asked[s],
-                held_here[s],
+                query_rows[s],
+                corpus_rows[s],
                 k,
                 similarity=self.facts.similarity,
-                own_rows=own,
+                own_rows=left_out,
                 backend=backend,
             )
             neighbours[s] = Neighbours(rows, similarities, self.corpus.labels[rows])
@@ -190,7 +192,7 @@ class RetrievalIndex:
         """Refuse images that are not those of this index.
 
         Raises:
-            InputError: another number of rows, or other pixels.
+            InputError: the number of images or their pixels differ.
         """
         if len(data) != self.facts.n_images or data_fingerprint(data) != self.facts.data_sha256:
             raise InputError(
@@ -201,52 +203,52 @@ class RetrievalIndex:
     def only(
         self, tokens: Sequence[TokenKind], layers: Sequence[int] | None = None
     ) -> RetrievalIndex:
-        """The same index, to be searched by these token kinds and layers alone.
+        """The same index with these token kinds and layers alone.
 
         Raises:
-            InputError: a token kind or layer that it does not hold.
+            InputError: the index does not hold a token kind or layer.
         """
         facts = self.facts
-        chosen = facts.layers if layers is None else sorted(set(layers))
-        for name, wanted, held in (
+        kept_layers = facts.layers if layers is None else sorted(set(layers))
+        for name, values, known in (
             ("tokens", tokens, facts.tokens),
-            ("layers", chosen, facts.layers),
+            ("layers", kept_layers, facts.layers),
         ):
-            for each in wanted:
-                if each not in held:
+            for value in values:
+                if value not in known:
                     raise InputError(
-                        name, f"contains {each}; this index holds {', '.join(map(str, held))}."
+                        name, f"contains {value}; this index holds {', '.join(map(str, known))}."
                     )
         kinds = list(dict.fromkeys(tokens))
         whole = self.corpus
         corpus = replace(
             whole,
-            codes={kind: {s: whole.codes[kind][s] for s in chosen} for kind in kinds},
-            inputs={kind: {s: whole.inputs[kind][s] for s in chosen} for kind in kinds},
-            l0={kind: {s: whole.l0[kind][s] for s in chosen} for kind in kinds},
+            codes={kind: {s: whole.codes[kind][s] for s in kept_layers} for kind in kinds},
+            inputs={kind: {s: whole.inputs[kind][s] for s in kept_layers} for kind in kinds},
+            l0={kind: {s: whole.l0[kind][s] for s in kept_layers} for kind in kinds},
         )
         return replace(
             self,
             corpus=corpus,
-            facts=replace(facts, tokens=kinds, layers=list(chosen)),
+            facts=replace(facts, tokens=kinds, layers=list(kept_layers)),
         )
 
     def _check_size(self, queries: Descriptors, tokens: TokenKind) -> None:
         facts = self.facts
-        have = {s: codes.shape[1] for s, codes in queries.codes.get(tokens, {}).items()}
+        sizes = {s: codes.shape[1] for s, codes in queries.codes.get(tokens, {}).items()}
         for s in facts.layers:
-            if have.get(s) != facts.n_features:
-                found = f"{have[s]} features" if s in have else "nothing"
+            if sizes.get(s) != facts.n_features:
+                size = f"{sizes[s]} features" if s in sizes else "nothing"
                 raise InputError(
                     "queries",
-                    f"have {found} on {tokens} rows of layer {s}; expected "
+                    f"have {size} on {tokens} rows of layer {s}; expected "
                     f"{facts.n_features} features, as in the index.",
                 )
 
     # ---- files --------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> None:
-        """Write index.safetensors and index.json; each is whole before it takes its place.
+        """Write index.safetensors and index.json; each is complete before it takes its place.
 
         Raises:
             InputError: the folder holds anything but an index, or cannot be written.
@@ -256,10 +258,11 @@ class RetrievalIndex:
 
     @classmethod
     def load(cls, folder: str | Path, vit: HookedViT, clt: CrossLayerTranscoder) -> RetrievalIndex:
-        """An index saved before, for the same teacher and encoders.
+        """Load an index that was saved for the same teacher and encoders.
 
         Raises:
-            InputError: nothing there, damaged, or an index of another model or CLT.
+            InputError: the folder holds no index, or one that is damaged or of another model or
+                CLT.
         """
         check_fits(vit, clt)
         folder = Path(folder)
@@ -298,10 +301,10 @@ class RetrievalIndex:
 
 
 def own_rows(queries: ImageData, corpus: ImageData) -> Int[np.ndarray, " query"] | None:
-    """The corpus row of every query where both are the same images from the first on, else None.
+    """The number in the corpus of every query where both are the same images, else None.
 
-    Both may be cut to different lengths: queries beyond the corpus get -1. The same means the same
-    `data_fingerprint` of the rows both have.
+    Both may be cut to different lengths: queries beyond the corpus get -1. They are the same images
+    if the first images of both, as many as both have, have the same `data_fingerprint`.
     """
     shared = range(min(len(queries), len(corpus)))
     if data_fingerprint(ImageRows(queries, shared)) != data_fingerprint(ImageRows(corpus, shared)):

@@ -14,11 +14,11 @@ class Neighbours:
     """The nearest images of the corpus to each query at one layer, nearest first."""
 
     rows: Int[np.ndarray, "query k"]
-    """Of the corpus."""
+    """Number of each image in the corpus."""
     similarities: Float[np.ndarray, "query k"]
     labels: Int[np.ndarray, "query k"]
 
     def of(self, queries: Sequence[int]) -> Neighbours:
-        """Those of some of the queries."""
-        chosen = list(queries)
-        return Neighbours(self.rows[chosen], self.similarities[chosen], self.labels[chosen])
+        """The neighbours of some of the queries."""
+        places = list(queries)
+        return Neighbours(self.rows[places], self.similarities[places], self.labels[places])

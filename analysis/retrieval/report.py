@@ -1,4 +1,4 @@
-"""The page of a retrieval study: what every layer retrieves, and how often it has the class."""
+"""The page of a retrieval study: what every layer retrieves, and how often the class is right."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MEANING = (
 
 
 def retrieval_section(result: ClassConsistency) -> Section:
-    """Consistency and examples under one heading, for a report that shows more than this."""
-    examples = [found.figure(size=38) for found in result.examples]
+    """Consistency and examples in one section, for a page that shows more than retrieval."""
+    examples = [retrieved.figure(size=38) for retrieved in result.examples]
     return Section(SECTION, [MEANING], figures=[consistency_figure(result), *examples])
 
 
 def retrieval_report(result: ClassConsistency) -> str:
-    """The whole page as a string; each query of the examples has a figure of its own."""
+    """The page as self-contained HTML; each query of the examples has a figure of its own."""
     lead = (
         "For each layer of a vision transformer, the images of a corpus whose sparse transcoder "
         "codes are nearest to those of a query image."
@@ -39,7 +39,11 @@ def retrieval_report(result: ClassConsistency) -> str:
         "on the teacher trajectory",
         "Seed": f"{result.seed} (bootstrap over queries)",
     }
-    grids = [found.of(i).figure() for found in result.examples for i in range(len(found.rows))]
+    grids = [
+        retrieved.of(i).figure()
+        for retrieved in result.examples
+        for i in range(len(retrieved.rows))
+    ]
     sections = [
         Section("What was done", facts=facts),
         Section("How to read it", [MEANING]),

@@ -1,4 +1,4 @@
-"""What every layer retrieves for some query images, with the pictures of both."""
+"""The images that every layer retrieves for some queries, with the pictures of both."""
 
 from __future__ import annotations
 
@@ -27,54 +27,55 @@ class Retrieved:
     """The images nearest to some queries at every layer, by one token kind."""
 
     neighbours: dict[int, Neighbours]
-    """By layer."""
+    """The nearest images by layer."""
     tokens: TokenKind
     rows: list[int]
-    """Of the queries, in their data."""
+    """Number of each query in its data."""
     labels: Int[np.ndarray, " query"]
+    """Label of each query; -1 where unknown."""
     pictures: UInt8[np.ndarray, "query height width 3"]
-    """Of the queries."""
+    """Pictures of the queries."""
     corpus_pictures: dict[int, UInt8[np.ndarray, "height width 3"]]
-    """Of all that is retrieved, by row of the corpus."""
+    """Pictures of all retrieved images, by their number in the corpus."""
     class_names: list[str]
     similarity: Similarity
     l0: dict[int, float]
-    """Active features a token row of the corpus, by layer."""
+    """Active features per token row of the corpus, by layer."""
     data: str
-    """The queries'."""
+    """Name of the data of the queries."""
     corpus: str
     n_corpus: int
 
     def of(self, i: int) -> Retrieved:
-        """What is retrieved for the i-th query alone."""
+        """The images retrieved for the i-th query alone."""
         return replace(
             self,
-            neighbours={s: found.of([i]) for s, found in self.neighbours.items()},
+            neighbours={s: near.of([i]) for s, near in self.neighbours.items()},
             rows=[self.rows[i]],
             labels=self.labels[[i]],
             pictures=self.pictures[[i]],
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per query, layer and rank (1 is the nearest)."""
+        """One table row per query, layer and rank (1 is the nearest)."""
         names = dict(enumerate(self.class_names))
         table = []
         for i, (row, label) in enumerate(zip(self.rows, self.labels.tolist(), strict=True)):
             query = {"query": row, "query_label": label, "query_class": names.get(label, "")}
             for s, neighbours in self.neighbours.items():
-                one = (neighbours.rows[i], neighbours.labels[i], neighbours.similarities[i])
-                near = zip(*(values.tolist() for values in one), strict=True)
-                for rank, (there, other, similarity) in enumerate(near, start=1):
+                columns = (neighbours.rows[i], neighbours.labels[i], neighbours.similarities[i])
+                near = zip(*(values.tolist() for values in columns), strict=True)
+                for rank, (corpus_row, near_label, similarity) in enumerate(near, start=1):
                     table.append(
                         query
-                        | {"layer": s, "rank": rank, "row": there, "label": other}
-                        | {"class": names.get(other, ""), "similarity": similarity}
+                        | {"layer": s, "rank": rank, "row": corpus_row, "label": near_label}
+                        | {"class": names.get(near_label, ""), "similarity": similarity}
                         | {"tokens": self.tokens}
                     )
         return pd.DataFrame(table)
 
     def figure(self, *, size: int = 74) -> go.Figure:
-        """The queries, each left of its nearest images by layer; a picture has `size` pixels."""
+        """Each query with its nearest images to the right, by layer; pictures are `size` pixels."""
         from vit_clt.analysis.retrieval.retrieved_figure import retrieved_figure
 
         return retrieved_figure(self, size)
@@ -95,45 +96,45 @@ def retrieve(
     """The k nearest images of the corpus to some of the queries, with all their pictures.
 
     Args:
-        index: the corpus' index.
-        described: `index.describe` of all queries.
-        queries: their images.
+        index: the index of the corpus.
+        described: what `index.describe` makes of all queries.
+        queries: the images of all queries.
         corpus: the images of the index (`index.check_corpus`).
-        rows: the queries that are searched for.
-        k: neighbours a query.
-        tokens: the token kind searched by.
-        own_rows: of all queries, as in `RetrievalIndex.search`.
+        rows: numbers of the queries that are searched for.
+        k: number of nearest images per query.
+        tokens: the token kind whose codes are compared.
+        own_rows: for all queries, as in `RetrievalIndex.search`.
         backend: as in `RetrievalIndex.search`.
 
     Raises:
-        InputError: what `RetrievalIndex.search` refuses, a model without its preprocessing, or an
-            image that cannot be read.
+        InputError: what `RetrievalIndex.search` refuses, the model has no preprocessing, or an
+            image cannot be read.
     """
-    chosen = list(rows)
-    found = index.search(
-        described.take(chosen),
+    query_rows = list(rows)
+    neighbours = index.search(
+        described.take(query_rows),
         k,
         tokens=tokens,
-        own_rows=None if own_rows is None else own_rows[chosen],
+        own_rows=None if own_rows is None else own_rows[query_rows],
         backend=backend,
     )
-    wanted = sorted({int(row) for near in found.values() for row in near.rows.ravel()})
+    shown = sorted({int(row) for near in neighbours.values() for row in near.rows.ravel()})
     pictures: dict[int, UInt8[np.ndarray, "height width 3"]] = {}
-    for start in range(0, len(wanted), corpus.batch_size):
-        batch = wanted[start : start + corpus.batch_size]
-        shown = pixels(index.vit, corpus.batch(batch)[0])
-        pictures |= dict(zip(batch, shown, strict=True))
+    for start in range(0, len(shown), corpus.batch_size):
+        batch = shown[start : start + corpus.batch_size]
+        batch_pictures = pixels(index.vit, corpus.batch(batch)[0])
+        pictures |= dict(zip(batch, batch_pictures, strict=True))
     facts = index.facts
     return Retrieved(
-        neighbours=found,
+        neighbours=neighbours,
         tokens=tokens,
-        rows=chosen,
-        labels=described.labels[chosen],
-        pictures=pixels(index.vit, queries.batch(chosen)[0]),
+        rows=query_rows,
+        labels=described.labels[query_rows],
+        pictures=pixels(index.vit, queries.batch(query_rows)[0]),
         corpus_pictures=pictures,
         class_names=facts.class_names,
         similarity=facts.similarity,
-        l0={s: index.corpus.l0[tokens][s] for s in found},
+        l0={s: index.corpus.l0[tokens][s] for s in neighbours},
         data=queries.name,
         corpus=facts.data,
         n_corpus=facts.n_images,

@@ -1,9 +1,9 @@
-"""Steering curves: what the classes' probabilities do as features are turned up or down.
+"""Steering curves: how class probabilities change as features are turned up or down.
 
-Every MLP is replaced with error nodes (`vit_clt.hooks.steer`), so that strength "as it is" is the
-model itself, and each number is the effect of the edit alone, everything downstream live. Beside
-the features chosen stand random ones of the same layers that fire about as often, steered alike.
-All of it is ours.
+Every MLP is replaced by the CLT with error nodes (`vit_clt.hooks.steer`), so that unedited codes
+give the model itself and each number is the effect of the edit alone, with everything downstream
+recomputed. The features are compared with random ones of the same layers that fire about as often
+and are steered alike. All of it is ours.
 """
 
 from __future__ import annotations
@@ -56,52 +56,53 @@ def steering_curve(
     seed: int = 0,
     progress: bool = False,
 ) -> SteeringCurve:
-    """Class probabilities at several strengths of some features, beside random ones.
+    """Class probabilities at several strengths of some features, compared with random features.
 
-    Clamps are in units of a feature's typical activation: the mean of z where it is active, over
-    these rows of all images of `data` (teacher trajectory). Probabilities are the softmax at the
-    model's own logit scale; intervals are bootstraps over the images read, NaN for a single one.
+    A clamp is in units of the feature's typical activation: the mean of z where it is active, over
+    these token rows of all images of `data` (teacher trajectory). Probabilities are the softmax at
+    the model's own logit scale; intervals are bootstraps over the images measured, NaN for one.
 
     Args:
         vit: the teacher, with no hooks attached.
         clt: its transcoder.
-        data: images; with labels accuracy and loss are read too.
+        data: images; with labels accuracy and loss are measured too.
         zs: the zero-shot classifier.
         features: (layer, feature), one or several that are steered together.
         kind: "clamp" to strength times the typical activation, or "scale" by the strength.
         values: the strengths; default: -2 to 6 (clamp), -1 to 4 (scale).
-        tokens: rows steered.
+        tokens: token rows that are steered.
         only_active: clamp only where the feature is active.
-        rows: images of `data` that are read; default: all.
+        rows: numbers of the images of `data` that are measured; default: all.
         target: class that is drawn and compared with the random features, by name or number
-            (`class_number`); default: the one whose probability moves most.
-        n_random: controls: as many features, of the same layers and of about the same firing rate.
-        clt_name: what the CLT is called.
-        seed: of controls and bootstraps.
+            (`class_number`); default: the one whose probability changes most.
+        n_random: number of random controls, each with as many features of the same layers and of
+            about the same firing rate.
+        clt_name: what the CLT is called in captions.
+        seed: seed of the controls and of the bootstraps.
         progress: show progress bars.
 
     Raises:
-        InputError: a feature, row, class or strength that cannot be, a feature that never fires on
-            these rows, a hook on `vit`, labels without names, or a CLT of another model.
+        InputError: a feature, image, class or strength does not exist, a feature never fires on
+            these rows, `vit` has a hook, a label has no class name, or the CLT is of another model.
     """
     data = as_image_data(data)
     check_prepared(vit, data)
     check_fits(vit, clt)
     label = None if target is None else class_number(zs.class_names, target)
-    chosen = [features] if isinstance(features, tuple) else list(features)
-    _check(vit, clt, chosen, kind, tokens, n_random)
+    together = [features] if isinstance(features, tuple) else list(features)
+    _check(vit, clt, together, kind, tokens, n_random)
     strengths = [float(v) for v in (STRENGTHS[kind] if values is None else values)]
     if not strengths or len(set(strengths)) < len(strengths) or not np.isfinite(strengths).all():
         raise InputError(
             "values", f"are {strengths}; expected different finite numbers, at least one."
         )
     strengths.sort()
-    shown = list(range(len(data))) if rows is None else list(rows)
-    check_images(shown, data)
+    measured = list(range(len(data))) if rows is None else list(rows)
+    check_images(measured, data)
 
-    layers = sorted({s for s, _ in chosen})
+    layers = sorted({s for s, _ in together})
     activity = feature_activity(vit, clt, data, layers, tokens=tokens, progress=progress)
-    versions = steered_versions(activity, chosen, n_random, seed, data.name)
+    versions = steered_versions(activity, together, n_random, seed, data.name)
     edits = {
         (version.name, strength): version.edits(kind, strength, tokens, only_active)
         for version in versions
@@ -110,15 +111,15 @@ def steering_curve(
     clean: list[Tensor] = []
     steered: dict[tuple[str, float], list[Tensor]] = {at: [] for at in edits}
     labels: list[Tensor] = []
-    total = len(shown) * len(edits)
+    total = len(measured) * len(edits)
     with tqdm(total=total, desc="steering", unit=" images", disable=not progress) as bar:
-        for start in range(0, len(shown), data.batch_size):
-            images, of_batch = data.batch(shown[start : start + data.batch_size])
+        for start in range(0, len(measured), data.batch_size):
+            images, batch_labels = data.batch(measured[start : start + data.batch_size])
             run = SteeredPass(vit, clt, images.to(clt.b_dec.device))
             clean.append(zs.logits(run.embeddings.double()).cpu())
-            labels.append(of_batch)
-            for at, each in edits.items():
-                steered[at].append(zs.logits(run.steered(each).double()).cpu())
+            labels.append(batch_labels)
+            for at, version_edits in edits.items():
+                steered[at].append(zs.logits(run.steered(version_edits).double()).cpu())
                 bar.update(len(images))
     reader = SteeredReader(
         torch.cat(clean), known_labels(zs, torch.cat(labels)), zs.class_names, seed
@@ -146,24 +147,25 @@ def steering_curve(
         tokens=tokens,
         only_active=only_active,
         target=label,
-        rows=[] if rows is None else shown,
+        rows=[] if rows is None else measured,
         class_names=zs.class_names,
         templates=zs.name,
         data=data.name,
         split=data.split,
         subject=Subject.of(vit, clt, clt_name),
-        l0=float(np.mean([each.fired.sum() / each.n_rows for each in activity.values()])),
-        n=len(shown),
+        l0=float(np.mean([layer.fired.sum() / layer.n_rows for layer in activity.values()])),
+        n=len(measured),
         n_typical=len(data),
         seed=seed,
     )
 
 
 def check_images(rows: Sequence[int], data: ImageData) -> None:
-    """Refuse rows of the data that there are not.
+    """Refuse numbers of images that the data does not have.
 
     Raises:
-        InputError: one out of range, one given twice (an image would count double), or none.
+        InputError: a number is out of range or given twice (the image would count double), or there
+            is none.
     """
     if not rows:
         raise InputError("query", "is empty; expected at least one image.")

@@ -1,4 +1,4 @@
-"""A steering curve as a result: readings of the model at every strength, and how they are told."""
+"""The result of a steering curve: measures of the model at every strength, in tables and words."""
 
 from __future__ import annotations
 
@@ -32,41 +32,40 @@ UNSTEERED = "unsteered"
 
 @dataclass(frozen=True)
 class SteeringCurve(Study):
-    """Readings of the model at every strength."""
+    """Measures of the model at every strength of the steered features."""
 
     name = "steering"
 
     frame: pd.DataFrame
-    """One row per version ("unsteered", "steered", "random j"), strength and measure: features,
-    raw (what z becomes, or the factor), class and label (of class measures), unit, value, low,
-    high, change (from the unsteered model, paired), change_low, change_high, n, and in steered rows
-    beyond (less the mean of the random ones, paired over images with those held), beyond_low,
-    beyond_high. Measures:
+    """One row per version ("unsteered", "steered", "random j"), strength and measure. Columns:
+    features, raw (the value that z is set to, or the factor), class and label (of class measures),
+    unit, value, low, high, change (from the unsteered model, paired), change_low, change_high, n,
+    and for the steered version beyond (value minus the mean of the random features, paired over
+    images, with the random features as given), beyond_low, beyond_high. Measures:
     "probability" (fraction) and "logit" of every class, "kl" (nats, KL of the unsteered model's
     probabilities from these), and with labels "top1" (fraction) and "loss" (nats)."""
     steered: Steered
     controls: list[Steered]
     kind: EditKind
     strengths: list[float]
-    """Times the typical activation (clamp), or the factor (scale)."""
+    """Multiples of the typical activation (clamp), or factors on z (scale)."""
     tokens: Rows
     only_active: bool
     target: int | None
-    """Class that is compared with the random features; None: the one whose probability moves most.
-    """
+    """Class compared with the random features; None for the one whose probability changes most."""
     rows: list[int]
-    """Images of `data` that are read; empty: all."""
+    """Numbers of the images of `data` that are measured; empty where all are."""
     class_names: list[str]
     templates: str
     data: str
     split: str | None
     subject: Subject
     l0: float
-    """Active features a row of the layers steered, unsteered, over all images of `data`."""
+    """Active features per row and steered layer of the unsteered model, over all of `data`."""
     n: int
-    """Images read."""
+    """Number of images measured."""
     n_typical: int
-    """Images of which typical activations and firing rates were taken."""
+    """Number of images that typical activations and firing rates were measured on."""
     seed: int
 
     @property
@@ -80,11 +79,11 @@ class SteeringCurve(Study):
 
     @property
     def unit(self) -> str:
-        """What strengths are counted in."""
+        """The unit of strengths, in words."""
         return "× typical activation" if self.kind == "clamp" else "factor on z"
 
     def moved_classes(self, n: int = 4) -> list[int]:
-        """The classes whose mean probability moves most over the strengths, `target` first."""
+        """The n classes whose mean probability changes most over the strengths, `target` first."""
         f = self.frame
         rows = f[(f["version"] == STEERED) & (f["measure"] == "probability")]
         change = rows.assign(size=rows["change"].abs()).groupby("label")["size"].max()
@@ -94,7 +93,7 @@ class SteeringCurve(Study):
         return ranked[:n]
 
     def facts(self) -> Facts:
-        """Images, features and edits; everything downstream is live."""
+        """Images, features and edits; everything downstream is recomputed."""
         return Facts(
             self.data,
             self.n,
@@ -117,7 +116,7 @@ class SteeringCurve(Study):
         )
 
     def caption(self) -> str:
-        """Images, edit, L0, and what stands after a value."""
+        """The images, the edit, L0, and what the numbers after a value are."""
         typical = ", ".join(f"{value:.3g}" for value in self.steered.typical)
         return (
             f"{self.data}, N = {self.n}, {self.steered.text()} on {rows_name(self.tokens)}, "
@@ -128,21 +127,24 @@ class SteeringCurve(Study):
         )
 
     def shown(self) -> pd.DataFrame:
-        """One row a strength, as text: probabilities (%), KL, accuracy and loss with their change
-        from the unsteered model, and of the first class, KL and loss what lies beyond the mean of
-        the random features (points, nats). Intervals are paired over images; the spread of the
-        values themselves is in the frame."""
-        named = self.moved_classes(3)
+        """One row per strength, as text.
+
+        Probabilities (%), KL, accuracy and loss stand with their change from the unsteered model;
+        the first class, KL and loss also with their value minus the mean of the random features
+        (points, nats). Intervals are paired over images; those of the values themselves are in the
+        frame.
+        """
+        shown_classes = self.moved_classes(3)
         rows = []
         for strength in [None, *self.strengths]:
             version = UNSTEERED if strength is None else STEERED
             row = {"strength": "unsteered" if strength is None else f"{strength:g}"}
-            for label in named:
-                found = self._at(version, strength, "probability", label)
+            for label in shown_classes:
+                probability = self._at(version, strength, "probability", label)
                 name = f"{self.class_names[label]} %"
-                row[name] = _with_change(found, 100, 2)
-                if label == named[0]:
-                    row[f"{name}, beyond random (points)"] = _beyond(found, 100, 2)
+                row[name] = _with_change(probability, 100, 2)
+                if label == shown_classes[0]:
+                    row[f"{name}, beyond random (points)"] = _beyond(probability, 100, 2)
             kl = self._at(version, strength, "kl", None)
             row["KL (nats)"] = f"{kl['value']:.4f}"
             row["KL beyond random"] = _beyond(kl, 1, 4)
@@ -162,9 +164,10 @@ class SteeringCurve(Study):
         return notes
 
     def metrics(self) -> list[Metric]:
-        """The steered model's probabilities, KL, accuracy and loss, by strength; the change of each
-        ("_change"), paired with the unsteered model; and what it is beyond the mean of the random
-        features ("_beyond_random"), paired with them.
+        """The steered model's probabilities, KL, accuracy and loss, by strength.
+
+        Beside each stand its change from the unsteered model ("_change") and its value minus the
+        mean of the random features ("_beyond_random"), both paired over images.
 
         Floor: the mean of the random features at that strength. Baseline: the unsteered model.
         """
@@ -173,22 +176,22 @@ class SteeringCurve(Study):
         random = shown[shown["version"].str.startswith("random")]
         floors = random.groupby(keys, dropna=False)["value"].mean().rename("floor").reset_index()
         rows = shown[shown["version"] == STEERED].merge(floors, on=keys)
-        found = []
+        metrics = []
         for r in rows.to_dict("records"):
-            of_class = "" if pd.isna(r["class"]) else f"_{r['class']}"
-            name = f"{self.kind}_{r['strength']:g}_{r['measure']}{of_class}"
+            class_part = "" if pd.isna(r["class"]) else f"_{r['class']}"
+            name = f"{self.kind}_{r['strength']:g}_{r['measure']}{class_part}"
             baseline, unit = r["value"] - r["change"], r["unit"]
             value = Interval(r["value"], r["low"], r["high"])
-            change, beyond = (Interval.from_columns(r, each) for each in ("change", "beyond"))
-            found += [
+            change, beyond = (Interval.from_columns(r, column) for column in ("change", "beyond"))
+            metrics += [
                 value.metric(name, unit, self.n, r["floor"], baseline),
                 change.metric(f"{name}_change", unit, self.n),
                 beyond.metric(f"{name}_beyond_random", unit, self.n),
             ]
-        return found
+        return metrics
 
     def figure(self) -> go.Figure:
-        """Changes by class; those of one class, KL, accuracy and loss beside the random ones'."""
+        """Changes by class; those of one class, KL, accuracy and loss beside random features."""
         from vit_clt.analysis.steering.curve_figure import curve_figure
 
         return curve_figure(self)
@@ -213,14 +216,14 @@ class SteeringCurve(Study):
         return (rows if strength is None else rows[rows["strength"] == strength]).iloc[0]
 
 
-def _with_change(found: pd.Series, factor: int, digits: int) -> str:
-    text = f"{factor * found['value']:.{digits}f}"
-    # nothing changed on any image; a single one has no interval
-    ends = (found[end] for end in ("change", "change_low", "change_high"))
+def _with_change(row: pd.Series, factor: int, digits: int) -> str:
+    text = f"{factor * row['value']:.{digits}f}"
+    # a change of 0 on every image is not shown; a single image has no interval
+    ends = (row[end] for end in ("change", "change_low", "change_high"))
     if all(end == 0 or isnan(end) for end in ends):
         return text
-    return f"{text}, {change_text(found, 'change', factor, digits)}"
+    return f"{text}, {change_text(row, 'change', factor, digits)}"
 
 
-def _beyond(found: pd.Series, factor: int, digits: int) -> str:
-    return "" if isnan(found["beyond"]) else change_text(found, "beyond", factor, digits)
+def _beyond(row: pd.Series, factor: int, digits: int) -> str:
+    return "" if isnan(row["beyond"]) else change_text(row, "beyond", factor, digits)

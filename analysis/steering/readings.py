@@ -1,4 +1,4 @@
-"""What steered logits say: probabilities, logits, KL, accuracy and loss, with their changes."""
+"""Measures of steered logits: probabilities, logits, KL, accuracy, loss, and their changes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ STEERED_UNITS |= {measure: UNITS[measure] for measure in MEASURES}
 
 
 class SteeredReader:
-    """Logits of one version of the model to rows of a table, changes paired with the unsteered one.
+    """Turns logits of versions of the model into table rows, with changes from the unsteered model
+    paired over images.
 
     Args:
         clean: logits of the unsteered model.
-        labels: None where they are not known.
-        class_names: in label order.
-        seed: of the bootstrap.
+        labels: labels of the images, or None where they are not known.
+        class_names: names of the classes, in label order.
+        seed: seed of the bootstrap.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class SteeredReader:
             "label": [*numbers, *numbers, None],
         }
         if labels is not None:
-            for name, found in self.index.items():
-                found += ["top1", "loss"] if name == "measure" else [None, None]
+            for name, values in self.index.items():
+                values += ["top1", "loss"] if name == "measure" else [None, None]
         self.before = self._columns(clean)
 
     def rows(
@@ -64,10 +65,15 @@ class SteeredReader:
         strength: float | None = None,
         **what: str,
     ) -> pd.DataFrame:
-        """One row a measure and class: value, change and their intervals; `what` in every row.
+        """One table row per measure and class: value, change and their intervals.
 
-        With controls also "beyond": value minus the mean of theirs, paired over images; which
-        controls were drawn is held in its interval. NaN without.
+        Args:
+            logits: logits of one version of the model.
+            controls: logits of the random controls. With them "beyond" is the value minus the mean
+                of theirs, paired over images; its interval takes the controls drawn as given.
+                Without them it is NaN.
+            strength: written into every row.
+            **what: further columns, the same in every row.
         """
         columns = self._columns(logits)
         change = columns - self.before
@@ -75,9 +81,9 @@ class SteeredReader:
         low, high = _ends(np.concatenate([columns, change], axis=1), self.seed)
         beyond = beyond_low = beyond_high = np.full(k, np.nan)
         if controls:
-            each = columns - np.mean([self._columns(control) for control in controls], axis=0)
-            beyond = each.mean(0)
-            beyond_low, beyond_high = _ends(each, self.seed)
+            gaps = columns - np.mean([self._columns(control) for control in controls], axis=0)
+            beyond = gaps.mean(0)
+            beyond_low, beyond_high = _ends(gaps, self.seed)
         frame = pd.DataFrame(
             {
                 **what,
@@ -107,10 +113,10 @@ class SteeredReader:
 
 
 def known_labels(zs: ZeroShot, labels: Int[Tensor, " image"]) -> Int[Tensor, " image"] | None:
-    """The labels, or None where none is known (all -1).
+    """The labels, or None where none is known (all are -1).
 
     Raises:
-        InputError: a label without a class name.
+        InputError: a label has no class name.
     """
     if (labels == -1).all():
         return None

@@ -18,7 +18,7 @@ READING = (
 def steering_report(
     study: SteeringCurve | SteeringSearch, title: str, facts: dict[str, str]
 ) -> str:
-    """The whole page as a string; `facts` are those of this study alone."""
+    """The page as self-contained HTML; `facts` are those that this kind of study adds."""
     facts = {
         **study.subject.facts(),
         "Images": f"{study.data}, N = {study.n}",

@@ -1,4 +1,4 @@
-"""What one feature, suppressed or doubled in the running model, does to the readings of a class."""
+"""How a class' logit and probability change when one feature is suppressed or doubled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
 SCALES = (0.0, 2.0)
-"""Factors on a feature: suppressed, and twice what it is."""
+"""Factors on a feature: 0 suppresses it, 2 doubles it."""
 
 
 @torch.no_grad()
@@ -34,10 +34,11 @@ def scaled_features(
     tokens: Rows,
     progress: bool,
 ) -> tuple[dict[str, float], Float[np.ndarray, "image feature scale measure"]]:
-    """The unsteered model's measures, and how each image's change with each feature scaled.
+    """The unsteered model's measures, and how those of each image change with each feature scaled.
 
-    Everything is live, with error nodes. Measures by name: "contrast" (the class' logit minus the
-    mean of the others'), "probability", "kl" and, with labels, "top1" and "loss".
+    Everything downstream is recomputed, with error nodes. Measures by name: "contrast" (the class'
+    logit minus the mean of the others'), "probability", "kl" and, with labels, "top1" and "loss".
+    The first result holds their means over images.
 
     Args:
         vit: the teacher, with no hooks attached.
@@ -45,8 +46,8 @@ def scaled_features(
         data: the images.
         zs: the zero-shot classifier, of at least two classes.
         label: the class.
-        features: scaled one at a time, by each of `SCALES`.
-        tokens: rows scaled.
+        features: the features that are scaled, one at a time, by each of `SCALES`.
+        tokens: token rows on which they are scaled.
         progress: show a progress bar.
     """
     labels = torch.cat([batch for _, batch in data])
@@ -62,17 +63,17 @@ def scaled_features(
     with bar:
         for start in range(0, len(data), data.batch_size):
             batch = slice(start, min(start + data.batch_size, len(data)))
-            images, of_batch = data.batch(range(batch.start, batch.stop))
+            images, batch_labels = data.batch(range(batch.start, batch.stop))
             run = SteeredPass(vit, clt, images.to(clt.b_dec.device))
             clean = zs.logits(run.embeddings.double()).cpu()
-            before[batch] = _columns(clean, clean, label, of_batch if labelled else None)
-            for at in order:
-                s, i = features[at]
+            before[batch] = _columns(clean, clean, label, batch_labels if labelled else None)
+            for column in order:
+                s, i = features[column]
                 for j, scale in enumerate(SCALES):
                     embeddings = run.steered([Edit(s, i, "scale", scale, tokens)])
                     logits = zs.logits(embeddings.double()).cpu()
-                    columns = _columns(logits, clean, label, of_batch if labelled else None)
-                    changes[batch, at, j] = columns - before[batch]
+                    values = _columns(logits, clean, label, batch_labels if labelled else None)
+                    changes[batch, column, j] = values - before[batch]
                 bar.update(len(images))
     return dict(zip(names, before.mean(0).tolist(), strict=True)), changes
 

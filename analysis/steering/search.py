@@ -1,16 +1,17 @@
-"""Which features move one class? Ranked by direct effect on one half of the images, measured on
-the other.
+"""Which features move one class? They are ranked by direct effect on one half of the images, and
+steered on the other half.
 
-The reading is the class' logit minus the mean of the other classes' (softmax is blind to what all
-of them share). With attention held and the MLPs cut (`vit_clt.hooks.FrozenPass`) feature i of layer
-s adds to it, to first order,
+The number that is explained is the contrast: the class' logit minus the mean of the other classes'
+logits (softmax ignores what all classes share). With attention held and the MLPs cut
+(`vit_clt.hooks.FrozenPass`) feature i of layer s adds to it, to first order,
 
     effect(s, i) = sum over rows of z_{s,i} * sum over l of <W_dec[s->l]_i, G_l>
 
-G_l being the reading's gradient at y_l, all norms differentiated; its mean over images ranks, as
-|effect|. Taking a feature away is no small change, and later features answer to it. So the first
-of the ranking are then suppressed and turned up in the running model with error nodes, everything
-live, beside random features of the same layers that fire about as often. All of it is ours.
+where G_l is the gradient of the contrast at y_l, all norms differentiated. Features are ranked by
+the size of its mean over images. Taking a feature away is not a small change, and later features
+respond to it. So the first features of the ranking are then suppressed and doubled in the running
+model with error nodes, everything downstream recomputed, and compared with random features of the
+same layers that fire about as often. All of it is ours.
 """
 
 from __future__ import annotations
@@ -58,25 +59,26 @@ def steering_search(
 ) -> SteeringSearch:
     """Rank all features by their direct effect on a class, and measure the first of them.
 
-    A random half of the images ranks; steering is measured on the other, so that the choice is not
-    measured on what it was made on.
+    A random half of the images is used for the ranking and the other half for steering, so that
+    features are not measured on the images that they were chosen on.
 
     Args:
         vit: the teacher, with no hooks attached; it must pool the class token.
         clt: its transcoder.
-        data: at least four images; with labels accuracy and loss are read too.
+        data: at least four images; with labels accuracy and loss are measured too.
         zs: the zero-shot classifier, of at least two classes.
         target: the class, by name or number (`class_number`).
-        top: features measured.
-        tokens: rows whose codes count, and are steered.
-        n_random: random features measured beside each.
-        clt_name: what the CLT is called.
-        seed: of the halves, the random features, permutations and bootstraps.
+        top: number of features that are steered.
+        tokens: token rows whose codes count in the ranking and are steered.
+        n_random: number of random features steered beside each.
+        clt_name: what the CLT is called in captions.
+        seed: seed of the halves, the random features, permutations and bootstraps.
         progress: show progress bars.
 
     Raises:
-        InputError: an unknown class, an argument out of range, too few images, no feature that
-            fires, a hook on `vit`, labels without names, or a CLT or model that cannot serve.
+        InputError: the class is unknown, an argument is out of range, there are too few images, no
+            feature fires, `vit` has a hook or does not pool the class token, a label has no class
+            name, or the CLT is of another model.
     """
     data = as_image_data(data)
     check_prepared(vit, data)
@@ -97,33 +99,33 @@ def steering_search(
 
     effects, activity = contrast_effects(vit, clt, ranking, zs, label, tokens, progress)
     n_layers, n_features = effects.shape
-    n_searched = sum(int((each.fired > 0).sum()) for each in activity.values())
+    n_searched = sum(int((layer.fired > 0).sum()) for layer in activity.values())
     if not n_searched:
         raise InputError(f"no feature is active on these rows of {data.name}; expected some.")
-    # an effect may be 0 (rows that nothing reads), but a silent feature is never found
+    # an effect may be 0 (on rows that nothing reads), but a silent feature is never a candidate
     fires = np.stack([activity[s].fired > 0 for s in range(n_layers)])
     order = np.argsort(np.where(fires, -np.abs(effects), 1), axis=None, kind="stable")
     ranked = order[: min(top, n_searched)]
-    found: list[Feature] = [divmod(int(at), n_features) for at in ranked]
-    used: dict[int, set[int]] = {s: {i for t, i in found if t == s} for s in range(n_layers)}
-    wanted: list[tuple[int, str, Feature]] = []
-    for rank, (s, i) in enumerate(found):
-        wanted.append((rank, "found", (s, i)))
+    candidates: list[Feature] = [divmod(int(at), n_features) for at in ranked]
+    used: dict[int, set[int]] = {s: {i for t, i in candidates if t == s} for s in range(n_layers)}
+    steered: list[tuple[int, str, Feature]] = []
+    for rank, (s, i) in enumerate(candidates):
+        steered.append((rank, "found", (s, i)))
         for other in activity[s].alike(i, n_random, rng, used[s]):
             used[s].add(other)
-            wanted.append((rank, "random", (s, other)))
+            steered.append((rank, "random", (s, other)))
 
     before, changes = scaled_features(
-        vit, clt, measuring, zs, label, [each for _, _, each in wanted], tokens, progress
+        vit, clt, measuring, zs, label, [feature for _, _, feature in steered], tokens, progress
     )
     samples = bootstrap_means(changes.reshape(len(changes), -1), seed)
     samples = samples.reshape(len(samples), *changes.shape[1:])
     beside = [
-        [at for at, (other, role, _) in enumerate(wanted) if other == rank and role == "random"]
-        for rank in range(len(found))
+        [at for at, (other, role, _) in enumerate(steered) if other == rank and role == "random"]
+        for rank in range(len(candidates))
     ]
     rows: list[dict[str, Any]] = []
-    for at, (rank, role, (s, i)) in enumerate(wanted):
+    for at, (rank, role, (s, i)) in enumerate(steered):
         for j, scale in enumerate(SCALES):
             row: dict[str, Any] = {"candidate": rank, "role": role, "layer": s, "feature": i}
             row |= {"rate": activity[s].rate(i), "image_rate": activity[s].image_rate(i)}
@@ -140,16 +142,16 @@ def steering_search(
                     row |= Interval.of(beyond, draws).columns(f"{measure}_beyond")
             rows.append(row)
     frame = pd.DataFrame(rows)
-    chosen = [at for at, (_, role, _) in enumerate(wanted) if role == "found"]
+    candidate_columns = [at for at, (_, role, _) in enumerate(steered) if role == "found"]
     suppressed = frame[(frame["role"] == "found") & (frame["scale"] == SCALES[0])]
     predicted, measured = (suppressed[name].to_numpy() for name in ("predicted", "contrast"))
-    contrast_draws = samples[:, chosen, 0, 0]
+    contrast_draws = samples[:, candidate_columns, 0, 0]
     agreement = None
-    if len(found) >= MIN_SOURCES:
+    if len(candidates) >= MIN_SOURCES:
         agreement = row_agreement(
             predicted, measured, effect_draws=contrast_draws, seed=seed
         ).spearman
-    n_rows = sum(each.n_rows for each in activity.values())
+    n_rows = sum(layer.n_rows for layer in activity.values())
     return SteeringSearch(
         frame=frame,
         baseline=before,
@@ -159,7 +161,7 @@ def steering_search(
         target=zs.class_names[label],
         label=label,
         tokens=tokens,
-        l0=sum(float(each.fired.sum()) for each in activity.values()) / n_rows,
+        l0=sum(float(layer.fired.sum()) for layer in activity.values()) / n_rows,
         n_searched=n_searched,
         n_ranked=len(ranking),
         n=len(measuring),

@@ -1,4 +1,4 @@
-"""A steering search as a result: the features found, and how they are told."""
+"""The result of a steering search: the features found, in tables and words."""
 
 from __future__ import annotations
 
@@ -26,38 +26,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SteeringSearch(Study):
-    """The features found, what steering each does, and what random ones do."""
+    """The features found, and the effect of steering each beside that of random features."""
 
     name = "steering"
 
     frame: pd.DataFrame
     """One row per feature and scale: candidate (its rank, from 0), role ("found" or "random"),
-    layer, feature, rate, image_rate, cls_rate (shares active of the rows steered, of images, on one
-    such row or more, and of CLS rows) and effect (all on the ranking half), scale,
-    predicted ((scale - 1) * effect), and measured changes on the other half, paired with the
-    unsteered model, each with _low and _high: contrast (logit minus the mean of the others'),
-    probability, kl and, with labels, top1 and loss. Of features found also each minus the mean of
-    the random ones beside it, paired over images with those held: contrast_beyond, ..."""
+    layer, feature; on the ranking half rate, image_rate, cls_rate (shares of the rows steered, of
+    images and of CLS rows on which it is active) and effect; scale, predicted
+    ((scale - 1) * effect); and the changes measured on the other half, paired with the unsteered
+    model, each with _low and _high: contrast (logit minus the mean of the others'), probability, kl
+    and, with labels, top1 and loss. Features found also have each change minus the mean of the
+    random ones beside them, paired over images, random features as given: contrast_beyond, ..."""
     baseline: dict[str, float]
     """The measures of the unsteered model on the measuring half."""
     agreement: Agreement | None
-    """Spearman of predicted and measured contrast over the features found, suppressed; its interval
-    holds the prediction. None for fewer than three."""
+    """Spearman correlation of the predicted and the measured change of contrast over the features
+    found, each suppressed; its interval takes predictions as given. None for fewer than three."""
     slope: Interval
-    """Of measured on predicted contrast over the features found, suppressed: sum m p / sum p^2,
-    predictions held in its interval; NaN where all predictions are 0."""
+    """Slope of measured (m) on predicted (p) changes of contrast over the features found, each
+    suppressed: sum m p / sum p^2. Its interval takes predictions as given; NaN where all are 0."""
     asked: str
     """The class as it was asked for."""
     target: str
     label: int
     tokens: Rows
     l0: float
-    """Active features a row and layer, on the ranking half (teacher trajectory)."""
+    """Active features per row and layer on the ranking half (teacher trajectory)."""
     n_searched: int
     """Features that fire on the ranking half, over all layers."""
     n_ranked: int
+    """Images that the ranking is computed on."""
     n: int
-    """Images ranked on, and images measured on."""
+    """Images that steering is measured on."""
     data: str
     split: str | None
     subject: Subject
@@ -66,7 +67,7 @@ class SteeringSearch(Study):
 
     @property
     def found(self) -> list[Feature]:
-        """The features in order of |effect|."""
+        """The features found, in order of |effect|."""
         rows = self.frame[(self.frame["role"] == "found") & (self.frame["scale"] == SCALES[0])]
         return list(zip(rows["layer"].tolist(), rows["feature"].tolist(), strict=True))
 
@@ -86,7 +87,7 @@ class SteeringSearch(Study):
         return self.frame.copy()
 
     def facts(self) -> Facts:
-        """Images that are measured, class, and what the numbers stand beside."""
+        """Images that are measured, class, and what the numbers are compared with."""
         return Facts(
             self.data,
             self.n,
@@ -117,11 +118,12 @@ class SteeringSearch(Study):
         )
 
     def shown(self) -> pd.DataFrame:
-        """One row a feature found, as text: how often it fires (rows steered, images, CLS rows),
-        then predicted and measured contrast, what of it lies beyond the random features,
-        probability, loss.
+        """One row per feature found and scale, as text.
 
-        A feature that is on for every CLS row fires on few of all rows and yet detects nothing.
+        It says how often the feature fires (rows steered, images, CLS rows), the predicted and the
+        measured change of contrast, the latter minus that of random features, and the changes of
+        probability and loss. A feature that is active on every CLS row fires on few of all rows and
+        yet detects nothing.
         """
         frame, rows = self.frame, []
         for r in frame[frame["role"] == "found"].to_dict("records"):
@@ -147,7 +149,7 @@ class SteeringSearch(Study):
         return [self.agreement_text(), edits_text("scale")]
 
     def agreement_text(self) -> str:
-        """How well prediction and measurement agree, in a sentence."""
+        """A sentence on how well prediction and measurement agree."""
         a = self.agreement
         if a is None or isnan(a.value):
             return "Too few features to say whether prediction and measurement agree."
@@ -160,8 +162,9 @@ class SteeringSearch(Study):
         )
 
     def metrics(self) -> list[Metric]:
-        """Every change of the features found, floor: the mean of their random ones; what lies
-        beyond those ("_beyond_random"); agreement of prediction and measurement, and its slope."""
+        """Every change of the features found, with the mean of their random features as floor, and
+        the change minus that mean ("_beyond_random"); the agreement and slope of prediction and
+        measurement."""
         metrics = [
             Metric(f"unsteered_{name}", value, STEERED_UNITS[name], self.n)
             for name, value in self.baseline.items()
@@ -171,7 +174,7 @@ class SteeringSearch(Study):
                 name = f"{r['layer']}:{r['feature']}_scale_{r['scale']:g}_delta_{measure}"
                 floor = self.random_mean(r["candidate"], r["scale"], measure)
                 unit, beyond = STEERED_UNITS[measure], f"{measure}_beyond"
-                change, past = (Interval.from_columns(r, each) for each in (measure, beyond))
+                change, past = (Interval.from_columns(r, column) for column in (measure, beyond))
                 metrics += [
                     change.metric(name, unit, self.n, floor, 0.0),
                     past.metric(f"{name}_beyond_random", unit, self.n),

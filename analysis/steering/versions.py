@@ -20,7 +20,7 @@ STEERED = "steered"
 
 @dataclass(frozen=True)
 class Steered:
-    """Some features that are steered together, and what they do unsteered."""
+    """Some features that are steered together, and how active they are in the unsteered model."""
 
     name: str
     """"steered", or "random 0", "random 1", ..."""
@@ -28,30 +28,32 @@ class Steered:
     rates: list[float]
     """Share of the rows on which each is active."""
     typical: list[float]
-    """Mean of z where it is active: the unit of clamps."""
+    """Mean of z of each feature over the rows where it is active: the unit of clamps."""
     image_rates: list[float]
-    """Share of the images on which each is active on one of these rows or more."""
+    """Share of the images in which each is active on at least one of these rows."""
     cls_rates: list[float]
     """Share of the CLS rows on which each is active; NaN where CLS is not steered."""
     typical_by_kind: list[tuple[float, float]]
-    """`typical` over CLS rows alone, and over the other rows alone; 0 where it never fires."""
+    """Mean of z of each feature where it is active, over CLS rows and over patch rows; 0 where it
+    never fires."""
 
     def edits(
         self, kind: EditKind, strength: float | int, tokens: Rows, only_active: bool
     ) -> list[Edit]:
-        """An edit a feature: clamped to strength times its typical activation, or scaled by it."""
+        """One edit for each feature, which clamps z to `strength` times its typical activation, or
+        scales z by `strength`."""
         return [
             Edit(s, i, kind, value, tokens, only_active)
             for (s, i), value in zip(self.features, self.values(kind, strength), strict=True)
         ]
 
     def values(self, kind: EditKind, strength: float | int) -> list[float]:
-        """What each z becomes (clamp), or the factor on it (scale)."""
+        """The value that each z is set to (clamp), or the factor on it (scale)."""
         units = self.typical if kind == "clamp" else [1.0] * len(self.features)
         return [strength * unit for unit in units]
 
     def activity_text(self) -> str:
-        """Typical activation and rates of each, those of CLS rows beside: all rows mix both."""
+        """Typical activation and firing rates of each feature, over all rows and over CLS rows."""
         parts = []
         for i, (s, feature) in enumerate(self.features):
             text = f"{s}:{feature}: {self.typical[i]:.3g}"
@@ -65,35 +67,35 @@ class Steered:
         return "; ".join(parts)
 
     def text(self) -> str:
-        """ "7:123, 8:4"."""
+        """The features, as in "7:123, 8:4"."""
         return features_text(self.features)
 
 
 def features_text(features: Sequence[Feature]) -> str:
-    """ "7:123, 8:4"."""
+    """Features as "layer:feature", joined by commas, as in "7:123, 8:4"."""
     return ", ".join(f"{s}:{i}" for s, i in features)
 
 
 def steered_versions(
     activity: dict[int, FeatureActivity],
-    chosen: Sequence[Feature],
+    features: Sequence[Feature],
     n_random: int,
     seed: int,
     data: str,
 ) -> list[Steered]:
-    """The chosen features, then as many random ones of the same layers, `n_random` times.
+    """The features to steer, followed by `n_random` sets of as many random ones of the same layers.
 
     Args:
-        activity: of every layer chosen, on the rows steered.
-        chosen: the features.
-        n_random: controls.
-        seed: of the draw.
-        data: name of the images, for the message.
+        activity: activity of every layer of the features, on the rows steered.
+        features: the features.
+        n_random: number of random sets, which are the controls.
+        seed: seed of the random sets.
+        data: name of the images, for the error message.
 
     Raises:
-        InputError: a chosen feature that never fires there, or too few others.
+        InputError: a feature never fires on these rows, or too few others do.
     """
-    for s, i in chosen:
+    for s, i in features:
         if not activity[s].fired[i]:
             raise InputError(
                 "feature",
@@ -101,22 +103,22 @@ def steered_versions(
                 "fires, as strengths are in units of its activation.",
             )
     rng = np.random.default_rng(seed)
-    used: dict[int, set[int]] = {s: {i for t, i in chosen if t == s} for s in activity}
+    used: dict[int, set[int]] = {s: {i for t, i in features if t == s} for s in activity}
     drawn: list[list[Feature]] = [[] for _ in range(n_random)]
-    for s, i in chosen:
+    for s, i in features:
         for control, other in zip(drawn, activity[s].alike(i, n_random, rng, used[s]), strict=True):
             control.append((s, other))
             used[s].add(other)
-    names = {STEERED: list(chosen)} | {f"random {j}": each for j, each in enumerate(drawn)}
+    sets = {STEERED: list(features)} | {f"random {j}": random for j, random in enumerate(drawn)}
     return [
         Steered(
             name,
-            features,
-            [activity[s].rate(i) for s, i in features],
-            [activity[s].typical(i) for s, i in features],
-            [activity[s].image_rate(i) for s, i in features],
-            [activity[s].cls_rate(i) for s, i in features],
-            [activity[s].typical_by_kind(i) for s, i in features],
+            members,
+            [activity[s].rate(i) for s, i in members],
+            [activity[s].typical(i) for s, i in members],
+            [activity[s].image_rate(i) for s, i in members],
+            [activity[s].cls_rate(i) for s, i in members],
+            [activity[s].typical_by_kind(i) for s, i in members],
         )
-        for name, features in names.items()
+        for name, members in sets.items()
     ]

@@ -13,7 +13,7 @@ COMPARED = {
     "floor": "mean of random features of the same layer and of about the same firing rate",
     "baseline": "the unsteered model",
 }
-"""What every steering study's numbers stand beside, for metrics.json."""
+"""What the numbers of every steering study are compared with, for metrics.json."""
 _EDITS: dict[EditKind, str] = {
     "clamp": "A clamped feature takes the value on every row named, active or not: strength 1 is "
     "not the model as it is, and rows on which the feature is silent meet what they never do.",
@@ -32,20 +32,23 @@ MIXED_ROWS = (
 
 
 def edits_text(kind: EditKind, only_active: bool = False) -> str:
-    """What an edit of this kind does to the codes, in a sentence."""
+    """A sentence on what an edit of this kind does to the codes."""
     return _ONLY_ACTIVE if kind == "clamp" and only_active else _EDITS[kind]
 
 
 def rows_name(tokens: Rows) -> str:
-    """The rows in words."""
+    """The token rows in words."""
     from vit_clt.analysis.reporting.style import ROW_NAMES
 
     return ROW_NAMES[tokens] if isinstance(tokens, str) else f"rows {', '.join(map(str, tokens))}"
 
 
 def change_text(row: Any, name: str, factor: int, digits: int) -> str:
-    """With its interval, which a single image does not have; `digits` decimals, more where the
-    largest end would have fewer than two digits that count: 0.00 (0.00 to 0.00) says nothing."""
+    """The change in column `name` of a table row, times `factor`, with its interval.
+
+    A single image has no interval. The text has `digits` decimals, or more where the largest end
+    would otherwise show fewer than two significant digits: 0.00 (0.00 to 0.00) says nothing.
+    """
     ends = [factor * row[name + end] for end in ("", "_low", "_high")]
     size = max(abs(end) for end in ends if not isnan(end))
     if size:

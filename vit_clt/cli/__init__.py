@@ -1,4 +1,4 @@
-"""The `vit-clt` command. Nothing here imports torch before a command runs."""
+"""The `vit-clt` command. This package does not import torch before a command runs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ __all__ = ["COMMANDS", "main", "script"]
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0 done, 2 bad input (one sentence on stderr), 1 anything else."""
+    """Run one command and return its exit code.
+
+    The code is 0 if the command is done, 2 for bad input (one sentence on stderr), and 1 for any
+    other error.
+    """
     args = list(sys.argv[1:] if args is None else args)
     if args == ["--version"]:
         print(f"vit-clt {__version__}")
         return 0
     try:
         command = parse(args)
-    except BrokenPipeError:  # whoever read the help has read enough
+    except BrokenPipeError:  # the reader of the help, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except InputError as error:
@@ -59,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         print(f"{stop}; --resume goes on from there", file=sys.stderr)
         return 1
-    except Exception as error:  # the last stop before the user: one line, or all of it on request
+    except Exception as error:  # the user gets one line, or the traceback on request
         if command.traceback:
             traceback.print_exc()
         summary = f"{type(error).__name__}: {error}"
@@ -74,8 +78,8 @@ def script() -> None:
 
 
 def _load_libraries(modules: Sequence[str]) -> None:
-    # what a command uses anyway, first of all; docs/performance.md says what each library costs.
-    # They make a million objects that stay: looking for garbage among them took a sixth of the time
+    # the command needs these libraries anyway; docs/performance.md says how long each one takes.
+    # They make a million objects that stay, and collecting garbage took a sixth of the import time
     gc.disable()
     try:
         for module in modules:
@@ -83,7 +87,7 @@ def _load_libraries(modules: Sequence[str]) -> None:
     finally:
         gc.freeze()
         gc.enable()
-    # their bars and notices would drown ours
+    # the progress bars and notices of other libraries would hide ours
     if "datasets" in sys.modules:
         import datasets
 
@@ -94,9 +98,9 @@ def _load_libraries(modules: Sequence[str]) -> None:
 
 
 def _with_flags(error: InputError, args: Sequence[str]) -> str:
-    """The error's sentence, in which arguments are spelled as the options of the command."""
-    named = bool(args) and args[0] in COMMANDS
-    return _one_sentence(error.spelled(partial(flag, args[0])) if named else str(error))
+    """The sentence of the error, with arguments spelled as the options of the command."""
+    known = bool(args) and args[0] in COMMANDS
+    return _one_sentence(error.spelled(partial(flag, args[0])) if known else str(error))
 
 
 def _one_sentence(text: str) -> str:

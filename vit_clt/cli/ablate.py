@@ -14,29 +14,29 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Ablate(CLTOptions, StudyOptions, SeedOptions):
-    """Keep or drop source layers of one or several layers' reconstructions, and read the model.
+    """Keep or drop source layers of one or several layers' reconstructions: accuracy and loss.
 
     Example: vit-clt ablate --clt out/clt --data digits --rankings projection last random
     --fill mean --out out/ablation
     """
 
     tokens: TokenKind = "cls"
-    """Rows overwritten."""
+    """Token rows of the target that are overwritten."""
     target: str = "-1"
-    """Layer whose MLP output is overwritten; -1 is the last; several (4,7-11) or all at once."""
+    """Layer whose MLP output is overwritten (-1 is the last), or several at once: 4,7-11 or all."""
     fill: Fill = "zero"
     """What stands in for a dropped term."""
     kind: ScoreKind = "projection"
     """Score that ranks the sources."""
     rankings: tuple[Ranking, ...] = ()
-    """Orders in which sources are kept or dropped: kinds of score, last (deepest first), bottom
-    (lowest score first), random; default: --kind alone."""
+    """Orders in which sources are kept or dropped: a kind of score (highest first), last (deepest
+    first), bottom (lowest score first) or random; default: --kind alone."""
     draws: int = 5
-    """How many random orders."""
+    """Number of random orders."""
     sources: str | None = None
-    """A set of source layers to keep, and to drop, beside the curves, e.g. 8,9,11."""
+    """A set of source layers, e.g. 8,9,11, that is kept and dropped in addition to the curves."""
     templates: Templates = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Ablate, draw, and report."""

@@ -34,38 +34,40 @@ STUDY_FILE, RUNS = "study.json", "runs"
 class Audit(CLTOptions, StudyOptions):
     """Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10, D11) and a verdict.
 
-    The plan and its cost are printed first. Rivals are trained into OUT/runs, where --resume goes
-    on, or given with --per-layer and --variants; --no-train leaves out what is not given.
+    The plan and its cost are printed first. The transcoders that the CLT is compared with (rivals)
+    are trained in OUT/runs, where --resume goes on, or given with --per-layer and --variants.
+    --no-train leaves out those that are not given.
 
     Example: vit-clt audit --clt out/clt --data digits --preset demo --out out/audit
     """
 
     tokens: TokenKind = "cls"
-    """Rows scored, and overwritten at the target."""
+    """Token rows that are scored, and overwritten at the target."""
     target: int = -1
-    """Layer whose reconstruction is taken apart; -1 is the last."""
+    """Layer whose reconstruction is taken apart into source layers; -1 is the last."""
     keep: int = 4
-    """Sources a keep-set holds."""
+    """Number of source layers that are kept."""
     templates: Templates = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
     train_data: str | None = None
-    """Images for rivals and ridge, a form as in --data; default: the train split of --data."""
+    """Images that rivals and ridge regressions are fitted on, a form as in --data; default: the
+    train split of --data."""
     train_limit: int | None = None
-    """First N of them only."""
+    """Use only the first N of these images."""
     train: bool = True
     """Train the rivals that are not given."""
     full: bool = False
-    """Variants: every seed x sparsifier x initialisation, at the CLT's own width."""
+    """Train variants of every seed x sparsifier x initialisation, as wide as the CLT."""
     per_layer: tuple[str, ...] = ()
     """Per-layer transcoders of the same teacher, already trained (D1), instead of training them."""
     variants: tuple[str, ...] = ()
     """CLTs of the same teacher, already trained (D8), instead of training them."""
     k: int | None = None
-    """Active features a token and layer of the rivals; default: the CLT's own k."""
+    """Active features per token row and layer of the rivals; default: the k of the CLT."""
     plan: bool = False
-    """Print what would be trained and what it costs, and stop."""
+    """Print what would be trained and what it would cost, and stop."""
     resume: bool = False
-    """Go on with the audit in --out; finished rivals stay."""
+    """Go on with the audit in --out; finished rivals are kept."""
     preset: Preset = "small"
     """Hyperparameters of the rivals to start from; options override them."""
     training: tyro.conf.OmitArgPrefixes[TrainConfig] = field(
@@ -74,9 +76,9 @@ class Audit(CLTOptions, StudyOptions):
 
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Audit:
-        """What options start from, given the --preset among them."""
+        """The options' defaults, which depend on --preset."""
         start = cls(out=Path(), clt="", training=preset_in(args))
-        start.out = start.clt = tyro.MISSING  # they must be given
+        start.out = start.clt = tyro.MISSING  # both options are required
         return start
 
     def run(self) -> None:
@@ -146,7 +148,7 @@ class Audit(CLTOptions, StudyOptions):
         return not self.train if option == "no-train" else bool(getattr(self, option) or 0)
 
     def _training_images(self, vit: HookedViT, data: ImageData) -> ImageData:
-        # --split names the images that are studied, never those that are trained on
+        # --split names the images that are studied, not those that are trained on
         options = replace(
             self, data=self.train_data or self.data, limit=self.train_limit, split=None
         )
@@ -178,32 +180,34 @@ class Audit(CLTOptions, StudyOptions):
         """Rivals already trained, by option, each checked against the teacher."""
         from vit_clt.analysis.auditing.rivals import SavedCLTs
 
-        found = {}
+        clts = {}
         for option, places in (("per_layer", self.per_layer), ("variants", self.variants)):
             if not places:
                 continue
             if len(set(places)) < len(places):
                 raise InputError(option, "names one folder twice; expected different ones.")
             saved = SavedCLTs(dict(zip(distinct_names(places), places, strict=True)), self.device)
-            for name, each in saved:
-                if each.config.cross_layer == (option == "per_layer"):
-                    kind = "cross-layer" if each.config.cross_layer else "per-layer"
+            for name, clt in saved:
+                if clt.config.cross_layer == (option == "per_layer"):
+                    kind = "cross-layer" if clt.config.cross_layer else "per-layer"
                     raise InputError(option, f"names {name}, which is a {kind} transcoder.")
-                self.check_teacher(vit, each)
-            found[option] = saved
-        return found
+                self.check_teacher(vit, clt)
+            clts[option] = saved
+        return clts
 
     def _print_plan(self, vit: HookedViT, fit: ImageData, runs: Sequence[RivalRun]) -> None:
-        """What will be trained, and its cost by formula and short trials, before anything is."""
+        """Print what will be trained, and its cost by formula and by short trials."""
         from vit_clt.analysis.auditing.rivals import is_finished
         from vit_clt.training.cost import duration, estimate
         from vit_clt.training.trial import seconds_per_step
         from vit_clt.transcoder.model import CrossLayerTranscoder
 
         missing = [run for run in runs if not is_finished(run, self.out / RUNS) or self.overwrite]
-        done = f"; finished already: {len(runs) - len(missing)}" if len(missing) < len(runs) else ""
+        finished = (
+            f"; finished already: {len(runs) - len(missing)}" if len(missing) < len(runs) else ""
+        )
         if not missing:
-            print(f"nothing is trained{done}")
+            print(f"nothing is trained{finished}")
             return
         total, memory, disk = 0.0, 0, 0
         for run in missing:
@@ -231,6 +235,6 @@ class Audit(CLTOptions, StudyOptions):
         print(
             f"to train: {len(missing)}, on {fit.name} ({len(fit)} images), about "
             f"{duration(total)}, {memory / 2**30:.1f} GiB of memory, {disk / 2**30:.1f} GiB of "
-            f"disk{done}; then the studies, a few passes of the ViT for each layer",
+            f"disk{finished}; then the studies, a few passes of the ViT for each layer",
             flush=True,
         )

@@ -10,7 +10,7 @@ from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, layer_num
 
 @dataclass(kw_only=True)
 class Cascade(CLTOptions, StudyOptions, SeedOptions):
-    """The CLT in place of layers s to the last, for every s: accuracy, loss and floors.
+    """Accuracy, loss and floors with the CLT in place of the MLPs from layer s on, for every s.
 
     Example: vit-clt cascade --clt out/clt --data digits --inputs stream teacher --out out/cascade
     """
@@ -18,11 +18,11 @@ class Cascade(CLTOptions, StudyOptions, SeedOptions):
     layers: str | None = None
     """First layers s, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer."""
     tokens: tuple[TokenKind, ...] = ("cls", "patch", "all")
-    """Rows replaced, one kind or several."""
+    """Token rows whose MLP outputs are replaced, one kind or several."""
     inputs: tuple[Inputs, ...] = ("stream",)
-    """Where codes come from: the live stream, an unaltered pass, or both."""
+    """Where codes come from: the live stream (stream), a clean pass (teacher), or both."""
     templates: Templates = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Replace, read, and report."""

@@ -23,21 +23,23 @@ class Causal(ModelOptions, StudyOptions, SeedOptions):
     """
 
     clt: str | None = None
-    """CLT folder or Hub id whose contribution scores are compared. The effects need none."""
+    """Folder or Hub id of a CLT whose contribution scores are compared with the effects; without it
+    the effects are measured alone."""
     any_teacher: bool = False
-    """Compare the CLT also with a model it was not trained on."""
+    """Accept a CLT that was trained on another model."""
     tokens: TokenKind = "cls"
-    """Rows scored at the targets."""
+    """Token rows that are scored at the target layers."""
     ablated: TokenKind = "all"
-    """Rows overwritten at the ablated layers."""
+    """Token rows that are overwritten at the ablated layers."""
     site: Site = "mlp"
-    """Outputs that are overwritten: those of MLPs or of attention layers."""
+    """Outputs that are overwritten: those of MLPs (mlp) or of attention layers (attn)."""
     fill: Fill = "mean"
-    """What is written there: the mean over the images, another image's rows, or zeros."""
+    """What is written there: zeros (zero), the mean over the images (mean), or the rows of another
+    image (resample)."""
     pairs: bool = False
-    """Ablate every two layers together as well."""
+    """Also ablate every pair of layers together."""
     templates: Templates = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Ablate, draw, and report."""

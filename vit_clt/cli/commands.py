@@ -1,6 +1,6 @@
-"""The commands of `vit-clt`, and how a command line becomes one of them.
+"""The list of the commands of `vit-clt`, and the parsing of a command line.
 
-A command's module is imported when it is named, so that its help does not wait for the others.
+The module of a command is imported only when the command is named, which keeps its help fast.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from vit_clt.transcoder.train_config import TrainConfig
 
 
 class Entry(NamedTuple):
-    """A command of the list."""
+    """A command in the list of commands."""
 
     place: str
-    """Its module in `vit_clt.cli`, and the class there."""
+    """Module in `vit_clt.cli` and class of the command, as "module:Class"."""
     summary: str
-    """The first sentence of that class, for a list that imports none of them."""
+    """First line of the docstring of that class, so that the overview imports no command."""
 
 
 COMMANDS = {
@@ -45,7 +45,7 @@ COMMANDS = {
     ),
     "ablate": Entry(
         "ablate:Ablate",
-        "Keep or drop source layers of one or several layers' reconstructions, and read the model.",
+        "Keep or drop source layers of one or several layers' reconstructions: accuracy and loss.",
     ),
     "keep-sets": Entry(
         "keep_sets:KeepSets",
@@ -53,7 +53,7 @@ COMMANDS = {
     ),
     "cascade": Entry(
         "cascade:Cascade",
-        "The CLT in place of layers s to the last, for every s: accuracy, loss and floors.",
+        "Accuracy, loss and floors with the CLT in place of the MLPs from layer s on, for every s.",
     ),
     "reconstruct": Entry(
         "reconstruct:Reconstruct",
@@ -89,7 +89,7 @@ COMMANDS = {
     ),
     "retrieve": Entry(
         "retrieve:Retrieve",
-        "Which images of a corpus look alike to each layer's codes, and have they one class?",
+        "Which images of a corpus are alike in the codes of each layer, and have they one class?",
     ),
     "graph": Entry(
         "graph:Graph",
@@ -105,11 +105,11 @@ COMMANDS = {
     ),
     "export": Entry(
         "export:Export",
-        "A CLT as another tool's files; ReLU-TopK gets thresholds, and what they cost is measured.",
+        "Export a CLT to files of another tool; ReLU-TopK gets thresholds, whose cost is measured.",
     ),
     "import": Entry(
         "import_files:Import",
-        "Another tool's CLT files as a CLT of ours, which any --clt takes.",
+        "Import a CLT from the files of another tool; the output folder is itself a --clt.",
     ),
 }
 """Every command, in the order a new user meets them."""
@@ -120,31 +120,31 @@ _DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth bui
 def command_class(name: str) -> type[Command]:
     """The class of a command of `COMMANDS`."""
     module, _, class_name = COMMANDS[name].place.partition(":")
-    found: type[Command] = getattr(import_module(f"vit_clt.cli.{module}"), class_name)
-    return found
+    command: type[Command] = getattr(import_module(f"vit_clt.cli.{module}"), class_name)
+    return command
 
 
 def flag(name: str, argument: str) -> str:
-    """The flag that a command has for an argument of the library, or `argument` if it has none."""
+    """The flag of command `name` for an argument of the library, or `argument` if it has none."""
     command = command_class(name)
     options = {option: option for option in _options(command)} | dict(command.other_names)
     return f"--{options[argument].replace('_', '-')}" if argument in options else argument
 
 
 def _options(command: type[Command]) -> list[str]:
-    own = [field.name for field in fields(command)]
-    if "training" not in own:
-        return own
+    options = [field.name for field in fields(command)]
+    if "training" not in options:
+        return options
     from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 
-    of_training = list(fields(TrainConfig))
+    training = list(fields(TrainConfig))
     for kind in SPARSIFIERS.values():
-        of_training += fields(kind.training)
-    return own + [field.name for field in of_training]
+        training += fields(kind.training)
+    return options + [field.name for field in training]
 
 
 def overview() -> str:
-    """What `vit-clt --help` prints: every command in a line."""
+    """The text that `vit-clt --help` prints, with one line per command."""
     width = max(map(len, COMMANDS)) + 2
     lines = (f"  {name:{width}}{entry.summary}" for name, entry in COMMANDS.items())
     return "\n".join(
@@ -162,10 +162,10 @@ def overview() -> str:
 
 
 def parse(args: Sequence[str]) -> Command | None:
-    """The command that a command line asks for, or None where it asks for help.
+    """The command that a command line asks for, or None if it asked for help, which is printed.
 
     Raises:
-        InputError: no such command or option, or a value that it does not take.
+        InputError: the command or an option does not exist, or a value is not one that it takes.
     """
     if not args:
         raise InputError("a command is missing; expected one of those of vit-clt --help.")
@@ -177,8 +177,8 @@ def parse(args: Sequence[str]) -> Command | None:
         near = get_close_matches(name, COMMANDS, n=1)
         known = f'"{near[0]}"' if near else f"one of {', '.join(COMMANDS)}"
         raise InputError("command", f'is "{name}"; expected {known} (see vit-clt --help).')
-    chosen = command_class(name)
-    return _parsed(chosen, rest, prog=f"vit-clt {name}", default=chosen.defaults(rest))
+    command = command_class(name)
+    return _parsed(command, rest, prog=f"vit-clt {name}", default=command.defaults(rest))
 
 
 def _parsed(form: Any, args: Sequence[str], **options: Any) -> Command | None:
@@ -186,15 +186,15 @@ def _parsed(form: Any, args: Sequence[str], **options: Any) -> Command | None:
     try:
         with contextlib.redirect_stderr(complaint):
             config = (tyro.conf.FlagCreatePairsOff,)
-            found: Command = tyro.cli(form, args=args, config=config, **options)
-            return found
+            command: Command = tyro.cli(form, args=args, config=config, **options)
+            return command
     except SystemExit as exit:
         if not exit.code:
             return None
         refused: BaseException | None = exit
         while refused is not None and not isinstance(refused, InputError):
             refused = refused.__context__
-        if refused is not None:  # by one of our own classes, whose sentence says it better
+        if refused is not None:  # an error of our own classes is clearer than tyro's
             raise refused from None
         # tyro draws a box over several lines; the user gets its first statement as one sentence
         text = complaint.getvalue().split("For full helptext")[0]

@@ -12,23 +12,24 @@ from vit_clt.cli.options import CompareOptions, SeedOptions, StudyOptions
 class Contributions(CompareOptions, StudyOptions, SeedOptions):
     """Contribution scores C(s->l): heatmaps, a table of every kind, metrics.
 
-    With --compare also difference.html and its tables: --clt less each of the others.
+    --compare adds difference.html and its tables: the scores of --clt minus those of each other
+    CLT.
 
     Example: vit-clt contributions --clt out/clt --data digits --out out/contributions
     """
 
     tokens: TokenKind | None = None
-    """Rows to score; default: CLS above patches."""
+    """Token rows that are scored; default: the figure shows CLS rows above patch rows."""
     kind: tuple[ScoreKind, ...] = (
         "projection",
         "centred",
     )
-    """Scores drawn, one or several; the CSV holds every kind."""
+    """Kinds of score in the figure, one or several; the CSV file holds every kind."""
     label: str | None = None
-    """Score the images of this class alone: its name, a part that no other name holds, or its
-    number; means stay those of all images."""
+    """Score only the images of this class: its name, a part of the name that is in no other, or its
+    number. Means are still those of all images."""
     image: int | None = None
-    """Score this image alone (its row); means stay those of all images."""
+    """Score only the image with this number. Means are still those of all images."""
 
     def run(self) -> None:
         """Score, draw, and report."""

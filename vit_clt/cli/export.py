@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Export(CLTOptions, Command, SeedOptions):
-    """A CLT as another tool's files; ReLU-TopK gets thresholds, and what they cost is measured.
+    """Export a CLT to files of another tool; ReLU-TopK gets thresholds, whose cost is measured.
 
     Example: vit-clt export --clt out/clt --format circuit-tracer --data digits --out out/export
     """
 
     format: ExportFormat = "circuit-tracer"
-    """Whose files."""
+    """Format of the files, named after the tool that reads them."""
     train_data: str | None = None
     """Images that thresholds are fitted on, a form as in --data; default: the train split of
     --data, whose held-out split they are measured on."""
     train_limit: int | None = None
-    """First N of them only."""
+    """Use only the first N of these images."""
     templates: Templates = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Fit and measure where that is needed, write, and report."""
@@ -69,11 +69,11 @@ class Export(CLTOptions, Command, SeedOptions):
         print(f"written to {folder.path}")
 
     def _check_nothing_fitted(self, sparsifier: str) -> None:
-        """Refuse options of the fit and its measurement, which would be passed over."""
-        used = {"clt", "format", "seed", *(field.name for field in fields(Command))}
+        """Refuse options of the fit and its measurement, which would have no effect."""
+        in_use = {"clt", "format", "seed", *(field.name for field in fields(Command))}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in used and value != field.default:
+            if field.name not in in_use and value != field.default:
                 raise InputError(
                     field.name,
                     f"is {value}; thresholds of a {sparsifier} CLT are its own, nothing is fitted "
@@ -81,7 +81,7 @@ class Export(CLTOptions, Command, SeedOptions):
                 )
 
     def _fitted(self, clt: CrossLayerTranscoder) -> tuple[CrossLayerTranscoder, ThresholdCost]:
-        """The CLT with thresholds, and what they cost."""
+        """The CLT with fitted thresholds, and what they cost."""
         from vit_clt.analysis.fit.threshold_study import threshold_cost
         from vit_clt.interchange.thresholds import with_thresholds
         from vit_clt.zero_shot import ZeroShot

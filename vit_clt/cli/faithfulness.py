@@ -16,14 +16,15 @@ class Faithfulness(CLTOptions, StudyOptions, SeedOptions):
     """
 
     layers: str | None = None
-    """Layers replaced: one, or an inclusive range such as 7-11. Default: all."""
+    """Layers whose MLPs are replaced, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer."""
     tokens: TokenKind = "cls"
-    """Rows replaced."""
+    """Token rows whose MLP outputs are replaced."""
     inputs: Inputs = "stream"
-    """Where codes come from: the live, altered stream, or a clean pass."""
+    """Where codes come from: the live, already altered stream (stream) or a clean pass
+    (teacher)."""
     templates: Templates = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates. Prompt sensitivity always
-    compares the 18."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates). The
+    measures of prompt sensitivity always compare the 18."""
 
     def run(self) -> None:
         """Compare, and report."""

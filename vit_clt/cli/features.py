@@ -26,27 +26,28 @@ class Features(CLTOptions, StudyOptions, SeedOptions):
     other_names: ClassVar = {**Command.other_names, "rule": "select", "class_name": "raises"}
 
     layers: str | None = None
-    """Source layers looked at, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer, or those of
-    --feature."""
+    """Source layers whose features are studied, e.g. 7-11 or 0,4,7-11 (inclusive); default: every
+    layer, or those of --feature."""
     feature: tuple[str, ...] = ()
     """Features that get a page, as layer:feature, e.g. 7:76."""
     select: Rule | None = None
-    """Also a page for --count features a layer by this rule; default: spread, unless --feature."""
+    """Rule that chooses --count features of each layer for a page; default: spread, or none with
+    --feature."""
     count: int = 32
-    """Features a layer chosen by --select."""
+    """Number of features per layer that --select chooses."""
     raises: str | None = None
-    """With --select effect: a class, by its name, a part that no other name holds, or its number;
-    the features that raise its logit most."""
+    """With --select effect: choose the features that raise the logit of this class most. The class
+    is its name, a part of the name that is in no other, or its number."""
     top: int = 12
-    """Most active images kept of each feature."""
+    """Number of most active images kept of each feature."""
     effect_images: int = 200
-    """First images that direct effects on class logits (attention held, norms differentiated) are
-    measured on."""
+    """Number of first images on which direct effects on class logits (attention held, norms
+    differentiated) are measured."""
     templates: Templates = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
-        """Look at every feature, choose some, and write their gallery."""
+        """Study every feature, choose some for pages, and write the gallery."""
         from vit_clt.analysis import feature_statistics
         from vit_clt.analysis.features.choice import (
             check_measured,
@@ -90,21 +91,21 @@ class Features(CLTOptions, StudyOptions, SeedOptions):
             progress=True,
         )
         rules = ["those named"] if named else []
-        chosen = list(named)
+        features = list(named)
         if self.select is not None or not named:
-            chosen += select_features(stats, rule, self.count, class_name=self.raises)
+            features += select_features(stats, rule, self.count, class_name=self.raises)
             rules.append(f"at most {self.count} a layer, {rule_in_words(rule, self.raises)}")
-        chosen = list(dict.fromkeys(chosen))
-        gallery = feature_gallery(stats, chosen, "; ".join(rules), progress=True)
-        where = f"{len(chosen)} pages; open {folder.path / 'index.html'} in a browser"
-        self.report(folder, gallery, "features", where)
+        features = list(dict.fromkeys(features))
+        gallery = feature_gallery(stats, features, "; ".join(rules), progress=True)
+        last_line = f"{len(features)} pages; open {folder.path / 'index.html'} in a browser"
+        self.report(folder, gallery, "features", last_line)
 
 
 def feature_address(text: str) -> tuple[int, int]:
-    """ "7:76" as (7, 76).
+    """A feature given as layer:feature, "7:76", as (7, 76).
 
     Raises:
-        InputError: anything else.
+        InputError: the text does not have this form.
     """
     layer, colon, feature = text.partition(":")
     if not colon or not all(part.isascii() and part.isdigit() for part in (layer, feature)):

@@ -36,35 +36,35 @@ STUDY_FILE = "study.json"
 class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
     """Fidelity against sparsity: a CLT and a per-layer transcoder at each k, side by side.
 
-    Each run lies in OUT/runs, is itself a --clt, and is skipped by --resume once it is finished.
-    The data options say what is measured; --train-data what is trained on.
+    Each run has a folder in OUT/runs, which is itself a --clt; --resume skips finished runs. The
+    data options name the images that are measured, --train-data those that are trained on.
 
     Example: vit-clt fidelity --data digits --k 4 8 16 32 --n-features 512 --out out/fidelity
     """
 
     k: tuple[int, ...] = ()
-    """Active features a token and layer, one run of each kind for each (JumpReLU: the L0 it is
-    steered to)."""
+    """Numbers of active features per token row and layer (for JumpReLU: targets of L0). For each
+    number one transcoder of each kind is trained."""
     kinds: tuple[TranscoderKind, ...] = ("clt", "plt")
-    """Cross-layer (clt) and per-layer (plt) transcoders."""
+    """Kinds of transcoder: cross-layer (clt), per-layer (plt), or both."""
     clts: tuple[str, ...] = ()
     """Measure these CLT folders or Hub ids, already trained, instead of training."""
     train_data: str | None = None
-    """Images trained on, a form as in --data; default: the train split of --data."""
+    """Images that are trained on, a form as in --data; default: the train split of --data."""
     train_limit: int | None = None
-    """First N of them only."""
+    """Use only the first N of these images."""
     tokens: TokenKind = "all"
-    """Rows replaced in every layer."""
+    """Token rows whose MLP outputs are replaced in every layer."""
     templates: Templates = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
     resume: bool = False
-    """Go on with the study in --out; finished runs stay, and more k may be added."""
+    """Go on with the study in --out; finished runs are kept, and further --k may be given."""
 
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Fidelity:
-        """What options start from, given the --preset among them."""
+        """The options' defaults, which depend on --preset."""
         start = cls(out=Path(), training=preset_in(args))
-        start.out = tyro.MISSING  # it must be given
+        start.out = tyro.MISSING  # the option is required
         return start
 
     def run(self) -> None:
@@ -102,15 +102,15 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         )
         if self.clts:
             folder.open()
-        # what a resumed study measured before may hold other k, and a picture of them
+        # files of a resumed study may hold results of other k
         self.report(OutputFolder(self.out, files, overwrite=True), result, "fidelity")
 
-    # ---- what is asked ----------------------------------------------------------------------
+    # ---- checks -----------------------------------------------------------------------------
 
     def _check(self) -> None:
         if bool(self.k) == bool(self.clts):
-            found = "both set" if self.k else "both missing"
-            raise InputError(f"--k and --clts are {found}; expected one of them.")
+            state = "both set" if self.k else "both missing"
+            raise InputError(f"--k and --clts are {state}; expected one of them.")
         if self.resume and self.overwrite:
             raise InputError("--overwrite and --resume are both set; expected one of them.")
         if self.resume and self.clts:
@@ -118,10 +118,10 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
                 "resume", "is set with --clts, which are not trained; expected --k with it."
             )
         for name in ("k", "clts", "kinds"):
-            given = getattr(self, name)
-            for each in given:
-                if given.count(each) > 1:
-                    raise InputError(name, f"holds {each} twice; expected each once.")
+            values = getattr(self, name)
+            for value in values:
+                if values.count(value) > 1:
+                    raise InputError(name, f"holds {value} twice; expected each once.")
         if not self.kinds:
             raise InputError("kinds", 'is empty; expected "clt", "plt" or both.')
         if self.k and min(self.k) < 1:
@@ -138,12 +138,12 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
 
     def _runs(self) -> dict[str, Train]:
         """A training run for each k and kind, by name."""
-        found = {}
+        runs = {}
         for k in self.k:
             for kind in self.kinds:
                 name = f"{kind}_k{k}"
-                found[name] = Train(
-                    **{each: getattr(self, each) for each in _SHARED},
+                runs[name] = Train(
+                    **{option: getattr(self, option) for option in _SHARED},
                     data=self.train_data or self.data,
                     limit=self.train_limit,
                     k=k,
@@ -152,14 +152,14 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
                     overwrite=self.overwrite,
                     resume=not self.overwrite,
                 )
-        return found
+        return runs
 
     # ---- training ---------------------------------------------------------------------------
 
     def _trained(
         self, runs: dict[str, Train], folder: OutputFolder
     ) -> tuple[HookedViT, ImageData, str]:
-        """Every run to its end; the model, the images to measure on, and those trained on."""
+        """Train every run; return the model, the images to measure, and the name of the others."""
         import torch
 
         from vit_clt.training.trainer import check_run
@@ -183,10 +183,10 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         trained_on = f"{trained.name}, {len(trained)} images, seed {self.training.seed}"
         return vit, data, trained_on
 
-    # ---- what is there ----------------------------------------------------------------------
+    # ---- trained CLTs -----------------------------------------------------------------------
 
     def _measured(self, folders: dict[str, str]) -> tuple[HookedViT, ImageData]:
-        """The model of CLTs that are there, checked against each, and the images."""
+        """The model of the given CLTs, checked against each of them, and the images."""
         from vit_clt.hooks import check_fits
 
         vit: HookedViT | None = None

@@ -16,26 +16,27 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
     """
 
     query: tuple[int, ...] = (0, 1, 2)
-    """Rows of --data, an image each."""
+    """Numbers of the images of --data that are studied, counted from 0."""
     target: str = "predicted"
-    """Whose logit: "predicted", "label", or a class: its name, a part that no other name holds, or
-    its number."""
+    """Logit that is taken apart: that of the predicted class ("predicted"), of the label ("label"),
+    or of a class given by its name, a part of the name that is in no other, or its number."""
     contrast: str | None = None
-    """A class whose logit is subtracted, named likewise."""
+    """Class whose logit is subtracted, given in the same way."""
     max_nodes: int = 60
-    """Features, errors and patches kept in a graph, at most."""
+    """Largest number of features, errors and patches in a graph."""
     keep: float = 0.8
-    """Share of influence at which a graph stops growing."""
+    """Share of all influence at which no further nodes are added to a graph."""
     norms: Norms = "held"
-    """LayerNorms and the embedding's norm: held, so that terms sum to the logit, or differentiated,
-    so that they say what a small change does."""
+    """LayerNorms and the norm of the embedding are held, so that effects sum to the logit, or
+    differentiated, so that effects are those of a small change."""
     interventions: int = 64
-    """Features silenced an image to check the effects, half of them drawn at random."""
+    """Number of features that are silenced in each image to check the effects, half of them drawn
+    at random."""
     templates: Templates = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
-        """Take apart, draw, check, and report."""
+        """Compute effects and graphs, check them, and report."""
         from vit_clt.analysis import graph_study
         from vit_clt.analysis.graphs.result import GraphStudy
         from vit_clt.zero_shot import ZeroShot

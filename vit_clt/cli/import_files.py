@@ -15,7 +15,7 @@ from vit_clt.errors import InputError
 
 @dataclass(kw_only=True)
 class Import(VitOptions, Command):
-    """Another tool's CLT files as a CLT of ours, which any --clt takes.
+    """Import a CLT from the files of another tool; the output folder is itself a --clt.
 
     Example: vit-clt import --from out/export --model digits --out out/imported
     """
@@ -23,12 +23,12 @@ class Import(VitOptions, Command):
     other_names: ClassVar = {"source": "from"}
 
     source: Annotated[Path, tyro.conf.arg(name="from")]
-    """Folder of the files."""
+    """Folder that holds the files."""
     format: ExportFormat = "circuit-tracer"
-    """Whose files."""
+    """Format of the files, named after the tool that wrote them."""
     model: str | None = None
-    """The ViT it was trained on, to be recorded: an open_clip name, local-dir:PATH, digits or
-    adding. Default: none is, and the CLT attaches wherever it fits."""
+    """ViT that the CLT was trained on, to be recorded with it: an open_clip name, local-dir:PATH,
+    digits or adding. By default none is recorded, and the CLT attaches to any ViT of its shape."""
 
     def run(self) -> None:
         """Read, check, and write."""

@@ -16,17 +16,17 @@ class KeepSets(CLTOptions, StudyOptions, SeedOptions):
     """
 
     k: int = 4
-    """Source layers a set holds."""
+    """Number of source layers in a set."""
     tokens: TokenKind = "cls"
-    """Rows overwritten."""
+    """Token rows of the target that are overwritten."""
     target: int = -1
     """Layer whose MLP output is overwritten; -1 is the last."""
     fill: Fill = "zero"
     """What stands in for a dropped term."""
     kind: ScoreKind = "projection"
-    """Score that chooses a set."""
+    """Kind of score whose k highest sources are the chosen set."""
     templates: Templates = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Read every set, draw, and report."""

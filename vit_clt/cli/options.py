@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Command(ABC):
-    """What every command has: where its results go, and how it is run."""
+    """Options of every command: the folder of its results, and how it is run."""
 
     other_names: ClassVar[Mapping[str, str]] = {"clt.forget_teacher()": "any_teacher"}
-    """Options by what they are called in the library, where that is another name."""
+    """Names of options, by the name of the same argument in the library where that differs."""
 
     imports: ClassVar[tuple[str, ...]] = ("vit_clt.hooks.hooked_vit",)
-    """Modules that are imported before it runs, as they bring the libraries that take longest:
-    a hooked ViT brings torch, open_clip and transformer_lens."""
+    """Modules imported before the command runs, because they import the slowest libraries: a hooked
+    ViT imports torch, open_clip and transformer_lens."""
 
     out: Path
-    """Output folder: absent or empty, unless --overwrite."""
+    """Output folder, which must be absent or empty unless --overwrite is given."""
     overwrite: bool = False
-    """Replace an earlier output; removes only files this command writes."""
+    """Replace the output of an earlier run; only files that this command writes are removed."""
     device: str = "cpu"
     """Torch device, e.g. cpu or cuda."""
     traceback: bool = False
@@ -45,28 +45,28 @@ class Command(ABC):
 
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Any:
-        """What the options start from, for a command in which some of `args` decide it."""
+        """The options' defaults, for a command in which some of `args` decide others' defaults."""
         return tyro.MISSING_NONPROP
 
     @abstractmethod
     def run(self) -> None:
-        """Check what was asked, do it, write it, and print what was found."""
+        """Check the options, do the work, write its files, and print a summary."""
 
 
 @dataclass(kw_only=True)
 class StudyOptions(Command):
-    """Where a study's figure and table go."""
+    """Options of a command that writes the files of a study."""
 
     png: bool = False
-    """Also a PNG of the figure; needs the extra "png" and Chrome or Chromium."""
+    """Also write the figure as PNG; this needs the extra "png" and Chrome or Chromium."""
 
     def folder_of(
         self, *studies: type[Study], more: Sequence[str] = (), resume: str | None = None
     ) -> OutputFolder:
-        """The folder of results of these kinds, checked before anything is loaded.
+        """The output folder of these studies, checked before anything is loaded.
 
         Args:
-            studies: the results' classes.
+            *studies: classes of the studies.
             more: further files that the command writes.
             resume: a file that marks an unfinished output to go on with (`OutputFolder`).
         """
@@ -80,13 +80,13 @@ class StudyOptions(Command):
     def report(
         self, folder: OutputFolder, study: Study, command: str, last_line: str | None = None
     ) -> None:
-        """Write a result's files, and print its caption, its tables and how to read them.
+        """Write the files of a study, and print its caption, tables and notes.
 
         Args:
-            folder: where.
-            study: the result.
-            command: what metrics.json calls the maker.
-            last_line: what is printed at the end; by default where the files are.
+            folder: the output folder.
+            study: the study.
+            command: name of the command in metrics.json.
+            last_line: line printed at the end; by default it names the folder.
         """
         from vit_clt.analysis.reporting.study import write_study
 
@@ -103,10 +103,10 @@ class StudyOptions(Command):
 
 @dataclass(kw_only=True)
 class SeedOptions:
-    """What is random."""
+    """Option of a command that draws at random."""
 
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of everything that is drawn at random."""
 
 
 def check_device(device: str) -> None:
@@ -121,7 +121,7 @@ def check_device(device: str) -> None:
 
 
 def load_clt(place: str, device: str) -> CrossLayerTranscoder:
-    """A CLT from its folder or Hub id."""
+    """Load a CLT from its folder or Hub id."""
     from vit_clt.transcoder.model import CrossLayerTranscoder
 
     check_device(device)
@@ -130,13 +130,13 @@ def load_clt(place: str, device: str) -> CrossLayerTranscoder:
 
 @dataclass(kw_only=True)
 class VitOptions:
-    """Which ViT."""
+    """Options that name the ViT."""
 
     model: str | None = None
-    """open_clip name, local-dir:PATH, or digits or adding, which come with the package. Default:
-    the CLT's own teacher, or digits."""
+    """ViT: an open_clip name, local-dir:PATH, or digits or adding, which come with the package.
+    Default: the teacher of the CLT, or digits."""
     pretrained: str | None = None
-    """open_clip tag or weights file; "random" for random weights (not with local-dir:)."""
+    """Weights of the ViT: an open_clip tag, a file, or "random" (not with local-dir:)."""
 
     def load_vit(self, device: str) -> HookedViT:
         """The hooked teacher on `device`."""
@@ -157,26 +157,31 @@ class VitOptions:
 
 @dataclass(kw_only=True)
 class ModelOptions(VitOptions):
-    """Which ViT, on which images."""
+    """Options that name the ViT and the images."""
 
     data: str | None = None
-    """digits, adding, cifar10, cifar100, imagenet100 or coco (the last four from the Hub, or with
-    :PATH from local files), parquet:PATH, imagefolder:PATH or hf:NAME. Default, for a model that
-    comes with the package: its own."""
+    """Images: digits, adding, cifar10, cifar100, imagenet100 or coco (the last four from the Hub,
+    or with :PATH from local files), parquet:PATH, imagefolder:PATH or hf:NAME. A model that comes
+    with the package has its own images as default."""
     split: str | None = None
-    """Split; default: train for training, otherwise the held-out one (test; imagenet100:
-    validation; coco: val)."""
+    """Split of the images; default: train for training, otherwise the held-out split (test;
+    imagenet100: validation; coco: val)."""
     limit: int | None = None
-    """First N rows only."""
+    """Use only the first N images."""
     image_column: str | None = None
-    """Column of images; default: the one typed Image."""
+    """Column that holds the images; default: the column of type Image."""
     label_column: str | None = None
-    """Column of labels; default: the one typed ClassLabel."""
+    """Column that holds the labels; default: the column of type ClassLabel."""
     class_names: Path | None = None
-    """Text file with one class name a line, in label order."""
+    """Text file with one class name per line, in label order."""
 
     def load_images(self, vit: HookedViT, split: str | None = None) -> ImageData:
-        """The images in `vit`'s preprocessing; `split` is the command's default, None held-out."""
+        """Load the images in the preprocessing of `vit`.
+
+        Args:
+            vit: the ViT.
+            split: the split where --split is not given; None stands for the held-out one.
+        """
         from vit_clt.data.forms import load_data
 
         if self.data is None and vit.cfg.model not in SHIPPED:
@@ -205,21 +210,21 @@ class ModelOptions(VitOptions):
 
 @dataclass(kw_only=True)
 class CLTOptions(ModelOptions):
-    """A trained CLT on its ViT."""
+    """Options that name a trained CLT, its ViT and the images."""
 
     clt: str
-    """CLT folder or Hub id."""
+    """Folder or Hub id of the CLT."""
     any_teacher: bool = False
-    """Attach the CLT also to a model it was not trained on."""
+    """Attach the CLT even to a model that it was not trained on."""
 
     def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
-        """The teacher, its CLT (checked against each other) and the images."""
+        """Load the teacher, its CLT (checked against each other) and the images."""
         clt = load_clt(self.clt, device)
         vit = self.load_teacher(clt, device)
         return vit, clt, self.load_images(vit)
 
     def load_teacher(self, clt: CrossLayerTranscoder, device: str) -> HookedViT:
-        """The model asked for, else the one `clt` was trained on, checked against it."""
+        """Load --model, by default the model that `clt` was trained on, and check that both fit."""
         teacher = clt.config.teacher
         if self.model is None and teacher is not None:
             self.model, self.pretrained = teacher.model, self.pretrained or teacher.pretrained
@@ -228,7 +233,7 @@ class CLTOptions(ModelOptions):
         return vit
 
     def check_teacher(self, vit: HookedViT, clt: CrossLayerTranscoder) -> None:
-        """Refuse a CLT of another model, unless --any-teacher."""
+        """Refuse a CLT of another model, unless --any-teacher is given."""
         from vit_clt.hooks import check_fits
 
         if self.any_teacher:
@@ -238,7 +243,7 @@ class CLTOptions(ModelOptions):
 
 @dataclass(kw_only=True)
 class CompareOptions(CLTOptions):
-    """Several CLTs of one teacher, on the same images."""
+    """Options that name several CLTs of one teacher, its ViT and the images."""
 
     compare: tuple[str, ...] = ()
     """Further CLTs of the same teacher (folders or Hub ids), measured on the same images."""
@@ -246,13 +251,13 @@ class CompareOptions(CLTOptions):
     def load_compared(
         self, device: str
     ) -> tuple[HookedViT, list[tuple[str, CrossLayerTranscoder]], ImageData]:
-        """The teacher, every CLT with its name (--clt first), and the images.
+        """Load the teacher, every CLT with its name (--clt first), and the images.
 
-        A CLT is named by the last part of its folder or Hub id, or, where two would share that, by
-        all of what was given.
+        A CLT is named by the last part of its folder or Hub id, or by the whole of it if two CLTs
+        would have the same name.
 
         Raises:
-            InputError: a CLT given twice, or one of another teacher or shape.
+            InputError: a CLT is given twice, or is of another teacher or shape.
         """
         places = [self.clt, *self.compare]
         for i, place in enumerate(places):
@@ -273,21 +278,22 @@ class CompareOptions(CLTOptions):
 
 
 def distinct_names(places: Sequence[str]) -> list[str]:
-    """The last part of each folder or Hub id, or all of each where two last parts are alike."""
+    """The last part of each folder or Hub id, or the whole of each if two last parts are alike."""
     last_parts = [Path(place).resolve().name for place in places]
     return last_parts if len(set(last_parts)) == len(places) else list(places)
 
 
 def check_held_out(trained: ImageData, data: ImageData) -> None:
-    """Refuse to measure on the images that something is trained on.
+    """Refuse to measure on images that a transcoder, probe or threshold is fitted on.
 
     Raises:
-        InputError: both are one split of one source, or begin alike to the last pixel.
+        InputError: both are one split of one data set, or are the same images by
+            `data_fingerprint`.
     """
     from vit_clt.data.fingerprints import data_fingerprint
 
-    same_source = (trained.name, trained.split) == (data.name, data.split)
-    if same_source or data_fingerprint(trained) == data_fingerprint(data):
+    same_split = (trained.name, trained.split) == (data.name, data.split)
+    if same_split or data_fingerprint(trained) == data_fingerprint(data):
         raise InputError(
             "data",
             f"is {data.name}, the images trained on; expected held-out ones, with --train-data "
@@ -296,23 +302,27 @@ def check_held_out(trained: ImageData, data: ImageData) -> None:
 
 
 def layer_numbers(text: str, name: str = "layers") -> list[int]:
-    """ "7-11" or "0,4,7-11", ends included, as numbers; `name` is the option's.
+    """The layers of a text such as "7-11" or "0,4,7-11", ends included.
+
+    Args:
+        text: the value of an option.
+        name: name of the option, for the error.
 
     Raises:
-        InputError: anything else.
+        InputError: the text does not have this form.
     """
-    found: list[int] = []
+    numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         ends = (first, last) if dash else (first, first)
         if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
             raise InputError(name, f'is "{text}"; expected layers as in 7-11 or 0,4,7-11.')
-        found += range(int(ends[0]), int(ends[1]) + 1)
-    return found
+        numbers += range(int(ends[0]), int(ends[1]) + 1)
+    return numbers
 
 
 def print_table(table: pd.DataFrame) -> None:
-    """A plain table, first column left, the others right."""
+    """Print a plain table, the first column aligned left and the others right."""
     from tabulate import tabulate
 
     align = ["left", *["right"] * (len(table.columns) - 1)]

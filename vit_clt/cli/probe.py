@@ -26,18 +26,18 @@ class Probe(ModelOptions, StudyOptions, SeedOptions):
     other_names: ClassVar = {**Command.other_names, "factor": "factors"}
 
     limit: int | None = 2000
-    """First N rows only."""
+    """Use only the first N images."""
     train_data: str | None = None
-    """Images probes are fitted on, a form as in --data; default: the train split of --data."""
+    """Images that probes are fitted on, a form as in --data; default: the train split of --data."""
     train_limit: int | None = 4000
-    """First N of them only."""
+    """Use only the first N of these images."""
     factors: tuple[str, ...] = ()
-    """What is read: label, or a factor that the data knows (adding: left, right). Default: all."""
+    """What probes predict: label, or a factor of the data (adding: left, right). Default: all."""
     layers: str | None = None
-    """Layers, e.g. 4-7 or 0,3-5 (inclusive); default: every layer."""
+    """Layers that are probed, e.g. 4-7 or 0,3-5 (inclusive); default: every layer."""
 
     def run(self) -> None:
-        """Fit, read, draw, and report."""
+        """Fit the probes, measure them, and report."""
         from vit_clt.analysis import probes
         from vit_clt.analysis.probing.result import Probes
 
@@ -45,11 +45,11 @@ class Probe(ModelOptions, StudyOptions, SeedOptions):
         layers = None if self.layers is None else layer_numbers(self.layers)
         vit = self.load_vit(self.device)
         data = self.load_images(vit)
-        source = replace(
+        options = replace(
             self, data=self.train_data or self.data, limit=self.train_limit, split=None
         )
         with renamed(data="train_data", limit="train_limit"):
-            train = source.load_images(vit, "train")
+            train = options.load_images(vit, "train")
         check_held_out(train, data)
         result = probes(
             vit,

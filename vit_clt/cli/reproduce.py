@@ -31,8 +31,8 @@ REPORT_FILES = ("report.html", "comparison.csv", "metrics.json")
 class Reproduce(Command):
     """The source paper's evaluation: train and measure its CLTs, report beside its numbers.
 
-    18 cells (data set, backbone, sparsifier) at paper size; --plan says what they cost. A killed
-    run goes on with --resume, cell by cell and inside a cell.
+    There are 18 cells (data set, backbone, sparsifier) at the size of the paper; --plan says what
+    they cost. An interrupted run goes on with --resume, also in the middle of a cell.
 
     Example: vit-clt reproduce --datasets cifar100 --backbones ViT-B/32 --plan
     """
@@ -40,29 +40,32 @@ class Reproduce(Command):
     out: Path = Path("out/reproduce")
     """Output folder: absent or empty, unless --overwrite or --resume."""
     datasets: tuple[str, ...] = ("cifar100", "coco", "imagenet100")
-    """Data sets: from the Hub, or from local files with :PATH (cifar100:PATH coco:PATH ...)."""
+    """Data sets, from the Hub or, with :PATH, from local files (cifar100:PATH coco:PATH ...)."""
     backbones: tuple[Backbone, ...] = ("ViT-B/32", "ViT-B/16")
-    """CLIP backbones."""
+    """CLIP backbones whose MLPs are replaced."""
     sparsifiers: tuple[PaperSparsifier, ...] = get_args(PaperSparsifier)
-    """How codes are made sparse."""
+    """Sparsifiers, each trained in a CLT of its own."""
     pretrained: str = "openai"
-    """open_clip tag of both backbones' weights; "random" for random weights."""
+    """open_clip tag of the weights of both backbones; "random" for random weights."""
     weights: tuple[str, ...] = ()
-    """Weights files in place of --pretrained: ViT-B/32=PATH ViT-B/16=PATH."""
+    """Weights files to use in place of --pretrained: ViT-B/32=PATH ViT-B/16=PATH."""
     templates: Templates = "single"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates. The paper names none."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates). The
+    paper does not name its own."""
     inputs: tuple[Inputs, ...] = ("stream",)
-    """Where the cascade's codes come from: the live stream, an unaltered pass, or both."""
+    """Where the codes of the cascade come from: the live stream (stream), a clean pass (teacher),
+    or both."""
     k: int = 128
-    """Active features a token and layer (JumpReLU: the L0 it is steered to)."""
+    """Active features per token row and layer (for JumpReLU: the target of L0)."""
     n_features: int | None = None
     """Features per layer; default: 16 times the width."""
     limit: int | None = None
-    """First N images of either split only."""
+    """Use only the first N images of either split."""
     smoke: bool = False
-    """Only try that everything runs, in minutes: 8 images, 256 features; numbers mean nothing."""
+    """Only check that everything runs, in minutes: 8 images and 256 features; the numbers mean
+    nothing."""
     plan: bool = False
-    """Say what it will cost, and stop."""
+    """Print what the study will cost, and stop."""
     resume: bool = False
     """Go on with the study in --out; finished cells are kept."""
     training: tyro.conf.OmitArgPrefixes[TrainConfig] = field(
@@ -71,7 +74,7 @@ class Reproduce(Command):
 
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Reproduce:
-        """What options start from, given --smoke, which makes everything small."""
+        """The options' defaults; --smoke makes them small."""
         if "--smoke" not in args:
             return cls(training=with_every_option(PRESETS["paper"]))
         from vit_clt.analysis.reproduction.cells import smoke_recipe
@@ -95,15 +98,15 @@ class Reproduce(Command):
         if self.resume and self.overwrite:
             raise InputError("--overwrite and --resume are both set; expected one of them.")
         recipe, forms, weights = self._recipe(), self._forms(), self._weights()
-        chosen = self._cells(list(forms))
+        cells = self._cells(list(forms))
         started = {"recipe": recipe.to_json(), "pretrained": self.pretrained, "weights": weights}
         folder = None if self.plan else self._folder()
         if folder is not None and folder.resumes:
             check_same(started, read_json(self.out / STUDY_FILE), f"the run in {self.out}")
-        finished = [cell for cell in chosen if self.resume and is_finished(self.out, cell)]
+        finished = [cell for cell in cells if self.resume and is_finished(self.out, cell)]
         for cell in finished:
             print(f"{cell.name}: finished")
-        left = [cell for cell in chosen if cell not in finished]
+        left = [cell for cell in cells if cell not in finished]
         teachers: dict[str, HookedViT] = {}
         images: dict[tuple[str, str], tuple[ImageData, ImageData]] = {}
         for dataset, backbone in dict.fromkeys((cell.dataset, cell.backbone) for cell in left):
@@ -146,36 +149,36 @@ class Reproduce(Command):
         """Data form by the data set's name."""
         from vit_clt.analysis.reproduction.cells import DATASET_NAMES
 
-        found: dict[str, str] = {}
+        forms: dict[str, str] = {}
         for form in self.datasets:
-            name, colon, place = form.partition(":")
-            if name not in DATASET_NAMES or bool(colon) != bool(place):
+            name, colon, path = form.partition(":")
+            if name not in DATASET_NAMES or bool(colon) != bool(path):
                 raise InputError(
                     "datasets",
                     f'holds "{form}"; expected {", ".join(DATASET_NAMES)}, each alone or '
                     "with :PATH.",
                 )
-            if name in found:
+            if name in forms:
                 raise InputError("datasets", f"holds {name} twice; expected it once.")
-            found[name] = form
-        return found
+            forms[name] = form
+        return forms
 
     def _weights(self) -> dict[str, str]:
         """Weights file by backbone."""
         from vit_clt.analysis.reproduction.cells import BACKBONES
 
-        found: dict[str, str] = {}
-        for each in self.weights:
-            backbone, _, path = each.partition("=")
+        files: dict[str, str] = {}
+        for assignment in self.weights:
+            backbone, _, path = assignment.partition("=")
             if backbone not in BACKBONES or not path:
-                wanted = " or ".join(f"{name}=PATH" for name in BACKBONES)
-                raise InputError("weights", f'holds "{each}"; expected {wanted}.')
-            if backbone in found:
+                expected = " or ".join(f"{name}=PATH" for name in BACKBONES)
+                raise InputError("weights", f'holds "{assignment}"; expected {expected}.')
+            if backbone in files:
                 raise InputError("weights", f"holds {backbone} twice; expected it once.")
             if not Path(path).is_file():
                 raise InputError("weights", f"of {backbone} are {path}; expected a file there.")
-            found[backbone] = path
-        return found
+            files[backbone] = path
+        return files
 
     def _cells(self, datasets: Sequence[str]) -> list[Cell]:
         from vit_clt.analysis.reproduction.cells import cells
@@ -202,12 +205,12 @@ class Reproduce(Command):
         from vit_clt.training.engine import seeded_globally
 
         check_device(self.device)
-        # a plan needs no weights, and must not fetch any
+        # a plan needs no weights, and must not download any
         random = self.plan or (self.pretrained == "random" and backbone not in weights)
-        source = None if random else weights.get(backbone, self.pretrained)
-        # random weights are the same ones when a study goes on
+        pretrained = None if random else weights.get(backbone, self.pretrained)
+        # with the seed, random weights are the same when a study is resumed
         with seeded_globally(self.training.seed):
-            return HookedViT.from_open_clip(BACKBONES[backbone], source, device=self.device)
+            return HookedViT.from_open_clip(BACKBONES[backbone], pretrained, device=self.device)
 
     def _images(self, form: str, vit: HookedViT) -> tuple[ImageData, ImageData]:
         from vit_clt.data.forms import load_data
@@ -270,14 +273,14 @@ class Reproduce(Command):
 
         for (dataset, backbone), (train, held_out) in images.items():
             bench = Bench(dataset, backbone, teachers[backbone], train, held_out, recipe)
-            wanted = [
+            sparsifiers = [
                 cell.sparsifier
                 for cell in left
                 if (cell.dataset, cell.backbone) == (dataset, backbone)
             ]
-            print(f"{dataset} {backbone}: {', '.join(wanted)}", flush=True)
-            run_cells(folder.path, wanted, bench, recipe, progress=True)
-            # also of an unfinished study: a page after every data set and backbone
+            print(f"{dataset} {backbone}: {', '.join(sparsifiers)}", flush=True)
+            run_cells(folder.path, sparsifiers, bench, recipe, progress=True)
+            # an unfinished study has a page too, written after every data set and backbone
             self._report(folder, recipe)
 
     def _report(self, folder: OutputFolder, recipe: Recipe) -> None:
@@ -289,15 +292,15 @@ class Reproduce(Command):
         from vit_clt.analysis.reproduction.report import differences_from_paper, study_report
         from vit_clt.metrics import metrics_json
 
-        found = finished_cells(folder.path)
-        frame = comparison(found)
+        finished = finished_cells(folder.path)
+        frame = comparison(finished)
         folder.write("comparison.csv", frame.to_csv(index=False))
         context = {
             "command": "reproduce",
-            "data": " ".join(dict.fromkeys(each.cell.dataset for each in found)),
+            "data": " ".join(dict.fromkeys(one.cell.dataset for one in finished)),
             "tokens": "cls patch all",
             "trajectory": " ".join(recipe.inputs),
-            "l0": {each.cell.name: each.facts["l0"] for each in found},
+            "l0": {one.cell.name: one.facts["l0"] for one in finished},
             "seed": recipe.training.seed,
             "templates": recipe.templates,
             "floor": "those MLP rows at their mean over the images",
@@ -305,5 +308,7 @@ class Reproduce(Command):
             "recipe": recipe.to_json(),
         }
         folder.write("metrics.json", metrics_json(comparison_metrics(frame), **context))
-        folder.write("report.html", study_report(found, frame, recipe))
-        print(f"{len(found)} cells finished; report in {folder.path / 'report.html'}", flush=True)
+        folder.write("report.html", study_report(finished, frame, recipe))
+        print(
+            f"{len(finished)} cells finished; report in {folder.path / 'report.html'}", flush=True
+        )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Retrieve(CLTOptions, StudyOptions, SeedOptions):
-    """Which images of a corpus look alike to each layer's codes, and have they one class?
+    """Which images of a corpus are alike in the codes of each layer, and have they one class?
 
     Example: vit-clt retrieve --clt out/clt --data digits --query 0 5 17 --out out/retrieval
     """
@@ -28,24 +28,26 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
     other_names: ClassVar = {**Command.other_names, "backend": "search", "k": "top"}
 
     corpus: str | None = None
-    """Images to search among, a form as of --data; default: the train split of --data."""
+    """Images to search among, a form as in --data; default: the train split of --data."""
     corpus_limit: int | None = None
-    """First N rows of the corpus only."""
+    """Use only the first N images of the corpus."""
     tokens: tuple[TokenKind, ...] = ("cls", "patch")
-    """Rows whose codes are averaged, one kind or several."""
+    """Token rows whose codes are averaged, one kind or several."""
     layers: str | None = None
     """Source layers, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer."""
     query: tuple[int, ...] = (0, 1, 2)
-    """Rows of --data whose nearest images are shown; all rows count for class consistency."""
+    """Numbers of the images of --data whose nearest images are shown. Class consistency is measured
+    on all images."""
     top: int = 5
-    """Nearest images a query and layer."""
+    """Number of nearest images per query and layer."""
     index: Path | None = None
-    """Folder of the index: reused where there is one, else built and kept there."""
+    """Folder of the index, which is used if it exists; otherwise it is built and saved there."""
     search: SearchBackend = "exact"
-    """Compare every image, or let faiss propose (needs the extra "faiss")."""
-
+    """How images are searched: every image is compared (exact), or faiss proposes some (faiss,
+    which needs the extra "faiss")."""
     untrained: bool = False
-    """Also by the codes of an untrained CLT of the same shape; indexes the corpus once more."""
+    """Also retrieve by the codes of an untrained CLT of the same shape, for comparison; this
+    indexes the corpus a second time."""
 
     def run(self) -> None:
         """Index, search, draw, and report."""
@@ -68,7 +70,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
                 )
         corpus = self.load_corpus(vit, data)
         index = self.load_index(vit, clt, corpus)
-        own = own_rows(data, corpus)
+        corpus_rows = own_rows(data, corpus)
         described = index.describe(data, progress=True)
         examples = [
             retrieve(
@@ -79,7 +81,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
                 self.query,
                 self.top,
                 tokens=tokens,
-                own_rows=own,
+                own_rows=corpus_rows,
                 backend=self.search,
             )
             for tokens in self.tokens
@@ -89,7 +91,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
             described,
             k=self.top,
             control=self.control(index, data, corpus) if self.untrained else None,
-            own_rows=own,
+            own_rows=corpus_rows,
             backend=self.search,
             examples=examples,
             clt_name=self.clt,

@@ -25,30 +25,33 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
     other_names: ClassVar = {**Command.other_names, "n_random": "random"}
 
     feature: tuple[str, ...] = ()
-    """LAYER:FEATURE, e.g. 7:76; several are steered together."""
+    """Features to steer, as layer:feature, e.g. 7:76; several are steered together."""
     search: str | None = None
-    """In place of --feature: find the features that move this class: its name, a part that no other
-    name holds, or its number."""
+    """In place of --feature: find the features that move this class, which is given by its name, a
+    part of the name that is in no other, or its number."""
     top: int = 10
-    """With --search: features that are measured."""
+    """With --search: number of features that are steered."""
     tokens: TokenKind = "all"
-    """Rows steered. With all, typical activations mix CLS and patch rows: for late layers take
-    cls."""
+    """Token rows that are steered. With all, typical activations mix CLS and patch rows; for late
+    layers use cls."""
     kind: EditKind = "clamp"
-    """Clamp z to a multiple of its typical activation, or scale it."""
+    """Clamp z to a multiple of its typical activation (clamp), or multiply it by a factor
+    (scale)."""
     values: tuple[float, ...] = ()
-    """Strengths: multiples, or factors; default: -2 -1 0 1 2 4 6, or -1 0 1 2 4."""
+    """Strengths: multiples (default: -2 -1 0 1 2 4 6) or factors (default: -1 0 1 2 4)."""
     only_active: bool = False
     """Clamp only where the feature is active."""
     query: tuple[int, ...] = ()
-    """Rows of --data that are read; default: all. Typical activations are always of all."""
+    """Numbers of the images of --data that are measured; default: all. Typical activations are
+    always those of all images."""
     target: str | None = None
-    """Class compared with random features in the figure, as --search; default: the one that moves
-    most."""
+    """Class whose change is compared with random features, given as in --search; default: the class
+    whose probability changes most."""
     random: int | None = None
-    """Random features of about the same firing rate beside each; default: 5, with --search 3."""
+    """Number of random features of about the same firing rate beside each feature; default: 5, or 3
+    with --search."""
     templates: Templates = "ensemble"
-    """Zero-shot prompts: "a photo of a {}." or the 18 CIFAR templates."""
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Steer, draw, and report."""
@@ -63,9 +66,9 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
         if self.search is not None:
             class_number(data.class_names, self.search, "search")
         zs = ZeroShot(vit, data.class_names, self.templates)
-        found: Study
+        study: Study
         if self.search is None:
-            found = steering_curve(
+            study = steering_curve(
                 vit,
                 clt,
                 data,
@@ -83,7 +86,7 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
                 progress=True,
             )
         else:
-            found = steering_search(
+            study = steering_search(
                 vit,
                 clt,
                 data,
@@ -96,12 +99,12 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
                 seed=self.seed,
                 progress=True,
             )
-        self.report(folder, found, "steer")
+        self.report(folder, study, "steer")
 
     def _check_options(self) -> list[tuple[int, int]]:
         if (self.search is None) == (not self.feature):
-            given = "both are" if self.feature else "neither is"
-            raise InputError(f"{given} given of --feature and --search; expected one of them.")
+            state = "both are" if self.feature else "neither is"
+            raise InputError(f"{state} given of --feature and --search; expected one of them.")
         if self.search is not None:
             curve_only = {
                 "values": self.values,
@@ -110,7 +113,7 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
                 "target": self.target,
                 "kind": self.kind == "scale",
             }
-            for name, given_value in curve_only.items():
-                if given_value:
+            for name, value in curve_only.items():
+                if value:
                     raise InputError(name, "is given with --search; expected it with --feature.")
         return [feature_address(text) for text in self.feature]

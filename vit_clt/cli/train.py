@@ -44,7 +44,7 @@ FILES = (
     "training.html",
     "metrics.json",
 )
-# of one place or one start, not of the run
+# options that may change when a run is resumed or repeated
 _NOT_OF_THE_RUN = ("out", "overwrite", "resume", "config", "traceback", "device", "trackers")
 
 
@@ -52,7 +52,7 @@ _NOT_OF_THE_RUN = ("out", "overwrite", "resume", "config", "traceback", "device"
 class Train(ModelOptions, Command, TrainingOptions):
     """Train a CLT on a frozen ViT; the output folder is itself a --clt.
 
-    A run that was killed goes on with the same command and --resume. Several processes:
+    An interrupted run goes on with the same command and --resume. Several processes are started by
     accelerate launch --multi_gpu --num_processes 4 -m vit_clt train ... (docs/scaling.md).
 
     Example: vit-clt train --model digits --data digits --n-features 512 --k 16 --out out/clt
@@ -61,30 +61,31 @@ class Train(ModelOptions, Command, TrainingOptions):
     imports = ("vit_clt.training.trainer",)
 
     config: Path | None = None
-    """run.json of an earlier run, whose options are the defaults instead of a preset's."""
+    """The run.json of an earlier run, whose options are then the defaults in place of a
+    preset's."""
     k: int | None = None
-    """Active features a token and layer (JumpReLU: the L0 it is steered to). Default: 128 for the
-    paper preset, else a quarter of the width, at most 32."""
+    """Active features per token row and layer (for JumpReLU: the target of L0). Default: 128 for
+    the paper preset, otherwise a quarter of the width, at most 32."""
     zero_cross_init: bool = False
-    """Start the off-diagonal decoders at zero."""
+    """Start the decoders that write to deeper layers at zero."""
     cross_layer: bool = True
-    """Whether features also write to deeper layers; --no-cross-layer trains a per-layer transcoder,
+    """Let features also write to deeper layers; --no-cross-layer trains a per-layer transcoder,
     whose features write to their own layer alone."""
     resume: bool = False
-    """Go on with the run in --out (from the beginning, if it has no checkpoint yet)."""
+    """Go on with the run in --out, from the beginning if it has no checkpoint yet."""
     trackers: tuple[str, ...] = ()
-    """tensorboard, wandb or others that accelerate knows (train.jsonl is always written)."""
+    """Trackers that accelerate knows, such as tensorboard or wandb, in addition to train.jsonl."""
 
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Train:
-        """What options start from, given those that decide it: --preset and --config."""
+        """The options' defaults, which depend on --preset or --config."""
         preset, path = value_of("--preset", args), value_of("--config", args)
         if preset is not None and path is not None:
             raise InputError("--preset and --config are both set; expected one of them.")
         options = {} if path is None else _options_in(Path(path))
         options.setdefault("training", preset_in(args))
         start = cls(out=Path(), **options)
-        start.out = tyro.MISSING  # it must be given
+        start.out = tyro.MISSING  # the option is required
         return start
 
     def run(self) -> None:
@@ -97,27 +98,27 @@ class Train(ModelOptions, Command, TrainingOptions):
 
         if self.resume and self.overwrite:
             raise InputError("--overwrite and --resume are both set; expected one of them.")
-        # a process that starts late finds what the main one has begun
+        # a process that starts late finds files that the main one has written
         overwrite = self.overwrite or not _is_main()
         folder = OutputFolder(self.out, FILES, overwrite, RUN_FILE if self.resume else None)
-        vit, data, clt_config, asked, settings = self._resolved()
+        vit, data, clt_config, requested, settings = self._resolved()
         if folder.resumes:
             before = folder.path / RUN_FILE
-            was = _check_same(self._described(clt_config, settings, data, vit), before)
+            backend = _check_same(self._described(clt_config, settings, data, vit), before)
             if (folder.path / "metrics.json").is_file():
                 print(f"{folder.path} is finished; nothing to do")
                 return
-            if asked.backend == "auto":
-                settings = replace(settings, backend=was)
+            if requested.backend == "auto":
+                settings = replace(settings, backend=backend)
         self._check_fits(vit, data, clt_config, settings)
         if not folder.resumes:  # run.json has the choice, or else the checkpoint
             settings = resolved(settings, clt_config, self.device, _n_processes(), trial=True)
-        asked = replace(asked, backend=settings.backend)
+        requested = replace(requested, backend=settings.backend)
         run = self._described(clt_config, settings, data, vit)
         if _is_main():
             self._estimate(vit, data, clt_config, settings)
         if self.cache is not None and _n_processes() == 1:
-            # refused before anything is overwritten
+            # a store of other images is refused here, before anything is overwritten
             store = ActivationStore(self.cache, vit, data, unreadable=settings.unreadable)
             print(store.description, flush=True)
         if _is_main() and not folder.resumes:
@@ -130,7 +131,7 @@ class Train(ModelOptions, Command, TrainingOptions):
                 vit,
                 data,
                 clt_config,
-                asked,
+                requested,
                 checkpoints=folder.path / "checkpoints",
                 resume=folder.resumes,
                 cache=self.cache,
@@ -161,7 +162,7 @@ class Train(ModelOptions, Command, TrainingOptions):
         )
         folder.write("README.md", model_card(clt.config, json.loads(document)))
         folder.write("training.html", html)
-        # last: it says that the run is finished
+        # this file is written last, because it marks the run as finished
         folder.write("metrics.json", document)
         print(f"{facts['line']}; saved to {folder.path}, curves in training.html")
 
@@ -170,7 +171,7 @@ class Train(ModelOptions, Command, TrainingOptions):
     def _resolved(
         self,
     ) -> tuple[HookedViT, ImageData, CLTConfig, TrainConfig, TrainConfig]:
-        """What will be trained on what: as asked, and with every default decided."""
+        """The model, the images, the CLT, and the settings as requested and as resolved."""
         import torch
 
         from vit_clt.hooks.activations import capture
@@ -184,11 +185,11 @@ class Train(ModelOptions, Command, TrainingOptions):
         k = self.k or (128 if self.preset == "paper" else min(32, vit.cfg.d_model // 4))
         self.k = k
         clt_config = self.clt_config(vit.cfg.n_layers, vit.cfg.d_model, k)
-        asked = self.sparsifier_training()
-        asked = replace(asked, sparsity=asked.sparsity.aimed_at(k))
-        settings = resolved(asked, clt_config, self.device, _n_processes())
+        requested = self.sparsifier_training()
+        requested = replace(requested, sparsity=requested.sparsity.aimed_at(k))
+        settings = resolved(requested, clt_config, self.device, _n_processes())
         data = self.load_images(vit, "train")
-        # a first look, so that broken weights or images are refused before anything is written
+        # a first pass, so that broken weights or images are refused before anything is written
         images, _ = data.readable(range(min(8, len(data))))
         if images is not None and settings.unreadable == "stop":
             images, _ = data.batch(range(min(8, len(data))))
@@ -196,13 +197,13 @@ class Train(ModelOptions, Command, TrainingOptions):
             capture(vit, images.to(self.device))
         device = torch.device(self.device)
         check_run(vit, clt_config, settings, len(data), device, self.trackers)
-        return vit, data, clt_config, asked, settings
+        return vit, data, clt_config, requested, settings
 
     def clt_config(self, n_layers: int, d_model: int, k: int) -> CLTConfig:
-        """What will be trained for a ViT of this depth and width.
+        """Configuration of the CLT for a ViT of this depth and width.
 
         Raises:
-            InputError: options that do not go together, or do not fit the width.
+            InputError: options contradict one another, or do not fit the width.
         """
         from vit_clt.transcoder.config import CLTConfig
         from vit_clt.transcoder.sparsifiers import SPARSIFIERS
@@ -227,10 +228,10 @@ class Train(ModelOptions, Command, TrainingOptions):
     def _described(
         self, config: CLTConfig, settings: TrainConfig, data: ImageData, vit: HookedViT
     ) -> dict[str, Any]:
-        """run.json: what makes this run, and options that make it again."""
+        """The contents of run.json: what determines this run, and the options that repeat it."""
         from vit_clt.metrics import versions
 
-        # an L0 that comes from --k is left to it
+        # a target of L0 that comes from --k is not written as an option
         kept = replace(settings, sparsity=self.sparsifier_training().sparsity)
         options = asdict(replace(self, training=kept, n_features=config.n_features))
         options = {name: v for name, v in options.items() if name not in _NOT_OF_THE_RUN}
@@ -251,7 +252,7 @@ class Train(ModelOptions, Command, TrainingOptions):
         from vit_clt.training.cost import check_fits
         from vit_clt.training.engine import is_sharded
 
-        # the estimate is that of whole copies, which sharded processes do not hold
+        # the estimate assumes whole copies, which sharded processes do not have
         if not is_sharded():
             needs = self._needs(vit, data, config, settings)
             check_fits(needs, out=self.out, device=torch.device(self.device))
@@ -321,11 +322,11 @@ def _is_main() -> bool:
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come: a scheduler's warning, which leaves time for a checkpoint."""
-    asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    """A function that says whether SIGTERM has come, so that a last checkpoint can be written."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(signals)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -349,9 +350,9 @@ def _options_in(path: Path) -> dict[str, Any]:
 
 
 def _check_same(run: dict[str, Any], path: Path) -> Backend:
-    """Refuse to resume a run of other options than these; the back end it was started with.
+    """Refuse to resume a run of other options, and return the back end that it was started with.
 
-    The checkpoint checks the rest.
+    Settings that have no option are checked with the checkpoint.
     """
     from vit_clt.outputs import check_same, read_json
     from vit_clt.training.trainer import FREE
@@ -364,7 +365,7 @@ def _check_same(run: dict[str, Any], path: Path) -> Backend:
     # the checkpoint settles what "auto" and None stand for
     free = (*FREE, "training", "preset", "cache", "backend", "shards")
     now = {name: value for name, value in now.items() if name not in free}
-    # an option that the run did not know has its default
+    # an option that is newer than the run has its default
     defaults = {name: getattr(Train, name, None) for name in now}
     check_same(now, defaults | was, f"the run in {path.parent}")
     if before["versions"] != run["versions"]:
@@ -379,7 +380,7 @@ def _check_same(run: dict[str, Any], path: Path) -> Backend:
 
 
 def _flat(options: dict[str, Any]) -> dict[str, Any]:
-    """run.json's options, those of training and of its sparsifier among the others."""
+    """The options of run.json, with those of training and of its sparsifier at the same level."""
     training = dict(options["training"])
-    own = training.pop("sparsity")
-    return {**options, **training, **own}
+    sparsity = training.pop("sparsity")
+    return {**options, **training, **sparsity}

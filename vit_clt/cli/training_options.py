@@ -1,4 +1,4 @@
-"""Options of every command that trains: the sparsifier, the width, and how to train."""
+"""Options of every command that trains: the sparsifier, the width, and the training settings."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from vit_clt.transcoder.train_config import PRESETS, SparsifierTraining, TrainCo
 
 @dataclass(kw_only=True)
 class TrainingOptions:
-    """How to train."""
+    """Options of a command that trains."""
 
     preset: Preset = "small"
     """Hyperparameters to start from; options override them."""
     sparsifier: SparsifierName = "relu_topk"
-    """How codes are made sparse."""
+    """Function that makes codes sparse."""
     n_features: int | None = None
     """Features per layer; default: 16 times the width."""
     bandwidth: float = 1.0
-    """JumpReLU only: width of the band in which a threshold learns."""
+    """For JumpReLU only: width of the band around a threshold in which it learns."""
     cache: Path | None = None
-    """Folder of an activation cache, built where missing; default: recompute activations."""
+    """Folder of an activation store, built if it is missing; default: recompute activations."""
     training: tyro.conf.OmitArgPrefixes[TrainConfig] = field(
         default_factory=lambda: PRESETS["small"]
     )
 
     def sparsifier_training(self) -> TrainConfig:
-        """`training` with the options of the sparsifier that is trained, and no others.
+        """`training` with the options of the chosen sparsifier, and of no other.
 
         Raises:
             InputError: an option of another sparsifier is set.
         """
         from vit_clt.transcoder.sparsifiers import SPARSIFIERS, names_with
 
-        given, kind = self.training.sparsity, SPARSIFIERS[self.sparsifier]
-        for held in fields(given):
-            options = getattr(given, held.name)
+        sparsity, kind = self.training.sparsity, SPARSIFIERS[self.sparsifier]
+        for part in fields(sparsity):
+            options = getattr(sparsity, part.name)
             if not isinstance(options, SparsifierTraining) or isinstance(options, kind.training):
                 continue
             for name, value in asdict(options).items():
@@ -54,7 +54,10 @@ class TrainingOptions:
 
 
 def value_of(option: str, args: Sequence[str]) -> str | None:
-    """What a command line gives for `option`, which decides other options' defaults."""
+    """The value of `option` on a command line, or None if it is not there.
+
+    It is needed before the command line is parsed, for an option that decides others' defaults.
+    """
     for i, arg in enumerate(args):
         name, joined, value = arg.partition("=")
         if name == option:
@@ -63,7 +66,7 @@ def value_of(option: str, args: Sequence[str]) -> str | None:
 
 
 def preset_in(args: Sequence[str]) -> TrainConfig:
-    """The preset that a command line names, or the default one, with options of all sparsifiers."""
+    """The preset that a command line names, or the default one, with every sparsifier's options."""
     return with_every_option(PRESETS.get(value_of("--preset", args) or "small", PRESETS["small"]))
 
 

@@ -1,4 +1,4 @@
-"""What a training run tells at its end: metrics, one line, and the page of curves."""
+"""The summary of a training run: metrics, one line to print, and the page of curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def training_summary(
     log: Path, data: ImageData, config: CLTConfig, settings: TrainConfig, device: str
 ) -> tuple[list[Any], dict[str, Any], str]:
-    """Metrics, a few facts, and the page of curves, from the log of all starts."""
+    """Metrics, facts (l0, steps, the line to print) and the page of curves, from a run's log."""
     from vit_clt.analysis.reporting.training_page import read_log, training_report
     from vit_clt.metrics import Metric
     from vit_clt.training.cost import duration
@@ -40,15 +40,15 @@ def training_summary(
         Metric("tokens_per_second", end["tokens_per_second"], "tokens/s", len(data)),
         Metric("peak_memory", _peak_memory(device), "bytes", len(data)),
     ]
-    shown = {"CLS": last["fvu_cls"], "patches": last["fvu_patch"]}
-    source = "last batch"
+    fvu_by_kind = {"CLS": last["fvu_cls"], "patches": last["fvu_patch"]}
+    measured_on = "last batch"
     if held_out:
-        final, source = held_out[-1], f"{held_out[-1]['n_images']} held-out images"
-        shown = {}
+        final, measured_on = held_out[-1], f"{held_out[-1]['n_images']} held-out images"
+        fvu_by_kind = {}
         for kind, label in (("cls", "CLS"), ("patch", "patches")):
             values = final[f"fvu_{kind}_by_layer"]
             mean = None if values is None else sum(values) / len(values)
-            shown[label] = mean
+            fvu_by_kind[label] = mean
             metrics.append(
                 Metric(f"held_out_fvu_{kind}", mean, "fraction", final["n_images"], floor=1.0)
             )
@@ -61,16 +61,19 @@ def training_summary(
     }
     title = f"Training a {kind_of(config)} on {data.name}"
     page = training_report(records, title=title, facts=facts)
-    fvu = ", ".join(f"{k} {'undefined' if v is None else f'{v:.3f}'}" for k, v in shown.items())
+    fvu = ", ".join(
+        f"{label} {'undefined' if value is None else f'{value:.3f}'}"
+        for label, value in fvu_by_kind.items()
+    )
     line = (
-        f"{source}: FVU {fvu}; L0 {last['l0']:.1f}, dead {last['dead']:.1%}; "
+        f"{measured_on}: FVU {fvu}; L0 {last['l0']:.1f}, dead {last['dead']:.1%}; "
         f"{duration(end['seconds'])}, {end['tokens_per_second']:.0f} tokens/s"
     )
     return metrics, {"l0": last["l0"], "line": line, "steps": end["step"]}, page
 
 
 def kind_of(config: CLTConfig) -> str:
-    """What is trained, in words."""
+    """The kind of transcoder, in words."""
     return "CLT" if config.cross_layer else "per-layer transcoder"
 
 

@@ -17,7 +17,7 @@ class Weights(StudyOptions):
     imports = ("vit_clt.transcoder.model",)
 
     clt: str
-    """CLT folder or Hub id."""
+    """Folder or Hub id of the CLT."""
 
     def run(self) -> None:
         """Measure, draw, and report."""

@@ -19,7 +19,7 @@ from vit_clt.analysis import feature_statistics
 from vit_clt.analysis.features.choice import RULES, select_features
 from vit_clt.analysis.features.effects import class_effects
 from vit_clt.analysis.features.figure import activation_picture
-from vit_clt.analysis.features.page import BANDS, activations_at, nearest_features
+from vit_clt.analysis.features.page import QUARTERS, activations_at, nearest_features
 from vit_clt.analysis.features.purity import purity, purity_by_chance
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.features.summary import summary, summary_metrics
@@ -121,13 +121,13 @@ def test_pages_show_the_images_they_say(stats: FeatureStatistics):
         assert page.active_images == (mine != 0).sum()
         # fewer than 64 active images: the sample is all of them, and its quantiles exact
         sizes = np.sort(np.abs(mine[mine != 0]))
-        for (low, high), band in zip(BANDS, page.bands, strict=True):
+        for (low, high), part in zip(QUARTERS, page.ranges, strict=True):
             inside = sizes[round(low * len(sizes)) : round(high * len(sizes))]
-            assert len(band.examples) == min(3, len(inside))
-            assert len({each.row for each in band.examples}) == len(band.examples)
-            for each in band.examples:
+            assert len(part.examples) == min(3, len(inside))
+            assert len({each.row for each in part.examples}) == len(part.examples)
+            for each in part.examples:
                 assert inside[0] * (1 - 1e-5) <= abs(each.value) <= inside[-1] * (1 + 1e-5)
-        for each in [*page.top, *page.bands[-1].examples]:
+        for each in [*page.top, *page.ranges[-1].examples]:
             shown = np.concatenate([[each.cls], each.patches.ravel()])
             np.testing.assert_allclose(shown, z[s, each.row, :, i], rtol=1e-4, atol=1e-6)
             assert each.value == pytest.approx(mine[each.row], rel=1e-4)
@@ -211,10 +211,10 @@ def test_batches_and_layers_do_not_matter(vit: HookedViT, data: TensorImages, pl
             assert found[column].tolist() == expected[column].tolist()
     feature = int(expected["active_images"].argmax())
     pages = [each.page(2, feature) for each in (plain, again)]
-    rows = [[e.row for b in page.bands for e in b.examples] for page in pages]
+    rows = [[e.row for r in page.ranges for e in r.examples] for page in pages]
     assert rows[0] == rows[1]
     other_seed = replace(plain, seed=6).page(2, feature)
-    assert [e.row for b in other_seed.bands for e in b.examples] != rows[0]
+    assert [e.row for r in other_seed.ranges for e in r.examples] != rows[0]
 
 
 def test_near_features(stats: FeatureStatistics):

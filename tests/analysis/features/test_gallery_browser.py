@@ -280,7 +280,7 @@ def test_in_a_browser(gallery: Path, stats: FeatureStatistics, tmp_path: Path):
     assert seen["ariaSort"] == 1
     assert seen["page"] == "Layer {}, feature {}".format(*seen["clicked"].split(":"))
     page = stats.page(*map(int, seen["clicked"].split(":")))
-    assert len(seen["pictures"]) == len(page.top) + sum(len(b.examples) for b in page.bands)
+    assert len(seen["pictures"]) == len(page.top) + sum(len(r.examples) for r in page.ranges)
     names = ["red", "green", "<b>blue"]
     first = page.top[0]
     assert seen["pictures"][0].startswith(f"{names[first.label]}, row {first.row}; z ")
