@@ -146,9 +146,9 @@ def activations_at(
             tokens = active.tokens.cpu().numpy()[shown]
             values[s][places[s][at[shown]], tokens] = active.values.float().cpu().numpy()[shown]
     result, done = {}, dict.fromkeys(layers, 0)
-    for (s, i), rows in images.items():
-        result[s, i] = values[s][done[s] : done[s] + len(rows)]
-        done[s] += len(rows)
+    for (s, i), of_feature in images.items():
+        result[s, i] = values[s][done[s] : done[s] + len(of_feature)]
+        done[s] += len(of_feature)
     return result
 
 
