@@ -80,31 +80,31 @@ def ours(clt: CrossLayerTranscoder, backend: Any, x: Tensor, dy: Tensor) -> Call
     return run
 
 
-def checked_steps(size: Size) -> dict[str, Callable[[], None]]:
+def contestants(size: Size) -> dict[str, Callable[[], None]]:
     """All ways to compute a step of this size, by name; their gradients have been compared."""
     torch.manual_seed(0)
     clt, (x, dy) = size.clt(), size.inputs()
-    contestants = {name: make(clt, size.k) for name, make in CONTESTANTS.items()}
+    others = {name: make(clt, size.k) for name, make in CONTESTANTS.items()}
     runs = {
         f"ours, {backend}": ours(clt, backend, x, dy) for backend in ("dense", "sparse", "auto")
     }
-    runs |= {name: stepper(contestant, x, dy) for name, contestant in contestants.items()}
+    runs |= {name: stepper(other, x, dy) for name, other in others.items()}
     runs["ours, sparse"]()
     grads = [w.grad.clone() for w in clt.W_enc]
-    for name, contestant in contestants.items():
+    for name, other in others.items():
         runs[name]()
-        for mine, theirs in zip(grads, contestant.W_enc, strict=True):
+        for mine, theirs in zip(grads, other.W_enc, strict=True):
             # near ties may go either way between two matmuls: compare the whole
             error = (mine - theirs.grad).norm() / mine.norm()
             assert error < 1e-2, f"{name}: gradients differ by {error:.1e}"
-        contestant.zero_grad(set_to_none=True)
+        other.zero_grad(set_to_none=True)
     return runs
 
 
 def race(name: str, rounds: int) -> dict[str, Any]:
     """Time all ways at one size and print the table; returns its rows and how the bars are met."""
     size = SIZES[name]
-    timings = interleave(checked_steps(size), rounds)
+    timings = interleave(contestants(size), rounds)
     print(f"\n{name}: {size}, {rounds} rounds, one thread")
     print(
         "| step | CPU ms | wall ms | times dense per pair | low | high |\n|---|---|---|---|---|---|"
