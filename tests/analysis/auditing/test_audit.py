@@ -103,7 +103,7 @@ def test_what_was_not_given_is_said_to_be_missing(
         (["--per-layer", "own"], "--per-layer names clt, which is a cross-layer transcoder"),
         (["--variants", "per_layer"], "--variants names .*, which is a per-layer transcoder"),
         (["--resume", "--overwrite"], "--resume and --overwrite are both set"),
-        (["--k", "500"], "l0 is 500; expected at least 1 and at most 24 features"),
+        (["--k", "500"], "k is 500; expected at least 1 and at most 24 features"),
         (["--k", "0"], "k is 0; expected at least 1"),
         (["--clt", "per_layer"], "--clt is a per-layer transcoder; expected one that reads across"),
         (["--full", "--no-train"], "--full and --no-train are both set; expected one of them"),
