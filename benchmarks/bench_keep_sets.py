@@ -47,7 +47,7 @@ def contestants(
     last = vit.cfg.n_layers - 1
     sets = list(combinations(range(last + 1), K))
     study = TermSets(vit, clt, data, zs, [last], "cls", "mean", 0)
-    study.l0()  # the pass that fills the cache
+    study.measured()  # the pass that fills the cache
     names = [f"blocks.{s}.ln2.hook_out" for s in range(last + 1)]
     cache = vit.clean_cache(data.images, [*names, f"blocks.{last}.hook_resid_pre"])
     codes = [clt.encode(cache[name][:, :1], layer=s) for s, name in enumerate(names)]

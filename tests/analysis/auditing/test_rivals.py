@@ -48,7 +48,7 @@ def test_variants_by_default_and_in_full():
 
 
 def test_a_number_of_active_features_that_does_not_fit():
-    with pytest.raises(InputError, match="l0 is 0; expected at least 1 and at most 24 features"):
+    with pytest.raises(InputError, match="k is 0; expected at least 1 and at most 24 features"):
         planned_rivals(CLTConfig(4, 16, 24, ReLUTopK(k=5)), SETTINGS, 0)
 
 

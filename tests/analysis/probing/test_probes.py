@@ -211,7 +211,7 @@ def test_command_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "additive floor" in capsys.readouterr().out
     assert "Where can left, label be read linearly?" in (out / "probe.html").read_text()
     for bad, message in (
-        (["--factors", "top"], 'factor is "top"; adding (test) has left, right, label'),
+        (["--factors", "top"], 'factors is "top"; adding (test) has left, right, label'),
         (["--split", "train"], "expected held-out ones"),
     ):
         assert main([*args[:5], *bad, "--out", str(tmp_path / "no")]) == 2

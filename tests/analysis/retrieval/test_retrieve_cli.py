@@ -90,7 +90,7 @@ def test_refused(clt: str, refused: Callable[..., str], tmp_path: Path, monkeypa
     assert "query is 12; expected rows from 0 to 11" in refused(
         "--clt", clt, "--limit", "12", "--query", "0", "12"
     )
-    assert "k is 31" in refused("--clt", clt, "--limit", "4", *FEW[2:], "--top", "31")
+    assert "--top is 31" in refused("--clt", clt, "--limit", "4", *FEW[2:], "--top", "31")
     assert "layers contains 8" in refused("--clt", clt, *FEW, "--layers", "8")
     kept = ["--clt", clt, *FEW, "--index", str(tmp_path / "index")]
     assert main(["retrieve", *kept, "--out", str(tmp_path / "out")]) == 0
