@@ -33,6 +33,8 @@ BAR, N_IMAGES, N_CLASSES, K = 120.0, 10_000, 10, 4
 class RandomClasses(ZeroShot):
     """Unit columns in the place of text embeddings, which random weights do not have."""
 
+    name = "random directions"
+
     def __init__(self, vit: HookedViT):
         self.class_names = [str(c) for c in range(N_CLASSES)]
         self.weights = torch.nn.functional.normalize(torch.randn(vit.cfg.d_embed, N_CLASSES), dim=0)
