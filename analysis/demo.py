@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import pandas as pd
 import torch
@@ -14,7 +15,7 @@ from vit_clt.analysis.contributions.study import ScoreStudy, score_study
 from vit_clt.analysis.fit.cascade_study import Cascade, cascade
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstruction
 from vit_clt.analysis.reporting.page import Section, render_report
-from vit_clt.analysis.reporting.study import Facts
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.style import ROW_NAMES
 from vit_clt.analysis.retrieval.consistency import ClassConsistency, class_consistency
 from vit_clt.analysis.retrieval.descriptors import untrained
@@ -34,6 +35,9 @@ from vit_clt.transcoder.sparsifiers import ReLUTopK
 from vit_clt.transcoder.train_config import PRESETS
 from vit_clt.zero_shot import ZeroShot
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 MEANING = (
     "C(s→l) says from which depth y_l, the output of the MLP at layer l, can be sparsely read: the "
     "share of its reconstruction that is decoded from features computed at layer s. It does not "
@@ -47,8 +51,10 @@ SHOWN = (0, 1, 2)
 
 
 @dataclass(frozen=True)
-class DemoStudy:
+class DemoStudy(Study):
     """The CLT that the demo trained, and everything that it measured."""
+
+    name = "report"
 
     clt: CrossLayerTranscoder
     train_name: str
@@ -103,8 +109,41 @@ class DemoStudy:
             },
         )
 
-    def report(self) -> str:
-        """The page report.html as a string."""
+    def caption(self) -> str:
+        """What stands in the table: the replacement of all layers."""
+        facts = self.facts()
+        return f"{facts.data}, N = {facts.n}; all layers replaced, stream inputs"
+
+    def to_frame(self) -> pd.DataFrame:
+        """The replacement of all layers by token kind, as the cascade has it."""
+        return self.cascade.to_frame()
+
+    def shown(self) -> pd.DataFrame:
+        """Accuracy and loss by token kind, beside the unaltered model and both floors."""
+        rows = []
+        for r in self.cascade.to_frame().itertuples():
+            cells = (r.top1, r.baseline, r.floor_mean, r.floor_zero)
+            losses = (r.loss, r.loss_baseline, r.loss_floor_mean, r.loss_floor_zero)
+            pairs = zip(cells, losses, strict=True)
+            rows.append((ROW_NAMES[r.tokens], *(f"{100 * c:.1f} / {x:.3f}" for c, x in pairs)))
+        headers = ["with the CLT", "unaltered", "MLPs at mean", "MLPs at zero"]
+        return pd.DataFrame(rows, columns=["top-1 % / loss (nats)", *headers])
+
+    def notes(self) -> Sequence[str]:
+        """How good the reconstruction is, at which L0, and how long it took."""
+        mean = self.reconstruction.mean
+        return [
+            f"R2, mean over layers: patches {mean('patch'):.3f}, CLS {mean('cls'):.3f} (0 is the "
+            f"mean; patches {mean('patch', 'r2_position'):.3f} if each position's); "
+            f"L0 {mean('all', 'l0'):.1f}; {self.seconds:.0f} s"
+        ]
+
+    def figure(self) -> go.Figure:
+        """The contribution scores, from which the demo sets out."""
+        return self.scores.figure()
+
+    def page(self) -> str:
+        """The page report.html: every study of the demo."""
         config, facts = self.clt.config, self.facts()
         mean = self.reconstruction.mean
         sections = [
