@@ -200,4 +200,4 @@ def _parsed(form: Any, args: Sequence[str], **options: Any) -> Command | None:
         text = complaint.getvalue().split("For full helptext")[0]
         text = re.sub(r"╭─ (Invalid choice|Value error|Unrecognized options) ─*╮", "", text)
         text = " ".join(re.sub(r"[─│╭╮╰╯]+", " ", text).split())
-        raise InputError(f"{text} (see vit-clt --help)") from None
+        raise InputError(f"{text} (see {options['prog']} --help)") from None

@@ -31,4 +31,5 @@ class Demo(StudyOptions, SeedOptions):
         study = demo_study(seed=self.seed, device=self.device)
         study.clt.save_pretrained(folder.open().path / "clt")
         print()
-        self.report(folder, study, "demo", f"open {folder.path / 'report.html'}")
+        page, clt = folder.path / "report.html", folder.path / "clt"
+        self.report(folder, study, "demo", f"open {page}; the CLT is in {clt}")

@@ -19,6 +19,7 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
     """Turn features up or down: what do class probabilities do? Or which features move a class?
 
     Example: vit-clt steer --clt out/clt --data digits --feature 7:76 --out out/steer
+
     Example: vit-clt steer --clt out/clt --data digits --search three --out out/search
     """
 

@@ -25,8 +25,9 @@ from vit_clt.transcoder.sparsifiers.base import Encoder
 from vit_clt.transcoder.sparsifiers.relu_topk import ReLUTopK
 from vit_clt.transcoder.sparsifiers.topk import TopK
 
-RATE = 0.01
-"""Share of a training step in the running mean of thresholds."""
+RATE = 0.05
+"""Share of a training step in the running mean of thresholds: the mean is over about the last
+twenty steps, so that it follows a short training to its end."""
 Chunks = Iterable[tuple[int, Float[Tensor, "chunk feature"]]]
 """Pre-activations, some rows at a time, with the number of the first row."""
 Chosen = tuple[Tensor, Tensor]
