@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -31,7 +32,11 @@ def make(folder: Path) -> tuple[subprocess.CompletedProcess[str], list[list[str]
     calls = folder / "calls"
     calls.write_text("")
     command = ["make", "-k", "-j2", "-f", SCRIPTS / "adding.mk", f"PYTHON={folder / 'python'}"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    # not as a part of the make that runs the tests
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
     return done, [line.split() for line in calls.read_text().splitlines()]
 
 
