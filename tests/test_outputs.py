@@ -18,7 +18,6 @@ from vit_clt.outputs import (
     STAGING,
     check_same,
     file_hash,
-    read_json,
     remove_unfinished,
     staged_file,
     staged_files,
@@ -139,18 +138,6 @@ def test_the_hash_of_a_file_is_that_of_sha256sum(tmp_path: Path) -> None:
     command = ["sha256sum", str(path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert file_hash(path) == said.split()[0]
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(None, "cannot be read"), (b"{", "readable JSON"), (b"\xff", "JSON"), (b"[1]", "a list;")],
-)
-def test_a_file_without_a_json_object_is_refused(content, reason: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(InputError, match=reason) as error:
-        read_json(tmp_path / "run.json")
-    one_sentence(error)
 
 
 JSON = st.recursive(

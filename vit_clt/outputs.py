@@ -231,23 +231,6 @@ def file_hash(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path | str) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        InputError: the file cannot be read, or holds anything else.
-    """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not readable JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds a {type(values).__name__}; expected a JSON object.")
-    return values
-
-
 def check_same(
     values: Mapping[str, Any],
     recorded: Mapping[str, Any],

@@ -16,7 +16,8 @@ from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
-from vit_clt.outputs import check_same, read_json, staged_file
+from vit_clt.inputs import read_json
+from vit_clt.outputs import check_same, staged_file
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder

@@ -40,8 +40,9 @@ from vit_clt.data.images import ImageData
 from vit_clt.data.prompts import CIFAR_TEMPLATES, TEMPLATE_SETS
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
+from vit_clt.inputs import read_json
 from vit_clt.metrics import Metric, metrics_json
-from vit_clt.outputs import OutputFolder, check_same, read_json
+from vit_clt.outputs import OutputFolder, check_same
 from vit_clt.training.checkpoints import Snapshots
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.model import CrossLayerTranscoder

@@ -92,7 +92,8 @@ class Reproduce(Command):
         import torch
 
         from vit_clt.analysis.reproduction.cells import is_finished
-        from vit_clt.outputs import check_same, read_json
+        from vit_clt.inputs import read_json
+        from vit_clt.outputs import check_same
         from vit_clt.training.cost import check_fits
 
         if self.resume and self.overwrite:

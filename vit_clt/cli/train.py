@@ -354,7 +354,8 @@ def _check_same(run: dict[str, Any], path: Path) -> Backend:
 
     Settings that have no option are checked with the checkpoint.
     """
-    from vit_clt.outputs import check_same, read_json
+    from vit_clt.inputs import read_json
+    from vit_clt.outputs import check_same
     from vit_clt.training.trainer import FREE
 
     before = read_json(path)
