@@ -98,7 +98,7 @@ class ComputingFeatures(Study):
 
     def extras(self) -> Mapping[str, str]:
         """Three tables: numbers of features of each kind, suppressions, and clampings."""
-        from vit_clt.analysis.reporting.tables import markdown_table
+        from vit_clt.analysis.reporting.tables import csv_table, markdown_table
 
         suppressed, clamped = (
             pd.concat(
@@ -110,7 +110,7 @@ class ComputingFeatures(Study):
         tables = {"counts": self.shown(), "suppressed": suppressed, "clamped": clamped}
         texts = {}
         for name, table in tables.items():
-            texts[f"{name}.csv"] = table.to_csv(index=False)
+            texts[f"{name}.csv"] = csv_table(table)
             texts[f"{name}.md"] = markdown_table(table, self.caption())
         return texts
 

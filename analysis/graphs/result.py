@@ -16,6 +16,7 @@ from vit_clt.analysis.graphs.files import graphs_json
 from vit_clt.analysis.graphs.graph import AttributionGraph
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.reporting.tables import csv_table
 from vit_clt.choices import Norms
 from vit_clt.metrics import Metric
 
@@ -191,10 +192,10 @@ class GraphStudy(Study):
         return {
             "graph.html": graph_report(self),
             "graph.json": graphs_json(self.graphs),
-            "nodes.csv": self.nodes().to_csv(index=False),
-            "edges.csv": self.edges().to_csv(index=False),
-            "interventions.csv": self.interventions().to_csv(index=False),
-            "agreement.csv": self.agreement.to_frame().to_csv(index=False),
+            "nodes.csv": csv_table(self.nodes()),
+            "edges.csv": csv_table(self.edges()),
+            "interventions.csv": csv_table(self.interventions()),
+            "agreement.csv": csv_table(self.agreement.to_frame()),
         }
 
     def _named(self, frame: pd.DataFrame) -> pd.DataFrame:

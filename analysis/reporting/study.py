@@ -161,13 +161,13 @@ def write_study(folder: OutputFolder, study: Study, command: str, *, png: bool =
         command: name of the command, for metrics.json.
         png: write pictures too; call `check_png` before the work that makes the study.
     """
-    from vit_clt.analysis.reporting.tables import latex_table, markdown_table
+    from vit_clt.analysis.reporting.tables import csv_table, latex_table, markdown_table
 
     for part in (study, *study.companions()):
         figure, shown, caption = part.figure(), part.shown(), part.caption()
         folder.write(f"{part.name}.html", part.page())
         folder.write(f"{part.name}.json", figure.to_json(pretty=False, engine="json") + "\n")
-        folder.write(f"{part.name}.csv", part.to_frame().to_csv(index=False))
+        folder.write(f"{part.name}.csv", csv_table(part.to_frame()))
         folder.write(f"{part.name}.md", markdown_table(shown, caption))
         folder.write(f"{part.name}.tex", latex_table(shown, caption))
         if png:

@@ -1,19 +1,32 @@
-"""Tables as Markdown and LaTeX."""
+"""Tables as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
 from math import isnan
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 from tabulate import tabulate
+
+from vit_clt.text import plain_cell, printable
 
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"²": "$^2$", "→": r"$\to$", "ŷ": r"$\hat{y}$"}
 )
+
+
+def csv_table(table: pd.DataFrame) -> str:
+    """The table as CSV at full precision; text that looks like a formula is kept as text."""
+    shown = table.rename(columns=lambda name: plain_cell(str(name)))
+    for i, kind in enumerate(table.dtypes):
+        if not is_numeric_dtype(kind):
+            cells = [plain_cell(c) if isinstance(c, str) else c for c in table.iloc[:, i]]
+            shown.isetitem(i, np.array(cells, dtype=object))
+    return str(shown.to_csv(index=False))
 
 
 def markdown_table(table: pd.DataFrame, caption: str) -> str:
@@ -31,14 +44,17 @@ def latex_table(table: pd.DataFrame, caption: str) -> str:
 
 
 def _table(table: pd.DataFrame, style: str) -> str:
-    cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    bar = "\\|" if style == "github" else "|"  # a bar would end the cell
+    cells = [
+        [_cell(value).replace("|", bar) for value in row] for row in table.itertuples(index=False)
+    ]
     align = ["right" if is_numeric_dtype(kind) else "left" for kind in table.dtypes]
     # Cells are text already; tabulate would parse "0.500" and print 0.5.
-    headers = [str(name) for name in table.columns]
+    headers = [printable(str(name)) for name in table.columns]
     return tabulate(cells, headers, style, colalign=align, disable_numparse=True)
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if isnan(value) else f"{value:.4g}"
-    return "" if value is None else str(value)
+    return "" if value is None else " ".join(printable(str(value)).split("\n"))

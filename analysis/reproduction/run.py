@@ -22,6 +22,7 @@ from vit_clt.analysis.contributions.scores import ALL_SCORES, score
 from vit_clt.analysis.fit.cascade_study import cascade
 from vit_clt.analysis.fit.faithfulness_study import surrogate_faithfulness
 from vit_clt.analysis.fit.reconstruction_study import reconstruction
+from vit_clt.analysis.reporting.tables import csv_table
 from vit_clt.analysis.reporting.training_page import read_log
 from vit_clt.analysis.reproduction.cells import (
     BASELINE_FILE,
@@ -139,7 +140,7 @@ def run_cells(
     if not (group / BASELINE_FILE).is_file():
         baselines = teacher_baselines(bench, seed=recipe.training.seed, progress=progress)
         folder = OutputFolder(group, [BASELINE_FILE], overwrite=True).open()
-        folder.write(BASELINE_FILE, baselines.to_csv(index=False))
+        folder.write(BASELINE_FILE, csv_table(baselines))
     for sparsifier in sparsifiers:
         run_cell(root, sparsifier, bench, recipe, progress=progress)
 
@@ -212,11 +213,11 @@ def _measure(
     last = vit.cfg.n_layers - 1
 
     fit = reconstruction(vit, clt, data, seed=seed, progress=progress)
-    folder.write("reconstruction.csv", fit.frame.to_csv(index=False))
+    folder.write("reconstruction.csv", csv_table(fit.frame))
     ranges = cascade(
         vit, clt, data, zs, tokens=KINDS, inputs=recipe.inputs, seed=seed, progress=progress
     )
-    folder.write("cascade.csv", ranges.to_frame().to_csv(index=False))
+    folder.write("cascade.csv", csv_table(ranges.to_frame()))
 
     faithful = []
     metrics = [*_training_metrics(folder.path, len(bench.train_data)), *ranges.metrics()]
@@ -241,7 +242,7 @@ def _measure(
             replace(metric, name=f"faithfulness_{tokens}_{first}_to_{last}_{metric.name}")
             for metric in study.metrics()
         ]
-    folder.write("faithfulness.csv", pd.concat(faithful).to_csv(index=False))
+    folder.write("faithfulness.csv", csv_table(pd.concat(faithful)))
 
     moments = contribution_moments(vit, clt, data, progress=progress)
     tables = [
@@ -258,7 +259,7 @@ def _measure(
         for kind, reduce in ALL_SCORES
         for scores in [score(moments, tokens=tokens, kind=kind, reduce=reduce, seed=seed)]
     ]
-    folder.write("contributions.csv", pd.concat(tables).to_csv(index=False))
+    folder.write("contributions.csv", csv_table(pd.concat(tables)))
     grid = [
         [score(moments, tokens=tokens, kind=kind, seed=seed) for kind in ("projection", "centred")]
         for tokens in ("cls", "patch")

@@ -21,6 +21,7 @@ import pandas as pd
 
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.reporting.tables import csv_table
 from vit_clt.analysis.retrieval.descriptors import Descriptors
 from vit_clt.analysis.retrieval.index import RetrievalIndex, Space
 from vit_clt.analysis.retrieval.retrieved import Retrieved
@@ -151,7 +152,7 @@ class ClassConsistency(Study):
         if not self.examples:
             return {}
         frames = [retrieved.to_frame() for retrieved in self.examples]
-        return {"neighbours.csv": pd.concat(frames).to_csv(index=False)}
+        return {"neighbours.csv": csv_table(pd.concat(frames))}
 
 
 def class_consistency(

@@ -14,7 +14,9 @@ from importlib import import_module
 
 from vit_clt import __version__
 from vit_clt.cli.commands import COMMANDS, flag, parse
+from vit_clt.cli.terminal import printable_output
 from vit_clt.errors import InputError, Stopped
+from vit_clt.text import printable
 
 __all__ = ["COMMANDS", "main", "script"]
 
@@ -43,7 +45,8 @@ def main(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _load_libraries(command.imports)
-        command.run()
+        with printable_output():
+            command.run()
     except InputError as error:
         if command.traceback:
             traceback.print_exc()
@@ -94,7 +97,7 @@ def _load_libraries(modules: Sequence[str]) -> None:
         datasets.disable_progress_bars()
         datasets.utils.logging.set_verbosity(logging.CRITICAL)
     logging.getLogger().setLevel(logging.CRITICAL)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(str(message))}\n"
 
 
 def _with_flags(error: InputError, args: Sequence[str]) -> str:
@@ -104,5 +107,5 @@ def _with_flags(error: InputError, args: Sequence[str]) -> str:
 
 
 def _one_sentence(text: str) -> str:
-    flat = " ".join(text.split())
+    flat = " ".join(printable(text).split())
     return flat if len(flat) < 300 else f"{flat[:290]} ..."

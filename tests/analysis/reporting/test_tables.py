@@ -1,10 +1,11 @@
 """Tables as a README shows them and as a paper includes them."""
 
+import io
 import re
 
 import pandas as pd
 
-from vit_clt.analysis.reporting.tables import latex_table, markdown_table
+from vit_clt.analysis.reporting.tables import csv_table, latex_table, markdown_table
 
 TABLE = pd.DataFrame(
     {"rows": ["cls", "50 % of all_rows"], "top1": [0.123456789, float("nan")], "n": [10, 2000]}
@@ -34,3 +35,19 @@ def test_latex_escapes_what_would_not_compile():
     assert r"50 \% of all\_rows" in text
     assert r"\toprule" in text
     assert text.count(r"\begin") == text.count(r"\end") == 2
+
+
+def test_csv_keeps_what_looks_like_a_formula_as_text_and_every_number_as_it_is():
+    names = ["=1+1", "+cmd", "-2", "@a", "\x1b[31mred", "-", "cat", None]
+    table = pd.DataFrame({"=name": names, "n": range(8), "top1": [-1 / 3] * 8})
+    table.index = [0] * 8  # as after a concatenation
+    read = pd.read_csv(io.StringIO(csv_table(table)))
+    assert list(read.columns) == ["'=name", "n", "top1"]
+    assert list(read["'=name"])[:7] == ["'=1+1", "'+cmd", "'-2", "'@a", "[31mred", "-", "cat"]
+    assert list(read["top1"]) == [-1 / 3] * 8
+    assert csv_table(TABLE) == TABLE.to_csv(index=False)
+
+
+def test_a_name_cannot_end_a_cell_of_markdown():
+    row = markdown_table(pd.DataFrame({"class": ["a|b\nc\x1b[2J"]}), CAPTION).splitlines()[-1]
+    assert "a\\|b c[2J" in row
