@@ -56,8 +56,10 @@ class Study(ABC):
 
     name: ClassVar[str]
     """Stem of its files."""
+    endings: ClassVar[tuple[str, ...]] = ("html", "json", "png", "csv", "md", "tex")
+    """Which of the files of `write_study` it has, beside metrics.json."""
     extra_files: ClassVar[tuple[str, ...]] = ()
-    """Names of files it writes beside those of every study."""
+    """Names of files it writes beside these."""
 
     @abstractmethod
     def facts(self) -> Facts:
@@ -143,8 +145,7 @@ class Study(ABC):
 
 def study_files(*studies: type[Study]) -> list[str]:
     """Names of all files that `write_study` may write for studies of these classes."""
-    endings = ("html", "json", "png", "csv", "md", "tex")
-    files = [f"{study.name}.{ending}" for study in studies for ending in endings]
+    files = [f"{study.name}.{ending}" for study in studies for ending in study.endings]
     return [*files, *(name for study in studies for name in study.extra_files), "metrics.json"]
 
 
@@ -161,22 +162,31 @@ def write_study(folder: OutputFolder, study: Study, command: str, *, png: bool =
         command: name of the command, for metrics.json.
         png: write pictures too; call `check_png` before the work that makes the study.
     """
-    from vit_clt.analysis.reporting.tables import csv_table, latex_table, markdown_table
-
     for part in (study, *study.companions()):
-        figure, shown, caption = part.figure(), part.shown(), part.caption()
-        folder.write(f"{part.name}.html", part.page())
-        folder.write(f"{part.name}.json", figure.to_json(pretty=False, engine="json") + "\n")
-        folder.write(f"{part.name}.csv", csv_table(part.to_frame()))
-        folder.write(f"{part.name}.md", markdown_table(shown, caption))
-        folder.write(f"{part.name}.tex", latex_table(shown, caption))
-        if png:
-            folder.write(f"{part.name}.png", figure.to_image(format="png", scale=2))
+        for ending in part.endings:
+            if png or ending != "png":
+                folder.write(f"{part.name}.{ending}", _content(part, ending))
         for name, content in part.extras().items():
             folder.write(name, content)
     folder.write(
         "metrics.json", metrics_json(study.metrics(), command=command, **study.facts().context())
     )
+
+
+def _content(study: Study, ending: str) -> str | bytes:
+    """The content of the file of a study with this ending."""
+    from vit_clt.analysis.reporting.tables import csv_table, latex_table, markdown_table
+
+    if ending == "html":
+        return study.page()
+    if ending == "json":
+        return f"{study.figure().to_json(pretty=False, engine='json')}\n"
+    if ending == "png":
+        return bytes(study.figure().to_image(format="png", scale=2))
+    if ending == "csv":
+        return csv_table(study.to_frame())
+    table = markdown_table if ending == "md" else latex_table
+    return table(study.shown(), study.caption())
 
 
 def check_png() -> None:

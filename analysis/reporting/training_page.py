@@ -80,6 +80,12 @@ def read_log(path: str | Path) -> list[_Record]:
     return records
 
 
+def fit_figure(records: Sequence[_Record]) -> go.Figure:
+    """FVU by step of CLS and patch rows, per layer where images were held out."""
+    steps = [r for r in records if "event" not in r]
+    return _fvu_figure(steps, [r for r in records if r.get("event") == "validation"])
+
+
 def training_report(records: Sequence[_Record], *, title: str, facts: dict[str, str]) -> str:
     """The page of a training run, as self-contained HTML.
 

@@ -347,7 +347,7 @@ def test_an_unforeseen_error_exits_1(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("vit_clt.training.trainer.train", fail)
+    monkeypatch.setattr("vit_clt.training.run_folder.train", fail)
     assert main(["train", *SMALL, "--out", str(tmp_path / "x")]) == 1
     assert "RuntimeError: boom" in capsys.readouterr().err
 

@@ -28,11 +28,13 @@ _IMPORTED_ONCE = (
     "plotly.io",
     "sklearn.datasets",
     "sklearn.model_selection",
+    "vit_clt.analysis.fit.training_study",
     "vit_clt.analysis.reporting.training_page",
     "vit_clt.cli",
     "vit_clt.training.cost",
     "vit_clt.hooks",
     "vit_clt.transcoder.model_card",
+    "vit_clt.training.run_folder",
     "vit_clt.training.trainer",
     # last: it uses them
     "oracles.warm_up",

@@ -87,7 +87,7 @@ class Audit(CLTOptions, StudyOptions):
         from vit_clt.analysis.auditing.evidence import check_question
         from vit_clt.analysis.auditing.rivals import train_rivals
         from vit_clt.analysis.auditing.study import Audit as AuditStudy
-        from vit_clt.cli.train import asked_to_stop
+        from vit_clt.training.processes import asked_to_stop
         from vit_clt.zero_shot import ZeroShot
 
         for one, other in (

@@ -139,7 +139,7 @@ def _options(command: type[Command]) -> list[str]:
 
     training = list(fields(TrainConfig))
     for kind in SPARSIFIERS.values():
-        training += fields(kind.training)
+        training += [*fields(kind.training), *fields(kind.settings)]
     return options + [field.name for field in training]
 
 

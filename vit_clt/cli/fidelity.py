@@ -20,7 +20,7 @@ from vit_clt.cli.options import (
     load_clt,
 )
 from vit_clt.cli.train import Train
-from vit_clt.cli.training_options import TrainingOptions, preset_in
+from vit_clt.cli.training_options import TrainingOptions, starting_options
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Fidelity:
         """The options' defaults, which depend on --preset."""
-        start = cls(out=Path(), training=preset_in(args))
+        start = cls(out=Path(), **starting_options(args))
         start.out = tyro.MISSING  # the option is required
         return start
 
@@ -169,14 +169,13 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         trained = next(iter(runs.values())).load_images(vit, "train")
         check_held_out(trained, data)
         for run in runs.values():
-            assert run.k is not None
-            config = run.clt_config(vit.cfg.n_layers, vit.cfg.d_model, run.k)
+            config = run.clt_config(vit.cfg.n_layers, vit.cfg.d_model)
             check_run(
                 vit, config, run.sparsifier_training(), len(trained), torch.device(self.device)
             )
         folder.open()
         if not folder.resumes:
-            folder.write(STUDY_FILE, json.dumps(asdict(self), indent=1, default=str) + "\n")
+            folder.write(STUDY_FILE, json.dumps(self.as_json(), indent=1) + "\n")
         for i, (name, run) in enumerate(runs.items(), start=1):
             print(f"{name} ({i} of {len(runs)})", flush=True)
             run.run()
@@ -212,5 +211,5 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
 
 _SHARED = (
     *("model", "pretrained", "image_column", "label_column", "class_names", "device"),
-    *("preset", "sparsifier", "n_features", "bandwidth", "cache", "training"),
+    *("preset", "sparsifier", "n_features", "sparsifier_settings", "cache", "training"),
 )

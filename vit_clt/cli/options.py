@@ -52,13 +52,10 @@ class Command(ABC):
     def run(self) -> None:
         """Check the options, do the work, write its files, and print a summary."""
 
-
-@dataclass(kw_only=True)
-class StudyOptions(Command):
-    """Options of a command that writes the files of a study."""
-
-    png: bool = False
-    """Also write the figure as PNG; this needs the extra "png" and Chrome or Chromium."""
+    @property
+    def pictures(self) -> bool:
+        """Whether figures are also written as pictures."""
+        return False
 
     def folder_of(
         self, *studies: type[Study], more: Sequence[str] = (), resume: str | None = None
@@ -73,12 +70,18 @@ class StudyOptions(Command):
         from vit_clt.analysis.reporting.study import check_png, study_files
         from vit_clt.outputs import OutputFolder
 
-        if self.png:
+        if self.pictures:
             check_png()
         return OutputFolder(self.out, [*study_files(*studies), *more], self.overwrite, resume)
 
     def report(
-        self, folder: OutputFolder, study: Study, command: str, last_line: str | None = None
+        self,
+        folder: OutputFolder,
+        study: Study,
+        command: str,
+        last_line: str | None = None,
+        *,
+        tables: bool = True,
     ) -> None:
         """Write the files of a study, and print its caption, tables and notes.
 
@@ -87,18 +90,33 @@ class StudyOptions(Command):
             study: the study.
             command: name of the command in metrics.json.
             last_line: line printed at the end; by default it names the folder.
+            tables: print more than the last line.
         """
         from vit_clt.analysis.reporting.study import write_study
 
-        write_study(folder.open(), study, command, png=self.png)
-        print(study.caption())
-        print_table(study.printed())
-        for heading, table in study.further_tables().items():
-            print(f"\n{heading}")
-            print_table(table)
-        for note in study.notes():
-            print(note)
-        print(last_line or f"written to {folder.path}")
+        write_study(folder.open(), study, command, png=self.pictures)
+        if tables:
+            print(study.caption())
+            print_table(study.printed())
+            for heading, table in study.further_tables().items():
+                print(f"\n{heading}")
+                print_table(table)
+            for note in study.notes():
+                print(note)
+        print(last_line or f"written to {folder.path}", flush=True)
+
+
+@dataclass(kw_only=True)
+class StudyOptions(Command):
+    """Options of a command that draws a figure."""
+
+    png: bool = False
+    """Also write the figure as PNG; this needs the extra "png" and Chrome or Chromium."""
+
+    @property
+    def pictures(self) -> bool:
+        """Whether figures are also written as pictures."""
+        return self.png
 
 
 @dataclass(kw_only=True)

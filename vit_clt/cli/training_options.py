@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from vit_clt.choices import Preset, SparsifierName
 from vit_clt.errors import InputError
-from vit_clt.transcoder.train_config import PRESETS, SparsifierTraining, TrainConfig
+from vit_clt.transcoder.train_config import (
+    PRESETS,
+    SparsifierSettings,
+    SparsifierTraining,
+    TrainConfig,
+)
 
 
 @dataclass(kw_only=True)
@@ -23,13 +30,23 @@ class TrainingOptions:
     """Function that makes codes sparse."""
     n_features: int | None = None
     """Features per layer; default: 16 times the width."""
-    bandwidth: float = 1.0
-    """For JumpReLU only: width of the band around a threshold in which it learns."""
+    sparsifier_settings: tyro.conf.OmitArgPrefixes[SparsifierSettings] = field(
+        default_factory=SparsifierSettings
+    )
     cache: Path | None = None
     """Folder of an activation store, built if it is missing; default: recompute activations."""
     training: tyro.conf.OmitArgPrefixes[TrainConfig] = field(
         default_factory=lambda: PRESETS["small"]
     )
+
+    def as_json(self, *left_out: str) -> dict[str, Any]:
+        """All options of the command by name, as JSON values, but those left out."""
+        options: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            # fields of the sparsifier stand among the others, as on the command line
+            options |= value if name == "sparsifier_settings" else {name: value}
+        plain: dict[str, Any] = json.loads(json.dumps(options, default=str))
+        return {name: value for name, value in plain.items() if name not in left_out}
 
     def sparsifier_training(self) -> TrainConfig:
         """`training` with the options of the chosen sparsifier, and of no other.
@@ -63,6 +80,40 @@ def value_of(option: str, args: Sequence[str]) -> str | None:
         if name == option:
             return value if joined else next(iter(args[i + 1 :]), None)
     return None
+
+
+def starting_options(args: Sequence[str]) -> dict[str, Any]:
+    """Defaults of `TrainingOptions` with the options of every sparsifier, for a command line."""
+    from vit_clt.transcoder.sparsifiers import every_setting
+
+    return {"training": preset_in(args), "sparsifier_settings": every_setting()()}
+
+
+def options_in(path: Path) -> dict[str, Any]:
+    """The options of a training run, by name, from its run.json.
+
+    Raises:
+        InputError: the file is no run.json of a training run.
+    """
+    from vit_clt.transcoder.sparsifiers import SPARSIFIERS, every_setting
+
+    try:
+        options = dict(json.loads(path.read_text())["options"])
+        kind, settings = SPARSIFIERS[options["sparsifier"]], every_setting()
+        options["training"] = with_every_option(
+            TrainConfig.from_json(options["training"], kind.training)
+        )
+        held = [setting.name for setting in fields(settings) if setting.name in options]
+        options["sparsifier_settings"] = settings(**{name: options.pop(name) for name in held})
+        for name in ("cache", "class_names"):
+            options[name] = None if options[name] is None else Path(options[name])
+        return options
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "config", f"is {path}; expected the run.json of a training run ({error})."
+        ) from error
 
 
 def preset_in(args: Sequence[str]) -> TrainConfig:

@@ -1,5 +1,6 @@
 """Training, from images to a finished CLT: `train` trains one as `TrainConfig` says.
 
+A `planned` run is checked and its cost told before it starts in its `run_folder`.
 A run (`run`) takes optimiser steps (`step`, `objective`) on an `engine`. Its batches of token rows
 (`batches`) follow the shuffled order of `order`, and their activations come from the ViT or from an
 activation `store`. The run writes `checkpoints` as it goes.

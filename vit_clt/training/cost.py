@@ -8,6 +8,7 @@ of what the backward pass alone and the teacher's pass alone need, as the two ta
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 from dataclasses import dataclass
 from math import ceil
@@ -209,6 +210,13 @@ def _buffer(
 def _rows_bytes(config: CLTConfig, rows: int) -> int:
     """Bytes of x and y of this many token rows in all layers, in float32."""
     return 2 * _FLOAT * config.n_layers * rows * config.d_model
+
+
+def peak_memory(device: str) -> int:
+    """Bytes of `device` that this process has taken at most so far."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _available_memory() -> int:

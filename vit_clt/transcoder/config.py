@@ -61,6 +61,11 @@ class CLTConfig:
                 "decoders; expected one of them.",
             )
 
+    @property
+    def kind(self) -> str:
+        """The kind of transcoder, in words."""
+        return "CLT" if self.cross_layer else "per-layer transcoder"
+
     def targets(self, source: int) -> range:
         """Layers that features of `source` write to: source..L-1, or per layer `source` alone."""
         return range(source, self.n_layers if self.cross_layer else source + 1)

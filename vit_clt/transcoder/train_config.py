@@ -18,6 +18,11 @@ Options = TypeVar("Options", bound="SparsifierTraining")
 
 
 @dataclass(frozen=True)
+class SparsifierSettings:
+    """Fields of a sparsifier itself that a user may set; this class itself has none."""
+
+
+@dataclass(frozen=True)
 class SparsifierTraining:
     """Options of one sparsifier's training; this class itself stands for their defaults."""
 
@@ -137,6 +142,11 @@ class TrainConfig:
     def held_out(self, n_images: int) -> int:
         """How many of `n_images` are held out: `val_images`, at most a tenth."""
         return min(self.val_images, n_images // 10)
+
+    def n_steps(self, n_images: int, n_tokens: int) -> int:
+        """Steps of a run on one shard: all epochs over the images that are not held out."""
+        rows = (n_images - self.held_out(n_images)) * n_tokens
+        return -(-rows // self.batch_size) * self.epochs
 
     def flat(self) -> dict[str, Any]:
         """Every field by name, the sparsifier's options among the others."""

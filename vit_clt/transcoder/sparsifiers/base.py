@@ -19,7 +19,11 @@ from torch import Tensor, nn
 from vit_clt.choices import Backend
 from vit_clt.errors import InputError
 from vit_clt.kernels.codes import Codes
-from vit_clt.transcoder.train_config import SparsifierTraining, TrainConfig
+from vit_clt.transcoder.train_config import (
+    SparsifierSettings,
+    SparsifierTraining,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -86,6 +90,8 @@ class Sparsifier(ABC, Generic[Options]):
     """Whether the dense back end writes codes out (`DenseCodes`)."""
     penalised: ClassVar[bool] = False
     """Whether the loss has a `penalty`."""
+    settings: ClassVar[type[SparsifierSettings]] = SparsifierSettings
+    """Those of its fields that the command line offers, beside k."""
     training: ClassVar[type[SparsifierTraining]] = SparsifierTraining
     """The options of its training."""
 

@@ -30,6 +30,7 @@ from vit_clt.kernels.jump import (
 )
 from vit_clt.transcoder.sparsifiers.base import Encoder, Schedule, Sparsifier
 from vit_clt.transcoder.train_config import (
+    SparsifierSettings,
     SparsifierTraining,
     check_above_zero,
     check_share,
@@ -38,6 +39,14 @@ from vit_clt.transcoder.train_config import (
 
 if TYPE_CHECKING:
     from vit_clt.transcoder.model import CrossLayerTranscoder
+
+
+@dataclass(frozen=True)
+class JumpReLUSettings(SparsifierSettings):
+    """Fields of JumpReLU that a user may set."""
+
+    bandwidth: float = 1.0
+    """For JumpReLU only: width of the band around a threshold in which it learns."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +133,12 @@ class JumpReLU(Sparsifier[JumpReLUTraining]):
 
     theta: float | int = 0.03
     """Initial threshold, in units of the (normalised) pre-activation."""
-    bandwidth: float | int = 1.0
+    bandwidth: float | int = JumpReLUSettings.bandwidth
     """Width eps of the rectangle that stands in for the jump's derivative."""
     name: ClassVar[str] = "jumprelu"
     label: ClassVar[str] = "JumpReLU"
     penalised: ClassVar[bool] = True
+    settings: ClassVar[type[SparsifierSettings]] = JumpReLUSettings
     training: ClassVar[type[SparsifierTraining]] = JumpReLUTraining
 
     def __post_init__(self) -> None:
