@@ -5,30 +5,32 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from vit_clt.choices import PaperSparsifier, SparsifierName
 from vit_clt.data.fingerprints import data_fingerprint
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT
+from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.inputs import read_json
 from vit_clt.outputs import check_same, staged_file
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.transcoder.saved import SavedCLTs
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 from vit_clt.transcoder.train_config import TrainConfig
 
-Role = Literal["per_layer", "variant", "untrained"]
+Role = Literal["per_layer", "variants", "untrained"]
 SMALL = 1024
 """The most features a layer of a variant, unless the full set of variants is asked for."""
 SEEDS = 3
-VARIANTS = ("relu_topk", "abs_topk", "jumprelu")
+VARIANTS = [name for name in get_args(SparsifierName) if name in get_args(PaperSparsifier)]
 """Sparsifiers that variants take in place of the CLT's own; they are the paper's."""
 RUN_FILE = "run.json"
 
@@ -64,21 +66,6 @@ class Rivals:
 
 
 @dataclass(frozen=True)
-class SavedCLTs:
-    """Names and transcoders, each loaded from its folder or the Hub when it is reached."""
-
-    places: Mapping[str, Path | str]
-    device: str | torch.device = "cpu"
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __iter__(self) -> Iterator[tuple[str, CrossLayerTranscoder]]:
-        for name, place in self.places.items():
-            yield name, CrossLayerTranscoder.from_pretrained(place).to(self.device).eval()
-
-
-@dataclass(frozen=True)
 class RivalRun:
     """The training of one rival."""
 
@@ -89,7 +76,7 @@ class RivalRun:
 
 
 def planned_rivals(
-    config: CLTConfig, settings: TrainConfig, l0: int, *, full: bool = False
+    config: CLTConfig, settings: TrainConfig, l0: int | None, *, full: bool = False
 ) -> list[RivalRun]:
     """The trainings of all rivals of a CLT of this shape.
 
@@ -104,17 +91,25 @@ def planned_rivals(
     Args:
         config: configuration of the CLT that is audited.
         settings: how rivals are trained; its seed is the first.
-        l0: active features a token row and layer of every rival (JumpReLU is trained towards it).
+        l0: active features a token row and layer of every rival (JumpReLU is trained towards it);
+            None takes those that the CLT's sparsifier fixes.
         full: make every combination of variants, at the CLT's width.
 
     Raises:
-        InputError: l0 is not between 1 and the features of the smallest rival, or the configuration
-            is that of a per-layer transcoder.
+        InputError: l0 is not between 1 and the features of the smallest rival, or is None where
+            the sparsifier does not fix it, or the configuration is that of a per-layer transcoder.
     """
     n, f = config.n_layers, config.n_features
     small = f if full else min(f, SMALL)
     if not config.cross_layer:
         raise InputError("clt", "is a per-layer transcoder; expected one that reads across layers.")
+    l0 = config.sparsifier.expected_l0 if l0 is None else l0
+    if l0 is None:
+        raise InputError(
+            "k",
+            f"is missing; a {config.sparsifier.label} CLT does not say the L0 its rivals should "
+            "have, expected a number (vit-clt reconstruct measures its own).",
+        )
     if not 1 <= l0 <= small:
         raise InputError("k", f"is {l0}; expected at least 1 and at most {small} features.")
     own_sparsifier = config.sparsifier.name
@@ -166,9 +161,43 @@ def planned_rivals(
         choices += [(name, 1, False) for name in others] + [(own_sparsifier, 1, True)]
     for name, seed, zero in choices:
         title = f"{name}, seed {settings.seed + seed}" + (", zero off-diagonal start" * zero)
-        runs.append(run(title, "variant", name, small, seed=seed, zero_cross_init=zero))
+        runs.append(run(title, "variants", name, small, seed=seed, zero_cross_init=zero))
     runs.append(run("shuffled weights", "untrained", own_sparsifier, small))
     return runs
+
+
+def given_rivals(
+    vit: HookedViT,
+    given: Mapping[str, Sequence[str]],
+    device: str | torch.device = "cpu",
+    *,
+    any_teacher: bool = False,
+) -> dict[str, SavedCLTs]:
+    """Rivals that were trained before, by role, each checked to be of its role and of this ViT.
+
+    Args:
+        vit: the teacher.
+        given: folders or Hub ids by role, "per_layer" or "variants"; roles without any are left
+            out.
+        device: torch device they are loaded to.
+        any_teacher: as of `SavedCLTs`.
+
+    Raises:
+        InputError: one is given twice, is of the other kind, or of another teacher.
+    """
+    found = {}
+    for role, places in given.items():
+        if len(set(places)) < len(places):
+            raise InputError(role, "names one folder twice; expected different ones.")
+        saved = SavedCLTs.named(places, device, any_teacher=any_teacher)
+        for name, clt in saved:
+            if clt.config.cross_layer == (role == "per_layer"):
+                kind = "cross-layer" if clt.config.cross_layer else "per-layer"
+                raise InputError(role, f"names {name}, which is a {kind} transcoder.")
+            check_fits(vit, clt)
+        if places:
+            found[role] = saved
+    return found
 
 
 def is_finished(run: RivalRun, folder: Path) -> bool:
@@ -205,7 +234,7 @@ def train_rivals(
     """
     untrained = shuffled_weights(vit) if any(r.role == "untrained" for r in runs) else vit
     device = next(vit.parameters()).device
-    places: dict[Role, dict[str, Path]] = {"per_layer": {}, "variant": {}, "untrained": {}}
+    places: dict[Role, dict[str, Path]] = {"per_layer": {}, "variants": {}, "untrained": {}}
     for run in runs:
         teacher = untrained if run.role == "untrained" else vit
         place = _place(run, folder)
@@ -238,7 +267,7 @@ def train_rivals(
     settings = runs[0].settings if runs else None
     return Rivals(
         per_layer=SavedCLTs(places["per_layer"], device),
-        variants=SavedCLTs(places["variant"], device),
+        variants=SavedCLTs(places["variants"], device),
         untrained=[(name, untrained, clt) for name, clt in SavedCLTs(places["untrained"], device)],
         trained_on=Rivals.trained_on
         if settings is None

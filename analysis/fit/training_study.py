@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,14 +103,8 @@ class Training(Study):
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per record of the log."""
-        return pd.DataFrame(self.records)
-
-    def shown(self) -> pd.DataFrame:
         """One row per number of `metrics`."""
-        return pd.DataFrame(
-            {"number": m.name, "value": m.value, "unit": m.unit, "N": m.n} for m in self.metrics()
-        )
+        return pd.DataFrame(map(asdict, self.metrics()))
 
     def metrics(self) -> list[Metric]:
         """Fit and sparsity of the last batch and on held-out images; time and memory."""
@@ -165,27 +159,12 @@ class Training(Study):
 def finished_training(
     log: Path, config: CLTConfig, settings: TrainConfig, data: ImageData, device: str
 ) -> Training:
-    """The result of the run of this process.
-
-    Args:
-        log: the train.jsonl of the run.
-        config: configuration of the trained CLT, its teacher recorded.
-        settings: how it was trained, every "auto" and None decided.
-        data: the images, those held out included.
-        device: torch device of the run.
+    """The result of a run of this process, from its train.jsonl.
 
     Raises:
         InputError: the log cannot be read.
     """
     from vit_clt.analysis.reporting.training_page import read_log
 
-    return Training(
-        read_log(log),
-        config,
-        settings,
-        data.name,
-        data.split,
-        len(data),
-        device,
-        peak_memory(device),
-    )
+    images = data.name, data.split, len(data)
+    return Training(read_log(log), config, settings, *images, device, peak_memory(device))

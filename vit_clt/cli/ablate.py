@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vit_clt.choices import Fill, Ranking, ScoreKind, Templates, TokenKind
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, layer_numbers
+from vit_clt.choices import Fill, Ranking, ScoreKind, TokenKind
+from vit_clt.cli.options import CLTOptions, PromptOptions, SeedOptions, StudyOptions, layer_numbers
 
 if TYPE_CHECKING:
     from vit_clt.analysis.ablations.term_sets import Targets
 
 
 @dataclass(kw_only=True)
-class Ablate(CLTOptions, StudyOptions, SeedOptions):
+class Ablate(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """Keep or drop source layers of one or several layers' reconstructions: accuracy and loss.
 
     Example: vit-clt ablate --clt out/clt --data digits --rankings projection last random
@@ -35,8 +35,6 @@ class Ablate(CLTOptions, StudyOptions, SeedOptions):
     """Number of random orders."""
     sources: str | None = None
     """A set of source layers, e.g. 8,9,11, that is kept and dropped in addition to the curves."""
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Ablate, draw, and report."""
@@ -44,13 +42,12 @@ class Ablate(CLTOptions, StudyOptions, SeedOptions):
         from vit_clt.analysis.ablations.curves import AblationCurves
         from vit_clt.analysis.ablations.keep_drop import sources_at
         from vit_clt.analysis.ablations.term_sets import target_list
-        from vit_clt.zero_shot import ZeroShot
 
         folder = self.folder_of(AblationCurves)
         target = _target(self.target)
         sources = None if self.sources is None else layer_numbers(self.sources, "sources")
         vit, clt, data = self.load_all(self.device)
-        zs = ZeroShot(vit, data.class_names, self.templates)
+        zs = self.zero_shot(vit, data)
         sources_at(target_list(target, vit.cfg.n_layers), sources or [])
         curves = ablation_curves(
             vit,

@@ -6,37 +6,30 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
-from vit_clt.choices import Preset, Templates, TokenKind
+from vit_clt.choices import Preset, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
+    PromptOptions,
     StudyOptions,
-    check_held_out,
-    distinct_names,
+    TrainDataOptions,
 )
 from vit_clt.cli.training_options import preset_in
-from vit_clt.errors import InputError, renamed
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
-
-if TYPE_CHECKING:
-    from vit_clt.analysis.auditing.rivals import RivalRun, SavedCLTs
-    from vit_clt.data.images import ImageData
-    from vit_clt.hooks import HookedViT
-    from vit_clt.transcoder.model import CrossLayerTranscoder
 
 STUDY_FILE, RUNS = "study.json", "runs"
 
 
 @dataclass(kw_only=True)
-class Audit(CLTOptions, StudyOptions):
+class Audit(PromptOptions, TrainDataOptions, CLTOptions, StudyOptions):
     """Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10, D11) and a verdict.
 
     The plan and its cost are printed first. The transcoders that the CLT is compared with (rivals)
     are trained in OUT/runs, where --resume goes on, or given with --per-layer and --variants.
-    --no-train leaves out those that are not given.
+    --no-train leaves out those that are not given. Rivals and ridge regressions are fitted on
+    --train-data.
 
     Example: vit-clt audit --clt out/clt --data digits --preset demo --out out/audit
     """
@@ -47,13 +40,6 @@ class Audit(CLTOptions, StudyOptions):
     """Layer whose reconstruction is taken apart into source layers; -1 is the last."""
     keep: int = 4
     """Number of source layers that are kept."""
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
-    train_data: str | None = None
-    """Images that rivals and ridge regressions are fitted on, a form as in --data; default: the
-    train split of --data."""
-    train_limit: int | None = None
-    """Use only the first N of these images."""
     train: bool = True
     """Train the rivals that are not given."""
     full: bool = False
@@ -84,36 +70,39 @@ class Audit(CLTOptions, StudyOptions):
     def run(self) -> None:
         """Plan, train what is missing, audit, and report."""
         from vit_clt.analysis import audit
+        from vit_clt.analysis.auditing import rivals
         from vit_clt.analysis.auditing.evidence import check_question
-        from vit_clt.analysis.auditing.rivals import train_rivals
+        from vit_clt.analysis.auditing.rival_costs import rivals_forecast
         from vit_clt.analysis.auditing.study import Audit as AuditStudy
         from vit_clt.training.processes import asked_to_stop
-        from vit_clt.zero_shot import ZeroShot
 
-        for one, other in (
-            ("resume", "overwrite"),
-            ("full", "variants"),
-            ("full", "no-train"),
-            ("k", "no-train"),
-        ):
-            if self._is_set(one) and self._is_set(other):
-                raise InputError(f"--{one} and --{other} are both set; expected one of them.")
+        self.refuse_both(resume=self.resume, overwrite=self.overwrite)
+        self.refuse_both(full=self.full, variants=self.variants)
+        self.refuse_both(full=self.full, no_train=not self.train)
+        self.refuse_both(k=self.k, no_train=not self.train)
         resume = STUDY_FILE if self.resume else None
         folder = self.folder_of(AuditStudy, more=[STUDY_FILE], resume=resume)
         vit, clt, data = self.load_all(self.device)
         check_question(vit, data, self.tokens, self.target, self.keep, "keep")
-        fit = self._training_images(vit, data)
-        zs = ZeroShot(vit, data.class_names, self.templates)
-        runs = self._planned(clt)
-        given = self._given(vit)
-        self._print_plan(vit, fit, runs)
+        fit = self.load_train_images(vit, data)
+        zs = self.zero_shot(vit, data)
+        given = {"per_layer": self.per_layer, "variants": self.variants}
+        saved = rivals.given_rivals(vit, given, self.device, any_teacher=self.any_teacher)
+        runs = []
+        if self.train:
+            planned = rivals.planned_rivals(clt.config, self.training, self.k, full=self.full)
+            runs = [run for run in planned if run.role not in saved]
+        for line in rivals_forecast(
+            vit, fit, runs, self.out / RUNS, self.device, overwrite=self.overwrite
+        ):
+            print(line, flush=True)
         if self.plan:
             return
         folder.open()
         if not folder.resumes:
             folder.write(STUDY_FILE, json.dumps(asdict(self), indent=1, default=str) + "\n")
         with asked_to_stop() as stop:
-            rivals = train_rivals(
+            trained = rivals.train_rivals(
                 vit,
                 fit,
                 runs,
@@ -122,19 +111,18 @@ class Audit(CLTOptions, StudyOptions):
                 should_stop=stop,
                 progress=True,
             )
-        rivals = replace(
-            rivals,
-            per_layer=given.get("per_layer", rivals.per_layer),
-            variants=given.get("variants", rivals.variants),
-            given={"per_layer": self.per_layer, "variants": self.variants},
-        )
         study = audit(
             vit,
             clt,
             data,
             zs,
             fit=fit,
-            rivals=rivals,
+            rivals=replace(
+                trained,
+                per_layer=saved.get("per_layer", trained.per_layer),
+                variants=saved.get("variants", trained.variants),
+                given=given,
+            ),
             tokens=self.tokens,
             target=self.target,
             k=self.keep,
@@ -143,98 +131,3 @@ class Audit(CLTOptions, StudyOptions):
         )
         page = folder.path / "audit.html"
         self.report(folder, study, "audit", f"verdict: {study.verdict}; open {page}")
-
-    def _is_set(self, option: str) -> bool:
-        return not self.train if option == "no-train" else bool(getattr(self, option) or 0)
-
-    def _training_images(self, vit: HookedViT, data: ImageData) -> ImageData:
-        # --split names the images that are studied, not those that are trained on
-        options = replace(
-            self, data=self.train_data or self.data, limit=self.train_limit, split=None
-        )
-        with renamed(data="train_data", limit="train_limit"):
-            fit = options.load_images(vit, "train")
-        check_held_out(fit, data)
-        return fit
-
-    def _planned(self, clt: CrossLayerTranscoder) -> list[RivalRun]:
-        from vit_clt.analysis.auditing.rivals import planned_rivals
-
-        if not self.train:
-            return []
-        sparsifier = clt.config.sparsifier
-        k = sparsifier.expected_l0 if self.k is None else self.k
-        if k is None:
-            raise InputError(
-                "k",
-                f"is missing; a {sparsifier.label} CLT does not say the L0 its rivals should have, "
-                "expected a number (vit-clt reconstruct measures its own).",
-            )
-        if k < 1:
-            raise InputError("k", f"is {k}; expected at least 1.")
-        runs = planned_rivals(clt.config, self.training, k, full=self.full)
-        given = {"per_layer": self.per_layer, "variant": self.variants}
-        return [run for run in runs if not given.get(run.role)]
-
-    def _given(self, vit: HookedViT) -> dict[str, SavedCLTs]:
-        """Rivals already trained, by option, each checked against the teacher."""
-        from vit_clt.analysis.auditing.rivals import SavedCLTs
-
-        clts = {}
-        for option, places in (("per_layer", self.per_layer), ("variants", self.variants)):
-            if not places:
-                continue
-            if len(set(places)) < len(places):
-                raise InputError(option, "names one folder twice; expected different ones.")
-            saved = SavedCLTs(dict(zip(distinct_names(places), places, strict=True)), self.device)
-            for name, clt in saved:
-                if clt.config.cross_layer == (option == "per_layer"):
-                    kind = "cross-layer" if clt.config.cross_layer else "per-layer"
-                    raise InputError(option, f"names {name}, which is a {kind} transcoder.")
-                self.check_teacher(vit, clt)
-            clts[option] = saved
-        return clts
-
-    def _print_plan(self, vit: HookedViT, fit: ImageData, runs: Sequence[RivalRun]) -> None:
-        """Print what will be trained, and its cost by formula and by short trials."""
-        from vit_clt.analysis.auditing.rivals import is_finished
-        from vit_clt.training.cost import duration, estimate
-        from vit_clt.training.trial import seconds_per_step
-        from vit_clt.transcoder.model import CrossLayerTranscoder
-
-        missing = [run for run in runs if not is_finished(run, self.out / RUNS) or self.overwrite]
-        finished = (
-            f"; finished already: {len(runs) - len(missing)}" if len(missing) < len(runs) else ""
-        )
-        if not missing:
-            print(f"nothing is trained{finished}")
-            return
-        total, memory, disk = 0.0, 0, 0
-        for run in missing:
-            needs = estimate(
-                run.config,
-                run.settings,
-                n_images=len(fit),
-                n_tokens=vit.cfg.n_tokens,
-                teacher_parameters=sum(p.numel() for p in vit.parameters()),
-                device=self.device,
-            )
-            clt = CrossLayerTranscoder(run.config, backend=run.settings.backend).to(self.device)
-            images = len(fit) - run.settings.held_out(len(fit))
-            steps = -(-images * vit.cfg.n_tokens // run.settings.batch_size) * run.settings.epochs
-            seconds = steps * seconds_per_step(vit, clt, fit, run.settings)
-            print(
-                f"{run.name}: {run.config.n_features} features a layer, "
-                f"{run.config.n_parameters() / 1e6:.1f} M parameters, {steps:,} steps, about "
-                f"{duration(seconds)}",
-                flush=True,
-            )
-            total += seconds
-            memory = max(memory, sum(needs.memory.values()))
-            disk += needs.disk["result"]
-        print(
-            f"to train: {len(missing)}, on {fit.name} ({len(fit)} images), about "
-            f"{duration(total)}, {memory / 2**30:.1f} GiB of memory, {disk / 2**30:.1f} GiB of "
-            f"disk{finished}; then the studies, a few passes of the ViT for each layer",
-            flush=True,
-        )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.choices import Inputs, Templates, TokenKind
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, layer_numbers
+from vit_clt.choices import Inputs, TokenKind
+from vit_clt.cli.options import CLTOptions, PromptOptions, SeedOptions, StudyOptions, layer_numbers
 
 
 @dataclass(kw_only=True)
-class Cascade(CLTOptions, StudyOptions, SeedOptions):
+class Cascade(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """Accuracy, loss and floors with the CLT in place of the MLPs from layer s on, for every s.
 
     Example: vit-clt cascade --clt out/clt --data digits --inputs stream teacher --out out/cascade
@@ -21,13 +21,10 @@ class Cascade(CLTOptions, StudyOptions, SeedOptions):
     """Token rows whose MLP outputs are replaced, one kind or several."""
     inputs: tuple[Inputs, ...] = ("stream",)
     """Where codes come from: the live stream (stream), a clean pass (teacher), or both."""
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Replace, read, and report."""
         from vit_clt.analysis.fit import cascade_study
-        from vit_clt.zero_shot import ZeroShot
 
         folder = self.folder_of(cascade_study.Cascade)
         firsts = None if self.layers is None else layer_numbers(self.layers)
@@ -36,7 +33,7 @@ class Cascade(CLTOptions, StudyOptions, SeedOptions):
             vit,
             clt,
             data,
-            ZeroShot(vit, data.class_names, self.templates),
+            self.zero_shot(vit, data),
             tokens=self.tokens,
             inputs=self.inputs,
             first_layers=firsts,

@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from vit_clt.choices import Fill, ScoreKind, Site, Templates, TokenKind
-from vit_clt.cli.options import CLTOptions, ModelOptions, SeedOptions, StudyOptions
+from vit_clt.choices import Fill, ScoreKind, Site, TokenKind
+from vit_clt.cli.options import (
+    CLTOptions,
+    ModelOptions,
+    PromptOptions,
+    SeedOptions,
+    StudyOptions,
+)
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Causal(ModelOptions, StudyOptions, SeedOptions):
+class Causal(PromptOptions, ModelOptions, StudyOptions, SeedOptions):
     """What changes in the ViT itself when a layer is ablated; with --clt, does C agree?
 
     Example: vit-clt causal --model digits --tokens cls --fill mean --out out/causal
@@ -38,8 +44,6 @@ class Causal(ModelOptions, StudyOptions, SeedOptions):
     image (resample)."""
     pairs: bool = False
     """Also ablate every pair of layers together."""
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Ablate, draw, and report."""
@@ -47,14 +51,13 @@ class Causal(ModelOptions, StudyOptions, SeedOptions):
         from vit_clt.analysis.causal.agreement import CausalAgreement, causal_agreement
         from vit_clt.analysis.causal.effects import CausalEffects
         from vit_clt.analysis.stats.names import layer_sets
-        from vit_clt.zero_shot import ZeroShot
 
         folder = self.folder_of(CausalEffects)
         vit, clt, data = self._load()
         effects = causal_effects(
             vit,
             data,
-            ZeroShot(vit, data.class_names, self.templates),
+            self.zero_shot(vit, data),
             tokens=self.tokens,
             ablated=self.ablated,
             fill=self.fill,

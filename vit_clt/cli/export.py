@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from vit_clt.choices import ExportFormat, Templates
+from vit_clt.choices import ExportFormat
 from vit_clt.cli.options import (
     CLTOptions,
     Command,
+    PromptOptions,
     SeedOptions,
-    check_held_out,
+    TrainDataOptions,
     load_clt,
     print_table,
 )
-from vit_clt.errors import InputError, renamed
+from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.threshold_study import ThresholdCost
@@ -22,21 +23,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Export(CLTOptions, Command, SeedOptions):
+class Export(PromptOptions, TrainDataOptions, CLTOptions, Command, SeedOptions):
     """Export a CLT to files of another tool; ReLU-TopK gets thresholds, whose cost is measured.
+
+    Thresholds are fitted on --train-data and measured on --data.
 
     Example: vit-clt export --clt out/clt --format circuit-tracer --data digits --out out/export
     """
 
     format: ExportFormat = "circuit-tracer"
     """Format of the files, named after the tool that reads them."""
-    train_data: str | None = None
-    """Images that thresholds are fitted on, a form as in --data; default: the train split of
-    --data, whose held-out split they are measured on."""
-    train_limit: int | None = None
-    """Use only the first N of these images."""
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Fit and measure where that is needed, write, and report."""
@@ -84,17 +80,10 @@ class Export(CLTOptions, Command, SeedOptions):
         """The CLT with fitted thresholds, and what they cost."""
         from vit_clt.analysis.fit.threshold_study import threshold_cost
         from vit_clt.interchange.thresholds import with_thresholds
-        from vit_clt.zero_shot import ZeroShot
 
         vit = self.load_teacher(clt, self.device)
         data = self.load_images(vit)
-        options = replace(
-            self, data=self.train_data or self.data, split=None, limit=self.train_limit
-        )
-        with renamed(data="train_data", limit="train_limit"):
-            train = options.load_images(vit, "train")
-        check_held_out(train, data)
-        zs = ZeroShot(vit, data.class_names, self.templates)
+        train, zs = self.load_train_images(vit, data), self.zero_shot(vit, data)
         twin = with_thresholds(vit, clt, train, progress=True)
         fitted_on = f"{train.name}, {len(train)} images"
         cost = threshold_cost(

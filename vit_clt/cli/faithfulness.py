@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.choices import Inputs, Templates, TokenKind
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, layer_numbers
+from vit_clt.choices import Inputs, TokenKind
+from vit_clt.cli.options import CLTOptions, PromptOptions, SeedOptions, StudyOptions, layer_numbers
 
 
 @dataclass(kw_only=True)
-class Faithfulness(CLTOptions, StudyOptions, SeedOptions):
+class Faithfulness(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """How closely the ViT with the CLT in its MLPs' place answers as the ViT does, and floors.
+
+    The measures of prompt sensitivity compare all of the 18 CIFAR templates.
 
     Example: vit-clt faithfulness --clt out/clt --data digits --layers 4-7 --out out/faithfulness
     """
@@ -22,14 +24,10 @@ class Faithfulness(CLTOptions, StudyOptions, SeedOptions):
     inputs: Inputs = "stream"
     """Where codes come from: the live, already altered stream (stream) or a clean pass
     (teacher)."""
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates). The
-    measures of prompt sensitivity always compare the 18."""
 
     def run(self) -> None:
         """Compare, and report."""
         from vit_clt.analysis.fit import faithfulness_study
-        from vit_clt.zero_shot import ZeroShot
 
         folder = self.folder_of(faithfulness_study.SurrogateFaithfulness)
         layers = None if self.layers is None else layer_numbers(self.layers)
@@ -38,7 +36,7 @@ class Faithfulness(CLTOptions, StudyOptions, SeedOptions):
             vit,
             clt,
             data,
-            ZeroShot(vit, data.class_names, self.templates),
+            self.zero_shot(vit, data),
             layers=layers,
             tokens=self.tokens,
             inputs=self.inputs,

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from vit_clt.choices import Templates, TokenKind, TranscoderKind
+from vit_clt.choices import TokenKind, TranscoderKind
 from vit_clt.cli.options import (
-    ModelOptions,
+    PromptOptions,
     StudyOptions,
-    check_held_out,
-    distinct_names,
-    load_clt,
+    TrainDataOptions,
+    check_device,
 )
 from vit_clt.cli.train import Train
 from vit_clt.cli.training_options import TrainingOptions, starting_options
@@ -27,13 +25,13 @@ if TYPE_CHECKING:
     from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
-    from vit_clt.transcoder.model import CrossLayerTranscoder
+    from vit_clt.transcoder.saved import SavedCLTs
 
 STUDY_FILE = "study.json"
 
 
 @dataclass(kw_only=True)
-class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
+class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
     """Fidelity against sparsity: a CLT and a per-layer transcoder at each k, side by side.
 
     Each run has a folder in OUT/runs, which is itself a --clt; --resume skips finished runs. The
@@ -49,14 +47,8 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
     """Kinds of transcoder: cross-layer (clt), per-layer (plt), or both."""
     clts: tuple[str, ...] = ()
     """Measure these CLT folders or Hub ids, already trained, instead of training."""
-    train_data: str | None = None
-    """Images that are trained on, a form as in --data; default: the train split of --data."""
-    train_limit: int | None = None
-    """Use only the first N of these images."""
     tokens: TokenKind = "all"
     """Token rows whose MLP outputs are replaced in every layer."""
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
     resume: bool = False
     """Go on with the study in --out; finished runs are kept, and further --k may be given."""
 
@@ -70,49 +62,46 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
     def run(self) -> None:
         """Train what is missing, measure, and report."""
         from vit_clt.analysis.fit import fidelity_study
-        from vit_clt.analysis.reporting.study import check_png, study_files
-        from vit_clt.outputs import OutputFolder
-        from vit_clt.zero_shot import ZeroShot
+        from vit_clt.transcoder.saved import SavedCLTs
 
         self._check()
-        if self.png:
-            check_png()
-        resume, files = STUDY_FILE if self.resume else None, study_files(fidelity_study.Fidelity)
-        folder = OutputFolder(self.out, (STUDY_FILE, *files), self.overwrite, resume)
+        resume = STUDY_FILE if self.resume else None
+        folder = self.folder_of(fidelity_study.Fidelity, more=[STUDY_FILE], resume=resume)
+        check_device(self.device)
+        provenance: dict[str, Any] = {}
         if self.clts:
-            folders = dict(zip(distinct_names(self.clts), self.clts, strict=True))
-            vit, data, trained_on = *self._measured(folders), None
+            clts = SavedCLTs.named(self.clts, self.device)
+            vit, data, trained_on = *self._measured(clts), None
+            folder.open()
         else:
             runs = self._runs()
             vit, data, trained_on = self._trained(runs, folder)
-            folders = {name: str(run.out) for name, run in runs.items()}
-        provenance: dict[str, Any] = {"clts": folders}
-        if not self.clts:
+            clts = SavedCLTs({name: str(run.out) for name, run in runs.items()}, self.device)
             provenance["train"] = asdict(self.training)
         result = fidelity_study.fidelity(
             vit,
-            self._loaded(folders),
+            clts,
             data,
-            ZeroShot(vit, data.class_names, self.templates),
+            self.zero_shot(vit, data),
             tokens=self.tokens,
             seed=self.training.seed,
             trained_on=trained_on,
-            provenance=provenance,
+            provenance={"clts": clts.places, **provenance},
             progress=True,
         )
-        if self.clts:
-            folder.open()
         # files of a resumed study may hold results of other k
-        self.report(OutputFolder(self.out, files, overwrite=True), result, "fidelity")
+        results = replace(self, overwrite=True).folder_of(fidelity_study.Fidelity)
+        self.report(results, result, "fidelity")
 
     # ---- checks -----------------------------------------------------------------------------
 
     def _check(self) -> None:
+        from vit_clt.training.processes import n_processes
+
         if bool(self.k) == bool(self.clts):
             state = "both set" if self.k else "both missing"
             raise InputError(f"--k and --clts are {state}; expected one of them.")
-        if self.resume and self.overwrite:
-            raise InputError("--overwrite and --resume are both set; expected one of them.")
+        self.refuse_both(overwrite=self.overwrite, resume=self.resume)
         if self.resume and self.clts:
             raise InputError(
                 "resume", "is set with --clts, which are not trained; expected --k with it."
@@ -129,11 +118,10 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
         target = self.sparsifier_training().sparsity.l0_target
         if target is not None:
             raise InputError("l0", f"is {target}; expected --k, which each run is steered to.")
-        processes = os.environ.get("WORLD_SIZE", "1")
-        if processes != "1":
+        if n_processes() != 1:
             raise InputError(
-                f"processes are {processes}; expected one: train on several with vit-clt train, "
-                "then give the results as --clts."
+                f"processes are {n_processes()}; expected one: train on several with vit-clt "
+                "train, then give the results as --clts."
             )
 
     def _runs(self) -> dict[str, Train]:
@@ -166,8 +154,7 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
 
         vit = self.load_vit(self.device)
         data = self.load_images(vit)
-        trained = next(iter(runs.values())).load_images(vit, "train")
-        check_held_out(trained, data)
+        trained = self.load_train_images(vit, data)
         for run in runs.values():
             config = run.clt_config(vit.cfg.n_layers, vit.cfg.d_model)
             check_run(
@@ -184,29 +171,21 @@ class Fidelity(ModelOptions, StudyOptions, TrainingOptions):
 
     # ---- trained CLTs -----------------------------------------------------------------------
 
-    def _measured(self, folders: dict[str, str]) -> tuple[HookedViT, ImageData]:
+    def _measured(self, clts: SavedCLTs) -> tuple[HookedViT, ImageData]:
         """The model of the given CLTs, checked against each of them, and the images."""
         from vit_clt.hooks import check_fits
 
         vit: HookedViT | None = None
-        for name, clt in self._loaded(folders):
+        for name, clt in clts:
             if vit is None:
-                teacher = clt.config.teacher
-                if self.model is None and teacher is not None:
-                    self.model = teacher.model
-                    self.pretrained = self.pretrained or teacher.pretrained
-                vit = self.load_vit(self.device)
+                vit = self.load_vit_of(clt, self.device)
             try:
                 check_fits(vit, clt)
             except InputError as error:
                 # this command has no --any-teacher
-                raise InputError(f"{folders[name]}: {error.without_remedy()}") from error
+                raise InputError(f"{clts.places[name]}: {error.without_remedy()}") from error
         assert vit is not None
         return vit, self.load_images(vit)
-
-    def _loaded(self, folders: dict[str, str]) -> Iterator[tuple[str, CrossLayerTranscoder]]:
-        for name, folder in folders.items():
-            yield name, load_clt(folder, self.device)
 
 
 _SHARED = (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.choices import Fill, ScoreKind, Templates, TokenKind
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions
+from vit_clt.choices import Fill, ScoreKind, TokenKind
+from vit_clt.cli.options import CLTOptions, PromptOptions, SeedOptions, StudyOptions
 
 
 @dataclass(kw_only=True)
-class KeepSets(CLTOptions, StudyOptions, SeedOptions):
+class KeepSets(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """All sets of k source layers of one layer: where does the chosen one stand among them?
 
     Example: vit-clt keep-sets --clt out/clt --data digits --k 4 --fill mean --out out/keep_sets
@@ -25,19 +25,16 @@ class KeepSets(CLTOptions, StudyOptions, SeedOptions):
     """What stands in for a dropped term."""
     kind: ScoreKind = "projection"
     """Kind of score whose k highest sources are the chosen set."""
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Read every set, draw, and report."""
         from vit_clt.analysis import contribution_scores, keep_sets
         from vit_clt.analysis.ablations.all_sets import check_k
         from vit_clt.analysis.ablations.all_sets_result import KeepSets as AllSets
-        from vit_clt.zero_shot import ZeroShot
 
         folder = self.folder_of(AllSets)
         vit, clt, data = self.load_all(self.device)
-        zs = ZeroShot(vit, data.class_names, self.templates)
+        zs = self.zero_shot(vit, data)
         check_k(self.k, self.target, vit.cfg.n_layers)
         result = keep_sets(
             vit,

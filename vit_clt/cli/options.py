@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
-from vit_clt.errors import InputError
+from vit_clt.choices import Templates
+from vit_clt.errors import InputError, renamed
 from vit_clt.teachers import SHIPPED
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
     from vit_clt.transcoder.model import CrossLayerTranscoder
+    from vit_clt.zero_shot import ZeroShot
 
 
 @dataclass(kw_only=True)
@@ -51,6 +53,12 @@ class Command(ABC):
     @abstractmethod
     def run(self) -> None:
         """Check the options, do the work, write its files, and print a summary."""
+
+    def refuse_both(self, **options: object) -> None:
+        """Refuse two options, given by name with their values, if both are set."""
+        if all(options.values()):
+            named = " and ".join(f"--{name.replace('_', '-')}" for name in options)
+            raise InputError(f"{named} are both set; expected one of them.")
 
     @property
     def pictures(self) -> bool:
@@ -172,6 +180,13 @@ class VitOptions:
         pretrained = None if self.pretrained == "random" else self.pretrained
         return HookedViT.from_open_clip(model, pretrained, device=device)
 
+    def load_vit_of(self, clt: CrossLayerTranscoder, device: str) -> HookedViT:
+        """Load --model, by default the model that `clt` was trained on."""
+        teacher = clt.config.teacher
+        if self.model is None and teacher is not None:
+            self.model, self.pretrained = teacher.model, self.pretrained or teacher.pretrained
+        return self.load_vit(device)
+
 
 @dataclass(kw_only=True)
 class ModelOptions(VitOptions):
@@ -243,10 +258,7 @@ class CLTOptions(ModelOptions):
 
     def load_teacher(self, clt: CrossLayerTranscoder, device: str) -> HookedViT:
         """Load --model, by default the model that `clt` was trained on, and check that both fit."""
-        teacher = clt.config.teacher
-        if self.model is None and teacher is not None:
-            self.model, self.pretrained = teacher.model, self.pretrained or teacher.pretrained
-        vit = self.load_vit(device)
+        vit = self.load_vit_of(clt, device)
         self.check_teacher(vit, clt)
         return vit
 
@@ -283,6 +295,8 @@ class CompareOptions(CLTOptions):
                 raise InputError(
                     "compare", f'holds "{place}" a second time; expected different CLTs.'
                 )
+        from vit_clt.transcoder.saved import distinct_names
+
         vit, first, data = self.load_all(device)
         clts = [first]
         for place in self.compare:
@@ -295,10 +309,43 @@ class CompareOptions(CLTOptions):
         return vit, list(zip(distinct_names(places), clts, strict=True)), data
 
 
-def distinct_names(places: Sequence[str]) -> list[str]:
-    """The last part of each folder or Hub id, or the whole of each if two last parts are alike."""
-    last_parts = [Path(place).resolve().name for place in places]
-    return last_parts if len(set(last_parts)) == len(places) else list(places)
+@dataclass(kw_only=True)
+class TrainDataOptions(ModelOptions):
+    """Options that name the images that something is fitted on, beside those it is measured on."""
+
+    train_data: str | None = None
+    """Images to train or fit on, a form as in --data; default: the train split of --data."""
+    train_limit: int | None = None
+    """Use only the first N of these images."""
+
+    def load_train_images(self, vit: HookedViT, data: ImageData) -> ImageData:
+        """The images to train or fit on.
+
+        Raises:
+            InputError: they are those of `data`, which are measured on (`check_held_out`).
+        """
+        # --split names the images that are measured on
+        options = replace(
+            self, data=self.train_data or self.data, limit=self.train_limit, split=None
+        )
+        with renamed(data="train_data", limit="train_limit"):
+            train = options.load_images(vit, "train")
+        check_held_out(train, data)
+        return train
+
+
+@dataclass(kw_only=True)
+class PromptOptions:
+    """Option of a command that reads classes from the ViT's answers."""
+
+    templates: Templates = "ensemble"
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
+
+    def zero_shot(self, vit: HookedViT, data: ImageData) -> ZeroShot:
+        """The zero-shot classifier of the classes of `data`."""
+        from vit_clt.zero_shot import ZeroShot
+
+        return ZeroShot(vit, data.class_names, self.templates)
 
 
 def check_held_out(trained: ImageData, data: ImageData) -> None:

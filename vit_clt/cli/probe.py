@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from vit_clt.cli.options import (
     Command,
-    ModelOptions,
     SeedOptions,
     StudyOptions,
-    check_held_out,
+    TrainDataOptions,
     layer_numbers,
 )
-from vit_clt.errors import renamed
 
 
 @dataclass(kw_only=True)
-class Probe(ModelOptions, StudyOptions, SeedOptions):
+class Probe(TrainDataOptions, StudyOptions, SeedOptions):
     """At which depth can the class, or what else is known of an image, be read linearly?
 
     Example: vit-clt probe --model adding --out out/probe
@@ -27,8 +25,6 @@ class Probe(ModelOptions, StudyOptions, SeedOptions):
 
     limit: int | None = 2000
     """Use only the first N images."""
-    train_data: str | None = None
-    """Images that probes are fitted on, a form as in --data; default: the train split of --data."""
     train_limit: int | None = 4000
     """Use only the first N of these images."""
     factors: tuple[str, ...] = ()
@@ -45,12 +41,7 @@ class Probe(ModelOptions, StudyOptions, SeedOptions):
         layers = None if self.layers is None else layer_numbers(self.layers)
         vit = self.load_vit(self.device)
         data = self.load_images(vit)
-        options = replace(
-            self, data=self.train_data or self.data, limit=self.train_limit, split=None
-        )
-        with renamed(data="train_data", limit="train_limit"):
-            train = options.load_images(vit, "train")
-        check_held_out(train, data)
+        train = self.load_train_images(vit, data)
         result = probes(
             vit,
             train,

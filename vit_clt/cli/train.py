@@ -67,8 +67,7 @@ class Train(ModelOptions, Command, TrainingOptions):
         from vit_clt.training import run_folder
         from vit_clt.training.processes import is_main, own_device
 
-        if self.resume and self.overwrite:
-            raise InputError("--overwrite and --resume are both set; expected one of them.")
+        self.refuse_both(overwrite=self.overwrite, resume=self.resume)
         # a process that starts late finds files that the main one has written
         self.overwrite = self.overwrite or not is_main()
         resume = run_folder.RUN_FILE if self.resume else None

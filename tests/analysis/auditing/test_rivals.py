@@ -5,8 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vit_clt import AbsTopK, CLTConfig, InputError, JumpReLU, ReLUTopK, TrainConfig
-from vit_clt.analysis.auditing.rivals import planned_rivals, shuffled_weights, train_rivals
+from vit_clt import (
+    AbsTopK,
+    CLTConfig,
+    CrossLayerTranscoder,
+    InputError,
+    JumpReLU,
+    ReLUTopK,
+    TrainConfig,
+)
+from vit_clt.analysis.auditing.rivals import (
+    given_rivals,
+    planned_rivals,
+    shuffled_weights,
+    train_rivals,
+)
 from vit_clt.data.images import TensorImages
 
 SETTINGS = TrainConfig(epochs=1, batch_size=32, seed=5, checkpoint_every=0)
@@ -35,14 +48,14 @@ def test_per_layer_rivals_are_equal_in_what_they_say(n_layers):
 
 def test_variants_by_default_and_in_full():
     config = CLTConfig(4, 16, 2048, ReLUTopK(k=5))
-    small = [r for r in planned_rivals(config, SETTINGS, 5) if r.role == "variant"]
+    small = [r for r in planned_rivals(config, SETTINGS, 5) if r.role == "variants"]
     assert [r.settings.seed for r in small] == [6, 7, 8, 6, 6, 6]
     assert {r.config.n_features for r in small} == {1024}
     kinds = [type(r.config.sparsifier) for r in small]
     assert kinds == [ReLUTopK, ReLUTopK, ReLUTopK, AbsTopK, JumpReLU, ReLUTopK]
     assert [r.settings.sparsity.l0_target for r in small] == [None, None, None, None, 5, None]
     assert [r.config.zero_cross_init for r in small] == [False] * 5 + [True]
-    full = [r for r in planned_rivals(config, SETTINGS, 5, full=True) if r.role == "variant"]
+    full = [r for r in planned_rivals(config, SETTINGS, 5, full=True) if r.role == "variants"]
     assert len({r.name for r in full}) == len(full) == 18
     assert {r.config.n_features for r in full} == {2048}
 
@@ -67,7 +80,7 @@ def test_rivals_are_trained_once_and_reused(tiny_vit, tmp_path):
     generator = torch.Generator().manual_seed(0)
     data = TensorImages(torch.randn(24, 3, 12, 12, generator=generator), name="noise")
     config = CLTConfig(4, 16, 24, ReLUTopK(k=3))
-    runs = [r for r in planned_rivals(config, SETTINGS, 3) if r.role != "variant"]
+    runs = [r for r in planned_rivals(config, SETTINGS, 3) if r.role != "variants"]
     first = train_rivals(tiny_vit, data, runs, tmp_path)
     assert [name for name, _ in first.per_layer] == [r.name for r in runs if r.role == "per_layer"]
     ((_, model, clt),) = first.untrained
@@ -109,6 +122,24 @@ def test_rivals_trained_otherwise_are_not_taken_for_these(tiny_vit, tmp_path):
     ):
         with pytest.raises(InputError, match=sentence):
             train_rivals(tiny_vit, images, runs, tmp_path)
+
+
+def test_given_rivals_are_of_this_vit_unless_any_teacher_will_do(tiny_vit, tmp_path):
+    clt = CrossLayerTranscoder(
+        CLTConfig(4, 16, 24, ReLUTopK(k=3), teacher=shuffled_weights(tiny_vit).identity())
+    )
+    clt.save_pretrained(tmp_path / "other")
+    given = {"per_layer": (), "variants": (str(tmp_path / "other"),)}
+    with pytest.raises(InputError, match="weights"):
+        given_rivals(tiny_vit, given)
+    found = given_rivals(tiny_vit, given, any_teacher=True)
+    assert list(found) == ["variants"]
+    ((name, loaded),) = found["variants"]
+    assert (name, loaded.config.teacher) == ("other", None)
+    with pytest.raises(InputError, match=r"^per_layer names other, which"):
+        given_rivals(tiny_vit, {"per_layer": given["variants"]}, any_teacher=True)
+    with pytest.raises(InputError, match=r"^variants names one folder"):
+        given_rivals(tiny_vit, {"variants": 2 * given["variants"]})
 
 
 def test_a_per_layer_transcoder_has_no_such_rivals():
