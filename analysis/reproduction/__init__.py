@@ -1,5 +1,5 @@
 """The source paper's evaluation, cell by cell: its published numbers beside ours.
 
-`published` holds its tables, `cells` and `plan` what is run, `run` runs it, `comparison` and
-`report` say how far it came out.
+`published` holds its tables, `cells` what can be run, `evaluation` and `plan` what is left to run
+and its cost. `run` runs a cell; `comparison`, `study` and `report` say how it came out.
 """

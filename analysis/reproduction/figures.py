@@ -12,15 +12,15 @@ from plotly.subplots import make_subplots
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction
 from vit_clt.analysis.reporting.levels import LEVELS, add_levels, add_points
 from vit_clt.analysis.reporting.style import BLUE, GREEN, ORANGE, ROW_NAMES, finish
-from vit_clt.analysis.reproduction.cells import KINDS
+from vit_clt.analysis.reproduction.cells import KINDS, SPARSIFIER_NAMES
 from vit_clt.analysis.reproduction.comparison import FinishedCell
 from vit_clt.analysis.reproduction.published import baseline_of, paper_baselines, paper_cascade
-from vit_clt.transcoder.sparsifiers import AbsTopK, JumpReLU, ReLUTopK
+from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 
+_MARKS = ((GREEN, "diamond"), (BLUE, "circle"), (ORANGE, "square"))
 STYLES = {
-    "jumprelu": (JumpReLU.label, GREEN, "diamond"),
-    "relu_topk": (ReLUTopK.label, BLUE, "circle"),
-    "abs_topk": (AbsTopK.label, ORANGE, "square"),
+    name: (SPARSIFIERS[name].label, *mark)
+    for name, mark in zip(SPARSIFIER_NAMES, _MARKS, strict=True)
 }
 """Name, colour and marker of a sparsifier, the same in all figures."""
 

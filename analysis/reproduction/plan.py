@@ -84,7 +84,7 @@ def plan(
         device = vit.logit_scale.device
         settings = resolved(settings, config, device)
         images = n_train - settings.held_out(n_train)
-        steps = -(-images * vit.cfg.n_tokens // settings.batch_size) * settings.epochs
+        steps = settings.n_steps(n_train, vit.cfg.n_tokens)
         needs = estimate(
             config,
             settings,

@@ -24,6 +24,10 @@ SMOKE = (
     "THIS IS A SMOKE RUN. A few images, a few features and a few steps show that everything runs. "
     "None of its numbers says anything about the paper, about CLTs or about this package."
 )
+LEAD = (
+    "The evaluation of arXiv 2604.13304 (supplement, tables 5 to 23), run with vit-clt: CLTs "
+    "in place of the MLPs of CLIP's ViT-B/32 and ViT-B/16."
+)
 COCO_IMAGES = 5_000
 """Images of COCO's 2017 validation split, with and without a box."""
 READING = (
@@ -100,21 +104,17 @@ def study_report(finished: Sequence[FinishedCell], comparison: pd.DataFrame, rec
     sections = [head]
     if finished:
         sections += [
-            Section("In short", [READING], [_summary(comparison)]),
+            Section("In short", [READING], [summary(comparison)]),
             _baseline_section(finished, comparison),
-            *(_group_section(group, comparison) for group in _groups(finished)),
+            *(_group_section(group, comparison) for group in cells_by_teacher(finished)),
             _faithfulness_section(finished, comparison),
         ]
     sections.append(_paper_section())
     smoke = "SMOKE RUN: " if recipe.smoke else ""
-    lead = (
-        "The evaluation of arXiv 2604.13304 (supplement, tables 5 to 23), run with vit-clt: CLTs "
-        "in place of the MLPs of CLIP's ViT-B/32 and ViT-B/16."
-    )
-    return render_report(f"{smoke}The paper's evaluation", lead, sections)
+    return render_report(f"{smoke}The paper's evaluation", LEAD, sections)
 
 
-def _groups(finished: Sequence[FinishedCell]) -> list[list[FinishedCell]]:
+def cells_by_teacher(finished: Sequence[FinishedCell]) -> list[list[FinishedCell]]:
     """The cells by data set and backbone."""
     groups: dict[tuple[str, str], list[FinishedCell]] = {}
     for one in finished:
@@ -122,7 +122,7 @@ def _groups(finished: Sequence[FinishedCell]) -> list[list[FinishedCell]]:
     return list(groups.values())
 
 
-def _summary(comparison: pd.DataFrame) -> pd.DataFrame:
+def summary(comparison: pd.DataFrame) -> pd.DataFrame:
     """Accuracy with all layers replaced, one row per cell and token kind."""
     rows = comparison.query("measure == 'top1' and inputs == 'stream' and first_layer == 0")
     return pd.DataFrame(

@@ -17,14 +17,9 @@ from vit_clt.errors import InputError
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
-    from vit_clt.analysis.reproduction.cells import Cell, Recipe
-    from vit_clt.data.images import ImageData
-    from vit_clt.hooks import HookedViT
+    from vit_clt.analysis.reproduction.cells import Recipe
+    from vit_clt.analysis.reproduction.plan import CellCost
     from vit_clt.outputs import OutputFolder
-    from vit_clt.training.cost import Estimate
-
-STUDY_FILE = "reproduce.json"
-REPORT_FILES = ("report.html", "comparison.csv", "metrics.json")
 
 
 @dataclass(kw_only=True)
@@ -91,43 +86,55 @@ class Reproduce(Command):
         """Plan, run every cell that is missing, and report."""
         import torch
 
-        from vit_clt.analysis.reproduction.cells import is_finished
+        from vit_clt.analysis.reproduction import evaluation
+        from vit_clt.analysis.reproduction.cells import cells, is_finished
+        from vit_clt.analysis.reproduction.plan import total_needs
+        from vit_clt.analysis.reproduction.run import run_cells
+        from vit_clt.analysis.reproduction.study import Reproduction
         from vit_clt.inputs import read_json
         from vit_clt.outputs import check_same
         from vit_clt.training.cost import check_fits
 
-        if self.resume and self.overwrite:
-            raise InputError("--overwrite and --resume are both set; expected one of them.")
-        recipe, forms, weights = self._recipe(), self._forms(), self._weights()
-        cells = self._cells(list(forms))
-        started = {"recipe": recipe.to_json(), "pretrained": self.pretrained, "weights": weights}
-        folder = None if self.plan else self._folder()
-        if folder is not None and folder.resumes:
-            check_same(started, read_json(self.out / STUDY_FILE), f"the run in {self.out}")
-        finished = [cell for cell in cells if self.resume and is_finished(self.out, cell)]
-        for cell in finished:
-            print(f"{cell.name}: finished")
-        left = [cell for cell in cells if cell not in finished]
-        teachers: dict[str, HookedViT] = {}
-        images: dict[tuple[str, str], tuple[ImageData, ImageData]] = {}
-        for dataset, backbone in dict.fromkeys((cell.dataset, cell.backbone) for cell in left):
-            if backbone not in teachers:
-                teachers[backbone] = self._teacher(backbone, weights)
-            if not self.plan or ":" in forms[dataset]:
-                images[dataset, backbone] = self._images(forms[dataset], teachers[backbone])
+        self.refuse_both(overwrite=self.overwrite, resume=self.resume)
+        recipe, study_file = self._recipe(), evaluation.STUDY_FILE
+        materials = evaluation.Materials.named(self.datasets, self.pretrained, self.weights)
+        for name in ("datasets", "backbones", "sparsifiers"):
+            if not getattr(self, name):
+                raise InputError(name, "is empty; expected at least one.")
+        chosen = (list(dict.fromkeys(names)) for names in (self.backbones, self.sparsifiers))
+        folder = None
+        if not self.plan:
+            more = [study_file, *evaluation.cell_files()]
+            resume = study_file if self.resume else None
+            folder = self.folder_of(Reproduction, more=more, resume=resume)
+            if folder.resumes:
+                before = read_json(self.out / study_file)
+                check_same(materials.started(recipe), before, f"the run in {self.out}")
+        left = []
+        for cell in cells(list(materials.forms), *chosen):
+            if self.resume and is_finished(self.out, cell):
+                print(f"{cell.name}: finished")
+            else:
+                left.append(cell)
+        check_device(self.device)
+        todo = evaluation.Evaluation(left, recipe, materials, self.device, plan_only=self.plan)
         if left:
-            needs = self._say_cost(left, recipe, teachers, images)
+            costs = todo.costs()
+            self._say_cost(costs)
             if folder is not None:
-                check_fits(needs, out=self.out, device=torch.device(self.device))
+                check_fits(total_needs(costs), out=self.out, device=torch.device(self.device))
         if folder is None:
             return
         if not folder.resumes:
-            self._begin(folder, json.dumps(started, indent=1) + "\n")
-        self._run_cells(folder, left, recipe, teachers, images)
+            evaluation.remove_checkpoints(folder.open().path)
+            folder.write(study_file, json.dumps(materials.started(recipe), indent=1) + "\n")
+        for bench, sparsifiers in todo.groups():
+            print(f"{bench.dataset} {bench.backbone}: {', '.join(sparsifiers)}", flush=True)
+            run_cells(folder.path, sparsifiers, bench, recipe, progress=True)
+            # an unfinished study has a page too, written after every data set and backbone
+            self._report(folder, recipe)
         if not left:
             self._report(folder, recipe)
-
-    # ---- before -----------------------------------------------------------------------------
 
     def _recipe(self) -> Recipe:
         from vit_clt.analysis.reproduction.cells import Recipe, smoke_recipe
@@ -146,170 +153,27 @@ class Reproduce(Command):
             limit=self.limit,
         )
 
-    def _forms(self) -> dict[str, str]:
-        """Data form by the data set's name."""
-        from vit_clt.analysis.reproduction.cells import DATASET_NAMES
-
-        forms: dict[str, str] = {}
-        for form in self.datasets:
-            name, colon, path = form.partition(":")
-            if name not in DATASET_NAMES or bool(colon) != bool(path):
-                raise InputError(
-                    "datasets",
-                    f'holds "{form}"; expected {", ".join(DATASET_NAMES)}, each alone or '
-                    "with :PATH.",
-                )
-            if name in forms:
-                raise InputError("datasets", f"holds {name} twice; expected it once.")
-            forms[name] = form
-        return forms
-
-    def _weights(self) -> dict[str, str]:
-        """Weights file by backbone."""
-        from vit_clt.analysis.reproduction.cells import BACKBONES
-
-        files: dict[str, str] = {}
-        for assignment in self.weights:
-            backbone, _, path = assignment.partition("=")
-            if backbone not in BACKBONES or not path:
-                expected = " or ".join(f"{name}=PATH" for name in BACKBONES)
-                raise InputError("weights", f'holds "{assignment}"; expected {expected}.')
-            if backbone in files:
-                raise InputError("weights", f"holds {backbone} twice; expected it once.")
-            if not Path(path).is_file():
-                raise InputError("weights", f"of {backbone} are {path}; expected a file there.")
-            files[backbone] = path
-        return files
-
-    def _cells(self, datasets: Sequence[str]) -> list[Cell]:
-        from vit_clt.analysis.reproduction.cells import cells
-
-        for name in ("datasets", "backbones", "sparsifiers"):
-            if not getattr(self, name):
-                raise InputError(name, "is empty; expected at least one.")
-        return cells(datasets, *map(tuple, map(dict.fromkeys, (self.backbones, self.sparsifiers))))
-
-    def _folder(self) -> OutputFolder:
-        from vit_clt.analysis.reproduction.cells import BASELINE_FILE, FILES, cells, group_path
-        from vit_clt.outputs import OutputFolder
-
-        files = [STUDY_FILE, *REPORT_FILES]
-        for cell in cells():
-            inside = (*FILES, "clt/config.json", "clt/model.safetensors", "clt/README.md")
-            files += [str(cell.path / name) for name in inside]
-            files.append(str(group_path(cell.dataset, cell.backbone) / BASELINE_FILE))
-        return OutputFolder(self.out, files, self.overwrite, STUDY_FILE if self.resume else None)
-
-    def _teacher(self, backbone: str, weights: dict[str, str]) -> HookedViT:
-        from vit_clt.analysis.reproduction.cells import BACKBONES
-        from vit_clt.hooks import HookedViT
-        from vit_clt.training.engine import seeded_globally
-
-        check_device(self.device)
-        # a plan needs no weights, and must not download any
-        random = self.plan or (self.pretrained == "random" and backbone not in weights)
-        pretrained = None if random else weights.get(backbone, self.pretrained)
-        # with the seed, random weights are the same when a study is resumed
-        with seeded_globally(self.training.seed):
-            return HookedViT.from_open_clip(BACKBONES[backbone], pretrained, device=self.device)
-
-    def _images(self, form: str, vit: HookedViT) -> tuple[ImageData, ImageData]:
-        from vit_clt.data.forms import load_data
-
-        held_out = load_data(form, vit=vit, limit=self.limit)
-        if held_out.split is None:
-            raise InputError(
-                "datasets", f'holds "{form}", a single file; expected a folder with both splits.'
-            )
-        return load_data(form, vit=vit, split="train", limit=self.limit), held_out
-
-    def _say_cost(
-        self,
-        left: Sequence[Cell],
-        recipe: Recipe,
-        teachers: dict[str, HookedViT],
-        images: dict[tuple[str, str], tuple[ImageData, ImageData]],
-    ) -> Estimate:
-        from vit_clt.analysis.reproduction.plan import IMAGES, plan, plan_table, total_needs
+    def _say_cost(self, costs: Sequence[CellCost]) -> None:
+        from vit_clt.analysis.reproduction.plan import plan_table, total_needs
         from vit_clt.training.cost import duration
 
-        counts = IMAGES | {name: (len(a), len(b)) for (name, _), (a, b) in images.items()}
-        costs = plan(left, recipe, teachers, counts)
-        needs = total_needs(costs)
-        if recipe.smoke:
+        if self.smoke:
             print("SMOKE RUN: everything is run, and none of its numbers means anything")
         print_table(plan_table(costs))
-        print("\n".join(needs.lines()))
-        train, measure = (
-            duration(sum(getattr(cost, name) for cost in costs))
-            for name in ("train_seconds", "measure_seconds")
-        )
+        print("\n".join(total_needs(costs).lines()))
+        train = duration(sum(cost.train_seconds for cost in costs))
+        measure = duration(sum(cost.measure_seconds for cost in costs))
         print(
             f"time: about {train} of training and {measure} of measuring on {self.device}, an "
             "estimate from a short trial: a smaller step scaled up, decoding of images not counted",
             flush=True,
         )
-        return needs
-
-    def _begin(self, folder: OutputFolder, study: str) -> None:
-        from vit_clt.analysis.reproduction.cells import cells
-        from vit_clt.training.checkpoints import Snapshots
-
-        folder.open()
-        for cell in cells():
-            Snapshots(folder.path / cell.path / "checkpoints").remove()
-        folder.write(STUDY_FILE, study)
-
-    # ---- the cells, and after ---------------------------------------------------------------
-
-    def _run_cells(
-        self,
-        folder: OutputFolder,
-        left: Sequence[Cell],
-        recipe: Recipe,
-        teachers: dict[str, HookedViT],
-        images: dict[tuple[str, str], tuple[ImageData, ImageData]],
-    ) -> None:
-        from vit_clt.analysis.reproduction.run import Bench, run_cells
-
-        for (dataset, backbone), (train, held_out) in images.items():
-            bench = Bench(dataset, backbone, teachers[backbone], train, held_out, recipe)
-            sparsifiers = [
-                cell.sparsifier
-                for cell in left
-                if (cell.dataset, cell.backbone) == (dataset, backbone)
-            ]
-            print(f"{dataset} {backbone}: {', '.join(sparsifiers)}", flush=True)
-            run_cells(folder.path, sparsifiers, bench, recipe, progress=True)
-            # an unfinished study has a page too, written after every data set and backbone
-            self._report(folder, recipe)
 
     def _report(self, folder: OutputFolder, recipe: Recipe) -> None:
-        from vit_clt.analysis.reproduction.comparison import (
-            comparison,
-            comparison_metrics,
-            finished_cells,
-        )
-        from vit_clt.analysis.reproduction.report import differences_from_paper, study_report
-        from vit_clt.metrics import metrics_json
+        from vit_clt.analysis.reproduction.comparison import finished_cells
+        from vit_clt.analysis.reproduction.study import Reproduction
 
-        finished = finished_cells(folder.path)
-        frame = comparison(finished)
-        folder.write("comparison.csv", frame.to_csv(index=False))
-        context = {
-            "command": "reproduce",
-            "data": " ".join(dict.fromkeys(one.cell.dataset for one in finished)),
-            "tokens": "cls patch all",
-            "trajectory": " ".join(recipe.inputs),
-            "l0": {one.cell.name: one.facts["l0"] for one in finished},
-            "seed": recipe.training.seed,
-            "templates": recipe.templates,
-            "floor": "those MLP rows at their mean over the images",
-            "differences_from_paper": differences_from_paper(recipe),
-            "recipe": recipe.to_json(),
-        }
-        folder.write("metrics.json", metrics_json(comparison_metrics(frame), **context))
-        folder.write("report.html", study_report(finished, frame, recipe))
-        print(
-            f"{len(finished)} cells finished; report in {folder.path / 'report.html'}", flush=True
-        )
+        study = Reproduction(finished_cells(folder.path), recipe)
+        page = folder.path / "report.html"
+        last_line = f"{len(study.finished)} cells finished; report in {page}"
+        self.report(folder, study, "reproduce", last_line, tables=False)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from vit_clt import CrossLayerTranscoder, InputError, TrainConfig, ZeroShot, load_data
 from vit_clt.analysis import cascade, contribution_scores
+from vit_clt.analysis.reporting.study import study_files, write_study
 from vit_clt.analysis.reproduction import report as reproduce_report
 from vit_clt.analysis.reproduction import run as reproduce_cell
 from vit_clt.analysis.reproduction.cells import (
@@ -39,8 +40,10 @@ from vit_clt.analysis.reproduction.plan import plan, plan_table, total_needs
 from vit_clt.analysis.reproduction.published import Check, paper_cascade, paper_faithfulness
 from vit_clt.analysis.reproduction.report import SMOKE, differences_from_paper, study_report
 from vit_clt.analysis.reproduction.run import Bench, run_cell, run_cells
+from vit_clt.analysis.reproduction.study import Reproduction
 from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
+from vit_clt.outputs import OutputFolder
 
 CELL = Cell("cifar100", "ViT-B/32", "relu_topk")
 RECIPE = Recipe(
@@ -331,6 +334,21 @@ def test_report_of_paper_sized_cells_is_not_called_smoke() -> None:
 def test_an_empty_study_still_has_a_report(tmp_path: Path) -> None:
     page = study_report(finished_cells(tmp_path), comparison([]), smoke_recipe())
     assert "0 of 18 finished" in page
+
+
+@pytest.mark.parametrize("n_finished", [0, 2])
+def test_the_study_writes_what_it_declares(n_finished: int, study: Path, tmp_path: Path) -> None:
+    result = Reproduction(finished_cells(study)[:n_finished], RECIPE)
+    files = study_files(Reproduction)
+    write_study(OutputFolder(tmp_path / "out", files).open(), result, "reproduce")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == set(files)
+    context = json.loads((tmp_path / "out/metrics.json").read_text())["context"]
+    assert context["data"] == "cifar100" * (n_finished > 0)
+    assert len(context["l0"]) == n_finished
+    assert context["recipe"] == RECIPE.to_json()
+    table = pd.read_csv(tmp_path / "out/comparison.csv")
+    assert len(table) == len(comparison(result.finished))
+    assert f"Cells finished: {n_finished}." in result._repr_html_()
 
 
 @pytest.mark.parametrize(
