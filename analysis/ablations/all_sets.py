@@ -12,14 +12,15 @@ from itertools import combinations
 from math import comb
 
 import numpy as np
+from typing_extensions import Unpack
 
 from vit_clt.analysis.ablations.all_sets_result import KeepSets, MarkedSet, Set
-from vit_clt.analysis.ablations.keep_drop import term_sets
+from vit_clt.analysis.ablations.keep_drop import AblationOptions, term_sets
 from vit_clt.analysis.ablations.rankings import source_orders
-from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
+from vit_clt.analysis.contributions.scores import ContributionScores
 from vit_clt.analysis.stats.readings import Measure
-from vit_clt.choices import Fill, Ranking, TokenKind
-from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.choices import Ranking
+from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -37,11 +38,7 @@ def keep_sets(
     *,
     k: int = 4,
     scores: ContributionScores | None = None,
-    target: int = -1,
-    tokens: TokenKind = "cls",
-    fill: Fill = "zero",
-    seed: int = 0,
-    progress: bool = False,
+    **options: Unpack[AblationOptions],
 ) -> KeepSets:
     """Read the model with every set of k sources of one target kept; terms are computed once.
 
@@ -57,21 +54,19 @@ def keep_sets(
             more than 10,000 sets, that many are drawn by `seed`.
         scores: the ranking whose first k sources are the chosen set; by default projection scores
             of the same images and rows.
-        target: the layer whose MLP rows are overwritten; -1 is the last.
-        tokens: rows overwritten.
-        fill: what stands in for a dropped term, see `keep_top_k`.
-        seed: seed of the sample of sets, the resample fill and the bootstrap.
-        progress: show a progress bar.
+        **options: as in `keep_top_k`, with one target alone; the seed is that of the sample of sets
+            too.
 
     Raises:
         InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
             belongs to another model.
     """
-    data = as_image_data(data)
-    [target] = layer_list(target, vit.cfg.n_layers)
-    study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    study = term_sets(vit, clt, data, zs, **options)
+    if len(study.targets) > 1:
+        raise InputError("target", f"is {len(study.targets)} layers; expected one.")
+    [target], seed = study.targets, study.seed
     n_sources = check_k(k, target, vit.cfg.n_layers)
-    scores = scores or contribution_scores(vit, clt, data, tokens=tokens, progress=progress)
+    scores = scores or study.projection_scores()
     rankings: list[Ranking] = [scores.kind, "centred", "norm", "last", "bottom"]
     orders = source_orders(scores, [target], rankings, seed=seed)
     first_k = {o.ranking: tuple(sorted(o.sources[target][:k])) for o in orders}

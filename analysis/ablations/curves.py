@@ -7,17 +7,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
+from typing_extensions import Unpack
 
 from vit_clt.analysis.ablations.ablation import sources_text
-from vit_clt.analysis.ablations.keep_drop import Mode, kept_sources, sources_at, term_sets
+from vit_clt.analysis.ablations.keep_drop import (
+    AblationOptions,
+    Mode,
+    kept_sources,
+    sources_at,
+    term_sets,
+)
 from vit_clt.analysis.ablations.rankings import Order, source_orders
 from vit_clt.analysis.ablations.result import AblationStudy
-from vit_clt.analysis.ablations.term_sets import REFERENCES, Targets
-from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
+from vit_clt.analysis.ablations.term_sets import REFERENCES
+from vit_clt.analysis.contributions.scores import ContributionScores
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, Reading
-from vit_clt.choices import Fill, Ranking, TokenKind
-from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.choices import Ranking
+from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -196,11 +203,7 @@ def ablation_curves(
     rankings: Sequence[Ranking] | None = None,
     sources: Iterable[int] | None = None,
     draws: int = 5,
-    target: Targets = -1,
-    tokens: TokenKind = "cls",
-    fill: Fill = "zero",
-    seed: int = 0,
-    progress: bool = False,
+    **options: Unpack[AblationOptions],
 ) -> AblationCurves:
     """Keep, and drop, the first k sources of one or several rankings, for every k from 0 to all.
 
@@ -214,25 +217,20 @@ def ablation_curves(
             first) or "random"; by default the kind of `scores`.
         sources: a set of source layers to keep, and to drop, beside the curves.
         draws: number of random orders.
-        target: the layer whose MLP rows are overwritten, or several, or "all"; each target has its
-            own first k sources, or all where it has fewer.
-        tokens: kind of rows overwritten.
-        fill: what stands in for a dropped term, see `keep_top_k`.
-        seed: seed of the random orders, the resample fill and the bootstrap.
-        progress: show a progress bar.
+        **options: as in `keep_top_k`; each of several targets has its own first k sources, or all
+            where it has fewer, and the seed is that of the random orders too.
 
     Raises:
         InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
             belongs to another model.
     """
-    data = as_image_data(data)
-    study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    study = term_sets(vit, clt, data, zs, **options)
     targets = list(study.targets)
     sources = None if sources is None else list(sources)
     given = None if sources is None else sources_at(targets, sources)
-    scores = scores or contribution_scores(vit, clt, data, tokens=tokens, progress=progress)
+    scores = scores or study.projection_scores()
     rankings = [scores.kind] if rankings is None else rankings
-    orders = source_orders(scores, targets, rankings, draws=draws, seed=seed)
+    orders = source_orders(scores, targets, rankings, draws=draws, seed=study.seed)
     points = [
         Point(order.ranking, order.draw, mode, k, order.top(k))
         for order in orders

@@ -7,14 +7,15 @@ terms), and zero-shot accuracy and loss are read. Terms come from the teacher tr
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from vit_clt.analysis.ablations.ablation import Ablation
 from vit_clt.analysis.ablations.rankings import rank_sources
 from vit_clt.analysis.ablations.term_sets import Targets, TermSets, target_list
-from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
+from vit_clt.analysis.contributions.scores import ContributionScores
 from vit_clt.choices import Fill, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -23,7 +24,23 @@ from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
 Mode = Literal["keep", "drop"]
-Images = ImageData | Tensor | Iterable[Any]
+
+
+class AblationOptions(TypedDict, total=False):
+    """Arguments by name that all ablations of this room share."""
+
+    target: Targets
+    """The layer whose MLP rows are overwritten, -1 (the last) by default; or several, or "all"."""
+    tokens: TokenKind
+    """Kind of rows overwritten, "cls" by default."""
+    fill: Fill
+    """What stands in for a dropped term: "zero" (the default), its "mean" over the images at the
+    same row, or "resample": the same term of another of the images, one donor for all terms of an
+    image, drawn by the seed."""
+    seed: int
+    """Seed of the resample fill, of the bootstrap and of all else that is drawn; 0 by default."""
+    progress: bool
+    """Show a progress bar; not by default."""
 
 
 def keep_top_k(
@@ -34,11 +51,7 @@ def keep_top_k(
     *,
     k: int = 4,
     scores: ContributionScores | None = None,
-    target: Targets = -1,
-    tokens: TokenKind = "cls",
-    fill: Fill = "zero",
-    seed: int = 0,
-    progress: bool = False,
+    **options: Unpack[AblationOptions],
 ) -> Ablation:
     """Keep the k sources with the highest signed score, drop the others.
 
@@ -50,19 +63,13 @@ def keep_top_k(
         k: number of sources; each of several targets keeps its own top k, or all it has.
         scores: scores to rank by; by default projection scores of the same images and rows. Ties
             go to the later layer.
-        target: the layer whose MLP rows are overwritten, -1 is the last; or several, or "all".
-        tokens: rows overwritten.
-        fill: what stands in for a dropped term: "zero", its "mean" over `data` at the same row,
-            or "resample": the same term of another image of `data`, one donor for all terms of an
-            image, drawn by `seed`.
-        seed: seed of the resample fill and of the bootstrap.
-        progress: show a progress bar.
+        **options: target, tokens, fill, seed and progress (`AblationOptions`).
 
     Raises:
         InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
             belongs to another model.
     """
-    study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    study = term_sets(vit, clt, data, zs, **options)
     return _top_k(study, "keep", k, scores)
 
 
@@ -74,14 +81,10 @@ def drop_top_k(
     *,
     k: int = 4,
     scores: ContributionScores | None = None,
-    target: Targets = -1,
-    tokens: TokenKind = "cls",
-    fill: Fill = "zero",
-    seed: int = 0,
-    progress: bool = False,
+    **options: Unpack[AblationOptions],
 ) -> Ablation:
     """Drop the k sources with the highest signed score, keep the others; see `keep_top_k`."""
-    study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    study = term_sets(vit, clt, data, zs, **options)
     return _top_k(study, "drop", k, scores)
 
 
@@ -92,13 +95,9 @@ def keep_sources(
     zs: ZeroShot,
     *,
     sources: Iterable[int],
-    target: Targets = -1,
-    tokens: TokenKind = "cls",
-    fill: Fill = "zero",
-    seed: int = 0,
-    progress: bool = False,
+    **options: Unpack[AblationOptions],
 ) -> Ablation:
-    """Keep these source layers, drop the others; arguments as in `keep_top_k`.
+    """Keep these source layers, drop the others.
 
     Args:
         vit: the teacher.
@@ -106,17 +105,13 @@ def keep_sources(
         data: labelled images.
         zs: the zero-shot classifier.
         sources: source layers, counted from 0, or none. A target keeps those up to itself.
-        target: the layer whose MLP rows are overwritten, or several, or "all".
-        tokens: rows overwritten.
-        fill: what stands in for a dropped term.
-        seed: seed of the resample fill and of the bootstrap.
-        progress: show a progress bar.
+        **options: as in `keep_top_k`.
 
     Raises:
         InputError: an argument is out of range, a source is deeper than every target, labels have
             no names, `vit` has a hook, or the CLT belongs to another model.
     """
-    study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    study = term_sets(vit, clt, data, zs, **options)
     return _read(study, "keep", sources_at(study.targets, sources))
 
 
@@ -127,27 +122,23 @@ def drop_sources(
     zs: ZeroShot,
     *,
     sources: Iterable[int],
-    target: Targets = -1,
-    tokens: TokenKind = "cls",
-    fill: Fill = "zero",
-    seed: int = 0,
-    progress: bool = False,
+    **options: Unpack[AblationOptions],
 ) -> Ablation:
     """Drop these source layers, keep the others; see `keep_sources`."""
-    study = term_sets(vit, clt, data, zs, target, tokens, fill, seed, progress)
+    study = term_sets(vit, clt, data, zs, **options)
     return _read(study, "drop", sources_at(study.targets, sources))
 
 
 def term_sets(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
-    data: Images,
+    data: ImageData | Tensor | Iterable[Any],
     zs: ZeroShot,
-    target: Targets,
-    tokens: TokenKind,
-    fill: Fill,
-    seed: int,
-    progress: bool,
+    target: Targets = -1,
+    tokens: TokenKind = "cls",
+    fill: Fill = "zero",
+    seed: int = 0,
+    progress: bool = False,
 ) -> TermSets:
     """Check the arguments that all ablations have in common, and make their `TermSets`."""
     token_rows(tokens, vit.cfg.has_cls)
@@ -187,9 +178,7 @@ def _top_k(study: TermSets, mode: Mode, k: int, scores: ContributionScores | Non
         raise InputError(
             "k", f"is {k}; layer {deepest} has {deepest + 1} sources, expected 0 to that."
         )
-    scores = scores or contribution_scores(
-        study.vit, study.clt, study.data, tokens=study.tokens, progress=study.progress
-    )
+    scores = scores or study.projection_scores()
     return _read(study, mode, {t: rank_sources(scores, t)[:k] for t in study.targets})
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.analysis.stats.means import PositionMean
 from vit_clt.analysis.stats.readings import Readings, gather_readings
@@ -145,6 +146,12 @@ class TermSets:
                 right[i] += outcome.correct.sum()
                 loss[i] += outcome.loss.double().sum()
         return right / len(self.data), loss / len(self.data)
+
+    def projection_scores(self) -> ContributionScores:
+        """Projection scores of the same images and rows, by which sources are ranked by default."""
+        return contribution_scores(
+            self.vit, self.clt, self.data, tokens=self.tokens, progress=self.progress
+        )
 
     def measured(self) -> dict[str, Any]:
         """The fields of an `AblationStudy` other than its readings, by name."""
