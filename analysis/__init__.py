@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vit_clt.analysis.factors.clamping_study import clamp as clamp
     from vit_clt.analysis.factors.selectivity_study import selectivity as selectivity
     from vit_clt.analysis.factors.suppression import suppress as suppress
-    from vit_clt.analysis.features.statistics import feature_statistics as feature_statistics
+    from vit_clt.analysis.features.study import feature_statistics as feature_statistics
     from vit_clt.analysis.fit.cascade_study import cascade as cascade
     from vit_clt.analysis.fit.faithfulness_study import (
         surrogate_faithfulness as surrogate_faithfulness,
@@ -60,7 +60,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "factors.clamping_study": ["clamp"],
         "factors.selectivity_study": ["selectivity"],
         "factors.suppression": ["suppress"],
-        "features.statistics": ["feature_statistics"],
+        "features.study": ["feature_statistics"],
         "fit.cascade_study": ["cascade"],
         "fit.faithfulness_study": ["surrogate_faithfulness"],
         "fit.fidelity_study": ["fidelity"],

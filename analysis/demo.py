@@ -18,10 +18,10 @@ from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.style import ROW_NAMES
 from vit_clt.analysis.retrieval.consistency import ClassConsistency, class_consistency
-from vit_clt.analysis.retrieval.descriptors import untrained
 from vit_clt.analysis.retrieval.index import RetrievalIndex
 from vit_clt.analysis.retrieval.report import retrieval_section
 from vit_clt.analysis.retrieval.retrieved import retrieve
+from vit_clt.analysis.retrieval.study import untrained_control
 from vit_clt.analysis.stats.readings import Measure
 from vit_clt.choices import TokenKind
 from vit_clt.data.forms import load_data
@@ -260,11 +260,10 @@ def _retrieval(
 ) -> ClassConsistency:
     index = RetrievalIndex.build(vit, clt, corpus, tokens=("cls", "patch"))
     described = index.describe(queries)
-    random = RetrievalIndex.build(vit, untrained(clt, seed), corpus, tokens=("cls", "patch"))
     return class_consistency(
         index,
         described,
-        control=(random, random.describe(queries)),
+        control=untrained_control(index, queries, corpus, seed),
         examples=[retrieve(index, described, queries, corpus, SHOWN)],
         seed=seed,
     )

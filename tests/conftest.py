@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import no_type_check
 
@@ -14,6 +15,7 @@ import torch
 from builders import random_clt, tiny_clip
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, load_data
+from vit_clt.cli import main
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.blocks import HookedBlock, Recorder
@@ -53,6 +55,27 @@ def offline_datasets(
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    """Run a command that must be refused before it writes anything; returns its one sentence."""
+
+    def run(*args: str | Path) -> str:
+        out = tmp_path / "refused"
+        given = [str(arg) for arg in args]
+        if given[1:] and "--out" not in given:
+            given += ["--out", str(out)]
+        capsys.readouterr()
+        assert main(given) == 2
+        complaint = capsys.readouterr().err
+        sentence: str = complaint.strip().splitlines()[-1]
+        assert "Traceback" not in complaint
+        assert len(sentence) < 300
+        assert not out.exists()
+        return sentence
+
+    return run
 
 
 @pytest.fixture(scope="session")

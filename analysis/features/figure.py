@@ -81,7 +81,7 @@ def feature_figure(stats: FeatureStatistics, page: FeaturePage) -> go.Figure:
         title={
             "text": f"Layer {page.layer}, feature {page.feature}<br><sup>active on "
             f"{100 * page.image_rate:.1f} % of images, {100 * page.cls_rate:.1f} % of CLS rows, "
-            f"{100 * page.patch_rate:.1f} % of patch rows{purity}<br>{stats.context}</sup>"
+            f"{100 * page.patch_rate:.1f} % of patch rows{purity}<br>{stats.caption()}</sup>"
         },
         # bars of two kinds over each other in the histogram; elsewhere one a place and group
         barmode="overlay",

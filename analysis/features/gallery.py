@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import pandas as pd
+from dataclasses import dataclass, fields, replace
 
 from vit_clt.analysis.features.page import FeaturePage
 from vit_clt.analysis.features.statistics import FeatureStatistics
-from vit_clt.analysis.features.summary import PURE, summary, summary_metrics, summary_text
-from vit_clt.analysis.reporting.study import Facts, Study
-from vit_clt.metrics import Metric
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from vit_clt.analysis.reporting.study import Facts
 
 
-@dataclass(frozen=True)
-class FeatureGallery(Study):
-    """All features of some layers in numbers, and some of them on pages."""
+@dataclass(frozen=True, repr=False)
+class FeatureGallery(FeatureStatistics):
+    """The statistics of all features of some layers, with pages of some of them."""
 
-    name = "features"
     extra_files = (
         "index.html",
         "gallery.css",
@@ -32,7 +23,6 @@ class FeatureGallery(Study):
         "images/sheet-*.png",
     )
 
-    stats: FeatureStatistics
     pages: list[FeaturePage]
     """Pages of some of the features, in the order in which they were chosen."""
     rule: str
@@ -40,59 +30,9 @@ class FeatureGallery(Study):
 
     def facts(self) -> Facts:
         """What the statistics were measured on, and which features have a page."""
-        stats, effects = self.stats, self.stats.effects
-        return Facts(
-            stats.data.name,
-            stats.n_images,
-            "all",
-            "teacher",
-            sum(stats.l0.values()) / len(stats.l0),
-            split=stats.data.split,
-            seed=stats.seed,
-            more={
-                "layers": stats.layers,
-                "pages": len(self.pages),
-                "select": self.rule,
-                "top": stats.n_top,
-                "norms": None if effects is None else "differentiated",
-                "effect_images": 0 if effects is None else effects.n_images,
-                "templates": None if effects is None else effects.templates,
-                "floor": "purity: that of as many images drawn at random",
-            },
-        )
-
-    def caption(self) -> str:
-        """Data, N, trajectory, L0 and seed."""
-        return self.stats.context
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per feature, silent ones included; see `FeatureStatistics.to_frame`."""
-        return self.stats.to_frame()
-
-    def summary(self) -> pd.DataFrame:
-        """One row per layer; see `summary`."""
-        return summary(self.to_frame(), self.stats.n_top)
-
-    def shown(self) -> pd.DataFrame:
-        """The summary, shares in percent."""
-        return summary_text(self.summary())
-
-    def notes(self) -> Sequence[str]:
-        """What a pure feature is."""
-        return [
-            f"pure: {PURE:.0%} or more of a feature's {self.stats.n_top} top images are of one "
-            "class; if independent: as many would raise their own by chance"
-        ]
-
-    def metrics(self) -> list[Metric]:
-        """The columns of the summary as metrics."""
-        return summary_metrics(self.summary(), self.stats.n_images)
-
-    def figure(self) -> go.Figure:
-        """Purity of a layer's features beside chance, and how many raise the class they fire on."""
-        from vit_clt.analysis.features.summary_figure import summary_figure
-
-        return summary_figure(self)
+        facts = super().facts()
+        pages = {"layers": self.layers, "pages": len(self.pages), "select": self.rule}
+        return replace(facts, more={**pages, **facts.more})
 
     def extras(self) -> Mapping[str, str | bytes]:
         """The gallery; its images are read once more."""
@@ -117,6 +57,8 @@ def feature_gallery(
         progress: show a progress bar.
 
     Raises:
-        InputError: what `FeatureStatistics.pages` refuses.
+        InputError: what `FeatureStatistics.feature_pages` refuses.
     """
-    return FeatureGallery(stats, stats.pages(features, progress=progress), rule)
+    measured = {field.name: getattr(stats, field.name) for field in fields(FeatureStatistics)}
+    pages = stats.feature_pages(features, progress=progress)
+    return FeatureGallery(**measured, pages=pages, rule=rule)

@@ -22,7 +22,6 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vit_clt.analysis.features.page import Example, FeaturePage
-from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.reporting.pictures import pixels
 from vit_clt.analysis.stats.names import short_names
 
@@ -44,10 +43,10 @@ def gallery_contents(gallery: FeatureGallery) -> dict[str, str | bytes]:
     Raises:
         InputError: a model without its preprocessing.
     """
-    stats, pages = gallery.stats, gallery.pages
+    pages = gallery.pages
     rows = sorted({shown.row for page in pages for shown in _examples(page)})
     place = {row: i for i, row in enumerate(rows)}
-    found, size = _sheets(stats, rows)
+    found, size = _sheets(gallery, rows)
     with_page = {(page.layer, page.feature) for page in pages}
     for block, start in enumerate(range(0, len(pages), PAGES_PER_FILE)):
         some = [
@@ -67,35 +66,35 @@ def _examples(page: FeaturePage) -> list[Example]:
 def _document(
     gallery: FeatureGallery, place: dict[int, int], size: tuple[int, int]
 ) -> dict[str, Any]:
-    stats, pages, effects = gallery.stats, gallery.pages, gallery.stats.effects
-    clt, cfg = stats.clt.config, stats.vit.cfg
+    pages, effects = gallery.pages, gallery.effects
+    clt, cfg = gallery.clt.config, gallery.vit.cfg
     facts = {
-        "Data": f"{stats.data.name}, N = {stats.n_images}",
+        "Data": f"{gallery.data.name}, N = {gallery.n_images}",
         "Model": f"{cfg.model}, {cfg.n_layers} layers of width {cfg.d_model}",
         "CLT": f"{clt.n_features} features a layer, {clt.sparsifier.name}; L0 a token row by "
-        "layer: " + ", ".join(f"{s}:\u00a0{l0:.1f}" for s, l0 in stats.l0.items()),
+        "layer: " + ", ".join(f"{s}:\u00a0{l0:.1f}" for s, l0 in gallery.l0.items()),
         "Codes": "teacher trajectory; active is z ≠ 0",
-        "Shown": f"{len(pages)} of {len(stats.layers) * clt.n_features} features: {gallery.rule}",
+        "Shown": f"{len(pages)} of {len(gallery.layers) * clt.n_features} features: {gallery.rule}",
         "Class effects": "not measured"
         if effects is None
         else f"first {effects.n_images} images, templates: {effects.templates}",
-        "Seed": f"{stats.seed} (images drawn at random)",
+        "Seed": f"{gallery.seed} (images drawn at random)",
     }
     raised = [_raised(page) for page in pages]
     return {
-        "title": f"Features on {stats.data.name}",
+        "title": f"Features on {gallery.data.name}",
         "facts": facts,
-        "context": stats.context,
-        "classes": list(short_names(stats.data.class_names).values()),
+        "context": gallery.caption(),
+        "classes": list(short_names(gallery.data.class_names).values()),
         "effect_classes": []
         if effects is None
         else list(short_names(effects.class_names).values()),
-        "n_images": stats.n_images,
+        "n_images": gallery.n_images,
         "effect_images": 0 if effects is None else effects.n_images,
         "has_cls": cfg.has_cls,
         "grid": {"down": cfg.patch_grid[0], "across": cfg.patch_grid[1]},
         "image": {"width": size[1], "height": size[0], "sheet": _ACROSS},
-        "images": {"row": list(place), "label": stats.labels[list(place)].tolist()},
+        "images": {"row": list(place), "label": gallery.labels[list(place)].tolist()},
         "pages_per_file": PAGES_PER_FILE,
         "blocks": {},
         "features": {
@@ -166,7 +165,7 @@ def _page_entry(
 
 
 def _sheets(
-    stats: FeatureStatistics, rows: Sequence[int]
+    gallery: FeatureGallery, rows: Sequence[int]
 ) -> tuple[dict[str, str | bytes], tuple[int, int]]:
     """Sheets of 16 x 16 images in row order, by file name; height and width of one image."""
     found: dict[str, str | bytes] = {}
@@ -175,9 +174,9 @@ def _sheets(
     for number, start in enumerate(range(0, len(rows), per_sheet)):
         some = rows[start : start + per_sheet]
         small = []
-        for first in range(0, len(some), stats.data.batch_size):
-            batch = stats.data.batch(some[first : first + stats.data.batch_size])[0]
-            small += [_small(image) for image in pixels(stats.vit, batch)]
+        for first in range(0, len(some), gallery.data.batch_size):
+            batch = gallery.data.batch(some[first : first + gallery.data.batch_size])[0]
+            small += [_small(image) for image in pixels(gallery.vit, batch)]
         height, width = size = small[0].shape[:2]
         down = -(-len(small) // _ACROSS)
         sheet = np.full((down * height, _ACROSS * width, 3), 255, np.uint8)

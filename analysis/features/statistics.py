@@ -2,26 +2,23 @@
 
 Codes come from the teacher trajectory, and a feature is active where z != 0. The image-level
 activation of a feature is its signed z of largest |z| over the image's rows. One pass over the
-images keeps counts, a histogram and a few images of each feature; `page` then reads the images that
-it shows once more. Definitions are ours.
+images (`feature_statistics`) keeps counts, a histogram and a few images of each feature;
+`feature_pages` then reads the images that they show once more. Definitions are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from tqdm import tqdm
 
-from vit_clt.analysis.features.active import CLS, PATCH, active_codes
-from vit_clt.analysis.features.effects import ClassEffects, class_effects
+from vit_clt.analysis.features.active import CLS, PATCH
+from vit_clt.analysis.features.effects import ClassEffects
 from vit_clt.analysis.features.page import (
     QUARTERS,
     ActivationRange,
@@ -32,14 +29,14 @@ from vit_clt.analysis.features.page import (
     nearest_features,
 )
 from vit_clt.analysis.features.purity import purity, purity_by_chance
+from vit_clt.analysis.features.summary import PURE, summary, summary_metrics, summary_text
 from vit_clt.analysis.features.tally import FeatureTally
-from vit_clt.data.forms import check_prepared
-from vit_clt.data.images import ImageData, as_image_data
+from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, check_fits, layer_list
-from vit_clt.hooks.activations import capture
+from vit_clt.hooks import HookedViT
+from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,8 +46,10 @@ EXAMPLES = 3
 
 
 @dataclass(frozen=True, repr=False)
-class FeatureStatistics:
+class FeatureStatistics(Study):
     """All features of some source layers on one data set."""
+
+    name = "features"
 
     vit: HookedViT
     clt: CrossLayerTranscoder
@@ -69,7 +68,8 @@ class FeatureStatistics:
     """Seed of the images drawn at random."""
 
     def __repr__(self) -> str:
-        return f"FeatureStatistics({self.context}, layers {', '.join(map(str, self.layers))})"
+        layers = ", ".join(map(str, self.layers))
+        return f"{type(self).__name__}({self.caption()}, layers {layers})"
 
     @property
     def n_images(self) -> int:
@@ -82,13 +82,32 @@ class FeatureStatistics:
         rows = self.n_images * self.vit.cfg.n_tokens
         return {s: int(tally.counts.rows.sum()) / rows for s, tally in self.tallies.items()}
 
-    @property
-    def context(self) -> str:
-        """Data, N, trajectory, L0 and seed, for captions."""
-        mean = sum(self.l0.values()) / len(self.l0)
+    def facts(self) -> Facts:
+        """What the statistics were measured on."""
+        effects = self.effects
+        return Facts(
+            self.data.name,
+            self.n_images,
+            "all",
+            "teacher",
+            sum(self.l0.values()) / len(self.l0),
+            split=self.data.split,
+            seed=self.seed,
+            more={
+                "layers": self.layers,
+                "top": self.n_top,
+                "norms": None if effects is None else "differentiated",
+                "effect_images": 0 if effects is None else effects.n_images,
+                "templates": None if effects is None else effects.templates,
+                "floor": "purity: that of as many images drawn at random",
+            },
+        )
+
+    def caption(self) -> str:
+        """Data, N, trajectory, L0 and seed."""
         return (
-            f"{self.data.name}, N = {self.n_images}, teacher trajectory, L0 {mean:.1f} a token "
-            f"row, seed {self.seed}"
+            f"{self.data.name}, N = {self.n_images}, teacher trajectory, L0 {self.facts().l0:.1f} "
+            f"a token row, seed {self.seed}"
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -102,11 +121,36 @@ class FeatureStatistics:
         """
         return pd.concat([self._frame(s) for s in self.layers], ignore_index=True)
 
-    def page(self, layer: int, feature: int) -> FeaturePage:
-        """The page of one feature; see `pages`."""
-        return self.pages([(layer, feature)])[0]
+    def summary(self) -> pd.DataFrame:
+        """One row per layer; see `summary`."""
+        return summary(self.to_frame(), self.n_top)
 
-    def pages(
+    def shown(self) -> pd.DataFrame:
+        """The summary, shares in percent."""
+        return summary_text(self.summary())
+
+    def notes(self) -> Sequence[str]:
+        """What a pure feature is."""
+        return [
+            f"pure: {PURE:.0%} or more of a feature's {self.n_top} top images are of one "
+            "class; if independent: as many would raise their own by chance"
+        ]
+
+    def metrics(self) -> list[Metric]:
+        """The columns of the summary as metrics."""
+        return summary_metrics(self.summary(), self.n_images)
+
+    def figure(self) -> go.Figure:
+        """Purity of a layer's features beside chance, and how many raise the class they fire on."""
+        from vit_clt.analysis.features.summary_figure import summary_figure
+
+        return summary_figure(self)
+
+    def feature_page(self, layer: int, feature: int) -> FeaturePage:
+        """The page of one feature; see `feature_pages`."""
+        return self.feature_pages([(layer, feature)])[0]
+
+    def feature_pages(
         self, features: Sequence[tuple[int, int]], *, progress: bool = False
     ) -> list[FeaturePage]:
         """The page of each (layer, feature), in this order; each image they show is read once.
@@ -173,15 +217,15 @@ class FeatureStatistics:
             )
         return pages
 
-    def figure(self, layer: int, feature: int) -> go.Figure:
+    def feature_figure(self, layer: int, feature: int) -> go.Figure:
         """Top images with activation maps, histogram, writes and effects of one feature.
 
         Raises:
-            InputError: what `pages` refuses, or the model came without its preprocessing.
+            InputError: what `feature_pages` refuses, or the model came without its preprocessing.
         """
         from vit_clt.analysis.features.figure import feature_figure
 
-        return feature_figure(self, self.page(layer, feature))
+        return feature_figure(self, self.feature_page(layer, feature))
 
     def check(self, features: Sequence[tuple[int, int]]) -> None:
         """Refuse (layer, feature) that can have no page.
@@ -279,70 +323,3 @@ class FeatureStatistics:
             columns["effect_lowest"] = centred.min(1)
             columns["effect_images"] = images
         return pd.DataFrame(columns).assign(n=self.n_images, l0=self.l0[layer])
-
-
-@torch.no_grad()
-def feature_statistics(
-    vit: HookedViT,
-    clt: CrossLayerTranscoder,
-    images: ImageData | Tensor | Iterable[Any],
-    *,
-    layers: Sequence[int] | None = None,
-    zs: ZeroShot | None = None,
-    effect_images: int = 200,
-    top: int = 12,
-    seed: int = 0,
-    progress: bool = False,
-) -> FeatureStatistics:
-    """Statistics of every feature of these layers on these images, in one pass, batch by batch.
-
-    Args:
-        vit: the teacher; hooks attached to it do not fire.
-        clt: its transcoder.
-        images: ImageData, a tensor "image 3 height width", or batches. They are read once more
-            when a page shows some of them.
-        layers: source layers; all by default.
-        zs: the classifier whose logits direct effects are measured on, or None for no effects.
-        effect_images: number of first images that effects are measured on.
-        top: number of most active images kept of each feature, from which purity is computed.
-        seed: seed of the images drawn at random.
-        progress: show progress bars.
-
-    Raises:
-        InputError: there are no images, a layer or number is out of range, the CLT is of another
-            model, or effects are asked of a model that does not pool the class token alone.
-    """
-    check_fits(vit, clt)
-    data = as_image_data(images)
-    check_prepared(vit, data)
-    if top < 1:
-        raise InputError("top", f"is {top}; expected at least 1.")
-    cfg, n_features, n = vit.cfg, clt.config.n_features, len(data)
-    sources = layer_list(range(cfg.n_layers) if layers is None else layers, cfg.n_layers)
-    effects = None
-    if zs is not None:  # first: what cannot be measured is refused before the long pass
-        effects = class_effects(
-            vit, clt, data, zs, sources, n_images=effect_images, progress=progress
-        )
-    turns = torch.from_numpy(np.random.default_rng(seed).permutation(n))
-    n_cls = int(cfg.has_cls)
-    tallies = {s: FeatureTally(n_features, n_cls, top, turns) for s in sources}
-    squares = torch.zeros(2, cfg.n_layers, dtype=torch.float64)
-    labels: list[Tensor] = []
-    done = 0
-    with tqdm(total=n, desc="feature statistics", unit=" images", disable=not progress) as bar:
-        for batch, batch_labels in data:
-            activations = capture(vit, batch.to(clt.b_enc.device))
-            for kind, rows in ((CLS, slice(0, n_cls)), (PATCH, slice(n_cls, None))):
-                squares[kind] += activations.y[:, :, rows].double().square().sum((1, 2, 3)).cpu()
-            for s in sources:
-                tallies[s].add(active_codes(clt.encode(activations.x[s], layer=s)), done)
-            labels.append(batch_labels.cpu())
-            done += len(batch)
-            bar.update(len(batch))
-    # 0 / 0 where there are no CLS rows
-    n_rows = torch.tensor([n_cls, cfg.n_tokens - n_cls], dtype=torch.float64) * n
-    norms = (squares / n_rows[:, None]).sqrt().numpy()
-    return FeatureStatistics(
-        vit, clt, data, sources, tallies, norms, torch.cat(labels).numpy(), effects, top, seed
-    )

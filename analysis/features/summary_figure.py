@@ -5,17 +5,17 @@ from __future__ import annotations
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.features.gallery import FeatureGallery
+from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.features.summary import PURE
 from vit_clt.analysis.reporting.style import BLUE, GREY, finish
 
 
-def summary_figure(gallery: FeatureGallery) -> go.Figure:
+def summary_figure(stats: FeatureStatistics) -> go.Figure:
     """Mean purity, and the share of pure features that raise most the class they fire on.
 
     Beside both stands what chance would give.
     """
-    table, stats = gallery.summary(), gallery.stats
+    table = stats.summary()
     panels = {
         "purity": "mean purity of top images",
         "raise_own": "pure features that raise their own class",
@@ -39,7 +39,7 @@ def summary_figure(gallery: FeatureGallery) -> go.Figure:
     figure.update_yaxes(range=[0, 100], title_text="%", title_standoff=4)
     figure.update_layout(
         title={
-            "text": f"Features on {stats.data.name}<br><sup>{stats.context}<br>purity: share of "
+            "text": f"Features on {stats.data.name}<br><sup>{stats.caption()}<br>purity: share of "
             f"the {stats.n_top} top images with their most common class; pure: {PURE:.0%} or "
             "more</sup>"
         },

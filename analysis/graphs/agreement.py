@@ -51,6 +51,16 @@ PAIRS: tuple[tuple[Prediction, Measured], ...] = (
     ("direct_norms", "live"),
     ("total_norms", "live"),
 )
+PREDICTED: dict[Prediction, str] = {
+    "direct": "direct effect",
+    "total": "with later features",
+    "direct_norms": "direct, norms differentiated",
+    "total_norms": "with later features, norms differentiated",
+}
+MEASURED: dict[Measured, str] = {
+    "live": "everything recomputes",
+    "codes_held": "other codes held",
+}
 _BATCH = 32
 _FEWEST = 3
 
@@ -87,6 +97,22 @@ class GraphAgreement:
                 x, y = (part[name].to_numpy(float) for name in (predicted, measured))
                 labels = {"predicted": predicted, "measured": measured, "chosen": choice}
                 rows.append({**labels, **_agreement(x, y, self.seed)})
+        return pd.DataFrame(rows)
+
+    def shown(self) -> pd.DataFrame:
+        """`to_frame` as text."""
+        rows = []
+        for r in self.to_frame().to_dict("records"):
+            row = {
+                "predicted": PREDICTED[r["predicted"]],
+                "measured": MEASURED[r["measured"]],
+                "features": r["chosen"],
+                "N": r["n"],
+            }
+            for name, title in (("pearson", "Pearson's r"), ("spearman", "Spearman's ρ")):
+                value, *ends = (r[f"{name}{end}"] for end in ("", "_low", "_high", "_floor_high"))
+                row[title] = f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}], floor {ends[2]:.3f}"
+            rows.append({**row, "slope": f"{r['slope']:.3f}"})
         return pd.DataFrame(rows)
 
     def metrics(self) -> list[Metric]:

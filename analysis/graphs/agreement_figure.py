@@ -5,18 +5,11 @@ from __future__ import annotations
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.graphs.agreement import PAIRS
+from vit_clt.analysis.graphs.agreement import MEASURED, PAIRS, PREDICTED
 from vit_clt.analysis.graphs.result import GraphStudy
 from vit_clt.analysis.reporting.levels import LEVELS, add_levels
 from vit_clt.analysis.reporting.style import BLUE, ORANGE, finish
 
-MEASURED = {"live": "everything recomputes", "codes_held": "other codes held"}
-PREDICTED = {
-    "direct": "direct effect",
-    "total": "with later features",
-    "direct_norms": "direct, norms differentiated",
-    "total_norms": "with later features, norms differentiated",
-}
 _COLOURS = {"top": BLUE, "random": ORANGE}
 
 

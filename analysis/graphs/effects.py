@@ -11,9 +11,9 @@ and with a formula for each kind of bias, it is ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -22,16 +22,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.graphs.sources import SourceEffects, Sources
+from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.analysis.reporting.tables import rounded
 from vit_clt.choices import Norms
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 @dataclass(frozen=True)
-class DirectEffects:
+class DirectEffects(Study):
     """Direct effects on <e/||e||, direction> of each image, in its unit (logits for a class)."""
+
+    name = "direct_effects"
 
     logit: Float[Tensor, " image"]
     """<e/||e||, direction> as the model computes it; the terms sum to it if norms are held."""
@@ -46,11 +54,63 @@ class DirectEffects:
     """What the patch embeddings add through the residual stream and attention alone."""
     bias: pd.DataFrame
     """One row per image and part: image, part, layer (b_dec and attention), effect."""
+    model: str
+    """Name of the ViT."""
 
     @property
     def by_source(self) -> Float[Tensor, "image source"]:
         """Effects of each source layer, summed over tokens and the layers written to."""
         return self.terms.sum((1, 3))
+
+    def facts(self) -> Facts:
+        """The number of images, the L0 on them, and what was held."""
+        return Facts(
+            None,
+            len(self.logit),
+            "all",
+            "teacher",
+            len(self.features) / self.errors[..., None].numel(),
+            more={"model": self.model, "norms": self.norms},
+        )
+
+    def caption(self) -> str:
+        """The images, the model, L0, and what was held."""
+        return (
+            f"N = {len(self.logit)}, model {self.model}, L0 {self.facts().l0:.1f}; direct effects "
+            f"in logits, norms {self.norms}, all rows, teacher trajectory"
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """One row per image: its logit, and the sums of the four kinds of terms."""
+        return pd.DataFrame(
+            {
+                "image": range(len(self.logit)),
+                "logit": self.logit.tolist(),
+                "features": [float(terms.sum()) for terms in self.terms],
+                "errors": [float(errors.sum()) for errors in self.errors],
+                "patches": [float(patches.sum()) for patches in self.patches],
+                "bias": self.bias.groupby("image")["effect"].sum().to_numpy(),
+            }
+        )
+
+    def shown(self) -> pd.DataFrame:
+        """`summary` to three decimals."""
+        return rounded(self.summary())
+
+    def metrics(self) -> list[Metric]:
+        """The logit of each image, and its parts beside it."""
+        return [
+            metric
+            for r in self.summary().to_dict("records")
+            for metric in logit_metrics(f"image_{r['image']}", r)
+        ]
+
+    def figure(self) -> go.Figure:
+        """Direct effects as bars, by the sources that they come from."""
+        from vit_clt.analysis.graphs.effects_figure import direct_effects_figure
+
+        titles = [f"image {i}" for i in range(len(self.logit))]
+        return direct_effects_figure(self, titles, f"N = {len(self.logit)}, model {self.model}")
 
     def to_frame(self) -> pd.DataFrame:
         """One row per term; with norms held the effects of an image sum to its logit.
@@ -87,6 +147,15 @@ class DirectEffects:
         ]
         bias = self.bias[self.bias["image"] == i].to_dict("records")
         return rows + [nothing | {"kind": "bias"} | row for row in bias]
+
+
+def logit_metrics(name: str, row: Mapping[str, Any], floor: float | None = None) -> list[Metric]:
+    """The logit and its parts in a row of `DirectEffects.summary`, as metrics of one image."""
+    parts = ("features", "errors", "patches", "bias")
+    return [
+        Metric(f"{name}_logit", row["logit"], "logits", 1, floor=floor),
+        *(Metric(f"{name}_{p}", row[p], "logits", 1, baseline=row["logit"]) for p in parts),
+    ]
 
 
 def class_direction(
@@ -165,6 +234,7 @@ def gather_effects(
     """
     logits, terms, effects, features = [], [], [], []
     bias: list[dict[str, Any]] = []
+    model = ""
     for i, (image_sources, direction) in enumerate(zip(sources, directions, strict=True)):
         readout = image_sources.frozen.read_output(direction, norms=norms)
         source_effects = image_sources.effects(readout)
@@ -173,6 +243,7 @@ def gather_effects(
         features.append(_feature_frame(i, image_sources, source_effects))
         bias += _bias_rows(i, source_effects)
         effects.append(source_effects)
+        model = image_sources.frozen.vit.cfg.model
     return DirectEffects(
         logit=torch.stack(logits),
         norms=norms,
@@ -181,6 +252,7 @@ def gather_effects(
         errors=torch.stack([image_effects.errors for image_effects in effects]),
         patches=torch.stack([image_effects.patches for image_effects in effects]),
         bias=pd.DataFrame(bias),
+        model=model,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.graphs.result import GraphStudy
+from vit_clt.analysis.graphs.effects import DirectEffects
 from vit_clt.analysis.reporting.style import BLUE, GREEN, GREY, ORANGE, ZERO_LINE, finish
 from vit_clt.choices import Norms
 
@@ -16,15 +18,19 @@ _SUMS: dict[Norms, str] = {
 }
 
 
-def direct_effects_figure(study: GraphStudy) -> go.Figure:
-    """One row of bars an image, which sum to its logit."""
-    effects = study.effects
+def direct_effects_figure(effects: DirectEffects, titles: Sequence[str], context: str) -> go.Figure:
+    """One row of bars an image, which sum to its logit.
+
+    Args:
+        effects: what is drawn.
+        titles: title of each image.
+        context: what the effects were measured on, for the subtitle.
+    """
     n_images, n_layers = effects.errors.shape[:2]
     layers = [str(l) for l in range(n_layers)]
     bias = effects.bias.groupby("image")["effect"].sum()
     rows = [
-        f"{title}: {float(logit):.2f}"
-        for title, logit in zip(study.titles, effects.logit, strict=True)
+        f"{title}: {float(logit):.2f}" for title, logit in zip(titles, effects.logit, strict=True)
     ]
     top, bottom = 130, 95
     height = top + bottom + _ROW * n_images
@@ -62,9 +68,9 @@ def direct_effects_figure(study: GraphStudy) -> go.Figure:
     figure.update_layout(
         title={
             "text": "Direct effects on a logit, by where they come from<br><sup>"
-            f"{study.context()}<br>teacher trajectory, attention held, norms {study.norms}: the "
-            f"bars of a row {_SUMS[study.norms]}<br>direct: through residual stream and attention, "
-            "not by way of other features</sup>"
+            f"{context}<br>teacher trajectory, attention held, norms {effects.norms}: the "
+            f"bars of a row {_SUMS[effects.norms]}<br>direct: through residual stream and "
+            "attention, not by way of other features</sup>"
         },
         barmode="group",
         bargap=0.25,

@@ -3,8 +3,8 @@
     {"schema": "vit-clt attribution graphs 1",
      "graphs": [{"facts": {...}, "nodes": [{...}, ...], "edges": [{...}, ...]}, ...]}
 
-The facts and the columns of nodes and edges are those of `AttributionGraph`; docs/graphs.md lists
-them.
+Facts are the fields of `GraphMetadata`, nodes and edges have the columns of `AttributionGraph`;
+docs/graphs.md lists them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from vit_clt.analysis.graphs.graph import AttributionGraph, GraphFacts, Kind
+from vit_clt.analysis.graphs.graph_result import AttributionGraph, GraphMetadata, Kind
 from vit_clt.errors import InputError
 
 SCHEMA = "vit-clt attribution graphs 1"
@@ -33,7 +33,7 @@ def graphs_json(graphs: Sequence[AttributionGraph]) -> str:
         "schema": SCHEMA,
         "graphs": [
             {
-                "facts": asdict(graph.facts),
+                "facts": asdict(graph.metadata),
                 "nodes": [_plain(row) for row in graph.nodes.to_dict("records")],
                 "edges": [_plain(row) for row in graph.edges.to_dict("records")],
             }
@@ -66,7 +66,7 @@ def load_graphs(path: Path | str) -> list[AttributionGraph]:
 
 def _graph(document: dict[str, Any]) -> AttributionGraph:
     facts, nodes, edges = document["facts"], document["nodes"], document["edges"]
-    _check_columns("facts", [facts], [field.name for field in fields(GraphFacts)])
+    _check_columns("facts", [facts], [field.name for field in fields(GraphMetadata)])
     _check_columns("nodes", nodes, _NODE)
     _check_columns("edges", edges, _EDGE)
     if [node["node"] for node in nodes] != list(range(len(nodes))):
@@ -94,7 +94,7 @@ def _graph(document: dict[str, Any]) -> AttributionGraph:
     frame = pd.DataFrame(nodes, columns=list(_NODE))
     numbers = dict.fromkeys(["value", "effect", "total", "influence"], float)
     return AttributionGraph(
-        GraphFacts(**facts),
+        GraphMetadata(**facts),
         frame.astype({**dict.fromkeys(_WHOLE, "Int64"), **numbers}),
         pd.DataFrame(edges, columns=list(_EDGE)),
     )

@@ -14,80 +14,24 @@ eight times as many features as a graph may have nodes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_clt.analysis.graphs.graph_result import AttributionGraph, GraphMetadata
 from vit_clt.analysis.graphs.influence import InEdges, edges_of, shares
 from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.choices import Norms
 from vit_clt.errors import InputError
 
-Kind = Literal["logit", "feature", "error", "patch", "bias"]
 MAX_NODES = 60
 KEEP = 0.8
 """Share of the influence of all nodes that the nodes kept should have."""
 EXPAND = 8
 """In-edges are computed for this many features per node that a graph may have."""
-
-
-@dataclass(frozen=True)
-class GraphFacts:
-    """The image and the model that the graph describes, and how much of it was dropped."""
-
-    image: str
-    """Name of the image: data set and image number."""
-    target: str
-    """Name of the logit, such as its class."""
-    model: str
-    clt: str
-    logit: float
-    """The logit that the model computes; with norms held all its in-edges sum to it."""
-    norms: Norms
-    """Held or differentiated."""
-    l0: float
-    """Active features of this image per token row and source layer."""
-    n_layers: int
-    n_tokens: int
-    patch_grid: tuple[int, int]
-    """Patches down and across."""
-    n_active: int
-    """Active features of this image."""
-    n_expanded: int
-    """Active features whose in-edges were computed."""
-    n_candidates: int
-    """Nodes before pruning, the logit left out."""
-    kept_influence: float
-    """Share of the influence of all nodes that the nodes kept have."""
-    kept_effect: float
-    """Share of sum |direct effect on the logit| that the nodes kept have."""
-    completeness: float
-    """Share of a kept target's in-edges that come from kept nodes, averaged over targets with their
-    influence as weights."""
-    error_share: float
-    """Share in errors of the influence that ends in errors, patches, biases, or features whose
-    in-edges were not computed."""
-    unexpanded_share: float
-    """Share of that influence in features whose in-edges were not computed."""
-
-
-@dataclass(frozen=True)
-class AttributionGraph:
-    """The nodes and edges that were kept of one graph, with its facts."""
-
-    facts: GraphFacts
-    nodes: pd.DataFrame
-    """One row per node; node 0 is the logit. Columns: node (its number), kind, layer, token,
-    feature, value (logit, activation, or norm of an error or patch), effect (direct, on the logit),
-    total (also through other features, kept or not), influence; empty where a kind of node has no
-    such value."""
-    edges: pd.DataFrame
-    """One row per edge. Columns: source and target (node numbers), effect (on the target's value),
-    influence (that of the target, times the share of this edge among the target's in-edges)."""
 
 
 @torch.no_grad()
@@ -196,7 +140,7 @@ def _assemble(
     ends = influence.clone()
     ends[in_edges.expanded] = 0
     errors = slice(n_active, n_active + sources.errors.shape[0] * sources.errors.shape[1])
-    facts = GraphFacts(
+    metadata = GraphMetadata(
         image=names[0],
         target=names[1],
         model=vit.cfg.model,
@@ -216,7 +160,7 @@ def _assemble(
         error_share=float(ends[errors].sum() / ends.sum()),
         unexpanded_share=float(ends[:n_active].sum() / ends.sum()),
     )
-    return AttributionGraph(facts, nodes, edges)
+    return AttributionGraph(metadata, nodes, edges)
 
 
 def _candidates(sources: Sources) -> Callable[[int], dict[str, Any]]:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vit_clt.analysis.graphs.graph import AttributionGraph, GraphFacts
+from vit_clt.analysis.graphs.graph_result import AttributionGraph, GraphMetadata, patch_name
 from vit_clt.analysis.reporting.pictures import data_uri
 from vit_clt.analysis.reporting.style import BLUE, GREY, INK, ORANGE, finish
 
@@ -39,17 +39,17 @@ _PICTURE = 512
 
 def graph_figure(
     graph: AttributionGraph,
-    picture: UInt8[np.ndarray, "height width 3"],
-    patches: Float[Tensor, " patch"],
+    picture: UInt8[np.ndarray, "height width 3"] | None = None,
+    patches: Float[Tensor, " patch"] | None = None,
 ) -> go.Figure:
     """Nodes and their strongest edges; beside them the image and its patches' direct effects.
 
     Args:
         graph: what is drawn.
-        picture: the image, as `thumbnails.pixels` gives it.
-        patches: direct effect of every patch embedding on the logit.
+        picture: the image, as `pictures.pixels` gives it; without it the graph is drawn alone.
+        patches: direct effect of every patch embedding on the logit, given with `picture`.
     """
-    facts = graph.facts
+    facts = graph.metadata
     layers = facts.n_layers
     x, ticks = _columns(graph.nodes, facts)
     y = [_level(row, layers) for row in graph.nodes.to_dict("records")]
@@ -57,7 +57,8 @@ def graph_figure(
     drawn = graph.edges.nlargest(MAX_EDGES, "influence")
     _add_edges(figure, drawn, x, y)
     _add_nodes(figure, graph, x, y)
-    _add_pictures(figure, facts, picture, patches)
+    if picture is not None and patches is not None:
+        _add_pictures(figure, facts, picture, patches)
     height = _TOP + _BOTTOM + _LAYER * (layers + 2)
     figure.update_layout(
         title={"text": _title(graph, len(drawn))},
@@ -66,7 +67,7 @@ def graph_figure(
         hovermode="closest",
         legend={"orientation": "h", "y": -62 / (height - _TOP - _BOTTOM), "yanchor": "top", "x": 0},
         xaxis={
-            "domain": [0, _SPLIT],
+            "domain": [0, 1 if picture is None else _SPLIT],
             "tickvals": list(ticks.values()),
             "ticktext": list(ticks),
             "tickfont": {"size": 10},
@@ -85,16 +86,8 @@ def graph_figure(
     return finish(figure).update_layout(margin={"l": 70, "t": _TOP, "b": _BOTTOM, "r": 80})
 
 
-def patch_name(token: int, grid: tuple[int, int]) -> str:
-    """ "CLS", or a patch's row and column."""
-    if token == 0:
-        return "CLS"
-    row, column = divmod(token - 1, grid[1])
-    return f"{row},{column}"
-
-
 def _title(graph: AttributionGraph, drawn: int) -> str:
-    facts = graph.facts
+    facts = graph.metadata
     return (
         f"What drives {facts.target}: logit {facts.logit:.2f}"
         f"<br><sup>{facts.image}<br>model {facts.model.rsplit('/', 1)[-1]}, CLT "
@@ -109,7 +102,7 @@ def _title(graph: AttributionGraph, drawn: int) -> str:
     )
 
 
-def _columns(nodes: pd.DataFrame, facts: GraphFacts) -> tuple[list[float], dict[str, float]]:
+def _columns(nodes: pd.DataFrame, facts: GraphMetadata) -> tuple[list[float], dict[str, float]]:
     """A place for every node, side by side where several share layer and token row; and ticks."""
     level = [_level(row, facts.n_layers) for row in nodes.to_dict("records")]
     cells = pd.DataFrame({"token": nodes["token"].astype(float), "level": level})
@@ -169,7 +162,7 @@ def _add_nodes(figure: go.Figure, graph: AttributionGraph, x: list[float], y: li
                 "color": [_colour(row) for row in part.to_dict("records")],
                 "line": {"color": "white", "width": 1},
             },
-            text=[_hover(row, graph.facts) for row in part.to_dict("records")],
+            text=[_hover(row, graph.metadata) for row in part.to_dict("records")],
             hovertemplate="%{text}<extra></extra>",
             name=_NAMES[kind],
             showlegend=False,
@@ -191,7 +184,7 @@ def _colour(row: dict[str, Any]) -> str:
     return ORANGE if row["effect"] < 0 else BLUE
 
 
-def _hover(row: dict[str, Any], facts: GraphFacts) -> str:
+def _hover(row: dict[str, Any], facts: GraphMetadata) -> str:
     where = ""
     if not pd.isna(row["token"]):
         name = patch_name(int(row["token"]), facts.patch_grid)
@@ -216,7 +209,7 @@ def _hover(row: dict[str, Any], facts: GraphFacts) -> str:
 
 def _add_pictures(
     figure: go.Figure,
-    facts: GraphFacts,
+    facts: GraphMetadata,
     picture: UInt8[np.ndarray, "height width 3"],
     patches: Float[Tensor, " patch"],
 ) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
-from vit_clt.analysis.graphs.agreement_figure import MEASURED, PREDICTED, agreement_figure
-from vit_clt.analysis.graphs.effects_figure import direct_effects_figure
-from vit_clt.analysis.graphs.graph_figure import graph_figure, patch_name
-from vit_clt.analysis.graphs.result import GraphStudy, rounded
+from vit_clt.analysis.graphs.agreement_figure import agreement_figure
+from vit_clt.analysis.graphs.graph_figure import graph_figure
+from vit_clt.analysis.graphs.result import GraphStudy
 from vit_clt.analysis.reporting.page import Section, render_report
+from vit_clt.analysis.reporting.tables import rounded
 from vit_clt.choices import Norms
 
-_TOP = 10
 _LEADS: dict[Norms, str] = {
     "held": "A class logit, taken apart with the attention patterns, all LayerNorm scales, the "
     "embedding's norm and the set of active features held at what they were. Under that condition "
@@ -39,7 +36,7 @@ def graph_report(study: GraphStudy) -> str:
     facts = {
         "Model": subject["Model"],
         "CLT": f"{subject['CLT']}, L0 {study.l0:.1f} on all rows of these images",
-        "Images": f"{study.data}, N = {len(study.rows)}, teacher trajectory",
+        "Images": f"{study.data}, N = {len(study.query)}, teacher trajectory",
         "Floor": "mean logit of the other classes"
         + (" minus the contrast's" if study.contrasted else ""),
         "Prompts": study.templates,
@@ -50,25 +47,16 @@ def graph_report(study: GraphStudy) -> str:
             "Direct effects",
             [_agreement(study)],
             tables=[rounded(study.summary().loc[:, :"bias"])],
-            figures=[direct_effects_figure(study)],
+            figures=[study.figure()],
             facts=facts,
         )
     ]
     for i, (graph, title) in enumerate(zip(study.graphs, study.titles, strict=True)):
-        shares = graph.facts
         sections.append(
             Section(
                 title,
-                [
-                    f"Of {shares.n_active} active features {shares.n_expanded} were followed to "
-                    f"what drives them. Of the influence that ends somewhere, "
-                    f"{100 * shares.error_share:.0f} % ends in error nodes and "
-                    f"{100 * shares.unexpanded_share:.0f} % in features not followed. The nodes "
-                    f"kept have {100 * shares.kept_influence:.0f} % of all influence, "
-                    f"{100 * shares.kept_effect:.0f} % of the absolute direct effects, and "
-                    f"{100 * shares.completeness:.0f} % of what drives the nodes kept."
-                ],
-                tables=[_features(graph.nodes, shares.patch_grid)],
+                graph.notes(),
+                tables=[graph.shown()],
                 figures=[graph_figure(graph, study.pictures[i], study.effects.patches[i])],
             )
         )
@@ -76,7 +64,7 @@ def graph_report(study: GraphStudy) -> str:
         Section(
             "Are these effects what interventions find?",
             [_CHECK],
-            tables=[_readable(study.agreement.to_frame())],
+            tables=[study.agreement.shown()],
             figures=[agreement_figure(study)],
         )
     )
@@ -94,34 +82,3 @@ def _agreement(study: GraphStudy) -> str:
         f"{r['pearson_high']:.2f}], floor {r['pearson_floor_high']:.2f}, slope {r['slope']:.2f}, "
         f"N = {int(r['n'])}."
     )
-
-
-def _readable(agreement: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    for r in agreement.to_dict("records"):
-        row = {
-            "predicted": PREDICTED[r["predicted"]],
-            "measured": MEASURED[r["measured"]],
-            "features": r["chosen"],
-            "N": r["n"],
-        }
-        for name, title in (("pearson", "Pearson's r"), ("spearman", "Spearman's ρ")):
-            value, *ends = (r[f"{name}{end}"] for end in ("", "_low", "_high", "_floor_high"))
-            row[title] = f"{value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}], floor {ends[2]:.2f}"
-        rows.append({**row, "slope": f"{r['slope']:.2f}"})
-    return pd.DataFrame(rows)
-
-
-def _features(nodes: pd.DataFrame, grid: tuple[int, int]) -> pd.DataFrame:
-    features = nodes[nodes["kind"] == "feature"].nlargest(_TOP, "influence")
-    table = pd.DataFrame(
-        {
-            "feature": [f"{r.feature} of layer {r.layer}" for r in features.itertuples()],
-            "token row": [patch_name(int(t), grid) for t in features["token"]],
-            "activation": features["value"].to_numpy(),
-            "direct effect": features["effect"].to_numpy(),
-            "with later features": features["total"].to_numpy(),
-            "influence": features["influence"].to_numpy(),
-        }
-    )
-    return rounded(table)

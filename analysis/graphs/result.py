@@ -11,17 +11,25 @@ import pandas as pd
 from jaxtyping import UInt8
 
 from vit_clt.analysis.graphs.agreement import GraphAgreement
-from vit_clt.analysis.graphs.effects import DirectEffects
+from vit_clt.analysis.graphs.effects import DirectEffects, logit_metrics
 from vit_clt.analysis.graphs.files import graphs_json
-from vit_clt.analysis.graphs.graph import AttributionGraph
+from vit_clt.analysis.graphs.graph_result import SHARES, AttributionGraph
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.subject import Subject
-from vit_clt.analysis.reporting.tables import csv_table
+from vit_clt.analysis.reporting.tables import csv_table, rounded
 from vit_clt.choices import Norms
 from vit_clt.metrics import Metric
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+_SHARES = {
+    "kept_influence": "influence kept",
+    "kept_effect": "direct effects kept",
+    "completeness": "what drives kept nodes, kept",
+    "error_share": "influence ending in errors",
+    "unexpanded_share": "in features not followed",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class GraphStudy(Study):
         "agreement.csv",
     )
 
-    rows: list[int]
+    query: list[int]
     """Number of each image in the data."""
     targets: list[str]
     """Name of the logit of each image."""
@@ -72,7 +80,7 @@ class GraphStudy(Study):
             held_parts += ", LayerNorm scales, the embedding's norm"
         return Facts(
             self.data,
-            len(self.rows),
+            len(self.query),
             "all",
             "teacher",
             self.l0,
@@ -80,7 +88,7 @@ class GraphStudy(Study):
             seed=self.agreement.seed,
             more={
                 "clt": self.subject.clt,
-                "query": self.rows,
+                "query": self.query,
                 "target": self.targets,
                 "templates": self.templates,
                 "max_nodes": self.max_nodes,
@@ -94,7 +102,7 @@ class GraphStudy(Study):
     def context(self) -> str:
         """Data, templates, CLT and L0, for captions."""
         return (
-            f"{self.data}, N = {len(self.rows)}, templates: {self.templates}, CLT "
+            f"{self.data}, N = {len(self.query)}, templates: {self.templates}, CLT "
             f"{self.subject.short_name}, L0 {self.l0:.1f}"
         )
 
@@ -111,60 +119,39 @@ class GraphStudy(Study):
 
     def shown(self) -> pd.DataFrame:
         """`summary` to three decimals."""
-        return rounded(self.summary())
+        return rounded(self.summary()).rename(columns=_SHARES)
 
     def further_tables(self) -> Mapping[str, pd.DataFrame]:
         """Agreement of predicted and measured effects, over all interventions."""
-        table = self.agreement.to_frame()
+        table = self.agreement.shown()
         n = len(self.agreement.interventions)
         title = f"silencing single features, N = {n} interventions, predicted against measured"
-        return {title: rounded(table[table["chosen"] == "all"].drop(columns="chosen"))}
+        return {title: table[table["features"] == "all"].drop(columns="features")}
 
     def notes(self) -> Sequence[str]:
         """How to read the agreement."""
         return [
-            "low, high: 95 % bootstrap over interventions; floor_high: 97.5 % of permutations stay "
+            "in brackets 95 % bootstrap over interventions; floor: 97.5 % of permutations stay "
             "below; slope: measured for each unit predicted, 1 is right"
         ]
 
     def summary(self) -> pd.DataFrame:
         """One row per image: its logit, the parts of it, and how much the graph kept."""
-        bias = self.effects.bias.groupby("image")["effect"].sum()
-        return pd.DataFrame(
-            [
-                {
-                    "image": row,
-                    "target": target,
-                    "logit": float(self.effects.logit[i]),
-                    "floor": floor,
-                    "features": float(self.effects.terms[i].sum()),
-                    "errors": float(self.effects.errors[i].sum()),
-                    "patches": float(self.effects.patches[i].sum()),
-                    "bias": float(bias[i]),
-                    "nodes": len(graph.nodes) - 2,
-                    "kept_influence": graph.facts.kept_influence,
-                    "kept_effect": graph.facts.kept_effect,
-                    "completeness": graph.facts.completeness,
-                    "error_share": graph.facts.error_share,
-                    "unexpanded_share": graph.facts.unexpanded_share,
-                }
-                for i, (row, target, floor, graph) in enumerate(
-                    zip(self.rows, self.targets, self.floors, self.graphs, strict=True)
-                )
-            ]
+        parts = self._named(self.effects.summary())
+        parts.insert(1, "target", self.targets)
+        parts.insert(3, "floor", self.floors)
+        kept = [graph.metadata for graph in self.graphs]
+        return parts.assign(
+            nodes=[len(graph.nodes) - 2 for graph in self.graphs],
+            **{share: [getattr(graph, share) for graph in kept] for share in SHARES},
         )
 
     def metrics(self) -> list[Metric]:
         """Logits and their parts, what graphs kept, and the agreement with interventions."""
         metrics = []
-        for r in self.summary().to_dict("records"):
+        for r, graph in zip(self.summary().to_dict("records"), self.graphs, strict=True):
             name = f"image_{r['image']}"
-            metrics.append(Metric(f"{name}_logit", r["logit"], "logits", 1, floor=r["floor"]))
-            for part in ("features", "errors", "patches", "bias"):
-                metrics.append(Metric(f"{name}_{part}", r[part], "logits", 1, baseline=r["logit"]))
-            shares = ("kept_influence", "kept_effect", "completeness", "error_share")
-            for part in (*shares, "unexpanded_share"):
-                metrics.append(Metric(f"{name}_{part}", r[part], "fraction", 1))
+            metrics += logit_metrics(name, r, r["floor"]) + graph.shares(f"{name}_")
         return metrics + self.agreement.metrics()
 
     def nodes(self) -> pd.DataFrame:
@@ -183,7 +170,7 @@ class GraphStudy(Study):
         """Direct effects as bars, by the sources that they come from."""
         from vit_clt.analysis.graphs.effects_figure import direct_effects_figure
 
-        return direct_effects_figure(self)
+        return direct_effects_figure(self.effects, self.titles, self.context())
 
     def extras(self) -> Mapping[str, str]:
         """The page of the graphs, the graphs themselves, and every intervention."""
@@ -199,16 +186,10 @@ class GraphStudy(Study):
         }
 
     def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
-        return frame.assign(image=[self.rows[i] for i in frame["image"]])
+        return frame.assign(image=[self.query[i] for i in frame["image"]])
 
     def _joined(self, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-        named = zip(self.rows, frames, strict=True)
+        named = zip(self.query, frames, strict=True)
         return pd.concat([f.assign(image=row) for row, f in named], ignore_index=True)[
             ["image", *frames[0].columns]
         ]
-
-
-def rounded(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with its numbers as text of three decimals."""
-    numbers = frame.select_dtypes("float").columns
-    return frame.assign(**{name: frame[name].map(lambda v: f"{v:.3f}") for name in numbers})

@@ -20,6 +20,7 @@ from vit_clt.analysis.graphs.result import GraphStudy
 from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.analysis.reporting.pictures import pixels
 from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.stats.query import check_query
 from vit_clt.choices import Norms
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
@@ -35,7 +36,7 @@ def graph_study(
     clt: CrossLayerTranscoder,
     data: ImageData,
     zs: ZeroShot,
-    rows: Sequence[int],
+    query: Sequence[int],
     *,
     target: str = "predicted",
     contrast: str | None = None,
@@ -54,7 +55,7 @@ def graph_study(
         clt: its transcoder.
         data: the images.
         zs: the zero-shot classifier whose logits are taken apart.
-        rows: the numbers of the images in `data`.
+        query: the numbers of the images in `data`.
         target: "predicted" (the class with the highest logit), "label", or a class by name or
             number.
         contrast: a class whose logit is subtracted, by name or number.
@@ -67,27 +68,27 @@ def graph_study(
         progress: show progress bars.
 
     Raises:
-        InputError: a row out of range or given twice, a class that does not exist, an image without
-            the label asked for, a CLT or images of another model, a CLT silent on all the images,
-            hooks on `vit`, or a number out of range.
+        InputError: an image out of range or given twice, a class that does not exist, an image
+            without the label asked for, a CLT or images of another model, a CLT silent on all the
+            images, hooks on `vit`, or a number out of range.
     """
     check_fits(vit, clt)
     check_prepared(vit, data)
     check_size(max_nodes, keep)
     check_interventions(interventions)
-    _check_rows(rows, data)
+    check_query(query, data)
     other = None if contrast is None else class_number(zs.class_names, contrast, "contrast")
     by_image = target in ("predicted", "label")
     fixed = None if by_image else class_number(zs.class_names, target)
-    images, labels = data.batch(list(rows))
+    images, labels = data.batch(list(query))
     images = images.to(next(vit.parameters()).device)
     logits = zs.logits(vit(images))
     classes = []
-    for row, label, logit in zip(rows, labels.tolist(), logits, strict=True):
+    for number, label, logit in zip(query, labels.tolist(), logits, strict=True):
         if target == "label" and not 0 <= label < len(zs.class_names):
             raise InputError(
                 "target",
-                f'is "label", but image {row} has {label}; expected a label from 0 to '
+                f'is "label", but image {number} has {label}; expected a label from 0 to '
                 f"{len(zs.class_names) - 1}.",
             )
         predicted = int(logit.argmax()) if target == "predicted" else label
@@ -97,9 +98,9 @@ def graph_study(
     if other is not None:
         names = [f"{name} − {zs.class_names[other]}" for name in names]
     titles = [
-        f"image {row}"
+        f"image {number}"
         + (f" (label {zs.class_names[label]})" if 0 <= label < logits.shape[1] else "")
-        for row, label in zip(rows, labels.tolist(), strict=True)
+        for number, label in zip(query, labels.tolist(), strict=True)
     ]
     sources = [Sources(vit, clt, image) for image in images]
     pairs = list(zip(sources, directions, strict=True))
@@ -117,7 +118,7 @@ def graph_study(
         for pair, title, name in zip(bar, titles, names, strict=True)
     ]
     return GraphStudy(
-        rows=list(rows),
+        query=list(query),
         targets=names,
         titles=[f"{title}, logit of {name}" for title, name in zip(titles, names, strict=True)],
         floors=[_floor(logit, label, other) for logit, label in zip(logits, classes, strict=True)],
@@ -127,7 +128,7 @@ def graph_study(
         agreement=graph_agreement(
             sources, directions, norms=norms, n=interventions, seed=seed, progress=progress
         ),
-        l0=float(np.mean([graph.facts.l0 for graph in graphs])),
+        l0=float(np.mean([graph.metadata.l0 for graph in graphs])),
         data=data.name,
         split=data.split,
         subject=Subject.of(vit, clt, clt_name),
@@ -136,18 +137,6 @@ def graph_study(
         keep=keep,
         contrasted=contrast is not None,
     )
-
-
-def _check_rows(rows: Sequence[int], data: ImageData) -> None:
-    if not rows:
-        raise InputError("query", "is empty; expected at least one row.")
-    for i, row in enumerate(rows):
-        if not 0 <= row < len(data):
-            raise InputError(
-                "query", f"is {row}; expected rows from 0 to {len(data) - 1} of {data.name}."
-            )
-        if row in rows[:i]:
-            raise InputError("query", f"holds {row} twice; expected different rows.")
 
 
 def _floor(logits: torch.Tensor, label: int, contrast: int | None) -> float:

@@ -1,4 +1,4 @@
-"""Tables as CSV, Markdown and LaTeX."""
+"""Tables as text, CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ def latex_table(table: pd.DataFrame, caption: str) -> str:
         "% needs \\usepackage{booktabs}\n\\begin{table}\n\\centering\n"
         f"\\caption{{{caption.translate(_LATEX)}}}\n{body}\n\\end{{table}}\n"
     )
+
+
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its real numbers as text of three decimals."""
+    numbers = table.select_dtypes("float").columns
+    return table.assign(**{name: table[name].map(lambda v: f"{v:.3f}") for name in numbers})
 
 
 def _table(table: pd.DataFrame, style: str) -> str:

@@ -18,7 +18,7 @@ class Neighbours:
     similarities: Float[np.ndarray, "query k"]
     labels: Int[np.ndarray, "query k"]
 
-    def of(self, queries: Sequence[int]) -> Neighbours:
+    def take(self, queries: Sequence[int]) -> Neighbours:
         """The neighbours of some of the queries."""
         places = list(queries)
         return Neighbours(self.rows[places], self.similarities[places], self.labels[places])

@@ -40,9 +40,9 @@ def retrieval_report(result: ClassConsistency) -> str:
         "Seed": f"{result.seed} (bootstrap over queries)",
     }
     grids = [
-        retrieved.of(i).figure()
+        retrieved.take(i).figure()
         for retrieved in result.examples
-        for i in range(len(retrieved.rows))
+        for i in range(len(retrieved.query))
     ]
     sections = [
         Section("What was done", facts=facts),

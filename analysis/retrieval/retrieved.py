@@ -11,25 +11,30 @@ import pandas as pd
 from jaxtyping import Int, UInt8
 
 from vit_clt.analysis.reporting.pictures import pixels
+from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.retrieval.descriptors import Descriptors
 from vit_clt.analysis.retrieval.index import RetrievalIndex
 from vit_clt.analysis.retrieval.neighbours import Neighbours
 from vit_clt.analysis.stats.nearest import Similarity
+from vit_clt.analysis.stats.query import check_query
 from vit_clt.choices import SearchBackend, TokenKind
 from vit_clt.data.images import ImageData
+from vit_clt.metrics import Metric
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
-class Retrieved:
+class Retrieved(Study):
     """The images nearest to some queries at every layer, by one token kind."""
+
+    name = "retrieved"
 
     neighbours: dict[int, Neighbours]
     """The nearest images by layer."""
     tokens: TokenKind
-    rows: list[int]
+    query: list[int]
     """Number of each query in its data."""
     labels: Int[np.ndarray, " query"]
     """Label of each query; -1 where unknown."""
@@ -43,24 +48,56 @@ class Retrieved:
     """Active features per token row of the corpus, by layer."""
     data: str
     """Name of the data of the queries."""
+    split: str | None
     corpus: str
     n_corpus: int
 
-    def of(self, i: int) -> Retrieved:
+    @property
+    def k(self) -> int:
+        """Number of images retrieved for each query at a layer."""
+        return int(next(iter(self.neighbours.values())).rows.shape[1])
+
+    def take(self, i: int) -> Retrieved:
         """The images retrieved for the i-th query alone."""
         return replace(
             self,
-            neighbours={s: near.of([i]) for s, near in self.neighbours.items()},
-            rows=[self.rows[i]],
+            neighbours={s: near.take([i]) for s, near in self.neighbours.items()},
+            query=[self.query[i]],
             labels=self.labels[[i]],
             pictures=self.pictures[[i]],
+        )
+
+    def facts(self) -> Facts:
+        """Queries and corpus, on the teacher trajectory."""
+        return Facts(
+            self.data,
+            len(self.query),
+            self.tokens,
+            "teacher",
+            sum(self.l0.values()) / len(self.l0),
+            split=self.split,
+            more={
+                "query": self.query,
+                "corpus": self.corpus,
+                "n_corpus": self.n_corpus,
+                "top": self.k,
+                "similarity": self.similarity,
+            },
+        )
+
+    def caption(self) -> str:
+        """Queries, corpus, similarity and L0."""
+        return (
+            f"{self.data}, N = {len(self.query)} queries, corpus: {self.corpus}, N = "
+            f"{self.n_corpus}; the {self.k} nearest images by layer, {self.similarity} of codes on "
+            f"{self.tokens} rows, teacher trajectory, L0 {self.facts().l0:.1f} a token row"
         )
 
     def to_frame(self) -> pd.DataFrame:
         """One table row per query, layer and rank (1 is the nearest)."""
         names = dict(enumerate(self.class_names))
         table = []
-        for i, (row, label) in enumerate(zip(self.rows, self.labels.tolist(), strict=True)):
+        for i, (row, label) in enumerate(zip(self.query, self.labels.tolist(), strict=True)):
             query = {"query": row, "query_label": label, "query_class": names.get(label, "")}
             for s, neighbours in self.neighbours.items():
                 columns = (neighbours.rows[i], neighbours.labels[i], neighbours.similarities[i])
@@ -74,6 +111,35 @@ class Retrieved:
                     )
         return pd.DataFrame(table)
 
+    def shown(self) -> pd.DataFrame:
+        """One row per query and layer: how many images have its class, and the images by number."""
+        names = dict(enumerate(self.class_names))
+        return pd.DataFrame(
+            {
+                "query": image,
+                "class": names.get(label, "unknown"),
+                "layer": s,
+                "of its class": f"{hits} of {self.k}" if label >= 0 else "unknown",
+                "nearest images (similarity)": ", ".join(
+                    f"{row} ({similarity:.3f})"
+                    for row, similarity in zip(near.rows[i], near.similarities[i], strict=True)
+                ),
+            }
+            for i, (image, label) in enumerate(zip(self.query, self.labels.tolist(), strict=True))
+            for s, near in self.neighbours.items()
+            for hits in [int((near.labels[i] == label).sum())]
+        )
+
+    def metrics(self) -> list[Metric]:
+        """By layer, the share of images retrieved for labelled queries that have their class."""
+        known = self.labels >= 0
+        return [
+            Metric(f"same_class_{self.tokens}_{s}", float(same.mean()), "fraction", len(same))
+            for s, near in self.neighbours.items()
+            if known.any()
+            for same in [(near.labels == self.labels[:, None])[known].mean(1)]
+        ]
+
     def figure(self, *, size: int = 74) -> go.Figure:
         """Each query with its nearest images to the right, by layer; pictures are `size` pixels."""
         from vit_clt.analysis.retrieval.retrieved_figure import retrieved_figure
@@ -86,7 +152,7 @@ def retrieve(
     described: Descriptors,
     queries: ImageData,
     corpus: ImageData,
-    rows: Sequence[int],
+    query: Sequence[int],
     k: int = 5,
     *,
     tokens: TokenKind = "cls",
@@ -100,22 +166,23 @@ def retrieve(
         described: what `index.describe` makes of all queries.
         queries: the images of all queries.
         corpus: the images of the index (`index.check_corpus`).
-        rows: numbers of the queries that are searched for.
+        query: numbers of the queries that are searched for.
         k: number of nearest images per query.
         tokens: the token kind whose codes are compared.
         own_rows: for all queries, as in `RetrievalIndex.search`.
         backend: as in `RetrievalIndex.search`.
 
     Raises:
-        InputError: what `RetrievalIndex.search` refuses, the model has no preprocessing, or an
-            image cannot be read.
+        InputError: what `RetrievalIndex.search` and `check_query` refuse, the model has no
+            preprocessing, or an image cannot be read.
     """
-    query_rows = list(rows)
+    check_query(query, queries)
+    query = list(query)
     neighbours = index.search(
-        described.take(query_rows),
+        described.take(query),
         k,
         tokens=tokens,
-        own_rows=None if own_rows is None else own_rows[query_rows],
+        own_rows=None if own_rows is None else own_rows[query],
         backend=backend,
     )
     shown = sorted({int(row) for near in neighbours.values() for row in near.rows.ravel()})
@@ -128,14 +195,15 @@ def retrieve(
     return Retrieved(
         neighbours=neighbours,
         tokens=tokens,
-        rows=query_rows,
-        labels=described.labels[query_rows],
-        pictures=pixels(index.vit, queries.batch(query_rows)[0]),
+        query=query,
+        labels=described.labels[query],
+        pictures=pixels(index.vit, queries.batch(query)[0]),
         corpus_pictures=pictures,
         class_names=facts.class_names,
         similarity=facts.similarity,
         l0={s: index.corpus.l0[tokens][s] for s in neighbours},
         data=queries.name,
+        split=queries.split,
         corpus=facts.data,
         n_corpus=facts.n_images,
     )

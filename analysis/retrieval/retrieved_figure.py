@@ -25,26 +25,26 @@ _TOP, _BOTTOM, _LEFT = 126, 20, 70
 _LETTER = 6.2  # mean width of a letter of the labels
 
 
-def retrieved_figure(found: Retrieved, size: int) -> go.Figure:
+def retrieved_figure(retrieved: Retrieved, size: int) -> go.Figure:
     """Query images, each left of its nearest images by layer, one block a query, side by side.
 
     Images of the query's class have a thick blue frame and a check mark before their similarity.
     Row number, class and similarity show on hover.
 
     Args:
-        found: the queries and what is retrieved for them.
+        retrieved: the queries and what is retrieved for them.
         size: of an image, in pixels.
     """
-    neighbours = found.neighbours
+    neighbours = retrieved.neighbours
     layers = list(neighbours)
-    k = next(iter(neighbours.values())).rows.shape[1]
+    k = retrieved.k
     width, height = size + _GAP, size + _TEXT  # pixels of a column and a row
     half_x, half_y = size / 2 / width, size / 2 / height
     top = half_y + 6 / height
     most = int(width / _LETTER)
     block = k + 1.5  # columns: the query, its neighbours, half a column of air
-    names = short_names(found.class_names)
-    thumbnails = {row: data_uri(image) for row, image in found.corpus_pictures.items()}
+    names = short_names(retrieved.class_names)
+    thumbnails = {row: data_uri(image) for row, image in retrieved.corpus_pictures.items()}
     layout: dict[str, list[Any]] = {"images": [], "shapes": [], "annotations": []}
     hover: list[tuple[float, float, str]] = []
 
@@ -87,10 +87,10 @@ def retrieved_figure(found: Retrieved, size: int) -> go.Figure:
             }
         )
 
-    for i, row in enumerate(found.rows):
+    for i, row in enumerate(retrieved.query):
         left = i * block
-        label = int(found.labels[i])
-        uri = data_uri(found.pictures[i])
+        label = int(retrieved.labels[i])
+        uri = data_uri(retrieved.pictures[i])
         draw(left, 0, uri, ["<b>query</b>", _fit(names.get(label, "?"), most), f"row {row}"], None)
         for y, (s, near) in enumerate(neighbours.items()):
             for rank in range(k):
@@ -115,15 +115,15 @@ def retrieved_figure(found: Retrieved, size: int) -> go.Figure:
             showlegend=False,
         )
     )
-    n_columns = len(found.rows) * block - 0.5
+    n_columns = len(retrieved.query) * block - 0.5
     figure.update_layout(
         **layout,
         title={
-            "text": f"Nearest images by layer, {ROW_NAMES[found.tokens]}"
-            f"<br><sup>{found.similarity} similarity of z_s"
-            f"{'' if found.tokens == 'cls' else ' averaged over the rows'}; teacher trajectory"
-            f", L0 {span(found.l0[s] for s in layers)}"
-            f"<br>queries: {found.data}<br>corpus: {found.corpus}, N = {found.n_corpus}"
+            "text": f"Nearest images by layer, {ROW_NAMES[retrieved.tokens]}"
+            f"<br><sup>{retrieved.similarity} similarity of z_s"
+            f"{'' if retrieved.tokens == 'cls' else ' averaged over the rows'}; teacher trajectory"
+            f", L0 {span(retrieved.l0[s] for s in layers)}"
+            f"<br>queries: {retrieved.data}<br>corpus: {retrieved.corpus}, N = {retrieved.n_corpus}"
             f"<br>blue frame and ✓: the query's class</sup>"
         },
         width=int(_LEFT + n_columns * width + 20),

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from vit_clt.analysis.features.activity import feature_activity
 from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.stats.query import check_query
 from vit_clt.analysis.steering.curve_result import UNSTEERED, SteeringCurve
 from vit_clt.analysis.steering.readings import SteeredReader, known_labels
 from vit_clt.analysis.steering.versions import STEERED, Feature, steered_versions
@@ -49,7 +50,7 @@ def steering_curve(
     values: Sequence[float | int] | None = None,
     tokens: Rows = "all",
     only_active: bool = False,
-    rows: Sequence[int] | None = None,
+    query: Sequence[int] | None = None,
     target: str | int | None = None,
     n_random: int = 5,
     clt_name: str = "in memory",
@@ -72,7 +73,7 @@ def steering_curve(
         values: the strengths; default: -2 to 6 (clamp), -1 to 4 (scale).
         tokens: token rows that are steered.
         only_active: clamp only where the feature is active.
-        rows: numbers of the images of `data` that are measured; default: all.
+        query: numbers of the images of `data` that are measured; default: all.
         target: class that is drawn and compared with the random features, by name or number
             (`class_number`); default: the one whose probability changes most.
         n_random: number of random controls, each with as many features of the same layers and of
@@ -97,8 +98,8 @@ def steering_curve(
             "values", f"are {strengths}; expected different finite numbers, at least one."
         )
     strengths.sort()
-    measured = list(range(len(data))) if rows is None else list(rows)
-    check_images(measured, data)
+    measured = list(range(len(data))) if query is None else list(query)
+    check_query(measured, data)
 
     layers = sorted({s for s, _ in together})
     activity = feature_activity(vit, clt, data, layers, tokens=tokens, progress=progress)
@@ -147,7 +148,7 @@ def steering_curve(
         tokens=tokens,
         only_active=only_active,
         target=label,
-        rows=[] if rows is None else measured,
+        query=[] if query is None else measured,
         class_names=zs.class_names,
         templates=zs.name,
         data=data.name,
@@ -158,24 +159,6 @@ def steering_curve(
         n_typical=len(data),
         seed=seed,
     )
-
-
-def check_images(rows: Sequence[int], data: ImageData) -> None:
-    """Refuse numbers of images that the data does not have.
-
-    Raises:
-        InputError: a number is out of range or given twice (the image would count double), or there
-            is none.
-    """
-    if not rows:
-        raise InputError("query", "is empty; expected at least one image.")
-    if len(set(rows)) < len(rows):
-        raise InputError("query", "holds a row twice; expected each once.")
-    for row in rows:
-        if not 0 <= row < len(data):
-            raise InputError(
-                "query", f"is {row}; expected rows from 0 to {len(data) - 1} of {data.name}."
-            )
 
 
 def _check(

@@ -53,7 +53,7 @@ class SteeringCurve(Study):
     only_active: bool
     target: int | None
     """Class compared with the random features; None for the one whose probability changes most."""
-    rows: list[int]
+    query: list[int]
     """Numbers of the images of `data` that are measured; empty where all are."""
     class_names: list[str]
     templates: str
@@ -107,7 +107,7 @@ class SteeringCurve(Study):
                 "search": None,
                 "kind": self.kind,
                 "only_active": self.only_active,
-                "query": self.rows,
+                "query": self.query,
                 "templates": self.templates,
                 "model": self.subject.model,
                 "clt": self.subject.clt,

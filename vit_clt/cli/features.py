@@ -6,13 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vit_clt.choices import Rule, Templates
-from vit_clt.cli.options import (
-    CLTOptions,
-    Command,
-    SeedOptions,
-    StudyOptions,
-    layer_numbers,
-)
+from vit_clt.cli.options import CLTOptions, Command, SeedOptions, StudyOptions, layer_numbers
 from vit_clt.errors import InputError
 
 
@@ -48,56 +42,33 @@ class Features(CLTOptions, StudyOptions, SeedOptions):
 
     def run(self) -> None:
         """Study every feature, choose some for pages, and write the gallery."""
-        from vit_clt.analysis import feature_statistics
-        from vit_clt.analysis.features.choice import (
-            check_measured,
-            check_selection,
-            rule_in_words,
-            select_features,
-        )
-        from vit_clt.analysis.features.gallery import FeatureGallery, feature_gallery
-        from vit_clt.analysis.features.page import check_features
-        from vit_clt.hooks import layer_list
-        from vit_clt.zero_shot import ZeroShot, class_number
+        from vit_clt.analysis.features.choice import check_selection
+        from vit_clt.analysis.features.gallery import FeatureGallery
+        from vit_clt.analysis.features.study import feature_study
+        from vit_clt.zero_shot import ZeroShot
 
-        rule = self.select or "spread"
-        check_selection(rule, self.count, self.raises)
-        named = [feature_address(text) for text in dict.fromkeys(self.feature)]
+        check_selection(self.select or "spread", self.count, self.raises)
+        features = [feature_address(text) for text in dict.fromkeys(self.feature)]
         layers = None if self.layers is None else layer_numbers(self.layers)
-        if layers is None and named and self.select is None:
-            layers = [layer for layer, _ in named]
         folder = self.folder_of(FeatureGallery)
         vit, clt, data = self.load_all(self.device)
-        sources = layer_list(
-            range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers
-        )
-        if named:
-            check_features(named, sources, clt.config.n_features)
-        if self.raises is not None:
-            class_number(data.class_names, self.raises, "raises")
-        zs = None
-        if data.class_names and vit.cfg.pools_cls:
-            zs = ZeroShot(vit, data.class_names, self.templates)
-        check_measured(rule, zs is not None)
-        stats = feature_statistics(
+        names = data.class_names if vit.cfg.pools_cls else []
+        gallery = feature_study(
             vit,
             clt,
             data,
-            layers=sources,
-            zs=zs,
+            ZeroShot(vit, names, self.templates) if names else None,
+            features=features,
+            layers=layers,
+            rule=self.select,
+            count=self.count,
+            class_name=self.raises,
             effect_images=self.effect_images,
             top=self.top,
             seed=self.seed,
             progress=True,
         )
-        rules = ["those named"] if named else []
-        features = list(named)
-        if self.select is not None or not named:
-            features += select_features(stats, rule, self.count, class_name=self.raises)
-            rules.append(f"at most {self.count} a layer, {rule_in_words(rule, self.raises)}")
-        features = list(dict.fromkeys(features))
-        gallery = feature_gallery(stats, features, "; ".join(rules), progress=True)
-        last_line = f"{len(features)} pages; open {folder.path / 'index.html'} in a browser"
+        last_line = f"{len(gallery.pages)} pages; open {folder.path / 'index.html'} in a browser"
         self.report(folder, gallery, "features", last_line)
 
 

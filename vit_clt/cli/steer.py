@@ -79,7 +79,7 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
                 values=self.values or None,
                 tokens=self.tokens,
                 only_active=self.only_active,
-                rows=self.query or None,
+                query=self.query or None,
                 target=self.target,
                 n_random=5 if self.random is None else self.random,
                 clt_name=self.clt,

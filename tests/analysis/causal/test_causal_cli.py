@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +97,7 @@ def test_with_a_clt(
     assert np.isfinite(found["centred C, total effect on y"].spearman.value.low)
 
 
-def test_refused_before_anything_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
+def test_refused_before_anything_is_written(refused: Callable[..., str]) -> None:
     for args, names in (
         (["--any-teacher"], "--any-teacher is given without a CLT"),
         (["--clt", "/no/such/clt"], "/no/such/clt"),
@@ -107,6 +105,4 @@ def test_refused_before_anything_is_written(
         (["--ablated", "words"], "words"),
         (["--limit", "1"], "data has 1 image"),
     ):
-        assert main(["causal", *args, "--out", str(out)]) == 2
-        assert names in capsys.readouterr().err.strip().splitlines()[-1]
-        assert not out.exists()
+        assert names in refused("causal", *args)

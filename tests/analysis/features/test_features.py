@@ -113,7 +113,7 @@ def test_pages_show_the_images_they_say(stats: FeatureStatistics):
     values = of_images(z)
     active = [(s, i) for s in (1, 3) for i in range(24) if values[s, :, i].any()]
     signs = set()
-    for (s, i), page in zip(active, stats.pages(active), strict=True):
+    for (s, i), page in zip(active, stats.feature_pages(active), strict=True):
         mine = values[s, :, i]
         order = np.lexsort((np.arange(N), -np.abs(mine).astype(np.float32)))
         expected = [row for row in order.tolist() if mine[row]][:4]
@@ -145,7 +145,7 @@ def test_write_strength(stats: FeatureStatistics):
     z = dense(stats)
     y = capture(stats.vit, stats.data.images).y.double().numpy()
     s, i = 1, int(np.abs(z[1]).sum((0, 1)).argmax())
-    writes = stats.page(s, i).writes
+    writes = stats.feature_page(s, i).writes
     assert list(writes) == list(stats.clt.config.targets(s))
     for j, (l, strengths) in enumerate(writes.items()):
         norm = np.linalg.norm(stats.clt.W_dec[s][j, i].double().numpy())
@@ -210,17 +210,17 @@ def test_batches_and_layers_do_not_matter(vit: HookedViT, data: TensorImages, pl
         else:
             assert found[column].tolist() == expected[column].tolist()
     feature = int(expected["active_images"].argmax())
-    pages = [each.page(2, feature) for each in (plain, again)]
+    pages = [each.feature_page(2, feature) for each in (plain, again)]
     rows = [[e.row for r in page.ranges for e in r.examples] for page in pages]
     assert rows[0] == rows[1]
-    other_seed = replace(plain, seed=6).page(2, feature)
+    other_seed = replace(plain, seed=6).feature_page(2, feature)
     assert [e.row for r in other_seed.ranges for e in r.examples] != rows[0]
 
 
 def test_near_features(stats: FeatureStatistics):
     clt, z = stats.clt, dense(stats)
     s, i = 2, int((z[2] != 0).any(1).sum(0).argmax())
-    page = stats.page(s, i)
+    page = stats.feature_page(s, i)
     found = []
     for other in range(4):
         shared = sorted(set(clt.config.targets(s)) & set(clt.config.targets(other)))
@@ -319,10 +319,10 @@ def test_refused(vit: HookedViT, data: TensorImages, plain: FeatureStatistics):
         ([], "feature is empty"),
     ):
         with pytest.raises(InputError, match=text):
-            plain.pages(chosen)
+            plain.feature_pages(chosen)
     silent = plain.to_frame().query("active_images == 0").iloc[0]
     with pytest.raises(InputError, match="active on none of the 20 images of noise"):
-        plain.page(int(silent["layer"]), int(silent["feature"]))
+        plain.feature_page(int(silent["layer"]), int(silent["feature"]))
     with pytest.raises(InputError, match="images is empty"):
         feature_statistics(vit, clt, data.images[:0])
     with pytest.raises(InputError, match="top is 0"):
@@ -353,15 +353,15 @@ def test_without_classes(vit: HookedViT, data: TensorImages, plain: FeatureStati
     frame = stats.to_frame()
     assert frame["purity"].isna().all()
     assert "effect" not in frame
-    page = stats.page(3, int(frame["active_images"].argmax()))
+    page = stats.feature_page(3, int(frame["active_images"].argmax()))
     assert (page.label, page.effects, page.effect_images) == (-1, None, 0)
     assert all(np.isnan(t) == (n.layer != 3) for n, t in zip(page.near, page.together, strict=True))
     with pytest.raises(InputError, match="no effects are measured"):
         select_features(stats, "effect")
     metrics = {m.name: m for m in summary_metrics(summary(frame, stats.n_top), N)}
     assert metrics["active_features_3"].value == (frame["active_images"] > 0).mean()
-    assert stats.figure(3, page.feature).data
-    assert repr(stats) == f"FeatureStatistics({stats.context}, layers 3)"
+    assert stats.feature_figure(3, page.feature).data
+    assert repr(stats) == f"FeatureStatistics({stats.caption()}, layers 3)"
 
 
 def test_pure_features_that_raise_the_class_they_fire_on():
@@ -401,8 +401,8 @@ def test_activations_keep_the_order_asked_for(plain: FeatureStatistics):
 
 def test_figure(plain: FeatureStatistics):
     feature = int(plain.tallies[2].counts.images.argmax())
-    page = plain.page(2, feature)
-    figure = plain.figure(2, feature)
+    page = plain.feature_page(2, feature)
+    figure = plain.feature_figure(2, feature)
     title = figure.layout.title.text
     for text in (f"Layer 2, feature {feature}", "noise, N = 20", "teacher trajectory", "seed 5"):
         assert text in title

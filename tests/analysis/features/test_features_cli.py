@@ -17,31 +17,25 @@ from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
 
 
-@pytest.fixture
-def clt(digits_clt: Path) -> str:
-    return str(digits_clt)
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
-    def run(*args: str) -> str:
-        out = tmp_path / "refused"
-        assert main(["features", *args, "--out", str(out)]) == 2
-        assert not out.exists()
-        return capsys.readouterr().err.strip().splitlines()[-1]
-
-    return run
-
-
 def listed(out: Path) -> dict:
     """The columns of the gallery's list."""
     text = (out / "data.js").read_text()
     return json.loads(text[text.index("{") : text.rindex("}") + 1])["features"]
 
 
-def test_command(clt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_command(digits_clt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
-    args = ["features", "--clt", clt, "--limit", "30", "--layers", "2,7", "--effect-images", "8"]
+    args = [
+        "features",
+        "--clt",
+        str(digits_clt),
+        "--limit",
+        "30",
+        "--layers",
+        "2,7",
+        "--effect-images",
+        "8",
+    ]
     assert (
         main([*args, "--select", "effect", "--raises", "six", "--count", "3", "--out", str(out)])
         == 0
@@ -64,7 +58,7 @@ def test_command(clt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "N = 30, teacher trajectory" in capsys.readouterr().out
     # a feature by name brings its layer, and no rule
     feature = int(shown["feature"].iloc[0])
-    again = ["features", "--clt", clt, "--limit", "30", "--feature", f"7:{feature}"]
+    again = ["features", "--clt", str(digits_clt), "--limit", "30", "--feature", f"7:{feature}"]
     assert main([*again, "--effect-images", "8", "--out", str(out)]) == 2
     assert "not empty" in capsys.readouterr().err
     assert main([*again, "--effect-images", "8", "--out", str(out), "--overwrite"]) == 0
@@ -72,23 +66,28 @@ def test_command(clt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_what_cannot_be_chosen_is_refused_before_the_pass(
-    clt: str, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_clt: Path, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(FeatureTally, "add", lambda *_: pytest.fail("a pass was made"))
-    few = ["--clt", clt, "--limit", "4"]
-    assert refused("--clt", "nowhere", "--count", "0") == "--count is 0; expected at least 1."
+    few = ["features", "--clt", digits_clt, "--limit", "4"]
+    assert (
+        refused("features", "--clt", "nowhere", "--count", "0")
+        == "--count is 0; expected at least 1."
+    )
     assert "--effect-images is 0; expected at least 1" in refused(*few, "--effect-images", "0")
     png = io.BytesIO()
     Image.new("L", (8, 8)).save(png, "PNG")
     pd.DataFrame({"image": [{"bytes": png.getvalue()}] * 4}).to_parquet(tmp_path / "nameless")
-    nameless = ["--clt", clt, "--data", f"parquet:{tmp_path / 'nameless'}"]
+    nameless = ["features", "--clt", digits_clt, "--data", f"parquet:{tmp_path / 'nameless'}"]
     assert "no effects are measured; expected class names" in refused(
         *nameless, "--select", "effect"
     )
 
 
-def test_refused(clt: str, refused: Callable[..., str], tmp_path: Path, digits_vit: HookedViT):
-    few = ["--clt", clt, "--limit", "4", "--effect-images", "2"]
+def test_refused(
+    digits_clt: Path, refused: Callable[..., str], tmp_path: Path, digits_vit: HookedViT
+):
+    few = ["features", "--clt", digits_clt, "--limit", "4", "--effect-images", "2"]
     assert 'feature is "7-1"; expected layer:feature' in refused(*few, "--feature", "7-1")
     assert "feature is 7:24; expected features from 0 to 23" in refused(*few, "--feature", "7:24")
     assert "layers contains 9" in refused(*few, "--feature", "9:0")
@@ -100,4 +99,4 @@ def test_refused(clt: str, refused: Callable[..., str], tmp_path: Path, digits_v
     )
     other = tmp_path / "other"
     random_clt(HookedViT(tiny_clip())).save_pretrained(other)
-    assert "4 layers" in refused("--clt", str(other), "--limit", "4")
+    assert "4 layers" in refused("features", "--clt", str(other), "--limit", "4")

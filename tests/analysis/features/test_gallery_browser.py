@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from assertions import tells_itself
@@ -99,7 +100,7 @@ def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
     pages = [entry for block in blocks for entry in read(block)]
     assert len(pages) == len(chosen)
     at = int(np.flatnonzero(frame["effect_images"])[-1])
-    page, entry = stats.page(*chosen[at]), pages[at]
+    page, entry = stats.feature_page(*chosen[at]), pages[at]
     assert [rows[place] for place, *_ in entry["top"]] == [each.row for each in page.top]
     for (_, value, cls, steps), each in zip(entry["top"], page.top, strict=True):
         assert (value, cls) == (pytest.approx(each.value, rel=1e-3), pytest.approx(each.cls, 1e-3))
@@ -114,9 +115,13 @@ def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
     ]
 
 
-def test_a_gallery_is_a_study(stats: FeatureStatistics, tmp_path: Path):
+def test_statistics_and_gallery_tell_themselves(stats: FeatureStatistics, tmp_path: Path):
+    alone = tells_itself(stats, tmp_path / "alone")
+    assert "pages" not in alone
     gallery = feature_gallery(stats, active(stats)[:3], "three")
-    context = tells_itself(gallery, tmp_path)
+    context = tells_itself(gallery, tmp_path / "gallery")
+    assert alone.items() < context.items()
+    pd.testing.assert_frame_equal(gallery.to_frame(), stats.to_frame())
     assert [context[key] for key in ("data", "tokens", "trajectory", "seed")] == [
         "noise", "all", "teacher", 0,
     ]  # fmt: skip
@@ -129,10 +134,10 @@ def test_a_gallery_is_a_study(stats: FeatureStatistics, tmp_path: Path):
 def test_a_weak_patch_keeps_its_sign(
     stats: FeatureStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    page = stats.page(*active(stats)[0])
+    page = stats.feature_page(*active(stats)[0])
     page.top[0].patches[:] = [[-1e-4, 0, 1e-4], [-1, 0, 1], [0, 0, 0]]
     page.top[0].patches[:] *= page.map_scale
-    monkeypatch.setattr(FeatureStatistics, "pages", lambda self, chosen, progress: [page])
+    monkeypatch.setattr(FeatureStatistics, "feature_pages", lambda self, chosen, progress: [page])
     written(feature_gallery(stats, [(page.layer, page.feature)], "one"), tmp_path)
     (entry,) = read(tmp_path / "pages" / "pages-000.js")
     assert entry["top"][0][3] == [-1, 0, 1, -99, 0, 99, 0, 0, 0]
@@ -279,7 +284,7 @@ def test_in_a_browser(gallery: Path, stats: FeatureStatistics, tmp_path: Path):
     assert seen["falling"][0] > seen["rising"][0]
     assert seen["ariaSort"] == 1
     assert seen["page"] == "Layer {}, feature {}".format(*seen["clicked"].split(":"))
-    page = stats.page(*map(int, seen["clicked"].split(":")))
+    page = stats.feature_page(*map(int, seen["clicked"].split(":")))
     assert len(seen["pictures"]) == len(page.top) + sum(len(r.examples) for r in page.ranges)
     names = ["red", "green", "<b>blue"]
     first = page.top[0]

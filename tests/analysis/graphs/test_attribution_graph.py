@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
+from assertions import tells_itself
 from builders import random_clt
 from oracles.frozen_oracle import double_clt, double_vit
 from torch import Tensor
@@ -18,8 +19,8 @@ from torch import Tensor
 from vit_clt import AbsTopK, InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import attribution_graph
 from vit_clt.analysis.graphs.files import graphs_json, load_graphs
-from vit_clt.analysis.graphs.graph import AttributionGraph
 from vit_clt.analysis.graphs.graph_figure import graph_figure
+from vit_clt.analysis.graphs.graph_result import AttributionGraph
 from vit_clt.analysis.graphs.influence import InEdges
 from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.hooks import HookedViT
@@ -113,7 +114,7 @@ def test_differentiated_norms_reach_every_edge(sources: Sources, direction: Tens
     rows = InEdges(sources, direction, "differentiated")
     rows.expand(len(sources.layer))
     graph = attribution_graph(sources, direction, max_nodes=300, keep=1, norms="differentiated")
-    assert graph.facts.norms == "differentiated"
+    assert graph.metadata.norms == "differentiated"
     features = graph.nodes[graph.nodes["kind"] == "feature"]
     whole = sources.effects(sources.frozen.read_output(direction, norms="differentiated")).features
     named = zip(sources.layer, sources.token, sources.feature, strict=True)
@@ -134,7 +135,7 @@ def test_differentiated_norms_reach_every_edge(sources: Sources, direction: Tens
 
 def test_what_is_kept_and_what_is_said_of_it(sources: Sources, direction: Tensor) -> None:
     whole = attribution_graph(sources, direction, max_nodes=1000, keep=1)
-    facts = whole.facts
+    facts = whole.metadata
     assert facts.kept_influence == pytest.approx(1)
     assert facts.kept_effect == pytest.approx(1)
     assert facts.completeness == pytest.approx(1)
@@ -150,12 +151,12 @@ def test_what_is_kept_and_what_is_said_of_it(sources: Sources, direction: Tensor
     assert into_logit["effect"].sum() == pytest.approx(facts.logit, rel=1e-10)
 
     small = attribution_graph(sources, direction, max_nodes=6, keep=1)
-    facts = small.facts
+    facts = small.metadata
     assert small.nodes["kind"].iloc[[0, -1]].tolist() == ["logit", "bias"]
     assert len(small.nodes) == 8
     assert facts.n_expanded == 48
     # what would be followed further can only end in more of errors
-    assert 0 < facts.error_share < whole.facts.error_share
+    assert 0 < facts.error_share < whole.metadata.error_share
     assert 0 < facts.unexpanded_share < 1 - facts.error_share
     key = ["kind", "layer", "token", "feature"]
     merged = small.nodes.merge(whole.nodes, on=key, suffixes=("", "_whole"))
@@ -178,7 +179,7 @@ def test_what_is_kept_and_what_is_said_of_it(sources: Sources, direction: Tensor
     assert facts.completeness == pytest.approx(np.average(shares, weights=weights))
     # a share of influence stops a graph before the number of nodes does
     half = attribution_graph(sources, direction, max_nodes=1000, keep=0.5)
-    assert 0.5 <= half.facts.kept_influence < 0.55
+    assert 0.5 <= half.metadata.kept_influence < 0.55
     assert len(half.nodes) < len(whole.nodes)
 
 
@@ -192,7 +193,7 @@ def test_files_come_back_as_they_were(graph: AttributionGraph, tmp_path: Path) -
     path = tmp_path / "graph.json"
     path.write_text(graphs_json([graph, graph]))
     for found in load_graphs(path):
-        assert found.facts == graph.facts
+        assert found.metadata == graph.metadata
         pd.testing.assert_frame_equal(found.nodes, graph.nodes)
         pd.testing.assert_frame_equal(found.edges, graph.edges)
 
@@ -257,9 +258,24 @@ def test_the_figure_shows_every_node(graph: AttributionGraph) -> None:
     assert f"{feature['value']:.4g}" in texts
     title = figure.layout.title.text
     assert "tiny, image 0" in title
-    assert f"L0 {graph.facts.l0:.1f}" in title
+    assert f"L0 {graph.metadata.l0:.1f}" in title
     (heat,) = [t for t in figure.data if isinstance(t, go.Heatmap)]
     assert np.array(heat.z).tolist() == [[-4, -3, -2], [-1, 0, 1], [2, 3, 4]]
+
+
+def test_a_graph_tells_itself(graph: AttributionGraph, tmp_path: Path) -> None:
+    context = tells_itself(graph, tmp_path)
+    assert [context[key] for key in ("data", "trajectory", "l0", "target")] == [
+        "tiny, image 0", "teacher", graph.metadata.l0, "x",
+    ]  # fmt: skip
+    features = graph.nodes[graph.nodes["kind"] == "feature"]
+    assert float(graph.shown()["influence"].iloc[0]) == pytest.approx(
+        features["influence"].max(), abs=5e-4
+    )
+    written = pd.read_csv(tmp_path / "edges.csv")
+    np.testing.assert_allclose(written["effect"], graph.edges["effect"])
+    # without the image beside it the graph has the whole width
+    assert graph.figure().layout.xaxis.domain == (0, 1)
 
 
 def test_wrong_numbers_are_refused(sources: Sources, direction: Tensor) -> None:

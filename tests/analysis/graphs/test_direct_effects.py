@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from assertions import tells_itself
 from builders import random_clt, tiny_clip
 from oracles.frozen_oracle import Held, double_clt, double_vit
 from torch import Tensor
@@ -46,6 +49,25 @@ def test_terms_sum_to_the_logit(kind: str, images: Tensor, directions: Tensor) -
     if kind == "per layer":
         off_diagonal = ~torch.eye(4, dtype=torch.bool)
         assert not found.terms[:, off_diagonal].any()
+
+
+def test_direct_effects_tell_themselves(images: Tensor, directions: Tensor, tmp_path: Path) -> None:
+    vit = double_vit()
+    clt = double_clt(vit)
+    effects = direct_effects(vit, clt, images[:2].double(), directions)
+    context = tells_itself(effects, tmp_path)
+    assert (context["tokens"], context["norms"]) == ("all", "held")
+    x = FrozenPass(vit, images[:2].double()).x
+    codes = [clt.encode(x[s], layer=s).l0().double().mean() for s in range(vit.cfg.n_layers)]
+    assert context["l0"] == pytest.approx(float(torch.stack(codes).mean()))
+    parts = effects.summary().set_index("image")
+    assert parts.loc[1, ["features", "errors", "patches", "bias"]].sum() == pytest.approx(
+        float(effects.logit[1])
+    )
+    table = effects.to_frame()
+    by_kind = table[table["image"] == 1].groupby("kind")["effect"].sum()
+    assert by_kind["error"] == pytest.approx(parts.loc[1, "errors"])
+    assert by_kind["source"] == pytest.approx(parts.loc[1, "features"])
 
 
 def test_an_effect_is_what_is_lost_when_everything_else_is_held(

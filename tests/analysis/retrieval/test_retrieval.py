@@ -154,7 +154,7 @@ def test_neighbours_are_those_of_a_dense_search(index, queries, tokens, space):
         np.testing.assert_allclose(neighbours.similarities, expected, atol=1e-11)
         np.testing.assert_array_equal(neighbours.labels, neighbours.rows % 3)
     few = index.search(described.take([4, 1]), 4, tokens=tokens, space=space)
-    np.testing.assert_array_equal(few[2].rows, found[2].of([4, 1]).rows)
+    np.testing.assert_array_equal(few[2].rows, found[2].take([4, 1]).rows)
 
 
 def test_faiss_stands_behind_the_same_interface(index, queries):
@@ -494,6 +494,26 @@ def test_consistency_is_a_study(index: RetrievalIndex, corpus, queries, tmp_path
     assert page.count('id="figure-') == 1 + 3 * 2
     alone = class_consistency(index, described, k=4)
     assert alone.extras() == {}
+
+
+def test_retrieved_images_tell_themselves(index: RetrievalIndex, corpus, queries, tmp_path):
+    shown = retrieve(index, index.describe(queries), queries, corpus, [4, 1], 2, tokens="patch")
+    context = tells_itself(shown, tmp_path)
+    assert [context[key] for key in ("data", "tokens", "trajectory", "query", "top")] == [
+        "q", "patch", "teacher", [4, 1], 2,
+    ]  # fmt: skip
+    frame = shown.to_frame()
+    same = (frame["label"] == frame["query_label"])[frame["layer"] == 3]
+    assert shown.metrics()[3].value == same.mean()
+    line = shown.shown().iloc[3]
+    assert (line["query"], line["layer"]) == (4, 3)
+    assert line["of its class"] == f"{int(same.iloc[:2].sum())} of 2"
+    nearest = frame.query("query == 4 and layer == 3").iloc[0]
+    assert line["nearest images (similarity)"].startswith(
+        f"{nearest['row']} ({nearest['similarity']:.3f})"
+    )
+    with pytest.raises(InputError, match="query holds 4 twice"):
+        retrieve(index, index.describe(queries), queries, corpus, [4, 4], 2)
 
 
 def test_neighbours_as_a_table(index: RetrievalIndex, corpus, queries):

@@ -15,31 +15,15 @@ from vit_clt.cli import main
 FEW = ["--limit", "12", "--corpus-limit", "30", "--layers", "0,7", "--top", "2", "--query", "3"]
 
 
-@pytest.fixture
-def clt(digits_clt: Path) -> str:
-    return str(digits_clt)
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
-    def run(*args: str) -> str:
-        out = tmp_path / "refused"
-        assert main(["retrieve", *args, "--out", str(out)]) == 2
-        assert not out.exists()
-        return capsys.readouterr().err.strip().splitlines()[-1]
-
-    return run
-
-
 def read(out: Path) -> tuple[dict, dict, pd.DataFrame]:
     document = json.loads((out / "metrics.json").read_text())
     named = {m["name"]: m for m in document["metrics"]}
     return document["context"], named, pd.read_csv(out / "retrieval.csv")
 
 
-def test_writes_and_keeps_its_index(clt: str, tmp_path: Path, capsys, monkeypatch):
+def test_writes_and_keeps_its_index(digits_clt: Path, tmp_path: Path, capsys, monkeypatch):
     kept, out = tmp_path / "index", tmp_path / "out"
-    args = ["retrieve", "--clt", clt, *FEW, "--index", str(kept)]
+    args = ["retrieve", "--clt", str(digits_clt), *FEW, "--index", str(kept)]
     assert main([*args, "--untrained", "--out", str(out)]) == 0
     context, named, frame = read(out)
     assert (context["corpus"], context["n_corpus"]) == ("digits (train)", 30)
@@ -75,10 +59,10 @@ def test_writes_and_keeps_its_index(clt: str, tmp_path: Path, capsys, monkeypatc
     )
 
 
-def test_queries_from_the_corpus_leave_their_own_row_out(clt: str, tmp_path: Path):
+def test_queries_from_the_corpus_leave_their_own_row_out(digits_clt: Path, tmp_path: Path):
     out = tmp_path / "out"
     args = ["--data", "digits", "--split", "train", "--tokens", "cls", *FEW]
-    assert main(["retrieve", "--clt", clt, *args, "--out", str(out)]) == 0
+    assert main(["retrieve", "--clt", str(digits_clt), *args, "--out", str(out)]) == 0
     context, _, _ = read(out)
     assert "left out of its own neighbours" in context["own_rows"]
     near = pd.read_csv(out / "neighbours.csv")
@@ -86,22 +70,24 @@ def test_queries_from_the_corpus_leave_their_own_row_out(clt: str, tmp_path: Pat
     assert (near["row"] != 3).all()
 
 
-def test_refused(clt: str, refused: Callable[..., str], tmp_path: Path, monkeypatch):
-    assert "query is 12; expected rows from 0 to 11" in refused(
-        "--clt", clt, "--limit", "12", "--query", "0", "12"
+def test_refused(digits_clt: Path, refused: Callable[..., str], tmp_path: Path, monkeypatch):
+    start = ["retrieve", "--clt", digits_clt]
+    assert "query is 12; expected images from 0 to 11" in refused(
+        *start, "--limit", "12", "--query", "0", "12"
     )
-    assert "--top is 31" in refused("--clt", clt, "--limit", "4", *FEW[2:], "--top", "31")
-    assert "layers contains 8" in refused("--clt", clt, *FEW, "--layers", "8")
-    kept = ["--clt", clt, *FEW, "--index", str(tmp_path / "index")]
-    assert main(["retrieve", *kept, "--out", str(tmp_path / "out")]) == 0
+    assert "--top is 0; expected at least 1" in refused(*start, *FEW, "--top", "0")
+    assert "--top is 31" in refused(*start, "--limit", "4", *FEW[2:], "--top", "31")
+    assert "layers contains 8" in refused(*start, *FEW, "--layers", "8")
+    kept = [*map(str, start), *FEW, "--index", str(tmp_path / "index")]
+    assert main([*kept, "--out", str(tmp_path / "out")]) == 0
     sentence = refused(*kept, "--corpus-limit", "31")
     assert "the index holds 30 images of digits (train); found 31" in sentence
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert "vit-clt[faiss]" in refused("--clt", clt, "--search", "faiss")
+    assert "vit-clt[faiss]" in refused(*start, "--search", "faiss")
 
 
 def test_a_file_that_is_its_own_split_needs_a_corpus(
-    clt: str, refused: Callable[..., str], tmp_path: Path, offline_datasets: None
+    digits_clt: Path, refused: Callable[..., str], tmp_path: Path, offline_datasets: None
 ):
     import datasets
     from PIL import Image
@@ -113,6 +99,6 @@ def test_a_file_that_is_its_own_split_needs_a_corpus(
     table = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]}, features=features)
     file = tmp_path / "images.parquet"
     table.to_parquet(str(file))
-    args = ["--clt", clt, "--data", f"parquet:{file}", "--query", "0"]
+    args = ["retrieve", "--clt", digits_clt, "--data", f"parquet:{file}", "--query", "0"]
     assert "corpus is missing" in refused(*args)
     assert "classes that are not the 2" in refused(*args, "--corpus", "digits")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_images_without_labels_and_a_single_image(digits_vit, zs, data) -> None:
         clt = random_clt(digits_vit, sparsifier)
         busy = int(codes_of(digits_vit, clt, images, 7).ne(0).sum((0, 1)).argmax())
         curve = steering_curve(
-            digits_vit, clt, images, zs, (7, busy), values=(2,), rows=[2], n_random=1
+            digits_vit, clt, images, zs, (7, busy), values=(2,), query=[2], n_random=1
         )
         assert set(curve.frame["measure"]) == {"probability", "logit", "kl"}
         assert (curve.n, curve.n_typical) == (1, 4)
@@ -317,7 +318,7 @@ def test_results_are_studies(digits_vit, clt, zs, data, tmp_path: Path) -> None:
         zs,
         (7, 1),
         values=(0, 2),
-        rows=[3, 1],
+        query=[3, 1],
         n_random=1,
         clt_name="a/b",
         seed=6,
@@ -352,10 +353,10 @@ def test_refused(digits_vit, clt, zs, data) -> None:
             *shared, (7, int(silent[0])), tokens="cls"
         ),
         "values are": lambda: steering_curve(*shared, (7, 1), values=(1, 1)),
-        "query is 10; expected rows from 0 to 9": lambda: steering_curve(
-            *shared, (7, 1), rows=[10]
+        "query is 10; expected images from 0 to 9": lambda: steering_curve(
+            *shared, (7, 1), query=[10]
         ),
-        "query holds a row twice": lambda: steering_curve(*shared, (7, 1), rows=[3, 3]),
+        "query holds 3 twice": lambda: steering_curve(*shared, (7, 1), query=[3, 3]),
         "n_random is 0": lambda: steering_curve(*shared, (7, 1), n_random=0),
         "other features that fire": lambda: steering_curve(*shared, (7, 1), n_random=48),
         'target is "eleven"': lambda: steering_search(*shared, "eleven"),
@@ -376,6 +377,7 @@ def test_the_command(
     digits_clt: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
 ) -> None:
     start = ["steer", "--clt", str(digits_clt), "--limit", "8", "--templates", "single"]
     out = tmp_path / "out"
@@ -387,9 +389,7 @@ def test_the_command(
         (["--search", "1", "--values", "2"], "--values is given with --search"),
         (["--search", "eleven"], 'search is "eleven", which fits no class name'),
     ):
-        assert main([*start, *args, "--out", str(out)]) == 2
-        assert message in capsys.readouterr().err.strip().splitlines()[-1]
-        assert not out.exists()
+        assert message in refused(*start, *args)
 
     args = ["--feature", "7:1", "--values", "-1", "2", "--query", "0", "3", "--random", "1"]
     assert main([*start, *args, "--out", str(out)]) == 0

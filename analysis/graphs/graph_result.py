@@ -1,0 +1,168 @@
+"""The attribution graph of one image: its nodes and edges, in tables and words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.analysis.reporting.tables import csv_table, rounded
+from vit_clt.choices import Norms
+from vit_clt.metrics import Metric
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Kind = Literal["logit", "feature", "error", "patch", "bias"]
+SHARES = ("kept_influence", "kept_effect", "completeness", "error_share", "unexpanded_share")
+"""The fields of `GraphMetadata` that say how much was dropped."""
+_SHOWN = 10  # features in the table made for reading
+
+
+@dataclass(frozen=True)
+class GraphMetadata:
+    """The image and the model that the graph describes, and how much of it was dropped."""
+
+    image: str
+    """Name of the image: data set and image number."""
+    target: str
+    """Name of the logit, such as its class."""
+    model: str
+    clt: str
+    logit: float
+    """The logit that the model computes; with norms held all its in-edges sum to it."""
+    norms: Norms
+    """Held or differentiated."""
+    l0: float
+    """Active features of this image per token row and source layer."""
+    n_layers: int
+    n_tokens: int
+    patch_grid: tuple[int, int]
+    """Patches down and across."""
+    n_active: int
+    """Active features of this image."""
+    n_expanded: int
+    """Active features whose in-edges were computed."""
+    n_candidates: int
+    """Nodes before pruning, the logit left out."""
+    kept_influence: float
+    """Share of the influence of all nodes that the nodes kept have."""
+    kept_effect: float
+    """Share of sum |direct effect on the logit| that the nodes kept have."""
+    completeness: float
+    """Share of a kept target's in-edges that come from kept nodes, averaged over targets with their
+    influence as weights."""
+    error_share: float
+    """Share in errors of the influence that ends in errors, patches, biases, or features whose
+    in-edges were not computed."""
+    unexpanded_share: float
+    """Share of that influence in features whose in-edges were not computed."""
+
+
+@dataclass(frozen=True)
+class AttributionGraph(Study):
+    """The nodes and edges that were kept of one graph."""
+
+    name = "attribution_graph"
+    extra_files = ("edges.csv",)
+
+    metadata: GraphMetadata
+    nodes: pd.DataFrame
+    """One row per node; node 0 is the logit. Columns: node (its number), kind, layer, token,
+    feature, value (logit, activation, or norm of an error or patch), effect (direct, on the logit),
+    total (also through other features, kept or not), influence; empty where a kind of node has no
+    such value."""
+    edges: pd.DataFrame
+    """One row per edge. Columns: source and target (node numbers), effect (on the target's value),
+    influence (that of the target, times the share of this edge among the target's in-edges)."""
+
+    def facts(self) -> Facts:
+        """The image and the CLT, on the teacher trajectory."""
+        graph = self.metadata
+        return Facts(
+            graph.image,
+            1,
+            "all",
+            "teacher",
+            graph.l0,
+            more={
+                "model": graph.model,
+                "clt": graph.clt,
+                "target": graph.target,
+                "norms": graph.norms,
+            },
+        )
+
+    def caption(self) -> str:
+        """The image, the logit, the CLT, and what was dropped."""
+        graph = self.metadata
+        return (
+            f"{graph.image}, N = 1: what drives {graph.target}, logit {graph.logit:.2f}; model "
+            f"{graph.model}, CLT {graph.clt}, L0 {graph.l0:.1f}; teacher trajectory, attention and "
+            f"active sets held, norms {graph.norms}; {len(self.nodes) - 2} of "
+            f"{graph.n_candidates - 1} nodes, with {100 * graph.kept_influence:.0f} % of all "
+            "influence"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """The nodes; `edges` is a table of its own."""
+        return self.nodes.copy()
+
+    def shown(self) -> pd.DataFrame:
+        """The ten features of largest influence, as text."""
+        features = self.nodes[self.nodes["kind"] == "feature"].nlargest(_SHOWN, "influence")
+        grid = self.metadata.patch_grid
+        table = pd.DataFrame(
+            {
+                "feature": [f"{r.feature} of layer {r.layer}" for r in features.itertuples()],
+                "token row": [patch_name(int(t), grid) for t in features["token"]],
+                "activation": features["value"].to_numpy(),
+                "direct effect": features["effect"].to_numpy(),
+                "with later features": features["total"].to_numpy(),
+                "influence": features["influence"].to_numpy(),
+            }
+        )
+        return rounded(table)
+
+    def notes(self) -> list[str]:
+        """How many features were followed, and where influence ends."""
+        graph = self.metadata
+        return [
+            f"Of {graph.n_active} active features {graph.n_expanded} were followed to "
+            f"what drives them. Of the influence that ends somewhere, "
+            f"{100 * graph.error_share:.0f} % ends in error nodes and "
+            f"{100 * graph.unexpanded_share:.0f} % in features not followed. The nodes "
+            f"kept have {100 * graph.kept_influence:.0f} % of all influence, "
+            f"{100 * graph.kept_effect:.0f} % of the absolute direct effects, and "
+            f"{100 * graph.completeness:.0f} % of what drives the nodes kept."
+        ]
+
+    def metrics(self) -> list[Metric]:
+        """The logit, and the shares that say how much was dropped."""
+        return [Metric("logit", self.metadata.logit, "logits", 1), *self.shares()]
+
+    def shares(self, prefix: str = "") -> list[Metric]:
+        """What was kept and what was dropped, as metrics whose names begin with `prefix`."""
+        graph = self.metadata
+        return [Metric(f"{prefix}{part}", getattr(graph, part), "fraction", 1) for part in SHARES]
+
+    def figure(self) -> go.Figure:
+        """Nodes and their strongest edges, layers bottom to top, token rows left to right."""
+        from vit_clt.analysis.graphs.graph_figure import graph_figure
+
+        return graph_figure(self)
+
+    def extras(self) -> Mapping[str, str]:
+        """The edges."""
+        return {"edges.csv": csv_table(self.edges)}
+
+
+def patch_name(token: int, grid: tuple[int, int]) -> str:
+    """ "CLS", or a patch's row and column."""
+    if token == 0:
+        return "CLS"
+    row, column = divmod(token - 1, grid[1])
+    return f"{row},{column}"
