@@ -19,7 +19,7 @@ from vit_clt.analysis.ablations.keep_drop import AblationOptions, term_sets
 from vit_clt.analysis.ablations.rankings import source_orders
 from vit_clt.analysis.contributions.scores import ContributionScores
 from vit_clt.analysis.stats.readings import Measure
-from vit_clt.choices import Ranking
+from vit_clt.choices import Ranking, ScoreKind
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
@@ -37,7 +37,7 @@ def keep_sets(
     zs: ZeroShot,
     *,
     k: int = 4,
-    scores: ContributionScores | None = None,
+    scores: ContributionScores | ScoreKind = "projection",
     **options: Unpack[AblationOptions],
 ) -> KeepSets:
     """Read the model with every set of k sources of one target kept; terms are computed once.
@@ -52,8 +52,8 @@ def keep_sets(
         zs: the zero-shot classifier.
         k: number of sources of a set, at least 1 and fewer than the target has. Where there are
             more than 10,000 sets, that many are drawn by `seed`.
-        scores: the ranking whose first k sources are the chosen set; by default projection scores
-            of the same images and rows.
+        scores: the ranking whose first k sources are the chosen set, or the kind of scores of the
+            same images and rows.
         **options: as in `keep_top_k`, with one target alone; the seed is that of the sample of sets
             too.
 
@@ -66,7 +66,7 @@ def keep_sets(
         raise InputError("target", f"is {len(study.targets)} layers; expected one.")
     [target], seed = study.targets, study.seed
     n_sources = check_k(k, target, vit.cfg.n_layers)
-    scores = scores or study.projection_scores()
+    scores = study.scores(scores)
     rankings: list[Ranking] = [scores.kind, "centred", "norm", "last", "bottom"]
     orders = source_orders(scores, [target], rankings, seed=seed)
     first_k = {o.ranking: tuple(sorted(o.sources[target][:k])) for o in orders}

@@ -23,7 +23,7 @@ from vit_clt.analysis.ablations.term_sets import REFERENCES
 from vit_clt.analysis.contributions.scores import ContributionScores
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, Reading
-from vit_clt.choices import Ranking
+from vit_clt.choices import Ranking, ScoreKind
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
@@ -199,7 +199,7 @@ def ablation_curves(
     data: ImageData,
     zs: ZeroShot,
     *,
-    scores: ContributionScores | None = None,
+    scores: ContributionScores | ScoreKind = "projection",
     rankings: Sequence[Ranking] | None = None,
     sources: Iterable[int] | None = None,
     draws: int = 5,
@@ -212,7 +212,7 @@ def ablation_curves(
         clt: its transcoder.
         data: labelled images.
         zs: the zero-shot classifier.
-        scores: scores to rank by; by default projection scores of the same images and rows.
+        scores: scores to rank by, or the kind of those of the same images and rows.
         rankings: kinds of score, "last" (deepest source first), "bottom" (lowest of `scores`
             first) or "random"; by default the kind of `scores`.
         sources: a set of source layers to keep, and to drop, beside the curves.
@@ -228,7 +228,7 @@ def ablation_curves(
     targets = list(study.targets)
     sources = None if sources is None else list(sources)
     given = None if sources is None else sources_at(targets, sources)
-    scores = scores or study.projection_scores()
+    scores = study.scores(scores)
     rankings = [scores.kind] if rankings is None else rankings
     orders = source_orders(scores, targets, rankings, draws=draws, seed=study.seed)
     points = [

@@ -16,7 +16,7 @@ from vit_clt.analysis.ablations.ablation import Ablation
 from vit_clt.analysis.ablations.rankings import rank_sources
 from vit_clt.analysis.ablations.term_sets import Targets, TermSets, target_list
 from vit_clt.analysis.contributions.scores import ContributionScores
-from vit_clt.choices import Fill, TokenKind, check_choice
+from vit_clt.choices import Fill, ScoreKind, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
@@ -50,7 +50,7 @@ def keep_top_k(
     zs: ZeroShot,
     *,
     k: int = 4,
-    scores: ContributionScores | None = None,
+    scores: ContributionScores | ScoreKind = "projection",
     **options: Unpack[AblationOptions],
 ) -> Ablation:
     """Keep the k sources with the highest signed score, drop the others.
@@ -61,8 +61,8 @@ def keep_top_k(
         data: labelled images.
         zs: the zero-shot classifier.
         k: number of sources; each of several targets keeps its own top k, or all it has.
-        scores: scores to rank by; by default projection scores of the same images and rows. Ties
-            go to the later layer.
+        scores: scores to rank by, or the kind of those of the same images and rows. Ties go to the
+            later layer.
         **options: target, tokens, fill, seed and progress (`AblationOptions`).
 
     Raises:
@@ -80,7 +80,7 @@ def drop_top_k(
     zs: ZeroShot,
     *,
     k: int = 4,
-    scores: ContributionScores | None = None,
+    scores: ContributionScores | ScoreKind = "projection",
     **options: Unpack[AblationOptions],
 ) -> Ablation:
     """Drop the k sources with the highest signed score, keep the others; see `keep_top_k`."""
@@ -172,14 +172,14 @@ def kept_sources(mode: Mode, sources_at: dict[int, list[int]]) -> dict[int, list
     }
 
 
-def _top_k(study: TermSets, mode: Mode, k: int, scores: ContributionScores | None) -> Ablation:
+def _top_k(study: TermSets, mode: Mode, k: int, scores: ContributionScores | ScoreKind) -> Ablation:
     deepest = max(study.targets)
     if not 0 <= k <= deepest + 1:
         raise InputError(
             "k", f"is {k}; layer {deepest} has {deepest + 1} sources, expected 0 to that."
         )
-    scores = scores or study.projection_scores()
-    return _read(study, mode, {t: rank_sources(scores, t)[:k] for t in study.targets})
+    ranking = study.scores(scores)
+    return _read(study, mode, {t: rank_sources(ranking, t)[:k] for t in study.targets})
 
 
 def _read(study: TermSets, mode: Mode, sources: dict[int, list[int]]) -> Ablation:

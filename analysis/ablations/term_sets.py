@@ -22,7 +22,7 @@ from vit_clt.analysis.contributions.scores import ContributionScores, contributi
 from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.analysis.stats.means import PositionMean
 from vit_clt.analysis.stats.readings import Readings, gather_readings
-from vit_clt.choices import Fill, TokenKind
+from vit_clt.choices import Fill, ScoreKind, TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
@@ -147,10 +147,12 @@ class TermSets:
                 loss[i] += outcome.loss.double().sum()
         return right / len(self.data), loss / len(self.data)
 
-    def projection_scores(self) -> ContributionScores:
-        """Projection scores of the same images and rows, by which sources are ranked by default."""
+    def scores(self, scores: ContributionScores | ScoreKind) -> ContributionScores:
+        """The scores as given, or of this kind on the same images and rows."""
+        if not isinstance(scores, str):
+            return scores
         return contribution_scores(
-            self.vit, self.clt, self.data, tokens=self.tokens, progress=self.progress
+            self.vit, self.clt, self.data, tokens=self.tokens, kind=scores, progress=self.progress
         )
 
     def measured(self) -> dict[str, Any]:

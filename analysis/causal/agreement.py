@@ -12,12 +12,17 @@ import pandas as pd
 
 from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.causal.targets import PATHS, Path
-from vit_clt.analysis.contributions.scores import ContributionScores
+from vit_clt.analysis.contributions.moments import contribution_moments
+from vit_clt.analysis.contributions.scores import ContributionScores, score
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.ranks import Agreement, RankAgreement, rank_agreement, row_agreement
+from vit_clt.choices import ScoreKind
+from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
+from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
+from vit_clt.transcoder.model import CrossLayerTranscoder
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -124,6 +129,31 @@ def causal_agreement(
     return CausalAgreement(effects, by_comparison, scores[0].l0, clt)
 
 
+def clt_agreement(
+    effects: CausalEffects,
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    name: str = "CLT",
+    *,
+    progress: bool = False,
+) -> CausalAgreement:
+    """`causal_agreement` with the centred and the projection scores of a CLT.
+
+    Args:
+        effects: effects in `vit` on `data`.
+        vit: the model.
+        clt: its transcoder.
+        data: the images.
+        name: name of the CLT.
+        progress: show a progress bar.
+    """
+    moments = contribution_moments(vit, clt, data, progress=progress)
+    kinds: tuple[ScoreKind, ...] = ("centred", "projection")
+    scores = [score(moments, tokens=effects.tokens, kind=kind) for kind in kinds]
+    return causal_agreement(effects, scores, name)
+
+
 def score_agreement(
     effects: CausalEffects, scores: Sequence[ContributionScores]
 ) -> dict[str, RankAgreement]:
@@ -141,8 +171,8 @@ def score_agreement(
         InputError: the scores are of other rows or images than the effects.
     """
     by_comparison = {}
-    for score in scores:
-        measured = (score.tokens, score.data, score.n_images)
+    for one in scores:
+        measured = (one.tokens, one.data, one.n_images)
         expected = (effects.tokens, effects.data, effects.n)
         if measured != expected:
             raise InputError(
@@ -150,9 +180,9 @@ def score_agreement(
                 f"were measured on {measured[0]} rows of {measured[1]} (N = {measured[2]}); "
                 f"expected {expected[0]} of {expected[1]} (N = {expected[2]}), as the effects.",
             )
-        matrix = score.matrix.numpy()
+        matrix = one.matrix.numpy()
         for path in PATHS:
-            by_comparison[f"{score.kind} C, {path} effect on y"] = rank_agreement(
+            by_comparison[f"{one.kind} C, {path} effect on y"] = rank_agreement(
                 matrix,
                 effects.matrix(path),
                 effect_draws=effects.draws(path),
@@ -161,7 +191,7 @@ def score_agreement(
         if effects.readings is not None:
             for path in PATHS:
                 rise, draws = effects.loss_rise(path)
-                by_comparison[f"{score.kind} C, {path} effect on loss"] = row_agreement(
+                by_comparison[f"{one.kind} C, {path} effect on loss"] = row_agreement(
                     matrix[-1], rise, effect_draws=draws, seed=effects.seed
                 )
     return by_comparison

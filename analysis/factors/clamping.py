@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.analysis.factors.edited_sets import EditedSets
+from vit_clt.analysis.reporting.study import Facts
 from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
 from vit_clt.analysis.stats.names import layers_text
-from vit_clt.choices import Region
 from vit_clt.hooks.rows import REGION_NAMES
 from vit_clt.metrics import Metric
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-@dataclass(frozen=True)
-class Clamp(Study):
+@dataclass(frozen=True, kw_only=True)
+class Clamp(EditedSets):
     """How often the answer follows, per version of the model.
 
     The versions are "original" (unaltered), "own" (the group at the means of the image's own
@@ -48,22 +48,10 @@ class Clamp(Study):
     """The value that each image is clamped to."""
     factor: str
     """Name of the factor."""
-    n_features: int
-    """Features in the group, over all its layers."""
-    overlap: float
-    """Share of the group that is also in a random set, as a mean over sets."""
-    layers: list[int]
-    region: Region
-    l0: float
-    """Active features per row of the region and layer, over the layers of all sets."""
     chance: float
     """Share of images that would move by a random guess: 1 / number of classes."""
-    templates: str
     source: str
     """Name of the images that the mean codes come from."""
-    data: str
-    split: str | None
-    seed: int
 
     @property
     def n(self) -> int:
@@ -94,24 +82,9 @@ class Clamp(Study):
         return pd.DataFrame(rows)
 
     def facts(self) -> Facts:
-        """Images, region and settings; codes come from the altered stream."""
-        return Facts(
-            self.data,
-            self.n,
-            self.region,
-            "stream with error nodes",
-            self.l0,
-            split=self.split,
-            fill=f"mean codes by {self.factor}",
-            seed=self.seed,
-            more={
-                "templates": self.templates,
-                "factor": self.factor,
-                "source": self.source,
-                "layers": self.layers,
-                "n_features": self.n_features,
-                "overlap": self.overlap,
-            },
+        """Images, region, and the codes that the group is set to."""
+        return self.facts_with(
+            f"mean codes by {self.factor}", factor=self.factor, source=self.source
         )
 
     def caption(self) -> str:

@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from vit_clt.analysis.factors.anova import Cells
 from vit_clt.analysis.factors.clamping import Clamp
+from vit_clt.analysis.factors.edited_sets import measured_on
 from vit_clt.analysis.factors.selectivity_study import factor_values
 from vit_clt.analysis.factors.sets import (
     FeatureSet,
     active_codes,
     compared_sets,
-    overlap,
     with_codes,
 )
 from vit_clt.choices import Region
@@ -135,25 +135,18 @@ def clamp(
         {name: torch.cat(parts).double().numpy() for name, parts in by_version.items()}
         for by_version in outcomes.values()
     )
+    l0 = n_active / (len(data) * len(rows) * len(layers))
     return Clamp(
-        moved,
-        stayed,
-        moved_loss,
-        stayed_loss,
-        origin,
-        known[aim],
-        factor,
-        sum(map(len, group.values())),
-        overlap(group, randoms),
-        sorted(group),
-        region,
-        n_active / (len(data) * len(rows) * len(layers)),
-        1 / len(zs.class_names),
-        zs.name,
-        source.name,
-        data.name,
-        data.split,
-        seed,
+        moved=moved,
+        stayed=stayed,
+        moved_loss=moved_loss,
+        stayed_loss=stayed_loss,
+        origin=origin,
+        target=known[aim],
+        factor=factor,
+        chance=1 / len(zs.class_names),
+        source=source.name,
+        **measured_on(group, randoms, region, l0, zs, data, seed),
     )
 
 

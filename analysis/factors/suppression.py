@@ -19,9 +19,10 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from vit_clt.analysis.factors.anova import Cells
+from vit_clt.analysis.factors.edited_sets import EditedSets, measured_on
 from vit_clt.analysis.factors.selectivity_study import factor_values
-from vit_clt.analysis.factors.sets import FeatureSet, active_codes, compared_sets, overlap
-from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.analysis.factors.sets import FeatureSet, active_codes, compared_sets
+from vit_clt.analysis.reporting.study import Facts
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.names import layers_text
 from vit_clt.analysis.stats.readings import MEASURES, UNITS, Readings, gather_readings
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-@dataclass(frozen=True)
-class Suppression(Study):
+@dataclass(frozen=True, kw_only=True)
+class Suppression(EditedSets):
     """Accuracy and loss of the model without the group, and without each set of random features."""
 
     name = "suppression"
@@ -58,19 +59,11 @@ class Suppression(Study):
     """Values of both factors."""
     factors: tuple[str, str]
     """Names of both factors."""
-    n_features: int
-    """Features in the group, over all its layers."""
-    overlap: float
-    """Share of the group that is also in a random set, as a mean over sets."""
-    layers: list[int]
-    region: Region
-    l0: float
-    """Active features per row of the region and layer, over the layers of all sets."""
-    templates: str
-    data: str
-    split: str | None
-    n: int
-    seed: int
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return self.readings.n
 
     @property
     def randoms(self) -> list[str]:
@@ -106,24 +99,8 @@ class Suppression(Study):
         return pd.DataFrame(rows)
 
     def facts(self) -> Facts:
-        """Images, region and settings; codes come from the altered stream."""
-        return Facts(
-            self.data,
-            self.n,
-            self.region,
-            "stream with error nodes",
-            self.l0,
-            split=self.split,
-            fill="zero",
-            seed=self.seed,
-            more={
-                "templates": self.templates,
-                "factors": list(self.factors),
-                "layers": self.layers,
-                "n_features": self.n_features,
-                "overlap": self.overlap,
-            },
-        )
+        """Images, region, and both factors."""
+        return self.facts_with("zero", factors=list(self.factors))
 
     def caption(self) -> str:
         """The features that are suppressed, the region, and the comparison."""
@@ -255,22 +232,14 @@ def suppress(
     def gathered(name: str, field: str) -> np.ndarray:
         return torch.cat([getattr(o, field) for o in outcomes[name]]).double().numpy()
 
+    l0 = n_active / (len(data) * len(rows) * len(layers))
     return Suppression(
-        gather_readings(outcomes, seed),
-        {name: by_cell(gathered(name, "correct")) for name in outcomes},
-        {name: by_cell(gathered(name, "loss")) for name in outcomes},
-        {name: by_cell(np.concatenate(parts)) for name, parts in active.items()},
-        cells.counts.reshape(cells.shape).astype(float),
-        (cells.values[0].tolist(), cells.values[1].tolist()),
-        factors,
-        sum(map(len, group.values())),
-        overlap(group, randoms),
-        sorted(group),
-        region,
-        n_active / (len(data) * len(rows) * len(layers)),
-        zs.name,
-        data.name,
-        data.split,
-        len(data),
-        seed,
+        readings=gather_readings(outcomes, seed),
+        correct={name: by_cell(gathered(name, "correct")) for name in outcomes},
+        loss={name: by_cell(gathered(name, "loss")) for name in outcomes},
+        activity={name: by_cell(np.concatenate(parts)) for name, parts in active.items()},
+        counts=cells.counts.reshape(cells.shape).astype(float),
+        values=(cells.values[0].tolist(), cells.values[1].tolist()),
+        factors=factors,
+        **measured_on(group, randoms, region, l0, zs, data, seed),
     )

@@ -38,7 +38,7 @@ class Check:
     """The rule, and why it must hold."""
     where: str
     """Tables and rows that it was checked on."""
-    found: str
+    outcome: str
     """The numbers in the tables."""
     holds: bool | None
     """Whether the rule holds; None where a number that it needs is missing."""

@@ -262,7 +262,7 @@ def _paper_section() -> Section:
         {
             "what must hold": check.rule,
             "where": check.where,
-            "found": check.found,
+            "found": check.outcome,
             "by": "unknown" if check.holds is None else f"{check.mismatch:g} {check.unit}",
         }
         for check in listed

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from vit_clt.analysis.reporting.study import Facts, Study
-from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.reporting.study import Facts
 from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.steering.result import SteeringStudy
 from vit_clt.analysis.steering.versions import STEERED, Steered
 from vit_clt.analysis.steering.wording import (
-    COMPARED,
     MIXED_ROWS,
     change_text,
     edits_text,
     rows_name,
 )
 from vit_clt.choices import EditKind
-from vit_clt.hooks import Rows
 from vit_clt.metrics import Metric
 
 if TYPE_CHECKING:
@@ -30,11 +28,9 @@ if TYPE_CHECKING:
 UNSTEERED = "unsteered"
 
 
-@dataclass(frozen=True)
-class SteeringCurve(Study):
+@dataclass(frozen=True, kw_only=True)
+class SteeringCurve(SteeringStudy):
     """Measures of the model at every strength of the steered features."""
-
-    name = "steering"
 
     frame: pd.DataFrame
     """One row per version ("unsteered", "steered", "random j"), strength and measure. Columns:
@@ -49,33 +45,19 @@ class SteeringCurve(Study):
     kind: EditKind
     strengths: list[float]
     """Multiples of the typical activation (clamp), or factors on z (scale)."""
-    tokens: Rows
     only_active: bool
     target: int | None
     """Class compared with the random features; None for the one whose probability changes most."""
     query: list[int]
     """Numbers of the images of `data` that are measured; empty where all are."""
     class_names: list[str]
-    templates: str
-    data: str
-    split: str | None
-    subject: Subject
-    l0: float
-    """Active features per row and steered layer of the unsteered model, over all of `data`."""
-    n: int
-    """Number of images measured."""
     n_typical: int
     """Number of images that typical activations and firing rates were measured on."""
-    seed: int
 
     @property
     def labelled(self) -> bool:
         """Whether accuracy and loss are known."""
         return bool((self.frame["measure"] == "loss").any())
-
-    def to_frame(self) -> pd.DataFrame:
-        """Every number; accuracies and probabilities are fractions, losses and KL nats."""
-        return self.frame.copy()
 
     @property
     def unit(self) -> str:
@@ -93,26 +75,13 @@ class SteeringCurve(Study):
         return ranked[:n]
 
     def facts(self) -> Facts:
-        """Images, features and edits; everything downstream is recomputed."""
-        return Facts(
-            self.data,
-            self.n,
-            self.tokens if isinstance(self.tokens, str) else rows_name(self.tokens),
-            "stream",
-            self.l0,
-            split=self.split,
-            seed=self.seed,
-            more={
-                "features": [f"{s}:{i}" for s, i in self.steered.features],
-                "search": None,
-                "kind": self.kind,
-                "only_active": self.only_active,
-                "query": self.query,
-                "templates": self.templates,
-                "model": self.subject.model,
-                "clt": self.subject.clt,
-                **COMPARED,
-            },
+        """Images, features and edits."""
+        return self.facts_with(
+            features=[f"{s}:{i}" for s, i in self.steered.features],
+            search=None,
+            kind=self.kind,
+            only_active=self.only_active,
+            query=self.query,
         )
 
     def caption(self) -> str:

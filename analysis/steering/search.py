@@ -157,7 +157,7 @@ def steering_search(
         baseline=before,
         agreement=agreement,
         slope=_slope(predicted, measured, contrast_draws),
-        asked=str(target),
+        request=str(target),
         target=zs.class_names[label],
         label=label,
         tokens=tokens,

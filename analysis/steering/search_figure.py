@@ -51,7 +51,7 @@ def search_figure(search: SteeringSearch) -> go.Figure:
                     legendgroup=name,
                     showlegend=first,
                     marker={"color": colour, "opacity": 0.75},
-                    customdata=[f"{s}:{i}" for s, i in search.found],
+                    customdata=[f"{s}:{i}" for s, i in search.candidates],
                     hovertemplate=f"%{{customdata}} {name}: %{{x:.4g}}<extra></extra>",
                 ),
                 row=1,
@@ -94,10 +94,10 @@ def search_figure(search: SteeringSearch) -> go.Figure:
                     row=1,
                     col=column,
                 )
-    n = len(search.found)
+    n = len(search.candidates)
     figure.update_yaxes(
         tickvals=list(range(n)),
-        ticktext=[f"{s}:{i}" for s, i in search.found],
+        ticktext=[f"{s}:{i}" for s, i in search.candidates],
         range=[n - 0.4, -0.6],
         showgrid=False,
     )

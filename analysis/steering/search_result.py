@@ -9,26 +9,23 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from vit_clt.analysis.reporting.study import Facts, Study
-from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.reporting.study import Facts
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.ranks import Agreement
 from vit_clt.analysis.steering.readings import STEERED_UNITS
+from vit_clt.analysis.steering.result import SteeringStudy
 from vit_clt.analysis.steering.scaled_features import SCALES
 from vit_clt.analysis.steering.versions import Feature
-from vit_clt.analysis.steering.wording import COMPARED, change_text, edits_text, rows_name
-from vit_clt.hooks import Rows
+from vit_clt.analysis.steering.wording import change_text, edits_text, rows_name
 from vit_clt.metrics import Metric
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-@dataclass(frozen=True)
-class SteeringSearch(Study):
+@dataclass(frozen=True, kw_only=True)
+class SteeringSearch(SteeringStudy):
     """The features found, and the effect of steering each beside that of random features."""
-
-    name = "steering"
 
     frame: pd.DataFrame
     """One row per feature and scale: candidate (its rank, from 0), role ("found" or "random"),
@@ -46,28 +43,18 @@ class SteeringSearch(Study):
     slope: Interval
     """Slope of measured (m) on predicted (p) changes of contrast over the features found, each
     suppressed: sum m p / sum p^2. Its interval takes predictions as given; NaN where all are 0."""
-    asked: str
+    request: str
     """The class as it was asked for."""
     target: str
     label: int
-    tokens: Rows
-    l0: float
-    """Active features per row and layer on the ranking half (teacher trajectory)."""
     n_searched: int
     """Features that fire on the ranking half, over all layers."""
     n_ranked: int
     """Images that the ranking is computed on."""
-    n: int
-    """Images that steering is measured on."""
-    data: str
-    split: str | None
-    subject: Subject
-    templates: str
-    seed: int
 
     @property
-    def found(self) -> list[Feature]:
-        """The features found, in order of |effect|."""
+    def candidates(self) -> list[Feature]:
+        """The features found by the search, in order of |effect|."""
         rows = self.frame[(self.frame["role"] == "found") & (self.frame["scale"] == SCALES[0])]
         return list(zip(rows["layer"].tolist(), rows["feature"].tolist(), strict=True))
 
@@ -82,31 +69,10 @@ class SteeringSearch(Study):
         rows = f[(f["role"] == "random") & (f["candidate"] == candidate) & (f["scale"] == scale)]
         return float(rows[measure].mean())
 
-    def to_frame(self) -> pd.DataFrame:
-        """Every number."""
-        return self.frame.copy()
-
     def facts(self) -> Facts:
-        """Images that are measured, class, and what the numbers are compared with."""
-        return Facts(
-            self.data,
-            self.n,
-            self.tokens if isinstance(self.tokens, str) else rows_name(self.tokens),
-            "stream",
-            self.l0,
-            split=self.split,
-            seed=self.seed,
-            more={
-                "features": [],
-                "search": self.asked,
-                "kind": "scale",
-                "only_active": False,
-                "query": [],
-                "templates": self.templates,
-                "model": self.subject.model,
-                "clt": self.subject.clt,
-                **COMPARED,
-            },
+        """Images that are measured, and the class."""
+        return self.facts_with(
+            features=[], search=self.request, kind="scale", only_active=False, query=[]
         )
 
     def caption(self) -> str:
@@ -155,7 +121,7 @@ class SteeringSearch(Study):
             return "Too few features to say whether prediction and measurement agree."
         return (
             f"Spearman of predicted and measured change of the logit contrast, suppressed, over "
-            f"{len(self.found)} features: {a.value:.2f} ({a.value.low:.2f} to "
+            f"{len(self.candidates)} features: {a.value:.2f} ({a.value.low:.2f} to "
             f"{a.value.high:.2f} over images of the measuring half, predictions held); predictions "
             f"permuted: {a.floor.low:.2f} to {a.floor.high:.2f}. Slope of measured on "
             f"predicted: {self.slope.text('.2f')}."

@@ -38,25 +38,19 @@ class Ablate(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
 
     def run(self) -> None:
         """Ablate, draw, and report."""
-        from vit_clt.analysis import ablation_curves, contribution_scores
+        from vit_clt.analysis import ablation_curves
         from vit_clt.analysis.ablations.curves import AblationCurves
-        from vit_clt.analysis.ablations.keep_drop import sources_at
-        from vit_clt.analysis.ablations.term_sets import target_list
 
         folder = self.folder_of(AblationCurves)
         target = _target(self.target)
         sources = None if self.sources is None else layer_numbers(self.sources, "sources")
         vit, clt, data = self.load_all(self.device)
-        zs = self.zero_shot(vit, data)
-        sources_at(target_list(target, vit.cfg.n_layers), sources or [])
         curves = ablation_curves(
             vit,
             clt,
             data,
-            zs,
-            scores=contribution_scores(
-                vit, clt, data, tokens=self.tokens, kind=self.kind, progress=True
-            ),
+            self.zero_shot(vit, data),
+            scores=self.kind,
             rankings=self.rankings or None,
             sources=sources,
             draws=self.draws,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from vit_clt.choices import Fill, ScoreKind, Site, TokenKind
+from vit_clt.choices import Fill, Site, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
     ModelOptions,
@@ -47,8 +47,8 @@ class Causal(PromptOptions, ModelOptions, StudyOptions, SeedOptions):
 
     def run(self) -> None:
         """Ablate, draw, and report."""
-        from vit_clt.analysis import causal_effects, contribution_moments, score
-        from vit_clt.analysis.causal.agreement import CausalAgreement, causal_agreement
+        from vit_clt.analysis import causal_effects
+        from vit_clt.analysis.causal.agreement import clt_agreement
         from vit_clt.analysis.causal.effects import CausalEffects
         from vit_clt.analysis.stats.names import layer_sets
 
@@ -66,13 +66,11 @@ class Causal(PromptOptions, ModelOptions, StudyOptions, SeedOptions):
             seed=self.seed,
             progress=True,
         )
-        study: CausalEffects | CausalAgreement = effects
-        if clt is not None and self.clt is not None:
-            moments = contribution_moments(vit, clt, data, progress=True)
-            kinds: tuple[ScoreKind, ...] = ("centred", "projection")
-            scores = [score(moments, tokens=self.tokens, kind=kind) for kind in kinds]
-            study = causal_agreement(effects, scores, self.clt)
-        self.report(folder, study, "causal")
+        if clt is None:
+            self.report(folder, effects, "causal")
+        else:
+            study = clt_agreement(effects, vit, clt, data, str(self.clt), progress=True)
+            self.report(folder, study, "causal")
 
     def _load(self) -> tuple[HookedViT, CrossLayerTranscoder | None, ImageData]:
         if self.clt is not None:

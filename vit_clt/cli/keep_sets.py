@@ -28,23 +28,18 @@ class KeepSets(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
 
     def run(self) -> None:
         """Read every set, draw, and report."""
-        from vit_clt.analysis import contribution_scores, keep_sets
-        from vit_clt.analysis.ablations.all_sets import check_k
+        from vit_clt.analysis import keep_sets
         from vit_clt.analysis.ablations.all_sets_result import KeepSets as AllSets
 
         folder = self.folder_of(AllSets)
         vit, clt, data = self.load_all(self.device)
-        zs = self.zero_shot(vit, data)
-        check_k(self.k, self.target, vit.cfg.n_layers)
         result = keep_sets(
             vit,
             clt,
             data,
-            zs,
+            self.zero_shot(vit, data),
             k=self.k,
-            scores=contribution_scores(
-                vit, clt, data, tokens=self.tokens, kind=self.kind, progress=True
-            ),
+            scores=self.kind,
             target=self.target,
             tokens=self.tokens,
             fill=self.fill,

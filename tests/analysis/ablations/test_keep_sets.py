@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib import import_module
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -349,9 +350,10 @@ def test_the_kind_of_the_scores_chooses(study: Study) -> None:
         ({"k": 8}, "k is 8"),
         ({"k": 3, "target": 2}, "k is 3; layer 2 has 3 sources"),
         ({"k": 1, "target": 8}, "layers contains 8"),
+        ({"k": 1, "target": [3, 5]}, "target is 2 layers; expected one"),
     ],
 )
-def test_bad_sets_are_refused(study: Study, options: dict[str, int], message: str) -> None:
+def test_bad_sets_are_refused(study: Study, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         keep_sets(*study, scores=study.scores, **options)
 

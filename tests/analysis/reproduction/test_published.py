@@ -102,11 +102,11 @@ def test_what_is_inconsistent_is_found() -> None:
     assert "coco ViT-B/16" in no_op.where
     assert no_op.mismatch == pytest.approx(0.06)
     (falls,) = about("improves as more layers", wrong)
-    assert "18 of 18" in falls.found
+    assert "18 of 18" in falls.outcome
     assert falls.mismatch == pytest.approx(80.42 - 60.26)
     (table_5,) = about("Accuracy changes of table 5", wrong)
     assert table_5.mismatch == pytest.approx(11.1 - (61.65 - 51.12))
-    assert "relu_topk misses by up to 0.57" in table_5.found
+    assert "relu_topk misses by up to 0.57" in table_5.outcome
     assert len(about("near-identical", wrong)) == 1
     assert len(wrong) == 4
 
@@ -116,7 +116,7 @@ def test_a_missing_baseline_is_said() -> None:
     found = about("patch rows of the last layer", checks(baselines=known))
     missing = [check for check in found if "imagenet100" in check.where]
     assert [check.holds for check in missing] == [None, None]
-    assert all("no baseline" in check.found for check in missing)
+    assert all("no baseline" in check.outcome for check in missing)
     assert np.isnan(baseline_of(known, "imagenet100", "ViT-B/32"))
 
 
@@ -165,7 +165,7 @@ def test_conclusions_follow_from_the_tables() -> None:
     falls = [-change for change in changes if change < 0]
     (mixed,) = about(rule, checks(cascade=cascade))
     assert mixed.holds is False
-    assert mixed.found == (
+    assert mixed.outcome == (
         f"accuracy falls in 17 of 18 columns, by {np.mean(falls):.1f} points there on average and "
         f"up to {max(falls):.1f}"
     )
@@ -173,12 +173,12 @@ def test_conclusions_follow_from_the_tables() -> None:
     cascade.loc[patch, "top1_percent"] = 80.0 - cascade.loc[patch, "first_layer"]
     (held,) = about(rule, checks(cascade=cascade))
     assert (held.holds, held.mismatch) == (True, 0)
-    assert held.found == "accuracy falls in 0 of 18 columns"
+    assert held.outcome == "accuracy falls in 0 of 18 columns"
 
     table_5 = paper_faithfulness()
     table_5.loc[6, "delta_top1_points"] = table_5.loc[6, "flip_percent"] + 2
     (more,) = about("cannot change by more", checks(faithfulness=table_5))
-    assert (more.holds, more.found) == (False, "it changes by up to 2.0 points more")
+    assert (more.holds, more.outcome) == (False, "it changes by up to 2.0 points more")
 
 
 def test_table_5_fits_where_it_was_made_from_the_others() -> None:
@@ -188,7 +188,7 @@ def test_table_5_fits_where_it_was_made_from_the_others() -> None:
     table_5["delta_top1_points"] = (own["top1_percent"] - 61.65).to_numpy()
     (check,) = about("Accuracy changes of table 5", checks(faithfulness=table_5))
     assert check.holds
-    assert check.found.startswith("abs_topk fits: abs_topk misses by up to 0.00")
+    assert check.outcome.startswith("abs_topk fits: abs_topk misses by up to 0.00")
 
 
 @given(st.integers(1, 20_000), st.lists(st.floats(0, 1), min_size=1, max_size=5))

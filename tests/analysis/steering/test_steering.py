@@ -243,7 +243,7 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
         written = torch.einsum("tfd,tbd->bf", clt.W_dec[s].double(), gradients[s:])
         effects[s] = (z * written).mean(0)
     best = effects.abs().flatten().argsort(descending=True)[:4]
-    assert search.found == [divmod(int(at), 48) for at in best]
+    assert search.candidates == [divmod(int(at), 48) for at in best]
     frame = search.to_frame()
     at = torch.tensor(frame["layer"]), torch.tensor(frame["feature"])
     np.testing.assert_allclose(frame["effect"], effects[at], rtol=1e-3, atol=1e-6)
@@ -277,11 +277,11 @@ def test_a_search_predicts_on_one_half_and_measures_on_the_other(digits_vit, clt
     # a random feature beside each: the same layer, never one of those found
     random = frame.query("role == 'random' and scale == 0")
     assert random["layer"].tolist() == suppressed["layer"].tolist()
-    assert not set(zip(random["layer"], random["feature"], strict=True)) & set(search.found)
+    assert not set(zip(random["layer"], random["feature"], strict=True)) & set(search.candidates)
     assert search.random_mean(1, 0, "contrast") == random["contrast"].iloc[1]
     first, beside = frame.iloc[0], random.iloc[0]
     changes = []
-    for s, i in search.found[0], (beside["layer"], beside["feature"]):
+    for s, i in search.candidates[0], (beside["layer"], beside["feature"]):
         found = logits_of(digits_vit, clt, zs, images, [Edit(int(s), int(i), "scale", 0, "cls")])
         changes.append((found - clean)[:, label] - (found - clean)[:, others].mean(1))
     past = (changes[0] - changes[1]).numpy()
@@ -304,7 +304,7 @@ def test_a_silent_feature_is_never_found(digits_vit, zs, data) -> None:
     clt.b_enc.data[:7] -= 1000
     # patch rows of the last layer move nothing: every effect is 0, those of silent features too
     search = steering_search(digits_vit, clt, data, zs, 1, top=3, n_random=1, tokens="patch")
-    assert [s for s, _ in search.found] == [7, 7, 7]
+    assert [s for s, _ in search.candidates] == [7, 7, 7]
     assert (search.frame["rate"] > 0).all()
     assert (search.frame["effect"] == 0).all()
     assert np.isnan(search.slope)
