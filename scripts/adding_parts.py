@@ -89,7 +89,7 @@ def features(folder: OutputFolder, png: bool, place: str) -> None:
                 test,
                 zs,
                 group,
-                source=train,
+                mean_data=train,
                 randoms=randoms,
                 factor=side,
                 other="right" if side == "left" else "left",

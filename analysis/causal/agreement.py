@@ -109,14 +109,14 @@ class CausalAgreement(Study):
 
 
 def causal_agreement(
-    effects: CausalEffects, scores: Sequence[ContributionScores], clt: str = "CLT"
+    effects: CausalEffects, scores: Sequence[ContributionScores], clt_name: str = "CLT"
 ) -> CausalAgreement:
     """Compare contribution scores of a CLT, and a ranking by depth alone, with causal effects.
 
     Args:
         effects: effects in the model the CLT was trained on.
         scores: scores of one or several kinds, of the same images and rows.
-        clt: name of the CLT.
+        clt_name: name of the CLT.
 
     Raises:
         InputError: there are no scores, or they are of other rows or images than the effects.
@@ -126,7 +126,7 @@ def causal_agreement(
     by_comparison = score_agreement(effects, scores)
     for path in PATHS:
         by_comparison[f"depth alone, {path} effect on y"] = depth_agreement(effects, path)
-    return CausalAgreement(effects, by_comparison, scores[0].l0, clt)
+    return CausalAgreement(effects, by_comparison, scores[0].l0, clt_name)
 
 
 def clt_agreement(
@@ -134,7 +134,7 @@ def clt_agreement(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    name: str = "CLT",
+    clt_name: str = "CLT",
     *,
     progress: bool = False,
 ) -> CausalAgreement:
@@ -145,13 +145,13 @@ def clt_agreement(
         vit: the model.
         clt: its transcoder.
         data: the images.
-        name: name of the CLT.
+        clt_name: name of the CLT.
         progress: show a progress bar.
     """
     moments = contribution_moments(vit, clt, data, progress=progress)
     kinds: tuple[ScoreKind, ...] = ("centred", "projection")
     scores = [score(moments, tokens=effects.tokens, kind=kind) for kind in kinds]
-    return causal_agreement(effects, scores, name)
+    return causal_agreement(effects, scores, clt_name)
 
 
 def score_agreement(

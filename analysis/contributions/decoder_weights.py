@@ -143,12 +143,12 @@ class DecoderNorms(Study):
 
 
 @torch.no_grad()
-def decoder_norms(clt: CrossLayerTranscoder, name: str = "CLT") -> DecoderNorms:
+def decoder_norms(clt: CrossLayerTranscoder, clt_name: str = "CLT") -> DecoderNorms:
     """Norm of every connection of a CLT, and how it is spread over features.
 
     Args:
         clt: the transcoder.
-        name: its name in tables and captions.
+        clt_name: its name in tables and captions.
     """
     n, n_features = clt.config.n_layers, clt.config.n_features
     n_top = ceil(TOP_SHARE * n_features)
@@ -160,4 +160,4 @@ def decoder_norms(clt: CrossLayerTranscoder, name: str = "CLT") -> DecoderNorms:
             norm[l, s] = total.sqrt()
             effective[l, s] = total.square() / (n_features * energy.square().sum())
             top[l, s] = energy.topk(n_top).values.sum() / total
-    return DecoderNorms(norm, effective, top, n_features, name)
+    return DecoderNorms(norm, effective, top, n_features, clt_name)

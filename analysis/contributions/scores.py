@@ -268,7 +268,10 @@ def score(
     image: int | None = None,
     seed: int = 0,
 ) -> ContributionScores:
-    """Scores of any kind from moments; the other arguments are those of `contribution_scores`."""
+    """The matrix C(s->l) of any kind, from moments that one pass over the images left.
+
+    The other arguments are those of `contribution_scores`, which makes the pass itself.
+    """
     token_rows(tokens, moments.has_cls)
     images, suffix = scored_images(moments, label, image)
     return _scored(moments, images, moments.data + suffix, tokens, kind, reduce, seed)

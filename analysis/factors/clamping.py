@@ -50,7 +50,7 @@ class Clamp(EditedSets):
     """Name of the factor."""
     chance: float
     """Share of images that would move by a random guess: 1 / number of classes."""
-    source: str
+    mean_data: str
     """Name of the images that the mean codes come from."""
 
     @property
@@ -84,7 +84,7 @@ class Clamp(EditedSets):
     def facts(self) -> Facts:
         """Images, region, and the codes that the group is set to."""
         return self.facts_with(
-            f"mean codes by {self.factor}", factor=self.factor, source=self.source
+            f"mean codes by {self.factor}", factor=self.factor, source=self.mean_data
         )
 
     def caption(self) -> str:
@@ -92,7 +92,7 @@ class Clamp(EditedSets):
         return (
             f"{self.data}, N = {self.n}: {self.n_features} features of layers "
             f"{layers_text(self.layers)} on {REGION_NAMES[self.region]} (L0 {self.l0:.1f}) at "
-            f"their means over images of {self.source} with another value of {self.factor}; CLT "
+            f"their means over images of {self.mean_data} with another value of {self.factor}; CLT "
             "with error nodes, stream inputs; random: as many that fire equally often; templates: "
             f"{self.templates}, seed {self.seed}; chance {100 * self.chance:.0f} %"
         )

@@ -47,7 +47,7 @@ def clamp(
     zs: ZeroShot,
     group: FeatureSet,
     *,
-    source: ImageData,
+    mean_data: ImageData,
     randoms: Sequence[FeatureSet],
     factor: str = "left",
     other: str = "right",
@@ -63,7 +63,7 @@ def clamp(
         data: labelled images that know both factors; not those that the group was chosen on.
         zs: the zero-shot classifier.
         group: features by source layer, e.g. all of the factor (`Selectivity.features`).
-        source: images that the mean codes come from, with the same factors.
+        mean_data: images that the mean codes come from, with the same factors.
         randoms: random sets to compare with (`Selectivity.matched`, several seeds).
         factor: the factor whose value is changed, a name among `data.factors`.
         other: the factor that stays; both together determine the label.
@@ -73,12 +73,12 @@ def clamp(
 
     Raises:
         InputError: a factor or region is unknown, there is no random set, a set is empty or out of
-            range, the factor has one value or one that `source` lacks, a pair of values has fewer
-            than two images or two labels, or the CLT is of another model.
+            range, the factor has one value or one that `mean_data` lacks, a pair of values has
+            fewer than two images or two labels, or the CLT is of another model.
     """
     check_fits(vit, clt)
     check_prepared(vit, data)
-    check_prepared(vit, source)
+    check_prepared(vit, mean_data)
     sets = compared_sets(clt, group, randoms)
     rows = region_rows(region, vit.cfg.patch_grid)
     origin, kept = (factor_values(data, name) for name in (factor, other))
@@ -91,16 +91,16 @@ def clamp(
         raise InputError(
             f"{factor} is {known[0]} in every image of {data.name}; expected at least two values."
         )
-    if missing := set(known.tolist()) - set(factor_values(source, factor).tolist()):
+    if missing := set(known.tolist()) - set(factor_values(mean_data, factor).tolist()):
         raise InputError(
-            "source", f"has no image of {factor} {min(missing)}; expected every value."
+            "mean_data", f"has no image of {factor} {min(missing)}; expected every value."
         )
     place = np.searchsorted(known, origin)
     step = np.random.default_rng(seed).integers(1, len(known), len(data))
     aim = (place + step) % len(known)
     moved_to = torch.from_numpy(answers[aim, np.searchsorted(cells.values[1], kept)])
     means = {
-        name: _means(vit, clt, source, features, rows, factor, known, progress)
+        name: _means(vit, clt, mean_data, features, rows, factor, known, progress)
         for name, features in sets.items()
     }
     outcomes: dict[str, dict[str, list[Tensor]]] = {
@@ -145,7 +145,7 @@ def clamp(
         target=known[aim],
         factor=factor,
         chance=1 / len(zs.class_names),
-        source=source.name,
+        mean_data=mean_data.name,
         **measured_on(group, randoms, region, l0, zs, data, seed),
     )
 
@@ -153,7 +153,7 @@ def clamp(
 def _means(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
-    source: ImageData,
+    mean_data: ImageData,
     group: FeatureSet,
     rows: Int[Tensor, " row"],
     factor: str,
@@ -161,15 +161,15 @@ def _means(
     progress: bool,
 ) -> dict[int, Float[Tensor, "value row _"]]:
     """Mean codes of the group over the images with each value, by layer and token row."""
-    values = factor_values(source, factor)
+    values = factor_values(mean_data, factor)
     device = clt.b_enc.device
     sums = {
         s: torch.zeros(len(known), len(rows), len(features), dtype=torch.float64, device=device)
         for s, features in group.items()
     }
     done = 0
-    n_batches = -(-len(source) // source.batch_size)
-    for images, _ in tqdm(source, "mean codes", n_batches, disable=not progress):
+    n_batches = -(-len(mean_data) // mean_data.batch_size)
+    for images, _ in tqdm(mean_data, "mean codes", n_batches, disable=not progress):
         batch_values = values[done : done + len(images)]
         done += len(images)
         member = torch.from_numpy(known[:, None] == batch_values).double().to(device)

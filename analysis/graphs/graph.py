@@ -44,7 +44,7 @@ def attribution_graph(
     norms: Norms = "held",
     image: str = "image",
     target: str = "direction",
-    clt: str = "in memory",
+    clt_name: str = "in memory",
 ) -> AttributionGraph:
     """The graph of <e/||e||, direction> for one image.
 
@@ -60,7 +60,7 @@ def attribution_graph(
             first order of what a small change does (`vit_clt.hooks.passes.frozen`).
         image: what the image is called in captions.
         target: what the logit is called in captions.
-        clt: what the CLT is called in captions.
+        clt_name: what the CLT is called in captions.
 
     Raises:
         InputError: max_nodes below 1, or a share outside 0 to 1.
@@ -79,7 +79,7 @@ def attribution_graph(
     reached = eligible[ranked].cumsum(0) + influence[-1]
     enough = int((reached < keep * influence.sum()).sum()) + 1
     kept = torch.cat([ranked[:enough].sort().values, ranked.new_tensor([len(eligible)])])
-    return _assemble(in_edges, direction, influence, kept, (image, target, clt))
+    return _assemble(in_edges, direction, influence, kept, (image, target, clt_name))
 
 
 def check_size(max_nodes: int, keep: float | int) -> None:

@@ -113,7 +113,7 @@ def graph_study(
             norms=norms,
             image=f"{data.name}, {title}",
             target=name,
-            clt=clt_name,
+            clt_name=clt_name,
         )
         for pair, title, name in zip(bar, titles, names, strict=True)
     ]

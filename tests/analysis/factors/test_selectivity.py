@@ -302,7 +302,7 @@ def test_clamped_answers_are_counted_from_the_labels(
 ) -> None:
     vit, clt, data, source, zs = adding
     group, other = {7: torch.arange(0, 20)}, {7: torch.arange(20, 40)}
-    options = {"source": source, "randoms": [other], "region": "cls"}
+    options = {"mean_data": source, "randoms": [other], "region": "cls"}
     result: Clamp = clamp(vit, clt, data, zs, group, **options)
     left, right = (data.factors[name] for name in ("left", "right"))
     assert result.origin.tolist() == left.tolist()
@@ -349,7 +349,7 @@ def test_clamped_answers_are_counted_from_the_labels(
     zeros = np.flatnonzero(data.factors["left"].numpy() == 0).tolist()
     one_value = ImageRows(data, zeros)
     for changed, message in (
-        ({"source": lacking}, "source has no image of left 1"),
+        ({"mean_data": lacking}, "mean_data has no image of left 1"),
         ({"randoms": []}, "randoms is empty"),
         ({"data": one_value}, "left is 0 in every image of adding"),
         ({"randoms": [{7: torch.tensor([40])}]}, "random 0 holds feature 40 of layer 7"),
