@@ -94,7 +94,9 @@ def _above_references(
     rows: list[dict[str, str]], readings: Readings, columns: list[_Column]
 ) -> pd.DataFrame:
     """The table of `rows` and then of the references; cells without a value are "-"."""
+    from vit_clt.analysis.reporting.levels import LEVELS
+
     for name in REFERENCE_ROWS:
         cells = {c.name: c.text(getattr(readings[name], c.measure)) for c in columns}
-        rows.append({"": name, **cells})
+        rows.append({"": LEVELS[name].label, **cells})
     return pd.DataFrame(rows).fillna("-").replace("", "-")

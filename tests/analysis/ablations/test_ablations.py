@@ -594,7 +594,7 @@ def test_a_kept_set_tells_which_sources_stayed(study: Study, tmp_path: Path) -> 
     assert "sources kept: 1: 1 | 3: 1 2, dropped terms: mean" in found.caption()
     table = found.shown().set_index("")
     assert table.loc["kept", "loss (nats)"] == f"{found.loss:.4f}"
-    assert table.loc["full", "loss (nats)"] == f"{found.full.loss:.4f}"
+    assert table.loc["full reconstruction", "loss (nats)"] == f"{found.full.loss:.4f}"
     metrics = {metric.name: metric for metric in found.metrics()}
     assert metrics["kept_loss"].value == found.loss
     assert metrics["kept_loss"].floor == found.floor_mean.loss
@@ -621,7 +621,8 @@ def test_curves_tell_what_was_ablated_where(
     assert table.loc["random keep 2", "sources"] == "3 draws"
     assert table.loc["last keep 2", "sources"] == "3 2"
     assert table.loc["last keep 0", "sources"] == "-"
-    assert table.loc["floor_mean", "loss (nats)"] == f"{rankings.readings['floor_mean'].loss:.4f}"
+    floor = table.loc["floor: MLP rows at their mean", "loss (nats)"]
+    assert floor == f"{rankings.readings['floor_mean'].loss:.4f}"
     context = tells_itself(curves, tmp_path / "one")
     assert (context["target"], context["sources"]) == (2, None)
     # a single ranking is not named in every row

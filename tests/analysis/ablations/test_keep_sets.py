@@ -380,4 +380,4 @@ def test_a_result_tells_which_sets_were_read_and_marked(
     table = result.shown().set_index("")
     assert table.loc["last", "loss (nats)"] == f"{result.readings['last'].loss:.4f}"
     assert table.loc["last", "rank by loss"] == str(result.marked[3].rank["loss"])
-    assert table.loc["full", "sources"] == "-"
+    assert table.loc["full reconstruction", "sources"] == "-"
