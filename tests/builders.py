@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
 from vit_clt.data.digits import digits_arrays
+from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT
 
 TINY = {
@@ -105,6 +106,15 @@ def noisy_clt_of(
     }[kind]
     config = CLTConfig(L, d, F, sparsifier, cross_layer=cross_layer)
     return noisy_clt(config, seed, backend=backend)
+
+
+def noisy_digits(digits: ImageData, n: int, batch_size: int) -> TensorImages:
+    """The first n of some digits with noise, which takes their teacher off its ceiling."""
+    images, labels = digits.batch(range(n))
+    images = images + 0.7 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    data = TensorImages(images, labels, digits.class_names, name="noisy digits")
+    data.batch_size = batch_size
+    return data
 
 
 def digits_parquet(path: Path, invert: bool = False) -> None:

@@ -10,6 +10,7 @@ from typing import no_type_check
 # before torch is imported: small models gain nothing from threads, and lose much to busy cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jaxtyping
 import pytest
 import torch
 from builders import random_clt, tiny_clip
@@ -76,6 +77,12 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[...,
         return sentence
 
     return run
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lift the run-time check of annotations, so that a wrong choice reaches the package's own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="session")

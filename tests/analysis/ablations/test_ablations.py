@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import open_clip
 import plotly.graph_objects as go
@@ -15,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from assertions import tells_itself
-from builders import random_clt
+from builders import noisy_digits, random_clt
 from torch import Tensor
 
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot
@@ -105,11 +104,7 @@ class Study:
 
 @pytest.fixture(scope="module")
 def study(digits_vit: HookedViT, digits_test: ImageData) -> Study:
-    images, labels = digits_test.batch(range(N))
-    # noise takes the teacher off its ceiling, so that accuracy and loss can move
-    images = images + 0.7 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    data = TensorImages(images, labels, digits_test.class_names)
-    data.batch_size = 16
+    data = noisy_digits(digits_test, N, 16)
     clip = open_clip.create_model(shipped_teacher("digits"), precision="fp32")
     clip = clip.eval().requires_grad_(False)
     x, y = [], []
@@ -119,7 +114,7 @@ def study(digits_vit: HookedViT, digits_test: ImageData) -> Study:
         y.append(output)
 
     handles = [b.mlp.register_forward_hook(note) for b in clip.visual.transformer.resblocks]
-    clip.encode_image(images)
+    clip.encode_image(data.images)
     for handle in handles:
         handle.remove()
     clt = random_clt(digits_vit, n_features=64)
@@ -129,12 +124,6 @@ def study(digits_vit: HookedViT, digits_test: ImageData) -> Study:
     moments = contribution_scores(digits_vit, clt, data).moments
     scores = {tokens: score(moments, tokens=tokens) for tokens in ROWS}
     return Study(digits_vit, clt, data, zs, clip, torch.stack(x), torch.stack(y), scores)
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lift the run-time check of annotations, so that a wrong choice reaches the package's own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def arguments(study: Study) -> tuple[HookedViT, CrossLayerTranscoder, TensorImages, ZeroShot]:

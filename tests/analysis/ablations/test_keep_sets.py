@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from assertions import tells_itself
-from builders import random_clt, tiny_clip
+from builders import noisy_digits, random_clt, tiny_clip
 from torch import Tensor
 
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot
@@ -33,13 +33,8 @@ class Study:
     """Noisy digits, so that accuracy and loss can move, and a CLT whose terms matter."""
 
     def __init__(self, vit: HookedViT, test: ImageData):
-        images, labels = test.batch(range(N))
-        images = images + 0.7 * torch.randn(
-            images.shape, generator=torch.Generator().manual_seed(0)
-        )
         self.vit = vit
-        self.data = TensorImages(images, labels, test.class_names)
-        self.data.batch_size = 10
+        self.data = noisy_digits(test, N, 10)
         self.clt = random_clt(vit, n_features=64)
         for decoder in self.clt.W_dec:
             decoder.data *= 8

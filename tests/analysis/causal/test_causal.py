@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from assertions import tells_itself
-from builders import tiny_clip
+from builders import noisy_digits, tiny_clip
 from torch import Tensor
 
 from vit_clt import InputError, ZeroShot, load_data
@@ -168,11 +168,7 @@ def test_only_the_mlp_that_writes_has_an_effect(fill: str) -> None:
 
 @pytest.fixture(scope="module")
 def noisy(digits_test: ImageData) -> TensorImages:
-    images, labels = digits_test.batch(range(30))
-    images = images + 0.7 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    data = TensorImages(images, labels, digits_test.class_names, name="noisy digits")
-    data.batch_size = 16
-    return data
+    return noisy_digits(digits_test, 30, 16)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jaxtyping
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -48,12 +47,6 @@ class Toy:
     """Gathered in several batches, one per CLT."""
     expected: list[tuple[list[np.ndarray], np.ndarray, np.ndarray]]
     """`numpy_terms`, one per CLT."""
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lift the run-time check of annotations, so that a wrong choice reaches the package's own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")

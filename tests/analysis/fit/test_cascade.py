@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jaxtyping
 import pandas as pd
 import pytest
 import torch
-from builders import random_clt
+from builders import noisy_digits, random_clt
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK, ZeroShot
 from vit_clt.analysis import cascade
@@ -50,23 +49,13 @@ class Study:
 
 @pytest.fixture(scope="module")
 def study(digits_vit: HookedViT, digits_test: ImageData) -> Study:
-    images, labels = digits_test.batch(range(N))
-    # noise takes the teacher off its ceiling, so that accuracy and loss can move
-    images = images + 0.7 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    data = TensorImages(images, labels, digits_test.class_names, name="noisy digits")
-    data.batch_size = 15
-    _, cache = digits_vit.run_with_cache(images)
+    data = noisy_digits(digits_test, N, 15)
+    _, cache = digits_vit.run_with_cache(data.images)
     means = [cache[f"blocks.{l}.hook_mlp_out"].double().mean(0).float() for l in range(LAYERS)]
     zs = ZeroShot(digits_vit, data.class_names, "single")
     # a seed without near ties, which rounding decides: there whole passes leave float64 as well
     clt = random_clt(digits_vit, n_features=64, seed=1)
     return Study(digits_vit, clt, data, zs, means)
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lift the run-time check of annotations, so that a wrong choice reaches the package's own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")

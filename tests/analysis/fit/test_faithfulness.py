@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -96,12 +95,6 @@ def study(digits_test: ImageData) -> Study:
 @pytest.fixture(scope="module")
 def result(study: Study) -> SurrogateFaithfulness:
     return study.measure()
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lift the run-time check of annotations, so that a wrong choice reaches the package's own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def by_hand(study: Study, embeddings: dict[str, np.ndarray], version: str) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from builders import random_clt, tiny_clip
+from builders import noisy_digits, random_clt, tiny_clip
 from sklearn.metrics import r2_score
 from transformer_lens.hook_points import HookPoint
 
@@ -49,11 +49,7 @@ class Study:
 
 @pytest.fixture(scope="module")
 def study(digits_vit: HookedViT, digits_test: ImageData) -> Study:
-    images, labels = digits_test.batch(range(N))
-    # noise takes the teacher off its ceiling, so that accuracy and loss can move
-    images = images + 0.7 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    data = TensorImages(images, labels, digits_test.class_names, name="noisy digits")
-    data.batch_size = 16
+    data = noisy_digits(digits_test, N, 16)
     clts = {
         f"{'clt' if cross_layer else 'plt'}_k{k}": train(
             digits_vit,
@@ -65,7 +61,7 @@ def study(digits_vit: HookedViT, digits_test: ImageData) -> Study:
         for k in (3, 9)
         for cross_layer in (True, False)
     }
-    _, cache = digits_vit.run_with_cache(images)
+    _, cache = digits_vit.run_with_cache(data.images)
     x, y = (
         torch.stack([cache[f"blocks.{l}.{name}"] for l in range(LAYERS)])
         for name in ("ln2.hook_out", "hook_mlp_out")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -121,12 +120,6 @@ def test_own_rows_are_left_out_and_copies_are_not(form):
     rows, found = nearest(form(corpus[:2]), form(corpus), 3, own_rows=own)
     np.testing.assert_array_equal(rows, [[2, 1, 3], [1, 0, 2]])
     np.testing.assert_array_equal(found, [[1, 0, 0], [1, 0, 0]])
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lift the run-time check of annotations, so that a wrong choice reaches the package's own."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.mark.parametrize(

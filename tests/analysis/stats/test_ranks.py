@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -129,8 +128,7 @@ def test_one_row_over_all_its_sources() -> None:
     assert found.metrics("x", 9)[0].floor == found.spearman.floor
 
 
-def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_bad_input(unchecked: None) -> None:
     good = triangle(0)
     with pytest.raises(InputError, match=r"shape \(8, 8\) and effects \(7, 7\)"):
         rank_agreement(good, good[:7, :7])
