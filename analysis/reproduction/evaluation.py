@@ -23,7 +23,7 @@ from vit_clt.data.forms import load_data
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
-from vit_clt.training.checkpoints import Snapshots
+from vit_clt.training.checkpoints import Checkpoints
 from vit_clt.training.engine import seeded_globally
 
 STUDY_FILE = "reproduce.json"
@@ -42,7 +42,7 @@ def cell_files() -> list[str]:
 def remove_checkpoints(root: Path) -> None:
     """Remove the checkpoints of every cell below `root`."""
     for cell in cells():
-        Snapshots(root / cell.path / "checkpoints").remove()
+        Checkpoints(root / cell.path / "checkpoints").remove()
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from vit_clt.hooks import HookedViT
 from vit_clt.inputs import read_json
 from vit_clt.metrics import Metric, metrics_json
 from vit_clt.outputs import OutputFolder, check_same
-from vit_clt.training.checkpoints import Snapshots
+from vit_clt.training.checkpoints import Checkpoints
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot
@@ -194,7 +194,7 @@ def _trained(
             )
         clt.save_pretrained(clt_folder)
     # nothing reads checkpoints any more; each cell's take three times the disk of its CLT
-    Snapshots(checkpoints).remove()
+    Checkpoints(checkpoints).remove()
     clt = CrossLayerTranscoder.from_pretrained(clt_folder)
     return clt.to(bench.vit.logit_scale.device).eval().requires_grad_(False)
 

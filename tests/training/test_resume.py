@@ -150,7 +150,11 @@ DEATHS = (
         At("vit_clt.training.run:Run.save", 2, partial(limit_file_size, 300_000, kill=True)),
     ),
     ("before the third is renamed", 3, At("vit_clt.outputs:_sync", 11, DIES)),
-    ("before old ones are removed", 6, At("vit_clt.training.checkpoints:Snapshots.steps", 3, DIES)),
+    (
+        "before old ones are removed",
+        6,
+        At("vit_clt.training.checkpoints:Checkpoints.steps", 3, DIES),
+    ),
     (
         "after the last step",
         12,

@@ -31,7 +31,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Checkpoint:
     """A checkpoint that was read and verified."""
 
     step: int
@@ -41,7 +41,7 @@ class Snapshot:
     """Tensors by file and name, on the CPU."""
 
 
-class Snapshots:
+class Checkpoints:
     """The checkpoints of one run.
 
     Args:
@@ -92,7 +92,7 @@ class Snapshots:
         matches = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
         return sorted(int(match[1]) for match in matches if match)
 
-    def newest(self) -> tuple[Snapshot | None, list[str]]:
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest complete checkpoint or None, and one sentence about each newer damaged one.
 
         Damaged ones are renamed to damaged-..., so that they are not tried again.
@@ -120,7 +120,7 @@ class Snapshots:
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _read(self, step: int) -> Snapshot:
+    def _read(self, step: int) -> Checkpoint:
         folder = self.folder / f"step-{step:08d}"
         sums = [line.split("  ", 1) for line in (folder / SUMS_FILE).read_text().splitlines()]
         names = [name for _, name in sums]
@@ -132,4 +132,4 @@ class Snapshots:
         tensors = {
             Path(name).stem: load_file(folder / name) for name in names if name != STATE_FILE
         }
-        return Snapshot(step, json.loads((folder / STATE_FILE).read_text()), tensors)
+        return Checkpoint(step, json.loads((folder / STATE_FILE).read_text()), tensors)

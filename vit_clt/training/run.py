@@ -21,7 +21,7 @@ from vit_clt.training.batches import (
     epoch_batches,
     norm_scales,
 )
-from vit_clt.training.checkpoints import Snapshot, Snapshots
+from vit_clt.training.checkpoints import Checkpoint, Checkpoints
 from vit_clt.training.engine import (
     Engine,
     model_tensors,
@@ -51,10 +51,10 @@ class Run:
         settings: every "auto" and None decided.
         engine: device, processes and precision.
         stopwatch: the one that `reader` counts its time with.
-        snapshots: where checkpoints go; None writes none.
+        checkpoints: where checkpoints go; None writes none.
         on_log: called with each record.
         facts: JSON values that a checkpoint records besides the state of the run.
-        snapshot: the checkpoint to go on from; None starts at step 0.
+        checkpoint: the checkpoint to go on from; None starts at step 0.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Run:
         engine: Engine,
         stopwatch: Stopwatch,
         *,
-        snapshots: Snapshots | None,
+        checkpoints: Checkpoints | None,
         on_log: Log | None,
         facts: Mapping[str, Any],
-        snapshot: Snapshot | None,
+        checkpoint: Checkpoint | None,
     ):
         self.vit, self.config, self.settings, self.engine = vit, config, settings, engine
         self.reader, self.stopwatch = reader, stopwatch
-        self.snapshots, self.on_log, self.facts = snapshots, on_log, facts
+        self.checkpoints, self.on_log, self.facts = checkpoints, on_log, facts
         order = torch.randperm(n_images, generator=seeded(settings.seed, "validation")).tolist()
         held_out = settings.held_out(n_images)
         self.held_out, self.images = sorted(order[:held_out]), sorted(order[held_out:])
@@ -97,8 +97,8 @@ class Run:
         self.step, self.seconds, self.rows = 0, 0.0, 0
         self.saved_step: int | None = None
         self.n_images = n_images
-        if snapshot is not None:
-            self._load(snapshot)
+        if checkpoint is not None:
+            self._load(checkpoint)
 
     # ---- one step ---------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint, if there is a folder for them that has none of this step."""
-        if self.snapshots is None or self.saved_step == self.step:
+        if self.checkpoints is None or self.saved_step == self.step:
             return
         assert self.scales is not None
         clt = self._objective().clt
@@ -264,13 +264,13 @@ class Run:
             **self.facts,
         }
         if self.engine.is_main:
-            self.snapshots.save(self.step, tensors, state)
+            self.checkpoints.save(self.step, tensors, state)
         self.engine.accelerator.wait_for_everyone()
         self.saved_step = self.step
 
-    def _load(self, snapshot: Snapshot) -> None:
+    def _load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
-        state, tensors = snapshot.state, snapshot.tensors
+        state, tensors = checkpoint.state, checkpoint.tensors
         restore(self._objective().clt, self.optimiser, tensors["model"], tensors["optimizer"])
         device = self.engine.device
         self.scales = tensors["run"]["scale_x"].to(device), tensors["run"]["scale_y"].to(device)

@@ -20,7 +20,7 @@ from vit_clt.errors import InputError
 from vit_clt.inputs import read_json
 from vit_clt.metrics import versions
 from vit_clt.outputs import OutputFolder, check_same
-from vit_clt.training.checkpoints import Snapshots
+from vit_clt.training.checkpoints import Checkpoints
 from vit_clt.training.planned import PlannedRun
 from vit_clt.training.processes import asked_to_stop, is_main, n_processes
 from vit_clt.training.trainer import FREE, train
@@ -71,7 +71,7 @@ def resumed(
 def begin(folder: OutputFolder, plan: PlannedRun, options: Mapping[str, Any]) -> None:
     """Open the folder for a new run, and write run.json: what determines it, and its options."""
     folder.open()
-    Snapshots(folder.path / "checkpoints").remove()
+    Checkpoints(folder.path / "checkpoints").remove()
     run = {
         "command": "train",
         "options": options,

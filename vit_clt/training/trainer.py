@@ -32,7 +32,7 @@ from vit_clt.training.batches import (
     ViTReader,
     lost_worker_error,
 )
-from vit_clt.training.checkpoints import Snapshot, Snapshots
+from vit_clt.training.checkpoints import Checkpoint, Checkpoints
 from vit_clt.training.engine import Engine, check_engine
 from vit_clt.training.run import Log, Run
 from vit_clt.training.store import ActivationStore
@@ -97,20 +97,18 @@ def train(
     settings = config.sparsifier.with_options(train_config or TrainConfig())
     check_run(vit, config, settings, len(data), device, trackers)
     with Engine(settings, device, trackers, log_dir) as engine:
-        snapshots = (
-            None if checkpoints is None else Snapshots(checkpoints, settings.keep_checkpoints)
-        )
-        snapshot = _newest(snapshots, progress and engine.is_main) if resume else None
-        if snapshots is not None and not resume and engine.is_main and snapshots.steps():
+        saved = None if checkpoints is None else Checkpoints(checkpoints, settings.keep_checkpoints)
+        checkpoint = _newest(saved, progress and engine.is_main) if resume else None
+        if saved is not None and not resume and engine.is_main and saved.steps():
             raise InputError(
                 "checkpoints",
                 f"is {checkpoints}, which holds those of another run; expected a new "
                 "folder, or to resume it.",
             )
-        settings = _decided(settings, config, engine, snapshot)
+        settings = _decided(settings, config, engine, checkpoint)
         facts = {"data": data_fingerprint(data), "cached": cache is not None}
-        if snapshot is not None:
-            _check_resumed(snapshot, settings, config, vit, data, facts)
+        if checkpoint is not None:
+            _check_resumed(checkpoint, settings, config, vit, data, facts)
         stopwatch = Stopwatch()
         run = Run(
             vit,
@@ -120,10 +118,10 @@ def train(
             settings,
             engine,
             stopwatch,
-            snapshots=snapshots,
+            checkpoints=saved,
             on_log=on_log if engine.is_main else None,
             facts=facts,
-            snapshot=snapshot,
+            checkpoint=checkpoint,
         )
         try:
             return run.to_the_end(should_stop or (lambda: False), progress and engine.is_main)
@@ -132,14 +130,14 @@ def train(
 
 
 def _decided(
-    settings: TrainConfig, config: CLTConfig, engine: Engine, snapshot: Snapshot | None
+    settings: TrainConfig, config: CLTConfig, engine: Engine, checkpoint: Checkpoint | None
 ) -> TrainConfig:
     """The settings of the run, every "auto" and None decided, the same in every process.
 
     A resumed run keeps what was decided when it started.
     """
-    if snapshot is not None:
-        before = snapshot.state["train"]
+    if checkpoint is not None:
+        before = checkpoint.state["train"]
         backend = before["backend"] if settings.backend == "auto" else settings.backend
         shards = before["shards"] if settings.shards is None else settings.shards
         settings = replace(settings, backend=backend, shards=shards)
@@ -222,19 +220,19 @@ def _reader(
     return StoreReader(store, engine.device, stopwatch)
 
 
-def _newest(snapshots: Snapshots | None, show: bool) -> Snapshot | None:
-    if snapshots is None:
+def _newest(saved: Checkpoints | None, show: bool) -> Checkpoint | None:
+    if saved is None:
         raise InputError("resume", "is set without checkpoints; expected a folder of them.")
-    snapshot, damages = snapshots.newest()
+    checkpoint, damages = saved.newest()
     for reason in damages:
-        back = f"step {snapshot.step}" if snapshot is not None else "the beginning"
+        back = f"step {checkpoint.step}" if checkpoint is not None else "the beginning"
         if show:
             warnings.warn(f"{reason}; going on from {back}.", RuntimeWarning, stacklevel=3)
-    return snapshot
+    return checkpoint
 
 
 def _check_resumed(
-    snapshot: Snapshot,
+    checkpoint: Checkpoint,
     settings: TrainConfig,
     config: CLTConfig,
     vit: HookedViT,
@@ -244,20 +242,20 @@ def _check_resumed(
     """Refuse to resume a run with other settings, another CLT, another teacher or other data."""
     where = "the run that is resumed"
     # read and written again: an earlier version may have written it differently
-    clt = CLTConfig.from_json(snapshot.state["clt"]).to_json()
+    clt = CLTConfig.from_json(checkpoint.state["clt"]).to_json()
     teacher = clt.pop("teacher")
     check_same({name: config.to_json()[name] for name in sorted(clt)}, clt, where)
     # a field that the checkpoint lacks has its default
-    before = TrainConfig.from_json(snapshot.state["train"], config.sparsifier.training).flat()
+    before = TrainConfig.from_json(checkpoint.state["train"], config.sparsifier.training).flat()
     now = settings.flat()
     check_same({name: now[name] for name in sorted(now) if name not in FREE}, before, where)
     identity = vit.identity()
     check_same(
         {"cache": facts["cached"], "model": identity.weights_sha256, "data": facts["data"]},
         {
-            "cache": snapshot.state["cached"],
+            "cache": checkpoint.state["cached"],
             "model": teacher["weights_sha256"],
-            "data": snapshot.state["data"],
+            "data": checkpoint.state["data"],
         },
         where,
         {

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vit_clt import InputError
 from vit_clt.training import checkpoints as module
-from vit_clt.training.checkpoints import Snapshots
+from vit_clt.training.checkpoints import Checkpoints
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -42,14 +42,14 @@ def state(step: int) -> dict:
     return {"step": step, "lr": 0.1 + 0.2, "skipped": [3, 9], "none": None, "name": "α"}
 
 
-def save(snapshots: Snapshots, *steps: int) -> None:
+def save(checkpoints: Checkpoints, *steps: int) -> None:
     for step in steps:
-        snapshots.save(step, content(step), state(step))
+        checkpoints.save(step, content(step), state(step))
 
 
-def assert_whole(snapshots: Snapshots, step: int) -> None:
+def assert_whole(checkpoints: Checkpoints, step: int) -> None:
     """The newest is that of `step`, to the bit."""
-    found, _ = snapshots.newest()
+    found, _ = checkpoints.newest()
     assert found is not None
     assert (found.step, found.state) == (step, state(step))
     expected = content(step)
@@ -71,16 +71,16 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_is_saved_comes_back_to_the_bit(tmp_path):
-    snapshots = Snapshots(tmp_path / "a" / "checkpoints")
-    assert snapshots.newest() == (None, [])
-    assert snapshots.steps() == []
-    save(snapshots, 500)
-    assert_whole(Snapshots(str(tmp_path / "a" / "checkpoints")), 500)
-    assert snapshots.newest()[1] == []
+    checkpoints = Checkpoints(tmp_path / "a" / "checkpoints")
+    assert checkpoints.newest() == (None, [])
+    assert checkpoints.steps() == []
+    save(checkpoints, 500)
+    assert_whole(Checkpoints(str(tmp_path / "a" / "checkpoints")), 500)
+    assert checkpoints.newest()[1] == []
 
 
 def test_the_layout_on_disk_is_what_sha256sum_reads(tmp_path):
-    save(Snapshots(tmp_path), 12)
+    save(Checkpoints(tmp_path), 12)
     (folder,) = tmp_path.iterdir()
     assert folder.name == "step-00000012"
     names = ["model.safetensors", "optimizer.safetensors", "run.safetensors", "state.json"]
@@ -94,26 +94,26 @@ def test_the_layout_on_disk_is_what_sha256sum_reads(tmp_path):
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [40]), (2, [30, 40]), (9, [10, 20, 30, 40])])
 def test_the_newest_are_kept(tmp_path, keep, left):
-    snapshots = Snapshots(tmp_path, keep=keep)
-    save(snapshots, 10, 20, 30, 40)
-    assert snapshots.steps() == left
+    checkpoints = Checkpoints(tmp_path, keep=keep)
+    save(checkpoints, 10, 20, 30, 40)
+    assert checkpoints.steps() == left
     assert len(list(tmp_path.iterdir())) == len(left)
-    assert_whole(snapshots, 40)
+    assert_whole(checkpoints, 40)
 
 
 def test_steps_are_ordered_as_numbers(tmp_path):
-    snapshots = Snapshots(tmp_path)
-    save(snapshots, 99_999_999, 100_000_000)
-    assert snapshots.steps() == [99_999_999, 100_000_000]
-    assert_whole(snapshots, 100_000_000)
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 99_999_999, 100_000_000)
+    assert checkpoints.steps() == [99_999_999, 100_000_000]
+    assert_whole(checkpoints, 100_000_000)
 
 
 def test_a_step_is_written_anew(tmp_path):
-    snapshots = Snapshots(tmp_path)
-    snapshots.save(10, content(1), state(1))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(10, content(1), state(1))
     (tmp_path / "step-00000010" / "left-by-another.safetensors").touch()
-    save(snapshots, 10)
-    assert_whole(snapshots, 10)
+    save(checkpoints, 10)
+    assert_whole(checkpoints, 10)
     assert len(list((tmp_path / "step-00000010").iterdir())) == 5
 
 
@@ -180,40 +180,40 @@ def unlisted(folder: Path) -> None:
     ],
 )
 def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, reason):
-    snapshots = Snapshots(tmp_path)
-    save(snapshots, 10, 20)
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 10, 20)
     damage(tmp_path / "step-00000020")
-    _, (why,) = snapshots.newest()
+    _, (why,) = checkpoints.newest()
     assert why.startswith("the checkpoint at step 20 is damaged (")
     assert reason in why
     assert "\n" not in why
-    assert_whole(snapshots, 10)
-    save(snapshots, 20)
-    assert_whole(snapshots, 20)
-    assert snapshots.newest()[1] == []
+    assert_whole(checkpoints, 10)
+    save(checkpoints, 20)
+    assert_whole(checkpoints, 20)
+    assert checkpoints.newest()[1] == []
 
 
 def test_all_damaged_is_none_with_every_reason_newest_first(tmp_path):
-    snapshots = Snapshots(tmp_path)
-    save(snapshots, 10, 20)
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 10, 20)
     flipped(tmp_path / "step-00000010")
     unhashed(tmp_path / "step-00000020")
-    found, torn = snapshots.newest()
+    found, torn = checkpoints.newest()
     assert found is None
     assert [reason.split()[4] for reason in torn] == ["20", "10"]
 
 
 def test_what_a_kill_left_is_harmless(tmp_path):
-    snapshots = Snapshots(tmp_path)
-    save(snapshots, 10)
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 10)
     for step in (20, 30):
         part = tmp_path / f".step-000000{step}.part"
         shutil.copytree(tmp_path / "step-00000010", part)
         (part / "half.safetensors").write_text("half")
-    assert snapshots.steps() == [10]
-    assert_whole(snapshots, 10)
-    save(snapshots, 20)
-    assert_whole(snapshots, 20)
+    assert checkpoints.steps() == [10]
+    assert_whole(checkpoints, 10)
+    save(checkpoints, 20)
+    assert_whole(checkpoints, 20)
     assert not (tmp_path / ".step-00000020.part").exists()
     assert not (tmp_path / "step-00000020" / "half.safetensors").exists()
 
@@ -226,8 +226,8 @@ def test_what_a_kill_left_is_harmless(tmp_path):
     "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: full")]
 )
 def test_a_full_disk_leaves_the_earlier_ones(tmp_path, monkeypatch, failing, error):
-    snapshots = Snapshots(tmp_path, keep=1)
-    save(snapshots, 10)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 10)
     before, write = bytes_of(tmp_path), module.save_file
 
     def full(tensors: dict[str, Tensor], path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_the_earlier_ones(tmp_path, monkeypatch, failing, err
 
     monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(InputError) as found:
-        save(snapshots, 20)
+        save(checkpoints, 20)
     assert one_sentence(found) == (
         f"the checkpoint at step 20 cannot be written to {tmp_path}: {error}; "
         "the one at step 10 is untouched."
@@ -246,8 +246,8 @@ def test_a_full_disk_leaves_the_earlier_ones(tmp_path, monkeypatch, failing, err
     assert bytes_of(tmp_path) == before
     assert [f.name for f in tmp_path.iterdir()] == ["step-00000010"]
     monkeypatch.undo()
-    save(snapshots, 20)
-    assert_whole(snapshots, 20)
+    save(checkpoints, 20)
+    assert_whole(checkpoints, 20)
 
 
 @contextlib.contextmanager
@@ -266,12 +266,12 @@ def without_privileges() -> Iterator[None]:
 def test_a_folder_that_cannot_be_written_to_leaves_the_earlier_ones():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        snapshots = Snapshots(folder)
-        save(snapshots, 10)
+        checkpoints = Checkpoints(folder)
+        save(checkpoints, 10)
         before = bytes_of(folder)
         folder.chmod(0o555)
         with without_privileges(), pytest.raises(InputError) as error:
-            save(snapshots, 20)
+            save(checkpoints, 20)
         assert "Permission denied" in one_sentence(error)
         assert str(error.value).endswith("; the one at step 10 is untouched.")
         assert bytes_of(folder) == before
@@ -281,16 +281,16 @@ def test_a_folder_that_cannot_be_written_to_leaves_the_earlier_ones():
 def test_a_file_in_the_folder_s_place_is_refused(tmp_path):
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(InputError) as error:
-        save(Snapshots(tmp_path / "taken"), 10)
+        save(Checkpoints(tmp_path / "taken"), 10)
     assert one_sentence(error).endswith("; there is none before.")
     assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_a_state_that_json_does_not_know_is_refused(tmp_path):
-    snapshots = Snapshots(tmp_path)
-    save(snapshots, 10)
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 10)
     with pytest.raises(InputError) as error:
-        snapshots.save(20, content(), {"loss": float("nan")})
+        checkpoints.save(20, content(), {"loss": float("nan")})
     assert "the checkpoint at step 20 cannot be written" in one_sentence(error)
     assert [f.name for f in tmp_path.iterdir()] == ["step-00000010"]
 
@@ -312,7 +312,7 @@ def killed_when(place: str, name: str, calls: int) -> Callable[[Path], None]:
             return function(*args, **kwargs)
 
         setattr(owner, name, counted)
-        save(Snapshots(folder, keep=1), 20)
+        save(Checkpoints(folder, keep=1), 20)
 
     return run
 
@@ -333,19 +333,19 @@ def killed_when(place: str, name: str, calls: int) -> Callable[[Path], None]:
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else str(value),
 )
 def test_a_kill_at_any_moment_leaves_a_whole_newest(tmp_path, moment, newest):
-    save(Snapshots(tmp_path), 10)
+    save(Checkpoints(tmp_path), 10)
     process = multiprocessing.get_context("fork").Process(
         target=killed_when(*moment), args=(tmp_path,)
     )
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    snapshots = Snapshots(tmp_path, keep=1)
-    assert_whole(snapshots, newest)
-    assert snapshots.newest()[1] == []
-    save(snapshots, 20)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert_whole(checkpoints, newest)
+    assert checkpoints.newest()[1] == []
+    save(checkpoints, 20)
     assert [f.name for f in tmp_path.iterdir()] == ["step-00000020"]
-    assert_whole(snapshots, 20)
+    assert_whole(checkpoints, 20)
 
 
 # ---- removal ------------------------------------------------------------------------------------
@@ -353,18 +353,18 @@ def test_a_kill_at_any_moment_leaves_a_whole_newest(tmp_path, moment, newest):
 
 def test_removal_takes_checkpoints_and_nothing_else(tmp_path):
     folder = tmp_path / "checkpoints"
-    snapshots = Snapshots(folder)
-    snapshots.remove()  # nothing there
-    save(snapshots, 10, 20)
+    checkpoints = Checkpoints(folder)
+    checkpoints.remove()  # nothing there
+    save(checkpoints, 10, 20)
     (folder / ".step-00000030.part").mkdir()
     mine = ["notes.txt", "step-7", "step-00000010-copy", "my-step-00000010", "model.safetensors"]
     for name in mine:
         (folder / name).mkdir()
-    snapshots.remove()
+    checkpoints.remove()
     assert sorted(f.name for f in folder.iterdir()) == sorted(mine)
     for name in mine:
         (folder / name).rmdir()
-    save(snapshots, 10)
-    snapshots.remove()
+    save(checkpoints, 10)
+    checkpoints.remove()
     assert not folder.exists()
     assert tmp_path.exists()
