@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from vit_clt.analysis.features.active import active_codes
 from vit_clt.analysis.features.activity import ActivitySums, FeatureActivity, sums_by_feature
-from vit_clt.data.images import ImageData, ImageRows
+from vit_clt.data.images import ImageData, ImageSubset
 from vit_clt.errors import InputError
 from vit_clt.hooks import FrozenPass, HookedViT, Rows
 from vit_clt.hooks.steering import row_index
@@ -76,7 +76,7 @@ def class_effects(
     """
     if n_images < 1:
         raise InputError("effect_images", f"is {n_images}; expected at least 1.")
-    shown = ImageRows(data, range(min(n_images, len(data))))
+    shown = ImageSubset(data, range(min(n_images, len(data))))
     cfg, n_features, n_classes = vit.cfg, clt.config.n_features, len(zs.class_names)
     directions = zs.logit_scale * zs.weights.T
     an_image = cfg.n_layers * cfg.n_tokens * cfg.d_model

@@ -27,7 +27,7 @@ from vit_clt.analysis.retrieval.neighbours import Neighbours
 from vit_clt.analysis.stats.nearest import Similarity, nearest
 from vit_clt.choices import SearchBackend, TokenKind, check_choice
 from vit_clt.data.fingerprints import data_fingerprint
-from vit_clt.data.images import ImageData, ImageRows, as_image_data
+from vit_clt.data.images import ImageData, ImageSubset, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.outputs import check_same
@@ -307,7 +307,9 @@ def own_rows(queries: ImageData, corpus: ImageData) -> Int[np.ndarray, " query"]
     if the first images of both, as many as both have, have the same `data_fingerprint`.
     """
     shared = range(min(len(queries), len(corpus)))
-    if data_fingerprint(ImageRows(queries, shared)) != data_fingerprint(ImageRows(corpus, shared)):
+    if data_fingerprint(ImageSubset(queries, shared)) != data_fingerprint(
+        ImageSubset(corpus, shared)
+    ):
         return None
     rows = np.arange(len(queries))
     return np.where(rows < len(corpus), rows, -1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from vit_clt.data.images import ImageData, ImageRows
+from vit_clt.data.images import ImageData, ImageSubset
 
 
-def halves(data: ImageData, seed: int) -> tuple[ImageRows, ImageRows]:
+def halves(data: ImageData, seed: int) -> tuple[ImageSubset, ImageSubset]:
     """Two disjoint random halves of the images, each in the order of the data.
 
     Where the number of images is odd, the second half has one more. A set that is chosen and
@@ -20,4 +20,4 @@ def halves(data: ImageData, seed: int) -> tuple[ImageRows, ImageRows]:
     """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     middle = len(data) // 2
-    return ImageRows(data, sorted(order[:middle])), ImageRows(data, sorted(order[middle:]))
+    return ImageSubset(data, sorted(order[:middle])), ImageSubset(data, sorted(order[middle:]))

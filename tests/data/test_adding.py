@@ -18,7 +18,7 @@ from vit_clt import ZeroShot, load_data
 from vit_clt.analysis.fit.cascade_study import mean_mlp_outputs
 from vit_clt.cli.options import ModelOptions
 from vit_clt.data.digits import ADDING_CLASSES, N_PAIRS, adding_arrays, digits_arrays, side_by_side
-from vit_clt.data.images import ImageRows
+from vit_clt.data.images import ImageSubset
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.interventions import overwrite_mlp_hooks
@@ -120,7 +120,7 @@ def test_images_labels_and_factors_share_their_rows(adding_vit: HookedViT, split
     assert data.factors is not None
     assert data.factors["left"].tolist() == arrays.left.tolist()
     assert data.factors["right"].tolist() == arrays.right.tolist()
-    some = ImageRows(data, rows)
+    some = ImageSubset(data, rows)
     assert some.factors is not None
     sums = some.factors["left"] + some.factors["right"]
     assert torch.equal(sums % 10, some.batch(range(3))[1])

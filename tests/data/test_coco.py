@@ -17,7 +17,7 @@ from vit_clt import InputError, ZeroShot, load_data
 from vit_clt.analysis import ablation_curves, cascade
 from vit_clt.cli import main
 from vit_clt.data.coco import single_labels
-from vit_clt.data.images import ImageRows
+from vit_clt.data.images import ImageSubset
 from vit_clt.data.prompts import COCO_CLASSES
 from vit_clt.hooks import HookedViT
 
@@ -94,7 +94,7 @@ def test_limit_counts_labelled_images(
 
 
 def test_some_rows_keep_their_label_sets(digits_vit: HookedViT, coco: Path) -> None:
-    data = ImageRows(load_data(f"coco:{coco}", vit=digits_vit), [3, 0])
+    data = ImageSubset(load_data(f"coco:{coco}", vit=digits_vit), [3, 0])
     assert data.label_sets == [frozenset(SETS[14]), frozenset(SETS[10])]
 
 

@@ -30,7 +30,7 @@ from vit_clt.analysis import (
 from vit_clt.analysis.factors.sets import FeatureSet
 from vit_clt.analysis.retrieval.descriptors import describe
 from vit_clt.data.forms import check_prepared
-from vit_clt.data.images import ImageData, ImageRows, TensorImages
+from vit_clt.data.images import ImageData, ImageSubset, TensorImages
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.interchange.thresholds import with_thresholds
@@ -67,7 +67,7 @@ def foreign() -> ImageData:
     """Images of the right size, normalised for another model."""
     plain = open_clip.image_transform(8, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
     other = HookedViT(tiny_clip(), preprocess=plain)
-    return ImageRows(load_data("digits", vit=other), range(4))
+    return ImageSubset(load_data("digits", vit=other), range(4))
 
 
 @pytest.mark.parametrize("study", STUDIES)

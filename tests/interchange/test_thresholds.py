@@ -8,7 +8,7 @@ from builders import random_clt
 
 from vit_clt import InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import reconstruction, threshold_cost
-from vit_clt.data.images import ImageData, ImageRows, TensorImages
+from vit_clt.data.images import ImageData, ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps, token_rows
 from vit_clt.interchange.thresholds import with_thresholds
 from vit_clt.zero_shot import ZeroShot
@@ -66,8 +66,8 @@ def test_other_sparsifiers_are_refused(tiny_vit: HookedViT, images: torch.Tensor
 
 def test_costs_are_those_of_the_replaced_model(digits_vit: HookedViT, digits_test: ImageData):
     clt = random_clt(digits_vit, ReLUTopK(k=4), n_features=32)
-    twin = with_thresholds(digits_vit, clt, ImageRows(digits_test, range(100, 130)))
-    data = ImageRows(digits_test, range(40))
+    twin = with_thresholds(digits_vit, clt, ImageSubset(digits_test, range(100, 130)))
+    data = ImageSubset(digits_test, range(40))
     zs = ZeroShot(digits_vit, data.class_names, "single")
     cost = threshold_cost(digits_vit, clt, twin, data, zs)
     images, labels = data.batch(range(40))

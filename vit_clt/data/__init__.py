@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vit_clt.data.forms import load_data as load_data
     from vit_clt.data.images import DecodedImages as DecodedImages
     from vit_clt.data.images import ImageData as ImageData
-    from vit_clt.data.images import ImageRows as ImageRows
+    from vit_clt.data.images import ImageSubset as ImageSubset
     from vit_clt.data.images import TensorImages as TensorImages
     from vit_clt.data.images import UnreadableImage as UnreadableImage
     from vit_clt.data.images import as_image_data as as_image_data
@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "images": [
             "DecodedImages",
             "ImageData",
-            "ImageRows",
+            "ImageSubset",
             "TensorImages",
             "UnreadableImage",
             "as_image_data",

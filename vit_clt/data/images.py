@@ -1,4 +1,4 @@
-"""Labelled images by row: in memory, decoded on demand, or some rows of another data set.
+"""Labelled images by index: in memory, decoded on demand, or some of another data set.
 
 Images of every bit depth and palette are converted to 8 bits a channel before preprocessing.
 """
@@ -32,18 +32,18 @@ _BROKEN = (
 
 
 class UnreadableImage(InputError):
-    """The image of a row cannot be decoded or preprocessed."""
+    """An image cannot be decoded or preprocessed."""
 
 
 class ImageData(ABC):
-    """Labelled images by row; iterating gives (images, labels) batches in row order."""
+    """Labelled images by index; iterating gives (images, labels) batches in that order."""
 
     name: str
     split: str | None = None
     """The split; None where the data has no splits (one file, or tensors)."""
     class_names: list[str]
     label_sets: list[frozenset[int]] | None = None
-    """By row, every class that the image shows (COCO); the label is one of them."""
+    """By index, every class that the image shows (COCO); the label is one of them."""
     factors: Mapping[str, Int[Tensor, " image"]] | None = None
     """Further known facts of each image, by name (adding: its digits, "left" and "right")."""
     transform: Callable[[Image.Image], Tensor] | None = None
@@ -57,25 +57,25 @@ class ImageData(ABC):
 
     @abstractmethod
     def batch(
-        self, rows: Sequence[int]
+        self, indices: Sequence[int]
     ) -> tuple[Float[Tensor, "batch 3 height width"], Int[Tensor, " batch"]]:
-        """The preprocessed images and the labels of these rows.
+        """The preprocessed images and the labels of the images with these indices.
 
         Raises:
             UnreadableImage: an image cannot be read.
         """
 
     def readable(
-        self, rows: Sequence[int]
+        self, indices: Sequence[int]
     ) -> tuple[Float[Tensor, "batch 3 height width"] | None, list[int]]:
-        """The images that can be read (None if none can), and their positions in `rows`."""
+        """The images that can be read (None if none can), and their positions in `indices`."""
         try:
-            return self.batch(rows)[0], list(range(len(rows)))
+            return self.batch(indices)[0], list(range(len(indices)))
         except UnreadableImage:
             images = {}
-            for position, row in enumerate(rows):
+            for position, index in enumerate(indices):
                 with contextlib.suppress(UnreadableImage):
-                    images[position] = self.batch([row])[0]
+                    images[position] = self.batch([index])[0]
             return torch.cat(list(images.values())) if images else None, list(images)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,10 +102,10 @@ class TensorImages(ImageData):
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The images and labels of these rows."""
-        index = torch.as_tensor(rows)
-        return self.images[index], self.labels[index]
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The images and labels with these indices."""
+        chosen = torch.as_tensor(indices)
+        return self.images[chosen], self.labels[chosen]
 
 
 class DecodedImages(ImageData):
@@ -114,8 +114,8 @@ class DecodedImages(ImageData):
     Other bit depths than 8 and palettes are converted first (`eight_bit`).
 
     Args:
-        fetch: gives the images and labels of a list of rows.
-        n: number of rows.
+        fetch: gives the images and labels of a list of indices.
+        n: number of images.
         transform: the model's preprocessing.
         class_names: names of the classes in label order.
         name: name of the data, for messages and results.
@@ -140,53 +140,53 @@ class DecodedImages(ImageData):
     def __len__(self) -> int:
         return self._n
 
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Decode and preprocess these rows."""
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Decode and preprocess the images with these indices."""
         try:
-            images, labels = self._decode(rows)
+            images, labels = self._decode(indices)
         except _BROKEN as error:
-            row, reason = self._first_broken(rows, error)
+            index, reason = self._first_broken(indices, error)
             raise UnreadableImage(
-                f"{self.name}: row {row} holds an image that cannot be read: {reason}."
+                f"{self.name}: row {index} holds an image that cannot be read: {reason}."
             ) from error
         for label in labels:
             if not isinstance(label, int):
                 raise InputError(f"labels of {self.name} hold {label!r}; expected class numbers.")
         return images, torch.tensor(labels)
 
-    def _decode(self, rows: Sequence[int]) -> tuple[Tensor, list[Any]]:
-        images, labels = self._fetch(list(rows))
+    def _decode(self, indices: Sequence[int]) -> tuple[Tensor, list[Any]]:
+        images, labels = self._fetch(list(indices))
         return torch.stack([self.transform(eight_bit(image)) for image in images]), labels
 
-    def _first_broken(self, rows: Sequence[int], error: Exception) -> tuple[int, Exception]:
-        # a data set decodes many rows at once and does not say which of them failed
-        for row in rows:
+    def _first_broken(self, indices: Sequence[int], error: Exception) -> tuple[int, Exception]:
+        # a data set decodes many images at once and does not say which of them failed
+        for index in indices:
             try:
-                self._decode([row])
+                self._decode([index])
             except _BROKEN as reason:
-                return row, reason
-        return rows[0], error
+                return index, reason
+        return indices[0], error
 
 
-class ImageRows(ImageData):
-    """Some rows of another data set, in the order given."""
+class ImageSubset(ImageData):
+    """Some images of another data set, in the order given."""
 
-    def __init__(self, data: ImageData, rows: Sequence[int]):
+    def __init__(self, data: ImageData, indices: Sequence[int]):
         self._data = data
-        self._rows = list(rows)
+        self._indices = list(indices)
         self.name, self.split, self.class_names = data.name, data.split, data.class_names
         self.transform = data.transform
         if data.label_sets is not None:
-            self.label_sets = [data.label_sets[row] for row in self._rows]
+            self.label_sets = [data.label_sets[index] for index in self._indices]
         if data.factors is not None:
-            self.factors = {name: values[self._rows] for name, values in data.factors.items()}
+            self.factors = {name: values[self._indices] for name, values in data.factors.items()}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._indices)
 
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The images and labels of these rows, numbered among the rows given."""
-        return self._data.batch([self._rows[row] for row in rows])
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The images and labels at these places among the indices given."""
+        return self._data.batch([self._indices[index] for index in indices])
 
 
 def as_image_data(images: ImageData | Tensor | Iterable[Any]) -> ImageData:

@@ -24,7 +24,7 @@ from vit_clt.analysis.factors.selectivity_figure import selectivity_figure
 from vit_clt.analysis.factors.sets import with_codes
 from vit_clt.data.digits import adding_arrays
 from vit_clt.data.forms import load_data
-from vit_clt.data.images import ImageRows, TensorImages
+from vit_clt.data.images import ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import Activations, capture
 from vit_clt.hooks.rows import region_rows
@@ -211,7 +211,7 @@ def adding() -> tuple[HookedViT, CrossLayerTranscoder, TensorImages, TensorImage
     def zeros_and_ones(split: str, n: int) -> TensorImages:
         arrays = adding_arrays(split)
         rows = np.flatnonzero((arrays.left < 2) & (arrays.right < 2))[:n]
-        some = ImageRows(load_data("adding", vit=vit, split=split), rows.tolist())
+        some = ImageSubset(load_data("adding", vit=vit, split=split), rows.tolist())
         data = TensorImages(*some.batch(range(n)), some.class_names, some.name)
         data.factors = some.factors
         return data
@@ -345,9 +345,9 @@ def test_clamped_answers_are_counted_from_the_labels(
     with pytest.raises(InputError, match="clamped is empty"):
         ComputingFeatures({"cls": toys}, {"a few": off}, {}, "out/mine")
 
-    lacking = ImageRows(source, np.flatnonzero(source.factors["left"].numpy() == 0).tolist())
+    lacking = ImageSubset(source, np.flatnonzero(source.factors["left"].numpy() == 0).tolist())
     zeros = np.flatnonzero(data.factors["left"].numpy() == 0).tolist()
-    one_value = ImageRows(data, zeros)
+    one_value = ImageSubset(data, zeros)
     for changed, message in (
         ({"mean_data": lacking}, "mean_data has no image of left 1"),
         ({"randoms": []}, "randoms is empty"),

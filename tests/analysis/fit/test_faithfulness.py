@@ -20,7 +20,7 @@ from vit_clt.analysis import cascade, surrogate_faithfulness
 from vit_clt.analysis.fit import faithfulness_study as faithfulness
 from vit_clt.analysis.fit.faithfulness_study import VERSIONS, SurrogateFaithfulness
 from vit_clt.analysis.stats.intervals import Interval
-from vit_clt.data.images import ImageData, ImageRows, TensorImages
+from vit_clt.data.images import ImageData, ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
 from vit_clt.kernels.codes import Codes, DenseCodes
 
@@ -258,7 +258,7 @@ def test_order_and_batches_of_images_change_nothing(
 ) -> None:
     monkeypatch.setattr(faithfulness, "SIMILARITY_IMAGES", drawn)
     rows = torch.randperm(N, generator=torch.Generator().manual_seed(5)).tolist()
-    shuffled = ImageRows(study.data, rows)
+    shuffled = ImageSubset(study.data, rows)
     shuffled.batch_size = 7
     frames = [
         surrogate_faithfulness(
@@ -363,7 +363,7 @@ def test_few_classes_compare_as_many_as_there_are(study: Study) -> None:
 
 
 def test_one_image_leaves_geometry_undefined(study: Study) -> None:
-    one = ImageRows(study.data, [0])
+    one = ImageSubset(study.data, [0])
     found = surrogate_faithfulness(study.vit, study.clt, one, study.zs, templates=TEMPLATES)
     assert math.isnan(found.at("cka"))
     assert math.isnan(found.at("spearman"))

@@ -18,7 +18,7 @@ from vit_clt.analysis import (
     threshold_cost,
 )
 from vit_clt.analysis.reporting.study import Study, study_files, write_study
-from vit_clt.data.images import ImageData, ImageRows
+from vit_clt.data.images import ImageData, ImageSubset
 from vit_clt.hooks import HookedViT
 from vit_clt.interchange.thresholds import with_thresholds
 from vit_clt.outputs import OutputFolder
@@ -29,9 +29,9 @@ NAMES = ("cascade", "reconstruction", "faithfulness", "fidelity", "thresholds")
 
 @pytest.fixture(scope="module")
 def studies(digits_vit: HookedViT, digits_test: ImageData) -> dict[str, Study]:
-    vit, data = digits_vit, ImageRows(digits_test, range(N))
+    vit, data = digits_vit, ImageSubset(digits_test, range(N))
     first, second = (random_clt(vit, ReLUTopK(k=k), n_features=32, seed=k) for k in (3, 6))
-    twin = with_thresholds(vit, first, ImageRows(digits_test, range(N, 2 * N)))
+    twin = with_thresholds(vit, first, ImageSubset(digits_test, range(N, 2 * N)))
     zs, clts = ZeroShot(vit, data.class_names, "single"), {"first": first, "second": second}
     results = (
         cascade(vit, first, data, zs, inputs=["stream", "teacher"], first_layers=[6], seed=SEED),

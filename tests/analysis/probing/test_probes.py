@@ -23,7 +23,7 @@ from vit_clt.analysis.probing.discriminant import SHRINKAGES, Discriminant
 from vit_clt.analysis.probing.places import Place, probe_rows
 from vit_clt.cli import main
 from vit_clt.data.digits import adding_arrays
-from vit_clt.data.images import ImageRows, TensorImages
+from vit_clt.data.images import ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT
 
 N_TRAIN, N_TEST = 600, 300
@@ -162,7 +162,7 @@ def test_what_is_read_is_the_models_own(tiny_vit: HookedViT, images: torch.Tenso
 def test_bad_input_is_refused(tiny_vit: HookedViT, read_from: Any) -> None:
     read_from(lambda left, right: ONE_HOT[left])
     train, test = pairs("train", N_TRAIN), pairs("test", N_TEST)
-    few = ImageRows(train, range(50))
+    few = ImageSubset(train, range(50))
     constant = pairs("train", N_TRAIN)
     constant.factors = {**constant.factors, "left": torch.full((N_TRAIN,), 4)}
     same = pairs("test", N_TEST)

@@ -32,7 +32,7 @@ from vit_clt.analysis.retrieval.descriptors import (
 from vit_clt.analysis.retrieval.index import own_rows
 from vit_clt.analysis.retrieval.retrieved import retrieve
 from vit_clt.analysis.stats.intervals import mean_intervals
-from vit_clt.data.images import ImageRows, TensorImages
+from vit_clt.data.images import ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.kernels.codes import DenseCodes
 
@@ -173,8 +173,8 @@ def test_dot_prefers_large_codes(vit: HookedViT, corpus, queries):
 
 
 def test_an_image_of_the_corpus_finds_itself_unless_left_out(index, corpus):
-    assert own_rows(corpus, ImageRows(corpus, range(5))).tolist() == [*range(5), *[-1] * 15]
-    some = ImageRows(corpus, range(9))
+    assert own_rows(corpus, ImageSubset(corpus, range(5))).tolist() == [*range(5), *[-1] * 15]
+    some = ImageSubset(corpus, range(9))
     rows = own_rows(some, corpus)
     assert rows.tolist() == list(range(9))
     first = index.search(some, 1, tokens="patch")
@@ -438,7 +438,7 @@ def test_pixels_are_those_before_normalisation(vit: HookedViT):
 def test_grid_shows_what_was_found(index: RetrievalIndex, corpus, queries):
     chosen = [5, 2]
     shown = retrieve(index, index.describe(queries), queries, corpus, chosen, 3, tokens="patch")
-    found = index.search(ImageRows(queries, chosen), 3, tokens="patch")
+    found = index.search(ImageSubset(queries, chosen), 3, tokens="patch")
     figure = shown.figure()
     assert len(figure.layout.images) == len(figure.layout.shapes) == 2 * (1 + 4 * 3)
     texts = [a.text for a in figure.layout.annotations]

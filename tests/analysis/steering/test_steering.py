@@ -25,7 +25,7 @@ from vit_clt.analysis.features.effects import contrast_weights
 from vit_clt.analysis.stats.halves import halves
 from vit_clt.analysis.stats.intervals import mean_intervals
 from vit_clt.cli import main
-from vit_clt.data.images import ImageData, ImageRows, TensorImages
+from vit_clt.data.images import ImageData, ImageSubset, TensorImages
 from vit_clt.hooks import Edit, FrozenPass, HookedViT, steer
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -44,7 +44,7 @@ def clt(digits_vit: HookedViT) -> CrossLayerTranscoder:
 
 @pytest.fixture(scope="module")
 def data(digits_test: ImageData) -> ImageData:
-    few = ImageRows(digits_test, range(N))
+    few = ImageSubset(digits_test, range(N))
     few.batch_size = 6
     return few
 
@@ -363,7 +363,7 @@ def test_refused(digits_vit, clt, zs, data) -> None:
         'target is "10"': lambda: steering_search(*shared, 10),
         "top is 0": lambda: steering_search(*shared, 1, top=0),
         "data has 3 images": lambda: steering_search(
-            digits_vit, clt, ImageRows(data, range(3)), zs, 1
+            digits_vit, clt, ImageSubset(data, range(3)), zs, 1
         ),
         "labels run from 12": lambda: steering_search(
             digits_vit, clt, TensorImages(data.batch(range(4))[0], torch.full((4,), 12)), zs, 1
