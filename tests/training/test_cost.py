@@ -16,7 +16,7 @@ from vit_clt import CLTConfig, InputError, JumpReLU, ReLUTopK
 from vit_clt.data.images import TensorImages
 from vit_clt.training import cost as module
 from vit_clt.training import trial
-from vit_clt.training.cost import Estimate, check_fits, estimate
+from vit_clt.training.cost import Estimate, check_resources, estimate
 from vit_clt.training.store import store_bytes
 from vit_clt.training.trial import seconds_per_step
 from vit_clt.transcoder.sparsifiers import TopKTraining
@@ -215,18 +215,18 @@ def machine(monkeypatch):
 
 def test_what_fits_exactly_is_taken(machine, tmp_path):
     machine(6, 5)  # the teacher is in memory already
-    check_fits(FITS, out=tmp_path / "not" / "yet", device=torch.device("cpu"))
+    check_resources(FITS, out=tmp_path / "not" / "yet", device=torch.device("cpu"))
 
 
 def test_too_little_memory_is_refused_with_what_would_help(machine, tmp_path):
     machine(10**9, 10**12)
     found = Estimate({"weights": 10**9, "optimiser": 2 * 10**9, "teacher": 0}, {})
     with pytest.raises(InputError, match=r"about 3\.0 GB .*1\.0 GB free.*batch_size") as error:
-        check_fits(found, out=tmp_path, device=torch.device("cpu"))
+        check_resources(found, out=tmp_path, device=torch.device("cpu"))
     for option in ("buffer_batches", "n_features", "adamw8bit"):
         assert option in str(error.value)
     with pytest.raises(InputError) as error:
-        check_fits(
+        check_resources(
             Estimate({"weights": 2 * 10**9, "optimiser": 10**9, "teacher": 0}, {}),
             out=tmp_path,
             device=torch.device("cpu"),
@@ -236,16 +236,16 @@ def test_too_little_memory_is_refused_with_what_would_help(machine, tmp_path):
 
 def test_processes_of_one_machine_share_its_memory(machine, tmp_path, monkeypatch):
     machine(11, 5)
-    check_fits(FITS, out=tmp_path, device=torch.device("cpu"))
+    check_resources(FITS, out=tmp_path, device=torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(InputError, match="times 2"):
-        check_fits(FITS, out=tmp_path, device=torch.device("cpu"))
+        check_resources(FITS, out=tmp_path, device=torch.device("cpu"))
 
 
 def test_too_little_disk_is_refused_naming_the_folder_that_exists(machine, tmp_path):
     machine(10**9, 4)
     with pytest.raises(InputError, match="keep_checkpoints") as error:
-        check_fits(FITS, out=tmp_path / "not" / "yet", device=torch.device("cpu"))
+        check_resources(FITS, out=tmp_path / "not" / "yet", device=torch.device("cpu"))
     assert f"{tmp_path} has" in str(error.value)
     assert "cache" not in str(error.value)
 

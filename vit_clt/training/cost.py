@@ -103,7 +103,7 @@ def estimate(
     return Estimate(memory, disk)
 
 
-def check_fits(needs: Estimate, *, out: Path, device: torch.device) -> None:
+def check_resources(needs: Estimate, *, out: Path, device: torch.device) -> None:
     """Refuse a run that needs more memory or disk than there is.
 
     It must be called when the teacher is in memory already and nothing else is. The number of
