@@ -125,7 +125,7 @@ def total_needs(costs: Sequence[CellCost]) -> Estimate:
     disk = {
         "checkpoints": max(cost.needs.disk["checkpoints"] for cost in costs),
         "result": sum(cost.result_bytes for cost in costs),
-        "activation cache": 0,
+        "activation store": 0,
     }
     return Estimate(largest.needs.memory, disk)
 

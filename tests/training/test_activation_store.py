@@ -54,7 +54,7 @@ def build(folder: Path, vit: HookedViT, data=None, **kwargs) -> ActivationStore:
 
 
 def expected(vit: HookedViT, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a cache of these images must hold, captured three at a time as the shards are."""
+    """What a store of these images must hold, captured three at a time as the shards are."""
     found = [capture(vit, part) for part in images.split(3)]
     x, y = torch.cat([f.x for f in found], 1), torch.cat([f.y for f in found], 1)
     return x.to(torch.bfloat16).float(), y.to(torch.bfloat16).float()
@@ -243,12 +243,12 @@ def gelu_vit() -> HookedViT:
         (
             gelu_vit,
             pixels,
-            "activation is 'GELU' (of the model); expected 'QuickGELU', as in cache",
+            "activation is 'GELU' (of the model); expected 'QuickGELU', as in activation store",
         ),
         (None, lambda: pixels(seed=6), "(of the images, preprocessed); expected '"),
         (None, lambda: pixels().flip(0), "(of the images, preprocessed); expected '"),
         (None, lambda: pixels() * 2, "(of the images, preprocessed); expected '"),
-        (None, lambda: pixels(8), "n_images is 8; expected 7, as in cache"),
+        (None, lambda: pixels(8), "n_images is 8; expected 7, as in activation store"),
     ],
     ids=["weights", "layers", "activation", "data", "order", "preprocessing", "rows"],
 )

@@ -25,7 +25,7 @@ from vit_clt.transcoder.train_config import TrainConfig
 GIB = 2**30
 PAPER = CLTConfig(12, 768, 12288, ReLUTopK(128))
 FITS = Estimate(
-    {"weights": 2, "optimiser": 4, "teacher": 1000}, {"result": 5, "activation cache": 0}
+    {"weights": 2, "optimiser": 4, "teacher": 1000}, {"result": 5, "activation store": 0}
 )
 
 # Two steps as training takes them, in a process of its own each, forked before torch computes:
@@ -190,9 +190,9 @@ def test_disk_holds_checkpoints_the_one_being_written_result_and_cache():
     found = of_tiny(TrainConfig(keep_checkpoints=2), n_images=50, cache=True).disk
     assert found["checkpoints"] == 3 * 3 * weights
     assert found["result"] == weights
-    assert found["activation cache"] == store_bytes(50, 4, 10, 16)
+    assert found["activation store"] == store_bytes(50, 4, 10, 16)
     without = of_tiny(TrainConfig(checkpoint_every=0), n_images=50).disk
-    assert without == {"checkpoints": 0, "result": weights, "activation cache": 0}
+    assert without == {"checkpoints": 0, "result": weights, "activation store": 0}
 
 
 # ---- refusing --------------------------------------------------------------------------------

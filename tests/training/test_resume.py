@@ -421,5 +421,5 @@ def test_the_cache_of_another_model_is_refused(tmp_path: Path):
     assert trained([*other, *cache, "--epochs", "1"], tmp_path / "other").code == 0
     before = files(tmp_path / "cache")
     found = trained([*RUN, *cache], tmp_path / "run")
-    assert_refused(found, "weights_sha256 is ", f"as in cache {tmp_path / 'cache'}, ")
+    assert_refused(found, "weights_sha256 is ", f"as in activation store {tmp_path / 'cache'}, ")
     assert files(tmp_path / "cache") == before

@@ -42,7 +42,7 @@ class Estimate:
     needs beyond the memory of a step)."""
     disk: dict[str, int]
     """Bytes by part: "checkpoints" (those kept and the one being written), "result" and
-    "activation cache"."""
+    "activation store"."""
 
     def lines(self) -> list[str]:
         """One line about memory and one about disk."""
@@ -96,7 +96,7 @@ def estimate(
     disk = {
         "checkpoints": copies * (weights + moments),
         "result": weights,
-        "activation cache": store_bytes(n_images, config.n_layers, n_tokens, config.d_model)
+        "activation store": store_bytes(n_images, config.n_layers, n_tokens, config.d_model)
         if cache
         else 0,
     }
@@ -134,7 +134,7 @@ def check_resources(needs: Estimate, *, out: Path, device: torch.device) -> None
         raise InputError(
             f"disk space needed is up to {_size(needed)} ({_parts(needs.disk)}), {folder} has "
             f"{_size(available)} free; expected less: lower keep_checkpoints or n_features"
-            f"{', or train without a cache' if needs.disk['activation cache'] else ''}."
+            f"{', or train without an activation store' if needs.disk['activation store'] else ''}."
         )
 
 

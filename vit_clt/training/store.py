@@ -115,7 +115,9 @@ class ActivationStore:
         new = _is_new(self.folder)
         if not new:
             recorded = read_json(self.folder / MANIFEST_FILE)
-            check_same(compared, recorded, f"cache {self.folder}, or another folder", ABOUT)
+            check_same(
+                compared, recorded, f"activation store {self.folder}, or another folder", ABOUT
+            )
         missing = [s for s in range(len(self._shard_images)) if self._whole(s) is None]
         self._check_space(missing)
         if new:
@@ -128,7 +130,7 @@ class ActivationStore:
         )
         total = store_bytes(self._n_images, *self._shape)
         self.description = (
-            f"activation cache: {self._n_images:,} images of {_size(per_image)} in bfloat16, "
+            f"activation store: {self._n_images:,} images of {_size(per_image)} in bfloat16, "
             f"{_size(total)} in all, in {self.folder}"
         )
 
@@ -160,7 +162,7 @@ class ActivationStore:
             total=self._n_images,
             initial=done,
             unit="image",
-            desc="cache",
+            desc="activation store",
             disable=not progress or not missing,
         ) as bar:
             for shard in missing:
@@ -277,7 +279,7 @@ def _is_new(folder: Path) -> bool:
         raise InputError(
             "cache",
             f"is {folder}, which holds {min(names)} and no {MANIFEST_FILE}; expected a new "
-            "or empty folder, or a cache.",
+            "or empty folder, or an activation store.",
         )
     return not names
 
