@@ -353,7 +353,7 @@ STUDIES: Mapping[str, Study] = {
     "steering search": lambda *a: analysis.steering_search(*a, 1, top=1, n_random=1).to_frame(),
     "suppression": lambda *a: analysis.suppress(*a, GROUP, randoms=[OTHER]).to_frame(),
     "clamping": lambda *a: analysis.clamp(
-        *a, GROUP, source=noise(8, seed=5), randoms=[OTHER], region="cls"
+        *a, GROUP, mean_data=noise(8, seed=5), randoms=[OTHER], region="cls"
     ).to_frame(),
     "zero shot": lambda vit, clt, data, zs: (
         zs.read(vit(data.images.to(zs.weights.device)), data.labels).loss

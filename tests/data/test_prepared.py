@@ -43,7 +43,7 @@ STUDIES: dict[str, Callable[..., object]] = {
     "cascade": lambda vit, clt, data, zs: cascade(vit, clt, data, zs),
     "causal": lambda vit, clt, data, zs: causal_effects(vit, data),
     "clamp": lambda vit, clt, data, zs: clamp(
-        vit, clt, data, zs, GROUP, source=data, randoms=[GROUP], factor="left", other="right"
+        vit, clt, data, zs, GROUP, mean_data=data, randoms=[GROUP], factor="left", other="right"
     ),
     "contributions": lambda vit, clt, data, zs: contribution_scores(vit, clt, data),
     "describe": lambda vit, clt, data, zs: describe(vit, clt, data, tokens="cls"),
