@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vit_clt.choices import Rule, Templates
-from vit_clt.cli.options import CLTOptions, Command, SeedOptions, StudyOptions, layer_numbers
+from vit_clt.choices import Rule
+from vit_clt.cli.options import (
+    CLTOptions,
+    Command,
+    PromptOptions,
+    SeedOptions,
+    StudyOptions,
+    layer_numbers,
+)
 from vit_clt.errors import InputError
 
 
 @dataclass(kw_only=True)
-class Features(CLTOptions, StudyOptions, SeedOptions):
+class Features(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """What does each feature fire on, write and do? A gallery that opens from disk.
 
     Example: vit-clt features --clt out/clt --data digits --layers 7 --count 24 --out out/features
@@ -37,15 +44,12 @@ class Features(CLTOptions, StudyOptions, SeedOptions):
     effect_images: int = 200
     """Number of first images on which direct effects on class logits (attention held, norms
     differentiated) are measured."""
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Study every feature, choose some for pages, and write the gallery."""
         from vit_clt.analysis.features.choice import check_selection
         from vit_clt.analysis.features.gallery import FeatureGallery
         from vit_clt.analysis.features.study import feature_study
-        from vit_clt.zero_shot import ZeroShot
 
         check_selection(self.select or "spread", self.count, self.raises)
         features = [feature_address(text) for text in dict.fromkeys(self.feature)]
@@ -57,7 +61,7 @@ class Features(CLTOptions, StudyOptions, SeedOptions):
             vit,
             clt,
             data,
-            ZeroShot(vit, names, self.templates) if names else None,
+            self.zero_shot(vit, data) if names else None,
             features=features,
             layers=layers,
             rule=self.select,

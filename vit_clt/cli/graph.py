@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.choices import Norms, Templates
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions
+from vit_clt.choices import Norms
+from vit_clt.cli.options import CLTOptions, PromptOptions, SeedOptions, StudyOptions
 
 
 @dataclass(kw_only=True)
-class Graph(CLTOptions, StudyOptions, SeedOptions):
+class Graph(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """What drives a class logit of an image: features, errors, patches, and the paths between.
 
     Example: vit-clt graph --clt out/clt --data digits --query 0 5 17 --out out/graph
@@ -32,14 +32,11 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
     interventions: int = 64
     """Number of features that are silenced in each image to check the effects, half of them drawn
     at random."""
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Compute effects and graphs, check them, and report."""
         from vit_clt.analysis import graph_study
         from vit_clt.analysis.graphs.result import GraphStudy
-        from vit_clt.zero_shot import ZeroShot
 
         folder = self.folder_of(GraphStudy)
         vit, clt, data = self.load_all(self.device)
@@ -47,7 +44,7 @@ class Graph(CLTOptions, StudyOptions, SeedOptions):
             vit,
             clt,
             data,
-            ZeroShot(vit, data.class_names, self.templates),
+            self.zero_shot(vit, data),
             self.query,
             target=self.target,
             contrast=self.contrast,

@@ -93,7 +93,7 @@ class Reproduce(Command):
         from vit_clt.analysis.reproduction.study import Reproduction
         from vit_clt.inputs import read_json
         from vit_clt.outputs import check_same
-        from vit_clt.training.cost import check_fits
+        from vit_clt.training.cost import check_resources
 
         self.refuse_both(overwrite=self.overwrite, resume=self.resume)
         recipe, study_file = self._recipe(), evaluation.STUDY_FILE
@@ -122,7 +122,7 @@ class Reproduce(Command):
             costs = todo.costs()
             self._say_cost(costs)
             if folder is not None:
-                check_fits(total_needs(costs), out=self.out, device=torch.device(self.device))
+                check_resources(total_needs(costs), out=self.out, device=torch.device(self.device))
         if folder is None:
             return
         if not folder.resumes:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from vit_clt.choices import EditKind, Templates, TokenKind
+from vit_clt.choices import EditKind, TokenKind
 from vit_clt.cli.features import feature_address
-from vit_clt.cli.options import CLTOptions, Command, SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions, Command, PromptOptions, SeedOptions, StudyOptions
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Steer(CLTOptions, StudyOptions, SeedOptions):
+class Steer(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """Turn features up or down: what do class probabilities do? Or which features move a class?
 
     Example: vit-clt steer --clt out/clt --data digits --feature 7:76 --out out/steer
@@ -51,22 +51,20 @@ class Steer(CLTOptions, StudyOptions, SeedOptions):
     random: int | None = None
     """Number of random features of about the same firing rate beside each feature; default: 5, or 3
     with --search."""
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
 
     def run(self) -> None:
         """Steer, draw, and report."""
         from vit_clt.analysis import steering_curve, steering_search
         from vit_clt.analysis.steering.curve_result import SteeringCurve
         from vit_clt.analysis.steering.search_result import SteeringSearch
-        from vit_clt.zero_shot import ZeroShot, class_number
+        from vit_clt.zero_shot import class_number
 
         folder = self.folder_of(SteeringCurve, SteeringSearch)
         features = self._check_options()
         vit, clt, data = self.load_all(self.device)
         if self.search is not None:
             class_number(data.class_names, self.search, "search")
-        zs = ZeroShot(vit, data.class_names, self.templates)
+        zs = self.zero_shot(vit, data)
         study: Study
         if self.search is None:
             study = steering_curve(

@@ -81,7 +81,7 @@ class Train(ModelOptions, Command, TrainingOptions):
             if (folder.path / "metrics.json").is_file():
                 print(f"{folder.path} is finished; nothing to do")
                 return
-        plan.check_fits(self.out)
+        plan.check_resources(self.out)
         if not folder.resumes:  # run.json has the choice, or else the checkpoint
             plan = plan.decided()
         if is_main():

@@ -13,7 +13,7 @@ from vit_clt.choices import Backend
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
-from vit_clt.training.cost import Estimate, check_fits, duration, estimate
+from vit_clt.training.cost import Estimate, check_resources, duration, estimate
 from vit_clt.training.engine import is_sharded
 from vit_clt.training.processes import n_processes
 from vit_clt.training.store import ActivationStore
@@ -90,11 +90,11 @@ class PlannedRun:
             device=self.device,
         )
 
-    def check_fits(self, out: Path) -> None:
-        """Refuse a run that needs more memory or disk than there is (`cost.check_fits`)."""
+    def check_resources(self, out: Path) -> None:
+        """Refuse a run that needs more memory or disk than there is (`cost.check_resources`)."""
         # the estimate assumes whole copies, which sharded processes do not have
         if not is_sharded():
-            check_fits(self.needs(), out=out, device=torch.device(self.device))
+            check_resources(self.needs(), out=out, device=torch.device(self.device))
 
     def seconds(self) -> float:
         """Time of all steps, by a short trial on images that must be readable."""

@@ -10,14 +10,14 @@ import pytest
 from vit_clt import CLTConfig, ReLUTopK, TrainConfig, train
 from vit_clt.analysis.fit.training_study import Training
 from vit_clt.analysis.reporting.study import study_files, write_study
-from vit_clt.data.images import ImageData, ImageRows
+from vit_clt.data.images import ImageData, ImageSubset
 from vit_clt.hooks import HookedViT
 from vit_clt.outputs import OutputFolder
 
 
 @pytest.fixture(scope="module")
 def training(digits_vit: HookedViT, digits_test: ImageData) -> Training:
-    data, records = ImageRows(digits_test, range(30)), []
+    data, records = ImageSubset(digits_test, range(30)), []
     config = CLTConfig(digits_vit.cfg.n_layers, digits_vit.cfg.d_model, 16, ReLUTopK(k=2))
     # the second and last batch of the epoch has 3 rows, all of patches
     settings = TrainConfig(epochs=1, batch_size=456, val_images=3, log_every=1, warmup_steps=1)
