@@ -6,12 +6,14 @@ spreadsheet would compute. `printable` and `plain_cell` keep such text as text.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 _SHOWN_CONTROLS = "\n\t"
 # these format characters turn the direction of the text that follows them
 _DIRECTIONS = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_PLAIN = re.compile(r"-|[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def printable(text: str) -> str:
@@ -33,7 +35,8 @@ def plain_cell(text: str) -> str:
     """The text as a cell of a CSV file that a spreadsheet shows instead of computing it.
 
     Text that begins with =, +, -, @, tab or carriage return gets an apostrophe in front, which
-    spreadsheets take for "this is text" (OWASP, CSV injection). A dash alone is left as it is.
+    spreadsheets take for "this is text" (OWASP, CSV injection). Signed numbers and a dash alone are
+    left as they are.
     """
     text = printable(text)
-    return f"'{text}" if text.startswith(_FORMULA) and text != "-" else text
+    return f"'{text}" if text.startswith(_FORMULA) and not _PLAIN.fullmatch(text) else text

@@ -38,12 +38,12 @@ def test_latex_escapes_what_would_not_compile():
 
 
 def test_csv_keeps_what_looks_like_a_formula_as_text_and_every_number_as_it_is():
-    names = ["=1+1", "+cmd", "-2", "@a", "\x1b[31mred", "-", "cat", None]
+    names = ["=1+1", "+cmd", "-x", "@a", "\x1b[31mred", "-", "cat", None]
     table = pd.DataFrame({"=name": names, "n": range(8), "top1": [-1 / 3] * 8})
     table.index = [0] * 8  # as after a concatenation
     read = pd.read_csv(io.StringIO(csv_table(table)))
     assert list(read.columns) == ["'=name", "n", "top1"]
-    assert list(read["'=name"])[:7] == ["'=1+1", "'+cmd", "'-2", "'@a", "[31mred", "-", "cat"]
+    assert list(read["'=name"])[:7] == ["'=1+1", "'+cmd", "'-x", "'@a", "[31mred", "-", "cat"]
     assert list(read["top1"]) == [-1 / 3] * 8
     assert csv_table(TABLE) == TABLE.to_csv(index=False)
 
