@@ -124,7 +124,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if options.png:
             check_png()
         result = {"truth": Truth, "features": ComputingFeatures}[options.part]
-        folder = OutputFolder(options.out, study_files(result), options.overwrite)
+        files, command = study_files(result), f"adding {options.part}"
+        folder = OutputFolder(options.out, files, options.overwrite, command=command)
         if options.part == "truth":
             truth(folder, options.png)
         else:

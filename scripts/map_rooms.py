@@ -23,8 +23,9 @@ _CORE = "training interchange zero_shot hooks.passes"
 _STUDY = f"{_CORE} analysis.stats analysis.reporting"
 MAY_IMPORT = {
     "": "",
+    "outputs": "",
     "kernels": "",
-    "transcoder": "kernels",
+    "transcoder": "kernels outputs",
     "hooks": "transcoder",
     "hooks.passes": "hooks",
     "data": "hooks",
@@ -51,7 +52,7 @@ MAY_IMPORT = {
     "__main__": "cli",
 }
 """Rooms, and those that each may import besides what those may import; "" is the root's files."""
-ROOT_FILES = "errors, choices, metrics, inputs, outputs"
+ROOT_FILES = "errors, choices, metrics, inputs"
 START, END = "<!-- rooms: make map -->", "<!-- end of rooms -->"
 
 

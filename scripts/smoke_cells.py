@@ -35,7 +35,7 @@ from vit_clt.analysis.reproduction.cells import (
 )
 from vit_clt.data.imagenet100 import IMAGENET100
 from vit_clt.data.prompts import CIFAR100_CLASSES
-from vit_clt.outputs import staged_file
+from vit_clt.outputs.staging import staged_file
 
 N_IMAGES = 8
 FORMATS = {"ViT-B/32": "safetensors", "ViT-B/16": "pt"}

@@ -21,7 +21,7 @@ from small_clip import accuracy, as_pixels, class_loss, describe, export, report
 from tqdm import tqdm
 
 from vit_clt.data.digits import ADDING_CLASSES, SIDE, adding_arrays, digits_arrays, side_by_side
-from vit_clt.outputs import staged_file
+from vit_clt.outputs.staging import staged_file
 
 BATCH = 128
 WARM_UP = 200

@@ -59,3 +59,6 @@ def renamed(**names: str) -> Iterator[None]:
 
 class Stopped(Exception):
     """A run was asked to stop, and did so after a whole step."""
+
+    by_keyboard: bool = False
+    """Whether it was asked by Ctrl-C."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,8 +16,11 @@ from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.inputs import read_json
-from vit_clt.outputs import check_same, staged_file
+from vit_clt.outputs import OutputFolder, check_same
+from vit_clt.outputs.manifest import MANIFEST_FILE, Manifest, is_whole
+from vit_clt.training.checkpoints import Checkpoints
 from vit_clt.training.trainer import train
+from vit_clt.transcoder.checkpoints import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.saved import SavedCLTs
@@ -33,6 +34,8 @@ SEEDS = 3
 VARIANTS = [name for name in get_args(SparsifierName) if name in get_args(PaperSparsifier)]
 """Sparsifiers that variants take in place of the CLT's own; they are the paper's."""
 RUN_FILE = "run.json"
+FILES = (RUN_FILE, CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, MANIFEST_FILE)
+"""Files of a rival, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +204,10 @@ def given_rivals(
 
 
 def is_finished(run: RivalRun, folder: Path) -> bool:
-    """Whether the transcoder of this run is already saved below `folder`."""
-    return (_place(run, folder) / "model.safetensors").is_file()
+    """Whether the transcoder of this run is already saved below `folder`, and whole."""
+    place = _place(run, folder)
+    whole = is_whole(place, "audit", RUN_FILE)
+    return (place / WEIGHTS_FILE).is_file() if whole is None else whole
 
 
 def train_rivals(
@@ -211,7 +216,6 @@ def train_rivals(
     runs: Sequence[RivalRun],
     folder: Path,
     *,
-    overwrite: bool = False,
     should_stop: Callable[[], bool] | None = None,
     progress: bool = False,
 ) -> Rivals:
@@ -223,7 +227,6 @@ def train_rivals(
         runs: trainings of the rivals.
         folder: folder with one folder for each run, which is itself a CLT; its run.json holds
             configuration, settings, teacher and data of the training.
-        overwrite: train all rivals again.
         should_stop: called after each step; where it returns True, a checkpoint is saved and
             `Stopped` is raised.
         progress: show progress lines.
@@ -245,25 +248,33 @@ def train_rivals(
             "teacher": teacher.identity().weights_sha256,
             "data": data_fingerprint(data),
         }
-        if overwrite:
-            shutil.rmtree(place, ignore_errors=True)
-        _check_same(place, description)
+        output = OutputFolder(place, FILES, begun=RUN_FILE, resume=True, command="audit")
+        if output.resumes:
+            recorded = read_json(place / RUN_FILE)
+            check_same(description, recorded, f"the run in {place}", remedy="overwrite")
         if is_finished(run, folder):
+            output.close()
             continue
-        with staged_file(place / RUN_FILE) as staging:
-            staging.write_text(json.dumps(description, indent=1) + "\n")
-        clt = train(
-            teacher,
-            data,
-            run.config,
-            run.settings,
-            checkpoints=place / "checkpoints",
-            resume=True,
-            should_stop=should_stop,
-            progress=progress,
-        )
-        clt.save_pretrained(place)
-        shutil.rmtree(place / "checkpoints")
+        if not output.resumes:
+            output.begin(description)
+        manifest = Manifest.read(place)
+        if not (place / WEIGHTS_FILE).is_file() or (
+            manifest is not None and WEIGHTS_FILE in manifest.damage(place)
+        ):
+            clt = train(
+                teacher,
+                data,
+                run.config,
+                run.settings,
+                checkpoints=place / "checkpoints",
+                resume=True,
+                should_stop=should_stop,
+                progress=progress,
+            )
+            clt.save_pretrained(place)
+        # nothing reads its checkpoints any more
+        Checkpoints(place / "checkpoints").remove()
+        output.finish()
     settings = runs[0].settings if runs else None
     return Rivals(
         per_layer=SavedCLTs(places["per_layer"], device),
@@ -295,13 +306,3 @@ def shuffled_weights(vit: HookedViT) -> HookedViT:
 
 def _place(run: RivalRun, folder: Path) -> Path:
     return folder / run.name.replace(", ", "_").replace(" ", "-")
-
-
-def _check_same(place: Path, now: dict[str, Any]) -> None:
-    """Refuse a folder whose transcoder belongs to another training."""
-    path = place / RUN_FILE
-    if not path.is_file():
-        if (place / "model.safetensors").is_file():
-            raise InputError(f"{place} holds a transcoder without {RUN_FILE}; expected none.")
-        return
-    check_same(now, read_json(path), f"the run in {place}", remedy="overwrite")

@@ -17,6 +17,7 @@ import pandas as pd
 
 from vit_clt.errors import InputError
 from vit_clt.metrics import Metric, metrics_json
+from vit_clt.outputs.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -146,10 +147,13 @@ class Study(ABC):
 def study_files(*studies: type[Study]) -> list[str]:
     """Names of all files that `write_study` may write for studies of these classes."""
     files = [f"{study.name}.{ending}" for study in studies for ending in study.endings]
-    return [*files, *(name for study in studies for name in study.extra_files), "metrics.json"]
+    files += [name for study in studies for name in study.extra_files]
+    return [*files, "metrics.json", MANIFEST_FILE]
 
 
-def write_study(folder: OutputFolder, study: Study, command: str, *, png: bool = False) -> None:
+def write_study(
+    folder: OutputFolder, study: Study, command: str, *, png: bool = False, finish: bool = True
+) -> None:
     """Write the files of a study and of its companions, and the study's metrics.json.
 
     NAME.html is the page and NAME.json the figure (`plotly.io.read_json` opens it); NAME.csv holds
@@ -161,6 +165,7 @@ def write_study(folder: OutputFolder, study: Study, command: str, *, png: bool =
         study: the result.
         command: name of the command, for metrics.json.
         png: write pictures too; call `check_png` before the work that makes the study.
+        finish: finish the folder, to which nothing else is written then.
     """
     for part in (study, *study.companions()):
         for ending in part.endings:
@@ -171,6 +176,8 @@ def write_study(folder: OutputFolder, study: Study, command: str, *, png: bool =
     folder.write(
         "metrics.json", metrics_json(study.metrics(), command=command, **study.facts().context())
     )
+    if finish:
+        folder.finish()
 
 
 def _content(study: Study, ending: str) -> str | bytes:

@@ -8,7 +8,8 @@ A cell trains a CLT on the training split and measures it on the held-out one
     train.jsonl, clt/       the log, and the CLT
     reconstruction.csv, cascade.csv, faithfulness.csv, contributions.csv, contributions.html
     metrics.json
-    cell.json               written last: the cell is finished
+    cell.json               the settings it was finished with
+    manifest.json           written last: the cell is finished
 
 so an interrupted run goes on with the cell it was in, and within that cell with the step it was at.
 """
@@ -25,6 +26,7 @@ from vit_clt.analysis.reproduction.published import DATASETS, paper_faithfulness
 from vit_clt.choices import Inputs, PaperSparsifier, Templates, TokenKind, check_choice
 from vit_clt.data.prompts import CIFAR_TEMPLATES
 from vit_clt.hooks import HookedViT
+from vit_clt.outputs.manifest import MANIFEST_FILE, is_whole
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
@@ -45,6 +47,7 @@ FILES = (
     "contributions.html",
     "metrics.json",
     CELL_FILE,
+    *("clt/config.json", "clt/model.safetensors", "clt/README.md", MANIFEST_FILE),
 )
 BASELINE_FILE = "baseline.csv"
 
@@ -154,5 +157,6 @@ def smoke_recipe() -> Recipe:
 
 
 def is_finished(root: Path, cell: Cell) -> bool:
-    """Whether a cell below `root` is trained and measured."""
-    return (root / cell.path / CELL_FILE).is_file()
+    """Whether a cell below `root` is trained and measured, and its files are whole."""
+    whole = is_whole(root / cell.path, "reproduce", RUN_FILE)
+    return (root / cell.path / CELL_FILE).is_file() if whole is None else whole

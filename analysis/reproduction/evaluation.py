@@ -23,7 +23,6 @@ from vit_clt.data.forms import load_data
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
-from vit_clt.training.checkpoints import Checkpoints
 from vit_clt.training.engine import seeded_globally
 
 STUDY_FILE = "reproduce.json"
@@ -33,16 +32,9 @@ def cell_files() -> list[str]:
     """Names of the files of all cells, below the folder of the study."""
     files = []
     for cell in cells():
-        inside = (*FILES, "clt/config.json", "clt/model.safetensors", "clt/README.md")
-        files += [str(cell.path / name) for name in inside]
+        files += [str(cell.path / name) for name in FILES]
         files.append(str(group_path(cell.dataset, cell.backbone) / BASELINE_FILE))
     return files
-
-
-def remove_checkpoints(root: Path) -> None:
-    """Remove the checkpoints of every cell below `root`."""
-    for cell in cells():
-        Checkpoints(root / cell.path / "checkpoints").remove()
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,10 @@ from vit_clt.hooks import HookedViT
 from vit_clt.inputs import read_json
 from vit_clt.metrics import Metric, metrics_json
 from vit_clt.outputs import OutputFolder, check_same
+from vit_clt.outputs.manifest import Manifest
+from vit_clt.outputs.staging import staged_file
 from vit_clt.training.checkpoints import Checkpoints
+from vit_clt.training.processes import asked_to_stop
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot
@@ -139,8 +142,8 @@ def run_cells(
     group = Path(root) / group_path(bench.dataset, bench.backbone)
     if not (group / BASELINE_FILE).is_file():
         baselines = teacher_baselines(bench, seed=recipe.training.seed, progress=progress)
-        folder = OutputFolder(group, [BASELINE_FILE], overwrite=True).open()
-        folder.write(BASELINE_FILE, csv_table(baselines))
+        with staged_file(group / BASELINE_FILE) as staging:
+            staging.write_text(csv_table(baselines), encoding="utf-8")
     for sparsifier in sparsifiers:
         run_cell(root, sparsifier, bench, recipe, progress=progress)
 
@@ -160,19 +163,22 @@ def run_cell(
     Raises:
         InputError: the folder holds a cell of another recipe, teacher or data; or what `train`,
             `cascade`, `surrogate_faithfulness` and `contribution_scores` refuse.
+        Stopped: SIGTERM or Ctrl-C has come, and a last checkpoint is written.
     """
     root = Path(root)
     cell = Cell(bench.dataset, bench.backbone, sparsifier)
     started = {"cell": asdict(cell), "recipe": recipe.to_json(), **bench.facts()}
-    folder = OutputFolder(root / cell.path, FILES, resume=RUN_FILE)
+    folder = OutputFolder(root / cell.path, FILES, begun=RUN_FILE, resume=True, command="reproduce")
     if folder.resumes:
         check_same(started, read_json(folder.path / RUN_FILE), f"the run in {folder.path}")
     if is_finished(root, cell):
+        folder.close()
         return folder.path
     if not folder.resumes:
-        folder.open().write(RUN_FILE, json.dumps(started, indent=1) + "\n")
+        folder.begin(started)
     clt = _trained(folder, sparsifier, bench, recipe, progress)
     _measure(folder, clt, cell, bench, recipe, progress)
+    folder.finish()
     return folder.path
 
 
@@ -180,8 +186,10 @@ def _trained(
     folder: OutputFolder, sparsifier: str, bench: Bench, recipe: Recipe, progress: bool
 ) -> CrossLayerTranscoder:
     clt_folder, checkpoints = folder.path / "clt", folder.path / "checkpoints"
-    if not (clt_folder / "model.safetensors").is_file():  # written last
-        with folder.stream(LOG_FILE) as log:
+    manifest = Manifest.read(folder.path)
+    is_damaged = manifest is not None and "clt/model.safetensors" in manifest.damage(folder.path)
+    if is_damaged or not (clt_folder / "model.safetensors").is_file():  # written last
+        with folder.stream(LOG_FILE) as log, asked_to_stop() as stop:
             clt = train(
                 bench.vit,
                 bench.train_data,
@@ -190,6 +198,7 @@ def _trained(
                 checkpoints=checkpoints,
                 resume=True,
                 on_log=lambda record: print(json.dumps(record), file=log),
+                should_stop=stop,
                 progress=progress,
             )
         clt.save_pretrained(clt_folder)
@@ -300,7 +309,6 @@ def _measure(
         "seconds_measuring": time.perf_counter() - began,
         "versions": json.loads(document)["context"]["versions"],
     }
-    # this file is written last, because it marks the cell as finished
     folder.write(CELL_FILE, json.dumps(finished, indent=1) + "\n")
 
 

@@ -22,7 +22,8 @@ from vit_clt.analysis.retrieval.descriptors import Descriptors
 from vit_clt.choices import TokenKind
 from vit_clt.errors import InputError
 from vit_clt.inputs import read_json
-from vit_clt.outputs import STAGING, file_hash, remove_unfinished, staged_files
+from vit_clt.outputs.manifest import file_hash
+from vit_clt.outputs.staging import STAGING, remove_unfinished, staged_files
 
 FORMAT = 1
 ARRAYS_FILE = "index.safetensors"

@@ -78,6 +78,8 @@ class At:
 
 DIES = partial(signal.raise_signal, signal.SIGKILL)
 IS_ASKED_TO_STOP = partial(signal.raise_signal, signal.SIGTERM)
+IS_INTERRUPTED = partial(signal.raise_signal, signal.SIGINT)
+"""Ctrl-C."""
 
 
 def limit_file_size(n_bytes: int, *, kill: bool = False) -> None:

@@ -14,7 +14,16 @@ from typing import Any
 
 import pytest
 from builders import UNREADABLE_ROWS, digits_parquet
-from oracles.run_train import DIES, IS_ASKED_TO_STOP, At, Ended, Started, limit_file_size, trained
+from oracles.run_train import (
+    DIES,
+    IS_ASKED_TO_STOP,
+    IS_INTERRUPTED,
+    At,
+    Ended,
+    Started,
+    limit_file_size,
+    trained,
+)
 from safetensors.torch import load_file, save_file
 
 import vit_clt
@@ -149,7 +158,7 @@ DEATHS = (
         0,
         At("vit_clt.training.run:Run.save", 2, partial(limit_file_size, 300_000, kill=True)),
     ),
-    ("before the third is renamed", 3, At("vit_clt.outputs:_sync", 11, DIES)),
+    ("before the third is renamed", 3, At("vit_clt.outputs.staging:sync", 11, DIES)),
     (
         "before old ones are removed",
         6,
@@ -188,7 +197,7 @@ def test_killed_at_every_turn_a_run_ends_with_the_same_bytes(
         found = resumed(options, out, [at])
         assert found.code in (-signal.SIGKILL, -signal.SIGXFSZ), f"{when}: {found.err}"
         assert starts(out)[-1] == step, when
-        assert not (out / "metrics.json").exists()
+        assert not (out / "manifest.json").exists()
     assert resumed(options, out).code == 0
     assert starts(out)[-1] >= 3
     assert_same_end(out, uninterrupted(*options))
@@ -230,7 +239,7 @@ def test_a_first_file_that_was_cut_short_is_no_obstacle(
 ):
     out = tmp_path / "new" / "run"
     out.parent.mkdir()
-    assert resumed([], out, [At("vit_clt.outputs:os.replace", 1, DIES)]).code < 0
+    assert resumed([], out, [At("vit_clt.outputs.staging:os.replace", 1, DIES)]).code < 0
     assert [f.name for f in out.iterdir()] == [".run.json.part"]
     assert resumed([], out).code == 0
     assert starts(out) == [0]
@@ -246,10 +255,16 @@ def test_a_finished_run_is_left_as_it_is(uninterrupted: Uninterrupted):
     assert files(out) == before
 
 
-def test_sigterm_saves_the_step_it_stopped_at(uninterrupted: Uninterrupted, tmp_path: Path):
+@pytest.mark.parametrize(("signal", "code"), [(IS_ASKED_TO_STOP, 1), (IS_INTERRUPTED, 130)])
+def test_a_signal_saves_the_step_it_stopped_at(
+    signal: Callable[[], None], code: int, uninterrupted: Uninterrupted, tmp_path: Path
+):
     out = tmp_path / "run"
-    found = trained(RUN, out, [At("vit_clt.training.run:Run.train_on", 5, IS_ASKED_TO_STOP)])
-    assert found.code == 1
+    found = trained(RUN, out, [At("vit_clt.training.run:Run.train_on", 5, signal)])
+    assert found.code == code
+    assert "Traceback" not in found.err
+    # the run can be resumed or started anew, and neither is chosen silently
+    assert_refused(trained(RUN, out), "--resume goes on with it, and --overwrite starts anew.")
     assert found.sentence == f"stopped after step 5 of {STEPS}; --resume goes on from there"
     assert checkpoints(out) == [3, 5]
     assert resumed([], out).code == 0

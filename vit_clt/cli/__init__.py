@@ -13,29 +13,42 @@ from functools import partial
 from importlib import import_module
 
 from vit_clt import __version__
-from vit_clt.cli.commands import COMMANDS, flag, parse
 from vit_clt.cli.terminal import printable_output
 from vit_clt.errors import InputError, Stopped
 from vit_clt.text import printable
 
-__all__ = ["COMMANDS", "main", "script"]
+__all__ = ["main", "script"]
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    The code is 0 if the command is done, 2 for bad input (one sentence on stderr), and 1 for any
-    other error.
+    The code is 0 if the command is done, 2 for bad input (one sentence on stderr), 130 for Ctrl-C,
+    and 1 for any other error.
     """
     args = list(sys.argv[1:] if args is None else args)
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 1
+    return code
+
+
+def _run(args: list[str]) -> int:
+    # this is imported here, so that Ctrl-C is answered at any time
+    from vit_clt.cli.commands import parse
+
     if args == ["--version"]:
         print(f"vit-clt {__version__}")
         return 0
     try:
         command = parse(args)
-    except BrokenPipeError:  # the reader of the help, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except InputError as error:
         print(_with_flags(error, args), file=sys.stderr)
         return 2
@@ -52,6 +65,8 @@ def main(args: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(_with_flags(error, args), file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if command.traceback:
             traceback.print_exc()
@@ -60,24 +75,30 @@ def main(args: Sequence[str] | None = None) -> int:
         )
         print(_one_sentence(f"{reason}."), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
     except Stopped as stop:
         print(f"{stop}; --resume goes on from there", file=sys.stderr)
-        return 1
+        return 130 if stop.by_keyboard else 1
     except Exception as error:  # the user gets one line, or the traceback on request
         if command.traceback:
             traceback.print_exc()
         summary = f"{type(error).__name__}: {error}"
         print(f"{_one_sentence(summary)} (--traceback shows where)", file=sys.stderr)
         return 1
+    finally:
+        _close_outputs()
     return 0
 
 
 def script() -> None:
     """Entry point of the console script."""
     sys.exit(main())
+
+
+def _close_outputs() -> None:
+    if "vit_clt.outputs" in sys.modules:
+        from vit_clt.outputs import close_outputs
+
+        close_outputs()
 
 
 def _load_libraries(modules: Sequence[str]) -> None:
@@ -102,6 +123,8 @@ def _load_libraries(modules: Sequence[str]) -> None:
 
 def _with_flags(error: InputError, args: Sequence[str]) -> str:
     """The sentence of the error, with arguments spelled as the options of the command."""
+    from vit_clt.cli.commands import COMMANDS, flag
+
     known = bool(args) and args[0] in COMMANDS
     return _one_sentence(error.spelled(partial(flag, args[0])) if known else str(error))
 

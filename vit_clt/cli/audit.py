@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -80,8 +79,8 @@ class Audit(PromptOptions, TrainDataOptions, CLTOptions, StudyOptions):
         self.refuse_both(full=self.full, variants=self.variants)
         self.refuse_both(full=self.full, no_train=not self.train)
         self.refuse_both(k=self.k, no_train=not self.train)
-        resume = STUDY_FILE if self.resume else None
-        folder = self.folder_of(AuditStudy, more=[STUDY_FILE], resume=resume)
+        more = [STUDY_FILE, *(f"{RUNS}/*/{name}" for name in rivals.FILES)]
+        folder = self.folder_of(AuditStudy, more=more, begun=STUDY_FILE, resume=self.resume)
         vit, clt, data = self.load_all(self.device)
         check_question(vit, data, self.tokens, self.target, self.keep, "keep")
         fit = self.load_train_images(vit, data)
@@ -93,23 +92,17 @@ class Audit(PromptOptions, TrainDataOptions, CLTOptions, StudyOptions):
             planned = rivals.planned_rivals(clt.config, self.training, self.k, full=self.full)
             runs = [run for run in planned if run.role not in saved]
         for line in rivals_forecast(
-            vit, fit, runs, self.out / RUNS, self.device, overwrite=self.overwrite
+            vit, fit, runs, folder.place / RUNS, self.device, overwrite=self.overwrite
         ):
             print(line, flush=True)
         if self.plan:
             return
         folder.open()
         if not folder.resumes:
-            folder.write(STUDY_FILE, json.dumps(asdict(self), indent=1, default=str) + "\n")
+            folder.begin(asdict(self))
         with asked_to_stop() as stop:
             trained = rivals.train_rivals(
-                vit,
-                fit,
-                runs,
-                self.out / RUNS,
-                overwrite=self.overwrite,
-                should_stop=stop,
-                progress=True,
+                vit, fit, runs, folder.place / RUNS, should_stop=stop, progress=True
             )
         study = audit(
             vit,

@@ -29,7 +29,7 @@ class Demo(StudyOptions, SeedOptions):
         folder = self.folder_of(DemoStudy, more=CLT_FILES)
         check_device(self.device)
         study = demo_study(seed=self.seed, device=self.device)
-        study.clt.save_pretrained(folder.open().path / "clt")
+        study.clt.save_pretrained(folder.open().place / "clt")
         print()
         page, clt = folder.path / "report.html", folder.path / "clt"
         self.report(folder, study, "demo", f"open {page}; the CLT is in {clt}")

@@ -44,7 +44,7 @@ class Export(PromptOptions, TrainDataOptions, CLTOptions, Command, SeedOptions):
         clt = load_clt(self.clt, self.device)
         check_exportable(clt.config)
         files = [*circuit_tracer_files(clt.config.n_layers), "metrics.json"]
-        folder = OutputFolder(self.out, files, self.overwrite)
+        folder = OutputFolder(self.out, files, self.overwrite, command=self.command_name())
         metrics = [Metric("parameters", sum(p.numel() for p in clt.parameters()), "count", 0)]
         context: dict[str, Any] = {"seed": self.seed}
         name = clt.config.sparsifier.name
@@ -58,10 +58,11 @@ class Export(PromptOptions, TrainDataOptions, CLTOptions, Command, SeedOptions):
             print(cost.caption())
             print_table(cost.shown())
         folder.open()
-        export_circuit_tracer(clt, folder.path, progress=True)
+        export_circuit_tracer(clt, folder.place, progress=True)
         folder.write(
             "metrics.json", metrics_json(metrics, command="export", clt=self.clt, **context)
         )
+        folder.finish()
         print(f"written to {folder.path}")
 
     def _check_nothing_fitted(self, sparsifier: str) -> None:

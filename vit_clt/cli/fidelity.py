@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from vit_clt.outputs import OutputFolder
     from vit_clt.transcoder.saved import SavedCLTs
 
-STUDY_FILE = "study.json"
+STUDY_FILE, RUNS = "study.json", "runs"
 
 
 @dataclass(kw_only=True)
@@ -62,21 +61,30 @@ class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
     def run(self) -> None:
         """Train what is missing, measure, and report."""
         from vit_clt.analysis.fit import fidelity_study
+        from vit_clt.analysis.fit.training_study import Training
+        from vit_clt.analysis.reporting.study import study_files
+        from vit_clt.training.run_folder import FILES
         from vit_clt.transcoder.saved import SavedCLTs
 
         self._check()
-        resume = STUDY_FILE if self.resume else None
-        folder = self.folder_of(fidelity_study.Fidelity, more=[STUDY_FILE], resume=resume)
+        of_a_run = (*FILES, *study_files(Training))
+        folder = self.folder_of(
+            fidelity_study.Fidelity,
+            more=[STUDY_FILE, *(f"{RUNS}/*/{name}" for name in of_a_run)],
+            begun=None if self.clts else STUDY_FILE,
+            resume=self.resume,
+        )
         check_device(self.device)
         provenance: dict[str, Any] = {}
         if self.clts:
             clts = SavedCLTs.named(self.clts, self.device)
             vit, data, trained_on = *self._measured(clts), None
-            folder.open()
+            provenance["clts"] = clts.places
         else:
             runs = self._runs()
             vit, data, trained_on = self._trained(runs, folder)
             clts = SavedCLTs({name: str(run.out) for name, run in runs.items()}, self.device)
+            provenance["clts"] = {name: str(self.out / RUNS / name) for name in runs}
             provenance["train"] = asdict(self.training)
         result = fidelity_study.fidelity(
             vit,
@@ -86,12 +94,10 @@ class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
             tokens=self.tokens,
             seed=self.training.seed,
             trained_on=trained_on,
-            provenance={"clts": clts.places, **provenance},
+            provenance=provenance,
             progress=True,
         )
-        # files of a resumed study may hold results of other k
-        results = replace(self, overwrite=True).folder_of(fidelity_study.Fidelity)
-        self.report(results, result, "fidelity")
+        self.report(folder, result, "fidelity")
 
     # ---- checks -----------------------------------------------------------------------------
 
@@ -136,9 +142,8 @@ class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
                     limit=self.train_limit,
                     k=k,
                     cross_layer=kind == "clt",
-                    out=self.out / "runs" / name,
-                    overwrite=self.overwrite,
-                    resume=not self.overwrite,
+                    out=self.out / RUNS / name,
+                    resume=True,
                 )
         return runs
 
@@ -162,9 +167,10 @@ class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
             )
         folder.open()
         if not folder.resumes:
-            folder.write(STUDY_FILE, json.dumps(self.as_json(), indent=1) + "\n")
+            folder.begin(self.as_json())
         for i, (name, run) in enumerate(runs.items(), start=1):
             print(f"{name} ({i} of {len(runs)})", flush=True)
+            run.out = folder.place / RUNS / name
             run.run()
         trained_on = f"{trained.name}, {len(trained)} images, seed {self.training.seed}"
         return vit, data, trained_on

@@ -42,15 +42,16 @@ class Import(VitOptions, Command):
                 "pretrained", f"is {self.pretrained} without a model; expected both, or neither."
             )
         files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, "metrics.json"]
-        folder = OutputFolder(self.out, files, self.overwrite)
+        folder = OutputFolder(self.out, files, self.overwrite, command=self.command_name())
         vit = None if self.model is None else self.load_vit(self.device)
         clt = import_circuit_tracer(self.source, vit=vit, progress=True)
         config = clt.config
         folder.open()
-        clt.save_pretrained(folder.path)
+        clt.save_pretrained(folder.place)
         parameters = Metric("parameters", config.n_parameters(), "count", 0)
         context = {"command": "import", "from": str(self.source), "model": self.model}
         folder.write("metrics.json", metrics_json([parameters], **context))
+        folder.finish()
         print(
             f"{config.n_layers} layers of width {config.d_model}, {config.n_features} features a "
             f"layer, jumprelu; {'no teacher recorded' if vit is None else f'teacher {self.model}'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,11 +40,17 @@ class Command(ABC):
     out: Path
     """Output folder, which must be absent or empty unless --overwrite is given."""
     overwrite: bool = False
-    """Replace the output of an earlier run; only files that this command writes are removed."""
+    """Replace the output of an earlier run once the new one is whole; only files that its
+    manifest.json lists are removed."""
     device: str = "cpu"
     """Torch device, e.g. cpu or cuda."""
     traceback: bool = False
     """Show the traceback of an error."""
+
+    @classmethod
+    def command_name(cls) -> str:
+        """Name of the command: that of its class, in small letters and with hyphens."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
 
     @classmethod
     def defaults(cls, args: Sequence[str]) -> Any:
@@ -66,21 +73,36 @@ class Command(ABC):
         return False
 
     def folder_of(
-        self, *studies: type[Study], more: Sequence[str] = (), resume: str | None = None
+        self,
+        *studies: type[Study],
+        more: Sequence[str] = (),
+        begun: str | None = None,
+        resume: bool = False,
     ) -> OutputFolder:
         """The output folder of these studies, checked before anything is loaded.
 
         Args:
             *studies: classes of the studies.
             more: further files that the command writes.
-            resume: a file that marks an unfinished output to go on with (`OutputFolder`).
+            begun: the file that a study which can be resumed writes first (`OutputFolder`).
+            resume: go on with the study in the folder, if it has one.
         """
         from vit_clt.analysis.reporting.study import check_png, study_files
         from vit_clt.outputs import OutputFolder
 
         if self.pictures:
             check_png()
-        return OutputFolder(self.out, [*study_files(*studies), *more], self.overwrite, resume)
+        files = [
+            name for name in study_files(*studies) if self.pictures or not name.endswith(".png")
+        ]
+        return OutputFolder(
+            self.out,
+            [*files, *more],
+            self.overwrite,
+            begun=begun,
+            resume=resume,
+            command=self.command_name(),
+        )
 
     def report(
         self,
@@ -90,6 +112,7 @@ class Command(ABC):
         last_line: str | None = None,
         *,
         tables: bool = True,
+        finish: bool = True,
     ) -> None:
         """Write the files of a study, and print its caption, tables and notes.
 
@@ -99,10 +122,11 @@ class Command(ABC):
             command: name of the command in metrics.json.
             last_line: line printed at the end; by default it names the folder.
             tables: print more than the last line.
+            finish: the command writes nothing after this study.
         """
         from vit_clt.analysis.reporting.study import write_study
 
-        write_study(folder.open(), study, command, png=self.pictures)
+        write_study(folder.open(), study, command, png=self.pictures, finish=finish)
         if tables:
             print(study.caption())
             print_table(study.printed())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -105,14 +104,13 @@ class Reproduce(Command):
         folder = None
         if not self.plan:
             more = [study_file, *evaluation.cell_files()]
-            resume = study_file if self.resume else None
-            folder = self.folder_of(Reproduction, more=more, resume=resume)
+            folder = self.folder_of(Reproduction, more=more, begun=study_file, resume=self.resume)
             if folder.resumes:
-                before = read_json(self.out / study_file)
+                before = read_json(folder.place / study_file)
                 check_same(materials.started(recipe), before, f"the run in {self.out}")
-        left = []
+        place, left = self.out if folder is None else folder.place, []
         for cell in cells(list(materials.forms), *chosen):
-            if self.resume and is_finished(self.out, cell):
+            if self.resume and is_finished(place, cell):
                 print(f"{cell.name}: finished")
             else:
                 left.append(cell)
@@ -125,16 +123,17 @@ class Reproduce(Command):
                 check_resources(total_needs(costs), out=self.out, device=torch.device(self.device))
         if folder is None:
             return
+        folder.open()
         if not folder.resumes:
-            evaluation.remove_checkpoints(folder.open().path)
-            folder.write(study_file, json.dumps(materials.started(recipe), indent=1) + "\n")
+            folder.begin(materials.started(recipe))
         for bench, sparsifiers in todo.groups():
             print(f"{bench.dataset} {bench.backbone}: {', '.join(sparsifiers)}", flush=True)
-            run_cells(folder.path, sparsifiers, bench, recipe, progress=True)
+            run_cells(folder.place, sparsifiers, bench, recipe, progress=True)
             # an unfinished study has a page too, written after every data set and backbone
             self._report(folder, recipe)
         if not left:
             self._report(folder, recipe)
+        folder.finish()
 
     def _recipe(self) -> Recipe:
         from vit_clt.analysis.reproduction.cells import Recipe, smoke_recipe
@@ -173,7 +172,7 @@ class Reproduce(Command):
         from vit_clt.analysis.reproduction.comparison import finished_cells
         from vit_clt.analysis.reproduction.study import Reproduction
 
-        study = Reproduction(finished_cells(folder.path), recipe)
-        page = folder.path / "report.html"
+        study = Reproduction(finished_cells(folder.place), recipe)
+        page = folder.place / "report.html"
         last_line = f"{len(study.finished)} cells finished; report in {page}"
-        self.report(folder, study, "reproduce", last_line, tables=False)
+        self.report(folder, study, "reproduce", last_line, tables=False, finish=False)

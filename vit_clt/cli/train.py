@@ -68,17 +68,17 @@ class Train(ModelOptions, Command, TrainingOptions):
         from vit_clt.training.processes import is_main, own_device
 
         self.refuse_both(overwrite=self.overwrite, resume=self.resume)
-        # a process that starts late finds files that the main one has written
-        self.overwrite = self.overwrite or not is_main()
-        resume = run_folder.RUN_FILE if self.resume else None
-        folder = self.folder_of(Training, more=run_folder.FILES, resume=resume)
+        folder = self.folder_of(
+            Training, more=run_folder.FILES, begun=run_folder.RUN_FILE, resume=self.resume
+        )
         self.device = own_device(self.device)
         plan = self._planned()
         plan.check(self.trackers)
         if folder.resumes:
             defaults = {field.name: field.default for field in fields(self)}
-            plan = run_folder.resumed(plan, self._options(plan), folder.path, defaults)
-            if (folder.path / "metrics.json").is_file():
+            plan = run_folder.resumed(plan, self._options(plan), folder.place, defaults)
+            if folder.is_finished:
+                folder.close()
                 print(f"{folder.path} is finished; nothing to do")
                 return
         plan.check_resources(self.out)
@@ -91,7 +91,7 @@ class Train(ModelOptions, Command, TrainingOptions):
                 run_folder.begin(folder, plan, self._options(plan))
         clt = run_folder.train_in(folder, plan, self.trackers)
         if is_main():
-            log = folder.path / run_folder.LOG_FILE
+            log = folder.place / run_folder.LOG_FILE
             study = finished_training(log, clt.config, plan.settings, plan.data, self.device)
             last_line = f"{study.caption()}; saved to {folder.path}, curves in training.html"
             self.report(folder, study, "train", last_line, tables=False)

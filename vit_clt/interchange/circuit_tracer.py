@@ -46,7 +46,7 @@ from vit_clt.interchange.files import (
     count_layers,
 )
 from vit_clt.interchange.thresholds import nearest_log, with_thresholds
-from vit_clt.outputs import remove_unfinished, staged_files
+from vit_clt.outputs.staging import remove_unfinished, staged_files
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS, JumpReLU

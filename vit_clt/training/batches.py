@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -195,6 +196,7 @@ def _loaded(
         num_workers=workers,
         multiprocessing_context=_START_METHOD if workers else None,
         collate_fn=_as_is,
+        worker_init_fn=_ignore_interrupts,
         pin_memory=pin,
         # without it the loader draws its workers' seeds from the user's generator
         generator=torch.Generator(),
@@ -218,6 +220,11 @@ def lost_worker_error(error: RuntimeError) -> InputError | None:
         "a process that decodes images was lost (killed, or out of memory); expected all of them "
         "to live: fewer workers need less memory, and resuming goes on from the last checkpoint."
     )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C reaches every process; the main one still needs images to finish its step
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_is(value: Any) -> Any:

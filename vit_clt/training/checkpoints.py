@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vit_clt.errors import InputError
-from vit_clt.outputs import file_hash, staged_folder
+from vit_clt.outputs.manifest import file_hash
+from vit_clt.outputs.staging import staged_folder
 
 STATE_FILE, SUMS_FILE = "state.json", "SHA256SUMS"
 _NAME = re.compile(r"step-(\d{8,})")

@@ -10,6 +10,8 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from vit_clt.errors import Stopped
+
 
 def n_processes() -> int:
     """Number of processes that train together."""
@@ -30,10 +32,26 @@ def own_device(device: str) -> str:
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM has come, so that a last checkpoint can be written."""
+    """A function that says whether SIGTERM or Ctrl-C has come, so that a run can be saved first.
+
+    A second Ctrl-C raises KeyboardInterrupt at once.
+    """
     signals: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+
+    def note(number: int, frame: object) -> None:
+        if number == signal.SIGINT and number in signals:
+            raise KeyboardInterrupt
+        signals.append(number)
+        if number == signal.SIGINT and is_main():
+            # print may be interrupted in the middle of a line of its own
+            os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(signals)
+    except Stopped as stopped:
+        stopped.by_keyboard = signal.SIGINT in signals
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,6 +1,6 @@
 """The folder of a training run: run.json says what is trained, train.jsonl how it goes.
 
-run.json is written when the run begins, so that a folder with it can be resumed. metrics.json is
+run.json is written when the run begins, so that a folder with it can be resumed. manifest.json is
 written last, by the caller, and marks the run as finished.
 """
 
@@ -20,7 +20,6 @@ from vit_clt.errors import InputError
 from vit_clt.inputs import read_json
 from vit_clt.metrics import versions
 from vit_clt.outputs import OutputFolder, check_same
-from vit_clt.training.checkpoints import Checkpoints
 from vit_clt.training.planned import PlannedRun
 from vit_clt.training.processes import asked_to_stop, is_main, n_processes
 from vit_clt.training.trainer import FREE, train
@@ -70,17 +69,14 @@ def resumed(
 
 def begin(folder: OutputFolder, plan: PlannedRun, options: Mapping[str, Any]) -> None:
     """Open the folder for a new run, and write run.json: what determines it, and its options."""
-    folder.open()
-    Checkpoints(folder.path / "checkpoints").remove()
     run = {
-        "command": "train",
         "options": options,
         "clt": plan.config.to_json() | {"teacher": asdict(plan.vit.identity())},
         "data": {"name": plan.data.name, "split": plan.data.split, "n_images": len(plan.data)},
         "processes": n_processes(),
         "versions": versions(),
     }
-    folder.write(RUN_FILE, json.dumps(run, indent=1) + "\n")
+    folder.begin(run)
 
 
 def train_in(
@@ -90,7 +86,7 @@ def train_in(
 
     Raises:
         InputError: as `train`, or the log cannot be written.
-        Stopped: SIGTERM has come, and a last checkpoint is written.
+        Stopped: SIGTERM or Ctrl-C has come, and a last checkpoint is written.
     """
     with (
         folder.stream(LOG_FILE) if is_main() else nullcontext() as log,
@@ -101,16 +97,16 @@ def train_in(
             plan.data,
             plan.config,
             plan.requested,
-            checkpoints=folder.path / "checkpoints",
+            checkpoints=folder.place / "checkpoints",
             resume=folder.resumes,
             cache=plan.cache,
             trackers=trackers,
-            log_dir=folder.path / "trackers" if trackers else None,
+            log_dir=folder.place / "trackers" if trackers else None,
             on_log=partial(_write_record, log),
             should_stop=stop,
         )
     if is_main():
-        clt.save_pretrained(folder.path)
+        clt.save_pretrained(folder.place)
     return clt
 
 

@@ -29,7 +29,8 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.activations import IMAGES_PER_PASS, Activations, capture
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.inputs import read_json
-from vit_clt.outputs import STAGING, check_same, remove_unfinished, staged_files
+from vit_clt.outputs import check_same
+from vit_clt.outputs.staging import STAGING, remove_unfinished, staged_files
 
 FORMAT = 1
 MANIFEST_FILE = "cache.json"

@@ -28,7 +28,8 @@ from torch import nn
 from yaml import YAMLError
 
 from vit_clt.errors import InputError
-from vit_clt.outputs import check_same, remove_unfinished, staged_files
+from vit_clt.outputs import check_same
+from vit_clt.outputs.staging import remove_unfinished, staged_files
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model_card import model_card
 

@@ -16,6 +16,7 @@ from vit_clt import (
 )
 from vit_clt.analysis.auditing.rivals import (
     given_rivals,
+    is_finished,
     planned_rivals,
     shuffled_weights,
     train_rivals,
@@ -95,10 +96,26 @@ def test_rivals_are_trained_once_and_reused(tiny_vit, tmp_path):
         assert torch.equal(one.b_dec, other.b_dec)
     # started anew, they come out the same, to the bit
     before = [clt.state_dict() for _, clt in first.per_layer]
-    fresh = train_rivals(tiny_vit, data, runs, tmp_path, overwrite=True)
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/model.safetensors")} != written
+    fresh = train_rivals(tiny_vit, data, runs, tmp_path / "anew")
     for state, (_, clt) in zip(before, fresh.per_layer, strict=True):
         assert all(torch.equal(state[name], value) for name, value in clt.state_dict().items())
+    # one that is damaged is trained again
+    place = tmp_path / "shuffled-weights"
+    weights = place / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert not is_finished(runs[-1], tmp_path)
+    train_rivals(tiny_vit, data, runs, tmp_path)
+    assert weights.read_bytes() == whole
+    # one that a kill left with its checkpoints is not, but these are removed
+    (place / "manifest.json").unlink()
+    (place / "checkpoints" / "step-00000003").mkdir(parents=True)
+    assert not is_finished(runs[-1], tmp_path)
+    saved = weights.stat().st_mtime_ns
+    train_rivals(tiny_vit, data, runs, tmp_path)
+    assert weights.stat().st_mtime_ns == saved
+    assert not (place / "checkpoints").exists()
+    assert is_finished(runs[-1], tmp_path)
 
 
 def test_rivals_trained_otherwise_are_not_taken_for_these(tiny_vit, tmp_path):

@@ -144,12 +144,15 @@ def test_a_weak_patch_keeps_its_sign(
 
 
 def test_overwrite_removes_only_its_own_files(stats: FeatureStatistics, tmp_path: Path):
-    (tmp_path / "pages").mkdir()
-    for name in ("mine.txt", "pages/mine.js", "pages/pages-007.js"):
+    written(feature_gallery(stats, active(stats), "all"), tmp_path)
+    assert (tmp_path / "pages" / "pages-001.js").exists()
+    mine = ("mine.txt", "pages/mine.js", "pages/pages-007.js")
+    for name in mine:
         (tmp_path / name).write_text("mine")
     written(feature_gallery(stats, active(stats)[:2], "two"), tmp_path, overwrite=True)
-    assert (tmp_path / "mine.txt").exists()
-    assert sorted(p.name for p in (tmp_path / "pages").iterdir()) == ["mine.js", "pages-000.js"]
+    assert {(tmp_path / name).read_text() for name in mine} == {"mine"}
+    pages = sorted(p.name for p in (tmp_path / "pages").iterdir())
+    assert pages == ["mine.js", "pages-000.js", "pages-007.js"]
     assert (tmp_path / "index.html").exists()
 
 

@@ -291,12 +291,21 @@ def test_the_command_trains_both_kinds_and_goes_on(folder: Path, capsys):
 
     before = (folder / "runs/clt_k2/model.safetensors").stat().st_mtime_ns
     command = ["fidelity", *SMALL, "--lr", "0.002", "--out", str(folder)]
-    (folder / "fidelity.png").write_text("of an earlier start")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "fidelity.png").write_text("mine too")
     assert main([*command, "--k", "2", "4", "--kinds", "plt", "--resume"]) == 0
     assert "plt_k2 is finished" in capsys.readouterr().out
     assert (folder / "runs/clt_k2/model.safetensors").stat().st_mtime_ns == before
     assert pd.read_csv(folder / "fidelity.csv")["name"].tolist() == ["plt_k2", "plt_k4"]
-    assert not (folder / "fidelity.png").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "fidelity.png").read_text() == "mine too"
+    # a run whose weights are lost is trained again, from its last checkpoint
+    weights = folder / "runs/plt_k2/model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    assert main([*command, "--k", "2", "--kinds", "plt", "--resume"]) == 0
+    assert weights.read_bytes() == whole
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["out"]
     # other options are another study
     assert main([*command, "--k", "2", "--lr", "0.001", "--resume"]) == 2
     assert "lr is 0.001" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_without_held_out_images_the_last_batch_is_told(training: Training):
 def test_it_writes_page_card_and_numbers(training: Training, tmp_path: Path):
     folder = OutputFolder(tmp_path / "out", study_files(Training)).open()
     write_study(folder, training, "train")
-    files = {"training.html", "README.md", "metrics.json"}
+    files = {"training.html", "README.md", "metrics.json", "manifest.json"}
     assert {file.name for file in folder.path.iterdir()} == files == set(study_files(Training))
     assert "`held_out_fvu_cls`" in (folder.path / "README.md").read_text()
     assert "Training a CLT on " in (folder.path / "training.html").read_text()

@@ -1,23 +1,17 @@
-"""What is written beside its place and moved there; whether two runs are the same."""
+"""What is written beside its place and moved there."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from assertions import one_sentence
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vit_clt.errors import InputError
-from vit_clt.outputs import (
+from vit_clt.outputs.staging import (
     STAGING,
-    check_same,
-    file_hash,
     remove_unfinished,
     staged_file,
     staged_files,
@@ -130,41 +124,3 @@ def test_only_what_a_kill_left_is_removed(tmp_path: Path) -> None:
     remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     remove_unfinished(tmp_path / "absent")
-
-
-def test_the_hash_of_a_file_is_that_of_sha256sum(tmp_path: Path) -> None:
-    path = tmp_path / "blocks"
-    path.write_bytes(b"clt" * 6_000_000)  # more than one block
-    command = ["sha256sum", str(path)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert file_hash(path) == said.split()[0]
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=8,
-)
-
-
-@given(st.dictionaries(st.text(max_size=3), JSON), JSON)
-def test_the_same_is_the_same_whatever_else_was_recorded(values: dict[str, Any], more: Any) -> None:
-    check_same(values, {"something else": more} | values, "the run in out")
-
-
-@pytest.mark.parametrize(
-    ("found", "expected", "sentence"),
-    [
-        ({"lr": 0.1, "k": 5}, {"lr": 0.1, "k": 4}, "k is 5; expected 4, as in the run in out."),
-        ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2, "d": 3}}}, "a.b.c is 1; expected 2, as in"),
-        ({"new": True}, {}, "new is True; expected None, as in the run in out."),
-        ({"a": {"b": 1}}, {"a": 1}, "a is {'b': 1}; expected 1, as in the run in out."),
-        ({"a": (1, 2), "b": 1}, {"a": [1, 2], "b": 2}, "b is 1; expected 2, as in the run in out."),
-        ({"hash": "x"}, {"hash": "y"}, "hash is 'x' (of the images); expected 'y', as in the run"),
-        ({"a": "x" * 200}, {"a": 1}, f"a is '{'x' * 79}...; expected 1, as in the run in out."),
-    ],
-)
-def test_the_first_difference_is_named(found, expected, sentence: str) -> None:
-    with pytest.raises(InputError) as error:
-        check_same(found, expected, "the run in out", {"hash": "of the images"})
-    assert one_sentence(error).startswith(sentence)
