@@ -26,7 +26,7 @@ from vit_clt.analysis.retrieval.files import packed, read_arrays, read_facts, un
 from vit_clt.analysis.retrieval.neighbours import Neighbours
 from vit_clt.analysis.stats.nearest import Similarity, nearest
 from vit_clt.choices import SearchBackend, TokenKind, check_choice
-from vit_clt.data.fingerprints import data_fingerprint
+from vit_clt.data.fingerprints import data_fingerprint, fingerprint_as, sampled_fingerprint
 from vit_clt.data.images import ImageData, ImageSubset, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
@@ -194,7 +194,8 @@ class RetrievalIndex:
         Raises:
             InputError: the number of images or their pixels differ.
         """
-        if len(data) != self.facts.n_images or data_fingerprint(data) != self.facts.data_sha256:
+        recorded = self.facts.data_sha256
+        if len(data) != self.facts.n_images or fingerprint_as(recorded, data) != recorded:
             raise InputError(
                 f"the index holds {self.facts.n_images} images of {self.facts.data}; found "
                 f"{len(data)} of {data.name}, with other pixels or rows; expected the same corpus."
@@ -304,12 +305,11 @@ def own_rows(queries: ImageData, corpus: ImageData) -> Int[np.ndarray, " query"]
     """The number in the corpus of every query where both are the same images, else None.
 
     Both may be cut to different lengths: queries beyond the corpus get -1. They are the same images
-    if the first images of both, as many as both have, have the same `data_fingerprint`.
+    if the first images of both, as many as both have, have the same `sampled_fingerprint`.
     """
     shared = range(min(len(queries), len(corpus)))
-    if data_fingerprint(ImageSubset(queries, shared)) != data_fingerprint(
-        ImageSubset(corpus, shared)
-    ):
+    images, others = (sampled_fingerprint(ImageSubset(data, shared)) for data in (queries, corpus))
+    if images != others:
         return None
     rows = np.arange(len(queries))
     return np.where(rows < len(corpus), rows, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -129,8 +130,8 @@ def with_box(box: object) -> dict[str, list[dict[str, object]]]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{images", "cannot be read as JSON"),
-        ([], 'has no "images"'),
+        ("{images", "is not readable JSON"),
+        ([], "holds a list; expected a JSON object"),
         (without("categories"), 'has no "categories"; expected COCO instances'),
         (without("annotations"), 'has no "annotations"'),
         ({**document(), "annotations": []}, 'has no "annotations"'),
@@ -138,7 +139,7 @@ def with_box(box: object) -> dict[str, list[dict[str, object]]]:
         (without("bbox", "annotations"), 'annotation 1 has no "bbox"'),
         (without("file_name", "images"), 'in "images"; expected id and file_name'),
         (with_box([0, 0, -1, 2]), "annotation 1 has bbox"),
-        (with_box([0, 0, float("nan"), 2]), "annotation 1 has bbox"),
+        (with_box([0, 0, float("nan"), 2]), "the number NaN is not finite"),
         (with_box([0, 0, 1]), "expected left, top, width, height"),
         (with_box("big"), "annotation 1 has bbox big"),
         ({**document(), "categories": CATEGORIES[:2]}, "category_id 18, which is not in"),
@@ -151,6 +152,69 @@ def test_bad_annotations_are_refused(
     with pytest.raises(InputError, match=message) as caught:
         load_data(f"coco:{coco}", vit=digits_vit)
     assert "\n" not in str(caught.value)
+
+
+def test_images_may_lie_in_folders(digits_vit: HookedViT, coco: Path) -> None:
+    content = document()
+    for image in content["images"]:
+        image["file_name"] = f"part {image['id'] % 2}/{image['file_name']}"
+    write(coco, content)
+    for i in BOXES:
+        (coco / f"val2017/part {i % 2}").mkdir(exist_ok=True)
+        (coco / f"val2017/{i:012}.png").rename(coco / f"val2017/part {i % 2}/{i:012}.png")
+    data = load_data(f"coco:{coco}", vit=digits_vit, split="validation")
+    expected = torch.stack([digits_vit.preprocess(picture(i)) for i in LABELS])
+    assert torch.equal(data.batch(range(len(data)))[0], expected)
+
+
+def test_an_outline_counts_as_the_box_around_it(digits_vit: HookedViT, coco: Path) -> None:
+    content = document()
+    outlined = {"bbox": [], "segmentation": [[0, 0, 9, 0], [1, 1, 2, 2, 5, 9]]}
+    content["annotations"].append({"image_id": 10, "category_id": 1, **outlined})
+    content["annotations"].append({"image_id": 14, "category_id": 18, "bbox": []})
+    write(coco, content)
+    data = load_data(f"coco:{coco}", vit=digits_vit)
+    # 6 + 81 of the person are more than 16 of the dog
+    assert data.batch(range(4))[1].tolist() == [0, *list(LABELS.values())[1:]]
+    assert data.label_sets == [frozenset(s) for s in SETS.values()]
+    assert data.remarks == [
+        "images without a box left out: 1",
+        "annotations without a box or an outline left out: 1",
+    ]
+
+
+@pytest.mark.parametrize("name", ["../000000000010.png", "/etc/passwd", "https://a.b/c.png"])
+def test_names_that_lead_elsewhere_are_refused(
+    digits_vit: HookedViT, coco: Path, name: str
+) -> None:
+    content = document()
+    content["images"][0]["file_name"] = name
+    write(coco, content)
+    with pytest.raises(InputError, match="expected a file name in it"):
+        load_data(f"coco:{coco}", vit=digits_vit)
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [
+        ("categories", "id", "7"),
+        ("categories", "name", 3),
+        ("images", "id", [1]),
+        ("images", "file_name", None),
+        ("annotations", "image_id", {}),
+        ("annotations", "category_id", [7]),
+        ("annotations", "bbox", [0, 0, 10**90, 1]),
+        ("annotations", "bbox", [0, 0, True, 1]),
+    ],
+)
+def test_values_of_other_types_are_refused(
+    digits_vit: HookedViT, coco: Path, key: str, field: str, value: object
+) -> None:
+    content = copy.deepcopy(document())
+    content[key][1][field] = value
+    write(coco, content)
+    with pytest.raises(InputError, match=r"instances_val2017\.json"):
+        load_data(f"coco:{coco}", vit=digits_vit)
 
 
 def test_missing_images_are_counted_and_named(digits_vit: HookedViT, coco: Path) -> None:

@@ -267,24 +267,10 @@ def test_corrupt_image_is_refused_with_its_rows(
         next(batches)
 
 
-@pytest.mark.parametrize("column", ["image", "label"])
-def test_missing_value_is_refused(digits_vit: HookedViT, tmp_path: Path, column: str) -> None:
-    images, labels = [encoded(picture(i)) for i in range(3)], [0, 1, 2]
-    (images if column == "image" else labels)[1] = None
-    with pytest.raises(InputError):
-        read_all(load_data(write_parquet(tmp_path / "a.parquet", images, labels), vit=digits_vit))
-
-
-@pytest.mark.parametrize(
-    ("kind", "labels"), [("string", ["cat", "dog", "cat"]), ("float32", [0.5, 1.5, 2.5])]
-)
-def test_labels_that_are_no_class_numbers_are_refused(
-    digits_vit: HookedViT, tmp_path: Path, kind: str, labels: list[object]
-) -> None:
-    images = [encoded(picture(i)) for i in range(3)]
-    form = write_parquet(tmp_path / "a.parquet", images, labels, label_type=datasets.Value(kind))
-    with pytest.raises(InputError, match="label"):
-        read_all(load_data(form, vit=digits_vit))
+def test_missing_image_is_refused(digits_vit: HookedViT, tmp_path: Path) -> None:
+    images = [encoded(picture(0)), None]
+    with pytest.raises(InputError, match="row 1 holds an image that cannot be read: it is missing"):
+        read_all(load_data(write_parquet(tmp_path / "a.parquet", images), vit=digits_vit))
 
 
 @pytest.mark.parametrize("options", [{"image_column": "id"}, {"label_column": "img"}])
@@ -350,8 +336,8 @@ def one_sentence(message: str) -> bool:
         ("parquet:{tmp}/empty.parquet", {}, "empty.parquet"),
         ("parquet:{tmp}/junk.parquet", {}, "cannot be read"),
         ("imagefolder:{tmp}/absent", {}, "expected a folder there"),
-        ("imagefolder:{tmp}/nothing", {}, "cannot be read"),
-        ("imagefolder:{tmp}/images", {"split": "val"}, "split val"),
+        ("imagefolder:{tmp}/nothing", {}, "found no image in"),
+        ("imagefolder:{tmp}/images", {"split": "val"}, 'split is "val"; expected a folder of'),
     ],
 )
 def test_bad_forms_are_refused(
@@ -382,7 +368,7 @@ def test_hub_name_without_a_network_is_one_sentence(
         raise ConnectionError("cannot reach\nthe Hub: " + "many words " * 50)
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(InputError, match="cannot be read: ConnectionError") as caught:
+    with pytest.raises(InputError, match="cannot be read: cannot reach the Hub") as caught:
         load_data(form, vit=digits_vit, split="train")
     assert one_sentence(str(caught.value))
     repository = form.removeprefix("hf:") if ":" in form else f"uoft-cs/{form}"
@@ -402,7 +388,8 @@ def test_hub_data_set_is_read_from_its_columns(
     names: list[str],
 ) -> None:
     images = [encoded(picture(i)) for i in range(4)]
-    write_parquet(tmp_path / "a.parquet", images, columns=columns)
+    label_type = datasets.ClassLabel(names=names)
+    write_parquet(tmp_path / "a.parquet", images, columns=columns, label_type=label_type)
     stored = datasets.Dataset.from_parquet(str(tmp_path / "a.parquet"))
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: stored)
     data = load_data(form, vit=digits_vit, limit=3)

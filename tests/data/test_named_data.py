@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -78,7 +80,7 @@ def test_cifar10_from_a_folder_of_images(digits_vit: HookedViT, tmp_path: Path) 
         ("cifar10:", {}, 'data is "cifar10:"; expected one of digits, adding, cifar10'),
         ("digits:{}", {}, 'data is "digits:'),
         ("parquet", {}, 'data is "parquet"'),
-        ("cifar10:{}/test.parquet", {}, "class_names holds 10 names; .* labels up to 99 .*100"),
+        ("cifar10:{}/apple.parquet", {}, 'label "apple" is no class of this data set'),
         (
             "parquet:{}/test.parquet",
             {"label_column": "fine_label", "class_names": ["a", "b"]},
@@ -92,8 +94,8 @@ def test_bad_forms_and_names_are_refused(
     digits_vit: HookedViT, tmp_path: Path, form: str, options: dict[str, object], message: str
 ) -> None:
     write_cifar100(tmp_path / "test.parquet", [99, 1])
-    if form.startswith("cifar10:{}/test"):
-        options = {"label_column": "fine_label"}
+    rows = {"image": [picture(0)], "label": ["apple"]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "apple.parquet")
     with pytest.raises(InputError, match=message) as caught:
         load_data(form.format(tmp_path), vit=digits_vit, **options)
     assert "\n" not in str(caught.value)
@@ -107,7 +109,7 @@ def test_names_must_reach_the_highest_number_where_classes_have_no_names(
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
     form = f"parquet:{tmp_path}/a.parquet"
     assert len(load_data(form, vit=digits_vit, class_names=list("abcde")).class_names) == 5
-    with pytest.raises(InputError, match='labels up to 4 in column "label", expected 5 names'):
+    with pytest.raises(InputError, match="labels up to 4, expected 5 names"):
         load_data(form, vit=digits_vit, class_names=list("abcd"))
 
 
@@ -130,3 +132,22 @@ def test_real_local_copies(digits_vit: HookedViT, name: str, n: int) -> None:
     assert images.shape == (20, 3, 8, 8)
     assert len(data.class_names) == 10
     assert 0 <= int(labels.min()) <= int(labels.max()) < 10
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_file_of_class_names_is_utf8_whatever_the_system(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("Bäume\n\ncat\n", encoding=encoding)
+    code = (
+        "import sys; from pathlib import Path; from vit_clt.cli.options import ModelOptions; "
+        "print(ascii(ModelOptions(class_names=Path(sys.argv[1]))._names()))"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    found = subprocess.run(
+        [sys.executable, "-c", code, path],
+        env={**os.environ, **plain},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == r"['B\xe4ume', 'cat']"

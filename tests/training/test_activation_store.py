@@ -16,9 +16,11 @@ import torch
 from assertions import one_sentence
 from builders import tiny_clip
 from oracles.run_train import forked
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vit_clt import InputError
+from vit_clt.data.fingerprints import sampled_fingerprint
 from vit_clt.data.images import TensorImages, UnreadableImage
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
@@ -196,7 +198,13 @@ def other_cache(path: Path) -> None:
     save_file(load_file(path), path, metadata={"unreadable": "[]"})
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, cut, empty, other_shape, other_cache])
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-len(content) // 3] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, empty, other_shape, other_cache, flipped])
 def test_a_damaged_shard_is_built_again(tiny_vit, tmp_path, damage):
     build(tmp_path, tiny_vit)
     before = files(tmp_path)
@@ -208,6 +216,40 @@ def test_a_damaged_shard_is_built_again(tiny_vit, tmp_path, damage):
     for name in ("cache.json", SHARDS[0], SHARDS[2]):
         assert after[name] == before[name]
     assert_right(cache, tiny_vit)
+
+
+@pytest.mark.parametrize("place", range(20))
+def test_one_flipped_bit_anywhere_is_mended(tiny_vit, tmp_path, place):
+    build(tmp_path, tiny_vit)
+    path = tmp_path / SHARDS[1]
+    content = bytearray(path.read_bytes())
+    content[place * len(content) // 20] ^= 1 << place % 8
+    path.write_bytes(content)
+    assert_right(build(tmp_path, tiny_vit), tiny_vit)
+
+
+def test_a_changed_image_is_seen_whichever_it_is(tiny_vit, tmp_path):
+    images = pixels(150)
+    build(tmp_path, tiny_vit, TensorImages(images))
+    images[71] += 1  # none of the 64 that a sample would take
+    with pytest.raises(InputError, match="data_sha256"):
+        build(tmp_path, tiny_vit, TensorImages(images))
+
+
+def test_a_store_of_an_earlier_version_is_read_as_it_is(tiny_vit, tmp_path, monkeypatch):
+    images = pixels(150)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(module, "fingerprint_as", lambda recorded, data: sampled_fingerprint(data))
+        build(tmp_path, tiny_vit, TensorImages(images))
+    for path in tmp_path.glob("shard-*"):  # shards without a checksum
+        with safe_open(path, "pt") as file:
+            metadata = {n: v for n, v in file.metadata().items() if n != "crc32"}
+        save_file(load_file(path), path, metadata=metadata)
+    before = files(tmp_path)
+    assert_right(build(tmp_path, tiny_vit, TensorImages(images)), tiny_vit, images)
+    assert files(tmp_path) == before
+    with pytest.raises(InputError, match="data_sha256"):
+        build(tmp_path, tiny_vit, TensorImages(images + 1))
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, empty])

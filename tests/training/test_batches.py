@@ -13,14 +13,14 @@ from unittest.mock import patch
 import pytest
 import torch
 from assertions import one_sentence
-from builders import tiny_clip
+from builders import digits_parquet, tiny_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, train
+from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, load_data, train
 from vit_clt.data.images import DecodedImages, ImageData, TensorImages, UnreadableImage
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import Activations, capture
@@ -273,6 +273,20 @@ class Failing(TensorImages):
 
 
 @forks
+@pytest.mark.parametrize("form", ["digits", "imagefolder:{}", "parquet:{}/test.parquet"])
+def test_workers_of_every_start_method_give_the_same_images(monkeypatch, tmp_path, form):
+    digits_parquet(tmp_path / "test.parquet")
+    for i in range(4):
+        (tmp_path / "test").mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 50 * i).save(tmp_path / f"test/{i}.png")
+    vit = HookedViT.from_open_clip("digits")
+    data = load_data(form.format(tmp_path), vit=vit, limit=3)
+    expected = data.batch([0, 1, 2])[0]
+    monkeypatch.setattr(module, "_START_METHOD", "spawn")  # as on Windows
+    loaded = [images for images, _ in module._loaded(data, [[0, 1], [2]], 1, False, False)]
+    assert torch.equal(torch.cat(loaded), expected)
+
+
 def test_an_input_error_of_a_worker_arrives_as_its_sentence(vit, pixels):
     reader = recomputed(vit, Failing(pixels, "InputError"), workers=2)
     with pytest.raises(InputError) as error:

@@ -13,6 +13,7 @@ import tyro
 
 from vit_clt.choices import Templates
 from vit_clt.errors import InputError, renamed
+from vit_clt.inputs import read_text, reading
 from vit_clt.teachers import SHIPPED
 
 if TYPE_CHECKING:
@@ -252,17 +253,16 @@ class ModelOptions(VitOptions):
             label_column=self.label_column,
             class_names=self._names(),
         )
-        if data.left_out:
-            print(f"{data.name}: images without a box left out: {data.left_out}")
+        for remark in data.remarks:
+            print(f"{data.name}: {remark}")
         return data
 
     def _names(self) -> list[str] | None:
         if self.class_names is None:
             return None
-        try:
-            return [line for line in self.class_names.read_text().splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError("class_names", f"is {self.class_names}: {error}.") from error
+        with reading(self.class_names, "a text with a name a line", field="class_names"):
+            text = read_text(self.class_names.expanduser())
+            return [line for line in text.splitlines() if line.strip()]
 
 
 @dataclass(kw_only=True)
@@ -377,12 +377,12 @@ def check_held_out(trained: ImageData, data: ImageData) -> None:
 
     Raises:
         InputError: both are one split of one data set, or are the same images by
-            `data_fingerprint`.
+            `sampled_fingerprint`, whatever the form they are stored in.
     """
-    from vit_clt.data.fingerprints import data_fingerprint
+    from vit_clt.data.fingerprints import sampled_fingerprint
 
     same_split = (trained.name, trained.split) == (data.name, data.split)
-    if same_split or data_fingerprint(trained) == data_fingerprint(data):
+    if same_split or sampled_fingerprint(trained) == sampled_fingerprint(data):
         raise InputError(
             "data",
             f"is {data.name}, the images trained on; expected held-out ones, with --train-data "

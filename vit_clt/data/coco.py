@@ -2,28 +2,35 @@
 
 An image's label is argmax over categories c of the sum of width * height over its boxes of c, in
 pixels (ties go to the lowest category id). Overlaps count twice, and crowd regions count as
-boxes. Images without a box have no label: they are left out, and counted in `ImageData.left_out`.
+boxes; an outline without a box counts as the box around it. Images without a box have no label:
+they are left out, and counted in `ImageData.left_out`.
 `ImageData.label_sets` holds every category with a box, for "any hit" accuracy.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from vit_clt.data.decoding import StoredImages
 from vit_clt.data.images import DecodedImages
 from vit_clt.data.prompts import COCO_CLASSES
-from vit_clt.data.tables import read_table
+from vit_clt.data.splits import split_names
+from vit_clt.data.tables import hub_table
 from vit_clt.errors import InputError
+from vit_clt.inputs import read_json, reading
 
 HUB = "detection-datasets/coco"
+MOST_PIXELS = 1e9
+"""Bound of a coordinate; no image is as wide."""
+MOST_BYTES = 4_000_000_000
+"""Bound of the annotations; those of COCO's training images have 450 MB."""
 
 
 @dataclass
@@ -67,31 +74,35 @@ def local_coco(
             categories or boxes.
     """
     folder = Path(place)
-    path = folder / "annotations" / f"instances_{split}2017.json"
-    if not path.is_file():
+    for name in split_names(split):
+        path = folder / "annotations" / f"instances_{name}2017.json"
+        if path.is_file():
+            break
+    else:
         raise InputError(_no_annotations(folder, split))
     document = _read(path)
     categories = sorted(document["categories"], key=lambda category: category["id"])
     number = {category["id"]: i for i, category in enumerate(categories)}
     boxes: dict[Any, list[tuple[int, float]]] = defaultdict(list)
+    without = 0
     for i, annotation in enumerate(document["annotations"]):
         image, category, area = _box(path, i, annotation, number)
-        boxes[image].append((category, area))
+        if area is None:
+            without += 1
+        else:
+            boxes[image].append((category, area))
     images = document["images"]
     labels = single_labels((boxes.get(image["id"], []) for image in images), limit)
     if not labels.rows:
         raise InputError(f"{path} has no image with a box; expected at least one.")
-    pictures = folder / f"{split}2017"
+    pictures = folder / f"{name}2017"
     files = [images[row]["file_name"] for row in labels.rows]
     _check_present(pictures, files)
-
-    def fetch(rows: list[int]) -> tuple[list[Image.Image], list[int]]:
-        return [_open(pictures / files[row]) for row in rows], [labels.labels[row] for row in rows]
-
     names = [category["name"] for category in categories]
+    fetch = StoredImages([pictures / file for file in files], labels.labels)
     data = DecodedImages(fetch, len(files), transform, names, f"coco:{place} ({split})")
-    data.label_sets, data.left_out = labels.label_sets, labels.left_out
-    return data
+    remarks = [f"annotations without a box or an outline left out: {without}"] if without else []
+    return _told(data, labels, remarks)
 
 
 def hub_coco(
@@ -102,26 +113,21 @@ def hub_coco(
     Raises:
         InputError: it cannot be read.
     """
-    table = read_table("hf", HUB, split)
-    labels = single_labels(
-        (_areas(row["objects"]) for row in table.select_columns("objects")), limit
-    )
+    table, _ = hub_table(HUB, split)
+    with reading(table.name, "COCO's objects", field="data"):
+        labels = single_labels(map(_areas, table.values("objects")), limit)
     if not labels.rows:
         raise InputError(f"coco ({split}) has no image with a box; expected at least one.")
-    table = table.select(labels.rows)
-
-    def fetch(rows: list[int]) -> tuple[list[Image.Image], list[int]]:
-        return table[rows]["image"], [labels.labels[row] for row in rows]
-
+    fetch = StoredImages(table.images("image", labels.rows), labels.labels, table.folder)
     data = DecodedImages(fetch, len(labels.rows), transform, COCO_CLASSES, f"coco ({split})")
+    return _told(data, labels)
+
+
+def _told(data: DecodedImages, labels: SingleLabels, remarks: Sequence[str] = ()) -> DecodedImages:
     data.label_sets, data.left_out = labels.label_sets, labels.left_out
+    counted = [f"images without a box left out: {data.left_out}"] if data.left_out else []
+    data.remarks = [*counted, *remarks]
     return data
-
-
-def _open(path: Path) -> Image.Image:
-    # turned by the EXIF orientation, as Hugging Face datasets does for the other forms
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image)
 
 
 def _areas(objects: dict[str, list[Any]]) -> Iterable[tuple[int, float]]:
@@ -132,13 +138,10 @@ def _areas(objects: dict[str, list[Any]]) -> Iterable[tuple[int, float]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}.") from error
+    document = read_json(path, MOST_BYTES)
     expected = {"images": ("id", "file_name"), "annotations": (), "categories": ("id", "name")}
     for key, fields in expected.items():
-        entries = document.get(key) if isinstance(document, dict) else None
+        entries = document.get(key)
         if not isinstance(entries, list) or not entries:
             raise InputError(f'{path} has no "{key}"; expected COCO instances, with {key}.')
         for entry in entries:
@@ -146,35 +149,73 @@ def _read(path: Path) -> dict[str, Any]:
                 raise InputError(
                     f'{path} has {str(entry)[:80]} in "{key}"; expected {" and ".join(fields)}.'
                 )
+            for name in fields:
+                # ids are numbers as in COCO, or texts throughout; names are texts
+                kinds = (str,) if name != "id" else (type(entries[0]["id"]),)
+                if type(entry[name]) not in kinds or kinds[0] not in (int, str):
+                    raise InputError(
+                        f'{path} has {name} {str(entry[name])[:60]} in "{key}"; expected ids of '
+                        "one type, numbers or texts, and names that are texts."
+                    )
     return document
 
 
 def _box(
-    path: Path, i: int, annotation: dict[str, Any], number: dict[Any, int]
-) -> tuple[Any, int, float]:
+    path: Path, i: int, annotation: Any, number: dict[Any, int]
+) -> tuple[int | str, int, float | None]:
+    """The image, the category's number and the area of an annotation, None without a box."""
     for name in ("image_id", "category_id", "bbox"):
-        if name not in annotation:
+        if not isinstance(annotation, dict) or name not in annotation:
             raise InputError(
                 f'{path}: annotation {i} has no "{name}"; expected COCO instances, with boxes.'
             )
-    category, bbox = annotation["category_id"], annotation["bbox"]
-    if category not in number:
+    image, category, bbox = (annotation[name] for name in ("image_id", "category_id", "bbox"))
+    if type(image) not in (int, str) or type(category) not in (int, str) or category not in number:
         raise InputError(
-            f'{path}: annotation {i} has category_id {category}, which is not in "categories".'
+            f"{path}: annotation {i} has image_id {str(image)[:60]} and category_id "
+            f'{str(category)[:60]}, which is not in "categories".'
         )
-    numbers = isinstance(bbox, list) and all(isinstance(v, int | float) for v in bbox)
-    # "not >= 0" also catches NaN
-    if not numbers or len(bbox) != 4 or not (bbox[2] >= 0 and bbox[3] >= 0):
+    if bbox in ([], None):
+        return image, number[category], _outline_area(annotation.get("segmentation"))
+    if not _are_numbers(bbox) or len(bbox) != 4 or min(bbox[2:]) < 0:
         raise InputError(
             f"{path}: annotation {i} has bbox {str(bbox)[:60]}; expected left, top, width, height."
         )
-    return annotation["image_id"], number[category], float(bbox[2] * bbox[3])
+    return image, number[category], float(bbox[2] * bbox[3])
+
+
+def _outline_area(polygons: Any) -> float | None:
+    """The area of the box around polygons, each x, y, x, y, ...; None if there are none."""
+    if not isinstance(polygons, list) or not all(map(_are_numbers, polygons)):
+        return None
+    points = [polygon for polygon in polygons if len(polygon) >= 4 and len(polygon) % 2 == 0]
+    if not points:
+        return None
+    sides = ([v for polygon in points for v in polygon[i::2]] for i in (0, 1))
+    width, height = (max(values) - min(values) for values in sides)
+    return float(width * height)
+
+
+def _are_numbers(values: Any) -> bool:
+    # the product of two such numbers is finite; NaN is not below the bound
+    return isinstance(values, list) and all(
+        type(v) in (int, float) and abs(v) < MOST_PIXELS for v in values
+    )
 
 
 def _check_present(folder: Path, files: list[str]) -> None:
     # one listing is faster than 100,000 checks of single files on a network file system
-    present = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    missing = [file for file in files if file not in present]
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts or "://" in name:
+            raise InputError(f"{folder} holds no {name[:80]}; expected a file name in it.")
+    inside = [Path(name) for name in files]
+    present = {
+        (parent / file.name)
+        for parent in {file.parent for file in inside}
+        if (folder / parent).is_dir()
+        for file in (folder / parent).iterdir()
+    }
+    missing = [file for file in inside if file not in present]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(files)} images are missing in {folder}, the first "

@@ -7,22 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vit_clt.data.coco import hub_coco, local_coco
+from vit_clt.data.decoding import GreyImages, StoredImages
 from vit_clt.data.digits import ADDING_CLASSES, DIGITS_CLASSES, adding_arrays, digits_arrays
+from vit_clt.data.folders import read_folder
 from vit_clt.data.imagenet100 import IMAGENET100, class_numbers
-from vit_clt.data.images import (
-    DecodedImages,
-    ImageData,
+from vit_clt.data.images import DecodedImages, ImageData
+from vit_clt.data.labels import Renumber, check_names, matched, resolved_labels
+from vit_clt.data.parquet import ParquetTable, parquet_files
+from vit_clt.data.prompts import (
+    CIFAR10_CLASSES,
+    CIFAR10_SYNONYMS,
+    CIFAR100_CLASSES,
+    CIFAR100_SYNONYMS,
 )
-from vit_clt.data.prompts import CIFAR10_CLASSES, CIFAR100_CLASSES
-from vit_clt.data.tables import Kind, Renumber, check_names, local_kind, read_table, table_images
+from vit_clt.data.splits import named_split
+from vit_clt.data.tables import hub_table, table_images
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
 
@@ -44,8 +51,20 @@ class NamedTable:
 
 
 NAMED = {
-    "cifar10": NamedTable("uoft-cs/cifar10", "img", "label", CIFAR10_CLASSES),
-    "cifar100": NamedTable("uoft-cs/cifar100", "img", "fine_label", CIFAR100_CLASSES),
+    "cifar10": NamedTable(
+        "uoft-cs/cifar10",
+        "img",
+        "label",
+        CIFAR10_CLASSES,
+        renumber=partial(matched, classes=CIFAR10_CLASSES, synonyms=CIFAR10_SYNONYMS),
+    ),
+    "cifar100": NamedTable(
+        "uoft-cs/cifar100",
+        "img",
+        "fine_label",
+        CIFAR100_CLASSES,
+        renumber=partial(matched, classes=CIFAR100_CLASSES, synonyms=CIFAR100_SYNONYMS),
+    ),
     "imagenet100": NamedTable(
         "clane9/imagenet-100",
         "image",
@@ -84,14 +103,20 @@ def load_data(
             "cifar100", "imagenet100" or "coco" from the Hub; the same from local files,
             "cifar10:PATH", "cifar100:PATH", "imagenet100:PATH" (each what parquet: or imagefolder:
             reads) and "coco:PATH" (official layout); "parquet:PATH" (a file, or a folder of
-            SPLIT*.parquet), "imagefolder:PATH" or "hf:NAME".
+            SPLIT*.parquet), "imagefolder:PATH", or "hf:NAME" (a data set of the Hub, the folder of
+            one, or what `save_to_disk` wrote; "hf:NAME:CONFIGURATION" where it has several). "~" in
+            a PATH is the home folder; no other character is special.
         vit: the model whose preprocessing is applied.
         split: name of the split; by default the held-out one: "test", for imagenet100 "validation",
-            for coco "val". A single parquet file is its own split.
-        limit: keep the first rows only.
+            for coco "val". "val" and "validation" mean the same. A single parquet file is its own
+            split, and so is a folder whose folders are classes.
+        limit: keep the first rows only; where some rows have no label, the first that have one.
         image_column, label_column: by default the columns typed Image and ClassLabel. Without a
             label column labels are -1, which is enough for training and scores.
         class_names: names of the classes in label order; by default those of the data set.
+
+    Rows whose label is not known (-1, null) are left out if others have a label; `left_out` counts
+    them, and `remarks` says this and which files were not read.
 
     Raises:
         InputError: an unknown form, split or column, nothing is there, there are no rows, or not
@@ -105,33 +130,40 @@ def load_data(
     if bool(colon) != bool(place) or not (
         kind in (*NAMED, "coco")
         or (kind in OFFLINE and not place)
-        or (kind in get_args(Kind) and place)
+        or (kind in ("parquet", "imagefolder", "hf") and place)
     ):
         raise InputError("data", f'is "{form}"; expected one of {", ".join(FORMS)}.')
     if kind in OFFLINE:
         return _offline(kind, vit.preprocess, split or "test", limit, class_names)
+    place = str(Path(place).expanduser()) if place.startswith("~") else place
     columns = {"image": image_column, "label": label_column}
     if kind == "coco":
-        return _coco(place, vit.preprocess, split or "val", limit, columns, class_names)
+        return _coco(place, vit.preprocess, split, limit, columns, class_names)
     named = NAMED.get(kind)
-    split = split or (named.held_out if named else "test")
     own_split = kind != "hf" and Path(place).is_file()
-    if named is None:
-        table = read_table(kind, place, split)  # type: ignore[arg-type]
+    if named is not None and not own_split:
+        split = _checked_split(kind, split or named.held_out, ("train", named.held_out))
+    if kind == "imagefolder" or (named and place and _is_image_folder(place)):
+        _check_no_columns(columns)
+        return _image_folder(form, place, vit.preprocess, split, limit, class_names, named)
+    if kind == "hf" or not place:
+        table, split = hub_table(named.repository if named else place, split)
     else:
-        if not own_split:
-            _check_split(kind, split, ("train", named.held_out))
-        at = (local_kind(place), place) if place else ("hf", named.repository)
-        table = read_table(*at, split)
+        own = split or "test"
+        split = None if own_split else own
+        table = ParquetTable(parquet_files(place, own), f"parquet:{place} (split {own})")
+    if named is not None:
+        present = {column.name for column in table.columns}
         for role, default in (("image", named.image_column), ("label", named.label_column)):
-            # the columns of a folder of images have other names and are found by their types
-            if columns[role] is None and default in table.column_names:
+            # the columns of a copy may have other names and are found by their types
+            if columns[role] is None and default in present:
                 columns[role] = default
-    # a single file is its own split, and must not be called "test"
+        if label_column not in (None, named.label_column):
+            named = None  # other labels of the same images, which have their own names
     data = table_images(
         table,
         vit.preprocess,
-        form if own_split else f"{form} ({split})",
+        form if split is None else f"{form} ({split})",
         limit=limit,
         image_column=columns["image"],
         label_column=columns["label"],
@@ -139,7 +171,7 @@ def load_data(
         prompted=named.class_names if named else None,
         renumber=named.renumber if named else None,
     )
-    data.split = None if own_split else split
+    data.split = split
     return data
 
 
@@ -166,24 +198,76 @@ def check_prepared(vit: HookedViT, data: ImageData) -> None:
     )
 
 
+def _image_folder(
+    form: str,
+    place: str,
+    transform: Transform,
+    split: str | None,
+    limit: int | None,
+    class_names: Sequence[str] | None,
+    named: NamedTable | None,
+) -> ImageData:
+    folder = read_folder(place, split)
+    if not folder.own_split:
+        split = split or "test"
+    name = form if split is None else f"{form} ({split})"
+    labels = resolved_labels(
+        folder.labels,
+        folder.class_names or None,
+        name,
+        limit=limit,
+        class_names=class_names,
+        prompted=named.class_names if named else None,
+        renumber=named.renumber if named else None,
+    )
+    files = [folder.files[row] for row in labels.rows]
+    fetch = StoredImages(files, labels.labels)
+    data = DecodedImages(fetch, len(files), transform, labels.class_names, name)
+    data.split, data.left_out, data.remarks = split, labels.left_out, list(folder.remarks)
+    if labels.left_out:
+        data.remarks.append(f"images in no class folder left out: {labels.left_out}")
+    return data
+
+
+def _is_image_folder(place: str) -> bool:
+    path = Path(place)
+    if not path.exists():
+        raise InputError(
+            f"{place} does not exist; expected a parquet file, a folder of them, or of images."
+        )
+    return path.is_dir() and not any(
+        file.suffix == ".parquet" for file in [*path.iterdir(), *path.glob("*/*.parquet")]
+    )
+
+
+def _check_no_columns(columns: dict[str, str | None]) -> None:
+    for role, column in columns.items():
+        if column not in (None, role):
+            raise InputError(
+                f"{role}_column",
+                f'is "{column}"; a folder of images has no such column, expected none.',
+            )
+
+
 def _coco(
     place: str,
     transform: Transform,
-    split: str,
+    split: str | None,
     limit: int | None,
     columns: dict[str, str | None],
     class_names: Sequence[str] | None,
 ) -> ImageData:
+    split = split or "val"
     for role, column in columns.items():
         if column is not None:
             raise InputError(f"{role}_column", f'is "{column}"; coco has its own, expected none.')
     if place:
         data = local_coco(place, split, transform, limit)
     else:
-        _check_split("coco", split, COCO_SPLITS)
+        split = _checked_split("coco", split, COCO_SPLITS)
         data = hub_coco(split, transform, limit)
     if class_names is not None:
-        check_names(class_names, len(data.class_names), "coco")
+        check_names(class_names, data.class_names, "coco")
         data.class_names = list(class_names)
     data.split = split
     return data
@@ -196,15 +280,12 @@ def _offline(
     limit: int | None,
     class_names: Sequence[str] | None,
 ) -> ImageData:
-    _check_split(kind, split, ("train", "test"))
+    split = _checked_split(kind, split, ("train", "test"))
     if class_names is not None:
-        check_names(class_names, len(OFFLINE[kind]), kind)
+        check_names(class_names, OFFLINE[kind], kind)
     arrays = adding_arrays(split) if kind == "adding" else digits_arrays(split)
     pixels, labels, *factors = (values[:limit] for values in arrays)
-
-    def fetch(rows: list[int]) -> tuple[list[Any], list[int]]:
-        return [Image.fromarray(p) for p in pixels[rows]], labels[rows].tolist()
-
+    fetch = StoredImages(GreyImages(pixels), labels.tolist())
     names = class_names or OFFLINE[kind]
     data = DecodedImages(fetch, len(labels), transform, names, f"{kind} ({split})")
     data.split = split
@@ -214,6 +295,8 @@ def _offline(
     return data
 
 
-def _check_split(name: str, split: str, splits: tuple[str, str]) -> None:
-    if split not in splits:
+def _checked_split(name: str, split: str, splits: tuple[str, str]) -> str:
+    found = named_split(split, splits, name)
+    if found is None:
         raise InputError("split", f'is "{split}"; {name} has "{splits[0]}" and "{splits[1]}".')
+    return found

@@ -13,22 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 from torch import Tensor
 
 from vit_clt.errors import InputError
-
-# PIL raises these for broken files; AttributeError comes of a value that is no image
-_BROKEN = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    EOFError,
-)
+from vit_clt.inputs import reading, reason
 
 
 class UnreadableImage(InputError):
@@ -50,6 +39,8 @@ class ImageData(ABC):
     """The preprocessing of the images, where known; `check_prepared` compares it with a ViT's."""
     left_out: int = 0
     """Number of images that are left out because they have no label (COCO: no box)."""
+    remarks: Sequence[str] = ()
+    """What was left out, and how much, one phrase each; commands print them."""
     batch_size: int = 64
 
     @abstractmethod
@@ -77,6 +68,18 @@ class ImageData(ABC):
                 with contextlib.suppress(UnreadableImage):
                     images[position] = self.batch([index])[0]
             return torch.cat(list(images.values())) if images else None, list(images)
+
+    def contents(self, indices: Sequence[int]) -> list[bytes]:
+        """Bytes of each image that change when the image does, for `data_fingerprint`.
+
+        Data that is decoded on demand gives the stored bytes. These are the preprocessed pixels
+        with their type and shape; those of an unreadable image are empty.
+        """
+        images, positions = self.readable(indices)
+        contents = [b""] * len(indices)
+        for position, image in zip(positions, () if images is None else images.cpu(), strict=True):
+            contents[position] = pixel_bytes(image)
+        return contents
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self), self.batch_size):
@@ -107,6 +110,10 @@ class TensorImages(ImageData):
         chosen = torch.as_tensor(indices)
         return self.images[chosen], self.labels[chosen]
 
+    def contents(self, indices: Sequence[int]) -> list[bytes]:
+        """The pixels of each image."""
+        return [pixel_bytes(self.images[index]) for index in indices]
+
 
 class DecodedImages(ImageData):
     """Images that are decoded on demand and preprocessed as the model needs.
@@ -114,7 +121,8 @@ class DecodedImages(ImageData):
     Other bit depths than 8 and palettes are converted first (`eight_bit`).
 
     Args:
-        fetch: gives the images and labels of a list of indices.
+        fetch: gives the images and labels of a list of indices. Its method `contents(indices)`, if
+            it has one, gives the stored bytes of the images (`ImageData.contents`).
         n: number of images.
         transform: the model's preprocessing.
         class_names: names of the classes in label order.
@@ -143,29 +151,35 @@ class DecodedImages(ImageData):
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Decode and preprocess the images with these indices."""
         try:
-            images, labels = self._decode(indices)
-        except _BROKEN as error:
-            index, reason = self._first_broken(indices, error)
+            images, labels = self._read(indices)
+        except InputError as error:
+            index, cause = self._first_broken(indices, error)
             raise UnreadableImage(
-                f"{self.name}: row {index} holds an image that cannot be read: {reason}."
+                f"{self.name}: row {index} holds an image that cannot be read: {reason(cause)}."
             ) from error
         for label in labels:
             if not isinstance(label, int):
                 raise InputError(f"labels of {self.name} hold {label!r}; expected class numbers.")
         return images, torch.tensor(labels)
 
-    def _decode(self, indices: Sequence[int]) -> tuple[Tensor, list[Any]]:
-        images, labels = self._fetch(list(indices))
-        return torch.stack([self.transform(eight_bit(image)) for image in images]), labels
+    def contents(self, indices: Sequence[int]) -> list[bytes]:
+        """The stored bytes of each image, where they are known; otherwise its pixels."""
+        stored = getattr(self._fetch, "contents", None)
+        return super().contents(indices) if stored is None else stored(list(indices))
 
-    def _first_broken(self, indices: Sequence[int], error: Exception) -> tuple[int, Exception]:
-        # a data set decodes many images at once and does not say which of them failed
+    def _read(self, indices: Sequence[int]) -> tuple[Tensor, list[Any]]:
+        with reading(self.name, "images"):
+            images, labels = self._fetch(list(indices))
+            return torch.stack([self.transform(eight_bit(image)) for image in images]), labels
+
+    def _first_broken(self, indices: Sequence[int], error: InputError) -> tuple[int, BaseException]:
+        # many images are decoded at once, and the error does not say which of them failed
         for index in indices:
             try:
-                self._decode([index])
-            except _BROKEN as reason:
-                return index, reason
-        return indices[0], error
+                self._read([index])
+            except InputError as found:
+                return index, found.__cause__ or found
+        return indices[0], error.__cause__ or error
 
 
 class ImageSubset(ImageData):
@@ -187,6 +201,10 @@ class ImageSubset(ImageData):
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The images and labels at these places among the indices given."""
         return self._data.batch([self._indices[index] for index in indices])
+
+    def contents(self, indices: Sequence[int]) -> list[bytes]:
+        """The bytes of these images."""
+        return self._data.contents([self._indices[index] for index in indices])
 
 
 def as_image_data(images: ImageData | Tensor | Iterable[Any]) -> ImageData:
@@ -210,6 +228,12 @@ def as_image_data(images: ImageData | Tensor | Iterable[Any]) -> ImageData:
     if not len(data):
         raise InputError("images", "is empty; expected at least one image.")
     return data
+
+
+def pixel_bytes(image: Float[Tensor, "3 height width"]) -> bytes:
+    """The type, the shape and the values of an image on the CPU, as bytes."""
+    values = image.contiguous().view(torch.uint8).numpy().tobytes()
+    return f"{image.dtype} {tuple(image.shape)} ".encode() + values
 
 
 def eight_bit(image: Image.Image) -> Image.Image:

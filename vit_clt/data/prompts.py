@@ -41,6 +41,11 @@ CIFAR100_CLASSES = [
     "worm",
 ]  # fmt: skip
 
+CIFAR10_SYNONYMS = {"plane": "airplane", "aeroplane": "airplane", "car": "automobile"}
+"""Other names that copies of CIFAR-10 give its classes."""
+CIFAR100_SYNONYMS = {"cra": "crab"}
+"""A name of the Hub's copy that is spelt otherwise than in the published list."""
+
 # in the order of their ids, which leave gaps between 1 and 90
 COCO_CLASSES = [
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",

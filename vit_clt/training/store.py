@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +21,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.choices import Unreadable
-from vit_clt.data.fingerprints import data_fingerprint
+from vit_clt.data.fingerprints import fingerprint_as
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks.activations import IMAGES_PER_PASS, Activations, capture
@@ -55,10 +57,15 @@ class ActivationStore:
     shard that is missing or cut short is built again. One process should build: several at once
     waste work but do no harm, because a shard takes its place only when it is complete.
 
+    Every shard carries a checksum (CRC-32 of all its values), which is compared once each time the
+    store is opened: this reads the whole store, about a second a gigabyte. A shard that was damaged
+    is built again. Shards of earlier versions have no checksum and are read as they are; a store of
+    an earlier version also keeps its fingerprint of 64 images (`fingerprint_as`).
+
     Args:
         folder: a store of this teacher and these images, or a new or empty folder.
         vit: the teacher.
-        data: the images. Data sets are told apart by `data_fingerprint`, which samples them.
+        data: the images. Data sets are told apart by `data_fingerprint`.
         unreadable: "stop" at an image that cannot be read, or "skip" it and go on.
         progress: show a progress line over images.
 
@@ -96,13 +103,15 @@ class ActivationStore:
             for start in range(0, self._n_images, self._per_shard)
         ]
         self._handles: dict[int, tuple[Any, int]] = {}
+        new = _is_new(self.folder)
+        recorded = {} if new else read_json(self.folder / MANIFEST_FILE)
 
         manifest = {
             "format": FORMAT,
             **asdict(vit.identity()),
             "data": data.name,
             "n_images": self._n_images,
-            "data_sha256": data_fingerprint(data),
+            "data_sha256": fingerprint_as(recorded.get("data_sha256"), data),
             "n_layers": vit.cfg.n_layers,
             "n_tokens": vit.cfg.n_tokens,
             "d_model": vit.cfg.d_model,
@@ -113,13 +122,11 @@ class ActivationStore:
         # the key is written into every shard, so that a shard of another store is refused
         self._key = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
 
-        new = _is_new(self.folder)
         if not new:
-            recorded = read_json(self.folder / MANIFEST_FILE)
             check_same(
                 compared, recorded, f"activation store {self.folder}, or another folder", ABOUT
             )
-        missing = [s for s in range(len(self._shard_images)) if self._whole(s) is None]
+        missing = [s for s in range(len(self._shard_images)) if not self._is_sound(s)]
         self._check_space(missing)
         if new:
             with staged_files(self.folder, [MANIFEST_FILE]) as staging:
@@ -192,7 +199,12 @@ class ActivationStore:
             read = set(positions)
             unreadable += [image for i, image in enumerate(group) if i not in read]
             bar.update(len(group))
-        metadata = {"format": "pt", "cache": self._key, "unreadable": json.dumps(unreadable)}
+        metadata = {
+            "format": "pt",
+            "cache": self._key,
+            "unreadable": json.dumps(unreadable),
+            "crc32": _checksum(x, y, json.dumps(unreadable)),
+        }
 
         try:
             with staged_files(self.folder, [_name(shard)]) as staging:
@@ -237,6 +249,16 @@ class ActivationStore:
             return None
         return file
 
+    def _is_sound(self, shard: int) -> bool:
+        """Whether a shard is whole and its values are those that were written."""
+        file = self._whole(shard)
+        if file is None:
+            return False
+        metadata = file.metadata()
+        x, y = (file.get_tensor(name) for name in ("x", "y"))
+        found = _checksum(x, y, metadata["unreadable"])
+        return metadata.get("crc32", found) == found
+
     def _opened(self, shard: int) -> Any:
         """The shard, kept open; it is refused once its file is gone or of another size."""
         path = self.folder / _name(shard)
@@ -263,6 +285,13 @@ def store_bytes(n_images: int, n_layers: int, n_tokens: int, d_model: int) -> in
 
 def _name(shard: int) -> str:
     return f"shard-{shard:05d}.safetensors"
+
+
+def _checksum(x: Tensor, y: Tensor, unreadable: str) -> str:
+    checksum = zlib.crc32(unreadable.encode())
+    for values in (x, y):
+        checksum = zlib.crc32(values.view(torch.uint8).numpy().data, checksum)
+    return f"{checksum:08x}"
 
 
 def _unreadable(shard: Any) -> list[int]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from vit_clt.data.fingerprints import data_fingerprint
+from vit_clt.data.fingerprints import data_fingerprint, fingerprint_as
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -251,7 +251,11 @@ def _check_resumed(
     check_same({name: now[name] for name in sorted(now) if name not in FREE}, before, where)
     identity = vit.identity()
     check_same(
-        {"cache": facts["cached"], "model": identity.weights_sha256, "data": facts["data"]},
+        {
+            "cache": facts["cached"],
+            "model": identity.weights_sha256,
+            "data": fingerprint_as(checkpoint.state["data"], data),
+        },
         {
             "cache": checkpoint.state["cached"],
             "model": teacher["weights_sha256"],
@@ -261,7 +265,7 @@ def _check_resumed(
         {
             "cache": "whether activations are read from one",
             "model": f"the weights of {identity.model}",
-            "data": f"{data.name}, {len(data)} images as they are preprocessed",
+            "data": f"{data.name}, {len(data)} images as stored and preprocessed",
         },
     )
 
