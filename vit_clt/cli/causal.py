@@ -54,15 +54,18 @@ class Causal(PromptOptions, ModelOptions, StudyOptions, SeedOptions):
 
         folder = self.folder_of(CausalEffects)
         vit, clt, data = self._load()
+        # effects on the output are read as accuracy and loss, which need labels; the others do not
+        labelled = bool(data.class_names) and int(data.batch([0])[1]) >= 0
+        zs = self.zero_shot(vit, data) if labelled else None
         effects = causal_effects(
             vit,
             data,
-            self.zero_shot(vit, data),
+            zs,
             tokens=self.tokens,
             ablated=self.ablated,
             fill=self.fill,
             site=self.site,
-            sets=layer_sets(vit.cfg.n_layers, pairs=self.pairs),
+            sets=layer_sets(vit.cfg.n_layers, pairs=self.pairs) if zs or self.pairs else None,
             seed=self.seed,
             progress=True,
         )

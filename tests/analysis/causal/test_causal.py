@@ -12,6 +12,7 @@ import pytest
 import torch
 from assertions import tells_itself
 from builders import noisy_digits, tiny_clip
+from PIL import Image
 from torch import Tensor
 
 from vit_clt import InputError, ZeroShot, load_data
@@ -21,6 +22,7 @@ from vit_clt.analysis.causal.targets import PATHS, READS
 from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.analysis.stats.intervals import Interval, bootstrap_means, mean_intervals
 from vit_clt.analysis.stats.names import layer_sets, layers_text
+from vit_clt.cli import main
 from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT, OverwrittenPass, token_rows
 
@@ -238,6 +240,19 @@ def test_without_a_classifier_the_output_is_not_read(
     assert found.readings is None
     for key in effects.on_targets:
         np.testing.assert_array_equal(found.matrix(*key), effects.matrix(*key))
+
+
+@pytest.mark.parametrize("names", [[], ["--class-names"]])
+def test_images_without_labels_have_effects_on_targets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str]
+) -> None:
+    (tmp_path / "images/test").mkdir(parents=True)
+    for i in range(3):
+        Image.new("L", (8, 8), 90 * i).save(tmp_path / f"images/test/{i}.png")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    options = [*names, str(tmp_path / "names.txt")] if names else []
+    data = ["--data", f"imagefolder:{tmp_path}/images", *options]
+    assert main(["causal", *data, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
 
 
 def test_the_table_of_targets(effects: CausalEffects) -> None:
