@@ -28,6 +28,7 @@ from vit_clt.analysis.contributions.scores import ALL_SCORES, ContributionScores
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT
+from vit_clt.hooks.teacher_files import unasked
 
 BAR = 1.5
 
@@ -58,7 +59,7 @@ def studies(
     """Name, teacher, CLT and images of what is measured."""
     if options.clt is not None:
         clt = CrossLayerTranscoder.from_pretrained(options.clt).eval().requires_grad_(False)
-        vit = HookedViT.from_open_clip(clt.config.teacher.model, clt.config.teacher.pretrained)
+        vit = HookedViT.from_open_clip(*unasked(clt.config.teacher))
         yield options.clt, vit, clt, load_data(options.data, vit=vit, limit=options.images)
         return
     digits = HookedViT.from_open_clip("digits")

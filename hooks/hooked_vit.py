@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
 import torch
 from jaxtyping import Float, Int
 from open_clip.transformer import VisionTransformer
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
@@ -23,22 +20,13 @@ from transformer_lens.hook_points import HookPoint
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import HookedBlock, Recorder
 from vit_clt.hooks.points import BLOCK_POINTS, HOOK_IN, HOOK_OUT, FwdHook
+from vit_clt.hooks.teacher_files import check_teacher_files
 from vit_clt.hooks.tokenizers import load_tokenizer
+from vit_clt.inputs import reading
 from vit_clt.teachers import shipped_teacher
+from vit_clt.tensor_files import check_finite
 from vit_clt.transcoder.config import TeacherIdentity
 
-_LOAD_ERRORS = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    OSError,
-    KeyError,
-    EOFError,
-    AttributeError,
-    StopIteration,
-    SafetensorError,
-    UnpicklingError,
-)
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 
 
@@ -124,18 +112,23 @@ class HookedViT(HookedRootModule):
             device: the device that the model is put on.
 
         Raises:
-            InputError: an unknown name or tag, missing or unreadable weights, or a name whose
-                activation function is not the one the weights were trained with.
+            InputError: an unknown name or tag, missing or unreadable weights or such that are not
+                finite numbers, a configuration that asks for more than sizes and known options, or
+                a name whose activation function is not the one the weights were trained with.
         """
         place = shipped_teacher(model) or model
-        is_local = place.startswith("local-dir:")
-        if is_local and pretrained is not None:
+        has_own_weights = place.startswith(("local-dir:", "hf-hub:"))
+        if has_own_weights and pretrained is not None:
             raise InputError(
                 "pretrained",
                 f'is "{pretrained}"; model "{model}" carries its own weights, expected none.',
             )
         _check_activation(place, pretrained)
-        try:
+        if has_own_weights:
+            check_teacher_files(place)
+        what = f'"{model}" with the weights "{pretrained}"'
+        expected = "an open_clip name and tag, or readable weights"
+        with reading(what, expected, problem="cannot be loaded", field="model"):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="No pretrained weights loaded")
                 clip, _, preprocess = open_clip.create_model_and_transforms(
@@ -143,23 +136,18 @@ class HookedViT(HookedRootModule):
                     pretrained=pretrained,
                     device=device,
                     precision="fp32",
-                    require_pretrained=is_local,
+                    require_pretrained=has_own_weights,
                 )
-        except _LOAD_ERRORS as error:
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
-            reason = " ".join(plain.split())[:150]
-            raise InputError(
-                "model",
-                f'is "{model}" and pretrained is "{pretrained}"; expected an open_clip name '
-                f"and tag, or readable weights: {reason}",
-            ) from error
-        return cls(
-            clip,
-            model=model,
-            pretrained=pretrained,
-            preprocess=preprocess,
-            tokenizer=load_tokenizer(place),
-        )
+            if has_own_weights or pretrained is not None:
+                check_finite(f'model "{model}"', clip.state_dict())
+                check_finite(f'model "{model}"', {"exp(logit_scale)": clip.logit_scale.exp()})
+            return cls(
+                clip,
+                model=model,
+                pretrained=pretrained,
+                preprocess=preprocess,
+                tokenizer=load_tokenizer(place),
+            )
 
     # ---- running ----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import open_clip
 from torch import Tensor
 
 from vit_clt.errors import InputError
+from vit_clt.inputs import reason
 
 
 class MissingTokenizer:
@@ -34,12 +35,15 @@ def load_tokenizer(model: str) -> Callable[[list[str]], Tensor]:
     """open_clip's tokenizer of a model, or a `MissingTokenizer` if it cannot be loaded.
 
     `model` is an open_clip name or `local-dir:PATH`. Hugging Face tokenizers (SigLIP, CLIPA) come
-    from the Hub, unless they are in its local cache or in the folder PATH.
+    from the Hub, unless they are in its local cache or in the folder PATH. Python that lies beside
+    a tokenizer is never run.
     """
+    config = open_clip.get_model_config(model) or {}
+    name = config.get("text_cfg", {}).get("hf_tokenizer_name")
     try:
-        return open_clip.get_tokenizer(model)
+        if not name:
+            return open_clip.get_tokenizer(model)
+        # without it transformers asks on the terminal whether to run code
+        return open_clip.get_tokenizer(model, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each is one sentence to the user
-        config = open_clip.get_model_config(model) or {}
-        name = config.get("text_cfg", {}).get("hf_tokenizer_name") or model
-        reason = " ".join(str(error).split())[:150]
-        return MissingTokenizer(name, model, f"{type(error).__name__}: {reason}")
+        return MissingTokenizer(name or model, model, f"{type(error).__name__}: {reason(error)}")

@@ -185,7 +185,7 @@ class VitOptions:
 
     model: str | None = None
     """ViT: an open_clip name, local-dir:PATH, or digits or adding, which come with the package.
-    Default: the teacher of the CLT, or digits."""
+    Default: the teacher of the CLT if it is one of these or one of open_clip's, or digits."""
     pretrained: str | None = None
     """Weights of the ViT: an open_clip tag, a file, or "random" (not with local-dir:)."""
 
@@ -206,10 +206,15 @@ class VitOptions:
         return HookedViT.from_open_clip(model, pretrained, device=device)
 
     def load_vit_of(self, clt: CrossLayerTranscoder, device: str) -> HookedViT:
-        """Load --model, by default the model that `clt` was trained on."""
-        teacher = clt.config.teacher
-        if self.model is None and teacher is not None:
-            self.model, self.pretrained = teacher.model, self.pretrained or teacher.pretrained
+        """Load --model, by default the model that `clt` was trained on.
+
+        Raises:
+            InputError: the CLT names a model that is only loaded when it is named by the user.
+        """
+        from vit_clt.hooks.teacher_files import unasked
+
+        if self.model is None and clt.config.teacher is not None:
+            self.model, self.pretrained = unasked(clt.config.teacher, self.pretrained)
         return self.load_vit(device)
 
 

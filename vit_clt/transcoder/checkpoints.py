@@ -22,20 +22,23 @@ from huggingface_hub.errors import (
     HTTPError,
     RemoteEntryNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from yaml import YAMLError
 
 from vit_clt.errors import InputError
+from vit_clt.inputs import parse_json, read_json, read_text, reading
 from vit_clt.outputs import check_same
+from vit_clt.outputs.manifest import file_hash
 from vit_clt.outputs.staging import remove_unfinished, staged_files
+from vit_clt.tensor_files import Header, check_finite, check_floats, read_header
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model_card import model_card
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
+HASH_KEY = "safetensors_sha256"
+"""Field of config.json: the SHA-256 of model.safetensors, as `sha256sum` prints it."""
 CLT = TypeVar("CLT", bound="PretrainedCLT")
 
 
@@ -99,128 +102,122 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         values = self.config.to_json()
         # a single entry: safetensors writes several in random order, so no two files would be equal
-        save_file(tensors, save_directory / WEIGHTS_FILE, metadata={"config": json.dumps(values)})
+        weights = save_directory / WEIGHTS_FILE
+        save_file(tensors, weights, metadata={"config": json.dumps(values)})
+        values[HASH_KEY] = file_hash(weights)
         (save_directory / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(
-        cls: type[CLT], pretrained_model_name_or_path: str | Path, **kwargs: Any
+        cls: type[CLT],
+        pretrained_model_name_or_path: str | Path,
+        *,
+        map_location: str | torch.device = "cpu",
+        **hub: Any,
     ) -> CLT:
         """Load a CLT from a folder or a Hub id.
+
+        Nothing is executed, and no more is fetched than its two files. Weights are held against the
+        configuration before memory is taken, against the hash in config.json if there is one (CLTs
+        that were saved before it have none), and must be finite.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or "user/name" on the Hub.
+            map_location: the device it is put on.
+            **hub: huggingface_hub's (`revision`, `cache_dir`, `force_download`, `local_files_only`,
+                `token`).
 
         Raises:
             InputError: nothing there, or what is there is not a whole CLT.
         """
-        source = Path(pretrained_model_name_or_path)
-        if source.is_dir():
-            _read_config(source / CONFIG_FILE)
-        elif source.exists():
-            raise InputError(
-                "clt", f"is {source}, a file; expected a folder holding {CONFIG_FILE}."
-            )
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{CONFIG_FILE} of {source} on the Hub is not readable JSON: {error}."
-            ) from error
-        except RemoteEntryNotFoundError as error:
-            raise InputError(
-                "clt",
-                f"is {source}; expected a {CONFIG_FILE} and a {WEIGHTS_FILE} in that "
-                "repository of the Hub.",
-            ) from error
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise InputError(
-                "clt",
-                f"is {source}; found neither such a folder nor such a repository on the Hub "
-                f"({type(error).__name__}).",
-            ) from error
-
-    @classmethod
-    def _from_pretrained(
-        cls: type[CLT],
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **kwargs: Any,
-    ) -> CLT:
-        def locate(name: str) -> Path:
-            if Path(model_id).is_dir():
-                return Path(model_id) / name
-            path = hf_hub_download(
-                model_id,
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-            return Path(path)
-
-        clt = cls(CLTConfig.from_json(_read_config(locate(CONFIG_FILE))))
-        _load_weights(clt, locate(WEIGHTS_FILE))
-        device = kwargs.get("map_location", "cpu")
-        return clt.to(device)
+        place = Path(pretrained_model_name_or_path)
+        if place.is_dir():
+            config, weights = place / CONFIG_FILE, place / WEIGHTS_FILE
+            for path in (config, weights):
+                if not path.is_file():
+                    raise InputError("clt", f"is {place}; expected a {path.name} in it.")
+        elif place.exists():
+            raise InputError("clt", f"is {place}, a file; expected a folder holding {CONFIG_FILE}.")
+        else:
+            name = str(pretrained_model_name_or_path)
+            config, weights = (_download(name, file, hub) for file in (CONFIG_FILE, WEIGHTS_FILE))
+        return _load(cls, config, weights).to(map_location)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _download(repo_id: str, name: str, options: Mapping[str, Any]) -> Path:
     try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError("clt", f"is {path.parent}; expected a {path.name} in it.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds a {type(values).__name__}; expected a JSON object.")
-    return values
+        return Path(hf_hub_download(repo_id, name, **options))
+    except RemoteEntryNotFoundError as error:
+        raise InputError(
+            "clt",
+            f"is {repo_id}; expected a {CONFIG_FILE} and a {WEIGHTS_FILE} in that "
+            "repository of the Hub.",
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise InputError(
+            "clt",
+            f"is {repo_id}; found neither such a folder nor such a repository on the Hub "
+            f"({type(error).__name__}).",
+        ) from error
 
 
-def _load_weights(clt: PretrainedCLT, path: Path) -> None:
-    if not path.is_file():
-        raise InputError("clt", f"is {path.parent}; expected a {path.name} in it.")
-    try:
-        found = load_file(path)
-        with safe_open(path, framework="pt") as file:
-            saved_with = (file.metadata() or {}).get("config")
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a complete safetensors file: {error}.") from error
+def _load(kind: type[CLT], config_path: Path, path: Path) -> CLT:
+    values = read_json(config_path)
+    sha256 = values.pop(HASH_KEY, None)
+    config = CLTConfig.from_json(values)
+    header = read_header(path)
+    # before anything of the size that config.json asks for is made
+    if config.n_layers > len(header.tensors):
+        raise InputError(
+            f"{path} has {len(header.tensors)} tensors; {CONFIG_FILE} expects {config.n_layers} "
+            "layers, with tensors of each."
+        )
+    with reading(config_path, "sizes that can be built"), torch.device("meta"):
+        clt = kind(config)
+    _check_shapes(clt, path, header)
+    check_floats(path, header.tensors)
+    if "config" in header.metadata:  # files of other writers carry none
+        _check_same_save(config.to_json(), header.metadata["config"], path)
+    if sha256 is not None and sha256 != file_hash(path):
+        raise InputError(
+            f"{path} does not have the SHA-256 that {CONFIG_FILE} says; expected both of one save "
+            "and whole."
+        )
+    with reading(path, "tensors that fit into memory"):
+        # copies, as the file may change while it is mapped
+        found = {
+            name: value.to(torch.float32, copy=True) for name, value in load_file(path).items()
+        }
+        clt.load_state_dict(found, assign=True)
+    # exp(-inf) is a threshold of 0
+    check_finite(path, found, unbounded_below=["log_theta"])
+    return clt
+
+
+def _check_shapes(clt: PretrainedCLT, path: Path, header: Header) -> None:
     expected = clt.state_dict()
-    for name in sorted(expected.keys() | found.keys()):
-        have = tuple(found[name].shape) if name in found else "no such tensor"
+    for name in sorted(expected.keys() | header.tensors.keys()):
+        have = header.tensors[name].shape if name in header.tensors else "no such tensor"
         want = tuple(expected[name].shape) if name in expected else "no such tensor"
         if have != want:
-            raise InputError(f"{path}: {name} is {have}; config.json expects {want}.")
-    if saved_with is not None:  # files of other writers carry none
-        _check_same_save(clt.config.to_json(), saved_with, path)
-    with torch.no_grad():
-        clt.load_state_dict(found)
+            raise InputError(f"{path}: {name} is {have}; {CONFIG_FILE} expects {want}.")
 
 
 def _check_same_save(config: dict[str, Any], saved_with: str, path: Path) -> None:
-    try:
-        values = CLTConfig.from_json(json.loads(saved_with)).to_json()
-    except (TypeError, ValueError) as error:  # InputError is one
-        reason = str(error).rstrip(".")
-        raise InputError(f"{path} names no readable configuration: {reason}.") from error
+    expected, problem = "the one it was saved with", "names no readable configuration"
+    with reading(path, expected, problem=problem):
+        try:
+            values = CLTConfig.from_json(parse_json(saved_with, "it")).to_json()
+        except InputError as error:
+            raise ValueError(error) from error
     check_same(config, values, f"{path}: {CONFIG_FILE} and {path.name} must be of one save")
 
 
 def _read_card(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
+    with reading(path, "Markdown under YAML", problem="is not a readable model card"):
+        text = read_text(path)
         ModelCard(text)
-    except (OSError, ValueError, YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a readable model card: {reason}.") from error
-    return text
+        return text
 
 
 def _refusal(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vit_clt.errors import InputError
+from vit_clt.inputs import made, reading
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS, ReLUTopK, Sparsifier
 
 
@@ -92,18 +93,15 @@ class CLTConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> CLTConfig:
-        """The inverse of `to_json`. Raises InputError naming what does not belong."""
-        try:
+        """The inverse of `to_json`.
+
+        Raises:
+            InputError: a field is unknown, missing or of another type, or its value cannot be.
+        """
+        with reading("config.json", "all of one's fields", problem="does not describe a CLT"):
             fields = dict(values)
             sparsifier = dict(fields.pop("sparsifier"))
-            teacher = fields.pop("teacher", None)
             kind = SPARSIFIERS[sparsifier.pop("name")]
-            return cls(
-                **fields,
-                sparsifier=kind(**sparsifier),
-                teacher=None if teacher is None else TeacherIdentity(**teacher),
-            )
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"config.json does not describe a CLT: {error}.") from error
+            teacher = fields.pop("teacher", None)
+            known = None if teacher is None else made(TeacherIdentity, teacher)
+            return made(cls, fields | {"sparsifier": made(kind, sparsifier), "teacher": known})
