@@ -37,7 +37,7 @@ _SIZES = {
     "heads": 1024,
     "patch_size": 4096,
     "image_size": 4096,
-    "mlp_ratio": 64,  # smaller ones than 1 are known of no model
+    "mlp_ratio": 64,
     "attn_pooler_queries": 4096,
     "attn_pooler_heads": 1024,
     "context_length": 4096,
@@ -110,9 +110,11 @@ def check_teacher_files(model: str) -> None:
     if model.startswith(LOCAL_DIR_PREFIX):
         folder = Path(model.removeprefix(LOCAL_DIR_PREFIX))
         config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-        for path in (config, weights):
-            with reading(folder, f"a folder holding {path.name}", field="model"):
-                file_size(path)
+        if not (config.is_file() and weights.is_file()):
+            raise InputError(
+                "model",
+                f'is "{model}"; expected a folder holding {CONFIG_FILE} and {WEIGHTS_FILE}.',
+            )
     else:
         with reading(model, "a repository of the Hub with an open_clip model", field="model"):
             name = model.removeprefix(HF_HUB_PREFIX)
