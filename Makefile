@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test bench bench-gpu cifar-clts adding check format lint types map clean
+.PHONY: help setup demo test fuzz bench bench-gpu cifar-clts adding check format lint types map clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -24,6 +24,11 @@ demo: $(STAMP)   ## train and study a CLT on handwritten digits, offline, under 
 test: $(STAMP)   ## run the tests
 	@echo "== tests (about six minutes on two cores)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=5
+
+fuzz: $(STAMP)   ## read damaged and hostile files, 20,000 for each reader (about an hour)
+	@echo "== fuzz"
+	@VIT_CLT_FUZZ_EXAMPLES=$${VIT_CLT_FUZZ_EXAMPLES:-20000} OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -q -n 2 tests/fuzz
 
 bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies on this machine
 	@echo "== bench, one thread, into out/bench; fails if the machine is loaded"

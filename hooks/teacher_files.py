@@ -21,10 +21,11 @@ from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
 from open_clip.transform import PreprocessCfg
 
 from vit_clt.errors import InputError
-from vit_clt.inputs import file_size, made, read_json, reading
+from vit_clt.inputs import file_size, read_json, reading
 from vit_clt.teachers import SHIPPED
 from vit_clt.tensor_files import check_floats, read_header
 from vit_clt.transcoder.config import TeacherIdentity
+from vit_clt.typed import made
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 TOKENIZER_OPTIONS = {"clean": str, "strip_sep_token": bool, "language": str}
@@ -148,7 +149,7 @@ def _numbers(document: Mapping[str, Any]) -> int:
         _check_sizes(vars(part))
     _known(text.tokenizer_kwargs or {}, TOKENIZER_OPTIONS, "tokenizer_kwargs")
     size = vision.image_size
-    height, across = size if isinstance(size, list) else (size, size)
+    height, across = size if isinstance(size, tuple) else (size, size)
     tokens = (height // vision.patch_size) * (across // vision.patch_size)
     return (
         _transformer(vision)
@@ -184,6 +185,6 @@ def _check_sizes(values: Mapping[str, Any]) -> None:
     for name in sorted(values.keys() & _SIZES.keys()):
         value, most = values[name], _SIZES[name]
         # an image may have a height and a width
-        each = value if name == "image_size" and isinstance(value, list) else [value]
+        each = value if name == "image_size" and isinstance(value, tuple) else [value]
         if not all(isinstance(v, int | float) and 1 <= v <= most for v in each):
             raise ValueError(f"{name} is {str(value)[:50]}, and must be from 1 to {most}")

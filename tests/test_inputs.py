@@ -7,14 +7,12 @@ import os
 import socket
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from assertions import one_sentence
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vit_clt.errors import InputError, Stopped
@@ -26,12 +24,10 @@ from vit_clt.inputs import (
     read_bytes,
     read_json,
     read_text,
-    read_yaml,
     reading,
 )
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
-ASCII = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=9)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**90), 10**90) | finite | TEXT,
@@ -104,7 +100,7 @@ def special_files(folder: Path) -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize("read", [read_bytes, read_text, read_json, read_yaml, file_size])
+@pytest.mark.parametrize("read", [read_bytes, read_text, read_json, file_size])
 def test_only_regular_files_are_opened(read: Any, tmp_path: Path) -> None:
     for kind, path in special_files(tmp_path).items():
         with pytest.raises(InputError, match=f"it is {kind}; expected a file") as error:
@@ -116,7 +112,7 @@ def test_only_regular_files_are_opened(read: Any, tmp_path: Path) -> None:
         one_sentence(error)
 
 
-@pytest.mark.parametrize("read", [read_bytes, read_text, read_json, read_yaml])
+@pytest.mark.parametrize("read", [read_bytes, read_text, read_json])
 def test_a_file_may_not_be_larger_than_its_reader_says(read: Any, tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_text('{"a": "bc"}')
@@ -136,47 +132,6 @@ def test_text_is_utf_8_with_or_without_a_mark(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected text in UTF-8") as error:
         read_text(tmp_path / "names")
     one_sentence(error)
-
-
-@settings(deadline=None)
-@given(st.dictionaries(ASCII, st.integers() | finite | ASCII | st.lists(ASCII | st.booleans())))
-def test_plain_yaml_is_read_as_it_was_written(tmp_path_factory: Any, values: Any) -> None:
-    path = tmp_path_factory.mktemp("yaml") / "config.yaml"
-    path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-    assert read_yaml(path) == values
-
-
-YAML_REFUSED = {
-    "no YAML": ("a: [", "not readable YAML"),
-    "a list": ("- 1", "holds a list; expected a mapping"),
-    "an object": ("a: !!python/object/apply:os.system ['true']", "not readable YAML"),
-    "a wrong tag": ("a: !!int abc", "invalid literal"),
-    "a date": (f"a: {date.today()}", "timestamp"),
-    "a set": ("a: !!set {b}", "set"),
-    "bytes": ("a: !!binary aGVsbG8=", "binary"),
-    "pairs": ("a: !!omap [b: 1]", "omap"),
-    "not finite": ("a: .inf", "not finite"),
-    "no number": ("a: [.nan]", "not finite"),
-    "long": (f"a: {'9' * (MAX_DIGITS + 1)}", "too many digits"),
-    "too long to convert": (f"a: {'9' * 5000}", "not readable YAML"),
-    "aliases": ("a: &a [x, x]\nb: [*a, *a]", "alias"),
-    "itself": ("&a {b: *a}", "alias"),
-    "a name twice": ("a: 1\nb: 2\na: 3", "a name twice"),
-    "a number as a name": ("a: {1: 2}", "a name that is no text"),
-    "a list as a name": ("a: {[1]: 2}", "not readable YAML"),
-    "nested too deeply": ("a: " + "[" * 60 + "]" * 60, "nested too deeply"),
-    "nested beyond the stack": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
-    "other bytes": (b"a: \xff", "utf-8"),
-}
-
-
-@pytest.mark.parametrize(("content", "found"), YAML_REFUSED.values(), ids=YAML_REFUSED)
-def test_what_is_no_plain_yaml_is_refused(content: bytes | str, found: str, tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError, match=found) as error:
-        read_yaml(path)
-    assert one_sentence(error).startswith(str(path))
 
 
 ERRORS = [

@@ -14,16 +14,11 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Any
 
 from vit_clt.errors import InputError, Stopped
 
-Made = TypeVar("Made")
 MAX_BYTES = 64_000_000
 """Most bytes of a text file, unless its reader says otherwise."""
 MAX_DEPTH = 50
@@ -163,90 +158,18 @@ def parse_json(content: bytes | str, subject: Path | str) -> dict[str, Any]:
             parse_float=_number if unusual else None,
             parse_int=_integer if unusual else None,
         )
-        _check_depth(values)
+        check_depth(values)
         if unusual:  # half a surrogate pair cannot be written or printed
             json.dumps(values, ensure_ascii=False).encode()
-    return _mapping(values, subject, "a JSON object")
+    return check_mapping(values, subject, "a JSON object")
 
 
-def read_yaml(path: Path | str, max_bytes: int = 1_000_000) -> dict[str, Any]:
-    """The YAML mapping in a file that holds nothing but what JSON can hold.
-
-    Raises:
-        InputError: as of `read_bytes`; no readable YAML; an alias, which a few lines of text could
-            expand to gigabytes; a name twice; or a value or name of another type, such as a date.
-    """
-    content = read_bytes(path, max_bytes)
-    with reading(path, "plain values", problem="is not readable YAML"):
-        values = yaml.load(content.decode("utf-8-sig"), Loader=_PlainLoader)
-        _check_depth(values)
-    return _mapping(values, path, "a mapping")
-
-
-def made(kind: type[Made], values: Any) -> Made:
-    """An instance of a dataclass from the values of a file, each of the type that its field says.
-
-    Called within `reading`, which makes a sentence of what is wrong.
-
-    Args:
-        kind: the dataclass.
-        values: its fields by name.
+def check_mapping(values: Any, subject: Path | str, expected: str) -> dict[str, Any]:
+    """The values of a file, which must be a dict.
 
     Raises:
-        ValueError: a name is unknown or missing, or a value has another type or is not finite.
-        InputError: the dataclass itself refuses a value.
+        InputError: they are anything else.
     """
-    if not isinstance(values, dict):
-        raise ValueError(f"{_short(values)} is no object")
-    known: Any = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    hints = get_type_hints(kind)
-    for name, field in known.items():
-        has_default = field.default is not MISSING or field.default_factory is not MISSING
-        if name not in values and not has_default:
-            raise ValueError(f'"{name}" is missing')
-    for name, value in values.items():
-        if name not in known:
-            raise ValueError(f"there is no field {_short(name)}")
-        is_default = value is None and known[name].default is None
-        if not is_default and not fits(value, hints[name]):
-            raise ValueError(f"{name} is {_short(value)}, which is no {_named(hints[name])}")
-    return kind(**values)
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of an annotation: exact for plain types, numbers finite.
-
-    An integer is a number, a bool is neither, and a list fits where a tuple is meant.
-    """
-    kind, inside = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if kind in (Union, UnionType):
-        return any(fits(value, each) for each in inside)
-    if kind is Literal:
-        return isinstance(value, str) and value in inside
-    if kind in (list, tuple) and isinstance(value, list):
-        if kind is list or Ellipsis in inside:
-            return all(fits(each, inside[0]) for each in value)
-        return len(value) == len(inside) and all(map(fits, value, inside))
-    if hint in (None, NoneType):
-        return value is None
-    if hint in (int, float):
-        is_number = isinstance(value, int | float if hint is float else int)
-        return is_number and not isinstance(value, bool) and abs(value) < math.inf
-    return isinstance(value, kind or hint)
-
-
-def _named(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return f'"{text}"' if len(text) <= 50 else f'"{text[:50]}..."'
-
-
-def _mapping(values: Any, subject: Path | str, expected: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{subject} holds a {type(values).__name__}; expected {expected}.")
     return values
@@ -274,7 +197,12 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _check_depth(values: Any) -> None:
+def check_depth(values: Any) -> None:
+    """Refuse values nested deeper than `MAX_DEPTH`, which recursion elsewhere could not walk.
+
+    Raises:
+        RecursionError: they are.
+    """
     level = [values]
     for _ in range(MAX_DEPTH + 1):
         level = [
@@ -287,32 +215,3 @@ def _check_depth(values: Any) -> None:
         if not level:
             return
     raise RecursionError
-
-
-_PLAIN_TYPES = ("map", "seq", "str", "int", "float", "bool", "null")
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Makes no Python objects (`yaml.SafeLoader`), and of the plain ones those of JSON alone."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError("it has an alias (*name), and none are read")
-        return super().compose_node(parent, index)
-
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
-        if node.tag.removeprefix("tag:yaml.org,2002:") not in _PLAIN_TYPES:
-            raise ValueError(f"it has a value of type {node.tag[:80]}")
-        value = super().construct_object(node, deep)
-        is_long = isinstance(value, int) and abs(value) >= 10**MAX_DIGITS
-        if is_long or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"the number {node.value[:20]} is not finite, or has too many digits")
-        return value
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        values = super().construct_mapping(node, deep)
-        if len(values) != len(node.value):
-            raise ValueError("a mapping has a name twice")
-        if not all(isinstance(name, str) for name in values):
-            raise ValueError("a mapping has a name that is no text")
-        return values

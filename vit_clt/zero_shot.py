@@ -37,7 +37,8 @@ def class_number(class_names: Sequence[str], target: str | int, field: str = "ta
         raise InputError(field, f'is "{target}", but there are no class names; expected some.')
     text = str(target)
     fits = [c for c, name in enumerate(names) if name == target]
-    if not fits and text.isascii() and text.isdigit() and int(text) < len(names):
+    is_number = text.isascii() and text.isdigit() and len(text) < 10
+    if not fits and is_number and int(text) < len(names):
         return int(text)
     if not fits and text and isinstance(target, str):
         plain, folded = text.casefold(), [name.casefold() for name in names]
@@ -49,7 +50,7 @@ def class_number(class_names: Sequence[str], target: str | int, field: str = "ta
         count = f"{len(fits)} class names" if fits else "no class name"
         raise InputError(
             field,
-            f'is "{target}", which fits {count}; expected one of {known}, or a number '
+            f'is "{text[:100]}", which fits {count}; expected one of {known}, or a number '
             f"from 0 to {len(names) - 1}.",
         )
     return fits[0]

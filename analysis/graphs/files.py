@@ -20,8 +20,12 @@ import pandas as pd
 
 from vit_clt.analysis.graphs.graph_result import AttributionGraph, GraphMetadata, Kind
 from vit_clt.errors import InputError
+from vit_clt.inputs import read_json, reading
+from vit_clt.typed import made
 
 SCHEMA = "vit-clt attribution graphs 1"
+MAX_BYTES = 1_000_000_000
+"""Largest file that is read."""
 _WHOLE = ("layer", "token", "feature")
 _NODE = ("node", "kind", *_WHOLE, "value", "effect", "total", "influence")
 _EDGE = ("source", "target", "effect", "influence")
@@ -51,17 +55,13 @@ def load_graphs(path: Path | str) -> list[AttributionGraph]:
             graph: a column is missing or unknown, nodes are not numbered in order, or an edge
             names a node that is not there or does not lead upwards.
     """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}.") from error
-    schema = document.get("schema") if isinstance(document, dict) else None
+    document = read_json(path, MAX_BYTES)
+    schema = document.get("schema")
     if schema != SCHEMA:
-        raise InputError(f'{path} has schema {json.dumps(schema)}; expected "{SCHEMA}".')
-    try:
+        found = json.dumps(schema)[:80]
+        raise InputError(f'{path} has schema {found}; expected "{SCHEMA}".')
+    with reading(path, "the nodes and edges of graphs", problem="is no attribution graph"):
         return [_graph(graph) for graph in document["graphs"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is no attribution graph: {error}.") from error
 
 
 def _graph(document: dict[str, Any]) -> AttributionGraph:
@@ -90,11 +90,10 @@ def _graph(document: dict[str, Any]) -> AttributionGraph:
             raise ValueError(f"the edge {ends} does not lead upwards")
         if not all(math.isfinite(edge[name]) for name in ("effect", "influence")):
             raise ValueError(f"the edge {ends} has no finite effect and influence")
-    facts["patch_grid"] = tuple(facts["patch_grid"])
     frame = pd.DataFrame(nodes, columns=list(_NODE))
     numbers = dict.fromkeys(["value", "effect", "total", "influence"], float)
     return AttributionGraph(
-        GraphMetadata(**facts),
+        made(GraphMetadata, facts),
         frame.astype({**dict.fromkeys(_WHOLE, "Int64"), **numbers}),
         pd.DataFrame(edges, columns=list(_EDGE)),
     )

@@ -156,7 +156,7 @@ def _parse(line: str) -> _Record | None:
     for text in (line, line[max(0, line.rfind('{"event"')) :]):
         try:
             record = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from vit_clt.analysis.reproduction.published import (
     paper_cascade,
     paper_faithfulness,
 )
-from vit_clt.errors import InputError
+from vit_clt.inputs import read_json, reading
 from vit_clt.metrics import Metric
 
 _CELL = ["dataset", "backbone", "sparsifier"]
@@ -97,21 +96,17 @@ def finished_cells(root: Path | str) -> list[FinishedCell]:
         if not is_finished(root, cell):
             continue
         folder = root / cell.path
-        try:
+        with reading(folder, "the files of a finished cell"):
             finished.append(
                 FinishedCell(
                     cell,
-                    json.loads((folder / CELL_FILE).read_text()),
+                    read_json(folder / CELL_FILE),
                     pd.read_csv(folder / "cascade.csv"),
                     pd.read_csv(folder / "faithfulness.csv"),
                     pd.read_csv(folder / "reconstruction.csv"),
                     pd.read_csv(root / group_path(cell.dataset, cell.backbone) / BASELINE_FILE),
                 )
             )
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{folder} cannot be read ({error}); expected the files of a finished cell."
-            ) from error
     return finished
 
 

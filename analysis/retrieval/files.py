@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_array
 
 from vit_clt.analysis.retrieval.descriptors import Descriptors
 from vit_clt.choices import TokenKind
 from vit_clt.errors import InputError
-from vit_clt.inputs import read_json
+from vit_clt.inputs import file_size, read_json, reading
 from vit_clt.outputs.manifest import file_hash
 from vit_clt.outputs.staging import STAGING, remove_unfinished, staged_files
 
@@ -72,29 +71,37 @@ def unpacked(
     tokens: Sequence[TokenKind],
     layers: Sequence[int],
     shape: tuple[int, int],
+    d_model: int,
 ) -> tuple[
     dict[TokenKind, dict[int, csr_array]], dict[TokenKind, dict[int, np.ndarray]], np.ndarray
 ]:
     """The inverse of `packed`: codes of `shape` and inputs by token kind and layer, and labels.
 
     Raises:
-        InputError: an array is missing, or the codes do not have that shape.
+        InputError: an array is missing, has another shape, or holds NaN or infinite values.
     """
     codes: dict[TokenKind, dict[int, csr_array]] = {kind: {} for kind in tokens}
     inputs: dict[TokenKind, dict[int, np.ndarray]] = {kind: {} for kind in tokens}
-    try:
+    expected = f"codes of {shape[0]} images and {shape[1]} features, as {FACTS_FILE} says"
+    with reading(ARRAYS_FILE, expected, problem="does not hold the index"):
         for kind, s in product(tokens, layers):
             parts = tuple(arrays[f"{kind}.{s}.{part}"] for part in _CSR)
             codes[kind][s] = csr_array(parts, shape=shape)
             codes[kind][s].check_format()
             inputs[kind][s] = arrays[f"{kind}.{s}.inputs"]
+            for name in ("values", "inputs"):
+                _check_numbers(f"{kind}.{s}.{name}", arrays[f"{kind}.{s}.{name}"])
+            if inputs[kind][s].shape != (shape[0], d_model):
+                raise ValueError(f"{kind}.{s}.inputs has shape {inputs[kind][s].shape}")
         labels = arrays["labels"]
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{ARRAYS_FILE} does not hold codes of {shape[0]} images and {shape[1]} features, as "
-            f"{FACTS_FILE} says: {error}."
-        ) from error
+        if labels.shape != shape[:1] or labels.dtype.kind not in "iu":
+            raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}")
     return codes, inputs, labels
+
+
+def _check_numbers(name: str, values: np.ndarray) -> None:
+    if values.dtype.kind != "f" or not np.isfinite(values).all():
+        raise ValueError(f"{name} holds other values than finite numbers")
 
 
 def is_index(folder: Path) -> bool:
@@ -113,7 +120,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise InputError("index", f"is {folder}; expected a folder holding {FACTS_FILE}.")
     facts = read_json(path)
     if facts.get("format") != FORMAT:
-        raise InputError(f"{path} has format {facts.get('format')}; expected {FORMAT}.")
+        found = str(facts.get("format"))[:80]
+        raise InputError(f"{path} has format {found}; expected {FORMAT}.")
     return facts
 
 
@@ -124,12 +132,11 @@ def read_arrays(folder: Path, facts: dict[str, Any]) -> dict[str, np.ndarray]:
         InputError: the file is missing, or is not the one that was saved with these facts.
     """
     path = folder / ARRAYS_FILE
-    try:
+    file_size(path)
+    with reading(path, "a safetensors file"):
         if file_hash(path) != facts.get("sha256"):
             raise InputError(
                 f"{path} is not the file that {FACTS_FILE} was saved with; expected both whole and "
                 "of one save."
             )
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error

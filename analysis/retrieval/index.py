@@ -22,7 +22,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.retrieval.descriptors import Descriptors, describe, encoder_sha256
-from vit_clt.analysis.retrieval.files import packed, read_arrays, read_facts, unpacked, write_index
+from vit_clt.analysis.retrieval.files import (
+    FACTS_FILE,
+    packed,
+    read_arrays,
+    read_facts,
+    unpacked,
+    write_index,
+)
 from vit_clt.analysis.retrieval.neighbours import Neighbours
 from vit_clt.analysis.stats.nearest import Similarity, nearest
 from vit_clt.choices import SearchBackend, TokenKind, check_choice
@@ -30,8 +37,10 @@ from vit_clt.data.fingerprints import data_fingerprint, fingerprint_as, sampled_
 from vit_clt.data.images import ImageData, ImageSubset, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.inputs import reading
 from vit_clt.outputs import check_same
 from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.typed import fits, made
 
 Space = Literal["codes", "inputs"]
 
@@ -268,14 +277,16 @@ class RetrievalIndex:
         check_fits(vit, clt)
         folder = Path(folder)
         values = read_facts(folder)
-        try:
-            facts = IndexFacts(**{field.name: values[field.name] for field in fields(IndexFacts)})
+        with reading(folder / FACTS_FILE, "what `save` writes", problem="is not that of an index"):
+            facts = made(IndexFacts, {f.name: values[f.name] for f in fields(IndexFacts)})
             l0 = {
                 kind: dict(zip(facts.layers, values["l0"][kind], strict=True))
                 for kind in facts.tokens
             }
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{folder}/index.json is not that of an index: {error!r}.") from error
+            if not all(fits(each, float) for by_layer in l0.values() for each in by_layer.values()):
+                raise ValueError("l0 holds other values than finite numbers")
+            if not set(facts.layers) <= set(range(clt.config.n_layers)):
+                raise ValueError(f"layers are {str(facts.layers)[:50]}")
         teacher = vit.identity()
         check_same(
             {
@@ -293,7 +304,13 @@ class RetrievalIndex:
         )
         arrays = read_arrays(folder, values)
         corpus = Descriptors(
-            *unpacked(arrays, facts.tokens, facts.layers, (facts.n_images, facts.n_features)),
+            *unpacked(
+                arrays,
+                facts.tokens,
+                facts.layers,
+                (facts.n_images, facts.n_features),
+                facts.d_model,
+            ),
             l0,
             facts.data,
             facts.split,

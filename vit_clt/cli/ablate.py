@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,6 @@ class Ablate(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
 def _target(text: str) -> Targets:
     if text == "all":
         return "all"
-    if text.startswith("-") and text[1:].isascii() and text[1:].isdigit():
+    if re.fullmatch(r"-\d{1,3}", text, re.ASCII):
         return int(text)
     return layer_numbers(text, "target")

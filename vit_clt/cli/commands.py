@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from vit_clt.cli.options import Command
+from vit_clt.cli.ranges import check_ranges
 from vit_clt.errors import InputError
 from vit_clt.transcoder.train_config import TrainConfig
 
@@ -165,7 +166,8 @@ def parse(args: Sequence[str]) -> Command | None:
     """The command that a command line asks for, or None if it asked for help, which is printed.
 
     Raises:
-        InputError: the command or an option does not exist, or a value is not one that it takes.
+        InputError: the command or an option does not exist, or a value is not one that it takes, or
+            out of its range.
     """
     if not args:
         raise InputError("a command is missing; expected one of those of vit-clt --help.")
@@ -178,7 +180,10 @@ def parse(args: Sequence[str]) -> Command | None:
         known = f'"{near[0]}"' if near else f"one of {', '.join(COMMANDS)}"
         raise InputError("command", f'is "{name}"; expected {known} (see vit-clt --help).')
     command = command_class(name)
-    return _parsed(command, rest, prog=f"vit-clt {name}", default=command.defaults(rest))
+    parsed = _parsed(command, rest, prog=f"vit-clt {name}", default=command.defaults(rest))
+    if parsed is not None:
+        check_ranges(parsed)
+    return parsed
 
 
 def _parsed(form: Any, args: Sequence[str], **options: Any) -> Command | None:

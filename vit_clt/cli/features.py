@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -82,7 +83,7 @@ def feature_address(text: str) -> tuple[int, int]:
     Raises:
         InputError: the text does not have this form.
     """
-    layer, colon, feature = text.partition(":")
-    if not colon or not all(part.isascii() and part.isdigit() for part in (layer, feature)):
-        raise InputError("feature", f'is "{text}"; expected layer:feature, as in 7:76.')
-    return int(layer), int(feature)
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text, re.ASCII)
+    if found is None:
+        raise InputError("feature", f'is "{text[:100]}"; expected layer:feature, as in 7:76.')
+    return int(found[1]), int(found[2])

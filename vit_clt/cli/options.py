@@ -165,7 +165,8 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds shapes and no numbers")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise InputError("device", f'is "{device}", which is not usable: {reason}.') from error
@@ -407,12 +408,18 @@ def layer_numbers(text: str, name: str = "layers") -> list[int]:
     """
     numbers: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        ends = (first, last) if dash else (first, first)
-        if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
-            raise InputError(name, f'is "{text}"; expected layers as in 7-11 or 0,4,7-11.')
-        numbers += range(int(ends[0]), int(ends[1]) + 1)
+        found = _LAYERS.fullmatch(part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last or len(numbers) > 1000:
+            shown = text if len(text) <= 100 else f"{text[:100]}..."
+            raise InputError(
+                name, f'is "{shown}"; expected layers below 1000, as in 7-11 or 0,4,7-11.'
+            )
+        numbers += range(first, last + 1)
     return numbers
+
+
+_LAYERS = re.compile(r"(\d{1,3})(?:-(\d{1,3}))?", re.ASCII)
 
 
 def print_table(table: pd.DataFrame) -> None:

@@ -138,10 +138,6 @@ class Reproduce(Command):
     def _recipe(self) -> Recipe:
         from vit_clt.analysis.reproduction.cells import Recipe, smoke_recipe
 
-        for name in ("k", "limit", "n_features"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(name, f"is {value}; expected at least 1.")
         return replace(
             smoke_recipe() if self.smoke else Recipe(),
             training=self.training,

@@ -56,7 +56,9 @@ class Train(ModelOptions, Command, TrainingOptions):
         path = value_of("--config", args)
         if path is not None and value_of("--preset", args) is not None:
             raise InputError("--preset and --config are both set; expected one of them.")
-        options = starting_options(args) if path is None else options_in(Path(path))
+        options = (
+            starting_options(args) if path is None else options_in(Path(path), cls, _NOT_OF_THE_RUN)
+        )
         start = cls(out=Path(), **options)
         start.out = tyro.MISSING  # the option is required
         return start
@@ -99,8 +101,6 @@ class Train(ModelOptions, Command, TrainingOptions):
     def _planned(self) -> PlannedRun:
         from vit_clt.training.planned import PlannedRun
 
-        if self.k is not None and self.k < 1:
-            raise InputError("k", f"is {self.k}; expected at least 1.")
         vit = self.load_vit(self.device)
         self.k = self.k or (128 if self.preset == "paper" else min(32, vit.cfg.d_model // 4))
         config, settings = self.clt_config(vit.cfg.n_layers, vit.cfg.d_model), self.settings()

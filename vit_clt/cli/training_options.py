@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -89,31 +89,42 @@ def starting_options(args: Sequence[str]) -> dict[str, Any]:
     return {"training": preset_in(args), "sparsifier_settings": every_setting()()}
 
 
-def options_in(path: Path) -> dict[str, Any]:
+def options_in(
+    path: Path, command: type[TrainingOptions], left_out: Sequence[str]
+) -> dict[str, Any]:
     """The options of a training run, by name, from its run.json.
 
-    Raises:
-        InputError: the file is no run.json of a training run.
-    """
-    from vit_clt.transcoder.sparsifiers import SPARSIFIERS, every_setting
+    Args:
+        path: the file.
+        command: the command that they are options of, whose fields say their types.
+        left_out: fields of it that a run.json does not have.
 
-    try:
-        options = dict(json.loads(path.read_text())["options"])
+    Raises:
+        InputError: the file is no run.json of a training run, or has an option that is unknown or
+            of another type.
+    """
+    from vit_clt.inputs import read_json, reading
+    from vit_clt.transcoder.sparsifiers import SPARSIFIERS, every_setting
+    from vit_clt.typed import fits, made
+
+    with reading(path, "the run.json of a training run", field="config"):
+        options: dict[str, Any] = dict(read_json(path)["options"])
         kind, settings = SPARSIFIERS[options["sparsifier"]], every_setting()
         options["training"] = with_every_option(
             TrainConfig.from_json(options["training"], kind.training)
         )
         held = [setting.name for setting in fields(settings) if setting.name in options]
-        options["sparsifier_settings"] = settings(**{name: options.pop(name) for name in held})
+        given = {name: options.pop(name) for name in held}
+        options["sparsifier_settings"] = made(settings, given)
         for name in ("cache", "class_names"):
             options[name] = None if options[name] is None else Path(options[name])
+        hints = get_type_hints(command)
+        for name, value in options.items():
+            if name in left_out or name not in hints:
+                raise ValueError(f'"{name[:50]}" is no option of a run')
+            if not fits(value, hints[name]):
+                raise ValueError(f"{name} is {str(value)[:50]}")
         return options
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            "config", f"is {path}; expected the run.json of a training run ({error})."
-        ) from error
 
 
 def preset_in(args: Sequence[str]) -> TrainConfig:

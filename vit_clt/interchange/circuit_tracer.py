@@ -33,6 +33,7 @@ from tqdm import tqdm
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.inputs import reading
 from vit_clt.interchange.files import (
     CONFIG_FILE,
     INPUT_HOOKS,
@@ -47,6 +48,7 @@ from vit_clt.interchange.files import (
 )
 from vit_clt.interchange.thresholds import nearest_log, with_thresholds
 from vit_clt.outputs.staging import remove_unfinished, staged_files
+from vit_clt.tensor_files import check_finite
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS, JumpReLU
@@ -228,15 +230,12 @@ def _read_layer(folder: Path, i: int, known: Mapping[str, Any]) -> dict[str, Ten
     tensors: dict[str, Float[Tensor, "..."]] = {}
     for kind, names in (("enc", ("W_enc", "b_enc", "b_dec", "threshold")), ("dec", ("W_dec",))):
         path = folder / f"W_{kind}_{i}.safetensors"
-        with safe_open(path, framework="pt") as file:
+        with reading(path, "a safetensors file"), safe_open(path, framework="pt") as file:
             for name in (f"{name}_{i}" for name in names):
                 if name not in known:
                     continue
                 tensors[name] = file.get_tensor(name).float()
-                if not tensors[name].isfinite().all():
-                    raise InputError(
-                        f"{path}: {name} holds NaN or infinite values; expected numbers."
-                    )
+                check_finite(path, {name: tensors[name]})
     lowest = float(tensors[f"threshold_{i}"].min()) if f"threshold_{i}" in tensors else 0.0
     if lowest < 0:
         raise InputError(

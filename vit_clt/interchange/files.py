@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from safetensors import SafetensorError, safe_open
-
 from vit_clt.errors import InputError
+from vit_clt.interchange.plain_yaml import read_yaml
+from vit_clt.tensor_files import check_floats, read_header
 from vit_clt.transcoder.config import TeacherIdentity
 
 CONFIG_FILE = "config.yaml"
@@ -19,7 +18,7 @@ TEACHER_KEY = "teacher_weights_sha256"
 # names inside a block under which TransformerLens 4 has x_l and y_l; the first of each is written
 INPUT_HOOKS = ("ln2.hook_out", "mlp.hook_in")
 OUTPUT_HOOKS = ("hook_mlp_out", "mlp.hook_out")
-_DTYPES = {"F32", "BF16", "F16"}
+_TYPES = ("F32", "BF16", "F16")
 
 
 def circuit_tracer_files(n_layers: int) -> list[str]:
@@ -34,23 +33,15 @@ def checked_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or unreadable, or for another kind of model or other hooks.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("source", f"is {path.parent}; expected a {path.name} in it.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:150].rstrip(".")
-        raise InputError(f"{path} is not readable YAML: {reason}.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds a {type(values).__name__}; expected a mapping.")
+    if not path.is_file():
+        raise InputError("source", f"is {path.parent}; expected a {path.name} in it.")
+    values = read_yaml(path)
     for field, known in (
         ("model_kind", (KIND,)),
         ("feature_input_hook", INPUT_HOOKS),
         ("feature_output_hook", OUTPUT_HOOKS),
     ):
-        value = f'"{values[field]}"' if field in values else "missing"
+        value = f'"{str(values[field])[:80]}"' if field in values else "missing"
         if values.get(field) not in known:
             expected = " or ".join(f'"{choice}"' for choice in known)
             raise InputError(f"{field} of {path} is {value}; expected {expected}.")
@@ -69,7 +60,7 @@ def check_teacher(path: Path, values: Mapping[str, Any], teacher: TeacherIdentit
     if recorded not in (None, teacher.weights_sha256):
         raise InputError(
             f"{TEACHER_KEY} of {path} is {str(recorded)[:12]} (model_name "
-            f'"{values.get("model_name")}"), the weights of model "{teacher.model}" are '
+            f'"{str(values.get("model_name"))[:80]}"), the weights of model "{teacher.model}" are '
             f"{teacher.weights_sha256[:12]}; expected the model that the CLT was trained on."
         )
 
@@ -133,14 +124,6 @@ def _reason(name: str, has_thresholds: bool) -> str:
 
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            dtypes = {name: tensor.get_dtype() for name, tensor in slices.items()}
-            shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a complete safetensors file: {error}.") from error
-    for name, dtype in dtypes.items():
-        if dtype not in _DTYPES:
-            raise InputError(f"{path}: {name} is {dtype}; expected F32, BF16 or F16.")
-    return shapes
+    tensors = read_header(path).tensors
+    check_floats(path, tensors, _TYPES)
+    return {name: tensor.shape for name, tensor in tensors.items()}

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vit_clt.errors import InputError
+from vit_clt.inputs import file_size, read_json, read_text, reading
 from vit_clt.outputs.manifest import file_hash
 from vit_clt.outputs.staging import staged_folder
 
@@ -102,8 +102,9 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 return self._read(step), damages
-            except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-                damages.append(f"the checkpoint at step {step} is damaged ({error})")
+            except InputError as error:
+                reason = str(error).rstrip(".")
+                damages.append(f"the checkpoint at step {step} is damaged ({reason})")
                 damaged = self.folder / f"damaged-{step:08d}"
                 with contextlib.suppress(OSError):
                     shutil.rmtree(damaged, ignore_errors=True)
@@ -123,14 +124,18 @@ class Checkpoints:
 
     def _read(self, step: int) -> Checkpoint:
         folder = self.folder / f"step-{step:08d}"
-        sums = [line.split("  ", 1) for line in (folder / SUMS_FILE).read_text().splitlines()]
-        names = [name for _, name in sums]
-        if STATE_FILE not in names:
-            raise ValueError(f"{SUMS_FILE} does not list {STATE_FILE}")
-        for expected, name in sums:
-            if file_hash(folder / name) != expected:
-                raise ValueError(f"{name} does not match its hash")
-        tensors = {
-            Path(name).stem: load_file(folder / name) for name in names if name != STATE_FILE
-        }
-        return Checkpoint(step, json.loads((folder / STATE_FILE).read_text()), tensors)
+        with reading(folder, "a checkpoint"):
+            lines = read_text(folder / SUMS_FILE).splitlines()
+            sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+            if STATE_FILE not in sums:
+                raise ValueError(f"{SUMS_FILE} does not list {STATE_FILE}")
+            for name, digest in sums.items():
+                if Path(name).name != name:
+                    raise ValueError(f"{SUMS_FILE} lists {name[:80]}, which is in another folder")
+                file_size(folder / name)
+                if file_hash(folder / name) != digest:
+                    raise ValueError(f"{name} does not match its hash")
+            tensors = {
+                Path(name).stem: load_file(folder / name) for name in sums.keys() - {STATE_FILE}
+            }
+            return Checkpoint(step, read_json(folder / STATE_FILE), tensors)

@@ -17,7 +17,7 @@ from typing import IO, Any, get_args
 
 from vit_clt.choices import Backend, check_choice
 from vit_clt.errors import InputError
-from vit_clt.inputs import read_json
+from vit_clt.inputs import read_json, reading
 from vit_clt.metrics import versions
 from vit_clt.outputs import OutputFolder, check_same
 from vit_clt.training.planned import PlannedRun
@@ -48,17 +48,15 @@ def resumed(
     """
     path = folder / RUN_FILE
     before = read_json(path)
-    try:
-        was, now = _flat(before["options"]), _flat(options)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); expected a run to resume.") from error
+    with reading(path, "a run to resume"):
+        was, now, then = _flat(before["options"]), _flat(options), before["versions"]
     # the checkpoint settles what "auto" and None stand for
     free = (*FREE, "training", "preset", "cache", "backend", "shards")
     now = {name: value for name, value in now.items() if name not in free}
     check_same(now, {**defaults, **was}, f"the run in {folder}")
-    if before["versions"] != versions():
+    if then != versions():
         warnings.warn(
-            f"this run was started with {before['versions']}; it may not end with the same bits",
+            f"this run was started with {str(then)[:300]}; it may not end with the same bits",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -30,9 +30,11 @@ from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks.activations import IMAGES_PER_PASS, Activations, capture
 from vit_clt.hooks.hooked_vit import HookedViT
-from vit_clt.inputs import read_json
+from vit_clt.inputs import read_json, reading
 from vit_clt.outputs import check_same
 from vit_clt.outputs.staging import STAGING, remove_unfinished, staged_files
+from vit_clt.tensor_files import TensorFacts, check_finite, read_header
+from vit_clt.typed import fits
 
 FORMAT = 1
 MANIFEST_FILE = "cache.json"
@@ -146,8 +148,8 @@ class ActivationStore:
         """x and y of these images, in the order of `rows`, in float32 on the CPU.
 
         Raises:
-            InputError: there is no such row, or a shard was deleted or damaged since the store was
-                opened.
+            InputError: there is no such row, a shard was deleted or damaged since the store was
+                opened, or activations are NaN or infinite.
         """
         for row in rows:
             if not 0 <= row < self._n_images:
@@ -160,6 +162,7 @@ class ActivationStore:
             shard, inside = divmod(row, self._per_shard)
             x[:, i] = shards[shard].get_slice("x")[inside]
             y[:, i] = shards[shard].get_slice("y")[inside]
+        check_finite(f"cache {self.folder}", {"x": x, "y": y})
         return Activations(x, y)
 
     # ---- building ---------------------------------------------------------------------------
@@ -232,22 +235,24 @@ class ActivationStore:
 
     def _whole(self, shard: int) -> Any | None:
         """The shard, opened, or None where it has to be built."""
+        images = self._shard_images[shard]
+        path = self.folder / _name(shard)
         try:
-            file = safe_open(self.folder / _name(shard), "pt")
-            names = file.keys()
-            tensors = {name: file.get_slice(name) for name in names}
-        except (OSError, SafetensorError):  # missing; cut short or no safetensors file
+            header = read_header(path)
+            with reading(path, "a shard"):
+                shape = (len(images), *self._shape)
+                if header.tensors != dict.fromkeys("xy", TensorFacts("BF16", shape)):
+                    raise ValueError("it holds other tensors")
+                if header.metadata["cache"] != self._key:
+                    raise ValueError("it is of another store")
+                unreadable = json.loads(header.metadata["unreadable"])
+                if not fits(unreadable, list[int]) or not set(unreadable) <= set(images):
+                    raise ValueError("it does not list unreadable images")
+                if unreadable and not self._skip:
+                    raise ValueError("it leaves out images")
+                return safe_open(path, "pt")
+        except InputError:  # missing; cut short or no shard of this store
             return None
-        metadata = file.metadata() or {}
-        shape = [len(self._shard_images[shard]), *self._shape]
-        if (
-            metadata.get("cache") != self._key
-            or set(tensors) != {"x", "y"}
-            or any(t.get_dtype() != "BF16" or t.get_shape() != shape for t in tensors.values())
-            or (not self._skip and _unreadable(file))
-        ):
-            return None
-        return file
 
     def _is_sound(self, shard: int) -> bool:
         """Whether a shard is whole and its values are those that were written."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vit_clt.errors import InputError
-from vit_clt.inputs import made, reading
+from vit_clt.inputs import reading
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS, ReLUTopK, Sparsifier
+from vit_clt.typed import made
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Any, TypeVar, get_args
 
 from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Unreadable, check_choice
 from vit_clt.errors import InputError
+from vit_clt.inputs import reading
+from vit_clt.typed import made
 
 Options = TypeVar("Options", bound="SparsifierTraining")
 
@@ -160,12 +162,9 @@ class TrainConfig:
         Raises:
             InputError: values of another version, with other fields, or out of range.
         """
-        try:
-            return cls(**{**values, "sparsity": options(**values.get("sparsity", {}))})
-        except TypeError as error:
-            raise InputError(
-                f"training settings are those of another version; expected this one's ({error})."
-            ) from error
+        with reading("training settings", "this one's", problem="are those of another version"):
+            sparsity = made(options, values.get("sparsity", {}))
+            return made(cls, {**values, "sparsity": sparsity})
 
 
 def check_above_zero(settings: object, *names: str) -> None:

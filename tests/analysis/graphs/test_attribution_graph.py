@@ -243,7 +243,7 @@ def test_no_file_and_no_json_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         load_graphs(tmp_path / "none.json")
     (tmp_path / "text.json").write_text("nodes")
-    with pytest.raises(InputError, match="cannot be read as JSON"):
+    with pytest.raises(InputError, match="is not readable JSON"):
         load_graphs(tmp_path / "text.json")
 
 

@@ -1,0 +1,66 @@
+"""The ranges of all options that are counts or seeds, checked before a command runs.
+
+What a range cannot say, such as a limit that depends on the data, is checked by the library.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from vit_clt.cli.options import Command
+from vit_clt.errors import InputError
+
+_SOME = 1, 1_000_000
+_IMAGES = 1, 10**12
+RANGES = {
+    "seed": (0, 2**63 - 1),
+    # numbers of images: those that are there, if fewer
+    "limit": _IMAGES,
+    "train_limit": _IMAGES,
+    "corpus_limit": _IMAGES,
+    "effect_images": _IMAGES,
+    # images by number
+    "image": (0, 10**12),
+    "query": (0, 10**12),
+    # features and layers
+    "k": (1, 10**9),
+    "n_features": (1, 10**9),
+    "target": (-1000, 1000),
+    # what is computed or drawn for each of them
+    "count": _SOME,
+    "top": _SOME,
+    "max_nodes": _SOME,
+    "draws": _SOME,
+    "random": (0, 10_000),
+    "interventions": (2, 1_000_000),
+}
+"""Lowest and highest value, by the name of the option."""
+
+
+def check_ranges(command: Command) -> None:
+    """Refuse values that no command can have.
+
+    Raises:
+        InputError: a count or seed out of its range, a number that is not finite, or a text that no
+            file and no name can have.
+    """
+    for field in fields(command):
+        given = getattr(command, field.name)
+        for value in given if isinstance(given, tuple) else (given,):
+            _check(field.name, value)
+
+
+def _check(name: str, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(name, f"is {value}; expected a finite number.")
+    if isinstance(value, str | Path) and "\0" in str(value):
+        raise InputError(name, f"is {str(value)!r}; expected a text without a NUL character.")
+    if name in RANGES and isinstance(value, int) and not isinstance(value, bool):
+        low, high = RANGES[name]
+        if value < low:
+            raise InputError(name, f"is {value}; expected at least {low}.")
+        if value > high:
+            raise InputError(name, f"is {value}; expected at most {high}.")
