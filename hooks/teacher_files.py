@@ -45,6 +45,7 @@ _SIZES = {
     "vocab_size": 2_000_000,
     "embed_dim": 16_384,
 }
+_TOKENS = 100_000
 _BOTH = (
     *("layers", "width", "mlp_ratio", "ls_init_value", "final_ln_after_pool", "pool_type"),
     *("output_tokens", "act_kwargs", "norm_kwargs", "block_type", "qk_norm"),
@@ -142,7 +143,7 @@ def _numbers(document: Mapping[str, Any]) -> int:
     model = _known(document["model_cfg"], _CLIP, "model_cfg")
     vision = made(open_clip.CLIPVisionCfg, _known(model["vision_cfg"], _VISION, "vision_cfg"))
     text = made(open_clip.CLIPTextCfg, _known(model["text_cfg"], _TEXT, "text_cfg"))
-    made(PreprocessCfg, document.get("preprocess_cfg", {}))
+    made(PreprocessCfg, document.get("preprocess_cfg") or {})
     d_embed = model["embed_dim"]
     _check_sizes({"embed_dim": d_embed})
     for part in (vision, text):
@@ -151,11 +152,14 @@ def _numbers(document: Mapping[str, Any]) -> int:
     size = vision.image_size
     height, across = size if isinstance(size, tuple) else (size, size)
     tokens = (height // vision.patch_size) * (across // vision.patch_size)
+    if tokens > _TOKENS:
+        raise ValueError(f"an image has {tokens:,} patches, and at most {_TOKENS:,} are read")
+    # open_clip stretches embeddings of positions, which may thus be fewer in the weights
     return (
         _transformer(vision)
-        + (tokens + 3 * vision.patch_size**2 + d_embed) * vision.width
+        + (3 * vision.patch_size**2 + d_embed) * vision.width
         + _transformer(text)
-        + (text.context_length + text.vocab_size) * text.width
+        + text.vocab_size * text.width
     )
 
 

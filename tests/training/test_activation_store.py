@@ -322,6 +322,32 @@ def test_a_broken_manifest_is_refused(tiny_vit, tmp_path, content, reason):
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_activations_that_are_no_numbers_are_named(tiny_vit, tmp_path, name, value):
+    build(tmp_path, tiny_vit)
+    path = tmp_path / SHARDS[0]
+    tensors = load_file(path)
+    tensors[name][0, 1, 2, 3] = value
+    with safe_open(path, "pt") as shard:
+        save_file(tensors, path, metadata=shard.metadata())
+    store = build(tmp_path, tiny_vit)
+    with pytest.raises(InputError, match=f"{name} holds NaN or infinite values") as error:
+        store.read([1, 0])
+    assert str(tmp_path) in one_sentence(error)
+    store.read([1])
+
+
+@pytest.mark.parametrize("listed", ["", "{}", "[7]", "[-1]", '["0"]', "[true]", "[" * 5000])
+def test_a_shard_that_lists_no_images_is_built_again(tiny_vit, tmp_path, listed):
+    build(tmp_path, tiny_vit)
+    path = tmp_path / SHARDS[0]
+    with safe_open(path, "pt") as shard:
+        metadata = shard.metadata() | {"unreadable": listed}
+    save_file(load_file(path), path, metadata=metadata)
+    assert_right(build(tmp_path, tiny_vit, unreadable="skip"), tiny_vit)
+
+
 def test_a_folder_of_other_things_is_refused(tiny_vit, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(InputError) as error:

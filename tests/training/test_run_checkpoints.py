@@ -166,9 +166,25 @@ def unlisted(folder: Path) -> None:
     rehash(folder, "state.json")
 
 
+def elsewhere(folder: Path) -> None:
+    (folder.parent / "mine.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    line = subprocess.run(
+        ["sha256sum", "../mine.safetensors"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    sums = folder / "SHA256SUMS"
+    sums.write_text(sums.read_text() + line.stdout)
+
+
+def a_folder(folder: Path) -> None:
+    (folder / "run.safetensors").unlink()
+    (folder / "run.safetensors").mkdir()
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
+        (elsewhere, "SHA256SUMS lists ../mine.safetensors, which is in another folder"),
+        (a_folder, "run.safetensors cannot be read: it is a folder"),
         (truncated, "optimizer.safetensors does not match its hash"),
         (flipped, "model.safetensors does not match its hash"),
         (unhashed, "SHA256SUMS"),

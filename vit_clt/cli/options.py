@@ -186,7 +186,8 @@ class VitOptions:
 
     model: str | None = None
     """ViT: an open_clip name, local-dir:PATH, or digits or adding, which come with the package.
-    Default: the teacher of the CLT if it is one of these or one of open_clip's, or digits."""
+    Default: digits, or the teacher of the CLT, which must be named if it is neither one of the
+    package's nor one of open_clip's."""
     pretrained: str | None = None
     """Weights of the ViT: an open_clip tag, a file, or "random" (not with local-dir:)."""
 
@@ -196,8 +197,8 @@ class VitOptions:
 
         check_device(device)
         model = self.model or "digits"
-        named = not model.startswith("local-dir:") and model not in SHIPPED
-        if named and self.pretrained is None:
+        has_own_weights = model.startswith(("local-dir:", "hf-hub:")) or model in SHIPPED
+        if not has_own_weights and self.pretrained is None:
             raise InputError(
                 "pretrained",
                 f'is missing; model "{model}" needs an open_clip tag or a weights file '

@@ -4,6 +4,7 @@ No pickle is read or written. Files are written beside their targets and moved i
 write that fails leaves what was there. The weights file repeats the configuration it was saved
 with, so that a config.json and weights of two different saves (one of them killed between the two
 moves, or a download between two uploads) are refused rather than loaded as a CLT that never was.
+config.json has the hash of the weights file, so that no damage to it passes.
 """
 
 from __future__ import annotations

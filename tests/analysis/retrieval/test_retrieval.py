@@ -14,7 +14,7 @@ import torch
 from assertions import tells_itself
 from builders import random_clt, tiny_clip
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_array, vstack
 from torchvision.transforms import Compose, Normalize
 
@@ -35,6 +35,7 @@ from vit_clt.analysis.stats.intervals import mean_intervals
 from vit_clt.data.images import ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.kernels.codes import DenseCodes
+from vit_clt.outputs import file_hash
 
 SPARSIFIERS = [ReLUTopK(k=5), AbsTopK(k=5), JumpReLU(theta=0.3)]
 KINDS = ("cls", "patch", "all")
@@ -280,6 +281,40 @@ def test_a_damaged_index_is_refused(index: RetrievalIndex, saved: Path, damage: 
     with pytest.raises(InputError, match="index") as refused:
         RetrievalIndex.load(saved, index.vit, index.clt)
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["cls.1.values", "patch.3.inputs", "labels", "cls.0.indices"])
+def test_an_index_of_other_than_numbers_is_refused(index: RetrievalIndex, saved: Path, name: str):
+    arrays = load_file(saved / "index.safetensors")
+    arrays[name] = np.full(arrays[name].shape, np.nan, dtype=np.float32)
+    save_file(arrays, saved / "index.safetensors")
+    values = json.loads((saved / "index.json").read_text())
+    values["sha256"] = file_hash(saved / "index.safetensors")
+    (saved / "index.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="does not hold the index"):
+        RetrievalIndex.load(saved, index.vit, index.clt)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": ["words"]},
+        {"layers": [0, 99]},
+        {"layers": "all"},
+        {"n_images": -1},
+        {"n_images": True},
+        {"n_features": 10**30},
+        {"l0": {}},
+        {"class_names": [1]},
+        {"similarity": ["cosine"]},
+    ],
+    ids=str,
+)
+def test_facts_of_other_types_are_refused(index: RetrievalIndex, saved: Path, change: dict):
+    facts = saved / "index.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | change))
+    with pytest.raises(InputError):
+        RetrievalIndex.load(saved, index.vit, index.clt)
 
 
 def test_an_index_of_another_clt_or_model_is_refused(index: RetrievalIndex, saved: Path):
