@@ -30,7 +30,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, hooked_vit
 from vit_clt.inputs import read_json
 from vit_clt.interchange.circuit_tracer import export_circuit_tracer, import_circuit_tracer
-from vit_clt.training.checkpoints import Snapshots
+from vit_clt.training.checkpoints import Checkpoints
 from vit_clt.training.store import ActivationStore
 from vit_clt.transcoder.checkpoints import HASH_KEY
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS
@@ -226,7 +226,7 @@ def test_circuit_tracer(exported: Files, data: Any) -> None:
 def snapshots(tmp_path_factory: Any) -> Files:
     def make(folder: Path) -> None:
         place = folder.parent / "snapshots"
-        Snapshots(place).save(5, {"model": {"w": torch.ones(3)}}, {"step": 5, "rates": [0.5]})
+        Checkpoints(place).save(5, {"model": {"w": torch.ones(3)}}, {"step": 5, "rates": [0.5]})
         for name, content in contents(place / "step-00000005").items():
             (folder / name).write_bytes(content)
 
@@ -249,7 +249,7 @@ def test_snapshots(snapshots: Files, data: Any) -> None:
 
     files = contents(snapshots.damaged(data.draw, rehash))
     write(folder, files)
-    found, damages_told = Snapshots(folder.parent).newest()
+    found, damages_told = Checkpoints(folder.parent).newest()
     assert (found is None) == (len(damages_told) == 1)
     if found is not None:
         assert isinstance(found.state, dict)
