@@ -330,7 +330,9 @@ def test_activations_that_are_no_numbers_are_named(tiny_vit, tmp_path, name, val
     tensors = load_file(path)
     tensors[name][0, 1, 2, 3] = value
     with safe_open(path, "pt") as shard:
-        save_file(tensors, path, metadata=shard.metadata())
+        metadata = shard.metadata()
+    metadata.pop("crc32", None)  # a shard of before there was one
+    save_file(tensors, path, metadata=metadata)
     store = build(tmp_path, tiny_vit)
     with pytest.raises(InputError, match=f"{name} holds NaN or infinite values") as error:
         store.read([1, 0])

@@ -23,7 +23,7 @@ from vit_clt import (
     InputError,
     JumpReLU,
 )
-from vit_clt.outputs import file_hash
+from vit_clt.outputs.manifest import file_hash
 from vit_clt.transcoder.checkpoints import HASH_KEY
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
