@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -23,7 +23,6 @@ from vit_clt.analysis.retrieval.report import retrieval_section
 from vit_clt.analysis.retrieval.retrieved import retrieve
 from vit_clt.analysis.retrieval.study import untrained_control
 from vit_clt.analysis.stats.readings import Measure
-from vit_clt.choices import TokenKind
 from vit_clt.data.forms import load_data
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
@@ -235,7 +234,7 @@ def demo_study(
     clt = train(vit, train_data, config, settings, progress=progress)
 
     all_layers = cascade(
-        vit, clt, test_data, zs, tokens=get_args(TokenKind), first_layers=[0], seed=seed
+        vit, clt, test_data, zs, tokens=vit.cfg.rows.kinds, first_layers=[0], seed=seed
     )
     scores = score_study(vit, {"CLT": clt}, test_data, seed=seed)
     cls_scores = scores.drawn("CLT", "cls", "projection")

@@ -14,7 +14,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from bench_replacement import MODEL, random_vit
@@ -75,7 +75,7 @@ def main() -> None:
         config = CLTConfig(n, vit.cfg.d_model, n_features, ReLUTopK(k))
         clt = CrossLayerTranscoder(config).eval().requires_grad_(False)
         images = torch.randn(batch, 3, *vit.cfg.image_size)
-        for tokens in get_args(TokenKind):
+        for tokens in vit.cfg.rows.kinds:
             with torch.inference_mode():
                 timings = interleave(contestants(vit, clt, images, tokens), options.rounds)
             for way in timings:

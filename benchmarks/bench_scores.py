@@ -16,7 +16,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from bench_replacement import MODEL, random_vit
@@ -25,7 +25,6 @@ from measure import LoadWatch, finish, interleave, ratios
 from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK, load_data
 from vit_clt.analysis import contribution_moments, reconstruction, score
 from vit_clt.analysis.contributions.scores import ALL_SCORES, ContributionScores
-from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.teacher_files import unasked
@@ -42,7 +41,7 @@ def contestants(
         moments = contribution_moments(vit, clt, data)
         return [
             score(moments, tokens=tokens, kind=kind, reduce=reduce)
-            for tokens in get_args(TokenKind)
+            for tokens in vit.cfg.rows.kinds
             for kind, reduce in ALL_SCORES
         ]
 

@@ -1,18 +1,19 @@
-"""open_clip's residual block with TransformerLens hook points, the same arithmetic and weights."""
+"""A block of a ViT with TransformerLens hook points, the same arithmetic and weights."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from einops import rearrange
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
+from vit_clt.hooks.patterns import attend_unfused
 from vit_clt.hooks.points import BLOCK_POINTS
 
 
@@ -35,16 +36,27 @@ class Recorder:
         return tensor
 
 
-class HookedBlock(ResidualAttentionBlock):
-    """A `ResidualAttentionBlock` with hook points. `adopt` makes it; it is never constructed.
+class HookedBlock(nn.Module, ABC):
+    """The forward of a pre-norm block with hook points, on the parts of the model's own block:
 
+        mid_l      = pre_l + gamma1 * attention(ln1(pre_l))
+        x_l        = ln2(mid_l)
+        pre_{l+1}  = mid_l + gamma2 * mlp(x_l)
+
+    A family of ViTs is a subclass that says where its blocks keep these parts (`hooks/towers/`).
     x_l is `ln2.hook_out`: the second LayerNorm's output, gain and bias included. It passes
     `mlp.hook_in` right after, where every edit at `ln2.hook_out` has been applied.
     y_l is `hook_mlp_out`, before LayerScale where a model has one.
+
+    The model's own block stays as it is. If the model's own forward calls it while a hook is
+    attached here, which that forward would pass by, it is refused.
+
+    Args:
+        native: the model's own block.
+        recorder: of the clean passes of the model.
     """
 
-    at: Recorder
-    use_attn_pattern: bool
+    native: Any
     # called before each MLP; true if its output need not be computed, as a hook overwrites all rows
     mlp_is_overwritten: Callable[[], bool] | None = None
     hook_resid_pre: HookPoint
@@ -57,59 +69,68 @@ class HookedBlock(ResidualAttentionBlock):
     hook_mlp_out: HookPoint
     hook_resid_post: HookPoint
 
-    @staticmethod
-    def adopt(block: nn.Module, recorder: Recorder) -> HookedBlock:
-        """Turn `block` into a HookedBlock in place; its parameters and their names stay.
-
-        Raises:
-            InputError: the block is of another class, whose arithmetic would silently differ.
-        """
-        if type(block) is not ResidualAttentionBlock:
-            raise InputError(
-                "model",
-                f"has blocks of class {type(block).__name__}; expected open_clip's "
-                "ResidualAttentionBlock (timm and SigLIP towers are not supported).",
-            )
-        block.__class__ = HookedBlock
-        assert isinstance(block, HookedBlock)
+    def __init__(self, native: nn.Module, recorder: Recorder):
+        super().__init__()
+        # not a submodule: the model alone owns its blocks, so that no parameter has two names
+        self.__dict__["native"] = native
+        self.at = recorder
+        self.use_attn_pattern = False
         for attribute in BLOCK_POINTS:
-            setattr(block, attribute, HookPoint())
-        block.at = recorder
-        block.use_attn_pattern = False
-        return block
+            setattr(self, attribute, HookPoint())
+        native.register_forward_pre_hook(self._refuse_hooks)
 
-    def forward(
-        self,
-        q_x: Tensor,
-        k_x: Tensor | None = None,
-        v_x: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-    ) -> Tensor:
+    @property
+    @abstractmethod
+    def ln1(self) -> nn.Module:
+        """The norm before attention."""
+
+    @property
+    @abstractmethod
+    def ln2(self) -> nn.Module:
+        """The norm before the MLP."""
+
+    @property
+    @abstractmethod
+    def mlp(self) -> nn.Module:
+        """The MLP, which works row by row."""
+
+    @property
+    def gamma1(self) -> Tensor | None:
+        """LayerScale of the attention output, "d_model"; None for a model without one."""
+        return None
+
+    @property
+    def gamma2(self) -> Tensor | None:
+        """LayerScale of the MLP output, "d_model"; None for a model without one."""
+        return None
+
+    @abstractmethod
+    def attention(self, x: Tensor) -> Tensor:
+        """The attention layer's output, for its input "batch token d_model"."""
+
+    def forward(self, resid_pre: Tensor) -> Tensor:
         """Residual stream "batch token d_model" through attention and MLP."""
-        resid_pre = self.at(self.hook_resid_pre, q_x)
-        attn_in = self.at(self.hook_ln1, self.ln_1(resid_pre))
+        resid_pre = self.at(self.hook_resid_pre, resid_pre)
+        attn_in = self.at(self.hook_ln1, self.ln1(resid_pre))
         if self.use_attn_pattern:
-            attn_out = self._unfused_attention(attn_in)
+            attn_out = self.unfused_attention(attn_in, partial(self.at, self.hook_pattern))
         else:
-            attn_out = self.attention(attn_in, attn_mask=attn_mask)
+            attn_out = self.attention(attn_in)
         attn_out = self.at(self.hook_attn_out, attn_out)
-        resid_mid = self.at(self.hook_resid_mid, resid_pre + self.ls_1(attn_out))
-        x = self.at(self.hook_mlp_in, self.at(self.hook_ln2, self.ln_2(resid_mid)))
+        resid_mid = self.at(self.hook_resid_mid, self.add_attn(resid_pre, attn_out))
+        x = self.at(self.hook_mlp_in, self.at(self.hook_ln2, self.ln2(resid_mid)))
         y = self.at(
             self.hook_mlp_out, x.new_zeros(()).expand_as(x) if self._idle() else self.mlp(x)
         )
         return self.at(self.hook_resid_post, self.add_mlp(resid_mid, y))
 
+    def add_attn(self, resid_pre: Tensor, out: Tensor) -> Tensor:
+        """mid_l "batch token d_model" if the attention puts out `out`; no hook fires."""
+        return resid_pre + scaled(out, self.gamma1)
+
     def add_mlp(self, resid_mid: Tensor, y: Tensor) -> Tensor:
         """The block's output "batch token d_model" if its MLP puts out `y`; no hook fires."""
-        return resid_mid + self.ls_2(y)
-
-    def _idle(self) -> bool:
-        if self.mlp_is_overwritten is None or self.at.values is not None:
-            return False
-        # hooks inside the MLP need its values, and autocast decides the dtype of its output
-        watched = any(m._forward_hooks or m._forward_pre_hooks for m in self.mlp.modules())
-        return not watched and not torch.is_autocast_enabled() and self.mlp_is_overwritten()
+        return resid_mid + scaled(y, self.gamma2)
 
     def pattern_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The attention pattern and the values, for an attention input "batch token d_model".
@@ -119,19 +140,33 @@ class HookedBlock(ResidualAttentionBlock):
             "batch head key d_head". A forward uses a fused kernel, which never forms the pattern;
             pattern times values differs from its output by about 1e-6.
         """
-        attn: Any = self.attn
-        qkv = nn.functional.linear(x, attn.in_proj_weight, attn.in_proj_bias)
-        q, k, v = rearrange(
-            qkv, "batch token (qkv head d) -> qkv batch head token d", qkv=3, head=attn.num_heads
-        )
-        return torch.softmax(q @ k.mT / attn.head_dim**0.5, dim=-1), v
+        seen: list[tuple[Tensor, Tensor]] = []
+        attend_unfused(self.attention, x, seen=seen)
+        return seen[0]
 
-    def _unfused_attention(self, x: Tensor) -> Tensor:
-        attn: Any = self.attn
-        pattern, v = self.pattern_and_values(x)
-        pattern = self.at(self.hook_pattern, pattern)
-        z = rearrange(pattern @ v, "batch head query d -> batch query (head d)")
-        return attn.out_proj(z)
+    def unfused_attention(self, x: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
+        """`attention`, with the pattern "batch head query key" formed and put through `edit`."""
+        return attend_unfused(self.attention, x, edit)
+
+    def _idle(self) -> bool:
+        if self.mlp_is_overwritten is None or self.at.values is not None:
+            return False
+        # hooks inside the MLP need its values, and autocast decides the dtype of its output
+        watched = any(m._forward_hooks or m._forward_pre_hooks for m in self.mlp.modules())
+        return not watched and not torch.is_autocast_enabled() and self.mlp_is_overwritten()
+
+    def _refuse_hooks(self, native: nn.Module, inputs: object) -> None:
+        hooked = [name for name in BLOCK_POINTS if getattr(self, name).has_hooks()]
+        if hooked:
+            name = getattr(self, hooked[0]).name
+            raise InputError(
+                f'the model\'s own forward would pass by the hook at "{name}"; call the HookedViT.'
+            )
+
+
+def scaled(out: Tensor, gamma: Tensor | None) -> Tensor:
+    """`out` times a LayerScale, if there is one."""
+    return out if gamma is None else out * gamma
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A frozen CLIP vision tower with TransformerLens hooks, bit-exact to open_clip."""
+"""A frozen ViT with TransformerLens hooks, bit-exact to the model's own forward."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from typing import Any
 import open_clip
 import torch
 from jaxtyping import Float, Int
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
-from vit_clt.hooks.blocks import HookedBlock, Recorder
+from vit_clt.hooks.blocks import Recorder
 from vit_clt.hooks.points import BLOCK_POINTS, HOOK_IN, HOOK_OUT, FwdHook
+from vit_clt.hooks.rows import TokenRows
 from vit_clt.hooks.teacher_files import check_teacher_files
 from vit_clt.hooks.tokenizers import load_tokenizer
+from vit_clt.hooks.towers.base import Tower
+from vit_clt.hooks.towers.find import tower_of
 from vit_clt.inputs import reading
 from vit_clt.teachers import shipped_teacher
 from vit_clt.tensor_files import check_finite
@@ -39,40 +41,64 @@ class HookedViTConfig:
     n_heads: int
     image_size: tuple[int, int]
     """Height and width of an input image, in pixels."""
-    patch_grid: tuple[int, int]
-    """Number of patches down and across; patch (i, j) is token row 1 + i * across + j."""
-    n_tokens: int
-    """Number of token rows: the class token (row 0), then the patches."""
-    has_cls: bool
+    rows: TokenRows
+    """The token rows: the class token, registers, patches."""
     pools_cls: bool
     """Whether the image embedding is read from the class token alone."""
     d_embed: int
     activation: str
     """Class name of the MLPs' activation function."""
+    family: str
+    """The family of ViTs, as in docs/models.md."""
     model: str
     pretrained: str | None
     attn_only: bool = False
     normalization_type: str = "LN"
 
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Number of patches down and across; `rows.patch(i, j)` is the token row of a patch."""
+        return self.rows.grid
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of token rows."""
+        return self.rows.n_tokens
+
 
 class HookedViT(HookedRootModule):
-    """`vit(images)` equals `clip.encode_image(images)` bit for bit, with hooks on the way.
+    """`vit(images)` equals the model's own embeddings bit for bit, with hooks on the way.
+
+    The embeddings are those of `clip.encode_image`, not normalised, or, for a classifier, of
+    `forward_head(..., pre_logits=True)`.
 
     Hook points, in order: `hook_input` (fires first in every forward, on its input), then per
     block `blocks.{l}.hook_resid_pre`, `.ln1.hook_out`, `.attn.hook_pattern` (only after
     `set_use_attn_pattern(True)`), `.hook_attn_out`, `.hook_resid_mid`, `.ln2.hook_out` (x_l),
     `.mlp.hook_in` (x_l again, after every edit of it), `.hook_mlp_out` (y_l), `.hook_resid_post`.
 
-    x_l is edited at `ln2.hook_out` and read at `mlp.hook_in`. The tower is put in eval mode and
-    frozen. (Its bits are those of a frozen open_clip model: torch chooses the kernel of a matrix
-    product by whether weights require gradients.) `state_dict` is open_clip's own.
+    x_l is edited at `ln2.hook_out` and read at `mlp.hook_in`. The model is put in eval mode and
+    frozen. (Its bits are those of a frozen model: torch chooses the kernel of a matrix product by
+    whether weights require gradients.) `state_dict` is the model's own.
+
+    Args:
+        loaded: a loaded model, whose family is found: a CLIP or CoCa of open_clip, its vision
+            tower, or a timm ViT. DataParallel wrappers are taken off.
+        model: the name by which a CLT records the model.
+        pretrained: the name of the weights, as recorded.
+        preprocess: the model's preprocessing, from an image to "3 height width".
+        tokenizer: of the text tower, where there is one.
+
+    Raises:
+        InputError: a model of no family here, with the name of what does not fit.
     """
 
     cfg: HookedViTConfig
 
     def __init__(
         self,
-        clip: nn.Module,
+        loaded: nn.Module,
+        /,
         *,
         model: str = "in memory",
         pretrained: str | None = None,
@@ -80,20 +106,17 @@ class HookedViT(HookedRootModule):
         tokenizer: Callable[[list[str]], Tensor] | None = None,
     ):
         super().__init__()
-        visual = getattr(clip, "visual", None)
-        if not isinstance(visual, VisionTransformer):
-            raise InputError(
-                "model",
-                f"has a vision tower of class {type(visual).__name__}; expected open_clip's "
-                "VisionTransformer (timm and SigLIP towers are not supported).",
-            )
-        self.clip = clip.eval().requires_grad_(False)
+        if isinstance(loaded, HookedViT):
+            raise InputError("model", "is a HookedViT already; expected the model itself.")
+        self._recorder = Recorder()
+        self.tower = tower_of(loaded, self._recorder)
+        self.model = self.tower.model.eval().requires_grad_(False)
+        self.blocks = self.tower.blocks
+        self._hook_points = nn.ModuleList(self.blocks)
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.hook_input = HookPoint()
-        self._recorder = Recorder()
-        self.blocks = [HookedBlock.adopt(b, self._recorder) for b in visual.transformer.resblocks]
-        self.cfg = _config_of(visual, self.blocks, model, pretrained)
+        self.cfg = _config_of(self.tower, model, pretrained)
         self.setup()
         self.eval()
 
@@ -170,7 +193,6 @@ class HookedViT(HookedRootModule):
         Raises:
             InputError: an input of another shape or dtype, or a layer out of range.
         """
-        visual: Any = self.clip.visual
         for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
             if layer is not None and not -self.cfg.n_layers <= layer <= self.cfg.n_layers:
                 raise InputError(name, f"is {layer}; expected 0 to {self.cfg.n_layers}.")
@@ -182,8 +204,7 @@ class HookedViT(HookedRootModule):
                 f"(batch, {self.cfg.n_tokens}, {self.cfg.d_model})."
             )
         images = self._recorder(self.hook_input, images)
-        # open_clip's own embedding and pooling, so that every pool type stays exact
-        resid = visual._embeds(images) if start_at_layer is None else images
+        resid = self.tower.embed(images) if start_at_layer is None else images
         for block in self.blocks[start_at_layer:stop_at_layer]:
             resid = block(resid)
         if stop_at_layer is not None:
@@ -196,9 +217,7 @@ class HookedViT(HookedRootModule):
         No hook fires. If `cfg.pools_cls`, only row 0 counts, and "batch 1 d_model", the row of the
         class token alone, gives the same embeddings.
         """
-        visual: Any = self.clip.visual
-        pooled, _ = visual._pool(resid)
-        return pooled if visual.proj is None else pooled @ visual.proj
+        return self.tower.head(resid)
 
     def encode_image(
         self, images: Float[Tensor, "batch 3 height width"]
@@ -207,15 +226,32 @@ class HookedViT(HookedRootModule):
         return self(images)
 
     def encode_text(self, tokens: Int[Tensor, "batch context"]) -> Float[Tensor, "batch d_embed"]:
-        """Text embeddings of token ids (`vit.tokenizer(["a photo of a cat."])`), not normalised."""
-        clip: Any = self.clip
-        return clip.encode_text(tokens)
+        """Text embeddings of token ids (`vit.tokenizer(["a photo of a cat."])`), not normalised.
+
+        Raises:
+            InputError: the model has no text tower.
+        """
+        return self._clip.encode_text(tokens, normalize=False)
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """The factor that turns cosines into logits, exp(clip.logit_scale)."""
-        clip: Any = self.clip
-        return clip.logit_scale.exp()
+        """The factor that turns cosines into logits, exp(clip.logit_scale).
+
+        Raises:
+            InputError: the model has no text tower.
+        """
+        return self._clip.logit_scale.exp()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vision tower is."""
+        return self.tower.device
+
+    @property
+    def _clip(self) -> Any:
+        if not hasattr(self.model, "encode_text"):
+            raise InputError("model", f"is {self.cfg.model}, which has no text tower.")
+        return self.model
 
     def clean_cache(
         self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]
@@ -298,13 +334,14 @@ class HookedViT(HookedRootModule):
                     points[f"blocks.{l}.{name}"] = getattr(block, attribute)
         for name, point in points.items():
             point.name = name
+            point.__dict__["rows"] = self.cfg.rows  # hooks find the rows of a kind by it
         self.hook_dict = dict(points)
         self.mod_dict = dict(points)
 
     def set_use_attn_pattern(self, use: bool) -> None:
         """Compute attention unfused and give it the hook point `attn.hook_pattern`, or undo that.
 
-        It is off by default: unfused attention differs from open_clip's by about 1e-6.
+        It is off by default: unfused attention differs from the fused kernel's by about 1e-6.
         """
         for block in self.blocks:
             block.use_attn_pattern = use
@@ -312,12 +349,12 @@ class HookedViT(HookedRootModule):
         self.setup()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """open_clip's state dict, key for key, as hook points have no tensors."""
-        return self.clip.state_dict(*args, **kwargs)
+        """The model's own state dict, key for key, as hook points have no tensors."""
+        return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load an open_clip state dict."""
-        return self.clip.load_state_dict(*args, **kwargs)
+        """Load a state dict of the model itself."""
+        return self.model.load_state_dict(*args, **kwargs)
 
     def identity(self) -> TeacherIdentity:
         """Name, activation function, hook points and weight hash, for a CLT to record."""
@@ -331,20 +368,17 @@ class HookedViT(HookedRootModule):
         )
 
     def _weights_sha256(self) -> str:
-        visual: Any = self.clip.visual
         digest = hashlib.sha256()
-        for name, tensor in sorted(visual.state_dict().items()):
+        for name, tensor in sorted(self.tower.identity_tensors().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def _check_images(self, images: Tensor) -> None:
         expected = (3, *self.cfg.image_size)
-        visual: Any = self.clip.visual
-        if images.dtype != visual.conv1.weight.dtype:
+        if images.dtype != self.tower.dtype:
             raise InputError(
-                "images",
-                f"are {images.dtype}; expected {visual.conv1.weight.dtype}, as the weights.",
+                "images", f"are {images.dtype}; expected {self.tower.dtype}, as the weights."
             )
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise InputError(
@@ -362,24 +396,18 @@ class HookedViT(HookedRootModule):
                 )
 
 
-def _config_of(
-    visual: VisionTransformer, blocks: list[HookedBlock], model: str, pretrained: str | None
-) -> HookedViTConfig:
-    if not visual.transformer.batch_first:
-        raise InputError("model", "has a sequence-first transformer; expected batch_first=True.")
-    width = visual.positional_embedding.shape[-1]
+def _config_of(tower: Tower, name: str, pretrained: str | None) -> HookedViTConfig:
     return HookedViTConfig(
-        n_layers=len(blocks),
-        d_model=width,
-        n_heads=blocks[0].attn.num_heads,
-        image_size=tuple(visual.image_size),
-        patch_grid=tuple(visual.grid_size),
-        n_tokens=visual.positional_embedding.shape[0],
-        has_cls=True,
-        pools_cls=visual.attn_pool is None and visual.pool_type == "tok",
-        d_embed=visual.proj.shape[-1] if visual.proj is not None else width,
-        activation=type(blocks[0].mlp.gelu).__name__,
-        model=model,
+        n_layers=len(tower.blocks),
+        d_model=tower.d_model,
+        n_heads=tower.n_heads,
+        image_size=tower.image_size,
+        rows=tower.rows,
+        pools_cls=tower.pools_cls,
+        d_embed=tower.d_embed,
+        activation=tower.activation,
+        family=tower.family,
+        model=name,
         pretrained=pretrained,
     )
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import get_args
 
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from vit_clt.choices import Site, TokenKind
+from vit_clt.choices import Site, TokenKind, check_choice
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.points import SITE_OUT, FwdHooks
-from vit_clt.hooks.rows import token_rows
+from vit_clt.hooks.rows import rows_at
 
 
 def overwrite_mlp_hooks(
@@ -91,15 +92,15 @@ def _hooks(
     layers = list(layers)
     if layers and min(layers) < 0:
         raise InputError("layers", f"contains {min(layers)}; expected layers counted from 0.")
-    rows = token_rows(tokens)
+    check_choice("tokens", tokens, get_args(TokenKind))
     return [
         (
             SITE_OUT[site].format(l=layer),
-            partial(_overwrite, rows=rows, value=None if values is None else values[layer]),
+            partial(_overwrite, tokens=tokens, value=None if values is None else values[layer]),
         )
         for layer in layers
     ]
 
 
-def _overwrite(y: Tensor, hook: HookPoint, rows: slice, value: Tensor | None) -> Tensor:
-    return overwrite_rows(y, rows, value, str(hook.name))
+def _overwrite(y: Tensor, hook: HookPoint, tokens: TokenKind, value: Tensor | None) -> Tensor:
+    return overwrite_rows(y, rows_at(hook, tokens), value, str(hook.name))

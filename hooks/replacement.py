@@ -24,7 +24,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import idle_mlps
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN, FwdHooks
-from vit_clt.hooks.rows import layer_list, token_rows
+from vit_clt.hooks.rows import layer_list, rows_at, token_rows
 from vit_clt.kernels.codes import Codes, DenseCodes
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -45,7 +45,7 @@ def replacement_hooks(
     Args:
         clt: the transcoder.
         layers: layers whose MLP output is overwritten.
-        tokens: token rows that are overwritten: "cls" (row 0), "patch" (the rest) or "all".
+        tokens: token rows that are overwritten: "cls", "register", "patch" or "all".
         inputs: which pass the codes come from, "stream" or "teacher".
         error_node: add the clean pass's reconstruction error back.
         clean: an activation cache of the same images with `blocks.{s}.ln2.hook_out` of the sources
@@ -97,7 +97,7 @@ def replace_mlps(
         InputError: an argument is out of range, or the CLT belongs to another model.
     """
     check_fits(vit, clt)
-    token_rows(tokens, vit.cfg.has_cls)
+    token_rows(tokens, vit.cfg.rows)
     replacement = _Replacement(clt, layers, tokens, inputs, error_node)
     replacement.vit = vit
     points = {f"clt.{s}.hook_codes": HookPoint() for s in replacement.sources}
@@ -106,6 +106,7 @@ def replace_mlps(
         raise InputError(f'"{min(shadowed)}" exists already; replace_mlps cannot be nested.')
     for name, point in points.items():
         point.name = name
+        point.__dict__["rows"] = vit.cfg.rows
     replacement.points = points
     vit.hook_dict.update(points)
     vit.mod_dict.update(points)
@@ -136,7 +137,7 @@ def check_fits(vit: HookedViT, clt: CrossLayerTranscoder) -> None:
             f"the CLT is for {shape[0]} layers of width {shape[1]}; expected {expected[0]} layers "
             f"of width {expected[1]}, as in model {vit.cfg.model}."
         )
-    device, vit_device = clt.b_enc.device, vit.logit_scale.device
+    device, vit_device = clt.b_enc.device, vit.device
     if device != vit_device and not clt.b_enc.is_meta:  # a meta CLT stands for its shape alone
         raise InputError(
             f"the CLT is on {device}; expected {vit_device}, where model {vit.cfg.model} is: "
@@ -171,7 +172,8 @@ class _Replacement:
         self.clt = clt
         self.layers = layer_list(layers, clt.config.n_layers)
         self.sources = clt.config.sources(*self.layers)
-        self.rows = token_rows(tokens)
+        check_choice("tokens", tokens, get_args(TokenKind))
+        self.tokens: TokenKind = tokens
         self.stream = inputs == "stream"
         self.error_node = error_node
         self.points: Mapping[str, HookPoint] = {}
@@ -199,6 +201,7 @@ class _Replacement:
     def _begin(self, start: Tensor, hook: HookPoint) -> None:
         self.forget()
         self.begun = True
+        self.rows = rows_at(hook, self.tokens)
         listening = any(point.has_hooks() for point in self.points.values())
         # codes and reconstructions are row-wise: only the written rows are encoded, unless a hook
         # of the CLT sees them

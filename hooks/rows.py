@@ -1,38 +1,88 @@
-"""Token rows and layers by name. CLS is row 0, and the patches follow in raster order.
+"""Token rows and layers by name: the class token first, then registers, then patches.
 
-`token_rows` gives the rows of a kind ("cls", "patch", "all") for every model; `region_rows` also
-the rows of each half of a patch grid.
+`TokenRows` says which rows a model has; `token_rows` gives those of a kind ("cls", "register",
+"patch", "all"), and `region_rows` also those of each half of the patch grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import get_args
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
 from vit_clt.choices import Region, TokenKind, check_choice
 from vit_clt.errors import InputError
 
 
-def token_rows(tokens: TokenKind, has_cls: bool = True) -> slice:
+@dataclass(frozen=True)
+class TokenRows:
+    """The token axis of a model: a class token or none, registers, and patches in raster order."""
+
+    has_cls: bool
+    n_registers: int
+    """Number of tokens that are neither: registers, and DeiT's distillation token."""
+    grid: tuple[int, int]
+    """Number of patches down and across."""
+
+    @property
+    def first_patch(self) -> int:
+        """The row of patch (0, 0), which is also the number of rows that are no patches."""
+        return int(self.has_cls) + self.n_registers
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of rows."""
+        return self.first_patch + self.grid[0] * self.grid[1]
+
+    @property
+    def kinds(self) -> list[TokenKind]:
+        """The kinds of rows that this model has."""
+        has = {"cls": self.has_cls, "register": self.n_registers > 0}
+        return [kind for kind in get_args(TokenKind) if has.get(kind, True)]
+
+    def patch(self, i: int, j: int) -> int:
+        """The row of the patch that is `i` from above and `j` from the left."""
+        return self.first_patch + i * self.grid[1] + j
+
+
+def token_rows(tokens: TokenKind, rows: TokenRows | None = None) -> slice:
     """The rows of the token axis that are of the kind `tokens`, as a slice.
 
+    Args:
+        tokens: the kind.
+        rows: the rows of the model (`vit.cfg.rows`); None is for a class token and patches.
+
     Raises:
-        InputError: an unknown kind, or "cls" on a model without a class token.
+        InputError: an unknown kind, or one that the model does not have.
     """
     check_choice("tokens", tokens, get_args(TokenKind))
-    if tokens == "cls" and not has_cls:
+    n_cls, first_patch = (1, 1) if rows is None else (int(rows.has_cls), rows.first_patch)
+    kinds: dict[TokenKind, slice] = {
+        "cls": slice(0, n_cls),
+        "register": slice(n_cls, first_patch),
+        "patch": slice(first_patch, None),
+        "all": slice(None),
+    }
+    if kinds[tokens].start == kinds[tokens].stop and tokens != "all":
+        name = {"cls": "class token", "register": "register tokens"}[tokens]
+        there = [kind for kind, at in kinds.items() if kind == "all" or at.start != at.stop]
         raise InputError(
-            "tokens", 'is "cls"; this model has no class token, expected "patch" or "all".'
+            "tokens",
+            f'is "{tokens}"; this model has no {name}, expected '
+            + " or ".join(f'"{kind}"' for kind in there)
+            + ".",
         )
-    if tokens == "all":
-        return slice(None)
-    if tokens == "cls":
-        return slice(0, 1)
-    return slice(1 if has_cls else 0, None)
+    return kinds[tokens]
+
+
+def rows_at(point: HookPoint, tokens: TokenKind) -> slice:
+    """`token_rows` at a hook point of a `HookedViT`, which knows the rows of its model."""
+    return token_rows(tokens, getattr(point, "rows", None))
 
 
 def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:

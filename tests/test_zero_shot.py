@@ -32,7 +32,7 @@ def by_hand(vit: HookedViT, embeddings: torch.Tensor, templates: list[str]) -> t
         columns.append((texts / texts.norm(dim=-1, keepdim=True)).mean(0))
     classes = torch.stack(columns)
     cosine = F.cosine_similarity(embeddings.double()[:, None], classes[None], dim=-1)
-    return vit.clip.logit_scale.double().exp() * cosine
+    return vit.model.logit_scale.double().exp() * cosine
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_logits_are_scaled_cosines(
     torch.testing.assert_close(zs.logits(100 * embeddings), zs.logits(embeddings))
     assert zs.name == name
     assert zs.class_names == CLASSES
-    assert zs.logit_scale == pytest.approx(math.exp(digits_vit.clip.logit_scale))
+    assert zs.logit_scale == pytest.approx(math.exp(digits_vit.model.logit_scale))
 
 
 def test_ensemble_is_the_default_and_differs_from_single(

@@ -24,7 +24,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 Unreadable = Literal["stop", "skip"]
 
 # the ViT
-TokenKind = Literal["cls", "patch", "all"]
+TokenKind = Literal["cls", "register", "patch", "all"]
 Region = Literal["all", "cls", "patch", "left_half", "right_half"]
 """Rows by place: a `TokenKind`, or one half of the patch grid."""
 Inputs = Literal["stream", "teacher"]

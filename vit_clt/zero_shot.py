@@ -108,11 +108,11 @@ class ZeroShot:
         self.templates = list(templates)
         with torch.no_grad():
             self.weights = open_clip.build_zero_shot_classifier(
-                vit.clip,
+                vit.model,
                 tokenizer=vit.tokenizer,
                 classnames=self.class_names,
                 templates=self.templates,
-                device=vit.logit_scale.device,
+                device=vit.device,
             )
             self.logit_scale = vit.logit_scale
 

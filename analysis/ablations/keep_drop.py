@@ -141,7 +141,7 @@ def term_sets(
     progress: bool = False,
 ) -> TermSets:
     """Check the arguments that all ablations have in common, and make their `TermSets`."""
-    token_rows(tokens, vit.cfg.has_cls)
+    token_rows(tokens, vit.cfg.rows)
     check_choice("fill", fill, get_args(Fill))
     targets = target_list(target, vit.cfg.n_layers)
     return TermSets(vit, clt, as_image_data(data), zs, targets, tokens, fill, seed, progress)

@@ -252,7 +252,7 @@ class TermSets:
         if self.fill == "resample":
             donors, _ = self.data.batch([self._donors[i] for i in numbers])
             donated, _, _ = self._terms(donors, {})
-        rows = token_rows(self.tokens, self.vit.cfg.has_cls)
+        rows = token_rows(self.tokens, self.vit.cfg.rows)
         # Only the class token's row of the stream is kept where no other row is read later.
         kept_rows = rows if self._one_row else slice(None)
         return TermBatch(
@@ -267,7 +267,7 @@ class TermSets:
 
     def _terms(self, images: Tensor, more: Keep) -> tuple[dict[int, Tensor], Tensor, CleanPass]:
         # terms by target, L0 by source, and the pass, which also keeps the points of `more`
-        rows = token_rows(self.tokens, self.vit.cfg.has_cls)
+        rows = token_rows(self.tokens, self.vit.cfg.rows)
         sources = range(self.targets[-1] + 1)
         clean = CleanPass(self.vit, images.to(self.clt.b_dec.device), {HOOK_IN: sources, **more})
         codes = [self.clt.encode(clean.at(HOOK_IN, s)[:, rows], layer=s) for s in sources]

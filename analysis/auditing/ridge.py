@@ -78,7 +78,7 @@ def ridge_transcoder(
         InputError: there are fewer than 5 images, or a penalty is not positive.
     """
     data = as_image_data(images)
-    rows = token_rows(tokens, vit.cfg.has_cls)
+    rows = token_rows(tokens, vit.cfg.rows)
     if len(data) < HELD_OUT_EVERY:
         raise InputError("images", f"has {len(data)} rows; expected at least {HELD_OUT_EVERY}.")
     if not penalties or min(penalties) <= 0:

@@ -296,9 +296,7 @@ def shuffled_weights(vit: HookedViT) -> HookedViT:
     """
     shuffled = copy.deepcopy(vit)
     generator = torch.Generator().manual_seed(0)
-    for name, parameter in shuffled.clip.named_parameters():
-        if not name.startswith("visual."):
-            continue
+    for parameter in shuffled.tower.visual.parameters():
         order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
         parameter.data = parameter.data.flatten()[order].view_as(parameter)
     return shuffled

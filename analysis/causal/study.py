@@ -82,7 +82,7 @@ def causal_effects(
     check_prepared(vit, data)
     n = vit.cfg.n_layers
     for kind in (tokens, ablated):
-        token_rows(kind, vit.cfg.has_cls)
+        token_rows(kind, vit.cfg.rows)
     check_choice("fill", fill, get_args(Fill))
     check_choice("site", site, get_args(Site))
     if sets is not None and zs is None:
@@ -168,7 +168,7 @@ class _Means:
         all_names = [name for point_names in names.values() for name in point_names]
         means = position_means(vit, data, all_names, title="means", progress=progress)
         self.device = means[all_names[0]].device
-        scored, overwritten = (token_rows(kind, vit.cfg.has_cls) for kind in (tokens, ablated))
+        scored, overwritten = (token_rows(kind, vit.cfg.rows) for kind in (tokens, ablated))
         self.x = [means[name][scored] for name in names[HOOK_IN]]
         self.y = [means[name][scored] for name in names[HOOK_OUT]]
         self.fill = {l: means[name][overwritten] for l, name in enumerate(names[SITE_OUT[site]])}
@@ -179,7 +179,7 @@ def _outputs(
 ) -> dict[int, Tensor]:
     names = _at_layers(vit, SITE_OUT[site])
     cache = vit.clean_cache(data.batch(images)[0].to(next(vit.parameters()).device), names)
-    rows = token_rows(tokens, vit.cfg.has_cls)
+    rows = token_rows(tokens, vit.cfg.rows)
     return {l: cache[name][:, rows] for l, name in enumerate(names)}
 
 

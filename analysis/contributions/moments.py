@@ -28,13 +28,19 @@ from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.activations import capture
+from vit_clt.hooks.rows import TokenRows
 from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 KEPT_BYTES = 2**31
 """The most bytes of codes kept between the passes, over all CLTs (CIFAR-10: 0.3 MB an image)."""
-GROUPS: dict[TokenKind, list[int]] = {"cls": [0], "patch": [1], "all": [0, 1]}
-"""The row groups, 0 for the CLS row and 1 for patch rows, of each token kind."""
+GROUPS: dict[TokenKind, list[int]] = {
+    "cls": [0],
+    "patch": [1],
+    "register": [2],
+    "all": [0, 1, 2],
+}
+"""The row groups, 0 for the CLS row, 1 for patch and 2 for register rows, of each token kind."""
 # Rows whose ||y^||^2 is below this share of its running mean are decided on with the final mean.
 _SUSPECT = 1e-6
 
@@ -45,7 +51,7 @@ class SuspectRow:
 
     image: int
     group: int
-    """0 for the CLS row, 1 for a patch row."""
+    """A number of `GROUPS`."""
     yy: float
     ratio: Float[Tensor, " source"]
     bias_ratio: float
@@ -53,14 +59,14 @@ class SuspectRow:
 
 
 class TargetMoments:
-    """Sums over rows at one target layer; the last axis is (CLS row, patch rows), all float64."""
+    """Sums over rows at one target layer; the last axis is the row groups, all float64."""
 
-    def __init__(self, n_sources: int, n_images: int, bias: Tensor, has_cls: bool):
+    def __init__(self, n_sources: int, n_images: int, bias: Tensor, rows: TokenRows):
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, n_images, 2, dtype=torch.float64)
+            return torch.zeros(*shape, n_images, 3, dtype=torch.float64)
 
         self.bias = bias.detach()
-        self.has_cls = has_cls
+        self.rows = rows
         self.ratio = zeros(n_sources)  # <c_s, y^> / <y^, y^>, suspect rows left out
         self.bias_ratio = zeros()  # <b, y^> / <y^, y^>, suspect rows left out
         self.ratio_rows = zeros()  # number of rows in `ratio` and `bias_ratio`
@@ -104,7 +110,7 @@ class TargetMoments:
             (self.by, by),
             (self.be, be),
         ):
-            total[..., images, :] = by_group(value, self.has_cls)
+            total[..., images, :] = by_group(value, self.rows)
 
         self._yy_seen += float(yy.sum())
         self._rows_seen += yy.numel()
@@ -116,7 +122,7 @@ class TargetMoments:
             self.suspects.append(
                 SuspectRow(
                     first + image,
-                    0 if token == 0 and self.has_cls else 1,
+                    _group_of(token, self.rows),
                     float(yy[image, token]),
                     ratio[row].cpu(),
                     float(bias_ratio[image, token]),
@@ -133,14 +139,14 @@ class TargetMoments:
             (self.norm_ratio, torch.where(shared, norm_ratio, 0)),
             (self.norm_rows, shared.double()),
         ):
-            total[..., images, :] = by_group(value, self.has_cls)
+            total[..., images, :] = by_group(value, self.rows)
 
     def add_centred(self, terms: Float[Tensor, "source image token d_model"], first: int) -> None:
         """Second pass: add a batch once `add` has seen all images; it overwrites `terms`."""
         terms -= self._mean_terms.mean().to(terms.dtype)[:, None]
         products = _dots(terms, terms.sum(0))
         images = slice(first, first + terms.shape[1])
-        self.centred[:, images] = by_group(products, self.has_cls)
+        self.centred[:, images] = by_group(products, self.rows)
 
 
 @dataclass(frozen=True)
@@ -152,9 +158,9 @@ class ContributionMoments:
     """By token kind, the sum over an image's rows of ||y - mean y||^2; the mean is taken over the
     rows of all images."""
     active: Float[Tensor, "layer image group"]
-    """Number of active features, summed over the CLS row and over patch rows."""
-    rows: tuple[int, int]
-    """Number of CLS rows (1 or 0) and of patch rows of an image."""
+    """Number of active features, summed over the rows of each group."""
+    rows: TokenRows
+    """The token rows of the model."""
     labels: Int[Tensor, " image"]
     """Class of each image, -1 where it has no label."""
     class_names: list[str]
@@ -167,14 +173,14 @@ class ContributionMoments:
         return len(self.labels)
 
     @property
-    def has_cls(self) -> bool:
-        """Whether there is a CLS row."""
-        return self.rows[0] == 1
+    def rows_of_group(self) -> tuple[int, int, int]:
+        """Number of rows of an image in each group."""
+        return _rows_of_group(self.rows)
 
     def mean_l0(self, tokens: TokenKind, images: Int[Tensor, " image"]) -> float:
         """L0, active features a token row and layer, of these images on rows of a token kind."""
         groups = GROUPS[tokens]
-        n_rows = sum(self.rows[g] for g in groups) * len(images) * len(self.targets)
+        n_rows = sum(self.rows_of_group[g] for g in groups) * len(images) * len(self.targets)
         return float(self.active[:, images][..., groups].sum() / n_rows)
 
 
@@ -214,8 +220,8 @@ def compared_moments(
     check_prepared(vit, data)
     cfg, n = vit.cfg, len(data)
     layers = range(cfg.n_layers)
-    targets = [[TargetMoments(l + 1, n, clt.b_dec[l], cfg.has_cls) for l in layers] for clt in clts]
-    active = torch.zeros(len(clts), cfg.n_layers, n, 2, dtype=torch.float64)
+    targets = [[TargetMoments(l + 1, n, clt.b_dec[l], cfg.rows) for l in layers] for clt in clts]
+    active = torch.zeros(len(clts), cfg.n_layers, n, 3, dtype=torch.float64)
     labels = torch.full((n,), -1)
     sums: Tensor | None = None
     kept: list[_Batch] = []
@@ -227,7 +233,7 @@ def compared_moments(
             total = batch.y_sums.sum(1)
             sums = total if sums is None else sums + total
             for i, (clt, codes) in enumerate(zip(clts, batch.codes, strict=True)):
-                active[i, :, batch.images] = by_group(codes.l0().double(), cfg.has_cls)
+                active[i, :, batch.images] = by_group(codes.l0().double(), cfg.rows)
                 for l in layers:
                     targets[i][l].add(_terms(clt, codes, l), batch.y[l], batch.first)
             batch.y = None
@@ -236,7 +242,7 @@ def compared_moments(
                 kept.append(batch)
             bar.update(batch.size)
         assert sums is not None
-        rows = (int(cfg.has_cls), cfg.n_tokens - int(cfg.has_cls))
+        rows = _rows_of_group(cfg.rows)
         means = _kind_means(sums, rows, n)
         variation = {kind: torch.zeros(cfg.n_layers, n, dtype=torch.float64) for kind in means}
         for batch in _batches(vit, clts, data, kept):
@@ -253,7 +259,14 @@ def compared_moments(
             bar.update(batch.size)
     return [
         ContributionMoments(
-            targets[i], variation, active[i], rows, labels, data.class_names, data.name, data.split
+            targets[i],
+            variation,
+            active[i],
+            cfg.rows,
+            labels,
+            data.class_names,
+            data.name,
+            data.split,
         )
         for i in range(len(clts))
     ]
@@ -294,16 +307,14 @@ def _batches(
         images, labels = data.batch(range(start, min(start + data.batch_size, len(data))))
         activations = capture(vit, images.to(device))
         y = activations.y.double()
-        power = by_group(y.square().sum(-1), vit.cfg.has_cls)
-        patches = y[:, :, int(vit.cfg.has_cls) :].sum(2)
-        cls = y[:, :, 0] if vit.cfg.has_cls else torch.zeros_like(patches)
-        sums = torch.stack([cls, patches], 2)
+        power = by_group(y.square().sum(-1), vit.cfg.rows)
+        sums = torch.stack([part.sum(2) for part in _parts(y, vit.cfg.rows, dim=2)], 2)
         codes = [clt.encode(activations.x) for clt in clts]
         yield _Batch(start, labels, codes, activations.y, sums, power)
 
 
 def _kind_means(
-    sums: Float[Tensor, "layer group d_model"], rows: tuple[int, int], n_images: int
+    sums: Float[Tensor, "layer group d_model"], rows: tuple[int, int, int], n_images: int
 ) -> dict[TokenKind, tuple[list[int], Tensor]]:
     """By token kind, its groups of rows and the mean y over their rows, "layer d_model"."""
     return {
@@ -322,8 +333,24 @@ def _dots(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vecdot(a, b.expand_as(a)).double()
 
 
-def by_group(values: Float[Tensor, "*axes token"], has_cls: bool) -> Float[Tensor, "*axes group"]:
-    """Sums over the CLS row (0 where the model has none) and over patch rows."""
-    patches = values[..., int(has_cls) :].sum(-1)
-    cls = values[..., 0] if has_cls else torch.zeros_like(patches)
-    return torch.stack([cls, patches], -1).cpu()
+def by_group(values: Float[Tensor, "*axes token"], rows: TokenRows) -> Float[Tensor, "*axes group"]:
+    """Sums over the rows of each group, 0 for a group that the model does not have."""
+    return torch.stack([part.sum(-1) for part in _parts(values, rows, dim=-1)], -1).cpu()
+
+
+def _parts(values: Tensor, rows: TokenRows, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of each group along the axis `dim`."""
+    n_cls, n_patches, n_registers = _rows_of_group(rows)
+    cls, registers, patches = values.split([n_cls, n_registers, n_patches], dim)
+    return cls, patches, registers
+
+
+def _rows_of_group(rows: TokenRows) -> tuple[int, int, int]:
+    n_cls = int(rows.has_cls)
+    return n_cls, rows.n_tokens - rows.first_patch, rows.n_registers
+
+
+def _group_of(token: int, rows: TokenRows) -> int:
+    if token >= rows.first_patch:
+        return 1
+    return 0 if token == 0 and rows.has_cls else 2

@@ -41,7 +41,7 @@ def score_parts(
     """The summands of one score at one target layer, over the rows of a token kind."""
     sums = moments.targets[target]
     groups = GROUPS[tokens]
-    n_rows = sum(moments.rows[g] for g in groups)
+    n_rows = sum(moments.rows_of_group[g] for g in groups)
 
     def over_rows(values: Tensor) -> Tensor:
         return values[..., groups].sum(-1)

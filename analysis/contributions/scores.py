@@ -249,7 +249,7 @@ def contribution_scores(
     """
     check_choice("kind", kind, get_args(ScoreKind))
     check_choice("reduce", reduce, get_args(Reduce))
-    token_rows(tokens, vit.cfg.has_cls)
+    token_rows(tokens, vit.cfg.rows)
     data = as_image_data(images)
     check_image_choice(label, image, data.class_names, len(data))
     moments = contribution_moments(vit, clt, data, progress=progress)
@@ -272,7 +272,7 @@ def score(
 
     The other arguments are those of `contribution_scores`, which makes the pass itself.
     """
-    token_rows(tokens, moments.has_cls)
+    token_rows(tokens, moments.rows)
     images, suffix = scored_images(moments, label, image)
     return _scored(moments, images, moments.data + suffix, tokens, kind, reduce, seed)
 

@@ -184,7 +184,7 @@ def score_study(
         InputError: as `contribution_scores`, or there is no kind to draw.
     """
     for token_kind in tokens:
-        token_rows(token_kind, vit.cfg.has_cls)
+        token_rows(token_kind, vit.cfg.rows)
     check_image_choice(label, image, data.class_names, len(data))
     defined = [(kind, how) for kind, how in ALL_SCORES if kind != "centred" or len(data) > 1]
     shown = [kind for kind in kinds if kind in dict(defined)]

@@ -91,7 +91,7 @@ def _document(
         else list(short_names(effects.class_names).values()),
         "n_images": gallery.n_images,
         "effect_images": 0 if effects is None else effects.n_images,
-        "has_cls": cfg.has_cls,
+        "has_cls": cfg.rows.has_cls,
         "grid": {"down": cfg.patch_grid[0], "across": cfg.patch_grid[1]},
         "image": {"width": size[1], "height": size[0], "sheet": _ACROSS},
         "images": {"row": list(place), "label": gallery.labels[list(place)].tolist()},

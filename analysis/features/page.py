@@ -184,7 +184,7 @@ def example(vit: HookedViT, row: int, label: int, values: Float[np.ndarray, " to
         row=row,
         value=largest if largest >= -least else least,
         label=label,
-        cls=float(values[0]) if vit.cfg.has_cls else None,
+        cls=float(values[0]) if vit.cfg.rows.has_cls else None,
         patches=patches.reshape(down, across),
     )
 

@@ -248,7 +248,7 @@ class FeatureStatistics(Study):
 
     def _row_counts(self) -> Float[np.ndarray, " kind"]:
         """Number of token rows of each kind; NaN for a kind that the model does not have."""
-        n_cls = int(self.vit.cfg.has_cls)
+        n_cls = int(self.vit.cfg.rows.has_cls)
         counts = np.array([n_cls, self.vit.cfg.n_tokens - n_cls]) * float(self.n_images)
         return np.where(counts, counts, np.nan)
 

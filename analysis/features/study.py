@@ -76,7 +76,7 @@ def feature_statistics(
             vit, clt, data, zs, sources, n_images=effect_images, progress=progress
         )
     turns = torch.from_numpy(np.random.default_rng(seed).permutation(n))
-    n_cls = int(cfg.has_cls)
+    n_cls = int(cfg.rows.has_cls)
     tallies = {s: FeatureTally(n_features, n_cls, top, turns) for s in sources}
     squares = torch.zeros(2, cfg.n_layers, dtype=torch.float64)
     labels: list[Tensor] = []

@@ -190,7 +190,7 @@ def cascade(
     firsts = layer_list(range(n) if first_layers is None else first_layers, n)
     kinds: list[TokenKind] = _listed("tokens", tokens, get_args(TokenKind))
     trajectories: list[Inputs] = _listed("inputs", inputs, get_args(Inputs))
-    rows = {kind: token_rows(kind, vit.cfg.has_cls) for kind in kinds}
+    rows = {kind: token_rows(kind, vit.cfg.rows) for kind in kinds}
     means = mean_mlp_outputs(vit, data, progress=progress)
     outcomes: dict[str, list[Outcome]] = {"original": []}
     l0: dict[str, float] = {}

@@ -220,7 +220,7 @@ def surrogate_faithfulness(
     check_fits(vit, clt)
     n_layers = vit.cfg.n_layers
     layers = layer_list(range(n_layers) if layers is None else layers, n_layers)
-    token_rows(tokens, vit.cfg.has_cls)
+    token_rows(tokens, vit.cfg.rows)
     if len(templates) < 2:
         raise InputError(
             "templates",

@@ -30,7 +30,7 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 
 def reconstruction_figure(result: Reconstruction) -> go.Figure:
     """Cosine, MSE and R^2 per token kind; L0, dead and cross-layer share; all per layer."""
-    kinds: list[TokenKind] = list(get_args(TokenKind))
+    kinds = [kind for kind in get_args(TokenKind) if kind in set(result.frame["tokens"])]
     titles = [f"{ROW_NAMES[kind]} · {title}" for kind in kinds for _, title in _FIT]
     titles += [f"{ROW_NAMES['all']} · {title}" for _, title in _DEPTH]
     figure = make_subplots(

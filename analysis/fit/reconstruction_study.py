@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -220,7 +220,7 @@ def reconstructions(
         check_fits(vit, clt)
     data = as_image_data(images)
     check_prepared(vit, data)
-    rows = {tokens: token_rows(tokens, vit.cfg.has_cls) for tokens in get_args(TokenKind)}
+    rows = {tokens: token_rows(tokens, vit.cfg.rows) for tokens in vit.cfg.rows.kinds}
     survey = survey_outputs(vit, data, rows, progress=progress)
     outputs = {tokens: OutputSums(survey, tokens) for tokens in rows}
     fits = {name: FitSums(clt, survey) for name, clt in clts.items()}

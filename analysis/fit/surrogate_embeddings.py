@@ -79,7 +79,7 @@ def gather_embeddings(
         InputError: labels have no names, or embeddings are NaN or infinite.
     """
     device = clt.b_dec.device
-    rows = token_rows(tokens, vit.cfg.has_cls)
+    rows = token_rows(tokens, vit.cfg.rows)
     means = mean_mlp_outputs(vit, data)
     at_mean = overwrite_mlp_hooks(layers, tokens, {l: means[l, rows] for l in layers})
     at_zero = overwrite_mlp_hooks(layers, tokens)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -181,7 +181,7 @@ def threshold_cost(
     Raises:
         InputError: a CLT belongs to another model, labels have no names, or `vit` has a hook.
     """
-    kinds: tuple[TokenKind, ...] = get_args(TokenKind)
+    kinds = vit.cfg.rows.kinds
     clts = {"before": before, "after": after}
     fits = reconstructions(vit, clts, data, progress=progress).by_clt()
     cascades = {

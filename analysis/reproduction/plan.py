@@ -81,7 +81,7 @@ def plan(
             n if recipe.limit is None else min(n, recipe.limit) for n in n_images[cell.dataset]
         )
         config, settings = recipe.config(vit, cell.sparsifier), recipe.settings(cell.sparsifier)
-        device = vit.logit_scale.device
+        device = vit.device
         settings = resolved(settings, config, device)
         images = n_train - settings.held_out(n_train)
         steps = settings.n_steps(n_train, vit.cfg.n_tokens)
@@ -161,7 +161,7 @@ def _evaluation_passes(n_layers: int, recipe: Recipe) -> tuple[float, float]:
 
 def _pass_seconds(vit: HookedViT) -> float:
     """Seconds per image of a forward pass with captured activations."""
-    images = torch.zeros(_TRIAL_IMAGES, 3, *vit.cfg.image_size, device=vit.logit_scale.device)
+    images = torch.zeros(_TRIAL_IMAGES, 3, *vit.cfg.image_size, device=vit.device)
     work = partial(capture, vit, images)
     work()  # the first one warms up
     if images.is_cuda:
@@ -179,9 +179,9 @@ def _step_seconds(vit: HookedViT, recipe: Recipe, sparsifier: str) -> float:
     factor = max(1, min(_SHRINK, full.n_features // 256))
     small = replace(recipe, n_features=full.n_features // factor, k=max(1, recipe.k // factor))
     config = small.config(vit, sparsifier)
-    settings = resolved(recipe.settings(sparsifier), full, vit.logit_scale.device)
+    settings = resolved(recipe.settings(sparsifier), full, vit.device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_TRIAL_IMAGES, 3, *vit.cfg.image_size, generator=generator)
     with seeded_globally(settings.seed):
-        clt = CrossLayerTranscoder(config, backend=settings.backend).to(vit.logit_scale.device)
+        clt = CrossLayerTranscoder(config, backend=settings.backend).to(vit.device)
     return factor * seconds_per_step(vit, clt, TensorImages(images), settings, cache=True)

@@ -112,7 +112,7 @@ def teacher_baselines(bench: Bench, *, seed: int = 0, progress: bool = False) ->
     outcomes: dict[str, list[Outcome]] = {name: [] for name in bench.classifiers}
     n_batches = -(-len(data) // data.batch_size)
     for images, labels in tqdm(data, "unaltered teacher", n_batches, disable=not progress):
-        embeddings = vit.encode_image(images.to(vit.logit_scale.device))
+        embeddings = vit.encode_image(images.to(vit.device))
         for name, zs in bench.classifiers.items():
             outcomes[name].append(zs.read(embeddings, labels))
     readings = gather_readings(outcomes, seed, data.label_sets)
@@ -205,7 +205,7 @@ def _trained(
     # nothing reads checkpoints any more; each cell's take three times the disk of its CLT
     Checkpoints(checkpoints).remove()
     clt = CrossLayerTranscoder.from_pretrained(clt_folder)
-    return clt.to(bench.vit.logit_scale.device).eval().requires_grad_(False)
+    return clt.to(bench.vit.device).eval().requires_grad_(False)
 
 
 def _measure(

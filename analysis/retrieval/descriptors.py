@@ -91,7 +91,7 @@ def describe(
     kinds: list[TokenKind] = [tokens] if isinstance(tokens, str) else list(dict.fromkeys(tokens))
     if not kinds:
         raise InputError("tokens", 'is empty; expected "cls", "patch" or "all".')
-    rows = {kind: token_rows(kind, vit.cfg.has_cls) for kind in kinds}
+    rows = {kind: token_rows(kind, vit.cfg.rows) for kind in kinds}
     sources = layer_list(range(vit.cfg.n_layers) if layers is None else layers, vit.cfg.n_layers)
     n, device = len(data), clt.b_enc.device
     growing = {kind: {s: SparseRows(clt.config.n_features) for s in sources} for kind in kinds}

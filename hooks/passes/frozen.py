@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from vit_clt.choices import Norms
 from vit_clt.errors import InputError
+from vit_clt.hooks.blocks import scaled
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.passes.clean import CleanPass
 from vit_clt.hooks.points import ATTN_IN, HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST, RESID_PRE
@@ -76,7 +77,8 @@ class FrozenPass:
         images: one batch of images.
 
     Raises:
-        InputError: the model does not pool the class token alone, or images of another shape.
+        InputError: the model is not open_clip's own ViT, it does not pool the class token alone, or
+            images of another shape.
     """
 
     x: Float[Tensor, "layer batch token d_model"]
@@ -92,6 +94,11 @@ class FrozenPass:
 
     @torch.no_grad()
     def __init__(self, vit: HookedViT, images: Float[Tensor, "batch 3 height width"]):
+        if vit.cfg.family != "open_clip":
+            raise InputError(
+                "model",
+                f"is {vit.cfg.model} of family {vit.cfg.family}; expected one of family open_clip.",
+            )
         if not vit.cfg.pools_cls:
             raise InputError(
                 "model",
@@ -108,11 +115,11 @@ class FrozenPass:
         )
         patches = self._visual.conv1(images)
         self.patches = rearrange(patches, "batch d down across -> batch (down across) d")
-        blocks = list(enumerate(vit.blocks))
+        blocks: list[tuple[int, Any]] = list(enumerate(vit.blocks))
         patterns = [block.pattern_and_values(clean.at(ATTN_IN, l))[0] for l, block in blocks]
         self.pattern = torch.stack(patterns)
-        self._ln_1 = [_Norm.held(block.ln_1, clean.at(RESID_PRE, l)) for l, block in blocks]
-        self._ln_2 = [_Norm.held(block.ln_2, clean.at(RESID_MID, l)) for l, block in blocks]
+        self._ln_1 = [_Norm.held(block.ln1, clean.at(RESID_PRE, l)) for l, block in blocks]
+        self._ln_2 = [_Norm.held(block.ln2, clean.at(RESID_MID, l)) for l, block in blocks]
         self._ln_post = _Norm.held(self._visual.ln_post, clean.at(RESID_POST, layers[-1])[:, 0])
         self._ln_pre = None
         if isinstance(self._visual.ln_pre, nn.LayerNorm):
@@ -123,7 +130,7 @@ class FrozenPass:
 
     @property
     def _visual(self) -> Any:
-        return self.vit.clip.visual
+        return self.vit.tower.visual
 
     @property
     def class_token(self) -> Float[Tensor, " d_model"]:
@@ -238,7 +245,7 @@ class FrozenPass:
             stream, bias = self._through_attention(stream, layer, norms)
             biases.append(bias)
         for l in reversed(range(layer)):
-            y[l] = _scaled(stream, self.vit.blocks[l].ls_2)
+            y[l] = scaled(stream, self.vit.blocks[l].gamma2)
             if through is not None:
                 at_x = through(l, y)
                 reader_bias = reader_bias + at_x.sum(-2) @ self._ln_2[l].bias
@@ -261,10 +268,10 @@ class FrozenPass:
     def _through_attention(self, mid: Tensor, layer: int, norms: Norms) -> tuple[Tensor, Tensor]:
         """The gradient with respect to pre_l from that of mid_l, and the term of the biases."""
         block = self.vit.blocks[layer]
-        attn: Any = block.attn
+        attn: Any = block.native.attn
         norm = self._ln_1[layer]
         w_v, b_v = attn.in_proj_weight.chunk(3)[2], attn.in_proj_bias.chunk(3)[2]
-        at_out = _scaled(mid, block.ls_1)
+        at_out = scaled(mid, block.gamma1)
         at_z = at_out @ attn.out_proj.weight
         at_heads = rearrange(at_z, "... query (head d) -> ... head query d", head=attn.num_heads)
         # the gradient of each key row is a sum over the queries that attend to it
@@ -300,8 +307,3 @@ class _Norm:
         if norms == "differentiated":
             centred = centred - (scaled * self.unit).mean(-1, keepdim=True) * self.unit
         return centred * self.scale
-
-
-def _scaled(gradient: Tensor, layer_scale: nn.Module) -> Tensor:
-    gamma = getattr(layer_scale, "gamma", None)
-    return gradient if gamma is None else gradient * gamma

@@ -24,6 +24,7 @@ from transformer_lens.hook_points import HookPoint
 
 from vit_clt.choices import Site, TokenKind, check_choice
 from vit_clt.errors import InputError
+from vit_clt.hooks.blocks import scaled
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.interventions import (
     check_unhooked,
@@ -77,15 +78,15 @@ class OverwrittenPass(CleanPass):
         check_unhooked(vit)
         check_choice("site", site, get_args(Site))
         self.site, self.ablated = site, ablated
-        self._rows = token_rows(ablated, vit.cfg.has_cls)
-        self._scored = token_rows(scored, vit.cfg.has_cls)
+        self._rows = token_rows(ablated, vit.cfg.rows)
+        self._scored = token_rows(scored, vit.cfg.rows)
         layers = range(vit.cfg.n_layers)
         points = (RESID_PRE, RESID_MID, HOOK_OUT, SITE_OUT[site])
         super().__init__(vit, images, dict.fromkeys(points, layers) | {RESID_POST: layers[-1:]})
         self._mid = [self.at(RESID_MID, l)[:, self._scored] for l in layers]
         self.y = [self.at(HOOK_OUT, l)[:, self._scored] for l in layers]
         """y_l on the scored rows, "batch scored d_model" per layer."""
-        self.x = [block.ln_2(mid) for block, mid in zip(vit.blocks, self._mid, strict=True)]
+        self.x = [block.ln2(mid) for block, mid in zip(vit.blocks, self._mid, strict=True)]
         """x_l on the scored rows."""
         # y_l of these rows alone, because torch may choose another kernel for fewer rows
         self._y_scored = [block.mlp(x) for block, x in zip(vit.blocks, self.x, strict=True)]
@@ -144,7 +145,7 @@ class OverwrittenPass(CleanPass):
                 f"{source}; expected a layer from {source + (self.site == 'mlp')} on.",
             )
         block = self.vit.blocks[target]
-        x = block.ln_2(self._mid[target] + self._change(source, values)[:, self._scored])
+        x = block.ln2(self._mid[target] + self._change(source, values)[:, self._scored])
         return x - self.x[target], block.mlp(x) - self._y_scored[target]
 
     @torch.no_grad()
@@ -167,5 +168,5 @@ class OverwrittenPass(CleanPass):
         point, block = SITE_OUT[self.site], self.vit.blocks[layer]
         out, value = self.at(point, layer), None if values is None else values[layer]
         altered = overwrite_rows(out, self._rows, value, point.format(l=layer))
-        scale = block.ls_2 if self.site == "mlp" else block.ls_1
-        return scale(altered) - scale(out)
+        gamma = block.gamma2 if self.site == "mlp" else block.gamma1
+        return scaled(altered, gamma) - scaled(out, gamma)

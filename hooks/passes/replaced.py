@@ -99,7 +99,7 @@ class SharedPrefix(CleanPass):
         """
         n = self.vit.cfg.n_layers
         firsts = layer_list(first_layers, n)
-        rows = token_rows(tokens, self.vit.cfg.has_cls)
+        rows = token_rows(tokens, self.vit.cfg.rows)
         check_choice("inputs", inputs, get_args(Inputs))
         x = [self.at(HOOK_IN, l)[:, rows] for l in range(n)]
         if inputs == "stream":
@@ -148,7 +148,7 @@ class SharedPrefix(CleanPass):
         tokens: TokenKind,
     ) -> tuple[Tensor, dict[int, Codes]]:
         live: dict[int, Codes] = {}
-        rows = token_rows(tokens, self.vit.cfg.has_cls)
+        rows = token_rows(tokens, self.vit.cfg.rows)
 
         def read(x: Tensor, hook: HookPoint, layer: int) -> None:
             live[layer] = clt.encode(x[:, rows], layer=layer)
@@ -170,7 +170,7 @@ class SharedPrefix(CleanPass):
         value: Callable[[int], Tensor | None],
         reads: Sequence[FwdHook] = (),
     ) -> Tensor:
-        rows = token_rows(tokens, self.vit.cfg.has_cls)
+        rows = token_rows(tokens, self.vit.cfg.rows)
 
         def write(y: Tensor, hook: HookPoint | None, layer: int) -> Tensor:
             return overwrite_rows(y, rows, value(layer), HOOK_OUT.format(l=layer))

@@ -22,6 +22,7 @@ from vit_clt.data.images import ImageSubset
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.interventions import overwrite_mlp_hooks
+from vit_clt.hooks.rows import TokenRows
 from vit_clt.teachers import SHIPPED, shipped_teacher
 
 SPLITS = ("train", "test")
@@ -163,7 +164,7 @@ def test_geometry_and_size_of_the_model(adding_vit: HookedViT) -> None:
     cfg = adding_vit.cfg
     assert (cfg.n_layers, cfg.d_model, cfg.n_heads) == (8, 64, 4)
     assert (cfg.image_size, cfg.patch_grid, cfg.n_tokens) == ((16, 16), (4, 4), 17)
-    assert (cfg.has_cls, cfg.pools_cls) == (True, True)
+    assert (cfg.rows, cfg.pools_cls) == (TokenRows(True, 0, (4, 4)), True)
     assert (cfg.activation, cfg.model, cfg.pretrained) == ("QuickGELU", "adding", None)
     folder = Path(str(shipped_teacher("adding")).removeprefix("local-dir:"))
     weights = load_file(folder / "open_clip_model.safetensors")

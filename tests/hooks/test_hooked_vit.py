@@ -13,7 +13,7 @@ import jaxtyping
 import open_clip
 import pytest
 import torch
-from builders import TINY, tiny_clip
+from builders import TINY, random_clt, tiny_clip
 from open_clip.transformer import ResidualAttentionBlock
 from PIL import Image
 from safetensors.torch import save_file
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT
+from vit_clt.hooks import HookedViT, replace_mlps
+from vit_clt.hooks.rows import TokenRows
 
 VARIANTS = {
     "plain": {},
@@ -29,6 +30,10 @@ VARIANTS = {
     "avg_pool": {"pool_type": "avg"},
     "no_ln_pre": {"no_ln_pre": True},
     "attn_pool": {"attentional_pool": True, "attn_pooler_queries": 3, "attn_pooler_heads": 2},
+    "sin_cos": {"pos_embed_type": "sin_cos_2d"},
+    "norm_after_pool": {"pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True},
+    "patch_dropout": {"patch_dropout": 0.5},
+    "custom": {"block_type": "custom", "qk_norm": True, "scale_fc": True, "scale_attn": True},
 }
 BLOCK_NAMES = [
     "hook_resid_pre",
@@ -111,7 +116,7 @@ def test_loads_an_open_clip_state_dict(images: Tensor) -> None:
 def test_frozen_and_in_eval_mode() -> None:
     clip = tiny_clip().train()
     vit = HookedViT(clip)
-    towers = [module for module in vit.clip.modules() if not isinstance(module, HookPoint)]
+    towers = [module for module in vit.model.modules() if not isinstance(module, HookPoint)]
     assert not any(module.training for module in towers)
     assert not any(parameter.requires_grad for parameter in vit.parameters())
 
@@ -123,7 +128,7 @@ def test_mlp_of_hook_in_is_hook_out(variant: str, images: Tensor) -> None:
         _, cache = vit.run_with_cache(images)
         for l, block in enumerate(vit.blocks):
             x = cache[f"blocks.{l}.ln2.hook_out"]
-            assert torch.equal(x, block.ln_2(cache[f"blocks.{l}.hook_resid_mid"]))
+            assert torch.equal(x, block.ln2(cache[f"blocks.{l}.hook_resid_mid"]))
             assert torch.equal(x, cache[f"blocks.{l}.mlp.hook_in"])
             assert torch.equal(block.mlp(x), cache[f"blocks.{l}.hook_mlp_out"])
 
@@ -134,8 +139,8 @@ def test_the_residual_stream_adds_up(images: Tensor) -> None:
         _, cache = vit.run_with_cache(images)
         for l, block in enumerate(vit.blocks):
             pre, mid, post = (cache[f"blocks.{l}.hook_resid_{at}"] for at in ("pre", "mid", "post"))
-            assert torch.equal(mid, pre + block.ls_1(cache[f"blocks.{l}.hook_attn_out"]))
-            assert torch.equal(post, mid + block.ls_2(cache[f"blocks.{l}.hook_mlp_out"]))
+            assert torch.equal(mid, pre + block.native.ls_1(cache[f"blocks.{l}.hook_attn_out"]))
+            assert torch.equal(post, mid + block.native.ls_2(cache[f"blocks.{l}.hook_mlp_out"]))
 
 
 # ---- hooks and caches ---------------------------------------------------------------------------
@@ -228,8 +233,8 @@ def test_edits_of_resid_mid_reach_the_mlp_and_the_skip(images: Tensor) -> None:
             out, cache = vit.run_with_cache(images)
         block = vit.blocks[1]
         mid = clean["blocks.1.hook_resid_mid"] + shift
-        x = block.ln_2(mid)
-        post = mid + block.ls_2(block.mlp(x))
+        x = block.ln2(mid)
+        post = mid + block.native.ls_2(block.mlp(x))
         assert torch.equal(cache["blocks.1.ln2.hook_out"], x)
         assert torch.equal(cache["blocks.1.hook_resid_post"], post)
         assert torch.equal(out, vit(post, start_at_layer=2))
@@ -334,7 +339,7 @@ def test_attention_pattern_equals_torchs_weights(tiny_vit: HookedViT, images: Te
     tiny_vit.set_use_attn_pattern(True)
     _, cache = tiny_vit.run_with_cache(images)
     x = cache["blocks.2.ln1.hook_out"]
-    _, expected = tiny_vit.blocks[2].attn(x, x, x, average_attn_weights=False)
+    _, expected = tiny_vit.blocks[2].native.attn(x, x, x, average_attn_weights=False)
     torch.testing.assert_close(cache["pattern", 2], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -343,7 +348,7 @@ def test_attention_pattern_can_be_edited(tiny_vit: HookedViT, images: Tensor) ->
     eye = ("blocks.1.attn.hook_pattern", lambda pattern, hook: torch.eye(10).expand_as(pattern))
     with tiny_vit.hooks(fwd_hooks=[eye]):
         _, cache = tiny_vit.run_with_cache(images)
-    attn = tiny_vit.blocks[1].attn
+    attn = tiny_vit.blocks[1].native.attn
     value = nn.functional.linear(
         cache["blocks.1.ln1.hook_out"], attn.in_proj_weight[32:], attn.in_proj_bias[32:]
     )
@@ -399,7 +404,7 @@ def test_geometry_of_digits(digits_vit: HookedViT) -> None:
     cfg = digits_vit.cfg
     assert (cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_embed) == (8, 64, 4, 64)
     assert (cfg.image_size, cfg.patch_grid, cfg.n_tokens) == ((8, 8), (4, 4), 17)
-    assert (cfg.has_cls, cfg.pools_cls) == (True, True)
+    assert (cfg.rows, cfg.pools_cls) == (TokenRows(True, 0, (4, 4)), True)
     assert (cfg.activation, cfg.model, cfg.pretrained) == ("QuickGELU", "digits", None)
 
 
@@ -454,7 +459,7 @@ def test_identity_follows_the_weights() -> None:
     assert identity.weights_sha256 != same.identity().weights_sha256
     same.blocks[3].mlp.c_proj.bias.data.copy_(first.blocks[3].mlp.c_proj.bias)
     assert identity == same.identity()
-    same.clip.text_projection.data += 1
+    same.model.text_projection.data += 1
     assert identity == same.identity()
 
 
@@ -487,15 +492,53 @@ def test_wrong_streams_are_refused(shape: tuple[int, ...], tiny_vit: HookedViT) 
         tiny_vit(torch.zeros(shape), start_at_layer=1)
 
 
-def test_other_block_classes_are_refused() -> None:
-    clip = tiny_clip(block_type="custom")
-    with pytest.raises(InputError, match="CustomResidualAttentionBlock"):
-        HookedViT(clip)
+def test_a_hooked_vit_is_refused(tiny_vit: HookedViT) -> None:
+    with pytest.raises(InputError, match="is a HookedViT already"):
+        HookedViT(tiny_vit)
 
 
-def test_an_adopted_model_is_refused(tiny_vit: HookedViT) -> None:
-    with pytest.raises(InputError, match="HookedBlock"):
-        HookedViT(tiny_vit.clip)
+def test_a_model_may_be_hooked_again(tiny_vit: HookedViT, images: Tensor) -> None:
+    twice, name = HookedViT(tiny_vit.model), "blocks.1.hook_mlp_out"
+    expected = tiny_vit(images)
+    with tiny_vit.hooks(fwd_hooks=[(name, lambda y, hook: y * 0)]):
+        assert torch.equal(twice(images), expected)
+        assert not torch.equal(tiny_vit(images), expected)
+
+
+def test_the_models_own_forward_does_not_pass_by_hooks(tiny_vit: HookedViT, images: Tensor) -> None:
+    expected, clip = tiny_vit(images), tiny_vit.model
+    assert torch.equal(clip.encode_image(images), expected)
+    edit = ("blocks.1.hook_mlp_out", lambda y, hook: y * 0)
+    with tiny_vit.hooks(fwd_hooks=[edit]), pytest.raises(InputError, match=r"blocks\.1\.hook_mlp"):
+        clip.encode_image(images)
+    with replace_mlps(tiny_vit, random_clt(tiny_vit), layers=2), pytest.raises(InputError):
+        clip.encode_image(images)
+    assert torch.equal(clip.encode_image(images), expected)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda clip: clip.visual])
+def test_what_wraps_the_tower_does_not_matter(
+    wrap: Callable[[nn.Module], nn.Module], tiny_vit: HookedViT, images: Tensor
+) -> None:
+    vit = HookedViT(wrap(tiny_clip()))
+    assert torch.equal(vit(images), tiny_vit(images))
+    assert vit.identity() == tiny_vit.identity()
+
+
+@pytest.mark.parametrize(
+    "pooling", [{"pool_type": "none"}, {"attentional_pool": "cascade", "attn_pooler_heads": 2}]
+)
+def test_an_embedding_a_token_is_refused(pooling: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="an embedding for every token"):
+        HookedViT(tiny_clip(**pooling))
+
+
+def test_a_tower_without_texts_says_so(tiny_vit: HookedViT) -> None:
+    vit = HookedViT(tiny_clip().visual)
+    with pytest.raises(InputError, match="no text tower"):
+        vit.encode_text(torch.zeros(1, 8, dtype=torch.long))
+    with pytest.raises(InputError, match="no text tower"):
+        _ = vit.logit_scale
 
 
 def test_other_vision_towers_are_refused() -> None:

@@ -61,7 +61,7 @@ def test_the_chosen_rows_and_no_others(
         if l in layers:
             expected[:, rows] = 0 if filled[l] is None else filled[l].float()
         assert torch.equal(cache["mlp_out", l], expected)
-        resid_post = cache["resid_mid", l] + block.ls_2(expected)
+        resid_post = cache["resid_mid", l] + block.native.ls_2(expected)
         assert torch.equal(cache["resid_post", l], resid_post)
     assert torch.equal(out, vit(cache["resid_post", 3], start_at_layer=4))
     assert not torch.equal(out, vit(images))
@@ -83,9 +83,9 @@ def test_attention_outputs_alike(
         if l in layers:
             expected[:, rows] = 0 if filled[l] is None else filled[l]
         assert torch.equal(cache["attn_out", l], expected)
-        resid_mid = cache["resid_pre", l] + block.ls_1(expected)
+        resid_mid = cache["resid_pre", l] + block.native.ls_1(expected)
         assert torch.equal(cache["resid_mid", l], resid_mid)
-        assert torch.equal(cache["mlp_out", l], block.mlp(block.ln_2(resid_mid)))
+        assert torch.equal(cache["mlp_out", l], block.mlp(block.ln2(resid_mid)))
 
 
 def test_zeros_are_zeros(tiny_vit: HookedViT, images: Tensor) -> None:

@@ -17,6 +17,7 @@ from transformer_lens.hook_points import HookPoint
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, replace_mlps, replacement_hooks, token_rows
+from vit_clt.hooks.rows import TokenRows
 from vit_clt.kernels.codes import Codes, DenseCodes
 
 LAYERS = [[3], [0, 2], range(4)]
@@ -71,7 +72,7 @@ def by_hand(
     edit: Edit = lambda z, source: z,
 ) -> tuple[Tensor, list[Tensor]]:
     """Embeddings and codes of all layers, from a plain loop over blocks."""
-    visual = vit.clip.visual
+    visual = vit.model.visual
     chosen = torch.zeros(vit.cfg.n_tokens, 1, dtype=torch.bool)
     chosen[{"cls": slice(0, 1), "patch": slice(1, None), "all": slice(None)}[tokens]] = True
     codes: list[Tensor] = []
@@ -324,7 +325,7 @@ def test_an_edit_of_x_reaches_mlp_and_clt_whoever_came_first(
         outs.append(tiny_vit(images))
     assert all(torch.equal(out, outs[0]) for out in outs)
 
-    x = tiny_vit.blocks[1].ln_2(cache["resid_mid", 1]) + shift
+    x = tiny_vit.blocks[1].ln2(cache["resid_mid", 1]) + shift
     close(cache["clt.1.hook_codes"], clt.encode(x, layer=1).to_dense())
     close(cache["mlp_out", 1][:, 1:], tiny_vit.blocks[1].mlp(x)[:, 1:])
 
@@ -636,13 +637,36 @@ def test_layers_in_any_form(layers: Iterable[int], tiny_vit: HookedViT, images: 
         close(tiny_vit(images), expected)
 
 
-def test_cls_needs_a_class_token() -> None:
-    assert token_rows("cls") == slice(0, 1)
-    assert token_rows("patch") == slice(1, None)
-    assert token_rows("all") == slice(None)
-    assert token_rows("patch", has_cls=False) == slice(0, None)
-    with pytest.raises(InputError, match="class token"):
-        token_rows("cls", has_cls=False)
+def test_rows_of_every_kind() -> None:
+    assert [token_rows(kind) for kind in ("cls", "patch", "all")] == [
+        slice(0, 1),
+        slice(1, None),
+        slice(None),
+    ]
+    rows = TokenRows(has_cls=True, n_registers=4, grid=(2, 3))
+    axis = ["cls"] + ["register"] * 4 + ["patch"] * 6
+    assert rows.n_tokens == len(axis)
+    for kind in ("cls", "register", "patch"):
+        assert axis[token_rows(kind, rows)] == [name for name in axis if name == kind]
+    assert rows.kinds == ["cls", "register", "patch", "all"]
+    assert rows.patch(1, 2) == len(axis) - 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "expected"),
+    [
+        ("cls", TokenRows(False, 0, (2, 2)), 'no class token, expected "patch" or "all"'),
+        ("cls", TokenRows(False, 2, (2, 2)), 'expected "register" or "patch" or "all"'),
+        ("register", None, "no register tokens"),
+        ("register", TokenRows(False, 0, (2, 2)), "no register tokens"),
+    ],
+)
+def test_rows_that_a_model_lacks_are_refused(
+    tokens: str, rows: TokenRows | None, expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        token_rows(tokens, rows)
+    assert rows is None or tokens not in rows.kinds
 
 
 @pytest.mark.parametrize(

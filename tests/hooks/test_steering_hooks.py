@@ -48,7 +48,7 @@ def steered_by_hand(
 
     def write(y: Tensor, hook: HookPoint) -> Tensor:
         l = int(hook.name.split(".")[1])
-        x = vit.blocks[l].ln_2(streams[l])
+        x = vit.blocks[l].ln2(streams[l])
         codes = clt.encode(x, layer=l).to_dense()
         for edit in (e for e in edits if e.layer == l):
             rows = {"cls": [0], "patch": range(1, 10), "all": range(10)}.get(edit.tokens)

@@ -17,7 +17,7 @@ def double_vit(**vision: Any) -> HookedViT:
     vit = HookedViT(tiny_clip(**vision))
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(5)
-        for name, parameter in vit.clip.visual.named_parameters():
+        for name, parameter in vit.model.visual.named_parameters():
             if "ln_" in name or "gamma" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return vit.double()
@@ -41,7 +41,7 @@ class Held:
     """The frozen model as a function of its sources; torch's modules give all that is held."""
 
     def __init__(self, vit: HookedViT, images: Tensor):
-        visual: Any = vit.clip.visual
+        visual: Any = vit.model.visual
         self.visual, self.blocks = visual, visual.transformer.resblocks
         with torch.no_grad():
             self.patches = visual.conv1(images).flatten(2).transpose(1, 2)

@@ -159,7 +159,7 @@ class Run:
         loss, active, n_tokens, n_images = 0.0, torch.zeros(cfg.n_layers), 0, 0
         groups = in_groups(self.held_out)
         for group in self.reader.read(groups):
-            batch = _rows(group, self.vit.cfg.has_cls)
+            batch = _rows(group, self.vit.cfg.rows.has_cls)
             if not len(batch):
                 continue
             n_images += int(group.readable.sum())
@@ -305,7 +305,7 @@ class Run:
         for epoch in range(self.step // per_epoch, self.settings.epochs):
             skip = self.step - epoch * per_epoch
             yield from epoch_batches(
-                self._plans(epoch), self.reader, has_cls=self.vit.cfg.has_cls, skip=skip
+                self._plans(epoch), self.reader, has_cls=self.vit.cfg.rows.has_cls, skip=skip
             )
 
     def _or_save(self, work: Callable[[], Result]) -> Result:

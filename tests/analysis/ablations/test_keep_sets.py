@@ -85,7 +85,7 @@ def test_one_product_gives_what_float64_layernorm_and_projection_give(
     terms = study.terms(7, "cls")
     fills = fills_of(terms, fill, 7)
     [middle] = study.vit.clean_cache(study.data.images, ["blocks.7.hook_resid_mid"]).values()
-    norm, proj = study.vit.clip.visual.ln_post, study.vit.clip.visual.proj.double()
+    norm, proj = study.vit.model.visual.ln_post, study.vit.model.visual.proj.double()
     for i in (0, 13, 37, 55):
         kept = [
             t if s in found.sets[i] else f

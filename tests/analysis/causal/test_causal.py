@@ -69,7 +69,7 @@ def by_hand(
         for l in range(s + (site == "mlp"), N):
             mid = clean["resid_mid", l].clone()
             mid[:, rows] += value[s] - out[s][:, rows]
-            x = vit.blocks[l].ln_2(mid)
+            x = vit.blocks[l].ln2(mid)
             direct = {"x": x, "y": vit.blocks[l].mlp(x)}
             for r, name in read.items():
                 kept = clean[name.format(l)]

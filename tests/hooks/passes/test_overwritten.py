@@ -120,11 +120,11 @@ def test_direct_effects_by_hand_in_float64(images: Tensor, site: str, scored: st
             block = vit.blocks[target]
             mlp = copy.deepcopy(block.mlp).double()
             mid = cache[f"blocks.{target}.hook_resid_mid"]
-            x, x_clean = ln64(block.ln_2, mid + change[source]), ln64(block.ln_2, mid)
+            x, x_clean = ln64(block.ln2, mid + change[source]), ln64(block.ln2, mid)
             dx, dy = clean.direct_on_mlp(source, target, values)
             near(dx, (x - x_clean)[:, rows])
             near(dy, (mlp(x) - mlp(x_clean))[:, rows])
-    visual = vit.clip.visual
+    visual = vit.model.visual
     for layers in SETS:
         end = cache[f"blocks.{N - 1}.hook_resid_post"] + sum(change[l] for l in layers)
         expected = ln64(visual.ln_post, end)[:, 0] @ visual.proj.double()

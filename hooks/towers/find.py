@@ -1,0 +1,49 @@
+"""The family of a model that is already loaded."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vit_clt.errors import InputError
+from vit_clt.hooks.blocks import Recorder
+from vit_clt.hooks.towers.base import Tower
+
+
+def tower_of(model: nn.Module, recorder: Recorder) -> Tower:
+    """The model as a `Tower` of its family; a DataParallel wrapper around it is taken off.
+
+    Args:
+        model: a CLIP or CoCa of open_clip, its vision tower, or a timm ViT.
+        recorder: of the clean passes of the model.
+
+    Raises:
+        InputError: a model of no family here, with the name of what does not fit.
+    """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    visual = getattr(model, "visual", model)
+    trunk = getattr(visual, "trunk", visual)
+    # a family is imported only where its library made the model
+    library, name = type(trunk).__module__.partition(".")[0], type(trunk).__name__
+    if library == "open_clip" and name == "VisionTransformer":
+        from vit_clt.hooks.towers.open_clip_vit import OpenClipTower
+
+        return OpenClipTower(model, visual, recorder)
+    if library == "timm" and name in ("VisionTransformer", "VisionTransformerDistilled"):
+        from vit_clt.hooks.towers.timm_vit import TimmViTTower
+
+        return TimmViTTower(model, visual, trunk, recorder)
+    if library == "timm" and name == "Eva":
+        from vit_clt.hooks.towers.timm_eva import TimmEvaTower
+
+        return TimmEvaTower(model, visual, trunk, recorder)
+    if library == "timm" and name in ("VisionTransformerRelPos", "Beit"):
+        from vit_clt.hooks.towers import timm_relpos
+
+        family = timm_relpos.TimmBeitTower if name == "Beit" else timm_relpos.TimmRelPosTower
+        return family(model, visual, trunk, recorder)
+    raise InputError(
+        "model",
+        f"has a vision tower of class {name}; expected a plain ViT of open_clip or timm "
+        "(docs/models.md lists them).",
+    )
