@@ -24,6 +24,7 @@ from vit_clt.hooks.teacher_files import check_teacher_files
 from vit_clt.hooks.tokenizers import load_tokenizer
 from vit_clt.hooks.towers.base import Tower
 from vit_clt.hooks.towers.find import tower_of
+from vit_clt.hooks.towers.open_clip_names import check_listed
 from vit_clt.inputs import reading
 from vit_clt.teachers import shipped_teacher
 from vit_clt.tensor_files import check_finite
@@ -135,9 +136,10 @@ class HookedViT(HookedRootModule):
             device: the device that the model is put on.
 
         Raises:
-            InputError: an unknown name or tag, missing or unreadable weights or such that are not
-                finite numbers, a configuration that asks for more than sizes and known options, or
-                a name whose activation function is not the one the weights were trained with.
+            InputError: an unknown name or tag, an architecture that does not fit (before anything
+                is downloaded), missing or unreadable weights or such that are not finite numbers, a
+                configuration that asks for more than sizes and known options, or a name whose
+                activation function is not the one the weights were trained with.
         """
         place = shipped_teacher(model) or model
         has_own_weights = place.startswith(("local-dir:", "hf-hub:"))
@@ -147,6 +149,8 @@ class HookedViT(HookedRootModule):
                 f'is "{pretrained}"; model "{model}" carries its own weights, expected none.',
             )
         _check_activation(place, pretrained)
+        if pretrained is not None:
+            check_listed(place)
         if has_own_weights:
             check_teacher_files(place)
         what = f'"{model}" with the weights "{pretrained}"'
@@ -171,6 +175,56 @@ class HookedViT(HookedRootModule):
                 preprocess=preprocess,
                 tokenizer=load_tokenizer(place),
             )
+
+    @classmethod
+    def from_timm(
+        cls,
+        name: str,
+        pretrained: str | None = None,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> HookedViT:
+        """Load a plain ViT of timm in fp32, with its classifier and its preprocessing.
+
+        Args:
+            name: timm's name of the architecture ("vit_small_patch14_reg4_dinov2").
+            pretrained: a tag of timm ("lvd142m"), or a weights file; None leaves random weights.
+            image_size: of images in pixels, where it is not the model's; timm interpolates
+                positions.
+            device: the device that the model is put on.
+
+        Raises:
+            InputError: an unknown name or tag, an architecture that does not fit (before anything
+                is downloaded), or weights that are missing, unreadable or of another model.
+        """
+        from vit_clt.hooks.towers.load_timm import PREFIX, load_timm
+
+        loaded, preprocess = load_timm(name, pretrained, image_size)
+        return cls(
+            loaded.to(device), model=PREFIX + name, pretrained=pretrained, preprocess=preprocess
+        )
+
+    @classmethod
+    def load(
+        cls, model: str, pretrained: str | None = None, *, device: str | torch.device = "cpu"
+    ) -> HookedViT:
+        """Load a ViT by the name that a CLT records: `from_timm` or `from_open_clip`.
+
+        Args:
+            model: `timm:NAME` or `timm:NAME:CHECKPOINT`, or a name of `from_open_clip`.
+            pretrained: a tag or a weights file; None leaves random weights.
+            device: the device that the model is put on.
+
+        Raises:
+            InputError: what the loader of the name refuses, or a checkpoint that is named twice.
+        """
+        if not model.startswith("timm:"):
+            return cls.from_open_clip(model, pretrained, device=device)
+        from vit_clt.hooks.towers.load_timm import PREFIX, split_name
+
+        name, pretrained = split_name(model, pretrained)
+        return cls.from_timm(name.removeprefix(PREFIX), pretrained, device=device)
 
     # ---- running ----------------------------------------------------------------------------
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import open_clip
 import pandas as pd
@@ -44,6 +46,43 @@ def tiny_clip(seed: int = 0, **vision: object) -> torch.nn.Module:
             elif "visual" in name and name.endswith("bias"):
                 parameter.data.normal_(std=0.1)
     return clip
+
+
+TINY_TIMM = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
+"""The size of tiny timm models: 3 layers, width 16, 16 patches of 4x4 on 16x16 images."""
+
+
+def tiny_timm(name: str, seed: int = 0, **options: object) -> torch.nn.Module:
+    """A random and frozen timm model of this architecture, small, with every part of it at work."""
+    import timm
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = timm.create_model(name, **{**TINY_TIMM, "num_classes": 5, **options}).eval()
+        return _stirred(model)
+
+
+def tiny_timm_clip(name: str, pool: str, proj: str | None) -> torch.nn.Module:
+    """A random and frozen CLIP of open_clip whose vision tower is a small timm model."""
+    import timm
+
+    vision = {"timm_model_name": name, "timm_pool": pool, "timm_proj": proj, "image_size": 16}
+    small = partial(timm.create_model, **TINY_TIMM)
+    with torch.random.fork_rng(), patch.object(timm, "create_model", small):
+        torch.manual_seed(0)
+        clip = open_clip.CustomTextCLIP(
+            16, vision, {**TINY["text_cfg"], "width": 16}, init_logit_bias=-10.0
+        )
+    _stirred(clip.visual)
+    return clip.eval().requires_grad_(False)
+
+
+def _stirred(model: torch.nn.Module) -> torch.nn.Module:
+    """The model, frozen, with noise on every parameter: none is left at 0 or 1."""
+    model.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim < 2 else 0.1))
+    return model
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:

@@ -22,7 +22,7 @@ def tower_of(model: nn.Module, recorder: Recorder) -> Tower:
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     visual = getattr(model, "visual", model)
-    trunk = getattr(visual, "trunk", visual)
+    trunk = getattr(visual, "trunk", visual)  # what open_clip's TimmModel is built around
     # a family is imported only where its library made the model
     library, name = type(trunk).__module__.partition(".")[0], type(trunk).__name__
     if library == "open_clip" and name == "VisionTransformer":
