@@ -24,6 +24,7 @@ from vit_clt.hooks.teacher_files import check_teacher_files
 from vit_clt.hooks.tokenizers import load_tokenizer
 from vit_clt.hooks.towers.base import Tower
 from vit_clt.hooks.towers.find import tower_of
+from vit_clt.hooks.towers.names import TIMM, split_name
 from vit_clt.hooks.towers.open_clip_names import check_listed
 from vit_clt.inputs import reading
 from vit_clt.teachers import shipped_teacher
@@ -198,11 +199,11 @@ class HookedViT(HookedRootModule):
             InputError: an unknown name or tag, an architecture that does not fit (before anything
                 is downloaded), or weights that are missing, unreadable or of another model.
         """
-        from vit_clt.hooks.towers.load_timm import PREFIX, load_timm
+        from vit_clt.hooks.towers.load_timm import load_timm
 
         loaded, preprocess = load_timm(name, pretrained, image_size)
         return cls(
-            loaded.to(device), model=PREFIX + name, pretrained=pretrained, preprocess=preprocess
+            loaded.to(device), model=TIMM + name, pretrained=pretrained, preprocess=preprocess
         )
 
     @classmethod
@@ -219,12 +220,10 @@ class HookedViT(HookedRootModule):
         Raises:
             InputError: what the loader of the name refuses, or a checkpoint that is named twice.
         """
-        if not model.startswith("timm:"):
-            return cls.from_open_clip(model, pretrained, device=device)
-        from vit_clt.hooks.towers.load_timm import PREFIX, split_name
-
         name, pretrained = split_name(model, pretrained)
-        return cls.from_timm(name.removeprefix(PREFIX), pretrained, device=device)
+        if name.startswith(TIMM):
+            return cls.from_timm(name.removeprefix(TIMM), pretrained, device=device)
+        return cls.from_open_clip(name, pretrained, device=device)
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -419,6 +418,7 @@ class HookedViT(HookedRootModule):
             hook_in=HOOK_IN,
             hook_out=HOOK_OUT,
             weights_sha256=self._weights_sha256(),
+            family=self.cfg.family,
         )
 
     def _weights_sha256(self) -> str:

@@ -18,6 +18,14 @@ from transformer_lens.hook_points import HookPoint
 from vit_clt.choices import Region, TokenKind, check_choice
 from vit_clt.errors import InputError
 
+ROW_GROUPS: dict[TokenKind, list[int]] = {
+    "cls": [0],
+    "patch": [1],
+    "register": [2],
+    "all": [0, 1, 2],
+}
+"""The groups of rows that sums are kept of: 0 the CLS row, 1 patch rows, 2 register rows."""
+
 
 @dataclass(frozen=True)
 class TokenRows:
@@ -44,6 +52,23 @@ class TokenRows:
         """The kinds of rows that this model has."""
         has = {"cls": self.has_cls, "register": self.n_registers > 0}
         return [kind for kind in get_args(TokenKind) if has.get(kind, True)]
+
+    def having(self, kinds: Iterable[TokenKind]) -> list[TokenKind]:
+        """Those of these kinds that this model has."""
+        return [kind for kind in kinds if kind in self.kinds]
+
+    @property
+    def groups(self) -> Int[Tensor, " token"]:
+        """The group of every row, a number of `ROW_GROUPS`."""
+        groups = torch.ones(self.n_tokens, dtype=torch.long)
+        groups[: self.first_patch] = 2
+        groups[: int(self.has_cls)] = 0
+        return groups
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of rows of an image in each group."""
+        return int(self.has_cls), self.n_tokens - self.first_patch, self.n_registers
 
     def patch(self, i: int, j: int) -> int:
         """The row of the patch that is `i` from above and `j` from the left."""
@@ -80,9 +105,18 @@ def token_rows(tokens: TokenKind, rows: TokenRows | None = None) -> slice:
     return kinds[tokens]
 
 
+def rows_of(point: HookPoint) -> TokenRows:
+    """The token rows of the `HookedViT` that a hook point belongs to."""
+    return point.__dict__["rows"]
+
+
 def rows_at(point: HookPoint, tokens: TokenKind) -> slice:
-    """`token_rows` at a hook point of a `HookedViT`, which knows the rows of its model."""
-    return token_rows(tokens, getattr(point, "rows", None))
+    """The rows of a kind at a hook point of a `HookedViT`.
+
+    Raises:
+        InputError: an unknown kind, or one that the model does not have.
+    """
+    return token_rows(tokens, rows_of(point))
 
 
 def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
@@ -104,46 +138,47 @@ def layer_list(layers: int | Iterable[int], n_layers: int) -> list[int]:
     return sorted({layer % n_layers for layer in layers})
 
 
-def patch_rows_unread(layer: int, n_layers: int, pools_cls: bool) -> bool:
-    """Whether no patch row of this layer's MLP output can reach the embedding.
+def rows_unread(tokens: TokenKind, layer: int, n_layers: int, pools_cls: bool) -> bool:
+    """Whether none of these rows of this layer's MLP output can reach the embedding.
 
-    This holds at the last layer of a model that pools the class token (`vit.cfg.pools_cls`): no
-    attention follows, and the final LayerNorm works row by row.
+    This holds for patch and register rows at the last layer of a model that pools the class token
+    (`vit.cfg.pools_cls`): no attention follows, and the final LayerNorm works row by row.
     """
-    return pools_cls and layer == n_layers - 1
+    return tokens in ("patch", "register") and pools_cls and layer == n_layers - 1
 
 
 REGION_NAMES: dict[Region, str] = {
     "all": "all rows",
     "cls": "CLS rows",
+    "register": "register rows",
     "patch": "patch rows",
     "left_half": "left half",
     "right_half": "right half",
 }
 
 
-def region_rows(region: Region, grid: tuple[int, int]) -> Int[Tensor, " row"]:
-    """The rows of a region as indices of the token axis, CLS first.
+def region_rows(region: Region, rows: TokenRows) -> Int[Tensor, " row"]:
+    """The rows of a region as indices of the token axis, ascending.
 
     A middle column of patches belongs to the left half, so that a grid of one column has no right
     half.
 
     Args:
         region: the region.
-        grid: number of patches down and across (`vit.cfg.patch_grid`).
+        rows: the rows of the model (`vit.cfg.rows`).
 
     Raises:
-        InputError: an unknown region, or one without patches.
+        InputError: an unknown region, or one that the model does not have.
     """
     check_choice("region", region, get_args(Region))
-    n_patches = grid[0] * grid[1]
-    if region in ("all", "cls"):
-        return torch.arange(1 + n_patches if region == "all" else 1)
-    patches = 1 + torch.arange(n_patches).view(grid)
-    left = -(-grid[1] // 2)
-    halves = {"patch": patches, "left_half": patches[:, :left], "right_half": patches[:, left:]}
-    if not halves[region].numel():
+    everything = torch.arange(rows.n_tokens)
+    if region != "left_half" and region != "right_half":
+        return everything[token_rows(region, rows)]
+    patches = everything[rows.first_patch :].view(rows.grid)
+    left = -(-rows.grid[1] // 2)
+    half = patches[:, :left] if region == "left_half" else patches[:, left:]
+    if not half.numel():
         raise InputError(
-            "region", f'is "{region}"; a grid of {grid[1]} column has no such patches.'
+            "region", f'is "{region}"; a grid of {rows.grid[1]} column has no such patches.'
         )
-    return halves[region].flatten()
+    return half.flatten()

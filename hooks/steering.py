@@ -26,7 +26,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.points import FwdHooks
 from vit_clt.hooks.replacement import check_fits, replace_mlps
-from vit_clt.hooks.rows import layer_list, token_rows
+from vit_clt.hooks.rows import TokenRows, layer_list, rows_of, token_rows
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 Rows = TokenKind | tuple[int, ...]
@@ -65,22 +65,27 @@ class Edit:
         if not isfinite(self.value):
             raise InputError("value", f"is {self.value}; expected a finite number.")
         _check_numbers("feature", self.features)
-        check_rows(self.tokens)
+        _check_rows_of_any(self.tokens)
 
     @property
     def features(self) -> tuple[int, ...]:
         """The features as a tuple."""
         return (self.feature,) if isinstance(self.feature, int) else self.feature
 
-    def apply(self, z: Float[Tensor, "batch token edited"]) -> Float[Tensor, "batch token edited"]:
+    def apply(
+        self, z: Float[Tensor, "batch token edited"], rows: TokenRows
+    ) -> Float[Tensor, "batch token edited"]:
         """A copy of the codes z of `features` on all rows, edited on the rows of `tokens`.
 
+        Args:
+            z: the codes.
+            rows: the rows of the model (`vit.cfg.rows`).
+
         Raises:
-            InputError: a row out of range.
+            InputError: rows that the model does not have.
         """
-        check_rows(self.tokens, z.shape[1])
-        rows = row_index(self.tokens)
-        old = z[:, rows]
+        index = row_index(self.tokens, rows)
+        old = z[:, index]
         if self.kind == "scale":
             new = self.value * old
         else:
@@ -88,7 +93,7 @@ class Edit:
             if self.only_active:
                 new = torch.where(old != 0, new, old)
         edited = z.clone()
-        edited[:, rows] = new
+        edited[:, index] = new
         return edited
 
 
@@ -123,7 +128,7 @@ def steer(
     n = vit.cfg.n_layers
     edits = [edits] if isinstance(edits, Edit) else list(edits)
     replaced = layer_list(range(n) if layers is None else layers, n)
-    check_edits(clt, edits, layers=replaced, tokens=tokens, n_tokens=vit.cfg.n_tokens)
+    check_edits(clt, edits, layers=replaced, tokens=tokens, rows=vit.cfg.rows)
     with (
         replace_mlps(vit, clt, layers=replaced, tokens=tokens, error_node=error_node),
         vit.hooks(fwd_hooks=steering_hooks(edits)),
@@ -154,7 +159,7 @@ def check_edits(
     *,
     layers: Sequence[int],
     tokens: TokenKind = "all",
-    n_tokens: int,
+    rows: TokenRows,
 ) -> None:
     """Refuse edits that cannot be made, or that could change nothing.
 
@@ -163,12 +168,12 @@ def check_edits(
         edits: the edits.
         layers: layers whose MLPs the CLT replaces.
         tokens: token rows that it replaces.
-        n_tokens: number of token rows of the model.
+        rows: the rows of the model.
 
     Raises:
         InputError: as `steer`.
     """
-    _check_apart(edits)
+    _check_apart(edits, rows)
     config = clt.config
     for edit in edits:
         if edit.layer >= config.n_layers:
@@ -177,7 +182,7 @@ def check_edits(
                 f"hold layer {edit.layer}; expected layers from 0 to {config.n_layers - 1}.",
             )
         check_feature(edit.layer, max(edit.features), config.n_features)
-        check_rows(edit.tokens, n_tokens)
+        check_rows(edit.tokens, rows)
         targets = config.targets(edit.layer)
         if not any(l in targets for l in layers):
             written = f"{targets[0]} to {targets[-1]}" if len(targets) > 1 else f"{targets[0]}"
@@ -186,7 +191,7 @@ def check_edits(
                 f"hold layer {edit.layer}, whose features write to layer {written}; expected "
                 f"one of them among the replaced layers, {', '.join(map(str, layers))}.",
             )
-        if _shared_row(edit.tokens, tokens) is None:
+        if _shared_row(edit.tokens, tokens, rows) is None:
             raise InputError(
                 "edits",
                 f"hold tokens {_rows_text(edit.tokens)}; expected rows that are replaced, "
@@ -207,41 +212,54 @@ def check_feature(layer: int, feature: int, n_features: int) -> None:
         )
 
 
-def check_rows(tokens: Rows, n_tokens: int | None = None) -> None:
-    """Refuse rows that a model of `n_tokens` token rows does not have; None is for any model.
+def check_rows(tokens: Rows, rows: TokenRows) -> None:
+    """Refuse rows that a model does not have.
 
     Raises:
-        InputError: an unknown kind, no row, a row given twice, or one out of range.
+        InputError: an unknown kind, no row, a row given twice, or one that the model lacks.
     """
+    _check_rows_of_any(tokens)
     if isinstance(tokens, str):
-        token_rows(tokens)
-        return
-    _check_numbers("tokens", tokens)
-    if n_tokens is not None and max(tokens) >= n_tokens:
-        raise InputError("tokens", f"hold row {max(tokens)}; expected rows 0 to {n_tokens - 1}.")
+        token_rows(tokens, rows)
+    elif max(tokens) >= rows.n_tokens:
+        raise InputError(
+            "tokens", f"hold row {max(tokens)}; expected rows 0 to {rows.n_tokens - 1}."
+        )
 
 
-def row_index(tokens: Rows) -> slice | list[int]:
-    """The rows as a slice or list that indexes the token axis."""
-    return token_rows(tokens) if isinstance(tokens, str) else list(tokens)
+def row_index(tokens: Rows, rows: TokenRows) -> slice | list[int]:
+    """The rows of a model as a slice or list that indexes the token axis.
+
+    Raises:
+        InputError: rows that the model does not have.
+    """
+    check_rows(tokens, rows)
+    return token_rows(tokens, rows) if isinstance(tokens, str) else list(tokens)
+
+
+def _check_rows_of_any(tokens: Rows) -> None:
+    if isinstance(tokens, str):
+        check_choice("tokens", tokens, get_args(TokenKind))
+    else:
+        _check_numbers("tokens", tokens)
 
 
 def _edit(codes: Tensor, hook: HookPoint, edits: Sequence[Edit]) -> Tensor:
     # edited in a copy, because a hook that fired before may have kept the codes
-    edited = codes.clone()
+    edited, rows = codes.clone(), rows_of(hook)
     for edit in edits:
         check_feature(edit.layer, max(edit.features), codes.shape[-1])
         features = list(edit.features)
-        edited[..., features] = edit.apply(edited[..., features])
+        edited[..., features] = edit.apply(edited[..., features], rows)
     return edited
 
 
-def _check_apart(edits: Sequence[Edit]) -> None:
+def _check_apart(edits: Sequence[Edit], rows: TokenRows | None = None) -> None:
     if not edits:
         raise InputError("edits", "is empty; expected at least one.")
     for a, b in combinations(edits, 2):
         both = set(a.features) & set(b.features) if a.layer == b.layer else ()
-        row = _shared_row(a.tokens, b.tokens) if both else None
+        row = _shared_row(a.tokens, b.tokens, rows) if both else None
         if row is not None:
             raise InputError(
                 "edits",
@@ -250,12 +268,17 @@ def _check_apart(edits: Sequence[Edit]) -> None:
             )
 
 
-def _shared_row(a: Rows, b: Rows) -> int | None:
-    """A row that is in both, or None."""
-    kinds = {"cls": range(1), "patch": range(1, _ROW_LIMIT), "all": range(_ROW_LIMIT)}
-    shorter, longer = (kinds[rows] if isinstance(rows, str) else rows for rows in (a, b))
-    if len(shorter) > len(longer):
-        shorter, longer = longer, shorter
+def _shared_row(a: Rows, b: Rows, rows: TokenRows | None = None) -> int | None:
+    """A row that is in both, or None; of a model that is not known, one with CLS and patches."""
+    within = range(_ROW_LIMIT if rows is None else rows.n_tokens)
+
+    def numbers(tokens: Rows) -> Sequence[int]:
+        known = rows or TokenRows(has_cls=True, n_registers=0, grid=(1, 1))
+        if not isinstance(tokens, str):
+            return tokens
+        return within[token_rows(tokens, known)] if tokens in known.kinds else ()
+
+    shorter, longer = sorted((numbers(a), numbers(b)), key=len)
     # this is quick: the shorter has a few numbers, or the longer has its first row
     return next((row for row in shorter if row in longer), None)
 

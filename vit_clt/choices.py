@@ -25,7 +25,7 @@ Unreadable = Literal["stop", "skip"]
 
 # the ViT
 TokenKind = Literal["cls", "register", "patch", "all"]
-Region = Literal["all", "cls", "patch", "left_half", "right_half"]
+Region = Literal["all", "cls", "register", "patch", "left_half", "right_half"]
 """Rows by place: a `TokenKind`, or one half of the patch grid."""
 Inputs = Literal["stream", "teacher"]
 """The pass that the codes of a replacement come from: the live stream, or a clean pass."""

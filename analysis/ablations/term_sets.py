@@ -36,7 +36,7 @@ from vit_clt.hooks import (
 from vit_clt.hooks.interventions import overwrite_rows
 from vit_clt.hooks.passes.clean import CleanPass, Keep
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID
-from vit_clt.hooks.rows import patch_rows_unread
+from vit_clt.hooks.rows import rows_unread
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import Outcome, ZeroShot
 
@@ -109,7 +109,7 @@ class TermSets:
     @property
     def no_op(self) -> bool:
         """Whether these rows cannot reach the output."""
-        return self.tokens == "patch" and self._only_cls_is_read
+        return self._rows_unread(self.tokens)
 
     @torch.no_grad()
     def read(self, plans: Mapping[str, Kept]) -> Readings:
@@ -169,14 +169,13 @@ class TermSets:
             "no_op": self.no_op,
         }
 
-    @property
-    def _only_cls_is_read(self) -> bool:
-        # whether only the class token's row of what the targets put out reaches the output
-        return patch_rows_unread(self.targets[0], self.vit.cfg.n_layers, self.vit.cfg.pools_cls)
+    def _rows_unread(self, tokens: TokenKind) -> bool:
+        cfg = self.vit.cfg
+        return rows_unread(tokens, self.targets[0], cfg.n_layers, cfg.pools_cls)
 
     @property
     def _one_row(self) -> bool:
-        return self.tokens == "cls" and self._only_cls_is_read
+        return self.tokens == "cls" and self._rows_unread("patch")
 
     def _masks(self, sets: Sequence[Kept]) -> dict[int, Tensor]:
         # by target "set source", 1 where the source is kept

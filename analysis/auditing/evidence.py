@@ -36,7 +36,7 @@ from vit_clt.choices import Fill, ScoreKind, TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
-from vit_clt.hooks.rows import patch_rows_unread
+from vit_clt.hooks.rows import rows_unread
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
 
@@ -223,10 +223,10 @@ def check_question(
         raise InputError(
             name, f"is {k}; layer {layer} has {layer + 1} sources, expected 1 to {layer}."
         )
-    if tokens == "patch" and patch_rows_unread(layer, n, vit.cfg.pools_cls):
+    if rows_unread(tokens, layer, n, vit.cfg.pools_cls):
         raise InputError(
             "tokens",
-            "is patch at the last layer, whose rows cannot reach the output; expected "
+            f"is {tokens} at the last layer, whose rows cannot reach the output; expected "
             "another target or cls.",
         )
 

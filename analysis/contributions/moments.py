@@ -28,19 +28,12 @@ from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.activations import capture
-from vit_clt.hooks.rows import TokenRows
+from vit_clt.hooks.rows import ROW_GROUPS, TokenRows
 from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 KEPT_BYTES = 2**31
 """The most bytes of codes kept between the passes, over all CLTs (CIFAR-10: 0.3 MB an image)."""
-GROUPS: dict[TokenKind, list[int]] = {
-    "cls": [0],
-    "patch": [1],
-    "register": [2],
-    "all": [0, 1, 2],
-}
-"""The row groups, 0 for the CLS row, 1 for patch and 2 for register rows, of each token kind."""
 # Rows whose ||y^||^2 is below this share of its running mean are decided on with the final mean.
 _SUSPECT = 1e-6
 
@@ -51,7 +44,7 @@ class SuspectRow:
 
     image: int
     group: int
-    """A number of `GROUPS`."""
+    """A number of `ROW_GROUPS`."""
     yy: float
     ratio: Float[Tensor, " source"]
     bias_ratio: float
@@ -122,7 +115,7 @@ class TargetMoments:
             self.suspects.append(
                 SuspectRow(
                     first + image,
-                    _group_of(token, self.rows),
+                    int(self.rows.groups[token]),
                     float(yy[image, token]),
                     ratio[row].cpu(),
                     float(bias_ratio[image, token]),
@@ -172,15 +165,10 @@ class ContributionMoments:
         """Number of images."""
         return len(self.labels)
 
-    @property
-    def rows_of_group(self) -> tuple[int, int, int]:
-        """Number of rows of an image in each group."""
-        return _rows_of_group(self.rows)
-
     def mean_l0(self, tokens: TokenKind, images: Int[Tensor, " image"]) -> float:
         """L0, active features a token row and layer, of these images on rows of a token kind."""
-        groups = GROUPS[tokens]
-        n_rows = sum(self.rows_of_group[g] for g in groups) * len(images) * len(self.targets)
+        groups = ROW_GROUPS[tokens]
+        n_rows = sum(self.rows.sizes[g] for g in groups) * len(images) * len(self.targets)
         return float(self.active[:, images][..., groups].sum() / n_rows)
 
 
@@ -242,7 +230,7 @@ def compared_moments(
                 kept.append(batch)
             bar.update(batch.size)
         assert sums is not None
-        rows = _rows_of_group(cfg.rows)
+        rows = cfg.rows.sizes
         means = _kind_means(sums, rows, n)
         variation = {kind: torch.zeros(cfg.n_layers, n, dtype=torch.float64) for kind in means}
         for batch in _batches(vit, clts, data, kept):
@@ -319,7 +307,7 @@ def _kind_means(
     """By token kind, its groups of rows and the mean y over their rows, "layer d_model"."""
     return {
         kind: (groups, sums[:, groups].sum(1) / (n_images * sum(rows[g] for g in groups)))
-        for kind, groups in GROUPS.items()
+        for kind, groups in ROW_GROUPS.items()
         if any(rows[g] for g in groups)
     }
 
@@ -340,17 +328,6 @@ def by_group(values: Float[Tensor, "*axes token"], rows: TokenRows) -> Float[Ten
 
 def _parts(values: Tensor, rows: TokenRows, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of each group along the axis `dim`."""
-    n_cls, n_patches, n_registers = _rows_of_group(rows)
+    n_cls, n_patches, n_registers = rows.sizes
     cls, registers, patches = values.split([n_cls, n_registers, n_patches], dim)
     return cls, patches, registers
-
-
-def _rows_of_group(rows: TokenRows) -> tuple[int, int, int]:
-    n_cls = int(rows.has_cls)
-    return n_cls, rows.n_tokens - rows.first_patch, rows.n_registers
-
-
-def _group_of(token: int, rows: TokenRows) -> int:
-    if token >= rows.first_patch:
-        return 1
-    return 0 if token == 0 and rows.has_cls else 2

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_clt.analysis.contributions.moments import GROUPS, ContributionMoments
+from vit_clt.analysis.contributions.moments import ContributionMoments
 from vit_clt.choices import Reduce, ScoreKind, TokenKind
+from vit_clt.hooks.rows import ROW_GROUPS
 
 REDUCIBLE: tuple[ScoreKind, ...] = ("projection", "norm")
 """Kinds that can be averaged either way; the others are ratios of means by definition."""
@@ -40,8 +41,8 @@ def score_parts(
 ) -> ScoreParts:
     """The summands of one score at one target layer, over the rows of a token kind."""
     sums = moments.targets[target]
-    groups = GROUPS[tokens]
-    n_rows = sum(moments.rows_of_group[g] for g in groups)
+    groups = ROW_GROUPS[tokens]
+    n_rows = sum(moments.rows.sizes[g] for g in groups)
 
     def over_rows(values: Tensor) -> Tensor:
         return values[..., groups].sum(-1)

@@ -160,7 +160,7 @@ def score_study(
     clts: Mapping[str, CrossLayerTranscoder],
     data: ImageData,
     *,
-    tokens: Sequence[TokenKind] = ("cls", "patch"),
+    tokens: Sequence[TokenKind] | None = None,
     kinds: Sequence[ScoreKind] = ("projection", "centred"),
     label: int | str | None = None,
     image: int | None = None,
@@ -173,7 +173,8 @@ def score_study(
         vit: the teacher.
         clts: its transcoders by name.
         data: the images.
-        tokens: kinds of rows scored, one above the other in figures.
+        tokens: kinds of rows scored, one above the other in figures; by default "cls" and "patch",
+            or the one that the model has.
         kinds: kinds of score that are drawn; `centred` is left out where there is one image.
         label: score only the images of this class, a number or a name.
         image: score only the image of this number.
@@ -183,6 +184,7 @@ def score_study(
     Raises:
         InputError: as `contribution_scores`, or there is no kind to draw.
     """
+    tokens = vit.cfg.rows.having(("cls", "patch")) if tokens is None else tokens
     for token_kind in tokens:
         token_rows(token_kind, vit.cfg.rows)
     check_image_choice(label, image, data.class_names, len(data))

@@ -80,7 +80,7 @@ def clamp(
     check_prepared(vit, data)
     check_prepared(vit, mean_data)
     sets = compared_sets(clt, group, randoms)
-    rows = region_rows(region, vit.cfg.patch_grid)
+    rows = region_rows(region, vit.cfg.rows)
     origin, kept = (factor_values(data, name) for name in (factor, other))
     labels = torch.cat([batch_labels for _, batch_labels in data])
     zs.check_labels(labels)

@@ -149,7 +149,7 @@ def _values(
     progress: bool,
 ) -> tuple[dict[int, csr_array], dict[int, Float[np.ndarray, " feature"]], np.ndarray]:
     """Per layer the features' values "image feature" and rates of activity a row; the labels."""
-    rows = region_rows(region, vit.cfg.patch_grid)
+    rows = region_rows(region, vit.cfg.rows)
     growing = {s: SparseRows(clt.config.n_features) for s in layers}
     active = {s: np.zeros(clt.config.n_features) for s in layers}
     labels: list[Tensor] = []

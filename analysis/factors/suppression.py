@@ -195,7 +195,7 @@ def suppress(
     check_fits(vit, clt)
     check_prepared(vit, data)
     sets = compared_sets(clt, group, randoms)
-    rows = region_rows(region, vit.cfg.patch_grid)
+    rows = region_rows(region, vit.cfg.rows)
     edits = {
         name: [
             Edit(s, tuple(features.tolist()), "scale", 0, tuple(rows.tolist()))

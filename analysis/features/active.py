@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vit_clt.hooks.rows import ROW_GROUPS
 from vit_clt.kernels.codes import Codes
 
 
@@ -54,8 +55,9 @@ def active_codes(codes: Codes) -> ActiveCodes:
     )
 
 
-CLS, PATCH = 0, 1
-"""The kinds of token rows, as the first axis of counts."""
+CLS, PATCH = ROW_GROUPS["cls"][0], ROW_GROUPS["patch"][0]
+"""The groups of token rows that are shown, as places of the first axis of counts."""
+N_GROUPS = len(ROW_GROUPS["all"])
 
 
 class FeatureCounts:
@@ -63,26 +65,24 @@ class FeatureCounts:
 
     Args:
         n_features: F.
-        cls_at: place of the class token among an image's rows, None where it is not among them.
+        groups: the group of every row that is counted, a number of `ROW_GROUPS`.
     """
 
     rows: Int[Tensor, "kind feature"]
     images: Int[Tensor, " feature"]
     """Images with one active row or more."""
 
-    def __init__(self, n_features: int, cls_at: int | None):
-        self.cls_at = cls_at
-        self.rows = torch.zeros(2, n_features, dtype=torch.int64)
+    def __init__(self, n_features: int, groups: Int[Tensor, " token"]):
+        self.groups = groups
+        self.rows = torch.zeros(N_GROUPS, n_features, dtype=torch.int64)
         self.images = torch.zeros(n_features, dtype=torch.int64)
 
     def kinds(self, active: ActiveCodes) -> Int[Tensor, " entry"]:
-        """Whether each active entry lies on a CLS row (0) or another one (1)."""
-        if self.cls_at is None:
-            return torch.full_like(active.features, PATCH)
-        return (active.tokens != self.cls_at).long()
+        """The group of the row that each active entry lies on."""
+        return self.groups.to(active.tokens.device)[active.tokens]
 
     def add(self, active: ActiveCodes, of_images: Float[Tensor, "image feature"]) -> None:
         """A batch's active entries, and `active.of_images()`."""
         at = self.kinds(active) * active.n_features + active.features
-        self.rows += torch.bincount(at, minlength=self.rows.numel()).cpu().view(2, -1)
+        self.rows += torch.bincount(at, minlength=self.rows.numel()).cpu().view(N_GROUPS, -1)
         self.images += (of_images != 0).sum(0).cpu()

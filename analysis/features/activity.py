@@ -20,6 +20,7 @@ from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, Rows
 from vit_clt.hooks.points import HOOK_IN
+from vit_clt.hooks.rows import TokenRows
 from vit_clt.hooks.steering import row_index
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -105,13 +106,11 @@ class FeatureActivity:
 class ActivitySums:
     """Gathers `FeatureActivity` batch by batch."""
 
-    def __init__(self, layers: Collection[int], n_features: int, tokens: Rows):
+    def __init__(self, layers: Collection[int], n_features: int, tokens: Rows, rows: TokenRows):
         self.n_features = n_features
-        if isinstance(tokens, str):
-            cls_at = None if tokens == "patch" else 0
-        else:
-            cls_at = tokens.index(0) if 0 in tokens else None
-        self._counts = {s: FeatureCounts(n_features, cls_at) for s in layers}
+        groups = rows.groups[row_index(tokens, rows)]
+        self._has_cls = CLS in groups.tolist()
+        self._counts = {s: FeatureCounts(n_features, groups) for s in layers}
         # sum of z, sum of |z|, sum of |z| over CLS rows
         self._sums = {s: np.zeros((3, n_features)) for s in layers}
         self._n_rows = dict.fromkeys(layers, 0)
@@ -140,7 +139,7 @@ class ActivitySums:
                 n_images=self._n_images[s],
                 cls_fired=self._counts[s].rows[CLS].numpy(),
                 cls_size=cls_size,
-                has_cls=self._counts[s].cls_at is not None,
+                has_cls=self._has_cls,
             )
             for s, (total, size, cls_size) in self._sums.items()
         }
@@ -175,9 +174,9 @@ def feature_activity(
         tokens: rows counted.
         progress: show a progress bar.
     """
-    sums = ActivitySums(layers, clt.config.n_features, tokens)
+    sums = ActivitySums(layers, clt.config.n_features, tokens, vit.cfg.rows)
     names = {s: HOOK_IN.format(l=s) for s in layers}
-    rows = row_index(tokens)
+    rows = row_index(tokens, vit.cfg.rows)
     n_batches = -(-len(data) // data.batch_size)
     for images, _ in tqdm(data, "typical activations", n_batches, disable=not progress):
         cache = vit.clean_cache(images.to(clt.b_dec.device), list(names.values()))

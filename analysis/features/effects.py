@@ -129,8 +129,8 @@ def contrast_effects(
     held and all norms differentiated (`FrozenPass`): the first order of a small change of z.
     """
     config = clt.config
-    layers, rows = range(config.n_layers), row_index(tokens)
-    sums = ActivitySums(layers, config.n_features, tokens)
+    layers, rows = range(config.n_layers), row_index(tokens, vit.cfg.rows)
+    sums = ActivitySums(layers, config.n_features, tokens, vit.cfg.rows)
     effects = np.zeros((config.n_layers, config.n_features))
     direction = contrast_weights(zs, label)
     n_batches = -(-len(data) // data.batch_size)

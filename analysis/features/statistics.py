@@ -194,7 +194,7 @@ class FeatureStatistics(Study):
                     patch_rate=rates[PATCH],
                     active_images=int(tally.counts.images[feature]),
                     edges=edges,
-                    counts=counts,
+                    counts=counts[[CLS, PATCH]],
                     top=[examples[row] for row in top[address]],
                     ranges=[
                         ActivationRange(low, high, [examples[row] for row in rows])
@@ -248,8 +248,7 @@ class FeatureStatistics(Study):
 
     def _row_counts(self) -> Float[np.ndarray, " kind"]:
         """Number of token rows of each kind; NaN for a kind that the model does not have."""
-        n_cls = int(self.vit.cfg.rows.has_cls)
-        counts = np.array([n_cls, self.vit.cfg.n_tokens - n_cls]) * float(self.n_images)
+        counts = np.array(self.vit.cfg.rows.sizes) * float(self.n_images)
         return np.where(counts, counts, np.nan)
 
     def _sizes(self, layer: int) -> Float[np.ndarray, "kind feature"]:
@@ -263,8 +262,8 @@ class FeatureStatistics(Study):
         sizes = self._sizes(layer)[:, feature]
         strengths = {}
         for l, norm in zip(self.clt.config.targets(layer), norms, strict=True):
-            cls, patch = (sizes * norm / self.norms[:, l]).tolist()
-            strengths[l] = cls, patch
+            strength = (sizes * norm / self.norms[:, l]).tolist()
+            strengths[l] = strength[CLS], strength[PATCH]
         return strengths
 
     def _effects(

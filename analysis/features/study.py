@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.analysis.features.active import CLS, PATCH, active_codes
+from vit_clt.analysis.features.active import N_GROUPS, active_codes
 from vit_clt.analysis.features.choice import (
     check_measured,
     check_selection,
@@ -26,8 +26,9 @@ from vit_clt.choices import Rule
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, check_fits, layer_list
+from vit_clt.hooks import HookedViT, check_fits, layer_list, token_rows
 from vit_clt.hooks.activations import capture
+from vit_clt.hooks.rows import ROW_GROUPS
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot, class_number
 
@@ -76,23 +77,23 @@ def feature_statistics(
             vit, clt, data, zs, sources, n_images=effect_images, progress=progress
         )
     turns = torch.from_numpy(np.random.default_rng(seed).permutation(n))
-    n_cls = int(cfg.rows.has_cls)
-    tallies = {s: FeatureTally(n_features, n_cls, top, turns) for s in sources}
-    squares = torch.zeros(2, cfg.n_layers, dtype=torch.float64)
+    tallies = {s: FeatureTally(n_features, cfg.rows, top, turns) for s in sources}
+    squares = torch.zeros(N_GROUPS, cfg.n_layers, dtype=torch.float64)
     labels: list[Tensor] = []
     done = 0
     with tqdm(total=n, desc="feature statistics", unit=" images", disable=not progress) as bar:
         for batch, batch_labels in data:
             activations = capture(vit, batch.to(clt.b_enc.device))
-            for kind, rows in ((CLS, slice(0, n_cls)), (PATCH, slice(n_cls, None))):
-                squares[kind] += activations.y[:, :, rows].double().square().sum((1, 2, 3)).cpu()
+            for kind in cfg.rows.kinds[:-1]:  # all but "all"
+                y = activations.y[:, :, token_rows(kind, cfg.rows)]
+                squares[ROW_GROUPS[kind]] += y.double().square().sum((1, 2, 3)).cpu()
             for s in sources:
                 tallies[s].add(active_codes(clt.encode(activations.x[s], layer=s)), done)
             labels.append(batch_labels.cpu())
             done += len(batch)
             bar.update(len(batch))
-    # 0 / 0 where there are no CLS rows
-    n_rows = torch.tensor([n_cls, cfg.n_tokens - n_cls], dtype=torch.float64) * n
+    # 0 / 0 for a group that the model does not have
+    n_rows = torch.tensor(cfg.rows.sizes, dtype=torch.float64) * n
     norms = (squares / n_rows[:, None]).sqrt().numpy()
     return FeatureStatistics(
         vit, clt, data, sources, tallies, norms, torch.cat(labels).numpy(), effects, top, seed

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from vit_clt.analysis.features.active import ActiveCodes, FeatureCounts
+from vit_clt.analysis.features.active import N_GROUPS, ActiveCodes, FeatureCounts
+from vit_clt.hooks.rows import TokenRows
 
 SAMPLE = 64
 """Images a feature keeps at random; of a feature active on no more, all."""
@@ -63,7 +64,7 @@ class FeatureTally:
 
     Args:
         n_features: F.
-        n_cls: class tokens an image, 1 or 0; they come first.
+        rows: the token rows of the model.
         top: images kept by largest |z|.
         turns: of every image its place in a random order of all: those with the lowest are the
             random ones, whatever order and batches they come in.
@@ -78,11 +79,11 @@ class FeatureTally:
     together: UInt8[np.ndarray, "feature byte"]
     """A bit for each image whose turn is below `TOGETHER`: is the feature active there?"""
 
-    def __init__(self, n_features: int, n_cls: int, top: int, turns: Int[Tensor, " image"]):
+    def __init__(self, n_features: int, rows: TokenRows, top: int, turns: Int[Tensor, " image"]):
         self._turns = turns
-        self.counts = FeatureCounts(n_features, 0 if n_cls else None)
-        self.magnitude = torch.zeros(2, n_features, dtype=torch.float64)
-        self.histograms = FoldingHistograms(2, n_features)
+        self.counts = FeatureCounts(n_features, rows.groups)
+        self.magnitude = torch.zeros(N_GROUPS, n_features, dtype=torch.float64)
+        self.histograms = FoldingHistograms(N_GROUPS, n_features)
         self.top = KeptImages(n_features, top)
         self.sample = KeptImages(n_features, SAMPLE)
         n_bytes = -(-min(TOGETHER, len(turns)) // 8)
@@ -93,8 +94,8 @@ class FeatureTally:
         features, values = active.features.cpu(), active.values.detach().float().cpu()
         kinds, n_features = self.counts.kinds(active).cpu(), active.n_features
         at = kinds * n_features + features
-        magnitudes = torch.bincount(at, values.abs().double(), 2 * n_features)
-        self.magnitude += magnitudes.view(2, -1)
+        magnitudes = torch.bincount(at, values.abs().double(), N_GROUPS * n_features)
+        self.magnitude += magnitudes.view(N_GROUPS, -1)
         self.histograms.add(kinds, features, values)
         of_images = active.of_images().detach().float().cpu().T
         self.counts.add(active, of_images.T)

@@ -27,7 +27,7 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.data.prompts import CIFAR_TEMPLATES
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list, token_rows
-from vit_clt.hooks.rows import patch_rows_unread
+from vit_clt.hooks.rows import rows_unread
 from vit_clt.metrics import Metric
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.zero_shot import ZeroShot
@@ -278,7 +278,7 @@ def surrogate_faithfulness(
         seed=seed,
         n=len(gathered),
         l0=gathered.l0,
-        no_op=tokens == "patch" and patch_rows_unread(layers[0], n_layers, vit.cfg.pools_cls),
+        no_op=rows_unread(tokens, layers[0], n_layers, vit.cfg.pools_cls),
     )
 
 

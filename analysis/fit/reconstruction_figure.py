@@ -34,16 +34,20 @@ def reconstruction_figure(result: Reconstruction) -> go.Figure:
     titles = [f"{ROW_NAMES[kind]} · {title}" for kind in kinds for _, title in _FIT]
     titles += [f"{ROW_NAMES['all']} · {title}" for _, title in _DEPTH]
     figure = make_subplots(
-        rows=4, cols=3, subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=0.075
+        rows=len(kinds) + 1,
+        cols=3,
+        subplot_titles=titles,
+        horizontal_spacing=0.08,
+        vertical_spacing=0.075,
     )
     for i, kind in enumerate(kinds, start=1):
         for column, (name, _) in enumerate(_FIT, start=1):
             _panel(figure, result, kind, name, i, column)
     for column, (name, _) in enumerate(_DEPTH, start=1):
-        _panel(figure, result, "all", name, 4, column)
+        _panel(figure, result, "all", name, len(kinds) + 1, column)
     figure.update_xaxes(dtick=1 if len(result.frame) <= 3 * 13 else 3)
-    figure.update_xaxes(title_text="layer", row=4)
-    height = 1100
+    figure.update_xaxes(title_text="layer", row=len(kinds) + 1)
+    height = 275 * (len(kinds) + 1)
     figure.update_layout(
         title={
             "text": f"Reconstruction per layer<br><sup>{result.data}, N = {result.n}, teacher "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.probing.places import PROBED_ROWS, ProbedRows, Stage
+from vit_clt.analysis.probing.places import ProbedRows, Stage
 from vit_clt.analysis.reporting.levels import LEVELS, Level, add_levels, add_points
 from vit_clt.analysis.reporting.style import SERIES, finish
 
@@ -23,6 +23,7 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 
 def probe_figure(result: Probes) -> go.Figure:
     """Accuracy and loss along the residual stream, and accuracy of x_l and y_l, by token kind."""
+    kinds = result.kinds
     rows = (
         "stream · accuracy (%)",
         "stream · loss (nats)",
@@ -30,12 +31,12 @@ def probe_figure(result: Probes) -> go.Figure:
     )
     figure = make_subplots(
         rows=3,
-        cols=2,
-        subplot_titles=[f"{PLACES[kind]}: {title}" for title in rows for kind in PROBED_ROWS],
+        cols=len(kinds),
+        subplot_titles=[f"{PLACES[kind]}: {title}" for title in rows for kind in kinds],
         horizontal_spacing=0.08,
         vertical_spacing=0.12,
     )
-    for column, kind in enumerate(PROBED_ROWS, start=1):
+    for column, kind in enumerate(kinds, start=1):
         add_stream(figure, result, kind, "top1", row=1, col=column, legend=column == 1)
         add_stream(figure, result, kind, "loss", row=2, col=column)
         _add_mlps(figure, result, kind, column)

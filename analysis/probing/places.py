@@ -15,7 +15,7 @@ from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST, RESID_PRE
-from vit_clt.hooks.rows import region_rows
+from vit_clt.hooks.rows import TokenRows, region_rows
 
 Stage = Literal["resid_pre", "resid_mid", "resid_post", "x", "y"]
 STAGE_POINTS: dict[Stage, str] = {
@@ -54,6 +54,7 @@ def probe_rows(
     stages = [
         (stage, l) for l in layers for stage in STAGE_POINTS if stage != "resid_pre" or l == 0
     ]
+    kinds = [kind for kind in PROBED_ROWS if kind in vit.cfg.rows.kinds]
     vectors: dict[Place, np.ndarray] = {}
     labels: list[Tensor] = []
     device = next(vit.parameters()).device
@@ -64,8 +65,8 @@ def probe_rows(
             cache = vit.clean_cache(images.to(device), list(names.values()))
             batch = slice(done, done + len(images))
             for (stage, l), name in names.items():
-                for tokens in PROBED_ROWS:
-                    rows = _pooled(cache[name], vit.cfg.patch_grid, tokens)
+                for tokens in kinds:
+                    rows = _pooled(cache[name], vit.cfg.rows, tokens)
                     if not rows.isfinite().all():
                         raise InputError(
                             f"{name} holds NaN or infinite values; expected finite activations."
@@ -81,11 +82,11 @@ def probe_rows(
 
 
 def _pooled(
-    values: Float[Tensor, "image token d_model"], grid: tuple[int, int], tokens: ProbedRows
+    values: Float[Tensor, "image token d_model"], rows: TokenRows, tokens: ProbedRows
 ) -> Float[Tensor, "image column"]:
     if tokens == "cls":
         return values[:, 0]
-    halves = [region_rows("left_half", grid)]
-    if grid[1] > 1:
-        halves.append(region_rows("right_half", grid))
-    return torch.cat([values[:, rows].double().mean(1).float() for rows in halves], 1)
+    halves = [region_rows("left_half", rows)]
+    if rows.grid[1] > 1:
+        halves.append(region_rows("right_half", rows))
+    return torch.cat([values[:, half].double().mean(1).float() for half in halves], 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from vit_clt.analysis.probing.places import Place
+from vit_clt.analysis.probing.places import PROBED_ROWS, Place, ProbedRows
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.readings import Reading
 from vit_clt.metrics import Metric
@@ -72,6 +72,12 @@ class Probes(Study):
     n_train: int
     seed: int
 
+    @property
+    def kinds(self) -> list[ProbedRows]:
+        """The kinds of rows that were read: those of `PROBED_ROWS` that the model has."""
+        read = {probe.place.tokens for probe in self.probes}
+        return [kind for kind in PROBED_ROWS if kind in read]
+
     def to_frame(self) -> pd.DataFrame:
         """One row per factor and place: accuracies as fractions, losses in nats."""
         rows = []
@@ -115,7 +121,7 @@ class Probes(Study):
         return Facts(
             self.data,
             self.n,
-            "cls, patch",
+            ", ".join(self.kinds),
             "teacher",
             None,
             split=self.split,

@@ -9,7 +9,12 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-ROW_NAMES = {"cls": "CLS rows", "patch": "patch rows", "all": "all rows"}
+ROW_NAMES = {
+    "cls": "CLS rows",
+    "register": "register rows",
+    "patch": "patch rows",
+    "all": "all rows",
+}
 # Okabe and Ito's palette: distinguishable with every common form of colour blindness
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
 SKY, AMBER = "#56B4E9", "#E69F00"

@@ -174,6 +174,6 @@ def _check(
         raise InputError(
             "n_random", f"is {n_random}; expected at least 1 random feature beside each."
         )
-    check_rows(tokens, vit.cfg.n_tokens)
+    check_rows(tokens, vit.cfg.rows)
     edits = [Edit(s, i, "scale", 1, tokens) for s, i in features]
-    check_edits(clt, edits, layers=range(vit.cfg.n_layers), n_tokens=vit.cfg.n_tokens)
+    check_edits(clt, edits, layers=range(vit.cfg.n_layers), rows=vit.cfg.rows)

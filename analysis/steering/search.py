@@ -83,7 +83,7 @@ def steering_search(
     data = as_image_data(data)
     check_prepared(vit, data)
     check_fits(vit, clt)
-    check_rows(tokens, vit.cfg.n_tokens)
+    check_rows(tokens, vit.cfg.rows)
     label = class_number(zs.class_names, target)
     if len(zs.class_names) < 2:
         raise InputError(

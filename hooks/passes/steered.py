@@ -24,7 +24,7 @@ from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.interventions import check_unhooked
 from vit_clt.hooks.passes.clean import CleanPass
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, READ_IN, RESID_PRE, FwdHooks
-from vit_clt.hooks.rows import patch_rows_unread
+from vit_clt.hooks.rows import rows_unread
 from vit_clt.hooks.steering import Edit, check_edits
 from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -68,11 +68,11 @@ class SteeredPass(CleanPass):
             InputError: no edit, two of one feature and row, or one out of range.
         """
         layers = range(self.vit.cfg.n_layers)
-        check_edits(self.clt, edits, layers=layers, n_tokens=self.vit.cfg.n_tokens)
+        check_edits(self.clt, edits, layers=layers, rows=self.vit.cfg.rows)
         touched = torch.zeros(len(self.embeddings), dtype=torch.bool, device=self.embeddings.device)
         for edit in edits:
             z = self.codes(edit.layer).at_features(edit.features)
-            touched |= (edit.apply(z) != z).flatten(1).any(1)
+            touched |= (edit.apply(z, self.vit.cfg.rows) != z).flatten(1).any(1)
         out = self.embeddings.clone()
         if touched.any():
             out[touched] = _Steered(self, edits, touched).run()
@@ -114,7 +114,7 @@ class _Steered:
 
     def _rows(self, layer: int) -> slice:
         cfg = self.vit.cfg
-        unread = patch_rows_unread(layer, cfg.n_layers, cfg.pools_cls)
+        unread = rows_unread("patch", layer, cfg.n_layers, cfg.pools_cls)
         return slice(0, 1) if unread else slice(None)
 
     def _read(self, x: Tensor, hook: HookPoint, layer: int) -> None:
@@ -127,7 +127,7 @@ class _Steered:
                 z[:, rows] = self.codes[layer].at_features(edit.features).to(z)
             else:  # at the first edited layer the codes are the clean ones
                 z = self.clean.codes(layer).at_features(edit.features)[self.touched]
-            self.changes.append((edit, edit.apply(z) - z))
+            self.changes.append((edit, edit.apply(z, self.vit.cfg.rows) - z))
 
     def _write(self, y: Tensor, hook: HookPoint, layer: int) -> Tensor:
         rows = self._rows(layer)

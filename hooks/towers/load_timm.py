@@ -13,26 +13,9 @@ from torch import Tensor, nn
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import Recorder
 from vit_clt.hooks.towers.find import tower_of
+from vit_clt.hooks.towers.names import TIMM
 from vit_clt.inputs import reading
 from vit_clt.tensor_files import check_finite
-
-PREFIX = "timm:"
-
-
-def split_name(model: str, pretrained: str | None) -> tuple[str, str | None]:
-    """`timm:NAME:CHECKPOINT` as `timm:NAME` and its checkpoint; other names as they are.
-
-    Raises:
-        InputError: a checkpoint is named twice.
-    """
-    if not model.startswith(PREFIX):
-        return model, pretrained
-    name, colon, checkpoint = model.removeprefix(PREFIX).partition(":")
-    if colon and pretrained is not None:
-        raise InputError(
-            "pretrained", f'is "{pretrained}"; model "{model}" names a checkpoint, expected none.'
-        )
-    return PREFIX + name, checkpoint if colon else pretrained
 
 
 def load_timm(
@@ -51,9 +34,9 @@ def load_timm(
             downloaded), or weights that are missing, unreadable or of another model.
     """
     sizes: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    what = f'"{PREFIX}{name}" with the weights "{pretrained}"'
+    what = f'"{TIMM}{name}" with the weights "{pretrained}"'
     if not timm.is_model(name):
-        raise InputError("model", f'is "{PREFIX}{name}"; expected a name of timm.list_models().')
+        raise InputError("model", f'is "{TIMM}{name}"; expected a name of timm.list_models().')
     expected = "a ViT of timm, one of its tags, or a file of its weights"
     with reading(what, expected, problem="cannot be loaded", field="model"):
         with torch.device("meta"):

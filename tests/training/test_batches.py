@@ -24,6 +24,7 @@ from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, load_data, tra
 from vit_clt.data.images import DecodedImages, ImageData, TensorImages, UnreadableImage
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import Activations, capture
+from vit_clt.hooks.rows import TokenRows
 from vit_clt.training import batches as module
 from vit_clt.training.batches import (
     GroupActivations,
@@ -94,6 +95,11 @@ def recomputed(vit, data, workers=0, skip=False) -> ViTReader:
     return ViTReader(vit, data, workers, skip, Stopwatch())
 
 
+def rows_of(n_tokens: int) -> TokenRows:
+    """A class token and patches."""
+    return TokenRows(True, 0, (1, n_tokens - 1))
+
+
 def rows_by_batch(plan: ShardPlan) -> list[list[tuple[int, int]]]:
     """(row of the data set, token) of every row of every batch."""
     images = [image for group in plan.groups() for image in group]
@@ -110,7 +116,7 @@ def assert_planned(batches, plans, direct: Activations, without=frozenset()) -> 
         images, tokens = (torch.tensor(each) for each in zip(*kept, strict=True))
         torch.testing.assert_close(batch.x, direct.x[:, images, tokens], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(batch.y, direct.y[:, images, tokens], rtol=1e-4, atol=1e-5)
-        assert batch.is_cls.tolist() == (tokens == 0).tolist()
+        assert batch.group.tolist() == (tokens != 0).long().tolist()
         assert len(batch) == len(kept)
 
 
@@ -119,7 +125,7 @@ def assert_same_bits(found: Sequence[TokenBatch], expected: Sequence[TokenBatch]
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.x, other.x)
         assert torch.equal(one.y, other.y)
-        assert torch.equal(one.is_cls, other.is_cls)
+        assert torch.equal(one.group, other.group)
 
 
 # ---- values -----------------------------------------------------------------------------------
@@ -128,14 +134,20 @@ def assert_same_bits(found: Sequence[TokenBatch], expected: Sequence[TokenBatch]
 @pytest.mark.parametrize("n_shards", [1, 3])
 def test_batches_hold_the_planned_rows_of_a_direct_capture(vit, pixels, n_shards):
     plans = planned(n_shards=n_shards)
-    batches = list(epoch_batches(plans, recomputed(vit, TensorImages(pixels)), has_cls=True))
+    batches = list(
+        epoch_batches(plans, recomputed(vit, TensorImages(pixels)), rows=rows_of(TOKENS))
+    )
     assert len(batches) == plans[0].n_batches > 1
     assert_planned(batches, plans, capture(vit, pixels))
 
 
-def test_without_cls_no_row_is_one(vit, pixels):
-    reader = recomputed(vit, TensorImages(pixels))
-    assert not any(b.is_cls.any() for b in epoch_batches(planned(), reader, has_cls=False))
+def test_rows_are_in_the_groups_of_the_model(vit, pixels):
+    reader, plan = recomputed(vit, TensorImages(pixels)), planned()[0]
+    rows = TokenRows(False, 2, (1, TOKENS - 2))
+    for batch, named in zip(
+        epoch_batches([plan], reader, rows=rows), rows_by_batch(plan), strict=True
+    ):
+        assert batch.group.tolist() == [2 if token < 2 else 1 for _, token in named]
 
 
 class Named:
@@ -172,10 +184,12 @@ def test_skipping_batches_changes_none_of_the_rest(
 ):
     with passes_of(per_pass):
         plans = planned(n_images, n_shards, n_tokens, batch_rows, buffer_rows)
-        whole = list(epoch_batches(plans, Named(n_tokens), has_cls=True))
+        whole = list(epoch_batches(plans, Named(n_tokens), rows=rows_of(n_tokens)))
         skip = round(share * len(whole))
         reader = Named(n_tokens)
-        assert_same_bits(list(epoch_batches(plans, reader, has_cls=True, skip=skip)), whole[skip:])
+        assert_same_bits(
+            list(epoch_batches(plans, reader, rows=rows_of(n_tokens), skip=skip)), whole[skip:]
+        )
         needed = {image for plan in plans for b in rows_by_batch(plan)[skip:] for image, _ in b}
         # a group is read once at most, and only where the load that goes on holds some of it
         assert len(set(reader.groups)) == len(reader.groups)
@@ -188,18 +202,18 @@ def test_skipping_batches_changes_none_of_the_rest(
 def test_skipping_is_exact_on_a_real_vit(vit, pixels):
     plans = planned(n_shards=2, batch_rows=12, buffer_rows=30)
     reader = recomputed(vit, TensorImages(pixels))
-    whole = list(epoch_batches(plans, reader, has_cls=True))
+    whole = list(epoch_batches(plans, reader, rows=rows_of(TOKENS)))
     assert len(whole) == 6
     for skip in range(7):
-        rest = epoch_batches(plans, reader, has_cls=True, skip=skip)
+        rest = epoch_batches(plans, reader, rows=rows_of(TOKENS), skip=skip)
         assert_same_bits(list(rest), whole[skip:])
 
 
 def test_groups_without_a_row_to_come_are_not_read_again():
     (plan,) = planned(n_images=40, n_tokens=2, batch_rows=8, buffer_rows=16)
-    last = len(list(epoch_batches([plan], Named(2), has_cls=True))) - 1
+    last = len(list(epoch_batches([plan], Named(2), rows=rows_of(2)))) - 1
     reader = Named(2)
-    list(epoch_batches([plan], reader, has_cls=True, skip=last))
+    list(epoch_batches([plan], reader, rows=rows_of(2), skip=last))
     assert 1 <= len(reader.groups) <= 3 < len(plan.groups())
 
 
@@ -211,7 +225,7 @@ def test_rows_of_unreadable_images_are_left_out_and_counted(vit, pixels, workers
     broken = {0, 5, 6}
     plans = planned(n_shards=2)
     reader = recomputed(vit, with_broken(pixels, *broken), workers, skip=True)
-    batches = list(epoch_batches(plans, reader, has_cls=True))
+    batches = list(epoch_batches(plans, reader, rows=rows_of(TOKENS)))
     assert reader.skipped == broken
     assert_planned(batches, plans, capture(vit, pixels), without=broken)
     assert sum(map(len, batches)) == (N - 3) * TOKENS
@@ -219,7 +233,7 @@ def test_rows_of_unreadable_images_are_left_out_and_counted(vit, pixels, workers
 
 def test_a_batch_without_a_readable_image_is_empty(vit, pixels):
     reader = recomputed(vit, with_broken(pixels, *range(N)), skip=True)
-    batches = list(epoch_batches(planned(), reader, has_cls=True))
+    batches = list(epoch_batches(planned(), reader, rows=rows_of(TOKENS)))
     assert len(batches) == planned()[0].n_batches
     assert not any(map(len, batches))
 
@@ -228,7 +242,7 @@ def test_a_shard_without_a_readable_image_leaves_the_batch_to_the_others(vit, pi
     plans = planned(n_shards=2)
     broken = [image for group in plans[1].groups() for image in group]
     reader = recomputed(vit, with_broken(pixels, *broken), skip=True)
-    batches = list(epoch_batches(plans, reader, has_cls=True))
+    batches = list(epoch_batches(plans, reader, rows=rows_of(TOKENS)))
     assert sum(map(len, batches)) == (N - len(broken)) * TOKENS
 
 
@@ -247,9 +261,9 @@ def test_stopping_names_the_row(vit, pixels, workers):
 @forks
 def test_workers_give_the_same_batches_and_leave_random_numbers_alone(vit, pixels):
     data, plans = TensorImages(pixels), planned(n_shards=2)
-    expected = list(epoch_batches(plans, recomputed(vit, data), has_cls=True))
+    expected = list(epoch_batches(plans, recomputed(vit, data), rows=rows_of(TOKENS)))
     before = torch.get_rng_state()
-    found = list(epoch_batches(plans, recomputed(vit, data, workers=2), has_cls=True))
+    found = list(epoch_batches(plans, recomputed(vit, data, workers=2), rows=rows_of(TOKENS)))
     assert torch.equal(torch.get_rng_state(), before)
     assert_same_bits(found, expected)
 

@@ -36,9 +36,20 @@ def expected(y: Tensor, y_hat: Tensor, is_cls: Tensor) -> dict[str, list[float]]
 
 def counted(*pieces: tuple[Tensor, Tensor, Tensor]) -> VarianceSums:
     sums = VarianceSums(3, 5, CPU)
-    for piece in pieces:
-        sums.add(*piece)
+    for y, y_hat, is_cls in pieces:
+        sums.add(y, y_hat, (~is_cls).long())
     return sums
+
+
+def test_registers_count_as_rows_and_not_as_patches():
+    y, y_hat, is_cls = rows()
+    group = torch.where(is_cls, 2, 1)
+    sums = VarianceSums(3, 5, CPU)
+    sums.add(y, y_hat, group)
+    found = sums.by_layer()
+    assert found["cls"] is None
+    np.testing.assert_allclose(found["patch"], by_hand(y[:, ~is_cls], y_hat[:, ~is_cls]))
+    np.testing.assert_allclose(found["all"], by_hand(y, y_hat))
 
 
 def assert_close(found: dict, wanted: dict) -> None:

@@ -103,7 +103,7 @@ def test_the_card_says_what_it_is_how_to_load_it_and_what_scores_mean():
     assert cells(card, "sparsifier") == ["`relu_topk`, k = 3"]
     assert cells(card, "parameters") == ["324"]
     assert CONFIG.n_parameters() == 324
-    assert 'from_open_clip("ViT-B-32-quickgelu", pretrained="openai")' in card
+    assert 'HookedViT.load("ViT-B-32-quickgelu", pretrained="openai")' in card
     assert "not what MLP_s contributed" in " ".join(card.split())
     assert "## Measured" not in card
     assert "## Training" not in card

@@ -17,8 +17,9 @@ class Cascade(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
 
     layers: str | None = None
     """First layers s, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer."""
-    tokens: tuple[TokenKind, ...] = ("cls", "patch", "all")
-    """Token rows whose MLP outputs are replaced, one kind or several."""
+    tokens: tuple[TokenKind, ...] | None = None
+    """Token rows whose MLP outputs are replaced, one kind or several; default: every kind that the
+    model has."""
     inputs: tuple[Inputs, ...] = ("stream",)
     """Where codes come from: the live stream (stream), a clean pass (teacher), or both."""
 
@@ -34,7 +35,7 @@ class Cascade(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
             clt,
             data,
             self.zero_shot(vit, data),
-            tokens=self.tokens,
+            tokens=self.tokens or vit.cfg.rows.kinds,
             inputs=self.inputs,
             first_layers=firsts,
             seed=self.seed,

@@ -42,7 +42,7 @@ class Contributions(CompareOptions, StudyOptions, SeedOptions):
             vit,
             dict(clts),
             data,
-            tokens=[self.tokens] if self.tokens else ["cls", "patch"],
+            tokens=[self.tokens] if self.tokens else None,
             kinds=self.kind,
             label=self.label,
             image=self.image,

@@ -185,27 +185,26 @@ class VitOptions:
     """Options that name the ViT."""
 
     model: str | None = None
-    """ViT: an open_clip name, local-dir:PATH, or digits or adding, which come with the package.
-    Default: digits, or the teacher of the CLT, which must be named if it is neither one of the
-    package's nor one of open_clip's."""
+    """ViT: an open_clip name, timm:NAME, local-dir:PATH, or digits or adding, which come with the
+    package. Default: digits, or the teacher of the CLT, which must be named if it is neither one of
+    the package's nor one of open_clip's."""
     pretrained: str | None = None
-    """Weights of the ViT: an open_clip tag, a file, or "random" (not with local-dir:)."""
+    """Weights of the ViT: a tag of open_clip or timm, a file, or "random" (not with local-dir:)."""
 
     def load_vit(self, device: str) -> HookedViT:
         """The hooked teacher on `device`."""
         from vit_clt.hooks import HookedViT
+        from vit_clt.hooks.towers.names import split_name
 
         check_device(device)
-        model = self.model or "digits"
+        model, pretrained = split_name(self.model or "digits", self.pretrained)
         has_own_weights = model.startswith(("local-dir:", "hf-hub:")) or model in SHIPPED
-        if not has_own_weights and self.pretrained is None:
+        if not has_own_weights and pretrained is None:
             raise InputError(
                 "pretrained",
-                f'is missing; model "{model}" needs an open_clip tag or a weights file '
-                '(or "random").',
+                f'is missing; model "{model}" needs a tag of its weights or a file (or "random").',
             )
-        pretrained = None if self.pretrained == "random" else self.pretrained
-        return HookedViT.from_open_clip(model, pretrained, device=device)
+        return HookedViT.load(model, None if pretrained == "random" else pretrained, device=device)
 
     def load_vit_of(self, clt: CrossLayerTranscoder, device: str) -> HookedViT:
         """Load --model, by default the model that `clt` was trained on.

@@ -28,8 +28,9 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
     """Images to search among, a form as in --data; default: the train split of --data."""
     corpus_limit: int | None = None
     """Use only the first N images of the corpus."""
-    tokens: tuple[TokenKind, ...] = ("cls", "patch")
-    """Token rows whose codes are averaged, one kind or several."""
+    tokens: tuple[TokenKind, ...] | None = None
+    """Token rows whose codes are averaged, one kind or several; default: cls and patch, or the one
+    that the model has."""
     layers: str | None = None
     """Source layers, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer."""
     query: tuple[int, ...] = (0, 1, 2)
@@ -60,7 +61,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
             self.load_corpus(vit, data),
             self.query,
             k=self.top,
-            tokens=self.tokens,
+            tokens=self.tokens or vit.cfg.rows.having(("cls", "patch")),
             layers=None if self.layers is None else layer_numbers(self.layers),
             index_folder=self.index,
             backend=self.search,

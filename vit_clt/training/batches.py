@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,6 +26,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.activations import IMAGES_PER_PASS, capture
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT
+from vit_clt.hooks.rows import TokenRows
 from vit_clt.training.order import BufferLoad, ShardPlan
 from vit_clt.training.store import ActivationStore
 
@@ -41,10 +42,11 @@ class TokenBatch:
 
     x: Float[Tensor, "layer token d_model"]
     y: Float[Tensor, "layer token d_model"]
-    is_cls: Bool[Tensor, " token"]
+    group: Int[Tensor, " token"]
+    """The group of every row, a number of `ROW_GROUPS`: 0 CLS, 1 patches, 2 registers."""
 
     def __len__(self) -> int:
-        return len(self.is_cls)
+        return len(self.group)
 
 
 @dataclass(frozen=True)
@@ -258,20 +260,20 @@ def norm_scales(
 
 
 def epoch_batches(
-    plans: Sequence[ShardPlan], reader: ActivationReader, *, has_cls: bool, skip: int = 0
+    plans: Sequence[ShardPlan], reader: ActivationReader, *, rows: TokenRows, skip: int = 0
 ) -> Iterator[TokenBatch]:
     """The batches of one epoch, with an equal number of rows from each of these shards.
 
     Args:
         plans: the shards of this process.
         reader: reads their activations.
-        has_cls: whether row 0 of an image is CLS.
+        rows: the token rows of the model.
         skip: number of batches at the start that are not read, for a run that resumes.
 
     Raises:
         InputError: as `reader.read`.
     """
-    shards = [_shard_batches(plan, reader, has_cls, skip) for plan in plans]
+    shards = [_shard_batches(plan, reader, rows, skip) for plan in plans]
     for parts in zip(*shards, strict=True):
         if len(parts) == 1:
             yield parts[0]
@@ -279,12 +281,12 @@ def epoch_batches(
             yield TokenBatch(
                 torch.cat([part.x for part in parts], 1),
                 torch.cat([part.y for part in parts], 1),
-                torch.cat([part.is_cls for part in parts]),
+                torch.cat([part.group for part in parts]),
             )
 
 
 def _shard_batches(
-    plan: ShardPlan, reader: ActivationReader, has_cls: bool, skip: int
+    plan: ShardPlan, reader: ActivationReader, rows: TokenRows, skip: int
 ) -> Iterator[TokenBatch]:
     loads = plan.loads()
     load = next(loads, None)
@@ -298,7 +300,7 @@ def _shard_batches(
     numbers: Iterable[int] = plan.group_of(load.rows).unique().tolist()
     later = range(load.groups.stop, len(groups))
     activations = reader.read([groups[g] for g in (*numbers, *later)])
-    buffer = _Buffer(plan, has_cls)
+    buffer = _Buffer(plan, rows)
     while load is not None:
         buffer.expect(load)
         for number in numbers:
@@ -312,8 +314,8 @@ def _shard_batches(
 class _Buffer:
     """Activations of the rows of a shard's current load, in the order of its `rows`."""
 
-    def __init__(self, plan: ShardPlan, has_cls: bool):
-        self.plan, self.has_cls = plan, has_cls
+    def __init__(self, plan: ShardPlan, rows: TokenRows):
+        self.plan, self.groups = plan, rows.groups
         self.x = self.y = self.readable = torch.empty(0)
         self.rows = torch.empty(0, dtype=torch.long)
         self.left = self.rows
@@ -345,11 +347,11 @@ class _Buffer:
 
     def batch(self, positions: Tensor) -> TokenBatch:
         """The rows at these positions, without those of unreadable images; there may be none."""
-        is_cls = self.rows[positions] % self.plan.n_tokens == 0
+        group = self.groups[self.rows[positions] % self.plan.n_tokens]
         index = positions.to(self.x.device)
         readable = self.readable[index]
-        index, is_cls = index[readable], is_cls.to(readable.device)[readable] & self.has_cls
-        return TokenBatch(self.x[:, index], self.y[:, index], is_cls)
+        index, group = index[readable], group.to(readable.device)[readable]
+        return TokenBatch(self.x[:, index], self.y[:, index], group)
 
     def _allocate(self, group: GroupActivations) -> None:
         plan = self.plan

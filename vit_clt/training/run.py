@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from vit_clt.errors import InputError, Stopped
 from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.rows import TokenRows
 from vit_clt.training.batches import (
     ActivationReader,
     GroupActivations,
@@ -113,7 +114,7 @@ class Run:
         place = self.step % (self.total // settings.epochs)
         done = self.stepper.step(
             *self._normalised(batch),
-            batch.is_cls,
+            batch.group,
             lr=lr,
             sparsity=sparsity or 0.0,
             dead=dead if dead is not None and bool(dead.any()) else None,
@@ -159,7 +160,7 @@ class Run:
         loss, active, n_tokens, n_images = 0.0, torch.zeros(cfg.n_layers), 0, 0
         groups = in_groups(self.held_out)
         for group in self.reader.read(groups):
-            batch = _rows(group, self.vit.cfg.rows.has_cls)
+            batch = _rows(group, self.vit.cfg.rows)
             if not len(batch):
                 continue
             n_images += int(group.readable.sum())
@@ -171,7 +172,7 @@ class Run:
                 with torch.no_grad():
                     ones = torch.ones(len(rows), device=x.device)
                     parts = self.objective(x, y, ones, 1.0, len(rows), 0.0, None)
-                sums.add(y, parts["y_hat"], batch.is_cls[rows])
+                sums.add(y, parts["y_hat"], batch.group[rows])
                 loss += float(parts["loss_by_layer"].sum())
                 active += parts["active"].cpu()
                 n_tokens += len(rows)
@@ -305,7 +306,7 @@ class Run:
         for epoch in range(self.step // per_epoch, self.settings.epochs):
             skip = self.step - epoch * per_epoch
             yield from epoch_batches(
-                self._plans(epoch), self.reader, has_cls=self.vit.cfg.rows.has_cls, skip=skip
+                self._plans(epoch), self.reader, rows=self.vit.cfg.rows, skip=skip
             )
 
     def _or_save(self, work: Callable[[], Result]) -> Result:
@@ -382,14 +383,10 @@ class Run:
         return clt.eval()
 
 
-def _rows(group: GroupActivations, has_cls: bool) -> TokenBatch:
-    n_images, n_tokens = group.x.shape[1:3]
-    is_cls = torch.zeros(n_images, n_tokens, dtype=torch.bool, device=group.x.device)
-    is_cls[:, 0] = has_cls
-    images = group.readable
-    return TokenBatch(
-        group.x[:, images].flatten(1, 2), group.y[:, images].flatten(1, 2), is_cls[images].flatten()
-    )
+def _rows(activations: GroupActivations, rows: TokenRows) -> TokenBatch:
+    images = activations.readable
+    x, y = (values[:, images].flatten(1, 2) for values in (activations.x, activations.y))
+    return TokenBatch(x, y, rows.groups.to(x.device).repeat(int(images.sum())))
 
 
 def _means(sums: VarianceSums) -> dict[str, float | None]:

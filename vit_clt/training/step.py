@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vit_clt.choices import TokenKind
 from vit_clt.errors import InputError
+from vit_clt.hooks.rows import ROW_GROUPS
 from vit_clt.training.engine import Engine, gradient_norm, set_learning_rate
 from vit_clt.training.objective import BACKENDS
 from vit_clt.transcoder.train_config import TrainConfig
@@ -64,7 +66,7 @@ class Stepper:
         self,
         x: Float[Tensor, "layer token d_model"],
         y: Float[Tensor, "layer token d_model"],
-        is_cls: Bool[Tensor, " token"],
+        group: Int[Tensor, " token"],
         *,
         lr: float,
         sparsity: float,
@@ -76,7 +78,7 @@ class Stepper:
 
         Args:
             x, y: normalised MLP inputs and outputs.
-            is_cls: which rows are CLS.
+            group: the group of every row, a number of `ROW_GROUPS`.
             lr: learning rate.
             sparsity: lambda, the weight of the sparsity penalty.
             dead: dead features, which rebuild the reconstruction error (AuxK); None for none.
@@ -90,8 +92,8 @@ class Stepper:
             InputError: the loss or a gradient is not finite; the weights are unchanged.
         """
         settings, engine = self.settings, self.engine
-        weights = torch.where(is_cls, float(settings.cls_weight), 1.0)
-        sums = torch.tensor([float(weights.sum()), float(len(is_cls))], dtype=torch.float64)
+        weights = torch.where(group == CLS, float(settings.cls_weight), 1.0)
+        sums = torch.tensor([float(weights.sum()), float(len(group))], dtype=torch.float64)
         weight, n_tokens = engine.total(sums.to(engine.device)).tolist()
         if n_tokens == 0:
             return None
@@ -103,7 +105,7 @@ class Stepper:
         fired = torch.zeros(self.n_layers, self.n_features, dtype=torch.int, device=device)
         variance = VarianceSums(self.n_layers, self.d_model, device) if measure else None
         backend = ""
-        parts = torch.arange(len(is_cls), device=device).chunk(settings.accumulate)
+        parts = torch.arange(len(group), device=device).chunk(settings.accumulate)
         for i, rows in enumerate(parts):
             whole = len(parts) == 1
             part = (x, y, weights) if whole else (x[:, rows], y[:, rows], weights[rows])
@@ -117,7 +119,7 @@ class Stepper:
             fired += losses["fired"]
             backend = BACKENDS[int(losses["backend"])]
             if variance is not None:
-                variance.add(part[1], losses["y_hat"], is_cls[rows])
+                variance.add(part[1], losses["y_hat"], group[rows])
         loss = engine.total(loss)
         norm = gradient_norm([p for _, p in self.parameters], settings.clip)
         self._check_finite(loss, norm, where)
@@ -150,7 +152,8 @@ class Stepper:
             raise InputError(f"the gradient of {next(names, 'the CLT')} is {norm} {expected}.")
 
 
-KINDS = ("all", "cls", "patch")
+KINDS: tuple[TokenKind, ...] = ("all", "cls", "patch")
+CLS = ROW_GROUPS["cls"][0]
 
 
 class VarianceSums:
@@ -158,19 +161,21 @@ class VarianceSums:
 
     def __init__(self, n_layers: int, d_model: int, device: torch.device):
         zeros = partial(torch.zeros, dtype=torch.float64, device=device)
-        self.count = zeros(2)
-        self.error = zeros(2, n_layers)
-        self.power = zeros(2, n_layers)
-        self.total = zeros(2, n_layers, d_model)
+        n_groups = len(ROW_GROUPS["all"])
+        self.count = zeros(n_groups)
+        self.error = zeros(n_groups, n_layers)
+        self.power = zeros(n_groups, n_layers)
+        self.total = zeros(n_groups, n_layers, d_model)
 
     def add(
         self,
         y: Float[Tensor, "layer token d_model"],
         y_hat: Float[Tensor, "layer token d_model"],
-        is_cls: Bool[Tensor, " token"],
+        group: Int[Tensor, " token"],
     ) -> None:
         """Add these rows to the sums."""
-        for i, rows in enumerate((is_cls, ~is_cls)):
+        for i in range(len(self.count)):
+            rows = group == i
             true = y[:, rows].double()
             self.count[i] += true.shape[1]
             self.error[i] += (true - y_hat[:, rows].double()).square().sum((1, 2))
@@ -186,7 +191,8 @@ class VarianceSums:
     def by_layer(self) -> dict[str, list[float] | None]:
         """FVU per layer of "all", "cls" and "patch" rows; None for a kind that does not vary."""
         fvu: dict[str, list[float] | None] = {}
-        for kind, part in zip(KINDS, (slice(None), slice(0, 1), slice(1, 2)), strict=True):
+        for kind in KINDS:
+            part = ROW_GROUPS[kind]
             count = float(self.count[part].sum())
             power, mean = self.power[part].sum(0), self.total[part].sum(0) / max(count, 1.0)
             spread = power - count * mean.square().sum(-1)

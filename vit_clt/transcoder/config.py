@@ -17,9 +17,9 @@ class TeacherIdentity:
     """Which ViT a CLT was trained on."""
 
     model: str
-    """open_clip name, `local-dir:PATH` included."""
+    """Name for `HookedViT.load`."""
     pretrained: str | None
-    """open_clip tag or weights path, as given."""
+    """Tag or weights path, as given."""
     activation: str
     """The MLPs' activation function, e.g. "QuickGELU": wrong numbers come silently without it."""
     hook_in: str
@@ -27,7 +27,9 @@ class TeacherIdentity:
     hook_out: str
     """Hook of y_l, with "{l}" for the layer."""
     weights_sha256: str
-    """Hash of the vision tower's tensors."""
+    """Hash of the vision tower's tensors, without a classifier."""
+    family: str = "open_clip"
+    """Family of ViTs, as in docs/models.md."""
 
 
 @dataclass(frozen=True)

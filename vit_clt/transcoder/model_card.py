@@ -200,7 +200,7 @@ def _use(config: CLTConfig) -> str:
 from vit_clt import CrossLayerTranscoder
 from vit_clt.hooks import HookedViT, replace_mlps
 
-vit = HookedViT.from_open_clip({arguments})
+vit = HookedViT.load({arguments})
 clt = CrossLayerTranscoder.from_pretrained("THIS_FOLDER_OR_HUB_ID")
 with replace_mlps(vit, clt, layers=range({config.n_layers}), tokens="cls"):
     embeddings = vit.encode_image(images)

@@ -27,7 +27,7 @@ from vit_clt.data.forms import load_data
 from vit_clt.data.images import ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import Activations, capture
-from vit_clt.hooks.rows import region_rows
+from vit_clt.hooks.rows import TokenRows, region_rows
 
 VALUES = 4
 TOYS = ("left 1", "right 2", "left 0 + right 1", "left 3 and right 2", "sum 2", "noise", "dead")
@@ -245,7 +245,7 @@ def active(clt: CrossLayerTranscoder, vit: HookedViT, images: torch.Tensor) -> t
 
 def test_edited_codes_change_the_stream_and_nothing_else(adding) -> None:
     vit, clt, data, _, _ = adding
-    group, rows = {7: torch.tensor([3, 1, 8, 5, 2])}, region_rows("cls", vit.cfg.patch_grid)
+    group, rows = {7: torch.tensor([3, 1, 8, 5, 2])}, region_rows("cls", vit.cfg.rows)
     features = group[7].tolist()
     with torch.no_grad():
         unaltered = vit(data.images)
@@ -358,7 +358,7 @@ def test_clamped_answers_are_counted_from_the_labels(
         with pytest.raises(InputError, match=message):
             clamp(vit, clt, **{"data": data, "zs": zs, "group": group, **options, **changed})
     with pytest.raises(InputError, match="a grid of 1 column has no such patches"):
-        region_rows("right_half", (4, 1))
+        region_rows("right_half", TokenRows(True, 0, (4, 1)))
     for bad, message in (
         ({}, "group is empty"),
         ({9: torch.tensor([1])}, "group holds layer 9; expected 0 to 7"),

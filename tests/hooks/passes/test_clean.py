@@ -11,7 +11,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, overwrite_mlp_hooks
 from vit_clt.hooks.passes.clean import CleanPass
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST, RESID_PRE
-from vit_clt.hooks.rows import patch_rows_unread
+from vit_clt.hooks.rows import rows_unread
 
 N = 4
 MODELS = [{}, {"ls_init_value": 0.4}, {"pool_type": "avg"}]
@@ -117,5 +117,5 @@ def test_patch_rows_are_unread_where_they_change_nothing(vit: HookedViT, images:
         y = clean.at(HOOK_OUT, l).clone()
         y[:, 1:] += 1 + torch.arange(y.shape[-1])
         same = torch.equal(clean.from_mlp(l, y), clean.embeddings)
-        assert same == patch_rows_unread(l, N, vit.cfg.pools_cls)
-    assert patch_rows_unread(N - 1, N, vit.cfg.pools_cls) == vit.cfg.pools_cls
+        assert same == rows_unread("patch", l, N, vit.cfg.pools_cls)
+    assert rows_unread("patch", N - 1, N, vit.cfg.pools_cls) == vit.cfg.pools_cls

@@ -17,7 +17,7 @@ from torch import nn
 
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
-from vit_clt.hooks.towers.load_timm import split_name
+from vit_clt.hooks.towers.names import split_name
 from vit_clt.hooks.towers.open_clip_names import shape_of
 
 NAME = "vit_tiny_patch16_224"
