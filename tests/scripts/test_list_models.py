@@ -6,11 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
-from scripts import list_models
 
 from vit_clt.hooks.towers.open_clip_names import shape_of
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
+    return importlib.import_module("list_models")
 
 
 def test_the_counts_are_those_of_the_tables() -> None:
@@ -35,8 +40,8 @@ def test_the_counts_are_those_of_the_tables() -> None:
         ("convnext_base", "no | a vision tower of class ConvNeXt"),
     ],
 )
-def test_a_line_tells_shape_or_reason(name: str, expected: str) -> None:
-    text, fits = list_models.line(name, shape_of)
+def test_a_line_tells_shape_or_reason(name: str, expected: str, script: ModuleType) -> None:
+    text, fits = script.line(name, shape_of)
     assert text == f"| {name} | {expected} |"
     assert fits == expected.startswith("yes")
     assert text in DOCS.read_text(encoding="utf-8")
