@@ -139,7 +139,8 @@ class Reconstruction(Study):
         tables = []
         for name, result in self.by_clt().items():
             wide = result.frame.pivot(index="layer", columns="tokens")
-            table = wide[list(_SHOWN)].set_axis(list(_SHOWN.values()), axis=1)
+            columns = {column: title for column, title in _SHOWN.items() if column in wide}
+            table = wide[list(columns)].set_axis(list(columns.values()), axis=1)
             # Adding 0.0 turns the -0.000 of layer 0, which has no other source, into 0.000.
             table = (table.round(3) + 0.0).map("{:.3f}".format).reset_index()
             table.insert(0, "clt", name)

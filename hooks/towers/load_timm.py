@@ -8,7 +8,9 @@ from typing import Any
 
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import Compose
 
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import Recorder
@@ -54,4 +56,16 @@ def load_timm(
             check_finite(what, model.state_dict())
         config = timm.data.resolve_model_data_config(model)
         config["input_size"] = (3, *model.patch_embed.img_size)
-        return model, timm.data.create_transform(**config, is_training=False)
+        steps = timm.data.create_transform(**config, is_training=False).transforms
+        return model, Compose([ToRGB(), *steps])
+
+
+class ToRGB:
+    """Makes grey images and images with transparency RGB, as timm's own readers do."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The image in RGB."""
+        return image.convert("RGB")
+
+    def __repr__(self) -> str:
+        return "ToRGB()"

@@ -64,7 +64,9 @@ def test_reconstruction_has_every_kind_of_row(name: str, vit: HookedViT, images:
             at = (result.frame["tokens"] == kind) & (result.frame["layer"] == l)
             row = result.frame[at]
             assert row["r2"].item() == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
-    assert result.figure() is not None
+    table = result.shown()
+    assert ("R2 CLS" in table) == ("cls" in ROWS[name])
+    assert len(result.figure().layout.annotations) == 3 * (len(ROWS[name]) + 1)
 
 
 def test_contributions_are_means_over_the_rows_of_a_kind(
@@ -81,6 +83,7 @@ def test_contributions_are_means_over_the_rows_of_a_kind(
         expected = ratios[:, :, rows].mean((1, 2)).numpy()
         assert scores.matrix[2] == pytest.approx(expected, rel=1e-4, abs=1e-5)
     study = score_study(vit, {"CLT": clt}, TensorImages(images))
+    assert len(study.shown()) > 0
     assert study.tokens == [kind for kind in ("cls", "patch") if kind in ROWS[name]]
 
 

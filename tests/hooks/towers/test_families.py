@@ -125,7 +125,9 @@ def test_a_weights_file_of_timm_loads_exactly(form: str, tmp_path: Path) -> None
     assert (vit.cfg.model, vit.cfg.pretrained) == (f"timm:{NAME}", str(path))
     again = HookedViT.load(vit.cfg.model, vit.cfg.pretrained)
     assert again.identity() == vit.identity()
-    assert vit.preprocess(Image.new("RGB", (20, 30))).shape == (3, 16, 16)
+    for mode in ("RGB", "L", "RGBA"):
+        assert vit.preprocess(Image.new(mode, (20, 30))).shape == (3, 16, 16)
+    assert repr(vit.preprocess) == repr(again.preprocess)
 
 
 @pytest.mark.usefixtures("small_timm")
