@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from builders import random_clt, tiny_clip
+from builders import random_clt, tiny_clip, tiny_timm
 from oracles.pretend_gpu import PretendTensor, pretend_gpu
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
@@ -281,6 +281,26 @@ def test_hooks(gpu: torch.device) -> None:
     expected = passes("cpu")
     for name, value in passes("cuda").items():
         torch.testing.assert_close(value, expected[name])
+
+
+def test_a_model_with_registers_and_rotary_positions(gpu: torch.device) -> None:
+    def numbers(device: str) -> list[pd.DataFrame]:
+        vit = HookedViT(tiny_timm("vit_small_patch16_dinov3")).to(device)
+        clt, images = random_clt(vit).to(device), torch.linspace(-2, 2, 2304).view(3, 3, 16, 16)
+        found: list[Any] = [vit(images.to(device))]
+        with replace_mlps(vit, clt, layers=[1], tokens="register"):
+            found.append(vit(images.to(device)))
+        with steer(vit, clt, Edit(1, 2, "clamp", 3.0, "register")):
+            found.append(vit(images.to(device)))
+        found.append(analysis.reconstruction(vit, clt, images).frame)
+        moments = analysis.contribution_moments(vit, clt, images)
+        found.append(analysis.score(moments, tokens="register").to_frame())
+        found.append(analysis.feature_statistics(vit, clt, images).to_frame())
+        vit.set_use_attn_pattern(True)
+        return _numbers([*found, vit(images.to(device))])
+
+    for found, expected in zip(numbers("cuda"), numbers("cpu"), strict=True):
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-3, atol=1e-5)
 
 
 # ---- studies --------------------------------------------------------------------------------

@@ -340,3 +340,11 @@ def test_weights_that_name_no_readable_configuration_are_refused(saved, text):
     with pytest.raises(InputError, match="names no readable configuration") as error:
         CrossLayerTranscoder.from_pretrained(saved)
     one_sentence(error)
+
+
+def test_a_clt_that_names_no_family_was_trained_on_open_clips_own(saved):
+    path = saved / "config.json"
+    config = json.loads(path.read_text())
+    assert config["teacher"].pop("family") == "open_clip"
+    path.write_text(json.dumps(config))
+    assert CrossLayerTranscoder.from_pretrained(saved).config.teacher == TEACHER

@@ -6,9 +6,10 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import open_clip
 import pytest
 import torch
-from builders import random_clt, tiny_clip, tiny_timm, tiny_timm_clip
+from builders import TINY, random_clt, tiny_clip, tiny_timm, tiny_timm_clip
 from torch import Tensor, nn
 
 from vit_clt.hooks import HookedViT, replace_mlps, token_rows
@@ -24,6 +25,15 @@ def size(**vision: object) -> nn.Module:
     return clip.requires_grad_(False)
 
 
+def coca() -> nn.Module:
+    """A tiny CoCa, whose visual tower gives tokens beside the embedding."""
+    text = {**TINY["text_cfg"], "embed_cls": True, "output_tokens": True}
+    vision = {**TINY["vision_cfg"], "image_size": 16, "layers": L, "width": 16}
+    vision |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+    model = open_clip.CoCa(12, {**text, "mlp_ratio": 2, "heads": 2, "width": 12}, text, vision)
+    return model.eval().requires_grad_(False)
+
+
 # by name: the model, and the rows it must have
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], TokenRows]] = {
     "open_clip": (lambda: size(ls_init_value=0.5), TokenRows(True, 0, GRID)),
@@ -31,6 +41,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], TokenRows]] = {
         lambda: size(block_type="custom", qk_norm=True, scale_fc=True, scale_attn=True),
         TokenRows(True, 0, GRID),
     ),
+    "CoCa": (coca, TokenRows(True, 0, GRID)),
     "SigLIP": (
         lambda: tiny_timm_clip("vit_base_patch16_siglip_224", "map", "none"),
         TokenRows(False, 0, GRID),
@@ -105,7 +116,7 @@ def vit(plain: nn.Module) -> HookedViT:
 def own(model: Any, images: Tensor) -> Tensor:
     """The embeddings by the model's own forward."""
     if hasattr(model, "encode_image"):
-        return model.encode_image(images)
+        return model.encode_image(images, normalize=False)  # CoCa normalises by default
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
