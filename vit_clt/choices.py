@@ -47,6 +47,8 @@ Fill = Literal["zero", "mean", "resample"]
 """What takes the place of a dropped term or an ablated output."""
 Rule = Literal["spread", "rate", "effect", "purity", "random"]
 """How the features that get a page are selected."""
+MAX_GROUPS = 2**16
+"""The most groups that images are added up in, by default: some 15 kB each of contribution sums."""
 SearchBackend = Literal["exact", "faiss"]
 Backbone = Literal["ViT-B/32", "ViT-B/16"]
 ExportFormat = Literal["circuit-tracer"]

@@ -16,7 +16,7 @@ from vit_clt.analysis.ablations.ablation import Ablation
 from vit_clt.analysis.ablations.rankings import rank_sources
 from vit_clt.analysis.ablations.term_sets import Targets, TermSets, target_list
 from vit_clt.analysis.contributions.scores import ContributionScores
-from vit_clt.choices import Fill, ScoreKind, TokenKind, check_choice
+from vit_clt.choices import MAX_GROUPS, Fill, ScoreKind, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
@@ -39,6 +39,9 @@ class AblationOptions(TypedDict, total=False):
     image, drawn by the seed."""
     seed: int
     """Seed of the resample fill, of the bootstrap and of all else that is drawn; 0 by default."""
+    max_groups: int
+    """The most groups that images are added up in, so that memory is bounded (`image_groups`);
+    65,536 by default."""
     progress: bool
     """Show a progress bar; not by default."""
 
@@ -63,7 +66,7 @@ def keep_top_k(
         k: number of sources; each of several targets keeps its own top k, or all it has.
         scores: scores to rank by, or the kind of those of the same images and rows. Ties go to the
             later layer.
-        **options: target, tokens, fill, seed and progress (`AblationOptions`).
+        **options: target, tokens, fill, seed, max_groups and progress (`AblationOptions`).
 
     Raises:
         InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
@@ -138,13 +141,15 @@ def term_sets(
     tokens: TokenKind = "cls",
     fill: Fill = "zero",
     seed: int = 0,
+    max_groups: int = MAX_GROUPS,
     progress: bool = False,
 ) -> TermSets:
     """Check the arguments that all ablations have in common, and make their `TermSets`."""
     token_rows(tokens, vit.cfg.rows)
     check_choice("fill", fill, get_args(Fill))
     targets = target_list(target, vit.cfg.n_layers)
-    return TermSets(vit, clt, as_image_data(data), zs, targets, tokens, fill, seed, progress)
+    images = as_image_data(data)
+    return TermSets(vit, clt, images, zs, targets, tokens, fill, seed, max_groups, progress)
 
 
 def sources_at(targets: Iterable[int], sources: Iterable[int]) -> dict[int, list[int]]:

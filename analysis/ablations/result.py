@@ -56,9 +56,13 @@ class AblationStudy(Study):
                 "target": targets[0] if len(targets) == 1 else targets,
                 **self.source_facts(),
                 "no_op": self.no_op,
+                **(self.readings.groups.facts() if self.readings.groups else {}),
             },
         )
 
     def notes(self) -> Sequence[str]:
-        """A warning where the overwritten rows cannot reach the output."""
-        return ["these rows cannot reach the output: a no-op"] if self.no_op else []
+        """A warning where the overwritten rows cannot reach the output, and what draws are of."""
+        notes = ["these rows cannot reach the output: a no-op"] if self.no_op else []
+        if self.readings.groups is not None:
+            notes.append(f"intervals: bootstrap over {self.readings.groups.text}")
+        return notes

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.stats.donors import donor_cycle
+from vit_clt.analysis.stats.image_groups import ImageGroups, image_groups
 from vit_clt.analysis.stats.means import PositionMean
-from vit_clt.analysis.stats.readings import Readings, gather_readings
-from vit_clt.choices import Fill, ScoreKind, TokenKind
+from vit_clt.analysis.stats.readings import Readings, ReadingSums
+from vit_clt.choices import MAX_GROUPS, Fill, ScoreKind, TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
@@ -97,12 +98,15 @@ class TermSets:
     tokens: TokenKind
     fill: Fill
     seed: int
+    max_groups: int = MAX_GROUPS
+    """The most groups that outcomes of images are added up in (`image_groups`)."""
     progress: bool = False
     _cache: dict[range, TermBatch] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_fits(self.vit, self.clt)
         check_prepared(self.vit, self.data)
+        _ = self._groups  # refuses a wrong number before any work
         if self.fill == "resample":
             _ = self._donors  # refuses too few images before any work
 
@@ -119,19 +123,22 @@ class TermSets:
             key = tuple(frozenset(kept[target]) for target in self.targets)
             names.setdefault(key, []).append(name)
         masks = self._masks([dict(zip(self.targets, sets, strict=True)) for sets in names])
-        outcomes: dict[str, list[Outcome]] = {name: [] for name in (*REFERENCES, *plans)}
+        sums = ReadingSums([*REFERENCES, *plans], self._groups, self.data.label_sets)
         _ = self._means  # computed in a pass over the images before the one below
+        first = 0
         for batch in self._batches("ablate"):
-            outcomes["original"].append(self.zs.read(batch.clean.embeddings, batch.labels))
+            original = self.zs.read(batch.clean.embeddings, batch.labels)
+            sums.add("original", original, first)
             for name, values in self._references(batch).items():
                 # A reference runs alone, as the model does: rounding depends on the batch size.
                 single = {target: value[None] for target, value in values.items()}
                 embeddings = self._embed(batch, single)
-                outcomes[name].append(self.zs.read(embeddings, batch.labels))
+                sums.add(name, self.zs.read(embeddings, batch.labels), first)
             for same, outcome in zip(names.values(), self._read_sets(batch, masks), strict=True):
                 for name in same:
-                    outcomes[name].append(outcome)
-        return gather_readings(outcomes, self.seed, self.data.label_sets)
+                    sums.add(name, outcome, first)
+            first += len(batch.labels)
+        return sums.readings(self.seed)
 
     @torch.no_grad()
     def read_means(
@@ -152,7 +159,13 @@ class TermSets:
         if not isinstance(scores, str):
             return scores
         return contribution_scores(
-            self.vit, self.clt, self.data, tokens=self.tokens, kind=scores, progress=self.progress
+            self.vit,
+            self.clt,
+            self.data,
+            tokens=self.tokens,
+            kind=scores,
+            max_groups=self.max_groups,
+            progress=self.progress,
         )
 
     def measured(self) -> dict[str, Any]:
@@ -288,6 +301,10 @@ class TermSets:
             y={target: mean.mean().float() for target, mean in y.items()},
             l0=(l0 / len(self.data)).float(),
         )
+
+    @cached_property
+    def _groups(self) -> ImageGroups:
+        return image_groups(len(self.data), self.max_groups, self.seed)
 
     @cached_property
     def _donors(self) -> list[int]:

@@ -4,8 +4,10 @@ The first pass adds up, per target l and source s, the products of the terms c_s
 reconstruction y^ and its error. The second adds up products of the terms about their means over
 all images, which are known only then. Each image keeps one sum over its CLS row and one over its
 patch rows, never single rows: every score kind, reduction and token kind, of all images, of a
-class, of one image or of a bootstrap draw, follows from them. Products are computed in the dtype of
-the terms (float32 at least) and summed in float64. Codes come from the teacher trajectory.
+class, of one image or of a bootstrap draw, follows from them. Beyond `max_groups` images these sums
+are added up in random groups of images (`ImageGroups`), which give the scores of all images and of
+bootstrap draws. Products are computed in the dtype of the terms (float32 at least) and summed in
+float64. Codes come from the teacher trajectory.
 
 The second pass reuses the codes that the first one kept, up to `KEPT_BYTES`; codes of further
 images are computed again, at the cost of the first pass.
@@ -22,8 +24,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_clt.analysis.stats.image_groups import ImageGroups, image_groups
 from vit_clt.analysis.stats.means import PositionMean
-from vit_clt.choices import TokenKind
+from vit_clt.choices import MAX_GROUPS, TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.hooks import HookedViT, check_fits
@@ -42,8 +45,9 @@ _SUSPECT = 1e-6
 class SuspectRow:
     """A token row whose ||y^||^2 is so small that ratios to it may be rounding alone."""
 
-    image: int
-    group: int
+    image_group: int
+    """Number of the group of its image."""
+    row_group: int
     """A number of `ROW_GROUPS`."""
     yy: float
     ratio: Float[Tensor, " source"]
@@ -52,12 +56,14 @@ class SuspectRow:
 
 
 class TargetMoments:
-    """Sums over rows at one target layer; the last axis is the row groups, all float64."""
+    """Sums over rows at one target layer, all float64; the last axes are group of images, row
+    group."""
 
-    def __init__(self, n_sources: int, n_images: int, bias: Tensor, rows: TokenRows):
+    def __init__(self, n_sources: int, groups: ImageGroups, bias: Tensor, rows: TokenRows):
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, n_images, 3, dtype=torch.float64)
+            return torch.zeros(*shape, len(groups), 3, dtype=torch.float64)
 
+        self._groups = groups
         self.bias = bias.detach()
         self.rows = rows
         self.ratio = zeros(n_sources)  # <c_s, y^> / <y^, y^>, suspect rows left out
@@ -93,7 +99,6 @@ class TargetMoments:
         yy = cy.sum(0) + by
         norm = cc.sqrt()
         self._mean_terms.add(terms)
-        images = slice(first, first + len(y))
         for total, value in (
             (self.cy, cy),
             (self.cc, cc),
@@ -103,7 +108,7 @@ class TargetMoments:
             (self.by, by),
             (self.be, be),
         ):
-            total[..., images, :] = by_group(value, self.rows)
+            self._groups.add(total, by_row_group(value, self.rows), first, dim=-2)
 
         self._yy_seen += float(yy.sum())
         self._rows_seen += yy.numel()
@@ -114,7 +119,7 @@ class TargetMoments:
             row = (slice(None), image, token)
             self.suspects.append(
                 SuspectRow(
-                    first + image,
+                    int(self._groups.of[first + image]),
                     int(self.rows.groups[token]),
                     float(yy[image, token]),
                     ratio[row].cpu(),
@@ -132,14 +137,13 @@ class TargetMoments:
             (self.norm_ratio, torch.where(shared, norm_ratio, 0)),
             (self.norm_rows, shared.double()),
         ):
-            total[..., images, :] = by_group(value, self.rows)
+            self._groups.add(total, by_row_group(value, self.rows), first, dim=-2)
 
     def add_centred(self, terms: Float[Tensor, "source image token d_model"], first: int) -> None:
         """Second pass: add a batch once `add` has seen all images; it overwrites `terms`."""
         terms -= self._mean_terms.mean().to(terms.dtype)[:, None]
         products = _dots(terms, terms.sum(0))
-        images = slice(first, first + terms.shape[1])
-        self.centred[:, images] = by_group(products, self.rows)
+        self._groups.add(self.centred, by_row_group(products, self.rows), first, dim=-2)
 
 
 @dataclass(frozen=True)
@@ -147,10 +151,12 @@ class ContributionMoments:
     """Moments at every target of one CLT, and the images they were measured on."""
 
     targets: list[TargetMoments]
-    variation: dict[TokenKind, Float[Tensor, "layer image"]]
-    """By token kind, the sum over an image's rows of ||y - mean y||^2; the mean is taken over the
-    rows of all images."""
-    active: Float[Tensor, "layer image group"]
+    groups: ImageGroups
+    """Groups of images, each of one image up to `max_groups` images."""
+    variation: dict[TokenKind, Float[Tensor, "layer image_group"]]
+    """By token kind, the sum over the rows of a group's images of ||y - mean y||^2; the mean is
+    taken over the rows of all images."""
+    active: Float[Tensor, "layer image_group row_group"]
     """Number of active features, summed over the rows of each group."""
     rows: TokenRows
     """The token rows of the model."""
@@ -167,9 +173,14 @@ class ContributionMoments:
 
     def mean_l0(self, tokens: TokenKind, images: Int[Tensor, " image"]) -> float:
         """L0, active features a token row and layer, of these images on rows of a token kind."""
-        groups = ROW_GROUPS[tokens]
-        n_rows = sum(self.rows.sizes[g] for g in groups) * len(images) * len(self.targets)
-        return float(self.active[:, images][..., groups].sum() / n_rows)
+        row_groups = ROW_GROUPS[tokens]
+        n_rows = sum(self.rows.sizes[g] for g in row_groups) * len(images) * len(self.targets)
+        active = self.active[:, self.groups_of(images)]
+        return float(active[..., row_groups].sum() / n_rows)
+
+    def groups_of(self, images: Int[Tensor, " image"]) -> Int[Tensor, " image_group"]:
+        """The groups that hold these images, ascending; there must be no other image in them."""
+        return self.groups.of[images].unique()
 
 
 def contribution_moments(
@@ -177,20 +188,27 @@ def contribution_moments(
     clt: CrossLayerTranscoder,
     images: ImageData | Tensor | Iterable[Any],
     *,
+    max_groups: int = MAX_GROUPS,
+    seed: int = 0,
     progress: bool = False,
 ) -> ContributionMoments:
-    """The moments of all targets and sources of one CLT, image by image.
+    """The moments of all targets and sources of one CLT, image by image or in groups of images.
 
     Args:
         vit: the teacher.
         clt: its transcoder.
         images: ImageData, a tensor, or batches.
+        max_groups: the most groups that images are added up in (`image_groups`). With more images
+            than groups there are no scores of single classes and images.
+        seed: seed by which images are dealt to groups.
         progress: show a progress bar.
 
     Raises:
-        InputError: the CLT does not fit the model, or there are no images.
+        InputError: the CLT does not fit the model, there are no images, or `max_groups` is below 2.
     """
-    return compared_moments(vit, [clt], images, progress=progress)[0]
+    return compared_moments(
+        vit, [clt], images, max_groups=max_groups, seed=seed, progress=progress
+    )[0]
 
 
 @torch.no_grad()
@@ -199,6 +217,8 @@ def compared_moments(
     clts: Sequence[CrossLayerTranscoder],
     images: ImageData | Tensor | Iterable[Any],
     *,
+    max_groups: int = MAX_GROUPS,
+    seed: int = 0,
     progress: bool = False,
 ) -> list[ContributionMoments]:
     """`contribution_moments` of several CLTs of one teacher, which runs once for all of them."""
@@ -207,9 +227,12 @@ def compared_moments(
     data = as_image_data(images)
     check_prepared(vit, data)
     cfg, n = vit.cfg, len(data)
+    groups = image_groups(n, max_groups, seed)
     layers = range(cfg.n_layers)
-    targets = [[TargetMoments(l + 1, n, clt.b_dec[l], cfg.rows) for l in layers] for clt in clts]
-    active = torch.zeros(len(clts), cfg.n_layers, n, 3, dtype=torch.float64)
+    targets = [
+        [TargetMoments(l + 1, groups, clt.b_dec[l], cfg.rows) for l in layers] for clt in clts
+    ]
+    active = torch.zeros(len(clts), cfg.n_layers, len(groups), 3, dtype=torch.float64)
     labels = torch.full((n,), -1)
     sums: Tensor | None = None
     kept: list[_Batch] = []
@@ -221,7 +244,8 @@ def compared_moments(
             total = batch.y_sums.sum(1)
             sums = total if sums is None else sums + total
             for i, (clt, codes) in enumerate(zip(clts, batch.codes, strict=True)):
-                active[i, :, batch.images] = by_group(codes.l0().double(), cfg.rows)
+                counts = by_row_group(codes.l0().double(), cfg.rows)
+                groups.add(active[i], counts, batch.first, dim=-2)
                 for l in layers:
                     targets[i][l].add(_terms(clt, codes, l), batch.y[l], batch.first)
             batch.y = None
@@ -232,15 +256,18 @@ def compared_moments(
         assert sums is not None
         rows = cfg.rows.sizes
         means = _kind_means(sums, rows, n)
-        variation = {kind: torch.zeros(cfg.n_layers, n, dtype=torch.float64) for kind in means}
+        variation = {
+            kind: torch.zeros(cfg.n_layers, len(groups), dtype=torch.float64) for kind in means
+        }
         for batch in _batches(vit, clts, data, kept):
-            for kind, (groups, mean) in means.items():
+            for kind, (row_groups, mean) in means.items():
                 # sum ||y - m||^2 = sum ||y||^2 - (2 <sum y, m> - n_rows ||m||^2)
-                n_rows = sum(rows[g] for g in groups)
-                along_mean = torch.einsum("lid,ld->li", batch.y_sums[:, :, groups].sum(2), mean)
+                n_rows = sum(rows[g] for g in row_groups)
+                along_mean = torch.einsum("lid,ld->li", batch.y_sums[:, :, row_groups].sum(2), mean)
                 mean_power = n_rows * mean.square().sum(-1, keepdim=True)
-                power = batch.y_power[..., groups].sum(-1)
-                variation[kind][:, batch.images] = power - (2 * along_mean - mean_power).cpu()
+                power = batch.y_power[..., row_groups].sum(-1)
+                about_mean = power - (2 * along_mean - mean_power).cpu()
+                groups.add(variation[kind], about_mean, batch.first, dim=-1)
             for i, (clt, codes) in enumerate(zip(clts, batch.codes, strict=True)):
                 for l in layers:
                     targets[i][l].add_centred(_terms(clt, codes, l), batch.first)
@@ -248,6 +275,7 @@ def compared_moments(
     return [
         ContributionMoments(
             targets[i],
+            groups,
             variation,
             active[i],
             cfg.rows,
@@ -266,8 +294,8 @@ class _Batch:
     labels: Tensor
     codes: list[Codes]
     y: Float[Tensor, "layer image token d_model"] | None
-    y_sums: Float[Tensor, "layer image group d_model"]
-    y_power: Float[Tensor, "layer image group"]
+    y_sums: Float[Tensor, "layer image row_group d_model"]
+    y_power: Float[Tensor, "layer image row_group"]
 
     @property
     def size(self) -> int:
@@ -295,14 +323,14 @@ def _batches(
         images, labels = data.batch(range(start, min(start + data.batch_size, len(data))))
         activations = capture(vit, images.to(device))
         y = activations.y.double()
-        power = by_group(y.square().sum(-1), vit.cfg.rows)
+        power = by_row_group(y.square().sum(-1), vit.cfg.rows)
         sums = torch.stack([part.sum(2) for part in _parts(y, vit.cfg.rows, dim=2)], 2)
         codes = [clt.encode(activations.x) for clt in clts]
         yield _Batch(start, labels, codes, activations.y, sums, power)
 
 
 def _kind_means(
-    sums: Float[Tensor, "layer group d_model"], rows: tuple[int, int, int], n_images: int
+    sums: Float[Tensor, "layer row_group d_model"], rows: tuple[int, int, int], n_images: int
 ) -> dict[TokenKind, tuple[list[int], Tensor]]:
     """By token kind, its groups of rows and the mean y over their rows, "layer d_model"."""
     return {
@@ -321,7 +349,9 @@ def _dots(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vecdot(a, b.expand_as(a)).double()
 
 
-def by_group(values: Float[Tensor, "*axes token"], rows: TokenRows) -> Float[Tensor, "*axes group"]:
+def by_row_group(
+    values: Float[Tensor, "*axes token"], rows: TokenRows
+) -> Float[Tensor, "*axes row_group"]:
     """Sums over the rows of each group, 0 for a group that the model does not have."""
     return torch.stack([part.sum(-1) for part in _parts(values, rows, dim=-1)], -1).cpu()
 

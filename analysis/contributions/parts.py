@@ -24,14 +24,15 @@ NEGLIGIBLE = 1e-12
 
 @dataclass(frozen=True)
 class ScoreParts:
-    """Summands of one score at one target; the last row of `numerator` belongs to the bias."""
+    """Summands of one score at one target by group of images, each of one image as a rule; the last
+    row of `numerator` belongs to the bias."""
 
-    numerator: Float[Tensor, "source_and_bias image"]
-    denominator: Float[Tensor, " image"]
-    scale: Float[Tensor, " image"]
+    numerator: Float[Tensor, "source_and_bias image_group"]
+    denominator: Float[Tensor, " image_group"]
+    scale: Float[Tensor, " image_group"]
     """||y^||^2, with which a denominator is compared to see whether it is only rounding; 0 where a
     denominator is either exactly 0 or sound."""
-    excluded: Int[Tensor, " image"]
+    excluded: Int[Tensor, " image_group"]
     """Number of token rows left out because their ||y^||^2 is below `NEGLIGIBLE` of its mean over
     all images."""
 
@@ -41,11 +42,11 @@ def score_parts(
 ) -> ScoreParts:
     """The summands of one score at one target layer, over the rows of a token kind."""
     sums = moments.targets[target]
-    groups = ROW_GROUPS[tokens]
-    n_rows = sum(moments.rows.sizes[g] for g in groups)
+    row_groups = ROW_GROUPS[tokens]
+    n_rows = sum(moments.rows.sizes[g] for g in row_groups)
 
     def over_rows(values: Tensor) -> Tensor:
-        return values[..., groups].sum(-1)
+        return values[..., row_groups].sum(-1)
 
     power = over_rows(sums.yy)
     zeros = torch.zeros_like(power)
@@ -56,17 +57,17 @@ def score_parts(
         bias = over_rows(sums.bias_ratio) if kind == "projection" else undefined
         rows = over_rows(sums.ratio_rows if kind == "projection" else sums.norm_rows)
         total = over_rows(ratios)
-        negligible = NEGLIGIBLE * float(power.sum()) / (n_rows * len(power))
-        for row in (row for row in sums.suspects if row.group in groups):
+        negligible = NEGLIGIBLE * float(power.sum()) / (n_rows * moments.n_images)
+        for row in (row for row in sums.suspects if row.row_group in row_groups):
             if row.yy < negligible or row.yy <= 0:
-                excluded[row.image] += 1
+                excluded[row.image_group] += 1
                 continue
             row_ratio = row.ratio if kind == "projection" else row.norm_ratio
             # A row on which every term is zero has no norm shares.
             if kind == "projection" or row_ratio.isfinite().all():
-                total[:, row.image] += row_ratio
-                bias[row.image] += row.bias_ratio
-                rows[row.image] += 1
+                total[:, row.image_group] += row_ratio
+                bias[row.image_group] += row.bias_ratio
+                rows[row.image_group] += 1
         return _parts(total, bias, rows, zeros, excluded)
     if kind == "projection":
         return _parts(over_rows(sums.cy), over_rows(sums.by), power, zeros, excluded)
@@ -77,7 +78,7 @@ def score_parts(
     if kind == "norm":
         norms = over_rows(sums.norm)
         return _parts(norms, undefined, norms.sum(0), zeros, excluded)
-    bias_square = n_rows * sums.bias.double().square().sum().cpu()
+    bias_square = n_rows * sums.bias.double().square().sum().cpu() * moments.groups.sizes
     if kind == "loo":
         return _parts(over_rows(sums.cc), zeros + bias_square, power, zeros, excluded)
     fall = 2 * over_rows(sums.ce) + over_rows(sums.cc)

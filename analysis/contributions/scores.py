@@ -37,7 +37,7 @@ from vit_clt.analysis.contributions.parts import REDUCIBLE, ScoreParts, score_pa
 from vit_clt.analysis.contributions.scored_images import check_image_choice, scored_images
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import RESAMPLES, bootstrap_means, intervals
-from vit_clt.choices import Reduce, ScoreKind, TokenKind, check_choice
+from vit_clt.choices import MAX_GROUPS, Reduce, ScoreKind, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
@@ -96,7 +96,8 @@ class ContributionScores(Study):
     def draws(self) -> Float[np.ndarray, "draw target source_and_bias"]:
         """The matrix, with the bias as its last column, on bootstrap draws of the scored images.
 
-        Every score is a ratio of two sums over images, and each draw divides its sums. The means
+        Every score is a ratio of two sums over images, and each draw divides its sums. Where images
+        were added up in groups, groups are drawn (`ImageGroups`). The means
         over images inside centred and loo_r2 stay those of all images; means over a draw would
         differ by a share of about 1/N. Scores with the same seed and number of images share their
         draws, so that their differences are paired. All draws are NaN where there is one image.
@@ -107,7 +108,7 @@ class ContributionScores(Study):
             return scores
         parts = [self._parts(l) for l in range(n)]
         columns = [torch.cat([p.numerator, p.denominator[None], p.scale[None]]) for p in parts]
-        values = torch.cat(columns)[:, self.images].T.numpy()
+        values = torch.cat(columns)[:, self.moments.groups_of(self.images)].T.numpy()
         means = np.split(
             bootstrap_means(values, self.seed), np.cumsum([len(c) for c in columns])[:-1], axis=1
         )
@@ -173,6 +174,7 @@ class ContributionScores(Study):
                 "kind": self.kind,
                 "reduce": self.reduce,
                 "excluded_rows": int(self.excluded.sum()),
+                **self.moments.groups.facts(),
             },
         )
 
@@ -225,6 +227,7 @@ def contribution_scores(
     reduce: Reduce = "mean_of_ratios",
     label: int | str | None = None,
     image: int | None = None,
+    max_groups: int = MAX_GROUPS,
     seed: int = 0,
     progress: bool = False,
 ) -> ContributionScores:
@@ -239,20 +242,24 @@ def contribution_scores(
         reduce: how projection and norm are averaged.
         label: score only the images of this class, given by number or name (`class_number`).
         image: score only the image of this number in `images`.
-        seed: seed of the bootstrap.
+        max_groups: the most groups that images are added up in, so that memory is bounded
+            (`image_groups`). With more images there are no scores of a class or an image.
+        seed: seed of the bootstrap and of the groups.
         progress: show a progress bar.
 
     Raises:
-        InputError: kind, reduction or token kind are unknown; class or image do not exist, or both
-            are given; the kind is centred and there is one image; there are no images; or the CLT
-            belongs to another model.
+        InputError: kind, reduction or token kind are unknown; class or image do not exist, both
+            are given, or there are more images than groups; the kind is centred and there is one
+            image; there are no images; or the CLT belongs to another model.
     """
     check_choice("kind", kind, get_args(ScoreKind))
     check_choice("reduce", reduce, get_args(Reduce))
     token_rows(tokens, vit.cfg.rows)
     data = as_image_data(images)
-    check_image_choice(label, image, data.class_names, len(data))
-    moments = contribution_moments(vit, clt, data, progress=progress)
+    check_image_choice(label, image, data.class_names, len(data), max_groups)
+    moments = contribution_moments(
+        vit, clt, data, max_groups=max_groups, seed=seed, progress=progress
+    )
     return score(
         moments, tokens=tokens, kind=kind, reduce=reduce, label=label, image=image, seed=seed
     )
@@ -296,15 +303,16 @@ def _scored(
     matrix = torch.full((n, n), torch.nan, dtype=torch.float64)
     bias = torch.zeros(n, dtype=torch.float64)
     excluded = torch.zeros(n, dtype=torch.long)
+    groups = moments.groups_of(images)
     for l in range(n):
         parts = score_parts(moments, l, tokens, kind, reduce)
         scores = shares(
-            parts.numerator[:, images].sum(-1),
-            parts.denominator[images].sum(),
-            parts.scale[images].sum(),
+            parts.numerator[:, groups].sum(-1),
+            parts.denominator[groups].sum(),
+            parts.scale[groups].sum(),
         )
         matrix[l, : l + 1], bias[l] = scores[:-1], scores[-1]
-        excluded[l] = parts.excluded[images].sum()
+        excluded[l] = parts.excluded[groups].sum()
     return ContributionScores(
         matrix=matrix,
         bias=bias,

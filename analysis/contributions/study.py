@@ -20,7 +20,7 @@ from vit_clt.analysis.contributions.scores import (
 )
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.style import ROW_NAMES
-from vit_clt.choices import Reduce, ScoreKind, TokenKind
+from vit_clt.choices import MAX_GROUPS, Reduce, ScoreKind, TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
@@ -68,8 +68,8 @@ class ScoreStudy(Study):
         l0 = ", ".join(f"{self.drawn(n, tokens, first.kind).l0:.1f}" for n in self.names)
         return (
             f"{first.data}, N = {first.n_images}, teacher trajectory, L0 {l0} "
-            f"({ROW_NAMES[tokens]}); intervals in the CSV: 95 % bootstrap over images, "
-            f"seed {first.seed}"
+            f"({ROW_NAMES[tokens]}); intervals in the CSV: 95 % bootstrap over "
+            f"{first.moments.groups.text}, seed {first.seed}"
         )
 
     def facts(self) -> Facts:
@@ -88,7 +88,11 @@ class ScoreStudy(Study):
             l0=l0 if len(self.names) > 1 else l0[self.names[0]],
             split=first.moments.split,
             seed=first.seed,
-            more={"clts": self.names, "excluded_rows": int(excluded)},
+            more={
+                "clts": self.names,
+                "excluded_rows": int(excluded),
+                **first.moments.groups.facts(),
+            },
         )
 
     def caption(self) -> str:
@@ -164,6 +168,7 @@ def score_study(
     kinds: Sequence[ScoreKind] = ("projection", "centred"),
     label: int | str | None = None,
     image: int | None = None,
+    max_groups: int = MAX_GROUPS,
     seed: int = 0,
     progress: bool = False,
 ) -> ScoreStudy:
@@ -178,7 +183,8 @@ def score_study(
         kinds: kinds of score that are drawn; `centred` is left out where there is one image.
         label: score only the images of this class, a number or a name.
         image: score only the image of this number.
-        seed: seed of the bootstrap, whose draws all scores share.
+        max_groups: as in `contribution_scores`.
+        seed: seed of the bootstrap, whose draws all scores share, and of the groups.
         progress: show a progress bar.
 
     Raises:
@@ -187,13 +193,15 @@ def score_study(
     tokens = vit.cfg.rows.having(("cls", "patch")) if tokens is None else tokens
     for token_kind in tokens:
         token_rows(token_kind, vit.cfg.rows)
-    check_image_choice(label, image, data.class_names, len(data))
+    check_image_choice(label, image, data.class_names, len(data), max_groups)
     defined = [(kind, how) for kind, how in ALL_SCORES if kind != "centred" or len(data) > 1]
     shown = [kind for kind in kinds if kind in dict(defined)]
     if not shown:
         given = f'"{kinds[0]}"' if kinds else "empty"
         raise InputError("kind", f"is {given}; expected one that {len(data)} images define.")
-    moments = compared_moments(vit, list(clts.values()), data, progress=progress)
+    moments = compared_moments(
+        vit, list(clts.values()), data, max_groups=max_groups, seed=seed, progress=progress
+    )
     scores: dict[Key, ContributionScores] = {
         (name, rows, kind, how): score(
             clt_moments, tokens=rows, kind=kind, reduce=how, label=label, image=image, seed=seed

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
+from vit_clt.analysis.stats.image_groups import ImageGroups, image_groups
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.metrics import Metric
 from vit_clt.zero_shot import Outcome
 
@@ -69,6 +70,8 @@ class Readings:
     """Means over the images by measure, " version"."""
     n: int
     """Number of images."""
+    groups: ImageGroups | None = None
+    """Groups of images that the bootstrap draws; None where it draws images."""
 
     def __getitem__(self, name: str) -> Reading:
         return Reading(
@@ -122,6 +125,53 @@ def accuracy_and_loss(top1: float, loss: float) -> str:
     return f"{100 * top1:.2f} / {loss:.4f}"
 
 
+class ReadingSums:
+    """Sums of the outcomes of several versions over groups of images, gathered batch by batch.
+
+    Args:
+        names: names of the versions.
+        groups: the groups of all images.
+        label_sets: the classes of each image (`ImageData.label_sets`); the readings then also have
+            `any_hit`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        groups: ImageGroups,
+        label_sets: Sequence[frozenset[int]] | None = None,
+    ):
+        self._versions = {name: i for i, name in enumerate(names)}
+        self._groups, self._label_sets = groups, label_sets
+        measures = MEASURES if label_sets is None else (*MEASURES, "any_hit")
+        shape = len(groups), len(self._versions)
+        self._sums = {measure: torch.zeros(shape, dtype=torch.float64) for measure in measures}
+
+    def add(self, name: str, outcome: Outcome, first: int) -> None:
+        """Add one version's outcomes of a batch, whose first image has the number `first`."""
+        values = {"top1": outcome.correct, "loss": outcome.loss}
+        if self._label_sets is not None:
+            shown = self._label_sets[first : first + len(outcome.top)]
+            tops = outcome.top.tolist()
+            hits = [top in labels for top, labels in zip(tops, shown, strict=True)]
+            values["any_hit"] = torch.tensor(hits)
+        version = self._versions[name]
+        for measure, sums in self._sums.items():
+            self._groups.add(sums[:, version], values[measure].cpu(), first)
+
+    def readings(self, seed: int = 0) -> Readings:
+        """The readings, once all images have been added; `seed` is that of the bootstrap."""
+        sums = {measure: values.numpy() for measure, values in self._sums.items()}
+        n, groups = len(self._groups.of), self._groups
+        return Readings(
+            names=list(self._versions),
+            samples={m: groups.bootstrap_means(values, seed) for m, values in sums.items()},
+            means={m: values.sum(0) / n for m, values in sums.items()},
+            n=n,
+            groups=None if groups.single else groups,
+        )
+
+
 def gather_readings(
     outcomes: Mapping[str, list[Outcome]],
     seed: int = 0,
@@ -135,27 +185,11 @@ def gather_readings(
         label_sets: the classes of each image in that order (`ImageData.label_sets`); the readings
             then also have `any_hit`.
     """
-    per_image: dict[Measure, np.ndarray] = {
-        "top1": _columns(
-            [torch.cat([o.correct for o in batches]) for batches in outcomes.values()]
-        ),
-        "loss": _columns([torch.cat([o.loss for o in batches]) for batches in outcomes.values()]),
-    }
-    if label_sets is not None:
-        tops = [torch.cat([o.top for o in batches]).tolist() for batches in outcomes.values()]
-        per_image["any_hit"] = _columns(
-            [
-                torch.tensor([c in labels for c, labels in zip(top, label_sets, strict=True)])
-                for top in tops
-            ]
-        )
-    return Readings(
-        names=list(outcomes),
-        samples={measure: bootstrap_means(values, seed) for measure, values in per_image.items()},
-        means={measure: values.mean(0) for measure, values in per_image.items()},
-        n=len(per_image["top1"]),
-    )
-
-
-def _columns(versions: list[torch.Tensor]) -> np.ndarray:
-    return torch.stack(versions, dim=1).double().numpy()
+    n = sum(len(outcome.top) for outcome in next(iter(outcomes.values())))
+    sums = ReadingSums(list(outcomes), image_groups(n, None), label_sets)
+    for name, batches in outcomes.items():
+        first = 0
+        for outcome in batches:
+            sums.add(name, outcome, first)
+            first += len(outcome.top)
+    return sums.readings(seed)

@@ -7,14 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vit_clt.choices import Fill, Ranking, ScoreKind, TokenKind
-from vit_clt.cli.options import CLTOptions, PromptOptions, SeedOptions, StudyOptions, layer_numbers
+from vit_clt.cli.options import (
+    CLTOptions,
+    GroupOptions,
+    PromptOptions,
+    SeedOptions,
+    StudyOptions,
+    layer_numbers,
+)
 
 if TYPE_CHECKING:
     from vit_clt.analysis.ablations.term_sets import Targets
 
 
 @dataclass(kw_only=True)
-class Ablate(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
+class Ablate(PromptOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions):
     """Keep or drop source layers of one or several layers' reconstructions: accuracy and loss.
 
     Example: vit-clt ablate --clt out/clt --data digits --rankings projection last random
@@ -58,6 +65,7 @@ class Ablate(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
             target=target,
             tokens=self.tokens,
             fill=self.fill,
+            max_groups=self.max_groups,
             seed=self.seed,
             progress=True,
         )

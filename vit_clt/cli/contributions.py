@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.choices import ScoreKind, TokenKind
-from vit_clt.cli.options import CompareOptions, SeedOptions, StudyOptions
+from vit_clt.cli.options import CompareOptions, GroupOptions, SeedOptions, StudyOptions
 
 
 @dataclass(kw_only=True)
-class Contributions(CompareOptions, StudyOptions, SeedOptions):
+class Contributions(CompareOptions, StudyOptions, GroupOptions, SeedOptions):
     """Contribution scores C(s->l): heatmaps, a table of every kind, metrics.
 
     --compare adds difference.html and its tables: the scores of --clt minus those of each other
@@ -46,6 +46,7 @@ class Contributions(CompareOptions, StudyOptions, SeedOptions):
             kinds=self.kind,
             label=self.label,
             image=self.image,
+            max_groups=self.max_groups,
             seed=self.seed,
             progress=True,
         )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.choices import Fill, ScoreKind, TokenKind
-from vit_clt.cli.options import CLTOptions, PromptOptions, SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions, GroupOptions, PromptOptions, SeedOptions, StudyOptions
 
 
 @dataclass(kw_only=True)
-class KeepSets(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
+class KeepSets(PromptOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions):
     """All sets of k source layers of one layer: where does the chosen one stand among them?
 
     Example: vit-clt keep-sets --clt out/clt --data digits --k 4 --fill mean --out out/keep_sets
@@ -43,6 +43,7 @@ class KeepSets(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
             target=self.target,
             tokens=self.tokens,
             fill=self.fill,
+            max_groups=self.max_groups,
             seed=self.seed,
             progress=True,
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
-from vit_clt.choices import Templates
+from vit_clt.choices import MAX_GROUPS, Templates
 from vit_clt.errors import InputError, renamed
 from vit_clt.inputs import read_text, reading
 from vit_clt.teachers import SHIPPED
@@ -158,6 +158,15 @@ class SeedOptions:
 
     seed: int = 0
     """Seed of everything that is drawn at random."""
+
+
+@dataclass(kw_only=True)
+class GroupOptions:
+    """Option of a command that keeps sums of every image."""
+
+    max_groups: int = MAX_GROUPS
+    """More images than this are added up in this many random groups, which bounds memory; intervals
+    are then a bootstrap over groups."""
 
 
 def check_device(device: str) -> None:

@@ -467,6 +467,22 @@ def test_ablations_do_not_depend_on_what_stays_in_memory(
     assert (streamed.top1, streamed.loss) == (cached.top1, cached.loss)
 
 
+def test_groups_of_images_change_no_reading(study: Study) -> None:
+    single, grouped = (
+        ablation_curves(*arguments(study), fill="mean", max_groups=most) for most in (N, 6)
+    )
+    assert grouped.readings.names == single.readings.names
+    assert [point.sources for point in grouped.points] == [p.sources for p in single.points]
+    for measure, means in single.readings.means.items():
+        np.testing.assert_allclose(grouped.readings.means[measure], means, rtol=1e-14)
+        assert not np.array_equal(
+            grouped.readings.samples[measure], single.readings.samples[measure]
+        )
+    assert grouped.facts().more["image_groups"] == 6
+    assert "image_groups" not in single.facts().more
+    assert grouped.notes() == ["intervals: bootstrap over 6 random groups of images"]
+
+
 @pytest.fixture(scope="module")
 def rankings(study: Study) -> AblationCurves:
     return ablation_curves(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,80 @@ def test_clts_together_score_as_each_alone(toy: Toy) -> None:
         alone = contribution_scores(toy.vit, clt, toy.data, tokens="all", kind="centred")
         found = score(together, tokens="all", kind="centred")
         torch.testing.assert_close(found.matrix, alone.matrix, rtol=0, atol=0, equal_nan=True)
+
+
+# ---- groups of images ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", ROWS)
+@pytest.mark.parametrize(("kind", "reduce"), ALL_SCORES)
+def test_scores_of_groups_are_those_of_single_images(
+    toy: Toy, tokens: str, kind: str, reduce: str
+) -> None:
+    grouped = compared_moments(toy.vit, toy.clts, toy.data, max_groups=5, seed=2)
+    for single, few in zip(toy.moments, grouped, strict=True):
+        found, expected = (score(m, tokens=tokens, kind=kind, reduce=reduce) for m in (few, single))
+        for name in ("matrix", "bias"):
+            torch.testing.assert_close(
+                getattr(found, name),
+                getattr(expected, name),
+                rtol=1e-12,
+                atol=1e-14,
+                equal_nan=True,
+            )
+        assert found.excluded.tolist() == expected.excluded.tolist()
+        assert (found.n_images, found.l0) == (12, pytest.approx(expected.l0))
+        assert found.facts().more["image_groups"] == 5
+        assert "image_groups" not in expected.facts().more
+
+
+def test_draws_of_groups_divide_the_sums_of_the_groups_drawn(toy: Toy) -> None:
+    [found] = compared_moments(toy.vit, toy.clts[:1], toy.data, max_groups=5, seed=2)
+    groups, drawn = found.groups.of, score(found, tokens="patch", kind="loo", seed=3).draws[0]
+    picks = np.random.default_rng(3).integers(0, 5, (100, 5))[0]
+    images = np.concatenate([(groups == g).nonzero()[:, 0].numpy() for g in picks])
+    for l in range(4):
+        shares, bias = toy.expected(0, l, "patch", "loo", "ratio_of_means", images)
+        np.testing.assert_allclose(drawn[l, : l + 1], shares, rtol=2e-5)
+        np.testing.assert_allclose(drawn[l, -1], bias, rtol=2e-5)
+
+
+def test_excluded_rows_are_counted_in_groups_too(toy: Toy) -> None:
+    clt = copy.deepcopy(toy.clts[0])
+    clt.b_dec.data.zero_()
+    for decoder in clt.W_dec:
+        decoder.data.zero_()
+    for most in (5, 12):
+        [found] = compared_moments(toy.vit, [clt], toy.data, max_groups=most)
+        assert score(found, tokens="patch").excluded.tolist() == [9 * 12] * 4
+
+
+def test_memory_does_not_grow_with_images_beyond_the_groups(toy: Toy) -> None:
+    def kept(n: int, most: int) -> int:
+        images = torch.randn(n, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+        data = batches_of(images, torch.zeros(n, dtype=torch.long), 16)
+        [found] = compared_moments(toy.vit, toy.clts[:1], data, max_groups=most)
+        tensors = [v for t in found.targets for v in vars(t).values() if isinstance(v, Tensor)]
+        tensors += [*found.variation.values(), found.active]
+        return sum(t.nbytes for t in tensors)
+
+    assert kept(64, 8) == kept(32, 8)
+    # one image each: (7 (1 + 2 + 3 + 4) + 6 * 4) * 3 sums at the targets, 3 * 4 and 4 * 3 more
+    assert kept(64, 64) - kept(32, 64) == 32 * 8 * ((7 * 10 + 6 * 4) * 3 + 3 * 4 + 4 * 3)
+
+
+@pytest.mark.parametrize("which", [{"label": "bee"}, {"image": 3}])
+def test_a_class_or_an_image_of_a_group_is_refused(toy: Toy, which: dict[str, Any]) -> None:
+    [field], [value] = which, which.values()
+    sentence = (
+        f"^{field} is {value}, but the 12 images are added up in 5 groups; expected max_groups of "
+        r"12 or more\.$"
+    )
+    [grouped] = compared_moments(toy.vit, toy.clts[:1], toy.data, max_groups=5)
+    with pytest.raises(InputError, match=sentence):
+        score(grouped, **which)
+    with pytest.raises(InputError, match=sentence):
+        contribution_scores(toy.vit, toy.clts[0], toy.data, max_groups=5, **which)
 
 
 @pytest.mark.parametrize("kind", ["projection", "centred", "norm"])
