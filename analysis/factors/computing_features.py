@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,7 +96,7 @@ class ComputingFeatures(Study):
             for region, one in self.selectivities.items()
         )
 
-    def extras(self) -> Mapping[str, str]:
+    def extras(self) -> Iterable[tuple[str, str]]:
         """Three tables: numbers of features of each kind, suppressions, and clampings."""
         from vit_clt.analysis.reporting.tables import csv_table, markdown_table
 
@@ -112,7 +112,7 @@ class ComputingFeatures(Study):
         for name, table in tables.items():
             texts[f"{name}.csv"] = csv_table(table)
             texts[f"{name}.md"] = markdown_table(table, self.caption())
-        return texts
+        return texts.items()
 
     def metrics(self) -> list[Metric]:
         """Metrics of every part; those of edits start with "suppressed_{group}_" or

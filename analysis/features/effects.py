@@ -55,6 +55,12 @@ class ClassEffects:
         mean = self.mean(layer)
         return mean - mean.mean(1, keepdims=True)
 
+    def of(self, layer: int, feature: int) -> Float[np.ndarray, "centred_and_raw class"]:
+        """The rows of one feature in `centred` and `mean`."""
+        images = float(self.images[layer][feature])
+        mean = self.sums[layer][feature] / (images or np.nan)
+        return np.stack([mean - mean.mean(), mean])
+
 
 @torch.no_grad()
 def class_effects(
@@ -69,7 +75,10 @@ def class_effects(
 ) -> ClassEffects:
     """Effects of all features of these layers, summed over the first `n_images` images.
 
-    A product per active entry, target and class; 8 bytes are kept per feature and class.
+    A product per active entry, target and class; 8 bytes are kept per feature and class. An effect
+    is linear in the direction that a logit reads from the embedding. Where there are more classes
+    than the embedding has dimensions, effects on the dimensions are therefore summed in place of
+    those on the classes, and put together at the end.
 
     Raises:
         InputError: fewer than one image, or a model that does not pool the class token alone.
@@ -77,12 +86,16 @@ def class_effects(
     if n_images < 1:
         raise InputError("effect_images", f"is {n_images}; expected at least 1.")
     shown = ImageSubset(data, range(min(n_images, len(data))))
-    cfg, n_features, n_classes = vit.cfg, clt.config.n_features, len(zs.class_names)
-    directions = zs.logit_scale * zs.weights.T
+    cfg, n_features = vit.cfg, clt.config.n_features
+    of_classes = zs.logit_scale * zs.weights.T
+    n_classes, d_embed = of_classes.shape
+    directions = of_classes
+    if n_classes > d_embed:
+        directions = torch.eye(d_embed, dtype=of_classes.dtype, device=of_classes.device)
     an_image = cfg.n_layers * cfg.n_tokens * cfg.d_model
     shown.batch_size = max(1, min(32, _FLOATS // an_image))
     at_once = max(1, _FLOATS // (an_image * shown.batch_size))
-    sums = {s: np.zeros((n_classes, n_features)) for s in layers}
+    sums = {s: np.zeros((len(directions), n_features)) for s in layers}
     active_images = {s: torch.zeros(n_features, dtype=torch.int64) for s in layers}
     with tqdm(total=len(shown), desc="class effects", unit=" images", disable=not progress) as bar:
         for images, _ in shown:
@@ -93,15 +106,18 @@ def class_effects(
                 codes = clt.encode(frozen.x[s], layer=s).active()
                 active_images[s] += (active_codes(codes).of_images() != 0).sum(0).cpu()
                 found[s] = clt.decode_adjoint(codes, s), codes.indices
-            for first in range(0, n_classes, at_once):
+            for first in range(0, len(directions), at_once):
                 gradients = frozen.gradients(
                     directions[first : first + at_once], norms="differentiated"
                 )
-                for c, gradient in enumerate(gradients, start=first):
+                for i, gradient in enumerate(gradients, start=first):
                     for s, (adjoint, features) in found.items():
                         effects = adjoint.effects(gradient)
-                        sums[s][c] += sums_by_feature(effects, features, n_features)
+                        sums[s][i] += sums_by_feature(effects, features, n_features)
             bar.update(len(images))
+    if n_classes > d_embed:
+        weights = of_classes.double().cpu().numpy()
+        sums = {s: weights @ values for s, values in sums.items()}
     return ClassEffects(
         {s: values.T for s, values in sums.items()},
         {s: counts.numpy() for s, counts in active_images.items()},

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from vit_clt.analysis.features.page import FeaturePage
+from vit_clt.analysis.features.pages import FeaturePages
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.reporting.study import Facts
 
@@ -23,7 +23,7 @@ class FeatureGallery(FeatureStatistics):
         "images/sheet-*.png",
     )
 
-    pages: list[FeaturePage]
+    pages: FeaturePages
     """Pages of some of the features, in the order in which they were chosen."""
     rule: str
     """The rule by which these features were chosen, in words."""
@@ -34,8 +34,8 @@ class FeatureGallery(FeatureStatistics):
         pages = {"layers": self.layers, "pages": len(self.pages), "select": self.rule}
         return replace(facts, more={**pages, **facts.more})
 
-    def extras(self) -> Mapping[str, str | bytes]:
-        """The gallery; its images are read once more."""
+    def extras(self) -> Iterable[tuple[str, str | bytes]]:
+        """The gallery, file after file; its images are read once more."""
         from vit_clt.analysis.features.gallery_contents import gallery_contents
 
         return gallery_contents(self)

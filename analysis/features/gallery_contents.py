@@ -13,13 +13,14 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
+from tqdm import tqdm
 
 from vit_clt.analysis.features.page import Example, FeaturePage
 from vit_clt.analysis.reporting.pictures import pixels
@@ -35,36 +36,61 @@ PAGES_PER_FILE = 64
 _ACROSS = 16  # images across and down a sheet
 _THUMBNAILS = 5  # images a row of the list
 _STEPS = 99  # of an activation map, from 0 to its scale
+_AT_EITHER_END = 10  # classes whose effects a page shows, where there are more than twice as many
 
 
-def gallery_contents(gallery: FeatureGallery) -> dict[str, str | bytes]:
-    """Contents of the gallery's files, by name.
+def gallery_contents(gallery: FeatureGallery) -> Iterator[tuple[str, str | bytes]]:
+    """Names and contents of the gallery's files, each made when the one before it is done with.
 
     Raises:
         InputError: a model without its preprocessing.
     """
     pages = gallery.pages
-    rows = sorted({shown.row for page in pages for shown in _examples(page)})
+    rows = pages.rows
     place = {row: i for i, row in enumerate(rows)}
-    found, size = _sheets(gallery, rows)
-    with_page = {(page.layer, page.feature) for page in pages}
-    for block, start in enumerate(range(0, len(pages), PAGES_PER_FILE)):
-        some = [
-            _page_entry(page, place, with_page) for page in pages[start : start + PAGES_PER_FILE]
-        ]
-        found[f"pages/pages-{block:03}.js"] = f"GALLERY.blocks[{block}] = {_json(some)};\n"
-    document = _document(gallery, place, size)
-    found["data.js"] = f"window.GALLERY = {_json(document)};\n"
+    size = (1, 1)
+    for name, sheet, image_size in _sheets(gallery, rows):
+        size = image_size
+        yield name, sheet
+    with_page = set(pages.features)
+    columns: dict[str, list[Any]] = {}
+    with tqdm(total=len(pages), desc="gallery", unit=" pages", disable=not pages.progress) as bar:
+        for block, start in enumerate(range(0, len(pages), PAGES_PER_FILE)):
+            some = pages[start : start + PAGES_PER_FILE]
+            for page in some:
+                for column, value in _listed(page, place).items():
+                    columns.setdefault(column, []).append(value)
+            entries = _json([_page_entry(page, place, with_page) for page in some])
+            yield f"pages/pages-{block:03}.js", f"GALLERY.blocks[{block}] = {entries};\n"
+            bar.update(len(some))
+    document = _document(gallery, rows, size) | {"features": columns}
+    yield "data.js", f"window.GALLERY = {_json(document)};\n"
     parts = files("vit_clt.analysis.features") / "gallery_files"
-    return found | {name: (parts / name).read_text("utf-8") for name in _PARTS}
+    for name in _PARTS:
+        yield name, (parts / name).read_text("utf-8")
 
 
-def _examples(page: FeaturePage) -> list[Example]:
-    return [*page.top, *(shown for part in page.ranges for shown in part.examples)]
+def _listed(page: FeaturePage, place: dict[int, int]) -> dict[str, Any]:
+    """What the list shows of a feature, by column."""
+    raised, effect = _raised(page)
+    return {
+        "layer": page.layer,
+        "feature": page.feature,
+        "images": _number(page.image_rate),
+        "cls": _number(page.cls_rate),
+        "patch": _number(page.patch_rate),
+        "purity": _number(page.purity),
+        "base": _number(page.base),
+        "chance": _number(page.purity_by_chance),
+        "label": page.label,
+        "raised": raised,
+        "effect": _number(effect),
+        "top": [place[shown.row] for shown in page.top[:_THUMBNAILS]],
+    }
 
 
 def _document(
-    gallery: FeatureGallery, place: dict[int, int], size: tuple[int, int]
+    gallery: FeatureGallery, rows: Sequence[int], size: tuple[int, int]
 ) -> dict[str, Any]:
     pages, effects = gallery.pages, gallery.effects
     clt, cfg = gallery.clt.config, gallery.vit.cfg
@@ -80,7 +106,6 @@ def _document(
         else f"first {effects.n_images} images, templates: {effects.templates}",
         "Seed": f"{gallery.seed} (images drawn at random)",
     }
-    raised = [_raised(page) for page in pages]
     return {
         "title": f"Features on {gallery.data.name}",
         "facts": facts,
@@ -94,23 +119,9 @@ def _document(
         "has_cls": cfg.rows.has_cls,
         "grid": {"down": cfg.patch_grid[0], "across": cfg.patch_grid[1]},
         "image": {"width": size[1], "height": size[0], "sheet": _ACROSS},
-        "images": {"row": list(place), "label": gallery.labels[list(place)].tolist()},
+        "images": {"row": rows, "label": gallery.labels[rows].tolist()},
         "pages_per_file": PAGES_PER_FILE,
         "blocks": {},
-        "features": {
-            "layer": [page.layer for page in pages],
-            "feature": [page.feature for page in pages],
-            "images": [_number(page.image_rate) for page in pages],
-            "cls": [_number(page.cls_rate) for page in pages],
-            "patch": [_number(page.patch_rate) for page in pages],
-            "purity": [_number(page.purity) for page in pages],
-            "base": [_number(page.base) for page in pages],
-            "chance": [_number(page.purity_by_chance) for page in pages],
-            "label": [page.label for page in pages],
-            "raised": [c for c, _ in raised],
-            "effect": [_number(value) for _, value in raised],
-            "top": [[place[e.row] for e in page.top[:_THUMBNAILS]] for page in pages],
-        },
     }
 
 
@@ -127,15 +138,17 @@ def _page_entry(
     page: FeaturePage, place: dict[int, int], with_page: set[tuple[int, int]]
 ) -> dict[str, Any]:
     scale = page.map_scale
+    maps = np.stack([each.patches.ravel() for each in page.examples])
+    steps = np.zeros(maps.shape, int)
+    if scale:
+        steps = np.rint(maps / scale * _STEPS).astype(int)
+        # what is active is seen to be, in the colour of its sign
+        steps = np.where(steps == 0, np.sign(maps).astype(int), steps)
+    steps_of = {each.row: row for each, row in zip(page.examples, steps.tolist(), strict=True)}
 
     def shown(each: Example) -> list[Any]:
-        steps = np.zeros(each.patches.size, int)
-        if scale:
-            steps = np.rint(each.patches.ravel() / scale * _STEPS).astype(int)
-            # what is active is seen to be, in the colour of its sign
-            steps = np.where(steps == 0, np.sign(each.patches.ravel()).astype(int), steps)
         cls = None if each.cls is None else _number(each.cls)
-        return [place[each.row], _number(each.value), cls, steps.tolist()]
+        return [place[each.row], _number(each.value), cls, steps_of[each.row]]
 
     effects = page.effects
     return {
@@ -148,7 +161,7 @@ def _page_entry(
         "writes": [[l, _number(cls), _number(patch)] for l, (cls, patch) in page.writes.items()],
         "effects": None
         if effects is None or not page.effect_images
-        else [[_number(value) for value in row] for row in effects.tolist()],
+        else [[c, *map(_number, effects[:, c].tolist())] for c in _shown_classes(effects[0])],
         "effect_images": page.effect_images,
         "near": [
             [
@@ -164,20 +177,28 @@ def _page_entry(
     }
 
 
+def _shown_classes(centred: Float[np.ndarray, " class"]) -> list[int]:
+    """Classes from the highest effect to the lowest: all, or the ten at either end."""
+    order = np.argsort(-centred, kind="stable").tolist()
+    return (
+        order
+        if len(order) <= 2 * _AT_EITHER_END
+        else order[:_AT_EITHER_END] + order[-_AT_EITHER_END:]
+    )
+
+
 def _sheets(
     gallery: FeatureGallery, rows: Sequence[int]
-) -> tuple[dict[str, str | bytes], tuple[int, int]]:
-    """Sheets of 16 x 16 images in row order, by file name; height and width of one image."""
-    found: dict[str, str | bytes] = {}
+) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
+    """Sheets of 16 x 16 images in row order: file name, PNG, height and width of one image."""
     per_sheet = _ACROSS**2
-    size = (1, 1)
     for number, start in enumerate(range(0, len(rows), per_sheet)):
         some = rows[start : start + per_sheet]
         small = []
         for first in range(0, len(some), gallery.data.batch_size):
             batch = gallery.data.batch(some[first : first + gallery.data.batch_size])[0]
             small += [_small(image) for image in pixels(gallery.vit, batch)]
-        height, width = size = small[0].shape[:2]
+        height, width = small[0].shape[:2]
         down = -(-len(small) // _ACROSS)
         sheet = np.full((down * height, _ACROSS * width, 3), 255, np.uint8)
         for i, image in enumerate(small):
@@ -185,8 +206,7 @@ def _sheets(
             sheet[y : y + height, x : x + width] = image
         file = io.BytesIO()
         Image.fromarray(sheet).save(file, "PNG", optimize=True)
-        found[f"images/sheet-{number:03}.png"] = file.getvalue()
-    return found, size
+        yield f"images/sheet-{number:03}.png", file.getvalue(), (height, width)
 
 
 def _small(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "down across 3"]:

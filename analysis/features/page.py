@@ -97,10 +97,14 @@ class FeaturePage:
     """Mean purity of as many images drawn at random."""
 
     @property
+    def examples(self) -> list[Example]:
+        """All images of the page, the top ones first; an image may stand there twice."""
+        return [*self.top, *(shown for part in self.ranges for shown in part.examples)]
+
+    @property
     def map_scale(self) -> float:
         """Largest |z| of a patch on any image of the page: full colour in its activation maps."""
-        examples = [*self.top, *(shown for part in self.ranges for shown in part.examples)]
-        return max((float(np.abs(shown.patches).max()) for shown in examples), default=0.0)
+        return max((float(np.abs(shown.patches).max()) for shown in self.examples), default=0.0)
 
 
 @torch.no_grad()
@@ -202,7 +206,11 @@ class NearFeature(NamedTuple):
 
 @torch.no_grad()
 def nearest_features(
-    clt: CrossLayerTranscoder, features: Sequence[tuple[int, int]], k: int = 5
+    clt: CrossLayerTranscoder,
+    features: Sequence[tuple[int, int]],
+    k: int = 5,
+    *,
+    progress: bool = False,
 ) -> dict[tuple[int, int], list[NearFeature]]:
     """The k nearest of all features to each (layer, feature) by the cosine of what they write.
 
@@ -211,7 +219,8 @@ def nearest_features(
     """
     neighbours: dict[tuple[int, int], list[NearFeature]] = {address: [] for address in features}
     config = clt.config
-    for s in sorted({layer for layer, _ in features}):
+    layers = sorted({layer for layer, _ in features})
+    for s in tqdm(layers, "features that write alike", unit=" layers", disable=not progress):
         numbers = [feature for layer, feature in features if layer == s]
         for other in range(config.n_layers):
             shared = sorted(set(config.targets(s)) & set(config.targets(other)))

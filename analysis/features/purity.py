@@ -32,7 +32,9 @@ def purity(
     if not n_classes:
         nothing = np.full(len(rows), np.nan)
         return {"label": np.full(len(rows), -1), **dict.fromkeys(PURITY, nothing)}
-    counts = np.stack([(found == c).sum(1) for c in range(n_classes)], axis=1)
+    feature, place = (found >= 0).nonzero()
+    at = feature * n_classes + found[feature, place]
+    counts = np.bincount(at, minlength=len(rows) * n_classes).reshape(-1, n_classes)
     label = counts.argmax(1)
     shares = np.bincount(known_labels, minlength=n_classes) / len(known_labels)
     values = (

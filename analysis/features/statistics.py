@@ -19,15 +19,8 @@ from jaxtyping import Float, Int
 
 from vit_clt.analysis.features.active import CLS, PATCH
 from vit_clt.analysis.features.effects import ClassEffects
-from vit_clt.analysis.features.page import (
-    QUARTERS,
-    ActivationRange,
-    FeaturePage,
-    activations_at,
-    check_features,
-    example,
-    nearest_features,
-)
+from vit_clt.analysis.features.page import FeaturePage, check_features
+from vit_clt.analysis.features.pages import FeaturePages
 from vit_clt.analysis.features.purity import purity, purity_by_chance
 from vit_clt.analysis.features.summary import PURE, summary, summary_metrics, summary_text
 from vit_clt.analysis.features.tally import FeatureTally
@@ -40,9 +33,6 @@ from vit_clt.transcoder.model import CrossLayerTranscoder
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-EXAMPLES = 3
-"""Images drawn from each activation range."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,6 +109,10 @@ class FeatureStatistics(Study):
         the logit it lowers most. Where all effects are 0, no class is raised; where none was
         measured, they are NaN.
         """
+        return self._table.copy()
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
         return pd.concat([self._frame(s) for s in self.layers], ignore_index=True)
 
     def summary(self) -> pd.DataFrame:
@@ -152,70 +146,18 @@ class FeatureStatistics(Study):
 
     def feature_pages(
         self, features: Sequence[tuple[int, int]], *, progress: bool = False
-    ) -> list[FeaturePage]:
+    ) -> FeaturePages:
         """The page of each (layer, feature), in this order; each image they show is read once.
 
         Args:
             features: (layer, feature) pairs without repeats.
-            progress: show a progress bar.
+            progress: show progress bars.
 
         Raises:
             InputError: what `check` refuses.
         """
         self.check(features)
-        top = {(s, i): self.tallies[s].top.of(i)[0].tolist() for s, i in features}
-        drawn = {(s, i): self._draw(s, i) for s, i in features}
-        images = {
-            address: sorted({*top[address], *(row for rows in drawn[address] for row in rows)})
-            for address in features
-        }
-        values = activations_at(self.vit, self.clt, self.data, images, progress=progress)
-        neighbours = nearest_features(self.clt, features)
-        purities = {s: self._purity(s) for s in {layer for layer, _ in features}}
-        pages = []
-        for address in features:
-            layer, feature = address
-            examples = {
-                row: example(self.vit, row, int(self.labels[row]), z)
-                for row, z in zip(images[address], values[address], strict=True)
-            }
-            tally = self.tallies[layer]
-            rates = self._rates(layer)[:, feature].tolist()
-            edges, counts = tally.histograms.of(feature)
-            feature_purity = {
-                name: column[feature].item() for name, column in purities[layer].items()
-            }
-            pages.append(
-                FeaturePage(
-                    layer=layer,
-                    feature=feature,
-                    image_rate=int(tally.counts.images[feature]) / self.n_images,
-                    cls_rate=rates[CLS],
-                    patch_rate=rates[PATCH],
-                    active_images=int(tally.counts.images[feature]),
-                    edges=edges,
-                    counts=counts[[CLS, PATCH]],
-                    top=[examples[row] for row in top[address]],
-                    ranges=[
-                        ActivationRange(low, high, [examples[row] for row in rows])
-                        for (low, high), rows in zip(QUARTERS, drawn[address], strict=True)
-                    ],
-                    writes=self._writes(layer, feature),
-                    effects=self._effects(layer, feature),
-                    effect_images=0
-                    if self.effects is None
-                    else int(self.effects.images[layer][feature]),
-                    near=neighbours[address],
-                    together=[
-                        tally.jaccard(feature, self.tallies[n.layer], n.feature)
-                        if n.layer in self.tallies
-                        else float("nan")
-                        for n in neighbours[address]
-                    ],
-                    **feature_purity,
-                )
-            )
-        return pages
+        return FeaturePages(self, features, progress=progress)
 
     def feature_figure(self, layer: int, feature: int) -> go.Figure:
         """Top images with activation maps, histogram, writes and effects of one feature.
@@ -243,7 +185,9 @@ class FeatureStatistics(Study):
                     f"images of {self.data.name}; expected one that is.",
                 )
 
-    def _rates(self, layer: int) -> Float[np.ndarray, "kind feature"]:
+    def rates(self, layer: int) -> Float[np.ndarray, "kind feature"]:
+        """Share of the CLS rows and of the patch rows on which each feature of a layer is active;
+        NaN for a kind that the model does not have."""
         return self.tallies[layer].counts.rows.numpy() / self._row_counts()[:, None]
 
     def _row_counts(self) -> Float[np.ndarray, " kind"]:
@@ -251,43 +195,15 @@ class FeatureStatistics(Study):
         counts = np.array(self.vit.cfg.rows.sizes) * float(self.n_images)
         return np.where(counts, counts, np.nan)
 
-    def _sizes(self, layer: int) -> Float[np.ndarray, "kind feature"]:
-        """Mean |z| over the active rows; NaN where there are none."""
+    def sizes(self, layer: int) -> Float[np.ndarray, "kind feature"]:
+        """Mean |z| of each feature of a layer over its active rows of each group; NaN where
+        there are none."""
         tally = self.tallies[layer]
         rows = tally.counts.rows.double().numpy()
         return tally.magnitude.numpy() / np.where(rows, rows, np.nan)
 
-    def _writes(self, layer: int, feature: int) -> dict[int, tuple[float, float]]:
-        norms = self.clt.W_dec[layer][:, feature].detach().double().norm(dim=1).tolist()
-        sizes = self._sizes(layer)[:, feature]
-        strengths = {}
-        for l, norm in zip(self.clt.config.targets(layer), norms, strict=True):
-            strength = (sizes * norm / self.norms[:, l]).tolist()
-            strengths[l] = strength[CLS], strength[PATCH]
-        return strengths
-
-    def _effects(
-        self, layer: int, feature: int
-    ) -> Float[np.ndarray, "centred_and_raw class"] | None:
-        if self.effects is None:
-            return None
-        effects = self.effects
-        return np.stack([effects.centred(layer)[feature], effects.mean(layer)[feature]])
-
-    def _draw(self, layer: int, feature: int) -> list[list[int]]:
-        """Numbers of images drawn from every range of `QUARTERS`, the most active image first."""
-        rows, values = self.tallies[layer].sample.of(feature)
-        order = values.abs().argsort(stable=True)
-        ranked = rows[order].tolist()
-        rng = np.random.default_rng([self.seed, layer, feature])
-        drawn = []
-        for low, high in QUARTERS:
-            inside = ranked[round(low * len(ranked)) : round(high * len(ranked))]
-            picked = rng.choice(len(inside), min(EXAMPLES, len(inside)), replace=False)
-            drawn.append([inside[i] for i in sorted(picked, reverse=True)])
-        return drawn
-
-    def _purity(self, layer: int) -> dict[str, np.ndarray]:
+    def purity(self, layer: int) -> dict[str, np.ndarray]:
+        """Purity of the top images of each feature of a layer, by name (see `purity`)."""
         return purity(self.tallies[layer].top.rows.numpy(), self.labels, self._by_chance)
 
     @cached_property
@@ -296,7 +212,7 @@ class FeatureStatistics(Study):
 
     def _frame(self, layer: int) -> pd.DataFrame:
         tally = self.tallies[layer]
-        rates, sizes = self._rates(layer), self._sizes(layer)
+        rates, sizes = self.rates(layer), self.sizes(layer)
         columns: dict[str, Any] = {
             "layer": layer,
             "feature": np.arange(self.clt.config.n_features),
@@ -307,7 +223,7 @@ class FeatureStatistics(Study):
             "peak": tally.top.values[:, 0].numpy(),
             "mean_cls": sizes[CLS],
             "mean_patch": sizes[PATCH],
-            **self._purity(layer),
+            **self.purity(layer),
         }
         names = dict(enumerate(self.data.class_names))
         columns["class"] = [names.get(c, "") for c in columns["label"].tolist()]

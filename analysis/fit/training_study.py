@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -150,10 +150,10 @@ class Training(Study):
         title = f"Training a {config.kind} on {self.data}"
         return training_report(self.records, title=title, facts=facts)
 
-    def extras(self) -> Mapping[str, str]:
+    def extras(self) -> Iterable[tuple[str, str]]:
         """The card of the CLT, with these numbers."""
         document = metrics_json(self.metrics(), command="train", **self.facts().context())
-        return {CARD_FILE: model_card(self.config, json.loads(document))}
+        return [(CARD_FILE, model_card(self.config, json.loads(document)))]
 
 
 def finished_training(

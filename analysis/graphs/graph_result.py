@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -155,9 +155,9 @@ class AttributionGraph(Study):
 
         return graph_figure(self)
 
-    def extras(self) -> Mapping[str, str]:
+    def extras(self) -> Iterable[tuple[str, str]]:
         """The edges."""
-        return {"edges.csv": csv_table(self.edges)}
+        return [("edges.csv", csv_table(self.edges))]
 
 
 def patch_name(token: int, grid: tuple[int, int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -172,7 +172,7 @@ class GraphStudy(Study):
 
         return direct_effects_figure(self.effects, self.titles, self.context())
 
-    def extras(self) -> Mapping[str, str]:
+    def extras(self) -> Iterable[tuple[str, str]]:
         """The page of the graphs, the graphs themselves, and every intervention."""
         from vit_clt.analysis.graphs.report import graph_report
 
@@ -183,7 +183,7 @@ class GraphStudy(Study):
             "edges.csv": csv_table(self.edges()),
             "interventions.csv": csv_table(self.interventions()),
             "agreement.csv": csv_table(self.agreement.to_frame()),
-        }
+        }.items()
 
     def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(image=[self.query[i] for i in frame["image"]])

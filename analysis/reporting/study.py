@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -114,9 +114,9 @@ class Study(ABC):
         ]
         return render_report(title, self.caption(), sections)
 
-    def extras(self) -> Mapping[str, str | bytes]:
-        """Contents of `extra_files`, by name."""
-        return {}
+    def extras(self) -> Iterable[tuple[str, str | bytes]]:
+        """Names and contents of `extra_files`, each written before the next one is made."""
+        return ()
 
     def companions(self) -> Sequence[Study]:
         """Studies that are written together with this one, in files of their own."""
@@ -171,7 +171,7 @@ def write_study(
         for ending in part.endings:
             if png or ending != "png":
                 folder.write(f"{part.name}.{ending}", _content(part, ending))
-        for name, content in part.extras().items():
+        for name, content in part.extras():
             folder.write(name, content)
     folder.write(
         "metrics.json", metrics_json(study.metrics(), command=command, **study.facts().context())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -97,6 +97,6 @@ class Reproduction(Study):
 
         return study_report(self.finished, self._comparison, self.recipe)
 
-    def extras(self) -> Mapping[str, str]:
+    def extras(self) -> Iterable[tuple[str, str]]:
         """The comparison, under a name that says what it holds."""
-        return {"comparison.csv": csv_table(self._comparison)}
+        return [("comparison.csv", csv_table(self._comparison))]

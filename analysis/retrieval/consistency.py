@@ -11,7 +11,7 @@ untrained CLT show how much.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -147,12 +147,12 @@ class ClassConsistency(Study):
 
         return retrieval_report(self)
 
-    def extras(self) -> Mapping[str, str]:
+    def extras(self) -> Iterable[tuple[str, str]]:
         """The nearest images of the examples, where there are any."""
         if not self.examples:
-            return {}
+            return ()
         frames = [retrieved.to_frame() for retrieved in self.examples]
-        return {"neighbours.csv": csv_table(pd.concat(frames))}
+        return [("neighbours.csv", csv_table(pd.concat(frames)))]
 
 
 def class_consistency(

@@ -33,6 +33,7 @@ RANGES = {
     "count": _SOME,
     "top": _SOME,
     "max_nodes": _SOME,
+    "max_groups": (2, 10**9),
     "draws": _SOME,
     "random": (0, 10_000),
     "interventions": (2, 1_000_000),

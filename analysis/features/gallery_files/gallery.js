@@ -354,26 +354,24 @@ function effects(page) {
       : "Not measured: no classes to read.";
     return make("figure", {}, make("h2", {}, title), make("p", { class: "soft" }, why));
   }
-  if (page.effects[1].every((value) => value === 0)) {
+  if (page.effects.every(([, , raw]) => raw === 0)) {
     return make("figure", {}, make("h2", {}, title), make("p", { class: "soft" },
       `Exactly 0 on every class, on the ${page.effect_images} of the first ${G.effect_images} images ` +
       "where it is active: from these rows and layers no logit is read directly."));
   }
-  const [centred, raw] = page.effects, tall = 22, top = 10, left = 170, width = 420;
-  let order = centred.map((_, c) => c).sort((a, b) => centred[b] - centred[a] || a - b);
-  const cut = order.length > 20;
-  if (cut) order = [...order.slice(0, 10), ...order.slice(-10)];
-  const most = Math.max(1e-12, ...order.flatMap((c) => [Math.abs(centred[c]), Math.abs(raw[c])]));
+  const shown = page.effects, tall = 22, top = 10, left = 170, width = 420;
+  const cut = shown.length < G.effect_classes.length;
+  const most = Math.max(1e-12, ...shown.flatMap(([, centred, raw]) => [Math.abs(centred), Math.abs(raw)]));
   const zero = left + (width - left - 14) / 2, unit = (width - left - 14) / 2 / most;
-  const base = top + order.length * tall, shapes = [line(zero, top, zero, base)];
-  order.forEach((c, j) => {
-    const y = top + j * tall, x = zero + Math.min(0, centred[c]) * unit;
+  const base = top + shown.length * tall, shapes = [line(zero, top, zero, base)];
+  shown.forEach(([c, centred, raw], j) => {
+    const y = top + j * tall, x = zero + Math.min(0, centred) * unit;
     const name = effectName(c);
-    const text = `${name}: ${signed(centred[c])} centred, ${signed(raw[c])} raw`;
+    const text = `${name}: ${signed(centred)} centred, ${signed(raw)} raw`;
     shapes.push(words(left - 8, y + 15, name.length > 22 ? "…" + name.slice(-21) : name, "end"),
-      shape("rect", { x, y: y + 3, width: Math.max(0.5, Math.abs(centred[c]) * unit), height: tall - 6,
-        fill: centred[c] > 0 ? GREEN : GREY }, text),
-      shape("circle", { cx: zero + raw[c] * unit, cy: y + tall / 2, r: 4, fill: "none", stroke: "#222" }, text));
+      shape("rect", { x, y: y + 3, width: Math.max(0.5, Math.abs(centred) * unit), height: tall - 6,
+        fill: centred > 0 ? GREEN : GREY }, text),
+      shape("circle", { cx: zero + raw * unit, cy: y + tall / 2, r: 4, fill: "none", stroke: "#222" }, text));
   });
   shapes.push(words(left, base + 15, signed(-most), "start"), words(zero, base + 15, "0"),
     words(width - 14, base + 15, signed(most), "end"));

@@ -184,6 +184,28 @@ def test_effects_are_those_of_each_image_alone(stats: FeatureStatistics):
     np.testing.assert_allclose(frame["effect"], best.max(1))
 
 
+def test_effects_on_more_classes_than_dimensions_are_those_class_by_class(
+    vit: HookedViT, data: TensorImages
+) -> None:
+    """Their sums go over the dimensions of the embedding; each logit is read by its own."""
+    clt, names = random_clt(vit), [f"thing {'x' * i}" for i in range(30)]
+    assert len(names) > vit.cfg.d_embed
+    zs = ZeroShot(vit, names, "single")
+    found = class_effects(vit, clt, data, zs, [0, 2], n_images=9)
+    for part in (range(10), range(10, 20), range(20, 30)):
+        few = ZeroShot(vit, [names[c] for c in part], "single")
+        expected = class_effects(vit, clt, data, few, [0, 2], n_images=9)
+        for s in (0, 2):
+            size = np.abs(expected.sums[s]).max()
+            np.testing.assert_allclose(
+                found.sums[s][:, part], expected.sums[s], rtol=1e-4, atol=1e-5 * size
+            )
+            np.testing.assert_array_equal(found.images[s], expected.images[s])
+    for feature in (0, 7):
+        rows = np.stack([found.centred(2)[feature], found.mean(2)[feature]])
+        np.testing.assert_allclose(found.of(2, feature), rows, rtol=1e-12, atol=1e-15)
+
+
 def test_patches_of_the_last_layer_reach_no_logit(plain: FeatureStatistics):
     """An exact zero, which raises no class: with CLS pooling only row 0 of y_{L-1} is read."""
     z = dense(plain)[3, :9]

@@ -19,7 +19,9 @@ from PIL import Image
 from torchvision.transforms import Compose, Normalize
 
 from vit_clt.analysis import feature_statistics
+from vit_clt.analysis.features import gallery_contents
 from vit_clt.analysis.features.gallery import FeatureGallery, feature_gallery
+from vit_clt.analysis.features.pages import FeaturePages
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.reporting.pictures import pixels
 from vit_clt.analysis.reporting.study import study_files, write_study
@@ -109,7 +111,10 @@ def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
             np.array(steps) * page.map_scale / 99, patches, atol=page.map_scale / 90
         )
         assert ((np.array(steps) != 0) == (patches != 0)).all()
-    np.testing.assert_allclose(entry["effects"], page.effects, rtol=1e-3)
+    order = np.argsort(-page.effects[0])
+    for (c, *effects), expected in zip(entry["effects"], order, strict=True):
+        assert c == expected
+        np.testing.assert_allclose(effects, page.effects[:, c], rtol=1e-3)
     assert [(l, i, c) for l, i, _, _, _, c in entry["near"]] == [
         (n.layer, n.feature, (n.layer, n.feature) in chosen) for n in page.near
     ]
@@ -131,13 +136,39 @@ def test_statistics_and_gallery_tell_themselves(stats: FeatureStatistics, tmp_pa
     np.testing.assert_allclose(measured.y, 100 * gallery.summary()["purity"])
 
 
+def test_pages_are_made_one_block_at_a_time(
+    stats: FeatureStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = active(stats)
+    gallery = feature_gallery(stats, chosen, "all")
+    made, page = [], FeaturePages._page
+    monkeypatch.setattr(
+        FeaturePages, "_page", lambda self, *address: made.append(address) or page(self, *address)
+    )
+    monkeypatch.setattr(gallery_contents, "PAGES_PER_FILE", 8)
+    blocks = []
+    for name, _ in gallery.extras():
+        if name.startswith("pages/"):
+            blocks.append(name)
+            assert made == chosen[: 8 * len(blocks)]
+    assert len(blocks) == -(-len(chosen) // 8)
+    assert made == chosen  # each once
+
+
+def test_of_many_classes_a_page_has_the_ten_at_either_end() -> None:
+    effects = np.array([0.3, -0.1, *range(25), 0.3])
+    found = gallery_contents._shown_classes(effects)
+    assert found == [*range(26, 16, -1), 8, 7, 6, 5, 4, 3, 0, 27, 2, 1]
+    assert gallery_contents._shown_classes(effects[:20]) == [*range(19, 2, -1), 0, 2, 1]
+
+
 def test_a_weak_patch_keeps_its_sign(
     stats: FeatureStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     page = stats.feature_page(*active(stats)[0])
     page.top[0].patches[:] = [[-1e-4, 0, 1e-4], [-1, 0, 1], [0, 0, 0]]
     page.top[0].patches[:] *= page.map_scale
-    monkeypatch.setattr(FeatureStatistics, "feature_pages", lambda self, chosen, progress: [page])
+    monkeypatch.setattr(FeaturePages, "_page", lambda self, *address: page)
     written(feature_gallery(stats, [(page.layer, page.feature)], "one"), tmp_path)
     (entry,) = read(tmp_path / "pages" / "pages-000.js")
     assert entry["top"][0][3] == [-1, 0, 1, -99, 0, 99, 0, 0, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +48,8 @@ class Toy(Study):
     def notes(self) -> Sequence[str]:
         return ["read it <with care>"]
 
-    def extras(self) -> Mapping[str, str]:
-        return {"toy_extra.csv": "a\n1\n"}
+    def extras(self) -> Iterable[tuple[str, str]]:
+        return [("toy_extra.csv", "a\n1\n")]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Pair(Toy):
     name = "pair"
     extra_files = ()
 
-    def extras(self) -> Mapping[str, str]:
-        return {}
+    def extras(self) -> Iterable[tuple[str, str]]:
+        return ()
 
     def companions(self) -> Sequence[Study]:
         return [Toy(NUMBERS)]
