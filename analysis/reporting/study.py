@@ -144,9 +144,19 @@ class Study(ABC):
         return "".join(parts)
 
 
-def study_files(*studies: type[Study]) -> list[str]:
-    """Names of all files that `write_study` may write for studies of these classes."""
-    files = [f"{study.name}.{ending}" for study in studies for ending in study.endings]
+def study_files(*studies: type[Study], png: bool = True) -> list[str]:
+    """Names of all files that `write_study` may write for studies of these classes.
+
+    Args:
+        *studies: classes of the studies.
+        png: figures are written as pictures too.
+    """
+    files = [
+        f"{study.name}.{ending}"
+        for study in studies
+        for ending in study.endings
+        if png or ending != "png"
+    ]
     files += [name for study in studies for name in study.extra_files]
     return [*files, "metrics.json", MANIFEST_FILE]
 

@@ -93,12 +93,9 @@ class Command(ABC):
 
         if self.pictures:
             check_png()
-        files = [
-            name for name in study_files(*studies) if self.pictures or not name.endswith(".png")
-        ]
         return OutputFolder(
             self.out,
-            [*files, *more],
+            [*study_files(*studies, png=self.pictures), *more],
             self.overwrite,
             begun=begun,
             resume=resume,
