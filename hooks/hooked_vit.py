@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import open_clip
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
+from vit_clt.choices import Gelu
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import Recorder
+from vit_clt.hooks.cache import ViTActivationCache
 from vit_clt.hooks.points import BLOCK_POINTS, HOOK_IN, HOOK_OUT, FwdHook
 from vit_clt.hooks.rows import TokenRows
-from vit_clt.hooks.teacher_files import check_teacher_files
-from vit_clt.hooks.tokenizers import load_tokenizer
 from vit_clt.hooks.towers.base import Tower
 from vit_clt.hooks.towers.find import tower_of
+from vit_clt.hooks.towers.load_open_clip import load_open_clip
 from vit_clt.hooks.towers.names import TIMM, split_name
-from vit_clt.hooks.towers.open_clip_names import check_listed
-from vit_clt.inputs import reading
-from vit_clt.teachers import shipped_teacher
-from vit_clt.tensor_files import check_finite
 from vit_clt.transcoder.config import TeacherIdentity
 
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
@@ -71,7 +66,8 @@ class HookedViTConfig:
 class HookedViT(HookedRootModule):
     """`vit(images)` equals the model's own embeddings bit for bit, with hooks on the way.
 
-    The embeddings are those of `clip.encode_image`, not normalised, or, for a classifier, of
+    The embeddings are those of `clip.encode_image(images, normalize=False)` (a CoCa's own
+    `encode_image` normalises unless it is told not to), or, for a classifier, of
     `forward_head(..., pre_logits=True)`.
 
     Hook points, in order: `hook_input` (fires first in every forward, on its input), then per
@@ -85,7 +81,8 @@ class HookedViT(HookedRootModule):
 
     Args:
         loaded: a loaded model, whose family is found: a CLIP or CoCa of open_clip, its vision
-            tower, or a timm ViT. DataParallel wrappers are taken off.
+            tower, or a timm ViT. Wrappers of torch.compile and DDP are
+            taken off.
         model: the name by which a CLT records the model.
         pretrained: the name of the weights, as recorded.
         preprocess: the model's preprocessing, from an image to "3 height width".
@@ -124,17 +121,29 @@ class HookedViT(HookedRootModule):
 
     @classmethod
     def from_open_clip(
-        cls, model: str, pretrained: str | None = None, *, device: str | torch.device = "cpu"
+        cls,
+        model: str,
+        pretrained: str | None = None,
+        *,
+        gelu: Gelu | None = None,
+        device: str | torch.device = "cpu",
     ) -> HookedViT:
         """Load a CLIP in fp32.
 
         Args:
             model: an open_clip name ("ViT-B-32-quickgelu"), `local-dir:PATH` of a folder with
-                open_clip_config.json and open_clip_model.safetensors, or "digits" or "adding",
-                the teachers that come with this package.
-            pretrained: an open_clip tag ("openai") or a weights file; None leaves random weights.
-                It must be None with `local-dir:`, which has weights of its own.
+                open_clip_config.json and open_clip_model.safetensors, `hf-hub:ORG/NAME`, or
+                "digits" or "adding", the teachers that come with this package.
+            pretrained: an open_clip tag ("openai"), or weights on disk (docs/weights.md); None
+                leaves random weights. It must be None with `local-dir:` and `hf-hub:`, which have
+                weights of their own.
+            gelu: what weights on disk were trained with, where open_clip lists the model with both
+                and nothing else says it.
             device: the device that the model is put on.
+
+        Warns:
+            UserWarning: weights of a file were renamed, stretched or left out, or have no text
+                tower; then the `HookedViT` has none.
 
         Raises:
             InputError: an unknown name or tag, an architecture that does not fit (before anything
@@ -142,40 +151,14 @@ class HookedViT(HookedRootModule):
                 configuration that asks for more than sizes and known options, or a name whose
                 activation function is not the one the weights were trained with.
         """
-        place = shipped_teacher(model) or model
-        has_own_weights = place.startswith(("local-dir:", "hf-hub:"))
-        if has_own_weights and pretrained is not None:
-            raise InputError(
-                "pretrained",
-                f'is "{pretrained}"; model "{model}" carries its own weights, expected none.',
-            )
-        _check_activation(place, pretrained)
-        if pretrained is not None:
-            check_listed(place)
-        if has_own_weights:
-            check_teacher_files(place)
-        what = f'"{model}" with the weights "{pretrained}"'
-        expected = "an open_clip name and tag, or readable weights"
-        with reading(what, expected, problem="cannot be loaded", field="model"):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="No pretrained weights loaded")
-                clip, _, preprocess = open_clip.create_model_and_transforms(
-                    place,
-                    pretrained=pretrained,
-                    device=device,
-                    precision="fp32",
-                    require_pretrained=has_own_weights,
-                )
-            if has_own_weights or pretrained is not None:
-                check_finite(f'model "{model}"', clip.state_dict())
-                check_finite(f'model "{model}"', {"exp(logit_scale)": clip.logit_scale.exp()})
-            return cls(
-                clip,
-                model=model,
-                pretrained=pretrained,
-                preprocess=preprocess,
-                tokenizer=load_tokenizer(place),
-            )
+        loaded = load_open_clip(model, pretrained, gelu, device)
+        return cls(
+            loaded.model,
+            model=model,
+            pretrained=pretrained,
+            preprocess=loaded.preprocess,
+            tokenizer=loaded.tokenizer,
+        )
 
     @classmethod
     def from_timm(
@@ -190,7 +173,8 @@ class HookedViT(HookedRootModule):
 
         Args:
             name: timm's name of the architecture ("vit_small_patch14_reg4_dinov2").
-            pretrained: a tag of timm ("lvd142m"), or a weights file; None leaves random weights.
+            pretrained: a tag of timm ("lvd142m"), or weights on disk (docs/weights.md), whose
+                classifier the model then has; None leaves random weights.
             image_size: of images in pixels, where it is not the model's; timm interpolates
                 positions.
             device: the device that the model is put on.
@@ -208,13 +192,19 @@ class HookedViT(HookedRootModule):
 
     @classmethod
     def load(
-        cls, model: str, pretrained: str | None = None, *, device: str | torch.device = "cpu"
+        cls,
+        model: str,
+        pretrained: str | None = None,
+        *,
+        gelu: Gelu | None = None,
+        device: str | torch.device = "cpu",
     ) -> HookedViT:
         """Load a ViT by the name that a CLT records: `from_timm` or `from_open_clip`.
 
         Args:
             model: `timm:NAME` or `timm:NAME:CHECKPOINT`, or a name of `from_open_clip`.
-            pretrained: a tag or a weights file; None leaves random weights.
+            pretrained: a tag or weights on disk; None leaves random weights.
+            gelu: as of `from_open_clip`; a timm ViT needs none.
             device: the device that the model is put on.
 
         Raises:
@@ -223,7 +213,7 @@ class HookedViT(HookedRootModule):
         name, pretrained = split_name(model, pretrained)
         if name.startswith(TIMM):
             return cls.from_timm(name.removeprefix(TIMM), pretrained, device=device)
-        return cls.from_open_clip(name, pretrained, device=device)
+        return cls.from_open_clip(name, pretrained, gelu=gelu, device=device)
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -333,12 +323,18 @@ class HookedViT(HookedRootModule):
 
     def run_with_cache(  # type: ignore[override]
         self, *args: Any, names_filter: NamesFilter = None, **kwargs: Any
-    ) -> tuple[Tensor, ActivationCache]:
-        """TransformerLens' `run_with_cache`; returns (output, ActivationCache).
+    ) -> tuple[Tensor, ViTActivationCache]:
+        """TransformerLens' `run_with_cache`; returns (output, `ViTActivationCache`).
 
         Raises:
-            InputError: the filter names a hook point that does not exist, or matches none.
+            InputError: the filter names a hook point that does not exist, or matches none; or
+                `return_type`, as a ViT puts out embeddings alone.
         """
+        if "return_type" in kwargs:
+            raise InputError(
+                "return_type",
+                f"is {kwargs['return_type']!r}; expected none, as a HookedViT returns embeddings.",
+            )
         if names_filter is not None:
             if callable(names_filter):
                 names = [name for name in self.hook_dict if names_filter(name)]
@@ -353,7 +349,7 @@ class HookedViT(HookedRootModule):
         output, cache = super().run_with_cache(*args, names_filter=names_filter, **kwargs)
         if not cache:
             raise InputError("names_filter", "matches no hook point that this forward reached.")
-        return output, ActivationCache(cache, self)
+        return output, ViTActivationCache(cache, self)
 
     @contextmanager
     def hooks(  # type: ignore[override]
@@ -464,18 +460,3 @@ def _config_of(tower: Tower, name: str, pretrained: str | None) -> HookedViTConf
         model=name,
         pretrained=pretrained,
     )
-
-
-def _check_activation(model: str, pretrained: str | None) -> None:
-    # open_clip only warns of this, and not even that for a file: the numbers would be wrong
-    if pretrained is None:
-        return
-    model = model.replace("/", "-")
-    tag = open_clip.get_pretrained_cfg(model, pretrained)
-    config = open_clip.get_model_config(model) or {}
-    if tag and tag.get("quick_gelu", False) and not config.get("quick_gelu", False):
-        raise InputError(
-            "model",
-            f'is "{model}", which uses GELU; the "{pretrained}" weights expect QuickGELU: '
-            f'use "{model}-quickgelu".',
-        )

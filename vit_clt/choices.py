@@ -24,6 +24,8 @@ Precision = Literal["fp32", "tf32", "bf16"]
 Unreadable = Literal["stop", "skip"]
 
 # the ViT
+Gelu = Literal["gelu", "quickgelu"]
+"""The activation function that weights of a CLIP were trained with."""
 TokenKind = Literal["cls", "register", "patch", "all"]
 Region = Literal["all", "cls", "register", "patch", "left_half", "right_half"]
 """Rows by place: a `TokenKind`, or one half of the patch grid."""

@@ -36,6 +36,8 @@ _KINDS = {
 # whether a text may hold a number or a character that takes a second look; strings match as well
 _UNUSUAL = re.compile(rf"\d{{{MAX_DIGITS}}}|\d[eE]\+?\d\d\d|\\u[dD][89a-fA-F]")
 
+_HOME = re.compile(r"^((?:[\w.-]+:)*)~(?=/|$)")
+
 
 @contextmanager
 def reading(
@@ -83,6 +85,14 @@ def reason(error: BaseException) -> str:
         said = error.strerror
     said = re.sub(r"\x1b\[[0-9;]*m", "", said)  # colours
     return " ".join(said.split())[:150].rstrip(". ") or type(error).__name__
+
+
+def expanded(place: str) -> str:
+    """A path, with or without forms before it ("imagefolder:~/images"), with ~ as the home folder.
+
+    A shell expands a ~ at the start of a word alone.
+    """
+    return _HOME.sub(lambda found: f"{found[1]}{Path.home()}", place)
 
 
 def file_size(path: Path | str) -> int:

@@ -10,7 +10,7 @@ from vit_clt.hooks.towers.base import Tower
 
 
 def tower_of(model: nn.Module, recorder: Recorder) -> Tower:
-    """The model as a `Tower` of its family; a DataParallel wrapper around it is taken off.
+    """The model as a `Tower` of its family; wrappers of torch.compile and DDP are taken off.
 
     Args:
         model: a CLIP or CoCa of open_clip, its vision tower, or a timm ViT.
@@ -19,10 +19,10 @@ def tower_of(model: nn.Module, recorder: Recorder) -> Tower:
     Raises:
         InputError: a model of no family here, with the name of what does not fit.
     """
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
-    visual = getattr(model, "visual", model)
-    trunk = getattr(visual, "trunk", visual)  # what open_clip's TimmModel is built around
+    model = _unwrapped(model)
+    visual = _unwrapped(getattr(model, "visual", model))
+    # what open_clip's TimmModel is built around
+    trunk = _unwrapped(getattr(visual, "trunk", visual))
     # a family is imported only where its library made the model
     library, name = type(trunk).__module__.partition(".")[0], type(trunk).__name__
     if library == "open_clip" and name == "VisionTransformer":
@@ -47,3 +47,12 @@ def tower_of(model: nn.Module, recorder: Recorder) -> Tower:
         f"has a vision tower of class {name}; expected a plain ViT of open_clip or timm "
         "(docs/models.md lists them).",
     )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while True:
+        # of a module itself: torch.compile's passes other attributes on to what it wraps
+        inner = [model._modules[name] for name in ("_orig_mod", "module") if name in model._modules]
+        if not inner or inner[0] is None:
+            return model
+        model = inner[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,12 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import Recorder
 from vit_clt.hooks.towers.find import tower_of
 from vit_clt.hooks.towers.names import TIMM
-from vit_clt.inputs import reading
+from vit_clt.hooks.towers.weights import WeightsFile, fill, read_weights, told
+from vit_clt.inputs import expanded, reading
 from vit_clt.tensor_files import check_finite
+
+_TRAINING_ONLY = ("head.", "head_dist.", "mask_token", "decoder")
+"""How tensors begin that training needs and an embedding does not."""
 
 
 def load_timm(
@@ -27,9 +33,13 @@ def load_timm(
 
     Args:
         name: timm's name of the architecture ("vit_small_patch14_reg4_dinov2").
-        pretrained: a tag of timm ("lvd142m"), which may be downloaded, or a weights file; None
-            leaves random weights.
+        pretrained: a tag of timm ("lvd142m"), which may be downloaded, or weights on disk
+            (docs/weights.md), whose classifier the model then has, or none; None leaves random
+            weights.
         image_size: of images in pixels, where it is not the model's; timm interpolates positions.
+
+    Warns:
+        UserWarning: weights of a file were renamed or left out.
 
     Raises:
         InputError: an unknown name or tag, an architecture that does not fit (before anything is
@@ -46,10 +56,9 @@ def load_timm(
         model: Any
         if pretrained is None:
             model = timm.create_model(name, **sizes)
-        elif Path(pretrained).is_file():
+        elif Path(expanded(pretrained)).exists():
             model = timm.create_model(name, **sizes)
-            # strict: no parameter stays random
-            timm.models.load_checkpoint(model, pretrained, weights_only=True)
+            _fill_from(model, read_weights(expanded(pretrained)))
         else:
             model = timm.create_model(f"{name}.{pretrained}", pretrained=True, **sizes)
         if pretrained is not None:
@@ -69,3 +78,22 @@ class ToRGB:
 
     def __repr__(self) -> str:
         return "ToRGB()"
+
+
+def _fill_from(model: Any, file: WeightsFile) -> None:
+    weights = file.named_as(model.state_dict().keys())
+    tensors = weights.tensors
+    head = tensors.get("head.weight")
+    n_classes = 0 if head is None else len(head)
+    if n_classes != model.num_classes:
+        model.reset_classifier(n_classes)
+    if model.state_dict().keys() - tensors.keys():
+        # names of the authors, as timm converts them in the file of the family
+        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        tensors = tensors if convert is None else dict(convert(tensors, model))
+    left_out = fill(model, tensors, file.path, lambda name: name.startswith(_TRAINING_ONLY))
+    parts = told(weights, left_out)
+    if head is None:
+        parts.append("the model has no classifier, as the file has none")
+    if parts:
+        warnings.warn(f"{file.path.name}: {'; '.join(parts)}.", stacklevel=2)

@@ -19,6 +19,7 @@ import tyro
 from vit_clt.cli.options import Command
 from vit_clt.cli.ranges import check_ranges
 from vit_clt.errors import InputError
+from vit_clt.inputs import expanded
 from vit_clt.transcoder.train_config import TrainConfig
 
 
@@ -184,6 +185,11 @@ def parse(args: Sequence[str]) -> Command | None:
     if parsed is not None:
         check_ranges(parsed)
     return parsed
+
+
+def _expanded(arg: str) -> str:
+    option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    return option + equals + expanded(value)
 
 
 def _parsed(form: Any, args: Sequence[str], **options: Any) -> Command | None:

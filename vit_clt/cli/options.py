@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
-from vit_clt.choices import MAX_GROUPS, Templates
+from vit_clt.choices import MAX_GROUPS, Gelu, Templates
 from vit_clt.errors import InputError, renamed
 from vit_clt.inputs import read_text, reading
 from vit_clt.teachers import SHIPPED
@@ -183,6 +184,8 @@ def load_clt(place: str, device: str) -> CrossLayerTranscoder:
     from vit_clt.transcoder.model import CrossLayerTranscoder
 
     check_device(device)
+    if not Path(place).exists():
+        print(f'there is no folder "{place}"; looking for it on the Hub', file=sys.stderr)
     return CrossLayerTranscoder.from_pretrained(place).to(device).eval()
 
 
@@ -191,11 +194,14 @@ class VitOptions:
     """Options that name the ViT."""
 
     model: str | None = None
-    """ViT: an open_clip name, timm:NAME, local-dir:PATH, or digits or adding, which come with the
-    package. Default: digits, or the teacher of the CLT, which must be named if it is neither one of
-    the package's nor one of open_clip's."""
+    """ViT: an open_clip name, timm:NAME, local-dir:PATH, hf-hub:ORG/NAME, or digits or adding, which
+    come with the package. Default: digits, or the teacher of the CLT, which must be named if it is
+    neither one of the package's nor one of open_clip's."""
     pretrained: str | None = None
-    """Weights of the ViT: a tag of open_clip or timm, a file, or "random" (not with local-dir:)."""
+    """Weights of the ViT: a tag of open_clip or timm, a file or folder, or "random"; none with
+    local-dir: or hf-hub:, which have their own."""
+    gelu: Gelu | None = None
+    """What weights on disk were trained with, where nothing else says it."""
 
     def load_vit(self, device: str) -> HookedViT:
         """The hooked teacher on `device`."""
@@ -210,7 +216,9 @@ class VitOptions:
                 "pretrained",
                 f'is missing; model "{model}" needs a tag of its weights or a file (or "random").',
             )
-        return HookedViT.load(model, None if pretrained == "random" else pretrained, device=device)
+        if pretrained == "random" and not has_own_weights:
+            pretrained = None
+        return HookedViT.load(model, pretrained, gelu=self.gelu, device=device)
 
     def load_vit_of(self, clt: CrossLayerTranscoder, device: str) -> HookedViT:
         """Load --model, by default the model that `clt` was trained on.

@@ -32,6 +32,7 @@ from vit_clt.data.splits import named_split
 from vit_clt.data.tables import hub_table, table_images
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.inputs import expanded
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -135,7 +136,7 @@ def load_data(
         raise InputError("data", f'is "{form}"; expected one of {", ".join(FORMS)}.')
     if kind in OFFLINE:
         return _offline(kind, vit.preprocess, split or "test", limit, class_names)
-    place = str(Path(place).expanduser()) if place.startswith("~") else place
+    place = expanded(place)
     columns = {"image": image_column, "label": label_column}
     if kind == "coco":
         return _coco(place, vit.preprocess, split, limit, columns, class_names)

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, constants, hf_hub_download
+from huggingface_hub import (
+    ModelCard,
+    PyTorchModelHubMixin,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -27,7 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vit_clt.errors import InputError
-from vit_clt.inputs import parse_json, read_json, read_text, reading
+from vit_clt.inputs import expanded, parse_json, read_json, read_text, reading
 from vit_clt.outputs import check_same
 from vit_clt.outputs.manifest import file_hash
 from vit_clt.outputs.staging import remove_unfinished, staged_files
@@ -131,7 +139,7 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
         Raises:
             InputError: nothing there, or what is there is not a whole CLT.
         """
-        place = Path(pretrained_model_name_or_path)
+        place = Path(expanded(str(pretrained_model_name_or_path)))
         if place.is_dir():
             config, weights = place / CONFIG_FILE, place / WEIGHTS_FILE
             for path in (config, weights):
@@ -147,6 +155,10 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
 
 def _download(repo_id: str, name: str, options: Mapping[str, Any]) -> Path:
     try:
+        if not options and not isinstance(try_to_load_from_cache(repo_id, name), str):
+            # a repository that is not there, or no network, is known at once;
+            # the download would first wait and try again
+            get_hf_file_metadata(hf_hub_url(repo_id, name))
         return Path(hf_hub_download(repo_id, name, **options))
     except RemoteEntryNotFoundError as error:
         raise InputError(
