@@ -70,6 +70,11 @@ class ViTActivationCache(ActivationCache):
         stack = torch.stack([rows.apply(part, dim=-2) for part in parts.values()])
         return (stack, list(parts)) if return_labels else stack
 
+    def apply_slice_to_batch_dim(self, batch_slice: Any) -> ViTActivationCache:
+        """The activations of some images, by TransformerLens' slice."""
+        some = super().apply_slice_to_batch_dim(batch_slice)
+        return ViTActivationCache(some.cache_dict, self.model, some.has_batch_dim)
+
     def __getitem__(self, key: Any) -> Float[Tensor, "..."]:
         """An activation by name or by TransformerLens' shorthand.
 

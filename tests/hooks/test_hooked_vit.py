@@ -689,3 +689,41 @@ def test_broken_local_dirs_are_refused(config: str | None, tmp_path: Path) -> No
 def test_config_is_frozen(tiny_vit: HookedViT) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         tiny_vit.cfg.n_layers = 3
+
+
+# ---- what people do with a model ----------------------------------------------------------------
+
+
+def wrapped(clip: nn.Module) -> nn.Module:
+    """As DDP wraps a model, without its processes."""
+    outer = nn.Module()
+    outer.module = clip
+    return outer
+
+
+@pytest.mark.parametrize("again", [lambda clip: clip, wrapped, torch.compile])
+def test_a_model_is_wrapped_a_second_time(
+    again: Callable[[nn.Module], nn.Module], images: Tensor
+) -> None:
+    clip = tiny_clip()
+    first = HookedViT(clip)
+    expected = first(images)
+    second = HookedViT(again(clip))
+    assert torch.equal(second(images), expected)
+    assert second.identity() == first.identity()
+    assert second.state_dict().keys() == first.state_dict().keys()
+    edit = [("blocks.1.hook_mlp_out", lambda y, hook: y * 0)]
+    assert torch.equal(
+        second.run_with_hooks(images, fwd_hooks=edit), first.run_with_hooks(images, fwd_hooks=edit)
+    )
+
+
+def test_a_coca_is_embedded_as_it_says_without_normalising() -> None:
+    text = {**TINY["text_cfg"], "width": 12, "embed_cls": True, "output_tokens": True}
+    vision = {**TINY["vision_cfg"], "output_tokens": True}
+    multimodal = {**text, "context_length": 7, "attn_pooler_heads": 1}
+    coca = open_clip.CoCa(12, multimodal, text, vision).eval().requires_grad_(False)
+    images = torch.randn(2, 3, 12, 12)
+    embeddings = HookedViT(coca)(images)
+    assert torch.equal(embeddings, coca.encode_image(images, normalize=False))
+    assert torch.equal(nn.functional.normalize(embeddings, dim=-1), coca.encode_image(images))
