@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
+from open_clip import factory
 from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
 from open_clip.transform import PreprocessCfg
 
 from vit_clt.errors import InputError
+from vit_clt.hooks.towers.open_clip_names import shape_of_config
 from vit_clt.inputs import file_size, read_json, reading
 from vit_clt.teachers import SHIPPED
 from vit_clt.tensor_files import check_floats, read_header
@@ -55,6 +58,7 @@ _VISION = (
     *_BOTH,
     *("head_width", "patch_size", "image_size", "patch_dropout", "attentional_pool"),
     *("attn_pooler_queries", "attn_pooler_heads", "no_ln_pre", "pos_embed_type"),
+    *("timm_model_name", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
 )
 _TEXT = (
     *_BOTH,
@@ -71,6 +75,9 @@ _CLIP = {
     "init_logit_bias": float,
     "nonscalar_logit_scale": bool,
 }
+
+
+_ON_THE_HUB = "a repository of the Hub with an open_clip model"
 
 
 def unasked(teacher: TeacherIdentity, pretrained: str | None = None) -> tuple[str, str | None]:
@@ -109,6 +116,7 @@ def check_teacher_files(model: str) -> None:
         InputError: a file is missing or unreadable, has a field of another name or type, a size out
             of range, or asks for more numbers than the weights have; or weights that are no floats.
     """
+    name = model.removeprefix(HF_HUB_PREFIX)
     if model.startswith(LOCAL_DIR_PREFIX):
         folder = Path(model.removeprefix(LOCAL_DIR_PREFIX))
         config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
@@ -118,10 +126,13 @@ def check_teacher_files(model: str) -> None:
                 f'is "{model}"; expected a folder holding {CONFIG_FILE} and {WEIGHTS_FILE}.',
             )
     else:
-        with reading(model, "a repository of the Hub with an open_clip model", field="model"):
-            name = model.removeprefix(HF_HUB_PREFIX)
-            config = Path(open_clip.download_pretrained_from_hf(name, filename=CONFIG_FILE))
-            weights = Path(open_clip.download_pretrained_from_hf(name))
+        with reading(model, _ON_THE_HUB, field="model"):
+            config = Path(factory.download_pretrained_from_hf(name, filename=CONFIG_FILE))
+    with reading(config, "that of an open_clip model with a vision transformer"):
+        needed = _numbers(read_json(config))
+    if model.startswith(HF_HUB_PREFIX):  # large, and fetched once the model is known to fit
+        with reading(model, _ON_THE_HUB, field="model"):
+            weights = Path(factory.download_pretrained_from_hf(name))
     n_numbers = file_size(weights)  # a number takes a byte at least
     if weights.suffix == ".safetensors":
         tensors = read_header(weights).tensors
@@ -129,8 +140,6 @@ def check_teacher_files(model: str) -> None:
         floats = {name: t for name, t in tensors.items() if not name.endswith("position_ids")}
         check_floats(weights, floats)
         n_numbers = sum(prod(tensor.shape) for tensor in tensors.values())
-    with reading(config, "that of an open_clip model with a vision transformer"):
-        needed = _numbers(read_json(config))
     if needed > n_numbers:
         raise InputError(
             f"{config} asks for a model of at least {needed:,} numbers; expected at most "
@@ -154,7 +163,14 @@ def _numbers(document: Mapping[str, Any]) -> int:
     tokens = (height // vision.patch_size) * (across // vision.patch_size)
     if tokens > _TOKENS:
         raise ValueError(f"an image has {tokens:,} patches, and at most {_TOKENS:,} are read")
+    if vision.timm_model_name is not None:
+        if not timm.is_model(vision.timm_model_name):  # others would be fetched
+            raise ValueError(f'timm has no model "{vision.timm_model_name[:50]}"')
+        tower = shape_of_config(model)
+        needed = sum(p.numel() for block in tower.blocks for p in block.native.parameters())
+        return needed + _transformer(text) + text.vocab_size * text.width
     # open_clip stretches embeddings of positions, which may thus be fewer in the weights
+    shape_of_config(model)
     return (
         _transformer(vision)
         + (3 * vision.patch_size**2 + d_embed) * vision.width

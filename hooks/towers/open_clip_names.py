@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import open_clip
 import torch
@@ -31,7 +33,19 @@ def shape_of(name: str) -> Tower:
     Raises:
         InputError: the tower does not fit, with the name of what does not.
     """
-    config = copy.deepcopy(open_clip.get_model_config(name.replace("/", "-")))
+    return shape_of_config(open_clip.get_model_config(name.replace("/", "-")))
+
+
+def shape_of_config(config: Mapping[str, Any]) -> Tower:
+    """The vision tower of a model configuration, of tensors without values.
+
+    Args:
+        config: what open_clip keeps as `model_cfg`, whose fields are known to be harmless.
+
+    Raises:
+        InputError: the tower does not fit, with the name of what does not.
+    """
+    config = copy.deepcopy(dict(config))
     with torch.device("meta"):
         visual = _build_vision_tower(
             config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False)

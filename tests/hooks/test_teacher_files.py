@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import resource
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 from assertions import one_sentence
-from builders import TINY, tiny_clip
+from builders import TINY, TINY_TIMM, tiny_clip, tiny_timm_clip
 from safetensors.torch import load_file, save_file
 
 from vit_clt import InputError
@@ -119,7 +121,7 @@ def test_only_known_options_are_read(
 
     monkeypatch.setattr(open_clip, "create_model_and_transforms", begin)
     configure(teacher, **{f"model_cfg.{name}": value for name, value in changes.items()})
-    refused(teacher, "not among the options read")
+    refused(teacher, "not among the options read|timm has no model")
 
 
 def test_open_clips_own_options_of_tokenizers_are_known(teacher: Path) -> None:
@@ -252,3 +254,60 @@ def test_every_other_vit_must_be_named(model: str, pretrained: str | None, field
     assert error.value.field == field
     assert (pretrained or model)[:100] in one_sentence(error)
     assert len(str(error.value)) < 400
+
+
+# ---- refused before the weights are fetched -------------------------------------------------
+
+
+def on_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have the Hub hold the files of a folder; the list gets the name of each file it gives."""
+    given: list[str] = []
+
+    def download(model_id: str, filename: str = WEIGHTS_FILE, **_: Any) -> str:
+        given.append(filename)
+        return str(folder / filename)
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained_from_hf", download)
+    return given
+
+
+def test_a_model_of_the_hub_needs_no_tag(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_the_hub(teacher, monkeypatch)
+    vit = HookedViT.from_open_clip("hf-hub:me/tiny")
+    assert vit.identity().weights_sha256 == load(teacher).identity().weights_sha256
+    with pytest.raises(InputError, match="carries its own weights"):
+        HookedViT.from_open_clip("hf-hub:me/tiny", "random")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_cfg.vision_cfg.layers": [1, 1, 1, 1]}, "layers"),
+        ({"model_cfg.vision_cfg.timm_model_name": "resnet10t"}, "ResNet"),
+        ({"model_cfg.vision_cfg.timm_model_name": "hf-hub:me/other"}, "timm has no model"),
+        ({"model_cfg.vision_cfg.pool_type": "none"}, "an embedding for every token"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_fetched(
+    changes: dict[str, Any], said: str, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(teacher, **changes)
+    given = on_the_hub(teacher, monkeypatch)
+    with pytest.raises(InputError, match=said) as error:
+        HookedViT.from_open_clip("hf-hub:me/tiny")
+    one_sentence(error)
+    assert given == [CONFIG_FILE]
+
+
+def test_a_folder_with_a_timm_tower_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "vit_base_patch16_siglip_224"
+    clip = tiny_timm_clip(name, "map", "none")
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **TINY_TIMM))
+    text = {**TINY["text_cfg"], "width": 16}
+    vision = {"image_size": 16, "timm_model_name": name, "timm_pool": "map", "timm_proj": "none"}
+    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text, "custom_text": True}
+    model["init_logit_bias"] = -10.0
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({"model_cfg": model}))
+    save_file(clip.state_dict(), tmp_path / WEIGHTS_FILE)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(load(tmp_path)(images), clip.encode_image(images))
