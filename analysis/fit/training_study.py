@@ -97,9 +97,11 @@ class Training(Study):
             f"{label} {'undefined' if value is None else f'{value:.3f}'}"
             for label, value in by_kind.items()
         )
+        bad = [label for label, value in by_kind.items() if value is not None and value > 1]
+        warning = f"; worse than the mean on {' and '.join(bad)} (R^2 below 0)" if bad else ""
         return (
             f"{measured_on}: FVU {fvu}; L0 {last['l0']:.1f}, dead {last['dead']:.1%}; "
-            f"{duration(end['seconds'])}, {end['tokens_per_second']:.0f} tokens/s"
+            f"{duration(end['seconds'])}, {end['tokens_per_second']:.0f} tokens/s{warning}"
         )
 
     def to_frame(self) -> pd.DataFrame:

@@ -49,7 +49,7 @@ METRICS = [
 
 def report(**context: object) -> dict:
     """A training run's metrics.json, parsed."""
-    settings = {"lr": 2e-4, "epochs": 10, "seed": 5, "l0": None}
+    settings = {"lr": 2e-4, "epochs": 10, "seed": 5, "l0": None, "warmup_steps": 1000}
     values = {"command": "train", "data": "digits", "split": "train", "seed": 5}
     values |= {"train": settings, "clt": CONFIG.to_json(), "steps": 777, **context}
     return json.loads(metrics_json(METRICS, **values))
@@ -124,6 +124,7 @@ def test_the_card_shows_the_run_and_its_numbers():
     assert cells(card, "data") == ["digits"]
     assert cells(card, "split") == ["train"]
     assert cells(card, "steps") == ["777"]
+    assert cells(card, "warmup_steps") == ["39"]  # 5 % of them, fewer than the setting
     assert cells(card, "lr") == ["0.0002"]
     assert cells(card, "seed") == ["5"]  # once, though it is in the run and in its settings
     assert cells(card, "replaced_cls_top1") == (

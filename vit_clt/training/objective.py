@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.train_config import TrainConfig
+from vit_clt.transcoder.train_config import TrainConfig, used_warmup
 
 BACKENDS = ("dense", "banded", "sparse")
 
@@ -119,7 +119,7 @@ def learning_rate(settings: TrainConfig, total: int) -> Callable[[int], float]:
         settings: the settings of the run.
         total: number of steps of the run.
     """
-    warmup = max(1, min(settings.warmup_steps, round(0.05 * total)))
+    warmup = max(1, used_warmup(settings.warmup_steps, total))
 
     def at(step: int) -> float:
         rise = (step + 1) / warmup

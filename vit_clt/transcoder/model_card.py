@@ -16,6 +16,7 @@ from huggingface_hub import ModelCardData
 
 from vit_clt.errors import InputError
 from vit_clt.transcoder.config import CLTConfig, TeacherIdentity
+from vit_clt.transcoder.train_config import used_warmup
 
 TAGS = [
     "interpretability",
@@ -154,6 +155,9 @@ def _training(config: CLTConfig, context: Mapping[str, Any]) -> list[tuple[str, 
     if isinstance(settings, Mapping):
         said = dict(rows)
         used = {**settings, **_options_in_use(config, settings.get("sparsity"))}
+        steps, warmup = context.get("steps"), used.get("warmup_steps")
+        if isinstance(steps, int) and isinstance(warmup, int):
+            used["warmup_steps"] = used_warmup(warmup, steps)
         rows += [(name, value) for name, value in used.items() if name not in said]
     return [(_text(name), _value(value)) for name, value in rows if _is_plain(value)]
 

@@ -167,6 +167,11 @@ class TrainConfig:
             return made(cls, {**values, "sparsity": sparsity})
 
 
+def used_warmup(warmup_steps: int, n_steps: int) -> int:
+    """Steps of the warm-up of a run of `n_steps`: at most 5 % of them."""
+    return min(warmup_steps, round(0.05 * n_steps))
+
+
 def check_above_zero(settings: object, *names: str) -> None:
     """Raise InputError for a field that is not above 0 and finite; None is left alone."""
     for name in names:

@@ -49,6 +49,17 @@ def test_without_held_out_images_the_last_batch_is_told(training: Training):
     assert not any(metric.name.startswith("held_out") for metric in alone.metrics())
 
 
+def test_rows_that_are_rebuilt_worse_than_by_their_mean_are_named(training: Training):
+    def captioned(cls: float, patch: float) -> str:
+        last = {**training.records[1], "fvu": 1.0, "fvu_cls": cls, "fvu_patch": patch}
+        steps = [last, *(r for r in training.records if r.get("event") == "end")]
+        return replace(training, records=steps).caption()
+
+    assert captioned(1.2, 0.9).endswith("; worse than the mean on CLS (R^2 below 0)")
+    assert captioned(1.2, 3.0).endswith("; worse than the mean on CLS and patches (R^2 below 0)")
+    assert "worse" not in captioned(1.0, 0.9)
+
+
 def test_it_writes_page_card_and_numbers(training: Training, tmp_path: Path):
     folder = OutputFolder(tmp_path / "out", study_files(Training)).open()
     write_study(folder, training, "train")
