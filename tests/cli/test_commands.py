@@ -65,7 +65,10 @@ def test_a_command_imports_no_other_and_no_torch():
     found = done.stdout.splitlines()[-1].split()
     assert set(found) == {
         "False",
-        *(f"vit_clt.cli.{each}" for each in ("commands", "options", "probe", "ranges", "terminal")),
+        *(
+            f"vit_clt.cli.{each}"
+            for each in ("commands", "options", "probe", "ranges", "terminal", "tyro_text")
+        ),
     }
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Ablate(PromptOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions):
     """Keep or drop source layers of one or several layers' reconstructions: accuracy and loss.
 
-    Example: vit-clt ablate --clt out/clt --data digits --rankings projection last random
+    Example: vit-clt ablate --clt out/demo/clt --data digits --rankings projection last random
     --fill mean --out out/ablation
     """
 

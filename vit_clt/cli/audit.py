@@ -30,7 +30,7 @@ class Audit(PromptOptions, TrainDataOptions, CLTOptions, StudyOptions):
     --no-train leaves out those that are not given. Rivals and ridge regressions are fitted on
     --train-data.
 
-    Example: vit-clt audit --clt out/clt --data digits --preset demo --out out/audit
+    Example: vit-clt audit --clt out/demo/clt --data digits --preset demo --out out/audit
     """
 
     tokens: TokenKind = "cls"

@@ -12,7 +12,8 @@ from vit_clt.cli.options import CLTOptions, PromptOptions, SeedOptions, StudyOpt
 class Cascade(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """Accuracy, loss and floors with the CLT in place of the MLPs from layer s on, for every s.
 
-    Example: vit-clt cascade --clt out/clt --data digits --inputs stream teacher --out out/cascade
+    Example: vit-clt cascade --clt out/demo/clt --data digits --inputs stream teacher
+        --out out/cascade
     """
 
     layers: str | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -18,6 +18,7 @@ import tyro
 
 from vit_clt.cli.options import Command
 from vit_clt.cli.ranges import check_ranges
+from vit_clt.cli.tyro_text import complaint, without_none
 from vit_clt.errors import InputError
 from vit_clt.inputs import expanded
 from vit_clt.transcoder.train_config import TrainConfig
@@ -181,6 +182,7 @@ def parse(args: Sequence[str]) -> Command | None:
         known = f'"{near[0]}"' if near else f"one of {', '.join(COMMANDS)}"
         raise InputError("command", f'is "{name}"; expected {known} (see vit-clt --help).')
     command = command_class(name)
+    rest = [_expanded(arg) for arg in rest]
     parsed = _parsed(command, rest, prog=f"vit-clt {name}", default=command.defaults(rest))
     if parsed is not None:
         check_ranges(parsed)
@@ -193,22 +195,24 @@ def _expanded(arg: str) -> str:
 
 
 def _parsed(form: Any, args: Sequence[str], **options: Any) -> Command | None:
-    complaint = io.StringIO()
+    # tyro draws its boxes in the characters that the terminal has
+    shown = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", write_through=True)
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(said):
             config = (tyro.conf.FlagCreatePairsOff,)
-            command: Command = tyro.cli(form, args=args, config=config, **options)
+            with contextlib.redirect_stdout(shown):
+                command: Command = tyro.cli(form, args=args, config=config, **options)
             return command
     except SystemExit as exit:
         if not exit.code:
+            shown.seek(0)
+            print(without_none(shown.read()), end="")
             return None
         refused: BaseException | None = exit
         while refused is not None and not isinstance(refused, InputError):
             refused = refused.__context__
         if refused is not None:  # an error of our own classes is clearer than tyro's
             raise refused from None
-        # tyro draws a box over several lines; the user gets its first statement as one sentence
-        text = complaint.getvalue().split("For full helptext")[0]
-        text = re.sub(r"╭─ (Invalid choice|Value error|Unrecognized options) ─*╮", "", text)
-        text = " ".join(re.sub(r"[─│╭╮╰╯]+", " ", text).split())
-        raise InputError(f"{text} (see {options['prog']} --help)") from None
+        flags = [f"--{name.replace('_', '-')}" for name in _options(form)]
+        raise complaint(said.getvalue(), options["prog"], flags) from None

@@ -15,7 +15,7 @@ class Contributions(CompareOptions, StudyOptions, GroupOptions, SeedOptions):
     --compare adds difference.html and its tables: the scores of --clt minus those of each other
     CLT.
 
-    Example: vit-clt contributions --clt out/clt --data digits --out out/contributions
+    Example: vit-clt contributions --clt out/demo/clt --data digits --out out/contributions
     """
 
     tokens: TokenKind | None = None

@@ -28,7 +28,8 @@ class Export(PromptOptions, TrainDataOptions, CLTOptions, Command, SeedOptions):
 
     Thresholds are fitted on --train-data and measured on --data.
 
-    Example: vit-clt export --clt out/clt --format circuit-tracer --data digits --out out/export
+    Example: vit-clt export --clt out/demo/clt --format circuit-tracer --data digits
+        --out out/export
     """
 
     format: ExportFormat = "circuit-tracer"

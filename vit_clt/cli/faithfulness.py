@@ -14,7 +14,8 @@ class Faithfulness(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
 
     The measures of prompt sensitivity compare all of the 18 CIFAR templates.
 
-    Example: vit-clt faithfulness --clt out/clt --data digits --layers 4-7 --out out/faithfulness
+    Example: vit-clt faithfulness --clt out/demo/clt --data digits --layers 4-7
+        --out out/faithfulness
     """
 
     layers: str | None = None

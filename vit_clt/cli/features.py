@@ -22,7 +22,8 @@ from vit_clt.errors import InputError
 class Features(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """What does each feature fire on, write and do? A gallery that opens from disk.
 
-    Example: vit-clt features --clt out/clt --data digits --layers 7 --count 24 --out out/features
+    Example: vit-clt features --clt out/demo/clt --data digits --layers 7 --count 24
+        --out out/features
     """
 
     other_names: ClassVar = {**Command.other_names, "rule": "select", "class_name": "raises"}

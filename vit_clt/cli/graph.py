@@ -12,7 +12,7 @@ from vit_clt.cli.options import CLTOptions, PromptOptions, SeedOptions, StudyOpt
 class Graph(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """What drives a class logit of an image: features, errors, patches, and the paths between.
 
-    Example: vit-clt graph --clt out/clt --data digits --query 0 5 17 --out out/graph
+    Example: vit-clt graph --clt out/demo/clt --data digits --query 0 5 17 --out out/graph
     """
 
     query: tuple[int, ...] = (0, 1, 2)

@@ -12,7 +12,8 @@ from vit_clt.cli.options import CLTOptions, GroupOptions, PromptOptions, SeedOpt
 class KeepSets(PromptOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions):
     """All sets of k source layers of one layer: where does the chosen one stand among them?
 
-    Example: vit-clt keep-sets --clt out/clt --data digits --k 4 --fill mean --out out/keep_sets
+    Example: vit-clt keep-sets --clt out/demo/clt --data digits --k 4 --fill mean
+        --out out/keep_sets
     """
 
     k: int = 4

@@ -194,9 +194,9 @@ class VitOptions:
     """Options that name the ViT."""
 
     model: str | None = None
-    """ViT: an open_clip name, timm:NAME, local-dir:PATH, hf-hub:ORG/NAME, or digits or adding, which
-    come with the package. Default: digits, or the teacher of the CLT, which must be named if it is
-    neither one of the package's nor one of open_clip's."""
+    """ViT: an open_clip name, timm:NAME, local-dir:PATH, hf-hub:ORG/NAME, or digits or adding, of
+    this package. Default: digits, or the teacher of the CLT, which must be named if it is neither
+    one of the package's nor one of open_clip's."""
     pretrained: str | None = None
     """Weights of the ViT: a tag of open_clip or timm, a file or folder, or "random"; none with
     local-dir: or hf-hub:, which have their own."""

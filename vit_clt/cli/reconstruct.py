@@ -11,7 +11,7 @@ from vit_clt.cli.options import CompareOptions, SeedOptions, StudyOptions
 class Reconstruct(CompareOptions, StudyOptions, SeedOptions):
     """Reconstruction per layer and token kind: R^2, cosine, MSE, L0, dead features.
 
-    Example: vit-clt reconstruct --clt out/clt --data digits --out out/reconstruction
+    Example: vit-clt reconstruct --clt out/demo/clt --data digits --out out/reconstruction
     """
 
     def run(self) -> None:

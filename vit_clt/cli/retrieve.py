@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Retrieve(CLTOptions, StudyOptions, SeedOptions):
     """Which images of a corpus are alike in the codes of each layer, and have they one class?
 
-    Example: vit-clt retrieve --clt out/clt --data digits --query 0 5 17 --out out/retrieval
+    Example: vit-clt retrieve --clt out/demo/clt --data digits --query 0 5 17 --out out/retrieval
     """
 
     other_names: ClassVar = {**Command.other_names, "backend": "search", "k": "top"}

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Steer(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """Turn features up or down: what do class probabilities do? Or which features move a class?
 
-    Example: vit-clt steer --clt out/clt --data digits --feature 7:76 --out out/steer
+    Example: vit-clt steer --clt out/demo/clt --data digits --feature 7:76 --out out/steer
 
-    Example: vit-clt steer --clt out/clt --data digits --search three --out out/search
+    Example: vit-clt steer --clt out/demo/clt --data digits --search three --out out/search
     """
 
     other_names: ClassVar = {**Command.other_names, "n_random": "random"}

@@ -11,7 +11,7 @@ from vit_clt.cli.options import StudyOptions, load_clt
 class Weights(StudyOptions):
     """Decoder norms per source and target layer, cross-layer shares, concentration: no images.
 
-    Example: vit-clt weights --clt out/clt --out out/weights
+    Example: vit-clt weights --clt out/demo/clt --out out/weights
     """
 
     imports = ("vit_clt.transcoder.model",)
