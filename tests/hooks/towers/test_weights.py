@@ -105,6 +105,15 @@ def test_a_vision_tower_alone_loads_without_a_text_tower(
         vit.encode_text(torch.zeros(1, 8, dtype=torch.long))
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module._orig_mod."])
+def test_a_tower_that_is_wrapped_by_itself_loads_exactly(
+    wrapper: str, clip: Any, tmp_path: Path, images: Tensor
+) -> None:
+    state = {n.replace("visual.", f"visual.{wrapper}"): t for n, t in clip.state_dict().items()}
+    vit = HookedViT.from_open_clip("tiny-quickgelu", saved(tmp_path, state))
+    assert torch.equal(vit(images), clip.encode_image(images))
+
+
 def test_shards_of_safetensors_load_exactly(clip: Any, tmp_path: Path, images: Tensor) -> None:
     folder, state = tmp_path / "shards", clip.state_dict()
     folder.mkdir()
