@@ -9,8 +9,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from vit_clt.cli import COMMANDS, main
-from vit_clt.cli.commands import command_class, flag
+from vit_clt.cli import main
+from vit_clt.cli.commands import COMMANDS, command_class, flag
 from vit_clt.cli.options import layer_numbers
 from vit_clt.cli.ranges import RANGES
 from vit_clt.errors import InputError

@@ -183,6 +183,8 @@ def _trains(
     # the lock it would make is a semaphore of the system, which outlives a killed process
     tqdm.set_lock(threading.RLock())
 
+    # a shell starts background processes with Ctrl-C ignored, and children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = main(args)
     sys.stdout.flush()
     sys.stderr.flush()
