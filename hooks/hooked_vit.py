@@ -23,7 +23,7 @@ from vit_clt.hooks.rows import TokenRows
 from vit_clt.hooks.towers.base import Tower
 from vit_clt.hooks.towers.find import tower_of
 from vit_clt.hooks.towers.load_open_clip import load_open_clip
-from vit_clt.hooks.towers.names import TIMM, split_name
+from vit_clt.hooks.towers.names import HF, TIMM, split_name
 from vit_clt.transcoder.config import TeacherIdentity
 
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
@@ -81,12 +81,14 @@ class HookedViT(HookedRootModule):
 
     Args:
         loaded: a loaded model, whose family is found: a CLIP or CoCa of open_clip, its vision
-            tower, or a timm ViT. Wrappers of torch.compile and DDP are
-            taken off.
+            tower, a timm ViT, or a ViT of transformers (CLIP, SigLIP, ViT, DeiT, DINOv2, DINOv3).
+            Wrappers of torch.compile, DataParallel and DDP are taken off.
         model: the name by which a CLT records the model.
         pretrained: the name of the weights, as recorded.
         preprocess: the model's preprocessing, from an image to "3 height width".
         tokenizer: of the text tower, where there is one.
+        image_size: of images in pixels, for a model of transformers whose own size is another;
+            positions are interpolated as the model itself does it.
 
     Raises:
         InputError: a model of no family here, with the name of what does not fit.
@@ -103,12 +105,13 @@ class HookedViT(HookedRootModule):
         pretrained: str | None = None,
         preprocess: Callable[[Any], Tensor] | None = None,
         tokenizer: Callable[[list[str]], Tensor] | None = None,
+        image_size: int | tuple[int, int] | None = None,
     ):
         super().__init__()
         if isinstance(loaded, HookedViT):
             raise InputError("model", "is a HookedViT already; expected the model itself.")
         self._recorder = Recorder()
-        self.tower = tower_of(loaded, self._recorder)
+        self.tower = tower_of(loaded, self._recorder, image_size)
         self.model = self.tower.model.eval().requires_grad_(False)
         self.blocks = self.tower.blocks
         self._hook_points = nn.ModuleList(self.blocks)
@@ -191,6 +194,35 @@ class HookedViT(HookedRootModule):
         )
 
     @classmethod
+    def from_transformers(cls, name: str, *, device: str | torch.device = "cpu") -> HookedViT:
+        """Load a plain ViT of transformers in fp32, with its preprocessing and its tokenizer.
+
+        The class is the one that config.json names, and the weights are safetensors. Code beside
+        them is never run. The size of images is that of the preprocessing.
+
+        Args:
+            name: the name of a repository of the Hub, or the path of a folder. A colon and the name
+                of a part ("llava-hf/llava-1.5-7b-hf:vision_tower") load the vision tower alone out
+                of a model of images and language.
+            device: the device that the model is put on.
+
+        Raises:
+            InputError: a class that does not fit (before weights are read or downloaded), sizes out
+                of range, weights that are missing, incomplete or not finite, or a preprocessing
+                that gives images of no fixed size.
+        """
+        from vit_clt.hooks.towers.load_transformers import load_transformers
+
+        loaded = load_transformers(name)
+        return cls(
+            loaded.model.to(device),
+            model=HF + name,
+            preprocess=loaded.preprocess,
+            tokenizer=loaded.tokenizer,
+            image_size=loaded.image_size,
+        )
+
+    @classmethod
     def load(
         cls,
         model: str,
@@ -199,18 +231,27 @@ class HookedViT(HookedRootModule):
         gelu: Gelu | None = None,
         device: str | torch.device = "cpu",
     ) -> HookedViT:
-        """Load a ViT by the name that a CLT records: `from_timm` or `from_open_clip`.
+        """Load a ViT by the name that a CLT records.
 
         Args:
-            model: `timm:NAME` or `timm:NAME:CHECKPOINT`, or a name of `from_open_clip`.
-            pretrained: a tag or weights on disk; None leaves random weights.
-            gelu: as of `from_open_clip`; a timm ViT needs none.
+            model: `hf:NAME` of `from_transformers`, `timm:NAME` or `timm:NAME:CHECKPOINT` of
+                `from_timm`, or a name of `from_open_clip`.
+            pretrained: a tag or weights on disk; None leaves random weights. It must be None with
+                `hf:`, which has weights of its own.
+            gelu: as of `from_open_clip`; other families need none.
             device: the device that the model is put on.
 
         Raises:
             InputError: what the loader of the name refuses, or a checkpoint that is named twice.
         """
         name, pretrained = split_name(model, pretrained)
+        if name.startswith(HF):
+            if pretrained is not None:
+                raise InputError(
+                    "pretrained",
+                    f'is "{pretrained}"; model "{model}" carries its own weights, expected none.',
+                )
+            return cls.from_transformers(name.removeprefix(HF), device=device)
         if name.startswith(TIMM):
             return cls.from_timm(name.removeprefix(TIMM), pretrained, device=device)
         return cls.from_open_clip(name, pretrained, gelu=gelu, device=device)
@@ -274,7 +315,7 @@ class HookedViT(HookedRootModule):
         Raises:
             InputError: the model has no text tower.
         """
-        return self._clip.encode_text(tokens, normalize=False)
+        return self.text_tower.encode_text(tokens, normalize=False)
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
@@ -283,7 +324,7 @@ class HookedViT(HookedRootModule):
         Raises:
             InputError: the model has no text tower.
         """
-        return self._clip.logit_scale.exp()
+        return self.text_tower.logit_scale.exp()
 
     @property
     def device(self) -> torch.device:
@@ -291,10 +332,16 @@ class HookedViT(HookedRootModule):
         return self.tower.device
 
     @property
-    def _clip(self) -> Any:
-        if not hasattr(self.model, "encode_text"):
+    def text_tower(self) -> Any:
+        """What encodes texts, with the names that open_clip has: `encode_text`, `logit_scale`.
+
+        Raises:
+            InputError: the model has no text tower.
+        """
+        text = self.tower.text
+        if text is None:
             raise InputError("model", f"is {self.cfg.model}, which has no text tower.")
-        return self.model
+        return text
 
     def clean_cache(
         self, images: Float[Tensor, "batch 3 height width"], names: Sequence[str]

@@ -77,6 +77,25 @@ def tiny_timm_clip(name: str, pool: str, proj: str | None) -> torch.nn.Module:
     return clip.eval().requires_grad_(False)
 
 
+def tiny_transformers(name: str, seed: int = 0, **options: object) -> torch.nn.Module:
+    """A random and frozen transformers model of this class, of the size of the timm ones.
+
+    Options are those of the vision tower.
+    """
+    import transformers
+
+    kind = getattr(transformers, name)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    vision = {**sizes, "num_hidden_layers": 3, "image_size": 16, "patch_size": 4, **options}
+    text = {**sizes, "num_hidden_layers": 1, "vocab_size": 64, "max_position_embeddings": 8}
+    text |= {"projection_size": 16, "eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0}
+    if "vision_config" in kind.config_class.sub_configs:
+        vision = {"vision_config": vision, "text_config": text, "projection_dim": 16}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _stirred(kind(kind.config_class(**vision, num_labels=5)).eval())
+
+
 def _stirred(model: torch.nn.Module) -> torch.nn.Module:
     """The model, frozen, with noise on every parameter: none is left at 0 or 1."""
     model.requires_grad_(False)

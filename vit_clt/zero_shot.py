@@ -92,7 +92,7 @@ class ZeroShot:
         if not class_names:
             raise InputError("class_names", "is empty; zero-shot accuracy needs a name per label.")
         if vit.tokenizer is None:
-            raise InputError("vit", "has no tokenizer; expected one from HookedViT.from_open_clip.")
+            raise InputError("vit", "has no tokenizer; expected a ViT with a text tower.")
         if isinstance(templates, str):
             check_choice("templates", templates, TEMPLATE_SETS)
             self.name = templates
@@ -108,7 +108,7 @@ class ZeroShot:
         self.templates = list(templates)
         with torch.no_grad():
             self.weights = open_clip.build_zero_shot_classifier(
-                vit.model,
+                vit.text_tower,
                 tokenizer=vit.tokenizer,
                 classnames=self.class_names,
                 templates=self.templates,

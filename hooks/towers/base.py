@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -53,6 +54,11 @@ class Tower(ABC):
     def identity_tensors(self) -> Mapping[str, Tensor]:
         """The tensors that make this ViT what it is, those of classifiers left out."""
         return self.visual.state_dict()
+
+    @property
+    def text(self) -> Any:
+        """The text tower: open_clip's `encode_text` and `logit_scale`; None without one."""
+        return self.model if hasattr(self.model, "encode_text") else None
 
     @property
     def dtype(self) -> torch.dtype:

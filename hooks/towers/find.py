@@ -9,17 +9,29 @@ from vit_clt.hooks.blocks import Recorder
 from vit_clt.hooks.towers.base import Tower
 
 
-def tower_of(model: nn.Module, recorder: Recorder) -> Tower:
+def tower_of(
+    model: nn.Module, recorder: Recorder, image_size: int | tuple[int, int] | None = None
+) -> Tower:
     """The model as a `Tower` of its family; wrappers of torch.compile and DDP are taken off.
 
     Args:
-        model: a CLIP or CoCa of open_clip, its vision tower, or a timm ViT.
+        model: a CLIP or CoCa of open_clip, its vision tower, a timm ViT, or one of transformers.
         recorder: of the clean passes of the model.
+        image_size: of images in pixels, for a model of transformers that takes several sizes.
 
     Raises:
         InputError: a model of no family here, with the name of what does not fit.
     """
     model = _unwrapped(model)
+    if type(model).__module__.startswith("transformers."):
+        from vit_clt.hooks.towers.find_transformers import transformers_tower
+
+        return transformers_tower(model, recorder, image_size)
+    if image_size is not None:
+        raise InputError(
+            "image_size",
+            f"is {image_size}; expected none, as only models of transformers take several sizes.",
+        )
     visual = _unwrapped(getattr(model, "visual", model))
     # what open_clip's TimmModel is built around
     trunk = _unwrapped(getattr(visual, "trunk", visual))
@@ -44,8 +56,8 @@ def tower_of(model: nn.Module, recorder: Recorder) -> Tower:
         return family(model, visual, trunk, recorder)
     raise InputError(
         "model",
-        f"has a vision tower of class {name}; expected a plain ViT of open_clip or timm "
-        "(docs/models.md lists them).",
+        f"has a vision tower of class {name}; expected a plain ViT of open_clip, "
+        "timm or transformers (docs/models.md lists them).",
     )
 
 

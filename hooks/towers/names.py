@@ -1,10 +1,10 @@
-"""Names of ViTs: `timm:NAME`, with or without a checkpoint, or a name of open_clip."""
+"""Names of ViTs: `hf:NAME`, `timm:NAME` with or without a checkpoint, or a name of open_clip."""
 
 from __future__ import annotations
 
 from vit_clt.errors import InputError
 
-TIMM = "timm:"
+HF, TIMM = "hf:", "timm:"
 
 
 def split_name(model: str, pretrained: str | None) -> tuple[str, str | None]:

@@ -194,23 +194,23 @@ class VitOptions:
     """Options that name the ViT."""
 
     model: str | None = None
-    """ViT: an open_clip name, timm:NAME, local-dir:PATH, hf-hub:ORG/NAME, or digits or adding, of
-    this package. Default: digits, or the teacher of the CLT, which must be named if it is neither
-    one of the package's nor one of open_clip's."""
+    """ViT: an open_clip name, timm:NAME, hf:NAME or hf:PATH (transformers), local-dir:PATH,
+    hf-hub:ORG/NAME, or digits or adding, of this package. Default: digits, or the teacher of the
+    CLT, which must be named if it is neither one of the package's nor one of open_clip's."""
     pretrained: str | None = None
     """Weights of the ViT: a tag of open_clip or timm, a file or folder, or "random"; none with
-    local-dir: or hf-hub:, which have their own."""
+    hf:, local-dir: or hf-hub:, which have their own."""
     gelu: Gelu | None = None
     """What weights on disk were trained with, where nothing else says it."""
 
     def load_vit(self, device: str) -> HookedViT:
         """The hooked teacher on `device`."""
         from vit_clt.hooks import HookedViT
-        from vit_clt.hooks.towers.names import split_name
+        from vit_clt.hooks.towers.names import HF, split_name
 
         check_device(device)
         model, pretrained = split_name(self.model or "digits", self.pretrained)
-        has_own_weights = model.startswith(("local-dir:", "hf-hub:")) or model in SHIPPED
+        has_own_weights = model.startswith(("local-dir:", "hf-hub:", HF)) or model in SHIPPED
         if not has_own_weights and pretrained is None:
             raise InputError(
                 "pretrained",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import open_clip
 import pytest
 import torch
-from builders import TINY, random_clt, tiny_clip, tiny_timm, tiny_timm_clip
+from builders import TINY, random_clt, tiny_clip, tiny_timm, tiny_timm_clip, tiny_transformers
 from torch import Tensor, nn
 
 from vit_clt.hooks import HookedViT, replace_mlps, token_rows
@@ -94,6 +95,35 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], TokenRows]] = {
     ),
     "BEiT": (lambda: tiny_timm("beit_base_patch16_224"), TokenRows(True, 0, GRID)),
 }
+# classes of transformers: options of the vision tower, and the rows
+TRANSFORMERS: dict[str, tuple[dict[str, object], TokenRows]] = {
+    "CLIPModel": ({}, TokenRows(True, 0, GRID)),
+    "CLIPVisionModel": ({}, TokenRows(True, 0, GRID)),
+    "CLIPVisionModelWithProjection": ({}, TokenRows(True, 0, GRID)),
+    "CLIPForImageClassification": ({}, TokenRows(True, 0, GRID)),
+    "SiglipModel": ({}, TokenRows(False, 0, GRID)),
+    "SiglipVisionModel": ({}, TokenRows(False, 0, GRID)),
+    "SiglipForImageClassification": ({}, TokenRows(False, 0, GRID)),
+    "ViTModel": ({}, TokenRows(True, 0, GRID)),
+    "ViTForImageClassification": ({}, TokenRows(True, 0, GRID)),
+    "DeiTModel": ({}, TokenRows(True, 1, GRID)),
+    "DeiTForImageClassification": ({}, TokenRows(True, 1, GRID)),
+    "DeiTForImageClassificationWithTeacher": ({}, TokenRows(True, 1, GRID)),
+    "Dinov2Model": ({"use_swiglu_ffn": True}, TokenRows(True, 0, GRID)),
+    "Dinov2ForImageClassification": ({}, TokenRows(True, 0, GRID)),
+    "Dinov2WithRegistersModel": ({"num_register_tokens": 3}, TokenRows(True, 3, GRID)),
+    "Dinov2WithRegistersForImageClassification": ({}, TokenRows(True, 4, GRID)),
+    "DINOv3ViTModel": (
+        {"num_register_tokens": 4, "use_gated_mlp": True},
+        TokenRows(True, 4, GRID),
+    ),
+}
+for name, (options, rows) in TRANSFORMERS.items():
+    FAMILIES[name] = partial(tiny_transformers, name, **options), rows
+FAMILIES["transformers by eager attention"] = (
+    partial(tiny_transformers, "Dinov2Model", attn_implementation="eager"),
+    TokenRows(True, 0, GRID),
+)
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -115,12 +145,37 @@ def vit(plain: nn.Module) -> HookedViT:
 
 def own(model: Any, images: Tensor) -> Tensor:
     """The embeddings by the model's own forward."""
+    if is_of_transformers(model):
+        return own_of_transformers(model, images)
     if hasattr(model, "encode_image"):
         return model.encode_image(images, normalize=False)  # CoCa normalises by default
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
+def is_of_transformers(model: nn.Module) -> bool:
+    return type(model).__module__.startswith("transformers.")
+
+
+def own_of_transformers(model: Any, images: Tensor) -> Tensor:
+    """What the model pools, or what its classifiers read."""
+    names = ("classifier", "cls_classifier", "distillation_classifier")
+    heads = [getattr(model, name) for name in names if hasattr(model, name)]
+    read: list[Tensor] = []
+    handles = [head.register_forward_pre_hook(lambda m, a: read.append(a[0])) for head in heads]
+    forward = getattr(model, "get_image_features", model)
+    out = forward(pixel_values=images)
+    for handle in handles:
+        handle.remove()
+    if read:
+        return torch.cat(read, dim=-1)
+    return out.image_embeds if "image_embeds" in out else out.pooler_output
+
+
 def own_blocks(model: Any) -> Any:
+    if is_of_transformers(model):
+        towers = (part for part in model.modules() if hasattr(part, "embeddings"))
+        vision = getattr(model, "vision_model", None) or next(towers)
+        return next(part for part in vision.modules() if isinstance(part, nn.ModuleList))
     visual = getattr(model, "visual", model)
     if hasattr(visual, "transformer"):
         return visual.transformer.resblocks
@@ -192,7 +247,7 @@ def test_rows_are_class_token_registers_and_patches(
     assert rows == FAMILIES[family][1]
     if "DeiT" not in family:  # DeiT's distillation token
         names = [name.rpartition(".")[2] for name, _ in vit.tower.visual.named_parameters()]
-        assert (rows.n_registers > 0) == ("reg_token" in names)
+        assert (rows.n_registers > 0) == bool({"reg_token", "register_tokens"} & {*names})
     marked = images.clone()
     marked[:, :, 4:8, 8:12] += 1  # patch (1, 2)
     before, after = (vit(x, stop_at_layer=0) for x in (images, marked))
@@ -295,6 +350,11 @@ def test_copies_are_independent(family: str, vit: HookedViT, images: Tensor) -> 
 def test_a_classifier_reads_the_embeddings(
     family: str, plain: nn.Module, vit: HookedViT, images: Tensor
 ) -> None:
+    if is_of_transformers(plain):
+        assert (vit.tower.classifier is not None) == ("Classification" in family)
+        if vit.tower.classifier is not None:
+            assert torch.equal(vit.tower.classifier(vit(images)), plain(images).logits)
+        return
     is_timm = not hasattr(plain, "visual")
     assert (vit.tower.classifier is not None) == (is_timm and family != "DeiT")
     if vit.tower.classifier is not None:
