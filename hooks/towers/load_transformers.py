@@ -93,7 +93,7 @@ def load_transformers(name: str) -> LoadedModel:
         model = _with_weights(what, place, choice)
         tokenizer = None
         if hasattr(model, "get_text_features"):
-            tokenizer = load_words(place, model.config.text_config.max_position_embeddings)
+            tokenizer = load_words(place, choice.config.text_config.max_position_embeddings)
         return LoadedModel(model, preprocess, tokenizer, image_size)
 
 
@@ -111,15 +111,14 @@ def _choice(what: str, config: Any, part: str) -> _Choice:
             kind.config_class.model_type: kind
             for kind in (getattr(transformers, name) for name in TRUNKS)
         }
-        if getattr(vision, "model_type", None) not in towers:
+        found = getattr(vision, "model_type", None)
+        if found not in towers:
             raise InputError(
                 "model",
-                f'is {what}, whose vision tower is of type "{getattr(vision, "model_type", None)}";'
-                f" expected one of {', '.join(towers)}.",
+                f'is {what}, whose vision tower is of type "{found}"; expected one of '
+                f"{', '.join(towers)}.",
             )
-        return _Choice(
-            towers[vision.model_type], vision, {rf"^(?:model\.)?{re.escape(part)}\.": ""}
-        )
+        return _Choice(towers[found], vision, {rf"^(?:model\.)?{re.escape(part)}\.": ""})
     names = list(config.architectures or [])
     if len(names) != 1 or names[0] not in {*TRUNKS, *WRAPPERS}:
         inside = f'{what[:-1]}:vision_tower" for its vision tower, or ' if vision else ""

@@ -15,6 +15,7 @@ from vit_clt.tensor_files import check_floats, read_header
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREPROCESSING_FILES = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 _INDEX_FILE = "model.safetensors.index.json"
 # the smallest and the largest value of each
 _SIZES = {

@@ -13,6 +13,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.tokenizers import MissingTokenizer
 from vit_clt.hooks.towers.transformers_files import (
     PREPROCESSING_FILES,
+    TOKENIZER_FILES,
     check_settings,
     find_file,
 )
@@ -89,6 +90,9 @@ def load_words(place: str, n_context: int) -> Callable[[list[str]], Tensor]:
     Python that lies beside it is never run.
     """
     try:
+        if not any(find_file(place, name) for name in TOKENIZER_FILES):
+            # transformers would make one without words
+            raise FileNotFoundError(f"none of {', '.join(TOKENIZER_FILES)} is there")
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each is one sentence to the user
         return MissingTokenizer(place, place, f"{type(error).__name__}: {reason(error)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,11 +33,13 @@ def llava(vision: object) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["ViTForImageClassification", "DeiTModel"])
-def test_equals_the_bridge_of_transformer_lens_at_every_hook_point(name: str) -> None:
+def test_equals_the_bridge_of_transformer_lens_at_every_hook_point(
+    name: str, tmp_path: Path
+) -> None:
     model = tiny_transformers(name, attn_implementation="eager")
-    model.config.architectures = [name]
+    model.save_pretrained(tmp_path)
     bridge = TransformerBridge.boot_transformers(
-        "google/vit-base-patch16-224", hf_model=copy.deepcopy(model), device="cpu"
+        str(tmp_path), hf_model=copy.deepcopy(model), device="cpu"
     )
     vit = HookedViT(model)
     vit.set_use_attn_pattern(True)
