@@ -22,6 +22,7 @@ from vit_clt.hooks.towers.find_transformers import (
     known_classes,
     transformers_tower,
 )
+from vit_clt.hooks.towers.names import HF
 from vit_clt.hooks.towers.transformers_files import (
     CONFIG_FILE,
     check_settings,
@@ -32,7 +33,6 @@ from vit_clt.hooks.towers.transformers_inputs import Preprocessing, load_preproc
 from vit_clt.inputs import reading
 from vit_clt.tensor_files import check_finite
 
-PREFIX = "hf:"
 # no forward of an image reads it
 _MASK = "mask_token"
 _POOLER = "pooler."
@@ -72,7 +72,7 @@ def load_transformers(name: str) -> LoadedModel:
         InputError: as of `HookedViT.from_transformers`.
     """
     place, part = _place_and_part(name)
-    what = f'"{PREFIX}{name}"'
+    what = f'"{HF}{name}"'
     expected = "a folder or a repository with a plain ViT of transformers"
     with reading(what, expected, problem="cannot be loaded", field="model"), _quiet():
         found = find_file(place, CONFIG_FILE)
