@@ -105,23 +105,20 @@ def _place_and_part(name: str) -> tuple[str, str]:
 
 
 def _choice(what: str, config: Any, part: str) -> _Choice:
+    towers = {
+        kind.config_class.model_type: kind
+        for kind in (getattr(transformers, name) for name in TRUNKS)
+    }
     vision = getattr(config, "vision_config", None)
+    tower = towers.get(getattr(vision, "model_type", None))
     if part:
-        towers = {
-            kind.config_class.model_type: kind
-            for kind in (getattr(transformers, name) for name in TRUNKS)
-        }
-        found = getattr(vision, "model_type", None)
-        if found not in towers:
-            raise InputError(
-                "model",
-                f'is {what}, whose vision tower is of type "{found}"; expected one of '
-                f"{', '.join(towers)}.",
-            )
-        return _Choice(towers[found], vision, {rf"^(?:model\.)?{re.escape(part)}\.": ""})
+        if tower is None:
+            found = "no vision tower" if vision is None else f'one of type "{vision.model_type}"'
+            raise InputError("model", f"is {what}, with {found}; expected {', '.join(towers)}.")
+        return _Choice(tower, vision, {rf"^(?:model\.)?{re.escape(part)}\.": ""})
     names = list(config.architectures or [])
     if len(names) != 1 or names[0] not in {*TRUNKS, *WRAPPERS}:
-        inside = f'{what[:-1]}:vision_tower" for its vision tower, or ' if vision else ""
+        inside = f'{what[:-1]}:vision_tower" for its vision tower, or ' if tower else ""
         raise InputError(
             "model",
             f"is {what}, a {' and a '.join(names) or config.model_type}; expected {inside}one of "

@@ -51,6 +51,16 @@ def test_equals_the_bridge_of_transformer_lens_at_every_hook_point(
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["CLIPVisionModel", "Dinov2WithRegistersModel"])
+def test_equals_the_model_itself_at_full_width(name: str) -> None:
+    kind = getattr(transformers, name)
+    model = kind(kind.config_class(num_hidden_layers=4)).eval().requires_grad_(False)
+    images = noise(224, 224)
+    expected = model(images).pooler_output
+    assert torch.equal(HookedViT(model, image_size=224)(images), expected)
+
+
 # ---- sizes ----------------------------------------------------------------------------------
 
 

@@ -328,7 +328,10 @@ def test_names_that_do_not_fit(tmp_path: Path) -> None:
         HookedViT.load(f"hf:{tmp_path}", "some_tag")
     refused(f"hf:{tmp_path}", r"has no config\.json")
     transformers.ViTConfig(architectures=["ViTModel"]).save_pretrained(tmp_path)
-    refused(f"hf:{tmp_path}:vision_tower", 'vision tower is of type "None"')
+    refused(f"hf:{tmp_path}:vision_tower", "with no vision tower; expected clip_vision_model")
+    transformers.Siglip2Config(architectures=["Siglip2Model"]).save_pretrained(tmp_path)
+    refused(f"hf:{tmp_path}:vision_model", 'with one of type "siglip2_vision_model"')
+    refused(f"hf:{tmp_path}", "a Siglip2Model; expected one of the classes")
 
 
 # ---- commands -------------------------------------------------------------------------------
