@@ -349,7 +349,7 @@ def test_capture_is_clean_whatever_hooks_are_attached(vit, images):
 )
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_capture_names_the_hook_that_is_not_finite(place, hook, value, tiny_vit, images):
-    block = tiny_vit.blocks[0 if place == "ln_2" else 3]
+    block = tiny_vit.blocks[0 if place == "ln_2" else 3].native
     block.get_submodule(place).bias.data[0] = value
     with pytest.raises(InputError, match=f"{hook} holds NaN or infinite"):
         capture(tiny_vit, images)
