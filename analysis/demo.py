@@ -27,12 +27,12 @@ from vit_clt.data.forms import load_data
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
+from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import ReLUTopK
 from vit_clt.transcoder.train_config import PRESETS
-from vit_clt.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -103,7 +103,7 @@ class DemoStudy(Study):
             fill=" ".join(curves.fill for curves in self.curves),
             more={
                 "trained_on": self.train_name,
-                "templates": self.curves[0].templates,
+                "readout": self.curves[0].readout,
                 "clt": self.clt.config.to_json(),
             },
         )

@@ -38,7 +38,7 @@ class RandomClasses(ZeroShot):
     def __init__(self, vit: HookedViT):
         self.class_names = [str(c) for c in range(N_CLASSES)]
         self.weights = torch.nn.functional.normalize(torch.randn(vit.cfg.d_embed, N_CLASSES), dim=0)
-        self.logit_scale = torch.tensor(100.0)
+        self.logit_scale, self.logit_bias = torch.tensor(100.0), None
 
 
 def contestants(

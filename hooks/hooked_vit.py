@@ -327,6 +327,20 @@ class HookedViT(HookedRootModule):
         return self.text_tower.logit_scale.exp()
 
     @property
+    def logit_bias(self) -> Float[Tensor, ""] | None:
+        """What is added to every logit; None for a model without one (SigLIP has one).
+
+        Raises:
+            InputError: the model has no text tower.
+        """
+        return getattr(self.text_tower, "logit_bias", None)
+
+    @property
+    def has_text_tower(self) -> bool:
+        """Whether the model embeds texts beside images."""
+        return self.tower.text is not None
+
+    @property
     def device(self) -> torch.device:
         """Where the vision tower is."""
         return self.tower.device

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = ("vit_clt", "vit_clt.hooks", "vit_clt.analysis")
 """The packages whose names are the public ones; they import from every room below them."""
 
-_CORE = "training interchange zero_shot hooks.passes"
+_CORE = "training interchange readouts hooks.passes"
 _STUDY = f"{_CORE} analysis.stats analysis.reporting"
 MAY_IMPORT = {
     "": "",
@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "hooks": "transcoder",
     "hooks.passes": "hooks",
     "data": "hooks",
-    "zero_shot": "data",
+    "readouts": "data",
     "training": "data",
     "interchange": "data",
     "analysis.stats": _CORE,

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from vit_clt.errors import InputError as InputError
     from vit_clt.kernels.codes import DenseCodes as DenseCodes
     from vit_clt.kernels.codes import SparseCodes as SparseCodes
+    from vit_clt.readouts.base import Classifier as Classifier
+    from vit_clt.readouts.head import HeadClassifier as HeadClassifier
+    from vit_clt.readouts.linear import LinearClassifier as LinearClassifier
+    from vit_clt.readouts.zero_shot import ZeroShot as ZeroShot
     from vit_clt.training.trainer import train as train
     from vit_clt.transcoder.config import CLTConfig as CLTConfig
     from vit_clt.transcoder.model import CrossLayerTranscoder as CrossLayerTranscoder
@@ -22,7 +26,6 @@ if TYPE_CHECKING:
     from vit_clt.transcoder.sparsifiers import ReLUTopK as ReLUTopK
     from vit_clt.transcoder.sparsifiers import TopKTraining as TopKTraining
     from vit_clt.transcoder.train_config import TrainConfig as TrainConfig
-    from vit_clt.zero_shot import ZeroShot as ZeroShot
 
 __version__ = "0.1.0"
 
@@ -46,6 +49,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "TopKTraining",
         ],
         "transcoder.train_config": ["TrainConfig"],
-        "zero_shot": ["ZeroShot"],
+        "readouts.base": ["Classifier"],
+        "readouts.head": ["HeadClassifier"],
+        "readouts.linear": ["LinearClassifier"],
+        "readouts.zero_shot": ["ZeroShot"],
     },
 )

@@ -38,6 +38,9 @@ Norms = Literal["held", "differentiated"]
 """Whether a frozen pass holds the norms constant or takes gradients through them."""
 
 # studies
+Readout = Literal["text", "head", "linear"]
+"""How classes are read from embeddings: by the text tower, by the model's own classifier, or by a
+linear classifier fitted on other images."""
 Templates = Literal["single", "ensemble"]
 """Zero-shot prompts: one, or the 18 CIFAR templates."""
 ScoreKind = Literal["projection", "centred", "norm", "loo", "loo_r2"]

@@ -59,7 +59,7 @@ class Ablation(AblationStudy):
 
     @property
     def top1(self) -> Interval:
-        """Zero-shot accuracy, a fraction."""
+        """Accuracy, a fraction."""
         return self.reading.top1
 
     @property
@@ -120,8 +120,8 @@ class Ablation(AblationStudy):
         layers = ", ".join(map(str, self.targets))
         return (
             f"{self.data}, N = {self.n}, layer {layers}, {self.tokens} rows, teacher trajectory, "
-            f"sources kept: {self.sources or 'none'}, dropped terms: {self.fill}, templates: "
-            f"{self.templates}, L0 {self.l0:.1f}, seed {self.seed}"
+            f"sources kept: {self.sources or 'none'}, dropped terms: {self.fill}, readout: "
+            f"{self.readout}, L0 {self.l0:.1f}, seed {self.seed}"
         )
 
     def to_frame(self) -> pd.DataFrame:

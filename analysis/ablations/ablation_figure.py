@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vit_clt.analysis.ablations.ablation import Ablation
 
 _REFERENCES = ("original", "full", "bias_only", "floor_mean", "floor_zero")
-_PANELS = (("top1", "zero-shot accuracy (%)", 100), ("loss", "cross-entropy (nats)", 1))
+_PANELS = (("top1", "accuracy (%)", 100), ("loss", "cross-entropy (nats)", 1))
 
 
 def kept_set_figure(ablation: Ablation) -> go.Figure:

@@ -23,8 +23,8 @@ from vit_clt.choices import Ranking, ScoreKind
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
+from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 MAX_SETS = 10_000
 """The most sets that are read; where there are more, a seeded sample stands for all."""
@@ -34,7 +34,7 @@ def keep_sets(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     k: int = 4,
     scores: ContributionScores | ScoreKind = "projection",
@@ -49,7 +49,7 @@ def keep_sets(
         vit: the teacher.
         clt: its transcoder.
         data: labelled images.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         k: number of sources of a set, at least 1 and fewer than the target has. Where there are
             more than 10,000 sets, that many are drawn by `seed`.
         scores: the ranking whose first k sources are the chosen set, or the kind of scores of the
@@ -61,7 +61,7 @@ def keep_sets(
         InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
             belongs to another model.
     """
-    study = term_sets(vit, clt, data, zs, **options)
+    study = term_sets(vit, clt, data, classifier, **options)
     if len(study.targets) > 1:
         raise InputError("target", f"is {len(study.targets)} layers; expected one.")
     [target], seed = study.targets, study.seed

@@ -186,8 +186,8 @@ class KeepSets(AblationStudy):
         most = layers.loc[layers["explained"].fillna(0).idxmax()]
         return (
             f"{self.data}, N = {self.readings.n}, {self.extent} sources of layer {self.target}, "
-            f"{self.tokens} rows, teacher trajectory, dropped terms: {self.fill}, templates: "
-            f"{self.templates}, chosen by {self.chosen.name}, L0 {self.l0:.1f}, seed {self.seed}; "
+            f"{self.tokens} rows, teacher trajectory, dropped terms: {self.fill}, readout: "
+            f"{self.readout}, chosen by {self.chosen.name}, L0 {self.l0:.1f}, seed {self.seed}; "
             f"rank correlation of summed score and loss {self.spearman():.2f}; membership of "
             f"layer {int(most.source)} explains most of the loss: {100 * most.explained:.0f} % "
             f"(mean {most.loss_with:.4f} nats with, {most.loss_without:.4f} without)"

@@ -27,8 +27,8 @@ from vit_clt.choices import Ranking, ScoreKind
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
+from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -109,7 +109,7 @@ class AblationCurves(AblationStudy):
         layers = ", ".join(map(str, self.targets))
         return (
             f"{self.data}, N = {self.readings.n}, layer {layers}, {self.tokens} rows, teacher "
-            f"trajectory, dropped terms: {self.fill}, templates: {self.templates}, ranked by "
+            f"trajectory, dropped terms: {self.fill}, readout: {self.readout}, ranked by "
             f"{', '.join(self.rankings)}, L0 {self.l0:.1f}, seed {self.seed}; recovered: "
             "share of the way from the mean floor to the full reconstruction"
         )
@@ -197,7 +197,7 @@ def ablation_curves(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     scores: ContributionScores | ScoreKind = "projection",
     rankings: Sequence[Ranking] | None = None,
@@ -211,7 +211,7 @@ def ablation_curves(
         vit: the teacher.
         clt: its transcoder.
         data: labelled images.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         scores: scores to rank by, or the kind of those of the same images and rows.
         rankings: kinds of score, "last" (deepest source first), "bottom" (lowest of `scores`
             first) or "random"; by default the kind of `scores`.
@@ -224,7 +224,7 @@ def ablation_curves(
         InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
             belongs to another model.
     """
-    study = term_sets(vit, clt, data, zs, **options)
+    study = term_sets(vit, clt, data, classifier, **options)
     targets = list(study.targets)
     sources = None if sources is None else list(sources)
     given = None if sources is None else sources_at(targets, sources)

@@ -35,7 +35,7 @@ _STYLES = {
     "given": (INK, "solid", "star", "given set"),
 }
 _REFERENCES = ("original", "full", "floor_mean", "floor_zero")
-_PANELS = (("top1", "zero-shot accuracy (%)", 100), ("loss", "cross-entropy (nats)", 1))
+_PANELS = (("top1", "accuracy (%)", 100), ("loss", "cross-entropy (nats)", 1))
 
 
 def ablation_figure(curves: AblationCurves) -> go.Figure:

@@ -1,7 +1,7 @@
 """Keep or drop source layers of one or several targets' reconstructions, and read the model.
 
 At every target the MLP output rows are overwritten by b_dec + (kept terms) + (fills of dropped
-terms), and zero-shot accuracy and loss are read. Terms come from the teacher trajectory.
+terms), and accuracy and loss are read. Terms come from the teacher trajectory.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from vit_clt.choices import MAX_GROUPS, Fill, ScoreKind, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
+from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 Mode = Literal["keep", "drop"]
 
@@ -50,7 +50,7 @@ def keep_top_k(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     k: int = 4,
     scores: ContributionScores | ScoreKind = "projection",
@@ -62,7 +62,7 @@ def keep_top_k(
         vit: the teacher.
         clt: its transcoder.
         data: labelled images.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         k: number of sources; each of several targets keeps its own top k, or all it has.
         scores: scores to rank by, or the kind of those of the same images and rows. Ties go to the
             later layer.
@@ -72,7 +72,7 @@ def keep_top_k(
         InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
             belongs to another model.
     """
-    study = term_sets(vit, clt, data, zs, **options)
+    study = term_sets(vit, clt, data, classifier, **options)
     return _top_k(study, "keep", k, scores)
 
 
@@ -80,14 +80,14 @@ def drop_top_k(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     k: int = 4,
     scores: ContributionScores | ScoreKind = "projection",
     **options: Unpack[AblationOptions],
 ) -> Ablation:
     """Drop the k sources with the highest signed score, keep the others; see `keep_top_k`."""
-    study = term_sets(vit, clt, data, zs, **options)
+    study = term_sets(vit, clt, data, classifier, **options)
     return _top_k(study, "drop", k, scores)
 
 
@@ -95,7 +95,7 @@ def keep_sources(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     sources: Iterable[int],
     **options: Unpack[AblationOptions],
@@ -106,7 +106,7 @@ def keep_sources(
         vit: the teacher.
         clt: its transcoder.
         data: labelled images.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         sources: source layers, counted from 0, or none. A target keeps those up to itself.
         **options: as in `keep_top_k`.
 
@@ -114,7 +114,7 @@ def keep_sources(
         InputError: an argument is out of range, a source is deeper than every target, labels have
             no names, `vit` has a hook, or the CLT belongs to another model.
     """
-    study = term_sets(vit, clt, data, zs, **options)
+    study = term_sets(vit, clt, data, classifier, **options)
     return _read(study, "keep", sources_at(study.targets, sources))
 
 
@@ -122,13 +122,13 @@ def drop_sources(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     sources: Iterable[int],
     **options: Unpack[AblationOptions],
 ) -> Ablation:
     """Drop these source layers, keep the others; see `keep_sources`."""
-    study = term_sets(vit, clt, data, zs, **options)
+    study = term_sets(vit, clt, data, classifier, **options)
     return _read(study, "drop", sources_at(study.targets, sources))
 
 
@@ -136,7 +136,7 @@ def term_sets(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData | Tensor | Iterable[Any],
-    zs: ZeroShot,
+    classifier: Classifier,
     target: Targets = -1,
     tokens: TokenKind = "cls",
     fill: Fill = "zero",
@@ -149,7 +149,7 @@ def term_sets(
     check_choice("fill", fill, get_args(Fill))
     targets = target_list(target, vit.cfg.n_layers)
     images = as_image_data(data)
-    return TermSets(vit, clt, images, zs, targets, tokens, fill, seed, max_groups, progress)
+    return TermSets(vit, clt, images, classifier, targets, tokens, fill, seed, max_groups, progress)
 
 
 def sources_at(targets: Iterable[int], sources: Iterable[int]) -> dict[int, list[int]]:

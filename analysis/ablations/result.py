@@ -27,8 +27,8 @@ class AblationStudy(Study):
     fill: Fill
     data: str
     split: str | None
-    templates: str
-    """Name of the zero-shot prompts."""
+    readout: str
+    """Name of the readout of classes."""
     seed: int
     l0: float
     """Active features a token row and layer, on these rows, over the targets' sources."""
@@ -52,7 +52,7 @@ class AblationStudy(Study):
             fill=self.fill,
             seed=self.seed,
             more={
-                "templates": self.templates,
+                "readout": self.readout,
                 "target": targets[0] if len(targets) == 1 else targets,
                 **self.source_facts(),
                 "no_op": self.no_op,

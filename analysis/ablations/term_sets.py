@@ -38,8 +38,8 @@ from vit_clt.hooks.interventions import overwrite_rows
 from vit_clt.hooks.passes.clean import CleanPass, Keep
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID
 from vit_clt.hooks.rows import rows_unread
+from vit_clt.readouts.base import Classifier, Outcome
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import Outcome, ZeroShot
 
 Targets = int | Iterable[int] | Literal["all"]
 Kept = Mapping[int, Collection[int]]
@@ -92,7 +92,7 @@ class TermSets:
     vit: HookedViT
     clt: CrossLayerTranscoder
     data: ImageData
-    zs: ZeroShot
+    classifier: Classifier
     targets: Sequence[int]
     """Target layers, ascending."""
     tokens: TokenKind
@@ -127,13 +127,13 @@ class TermSets:
         _ = self._means  # computed in a pass over the images before the one below
         first = 0
         for batch in self._batches("ablate"):
-            original = self.zs.read(batch.clean.embeddings, batch.labels)
+            original = self.classifier.read(batch.clean.embeddings, batch.labels)
             sums.add("original", original, first)
             for name, values in self._references(batch).items():
                 # A reference runs alone, as the model does: rounding depends on the batch size.
                 single = {target: value[None] for target, value in values.items()}
                 embeddings = self._embed(batch, single)
-                sums.add(name, self.zs.read(embeddings, batch.labels), first)
+                sums.add(name, self.classifier.read(embeddings, batch.labels), first)
             for same, outcome in zip(names.values(), self._read_sets(batch, masks), strict=True):
                 for name in same:
                     sums.add(name, outcome, first)
@@ -176,7 +176,7 @@ class TermSets:
             "fill": self.fill,
             "data": self.data.name,
             "split": self.data.split,
-            "templates": self.zs.name,
+            "readout": self.classifier.name,
             "seed": self.seed,
             "l0": float(self._means.l0.mean()),
             "no_op": self.no_op,
@@ -227,7 +227,7 @@ class TermSets:
                 mixed = (kept if self.fill == "zero" else torch.cat([kept, 1 - kept], 1)) @ column
                 values[target] = mixed.unflatten(1, batch.y[target].shape) + self.clt.b_dec[target]
             n = min(size, n_sets - start)
-            outcome = self.zs.read(self._embed(batch, values), batch.labels.repeat(n))
+            outcome = self.classifier.read(self._embed(batch, values), batch.labels.repeat(n))
             per_image = (outcome.correct, outcome.loss, outcome.top)
             yield from map(Outcome, *(values.split(n_images) for values in per_image))
 

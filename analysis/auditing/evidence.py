@@ -37,8 +37,8 @@ from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
 from vit_clt.hooks.rows import rows_unread
+from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 Verdict = Literal["supported", "mixed", "unsupported"]
 KINDS: tuple[ScoreKind, ...] = ("projection", "centred")
@@ -115,7 +115,7 @@ def gather_evidence(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     effects: Sequence[CausalEffects],
     *,
     k: int = 4,
@@ -129,7 +129,7 @@ def gather_evidence(
         vit: the teacher.
         clt: its transcoder.
         data: labelled images, the same that the effects were measured on.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         effects: causal effects in the ViT itself, at least those of fill "mean"; their rows are
             the rows that are scored.
         k: number of sources of a set.
@@ -178,7 +178,7 @@ def gather_evidence(
             vit,
             clt,
             reading_half,
-            zs,
+            classifier,
             k=k,
             scores=ranking,
             target=target,

@@ -30,8 +30,8 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
+from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -54,7 +54,7 @@ class Audit(Study):
     n: int
     l0: float
     """Active features a token row and layer, on these rows."""
-    templates: str
+    readout: str
     fitted_on: str | None
     """Name of the images that the ridge rival was fitted on; None without that rival."""
     rivals: Mapping[str, Any]
@@ -78,7 +78,7 @@ class Audit(Study):
             fill="zero, mean, resample",
             seed=self.seed,
             more={
-                "templates": self.templates,
+                "readout": self.readout,
                 "target": self.target,
                 "verdict": self.verdict,
                 "left_out": self.left_out,
@@ -153,7 +153,7 @@ class Audit(Study):
             sections.append(Section("Not made", facts=self.left_out))
         lead = (
             f"{self.data}, N = {self.n}, teacher trajectory, L0 = {self.l0:.1f} a token and layer, "
-            f"templates: {self.templates}, seed {self.seed}. Intervals: 95 % bootstrap over images."
+            f"readout: {self.readout}, seed {self.seed}. Intervals: 95 % bootstrap over images."
         )
         title = f"Audit of C(s→l), {self.tokens} rows of layer {self.target}: {self.verdict}"
         return render_report(title, lead, sections)
@@ -163,7 +163,7 @@ def audit(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     fit: ImageData | None = None,
     rivals: Rivals | None = None,
@@ -179,7 +179,7 @@ def audit(
         vit: the teacher.
         clt: its transcoder.
         data: labelled images that neither was trained on.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         fit: other images, for the ridge rival; D6 is left out without them.
         rivals: transcoders for D1, D8 and D11; what is missing is left out.
         tokens: kind of rows scored, and overwritten at the target.
@@ -199,13 +199,23 @@ def audit(
     rivals = rivals or Rivals()
     # Accuracy and loss are read with one fill; the other serves the ranking of layers alone.
     effects = [
-        causal_effects(vit, data, zs, tokens=tokens, fill="mean", seed=seed, progress=progress),
+        causal_effects(
+            vit, data, classifier, tokens=tokens, fill="mean", seed=seed, progress=progress
+        ),
         causal_effects(vit, data, tokens=tokens, fill="resample", seed=seed, progress=progress),
     ]
 
     def measure_evidence(transcoder: CrossLayerTranscoder) -> Evidence:
         return gather_evidence(
-            vit, transcoder, data, zs, effects, k=k, target=target, seed=seed, progress=progress
+            vit,
+            transcoder,
+            data,
+            classifier,
+            effects,
+            k=k,
+            target=target,
+            seed=seed,
+            progress=progress,
         )
 
     def measure_scores(model: HookedViT, transcoder: CrossLayerTranscoder) -> ContributionScores:
@@ -219,7 +229,7 @@ def audit(
     made, left_out = [], {}
     if rivals.per_layer:
         clts = chain([("this CLT", clt)], rivals.per_layer)
-        compared = fidelity(vit, clts, data, zs, seed=seed, progress=progress)
+        compared = fidelity(vit, clts, data, classifier, seed=seed, progress=progress)
         made.append(diagnostics.per_layer_rivals(compared, "this CLT", rivals.trained_on))
     else:
         left_out["D1"] = "no per-layer transcoder was given"
@@ -261,7 +271,7 @@ def audit(
         split=data.split,
         n=len(data),
         l0=scores.l0,
-        templates=zs.name,
+        readout=classifier.name,
         fitted_on=None if fit is None else fit.name,
         rivals=rivals.facts(),
         seed=seed,

@@ -41,7 +41,7 @@ class CausalEffects(Study):
     ablated: TokenKind
     """Rows overwritten at the sources."""
     fill: Fill
-    templates: str | None
+    readout: str | None
     """Name of the classifier's prompts; None without a classifier."""
     model: str
     data: str
@@ -70,7 +70,7 @@ class CausalEffects(Study):
             InputError: the effects were measured without a classifier.
         """
         if self.readings is None:
-            raise InputError("the effects hold no readings; causal_effects needs a classifier zs.")
+            raise InputError("the effects hold no readings; causal_effects needs a classifier.")
         single = [self.readings.names.index(f"{path} {s}") for s in range(self.n_layers)]
         original = self.readings.names.index("original")
         means, samples = self.readings.means["loss"], self.readings.samples["loss"]
@@ -126,7 +126,7 @@ class CausalEffects(Study):
             more={
                 "ablated": self.ablated,
                 "site": self.site,
-                "templates": self.templates,
+                "readout": self.readout,
                 "model": self.model,
                 "clt": None,
             },
@@ -140,7 +140,7 @@ class CausalEffects(Study):
         )
         if self.readings is None:
             return f"{ablated}; effects on {self.tokens} rows of y_l and x_l, as fractions"
-        return f"{ablated}, templates: {self.templates}; top-1 % / loss (nats)"
+        return f"{ablated}, readout: {self.readout}; top-1 % / loss (nats)"
 
     def shown(self) -> pd.DataFrame:
         """One row per set of layers: top-1 (%), loss (nats) and change in loss, along each path.

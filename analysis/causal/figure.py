@@ -171,7 +171,7 @@ def _subtitle(effects: CausalEffects) -> str:
         original = effects.readings["original"]
         lines += (
             f"<br>unaltered: top-1 {100 * original.top1:.2f} %, loss {original.loss:.4f} nats, "
-            f"templates: {effects.templates}; bars: 95 % bootstrap over images, paired"
+            f"readout: {effects.readout}; bars: 95 % bootstrap over images, paired"
         )
     return lines
 

@@ -34,14 +34,14 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, OverwrittenPass, layer_list, token_rows
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, SITE_OUT
-from vit_clt.zero_shot import Outcome, ZeroShot
+from vit_clt.readouts.base import Classifier, Outcome
 
 
 @torch.no_grad()
 def causal_effects(
     vit: HookedViT,
     data: ImageData | Tensor | Iterable[Any],
-    zs: ZeroShot | None = None,
+    classifier: Classifier | None = None,
     *,
     tokens: TokenKind = "cls",
     ablated: TokenKind = "all",
@@ -59,7 +59,7 @@ def causal_effects(
     Args:
         vit: the model, with no hooks attached.
         data: images, labelled if there is a classifier.
-        zs: the zero-shot classifier; without it only effects on targets are measured.
+        classifier: the readout; without it only effects on targets are measured.
         tokens: kind of rows scored at the targets, as in C(s->l).
         ablated: kind of rows overwritten at the sources. By default these are all rows, since a CLS
             row reads the patch rows of lower layers through attention, which total effects include.
@@ -85,15 +85,17 @@ def causal_effects(
         token_rows(kind, vit.cfg.rows)
     check_choice("fill", fill, get_args(Fill))
     check_choice("site", site, get_args(Site))
-    if sets is not None and zs is None:
-        raise InputError("sets", "is given without zs; sets of layers are read at the output.")
+    if sets is not None and classifier is None:
+        raise InputError(
+            "sets", "is given without a classifier; sets of layers are read at the output."
+        )
     if len(data) < 2:
         raise InputError(
             "data", "has 1 image; effects are relative to how images differ, expected 2."
         )
     single: list[LayerSet] = [(s,) for s in range(n)]
     ablated_sets = single
-    if zs:
+    if classifier:
         asked = layer_sets(n) if sets is None else [tuple(layer_list(s, n)) for s in sets]
         ablated_sets = list(dict.fromkeys([*single, *asked, tuple(range(n))]))
 
@@ -119,30 +121,30 @@ def causal_effects(
                 for l in clean.readers(s):
                     sums.add(batch, "direct", l, s, *clean.direct_on_mlp(s, l, values))
             # Only a classifier reads the output.
-            versions = {"original": clean.embeddings} if zs else {}
+            versions = {"original": clean.embeddings} if classifier else {}
             for layers in ablated_sets:
                 altered = clean.total(layers, values)
                 if layers in single:
                     for l in clean.readers(layers[0]):
                         dx, dy = altered.x[l] - clean.x[l], altered.y[l] - clean.y[l]
                         sums.add(batch, "total", l, layers[0], dx, dy)
-                if zs:
+                if classifier:
                     versions[f"total {layers_text(layers)}"] = altered.embeddings
                     direct = clean.direct_on_output(layers, values)
                     versions[f"direct {layers_text(layers)}"] = direct
-            if zs:
+            if classifier:
                 for name, embeddings in versions.items():
-                    outcomes.setdefault(name, []).append(zs.read(embeddings, labels))
+                    outcomes.setdefault(name, []).append(classifier.read(embeddings, labels))
             bar.update(len(batch))
     return CausalEffects(
         on_targets=sums.effects(),
-        readings=gather_readings(outcomes, seed, data.label_sets) if zs else None,
+        readings=gather_readings(outcomes, seed, data.label_sets) if classifier else None,
         layer_sets=ablated_sets,
         site=site,
         tokens=tokens,
         ablated=ablated,
         fill=fill,
-        templates=zs.name if zs else None,
+        readout=classifier.name if classifier else None,
         model=vit.cfg.model,
         data=data.name,
         split=data.split,

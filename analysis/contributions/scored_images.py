@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vit_clt.analysis.contributions.moments import ContributionMoments
 from vit_clt.errors import InputError
-from vit_clt.zero_shot import class_number
+from vit_clt.readouts.class_names import class_number
 
 
 def check_image_choice(

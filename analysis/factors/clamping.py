@@ -93,8 +93,8 @@ class Clamp(EditedSets):
             f"{self.data}, N = {self.n}: {self.n_features} features of layers "
             f"{layers_text(self.layers)} on {REGION_NAMES[self.region]} (L0 {self.l0:.1f}) at "
             f"their means over images of {self.mean_data} with another value of {self.factor}; CLT "
-            "with error nodes, stream inputs; random: as many that fire equally often; templates: "
-            f"{self.templates}, seed {self.seed}; chance {100 * self.chance:.0f} %"
+            "with error nodes, stream inputs; random: as many that fire equally often; readout: "
+            f"{self.readout}, seed {self.seed}; chance {100 * self.chance:.0f} %"
         )
 
     def shown(self) -> pd.DataFrame:

@@ -96,7 +96,7 @@ def clamp_figure(result: Clamp) -> go.Figure:
             f"N = {result.n}, one other value each, {result.n_pairs} pairs of values; "
             f"{result.n_features} features on {REGION_NAMES[result.region]}, layers "
             f"{layers_text(result.layers)},<br>set to their means over {result.mean_data}; CLT "
-            f"with error nodes, stream inputs, templates: {result.templates}, seed "
+            f"with error nodes, stream inputs, readout: {result.readout}, seed "
             f"{result.seed}<br>"
             f"random: matched in rate, {100 * result.overlap:.0f} % of the group in them; dotted: "
             f"chance {100 * result.chance:.0f} %; bars: 95 %, Wilson (answers) and bootstrap (loss)"

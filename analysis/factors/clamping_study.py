@@ -35,8 +35,8 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.activations import capture
 from vit_clt.hooks.rows import region_rows
+from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def clamp(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     group: FeatureSet,
     *,
     mean_data: ImageData,
@@ -61,7 +61,7 @@ def clamp(
         vit: the teacher, with no hooks attached.
         clt: its transcoder.
         data: labelled images that know both factors; not those that the group was chosen on.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         group: features by source layer, e.g. all of the factor (`Selectivity.features`).
         mean_data: images that the mean codes come from, with the same factors.
         randoms: random sets to compare with (`Selectivity.matched`, several seeds).
@@ -83,7 +83,7 @@ def clamp(
     rows = region_rows(region, vit.cfg.rows)
     origin, kept = (factor_values(data, name) for name in (factor, other))
     labels = torch.cat([batch_labels for _, batch_labels in data])
-    zs.check_labels(labels)
+    classifier.check_labels(labels)
     cells = Cells(origin, kept, labels.numpy(), (factor, other))
     answers = cells.label.reshape(cells.shape)
     known = cells.values[0]
@@ -126,7 +126,7 @@ def clamp(
                 versions[name] = with_codes(vit, clt, images, features, rows, other_means)
             for name, embeddings in versions.items():
                 for answer, label in (("moved", moved_to[here]), ("stayed", batch_labels)):
-                    outcome = zs.read(embeddings, label)
+                    outcome = classifier.read(embeddings, label)
                     outcomes[answer][name].append(outcome.correct)
                     outcomes[f"{answer}_loss"][name].append(outcome.loss)
             done += len(images)
@@ -144,9 +144,9 @@ def clamp(
         origin=origin,
         target=known[aim],
         factor=factor,
-        chance=1 / len(zs.class_names),
+        chance=1 / len(classifier.class_names),
         mean_data=mean_data.name,
-        **measured_on(group, randoms, region, l0, zs, data, seed),
+        **measured_on(group, randoms, region, l0, classifier, data, seed),
     )
 
 

@@ -11,7 +11,7 @@ from vit_clt.analysis.factors.sets import FeatureSet, overlap
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.choices import Region
 from vit_clt.data.images import ImageData
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.readouts.base import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class EditedSets(Study):
     region: Region
     l0: float
     """Active features per row of the region and layer, over the layers of all sets."""
-    templates: str
+    readout: str
     data: str
     split: str | None
     seed: int
@@ -53,7 +53,7 @@ class EditedSets(Study):
             fill=fill,
             seed=self.seed,
             more={
-                "templates": self.templates,
+                "readout": self.readout,
                 **more,
                 "layers": self.layers,
                 "n_features": self.n_features,
@@ -67,7 +67,7 @@ def measured_on(
     randoms: Sequence[FeatureSet],
     region: Region,
     l0: float,
-    zs: ZeroShot,
+    classifier: Classifier,
     data: ImageData,
     seed: int,
 ) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def measured_on(
         "layers": sorted(group),
         "region": region,
         "l0": l0,
-        "templates": zs.name,
+        "readout": classifier.name,
         "data": data.name,
         "split": data.split,
         "seed": seed,

@@ -32,8 +32,8 @@ from vit_clt.data.images import ImageData
 from vit_clt.hooks import Edit, HookedViT, SteeredPass, check_fits
 from vit_clt.hooks.rows import REGION_NAMES, region_rows
 from vit_clt.metrics import Metric
+from vit_clt.readouts.base import Classifier, Outcome
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import Outcome, ZeroShot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -108,7 +108,7 @@ class Suppression(EditedSets):
             f"{self.data}, N = {self.n}: {self.n_features} features of layers "
             f"{layers_text(self.layers)} at 0 on {REGION_NAMES[self.region]} (L0 {self.l0:.1f}), "
             "CLT with error nodes, stream inputs; random: as many that fire equally often; "
-            f"templates: {self.templates}, seed {self.seed}"
+            f"readout: {self.readout}, seed {self.seed}"
         )
 
     def shown(self) -> pd.DataFrame:
@@ -164,7 +164,7 @@ def suppress(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     group: FeatureSet,
     *,
     randoms: Sequence[FeatureSet],
@@ -179,7 +179,7 @@ def suppress(
         vit: the teacher, with no hooks attached.
         clt: its transcoder.
         data: labelled images that know both factors; not those that the group was chosen on.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         group: features by source layer (`Selectivity.features`).
         randoms: random sets to compare with (`Selectivity.matched`, several seeds).
         region: token rows on which codes are set to 0.
@@ -205,7 +205,7 @@ def suppress(
     }
     a, b = (factor_values(data, name) for name in factors)
     all_labels = torch.cat([labels for _, labels in data])
-    zs.check_labels(all_labels)
+    classifier.check_labels(all_labels)
     cells = Cells(a, b, all_labels.numpy(), factors)
     outcomes: dict[str, list[Outcome]] = {"original": [], **{name: [] for name in sets}}
     active: dict[str, list[np.ndarray]] = {name: [] for name in sets}
@@ -215,12 +215,12 @@ def suppress(
         for images, labels in data:
             images = images.to(clt.b_enc.device)
             unaltered = SteeredPass(vit, clt, images)
-            outcomes["original"].append(zs.read(unaltered.embeddings, labels))
+            outcomes["original"].append(classifier.read(unaltered.embeddings, labels))
             codes = active_codes(vit, clt, images, rows, layers)
             n_active += sum(int(rows_active.sum()) for rows_active in codes.values())
             fires = {s: rows_active.any(1) for s, rows_active in codes.items()}
             for name, feature_set in sets.items():
-                outcomes[name].append(zs.read(unaltered.steered(edits[name]), labels))
+                outcomes[name].append(classifier.read(unaltered.steered(edits[name]), labels))
                 counts = sum(fires[s][:, features].sum(1) for s, features in feature_set.items())
                 active[name].append(counts.cpu().numpy())  # type: ignore[union-attr]
             bar.update(len(images))
@@ -241,5 +241,5 @@ def suppress(
         counts=cells.counts.reshape(cells.shape).astype(float),
         values=(cells.values[0].tolist(), cells.values[1].tolist()),
         factors=factors,
-        **measured_on(group, randoms, region, l0, zs, data, seed),
+        **measured_on(group, randoms, region, l0, classifier, data, seed),
     )

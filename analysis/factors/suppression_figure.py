@@ -78,8 +78,8 @@ def suppression_figure(result: Suppression) -> go.Figure:
         title={
             "text": f"What breaks without {result.n_features} features<br><sup>{result.data}, "
             f"N = {result.n}, codes 0 on {REGION_NAMES[result.region]}, layers "
-            f"{layers_text(result.layers)}; CLT with error nodes, stream inputs, templates: "
-            f"{result.templates}<br>{rows}<br>Δ loss of group minus random {change:+.4f} "
+            f"{layers_text(result.layers)}; CLT with error nodes, stream inputs, readout: "
+            f"{result.readout}<br>{rows}<br>Δ loss of group minus random {change:+.4f} "
             f"({change.low:+.4f} to {change.high:+.4f}, paired); {len(result.randoms)} random sets "
             f"matched in rate, {100 * result.overlap:.0f} % of the group in them; seed "
             f"{result.seed}<br>rank correlation, over pairs, of active features and Δ loss: group "

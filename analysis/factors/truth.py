@@ -51,9 +51,7 @@ class Truth(Study):
                     f"holds effects on {effects.data}; expected {self.probed.data}, as the probes.",
                 )
             if effects.readings is None:
-                raise InputError(
-                    "the effects hold no readings; causal_effects needs a classifier zs."
-                )
+                raise InputError("the effects hold no readings; causal_effects needs a classifier.")
             deepest, n_layers = max(self.probed.layers), self.ablated[0].n_layers
             if deepest >= effects.n_layers or effects.n_layers != n_layers:
                 raise InputError(
@@ -65,7 +63,7 @@ class Truth(Study):
     def facts(self) -> Facts:
         """Facts of the probes, with the fill of the ablations."""
         fills = dict.fromkeys(effects.fill for effects in self.ablated)
-        templates = dict.fromkeys(str(effects.templates) for effects in self.ablated)
+        readouts = dict.fromkeys(str(effects.readout) for effects in self.ablated)
         return Facts(
             self.probed.data,
             self.probed.n,
@@ -75,7 +73,7 @@ class Truth(Study):
             split=self.probed.split,
             fill=", ".join(fills),
             seed=self.probed.seed,
-            more={"templates": ", ".join(templates)},
+            more={"readout": ", ".join(readouts)},
         )
 
     def caption(self) -> str:

@@ -69,8 +69,8 @@ def _caption(effects: CausalEffects) -> str:
     original = effects.readings["original"]
     return (
         f"ablated rows set to {FILL_NAMES[effects.fill]}, N = {effects.n}, seed {effects.seed}; "
-        f"unaltered: top-1 {100 * original.top1:.2f} %, loss {original.loss:.4f} nats, templates: "
-        f"{effects.templates}"
+        f"unaltered: top-1 {100 * original.top1:.2f} %, loss {original.loss:.4f} nats, readout: "
+        f"{effects.readout}"
     )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.choices import Rule, check_choice
 from vit_clt.errors import InputError
-from vit_clt.zero_shot import class_number
+from vit_clt.readouts.class_names import class_number
 
 _EFFECT = " (centred over classes, as a mean over all images it was measured on)"
 RULES: dict[Rule, str] = {

@@ -26,8 +26,8 @@ from vit_clt.data.images import ImageData, ImageSubset
 from vit_clt.errors import InputError
 from vit_clt.hooks import FrozenPass, HookedViT, Rows
 from vit_clt.hooks.steering import row_index
+from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 _FLOATS = 2**25  # of gradients at a time, 128 MiB
 
@@ -42,7 +42,7 @@ class ClassEffects:
     """Images on which the feature is active."""
     n_images: int
     class_names: list[str]
-    templates: str
+    readout: str
     """Name of the prompts."""
 
     def mean(self, layer: int) -> Float[np.ndarray, "feature class"]:

@@ -103,7 +103,7 @@ def _document(
         "Shown": f"{len(pages)} of {len(gallery.layers) * clt.n_features} features: {gallery.rule}",
         "Class effects": "not measured"
         if effects is None
-        else f"first {effects.n_images} images, templates: {effects.templates}",
+        else f"first {effects.n_images} images, readout: {effects.readout}",
         "Seed": f"{gallery.seed} (images drawn at random)",
     }
     return {

@@ -88,7 +88,7 @@ class FeatureStatistics(Study):
                 "top": self.n_top,
                 "norms": None if effects is None else "differentiated",
                 "effect_images": 0 if effects is None else effects.n_images,
-                "templates": None if effects is None else effects.templates,
+                "readout": None if effects is None else effects.readout,
                 "floor": "purity: that of as many images drawn at random",
             },
         )

@@ -29,8 +29,9 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list, token_rows
 from vit_clt.hooks.activations import capture
 from vit_clt.hooks.rows import ROW_GROUPS
+from vit_clt.readouts.class_names import class_number
+from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot, class_number
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ def cascade_figure(result: Cascade) -> go.Figure:
     """Accuracy and loss against the first layer replaced, a row of panels per token kind."""
     frame = result.to_frame()
     n_rows = len(result.tokens)
-    titles = ("zero-shot accuracy (%)", "cross-entropy (nats, log)")
+    titles = ("accuracy (%)", "cross-entropy (nats, log)")
     figure = make_subplots(
         rows=n_rows,
         cols=2,
@@ -64,7 +64,7 @@ def cascade_figure(result: Cascade) -> go.Figure:
     figure.update_layout(
         title={
             "text": f"The CLT in place of layers s to {last}<br><sup>{result.data}, "
-            f"N = {result.readings.n}, templates: {result.templates}, L0 = {result.mean_l0:.1f} a "
+            f"N = {result.readings.n}, readout: {result.readout}, L0 = {result.mean_l0:.1f} a "
             "token and layer; bars: 95 % bootstrap over images</sup>",
         },
         width=1000,

@@ -22,8 +22,8 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, SharedPrefix, check_fits, layer_list, token_rows
 from vit_clt.hooks.points import HOOK_OUT
 from vit_clt.metrics import Metric
+from vit_clt.readouts.base import Classifier, Outcome
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import Outcome, ZeroShot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -44,8 +44,8 @@ class Cascade(Study):
     inputs: list[Inputs]
     l0: dict[str, float]
     """By replaced version, active features a token row and source layer on the rows replaced."""
-    templates: str
-    """Name of the zero-shot prompts."""
+    readout: str
+    """Name of the readout of classes."""
     data: str
     split: str | None
     seed: int
@@ -99,7 +99,7 @@ class Cascade(Study):
             self.split,
             seed=self.seed,
             more={
-                "templates": self.templates,
+                "readout": self.readout,
                 "first_layers": self.first_layers,
                 "floor": "those MLP rows at their mean over the images",
             },
@@ -108,7 +108,7 @@ class Cascade(Study):
     def caption(self) -> str:
         """One sentence on what was measured and on the cells of `shown`."""
         return (
-            f"{self.data}, N = {self.readings.n}, templates: {self.templates}, "
+            f"{self.data}, N = {self.readings.n}, readout: {self.readout}, "
             f"L0 {self.mean_l0:.1f}; top-1 % / loss (nats)"
         )
 
@@ -156,7 +156,7 @@ def cascade(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     tokens: TokenKind | Sequence[TokenKind] = "cls",
     inputs: Inputs | Sequence[Inputs] = "stream",
@@ -164,7 +164,7 @@ def cascade(
     seed: int = 0,
     progress: bool = False,
 ) -> Cascade:
-    """Zero-shot accuracy and loss with the CLT in place of the MLPs of layers s..L-1, for every s.
+    """Accuracy and loss with the CLT in place of the MLPs of layers s..L-1, for every s.
 
     One clean pass of each batch serves all ranges, floors, token kinds and inputs.
 
@@ -172,7 +172,7 @@ def cascade(
         vit: the teacher, with no hooks attached.
         clt: its transcoder.
         data: labelled images.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         tokens: kind of rows replaced, or several kinds.
         inputs: where codes come from, "stream", "teacher" or both.
         first_layers: the values of s; all layers by default.
@@ -197,25 +197,25 @@ def cascade(
     with tqdm(total=len(data), desc="cascade", unit=" images", disable=not progress) as bar:
         for images, labels in data:
             shared = SharedPrefix(vit, images.to(means.device))
-            batch: dict[str, Outcome] = {"original": zs.read(shared.embeddings, labels)}
+            batch: dict[str, Outcome] = {"original": classifier.read(shared.embeddings, labels)}
             for kind in kinds:
                 mean = {l: means[l, rows[kind]] for l in range(n)}
                 for s in firsts:
                     zeroed = shared.overwritten(s, kind)
-                    batch[f"{kind}_zero_{s}"] = zs.read(zeroed, labels)
+                    batch[f"{kind}_zero_{s}"] = classifier.read(zeroed, labels)
                     at_mean = shared.overwritten(s, kind, mean)
-                    batch[f"{kind}_mean_{s}"] = zs.read(at_mean, labels)
+                    batch[f"{kind}_mean_{s}"] = classifier.read(at_mean, labels)
                 for trajectory in trajectories:
                     for result in shared.replaced(clt, firsts, kind, trajectory):
                         name = f"{kind}_{trajectory}_{result.first}"
-                        batch[name] = zs.read(result.embeddings, labels)
+                        batch[name] = classifier.read(result.embeddings, labels)
                         l0[name] = l0.get(name, 0.0) + result.l0 * len(images) / len(data)
             for name, outcome in batch.items():
                 outcomes.setdefault(name, []).append(outcome)
             bar.update(len(images))
     readings = gather_readings(outcomes, seed, data.label_sets)
     return Cascade(
-        readings, firsts, n, kinds, trajectories, l0, zs.name, data.name, data.split, seed
+        readings, firsts, n, kinds, trajectories, l0, classifier.name, data.name, data.split, seed
     )
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from vit_clt.analysis.fit.surrogate_embeddings import SurrogateEmbeddings, Version
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.similarity import kl_divergence, pearson, top_overlap
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.readouts.base import Classifier
 
 LEADING = 6
 """Number of columns of `per_image` before those of the prompt templates."""
@@ -46,10 +46,13 @@ class Quantity:
         return value.text(".2f", 100) if self.percent else value.text(".4f")
 
 
-def quantities(k: int, n_classes: int) -> list[Quantity]:
-    """All measures in the order of the tables; the overlap is of the top `k` of `n_classes`."""
+def quantities(k: int, n_classes: int, prompts: bool = True) -> list[Quantity]:
+    """All measures in the order of the tables; the overlap is of the top `k` of `n_classes`.
+
+    Those of prompts are left out where no prompts are compared.
+    """
     always = f" (of {k} classes: always 1)" if k == n_classes else ""
-    return [
+    measures = [
         Quantity("top1", "top-1 accuracy", "fraction", percent=True),
         Quantity("delta_top1", "Δ accuracy", "fraction", percent=True),
         Quantity("loss", "cross-entropy", "nats"),
@@ -60,13 +63,19 @@ def quantities(k: int, n_classes: int) -> list[Quantity]:
         Quantity("cosine", "cosine", "fraction"),
         Quantity("cka", "linear CKA", "fraction"),
         Quantity("spearman", "Spearman", "fraction"),
-        Quantity("prompt_r", "prompt r", "fraction"),
-        Quantity("prompt_kl", "prompt KL", "nats"),
     ]
+    if prompts:
+        measures.append(Quantity("prompt_r", "prompt r", "fraction"))
+        measures.append(Quantity("prompt_kl", "prompt KL", "nats"))
+    return measures
 
 
 def per_image(
-    gathered: SurrogateEmbeddings, version: Version, zs: ZeroShot, heads: Sequence[ZeroShot], k: int
+    gathered: SurrogateEmbeddings,
+    version: Version,
+    classifier: Classifier,
+    prompts: Sequence[Classifier],
+    k: int,
 ) -> Float[np.ndarray, "image column"]:
     """The values of every image that measures average over images, in float64.
 
@@ -76,18 +85,18 @@ def per_image(
     Args:
         gathered: embeddings and labels.
         version: version that is compared with "original".
-        zs: the classifier of the leading columns.
-        heads: one classifier for each prompt template.
+        classifier: the readout of the leading columns.
+        prompts: one classifier for each prompt template.
         k: number of classes that the overlap compares.
     """
-    device = zs.weights.device
+    device = classifier.device
     original, altered = gathered.versions["original"], gathered.versions[version]
     chunks = []
     for start in range(0, len(gathered), _CHUNK):
         part = slice(start, start + _CHUNK)
         labels = gathered.labels[part].to(device)
         a, b = (x[part].to(device, torch.float64) for x in (original, altered))
-        p, q = zs.logits(a), zs.logits(b)
+        p, q = classifier.logits(a), classifier.logits(b)
         columns = [
             q.argmax(-1) == labels,
             F.cross_entropy(q, labels, reduction="none"),
@@ -97,7 +106,7 @@ def per_image(
             F.cosine_similarity(a, b, dim=-1),
         ]
         assert len(columns) == LEADING
-        pairs = [(head.logits(a), head.logits(b)) for head in heads]
+        pairs = [(prompt.logits(a), prompt.logits(b)) for prompt in prompts]
         columns += [q.argmax(-1) == labels for _, q in pairs]
         columns += [kl_divergence(p, q) for p, q in pairs]
         chunks.append(torch.stack([column.double() for column in columns], dim=1).cpu())
@@ -115,9 +124,7 @@ def averages(
         k: number of classes that the overlap compares.
     """
     top1, loss, flip, overlap, kl, cosine = means[:, :LEADING].T
-    right, prompt_kl = np.split(means[:, LEADING:], 2, axis=1)
-    right_originally, _ = np.split(original[:, LEADING:], 2, axis=1)
-    return {
+    values = {
         "top1": top1,
         "delta_top1": top1 - original[:, 0],
         "loss": loss,
@@ -126,6 +133,10 @@ def averages(
         f"top{k}_overlap": overlap,
         "kl": kl,
         "cosine": cosine,
-        "prompt_r": pearson(right_originally, right),
-        "prompt_kl": prompt_kl.mean(-1),
     }
+    if means.shape[1] > LEADING:
+        right, prompt_kl = np.split(means[:, LEADING:], 2, axis=1)
+        right_originally, _ = np.split(original[:, LEADING:], 2, axis=1)
+        values["prompt_r"] = pearson(right_originally, right)
+        values["prompt_kl"] = prompt_kl.mean(-1)
+    return values

@@ -86,18 +86,18 @@ def faithfulness_figure(result: SurrogateFaithfulness) -> go.Figure:
 
 def faithfulness_report(result: SurrogateFaithfulness) -> str:
     """The page as self-contained HTML: the figure, every number, every prompt template."""
-    r = result.at("prompt_r")
+    prompts = len(result.by_template)
     notes = [
         "Intervals are 95 % bootstrap over images, paired with the unaltered model; linear CKA and "
         "Spearman have none.",
     ]
     if result.no_op:
         notes.append("These rows cannot reach the output: replacing them is a no-op.")
-    if isnan(r):
+    if prompts and isnan(result.at("prompt_r")):
         notes.append(
             "Prompt r is undefined: the accuracy of a version does not differ between templates."
         )
-    elif isnan(r.low):
+    elif prompts and isnan(result.at("prompt_r").low):
         notes.append(
             "Prompt r has no interval: in some resamples an accuracy does not differ between "
             "templates, so there is too little to correlate."
@@ -111,19 +111,20 @@ def faithfulness_report(result: SurrogateFaithfulness) -> str:
                 f"{result.inputs} inputs",
                 "Images": f"{result.data}, N = {result.n}; similarities of "
                 f"{result.n_of('spearman')} of them",
-                "Prompts": f"{result.templates}; {len(result.by_template)} templates one by one",
+                "Readout": f"{result.readout}; {prompts} templates one by one"
+                if prompts
+                else result.readout,
                 "CLT": f"L0 = {result.l0:.1f} a token on these rows (teacher trajectory)",
                 "Seed": str(result.seed),
             },
         ),
         Section("Against its floors", figures=[faithfulness_figure(result)]),
         Section("Every number", notes, [result.shown()]),
-        Section(
-            "Prompt by prompt",
-            ["Top-1 accuracy in percent and mean KL in nats with each template alone."],
-            [_template_table(result)],
-        ),
     ]
+    if prompts:
+        title = "Prompt by prompt"
+        text = "Top-1 accuracy in percent and mean KL in nats with each template alone."
+        sections.append(Section(title, [text], [_template_table(result)]))
     lead = (
         "How closely does the model follow the original when a cross-layer transcoder (CLT) stands "
         "in for its MLPs?"
@@ -162,6 +163,6 @@ def _title(result: SurrogateFaithfulness) -> str:
 def _subtitle(result: SurrogateFaithfulness) -> str:
     return (
         f"{result.data}, N = {result.n} (similarities of {result.n_of('spearman')}), "
-        f"{result.inputs} inputs, L0 = {result.l0:.1f}<br>templates: "
-        f"{result.templates}, seed {result.seed}; bars: 95 % bootstrap over images"
+        f"{result.inputs} inputs, L0 = {result.l0:.1f}<br>readout: "
+        f"{result.readout}, seed {result.seed}; bars: 95 % bootstrap over images"
     )

@@ -29,8 +29,9 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list, token_rows
 from vit_clt.hooks.rows import rows_unread
 from vit_clt.metrics import Metric
+from vit_clt.readouts.base import Classifier
+from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -51,12 +52,13 @@ class SurrogateFaithfulness(Study):
     """Values by measure and version; every version is compared with "original"."""
     by_template: pd.DataFrame
     """One row per prompt template: accuracies (top1, baseline, floor_mean, floor_zero) and mean KL
-    from the unaltered model (kl, kl_floor_mean, kl_floor_zero)."""
+    from the unaltered model (kl, kl_floor_mean, kl_floor_zero). No rows if the readout is not the
+    text tower."""
     layers: list[int]
     tokens: TokenKind
     inputs: Inputs
-    templates: str
-    """Name of the prompts of all measures except the prompt measures."""
+    readout: str
+    """Name of the readout of all measures except the prompt measures."""
     data: str
     split: str | None
     seed: int
@@ -117,7 +119,7 @@ class SurrogateFaithfulness(Study):
             seed=self.seed,
             more={
                 "layers": self.layers,
-                "templates": self.templates,
+                "readout": self.readout,
                 "prompt_templates": self.by_template["template"].tolist(),
                 "no_op": self.no_op,
             },
@@ -127,8 +129,8 @@ class SurrogateFaithfulness(Study):
         """One sentence on what was compared, and on how many images."""
         return (
             f"{self.data}, N = {self.n} (similarities of {self.n_of('spearman')}), "
-            f"{self.tokens} rows of layers {self.layer_range}, {self.inputs} inputs, templates: "
-            f"{self.templates}, L0 {self.l0:.1f}"
+            f"{self.tokens} rows of layers {self.layer_range}, {self.inputs} inputs, readout: "
+            f"{self.readout}, L0 {self.l0:.1f}"
         )
 
     def shown(self) -> pd.DataFrame:
@@ -184,12 +186,12 @@ def surrogate_faithfulness(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     layers: int | Iterable[int] | None = None,
     tokens: TokenKind = "cls",
     inputs: Inputs = "stream",
-    templates: Sequence[str | ZeroShot] = CIFAR_TEMPLATES,
+    templates: Sequence[str | ZeroShot] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> SurrogateFaithfulness:
@@ -202,12 +204,13 @@ def surrogate_faithfulness(
         vit: the teacher.
         clt: its transcoder.
         data: labelled images.
-        zs: the zero-shot classifier of all measures except the prompt measures.
+        classifier: the readout of all measures except the prompt measures.
         layers: layers replaced; all by default.
         tokens: kind of rows replaced.
         inputs: where codes come from, "stream" or "teacher".
         templates: prompts that the prompt measures compare, at least two, or one classifier for
-            each prompt, which several studies of one teacher can share.
+            each prompt, which several studies of one teacher can share. Default: the 18 CIFAR
+            templates if `classifier` is the text tower; otherwise none, and no prompt measures.
         seed: seed of the bootstrap, and of the choice of images whose similarities are ranked.
         progress: show a progress bar.
 
@@ -221,31 +224,35 @@ def surrogate_faithfulness(
     n_layers = vit.cfg.n_layers
     layers = layer_list(range(n_layers) if layers is None else layers, n_layers)
     token_rows(tokens, vit.cfg.rows)
-    if len(templates) < 2:
+    if templates is None:
+        templates = CIFAR_TEMPLATES if isinstance(classifier, ZeroShot) else ()
+    if len(templates) == 1 or (not templates and isinstance(classifier, ZeroShot)):
         raise InputError(
             "templates",
             f"has {len(templates)} of them; expected at least 2, which prompt "
             "sensitivity compares.",
         )
-    heads = [
-        template if isinstance(template, ZeroShot) else ZeroShot(vit, zs.class_names, [template])
+    prompts = [
+        template
+        if isinstance(template, ZeroShot)
+        else ZeroShot(vit, classifier.class_names, [template])
         for template in templates
     ]
     gathered = gather_embeddings(
         vit,
         clt,
         data,
-        zs,
+        classifier,
         layers=layers,
         tokens=tokens,
         inputs=inputs,
         seed=seed,
         progress=progress,
     )
-    k = min(5, len(zs.class_names))
-    measures = quantities(k, len(zs.class_names))
+    k = min(5, len(classifier.class_names))
+    measures = quantities(k, len(classifier.class_names), prompts=bool(prompts))
     # All versions share one bootstrap, so that their differences are paired.
-    columns = [per_image(gathered, version, zs, heads, k) for version in VERSIONS]
+    columns = [per_image(gathered, version, classifier, prompts, k) for version in VERSIONS]
     values = np.concatenate(columns, axis=1)
     means, samples = (
         dict(zip(VERSIONS, np.split(x, len(VERSIONS), axis=-1), strict=True))
@@ -268,11 +275,11 @@ def surrogate_faithfulness(
     return SurrogateFaithfulness(
         measures=measures,
         values=numbers,
-        by_template=_by_template([head.templates[0] for head in heads], means),
+        by_template=_by_template([prompt.templates[0] for prompt in prompts], means),
         layers=layers,
         tokens=tokens,
         inputs=inputs,
-        templates=zs.name,
+        readout=classifier.name,
         data=data.name,
         split=data.split,
         seed=seed,

@@ -24,7 +24,7 @@ _PANELS = (
     ("loss", "cross-entropy (nats, log)", 1, True),
     ("recovered_loss", "loss recovered (%)", 100, True),
     ("recovered_top1", "accuracy recovered (%)", 100, True),
-    ("top1", "zero-shot accuracy (%)", 100, True),
+    ("top1", "accuracy (%)", 100, True),
 )
 _COLUMNS = 3
 CAVEAT = (
@@ -97,8 +97,8 @@ def fidelity_figure(result: Fidelity) -> go.Figure:
         title={
             "text": f"Fidelity against sparsity: all MLPs replaced, {rows}<br><sup>{result.data}, "
             f"N = {result.n}; {_shapes(result.frame)}{trained}<br>R² (0: position means) and L0 "
-            f"({rows}) on the teacher trajectory, the rest with stream inputs; templates: "
-            f"{result.templates}, seed {result.seed}; bars: 95 % bootstrap over images<br>"
+            f"({rows}) on the teacher trajectory, the rest with stream inputs; readout: "
+            f"{result.readout}, seed {result.seed}; bars: 95 % bootstrap over images<br>"
             "At equal L0 a CLT rebuilds each layer from the codes of all layers up to it, a "
             "per-layer transcoder from those of one.</sup>",
         },
@@ -120,7 +120,7 @@ def fidelity_report(result: Fidelity) -> str:
         "Replaced": f"{ROW_NAMES[result.tokens]} of every layer, stream inputs",
         "Images": f"{result.data}, N = {result.n}",
         **({} if result.trained_on is None else {"Trained on": result.trained_on}),
-        "Prompts": result.templates,
+        "Readout": result.readout,
         "Seed of the bootstrap": str(result.seed),
         "Unaltered model": f"{100 * result.original.top1:.2f} % / {result.original.loss:.4f} nats",
         "Floor: rows at their mean": f"{100 * result.floor_mean.top1:.2f} % / "

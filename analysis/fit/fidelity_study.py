@@ -40,9 +40,9 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
+from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -71,7 +71,7 @@ class Fidelity(Study):
     floor_zero: Reading
     """Reading with the same rows at zero."""
     tokens: TokenKind
-    templates: str
+    readout: str
     data: str
     split: str | None
     seed: int
@@ -109,7 +109,7 @@ class Fidelity(Study):
             self.split,
             seed=self.seed,
             more={
-                "templates": self.templates,
+                "readout": self.readout,
                 "floor": "all MLPs' rows at their mean over the images",
                 "trained_on": self.trained_on,
                 **self.provenance,
@@ -124,7 +124,7 @@ class Fidelity(Study):
         )
         return (
             f"{self.data}, N = {self.n}, {self.tokens} rows of all layers, stream inputs, "
-            f"templates: {self.templates}, seed {self.seed}; top-1 % / loss (nats): unaltered "
+            f"readout: {self.readout}, seed {self.seed}; top-1 % / loss (nats): unaltered "
             f"{unaltered}, at mean {at_mean}, at zero {at_zero}"
         )
 
@@ -190,7 +190,7 @@ def fidelity(
     vit: HookedViT,
     clts: Iterable[tuple[str, CrossLayerTranscoder]],
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     tokens: TokenKind = "all",
     seed: int = 0,
@@ -205,7 +205,7 @@ def fidelity(
         clts: names and transcoders; they are taken one at a time, so that a generator may load
             them.
         data: labelled images that no transcoder was trained on.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         tokens: kind of rows replaced in all layers at once; codes come from the live stream.
         seed: seed of the bootstrap.
         trained_on: data that the transcoders were trained on, for the figure and metrics.json.
@@ -225,7 +225,14 @@ def fidelity(
             raise InputError("clts", f'holds "{name}" twice; expected a name for each transcoder.')
         fit = reconstruction(vit, clt, data, progress=progress)
         replaced = cascade(
-            vit, clt, data, zs, tokens=tokens, first_layers=[0], seed=seed, progress=progress
+            vit,
+            clt,
+            data,
+            classifier,
+            tokens=tokens,
+            first_layers=[0],
+            seed=seed,
+            progress=progress,
         )
         rows.append({"name": name, **_size(clt.config, fit, tokens), **_readings(replaced, tokens)})
         readings = replaced.readings
@@ -242,7 +249,7 @@ def fidelity(
         floor_mean=floor_mean,
         floor_zero=floor_zero,
         tokens=tokens,
-        templates=zs.name,
+        readout=classifier.name,
         data=data.name,
         split=data.split,
         seed=seed,

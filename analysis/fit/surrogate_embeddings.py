@@ -23,8 +23,8 @@ from vit_clt.hooks import (
     token_rows,
 )
 from vit_clt.hooks.points import HOOK_IN, FwdHooks
+from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 Version = Literal["original", "surrogate", "floor_mean", "floor_zero"]
 
@@ -51,7 +51,7 @@ def gather_embeddings(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     layers: Sequence[int],
     tokens: TokenKind,
@@ -68,7 +68,7 @@ def gather_embeddings(
         vit: the teacher.
         clt: its transcoder.
         data: labelled images.
-        zs: classifier whose class names the labels must fit.
+        classifier: the readout, whose class names the labels must fit.
         layers: layers replaced, counted from 0.
         tokens: kind of rows replaced.
         inputs: where codes come from, "stream" or "teacher".
@@ -93,7 +93,7 @@ def gather_embeddings(
     for images, labels in tqdm(
         data, f"faithfulness ({tokens})", total=n_batches, disable=not progress
     ):
-        zs.check_labels(labels)
+        classifier.check_labels(labels)
         keys += image_keys(images, labels, seed)
         all_labels.append(labels)
         images = images.to(device)

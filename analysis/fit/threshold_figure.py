@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _PANELS = {
     "l0": ("L0, mean over layers", 1),
     "r2": ("R², mean over layers", 1),
-    "top1": ("zero-shot accuracy (%)", 100),
+    "top1": ("accuracy (%)", 100),
     "loss": ("cross-entropy (nats)", 1),
 }
 _VERSIONS = {
@@ -59,7 +59,7 @@ def threshold_figure(result: ThresholdCost) -> go.Figure:
         title={
             "text": f"Thresholds in place of top-k<br><sup>{result.data}, N = {result.n}; "
             f"thresholds fitted on {result.fitted_on}; L0 and R² on the teacher trajectory, "
-            f"the rest with all MLPs replaced (stream)<br>templates: {result.templates}, seed "
+            f"the rest with all MLPs replaced (stream)<br>readout: {result.readout}, seed "
             f"{result.seed}</sup>"
         },
         width=1080,

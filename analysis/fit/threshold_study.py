@@ -3,7 +3,7 @@
 A CLT and the one that `vit_clt.interchange.thresholds.with_thresholds` makes of it share their
 weights and differ in which features fire. For rows of each token kind, on other images than the
 thresholds were fitted on, two things are measured: L0 and R^2 on the teacher trajectory (mean over
-layers, and the lowest R^2 of a layer, which a mean hides), and zero-shot accuracy and loss with
+layers, and the lowest R^2 of a layer, which a mean hides), and accuracy and loss with
 those rows of all MLPs replaced (stream inputs).
 """
 
@@ -25,8 +25,8 @@ from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
+from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -48,8 +48,8 @@ class ThresholdCost(Study):
     (paired over images), _baseline (unaltered), _floor_mean and _floor_zero; lowest_r2_before and
     _after, the lowest R^2 of any layer, and lowest_r2_layer_before and _after, that layer (NaN and
     -1 where no layer has one); n (images)."""
-    templates: str
-    """Name of the zero-shot prompts."""
+    readout: str
+    """Name of the readout of classes."""
     fitted_on: str
     """Name and number of the images that the thresholds were fitted on."""
     data: str
@@ -79,7 +79,7 @@ class ThresholdCost(Study):
             seed=self.seed,
             more={
                 "l0_before": float(rows.loc["all", "l0_before"]),
-                "templates": self.templates,
+                "readout": self.readout,
                 "floor": "R² 0, FVU 1; all MLPs' rows at their mean over the images",
                 "baseline": "the same CLT with top-k",
                 "unaltered": {
@@ -95,7 +95,7 @@ class ThresholdCost(Study):
         return (
             f"thresholds fitted on {self.fitted_on}; measured on {self.data}, N = {self.n}: L0 and "
             "R2 (means over layers, and the lowest R2 of a layer) on the teacher trajectory, top-1 "
-            f"% / loss (nats) with all MLPs replaced (stream), templates: {self.templates}, seed "
+            f"% / loss (nats) with all MLPs replaced (stream), readout: {self.readout}, seed "
             f"{self.seed}"
         )
 
@@ -160,7 +160,7 @@ def threshold_cost(
     before: CrossLayerTranscoder,
     after: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     *,
     fitted_on: str = "unnamed images",
     seed: int = 0,
@@ -173,7 +173,7 @@ def threshold_cost(
         before: the CLT with top-k.
         after: the same CLT with thresholds.
         data: labelled images that neither CLT nor thresholds were fitted on.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         fitted_on: name and number of the images the thresholds were fitted on, for captions.
         seed: seed of the bootstrap.
         progress: show progress bars.
@@ -186,7 +186,7 @@ def threshold_cost(
     fits = reconstructions(vit, clts, data, progress=progress).by_clt()
     cascades = {
         name: cascade(
-            vit, clt, data, zs, tokens=kinds, first_layers=[0], seed=seed, progress=progress
+            vit, clt, data, classifier, tokens=kinds, first_layers=[0], seed=seed, progress=progress
         )
         for name, clt in clts.items()
     }
@@ -201,7 +201,9 @@ def threshold_cost(
         for measure in MEASURES:
             row |= _readings(cascades, kind, measure)
         rows.append({**row, "n": len(data)})
-    return ThresholdCost(pd.DataFrame(rows), zs.name, fitted_on, data.name, data.split, seed)
+    return ThresholdCost(
+        pd.DataFrame(rows), classifier.name, fitted_on, data.name, data.split, seed
+    )
 
 
 def _cell(row: Mapping[str, Any] | pd.Series, version: str) -> str:

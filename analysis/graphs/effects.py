@@ -28,8 +28,8 @@ from vit_clt.choices import Norms
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.metrics import Metric
+from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -39,7 +39,7 @@ def graph_report(study: GraphStudy) -> str:
         "Images": f"{study.data}, N = {len(study.query)}, teacher trajectory",
         "Floor": "mean logit of the other classes"
         + (" minus the contrast's" if study.contrasted else ""),
-        "Prompts": study.templates,
+        "Readout": study.readout,
         "Seed": f"{study.agreement.seed} (interventions, intervals)",
     }
     sections = [

@@ -62,7 +62,7 @@ class GraphStudy(Study):
     data: str
     split: str | None
     subject: Subject
-    templates: str
+    readout: str
     max_nodes: int
     keep: float | int
     contrasted: bool
@@ -90,7 +90,7 @@ class GraphStudy(Study):
                 "clt": self.subject.clt,
                 "query": self.query,
                 "target": self.targets,
-                "templates": self.templates,
+                "readout": self.readout,
                 "max_nodes": self.max_nodes,
                 "keep": self.keep,
                 "norms": self.norms,
@@ -102,7 +102,7 @@ class GraphStudy(Study):
     def context(self) -> str:
         """Data, templates, CLT and L0, for captions."""
         return (
-            f"{self.data}, N = {len(self.query)}, templates: {self.templates}, CLT "
+            f"{self.data}, N = {len(self.query)}, readout: {self.readout}, CLT "
             f"{self.subject.short_name}, L0 {self.l0:.1f}"
         )
 

@@ -26,8 +26,9 @@ from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.readouts.class_names import class_number
+from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot, class_number
 
 
 @torch.no_grad()
@@ -132,7 +133,7 @@ def graph_study(
         data=data.name,
         split=data.split,
         subject=Subject.of(vit, clt, clt_name),
-        templates=zs.name,
+        readout=zs.name,
         max_nodes=max_nodes,
         keep=keep,
         contrasted=contrast is not None,

@@ -46,11 +46,12 @@ from vit_clt.metrics import Metric, metrics_json
 from vit_clt.outputs import OutputFolder, check_same
 from vit_clt.outputs.manifest import Manifest
 from vit_clt.outputs.staging import staged_file
+from vit_clt.readouts.base import Outcome
+from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.training.checkpoints import Checkpoints
 from vit_clt.training.processes import asked_to_stop
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import Outcome, ZeroShot
 
 
 class Bench:

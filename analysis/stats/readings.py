@@ -1,4 +1,4 @@
-"""Zero-shot readings of a model and its altered versions: accuracy, its loss, paired intervals."""
+"""Readings of a model and its altered versions: accuracy, its loss, paired intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from vit_clt.analysis.stats.image_groups import ImageGroups, image_groups
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.metrics import Metric
-from vit_clt.zero_shot import Outcome
+from vit_clt.readouts.base import Outcome
 
 Measure = Literal["top1", "loss", "any_hit"]
 UNITS: dict[Measure, str] = {"top1": "fraction", "loss": "nats", "any_hit": "fraction"}
@@ -23,12 +23,12 @@ MEASURES: tuple[Measure, ...] = ("top1", "loss")
 
 @dataclass(frozen=True)
 class Reading:
-    """Zero-shot accuracy and loss of one version of a model on n images."""
+    """Accuracy and loss of one version of a model on n images."""
 
     top1: Interval
-    """Zero-shot accuracy, a fraction."""
+    """Accuracy, a fraction."""
     loss: Interval
-    """Mean cross-entropy at the model's own logit scale, in nats."""
+    """Mean cross-entropy of the label under the readout, in nats."""
     n: int
     any_hit: Interval | None = None
     """Share of images whose top class is any of the classes they show; None where only one class

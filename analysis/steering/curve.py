@@ -29,8 +29,9 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import Edit, HookedViT, Rows, SteeredPass, check_fits
 from vit_clt.hooks.steering import check_edits, check_rows
+from vit_clt.readouts.base import Classifier
+from vit_clt.readouts.class_names import class_number
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot, class_number
 
 STRENGTHS: dict[EditKind, tuple[float | int, ...]] = {
     "clamp": (-2, -1, 0, 1, 2, 4, 6),
@@ -43,7 +44,7 @@ def steering_curve(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData | Tensor | Iterable[Any],
-    zs: ZeroShot,
+    classifier: Classifier,
     features: Feature | Sequence[Feature],
     *,
     kind: EditKind = "clamp",
@@ -67,7 +68,7 @@ def steering_curve(
         vit: the teacher, with no hooks attached.
         clt: its transcoder.
         data: images; with labels accuracy and loss are measured too.
-        zs: the zero-shot classifier.
+        classifier: the readout.
         features: (layer, feature), one or several that are steered together.
         kind: "clamp" to strength times the typical activation, or "scale" by the strength.
         values: the strengths; default: -2 to 6 (clamp), -1 to 4 (scale).
@@ -89,7 +90,7 @@ def steering_curve(
     data = as_image_data(data)
     check_prepared(vit, data)
     check_fits(vit, clt)
-    label = None if target is None else class_number(zs.class_names, target)
+    label = None if target is None else class_number(classifier.class_names, target)
     together = [features] if isinstance(features, tuple) else list(features)
     _check(vit, clt, together, kind, tokens, n_random)
     strengths = [float(v) for v in (STRENGTHS[kind] if values is None else values)]
@@ -117,13 +118,13 @@ def steering_curve(
         for start in range(0, len(measured), data.batch_size):
             images, batch_labels = data.batch(measured[start : start + data.batch_size])
             run = SteeredPass(vit, clt, images.to(clt.b_dec.device))
-            clean.append(zs.logits(run.embeddings.double()).cpu())
+            clean.append(classifier.logits(run.embeddings.double()).cpu())
             labels.append(batch_labels)
             for at, version_edits in edits.items():
-                steered[at].append(zs.logits(run.steered(version_edits).double()).cpu())
+                steered[at].append(classifier.logits(run.steered(version_edits).double()).cpu())
                 bar.update(len(images))
     reader = SteeredReader(
-        torch.cat(clean), known_labels(zs, torch.cat(labels)), zs.class_names, seed
+        torch.cat(clean), known_labels(classifier, torch.cat(labels)), classifier.class_names, seed
     )
     parts = [reader.rows(torch.cat(clean), version=UNSTEERED, features="", raw="")]
     for version in versions:
@@ -149,8 +150,8 @@ def steering_curve(
         only_active=only_active,
         target=label,
         query=[] if query is None else measured,
-        class_names=zs.class_names,
-        templates=zs.name,
+        class_names=classifier.class_names,
+        readout=classifier.name,
         data=data.name,
         split=data.split,
         subject=Subject.of(vit, clt, clt_name),

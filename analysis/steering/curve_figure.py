@@ -27,7 +27,7 @@ def curve_figure(curve: SteeringCurve) -> go.Figure:
     panels = [("kl", "KL from the unsteered model", "KL (nats)", 1)]
     if curve.labelled:
         panels += [
-            ("top1", "zero-shot accuracy", "Δ top-1 (points)", 100),
+            ("top1", "accuracy", "Δ top-1 (points)", 100),
             ("loss", "cross-entropy", "Δ loss (nats)", 1),
         ]
     figure = make_subplots(
@@ -117,7 +117,7 @@ def _curve_subtitle(curve: SteeringCurve, first: int) -> str:
     drawn = "; class compared: the one that moves most" if curve.target is None else ""
     how = "clamped to strength × typical activation" if curve.kind == "clamp" else "scaled"
     return (
-        f"{curve.data}, N = {curve.n}, templates: {curve.templates}, L0 = {curve.l0:.1f} a row; "
+        f"{curve.data}, N = {curve.n}, readout: {curve.readout}, L0 = {curve.l0:.1f} a row; "
         f"every MLP replaced with error nodes, stream inputs<br>{how} on {where}; typical "
         f"activation (mean of z where active, {curve.n_typical} images): {units}; active on "
         f"{rates} % of rows<br>random: {len(curve.controls)} of the same layer and of about that "

@@ -90,7 +90,7 @@ class SteeringCurve(SteeringStudy):
         return (
             f"{self.data}, N = {self.n}, {self.steered.text()} on {rows_name(self.tokens)}, "
             f"strength: {self.unit} (typical: {typical} over {self.n_typical} images), error "
-            f"nodes, stream inputs, L0 {self.l0:.1f}, templates: {self.templates}, seed "
+            f"nodes, stream inputs, L0 {self.l0:.1f}, readout: {self.readout}, seed "
             f"{self.seed}; after a value its change from the unsteered model, with the paired "
             f"95 % interval; beyond random: minus the mean of {len(self.controls)} random features"
         )

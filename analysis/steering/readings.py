@@ -15,7 +15,7 @@ from torch import Tensor
 from vit_clt.analysis.stats.intervals import bootstrap_means, intervals
 from vit_clt.analysis.stats.readings import MEASURES, UNITS
 from vit_clt.analysis.stats.similarity import kl_divergence
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.readouts.base import Classifier
 
 STEERED_UNITS: dict[str, str] = {
     "contrast": "logits",
@@ -112,7 +112,9 @@ class SteeredReader:
         return torch.cat(columns, dim=1).numpy()
 
 
-def known_labels(zs: ZeroShot, labels: Int[Tensor, " image"]) -> Int[Tensor, " image"] | None:
+def known_labels(
+    classifier: Classifier, labels: Int[Tensor, " image"]
+) -> Int[Tensor, " image"] | None:
     """The labels, or None where none is known (all are -1).
 
     Raises:
@@ -120,7 +122,7 @@ def known_labels(zs: ZeroShot, labels: Int[Tensor, " image"]) -> Int[Tensor, " i
     """
     if (labels == -1).all():
         return None
-    zs.check_labels(labels)
+    classifier.check_labels(labels)
     return labels
 
 

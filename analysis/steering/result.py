@@ -23,7 +23,7 @@ class SteeringStudy(Study):
     """Every number (`to_frame`)."""
     tokens: Rows
     """Token rows that are steered."""
-    templates: str
+    readout: str
     data: str
     split: str | None
     subject: Subject
@@ -50,7 +50,7 @@ class SteeringStudy(Study):
             seed=self.seed,
             more={
                 **more,
-                "templates": self.templates,
+                "readout": self.readout,
                 "model": self.subject.model,
                 "clt": self.subject.clt,
                 **COMPARED,

@@ -16,8 +16,8 @@ from vit_clt.analysis.steering.readings import known_labels
 from vit_clt.analysis.steering.versions import Feature
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import Edit, HookedViT, Rows, SteeredPass
+from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot
 
 SCALES = (0.0, 2.0)
 """Factors on a feature: 0 suppresses it, 2 doubles it."""
@@ -28,7 +28,7 @@ def scaled_features(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot,
+    classifier: Classifier,
     label: int,
     features: Sequence[Feature],
     tokens: Rows,
@@ -44,14 +44,14 @@ def scaled_features(
         vit: the teacher, with no hooks attached.
         clt: its transcoder.
         data: the images.
-        zs: the zero-shot classifier, of at least two classes.
+        classifier: the readout, of at least two classes.
         label: the class.
         features: the features that are scaled, one at a time, by each of `SCALES`.
         tokens: token rows on which they are scaled.
         progress: show a progress bar.
     """
     labels = torch.cat([batch for _, batch in data])
-    labelled = known_labels(zs, labels) is not None
+    labelled = known_labels(classifier, labels) is not None
     names = ["contrast", "probability", "kl", *(["top1", "loss"] if labelled else [])]
     changes = np.zeros((len(data), len(features), len(SCALES), len(names)))
     before = np.zeros((len(data), len(names)))
@@ -65,13 +65,13 @@ def scaled_features(
             batch = slice(start, min(start + data.batch_size, len(data)))
             images, batch_labels = data.batch(range(batch.start, batch.stop))
             run = SteeredPass(vit, clt, images.to(clt.b_dec.device))
-            clean = zs.logits(run.embeddings.double()).cpu()
+            clean = classifier.logits(run.embeddings.double()).cpu()
             before[batch] = _columns(clean, clean, label, batch_labels if labelled else None)
             for column in order:
                 s, i = features[column]
                 for j, scale in enumerate(SCALES):
                     embeddings = run.steered([Edit(s, i, "scale", scale, tokens)])
-                    logits = zs.logits(embeddings.double()).cpu()
+                    logits = classifier.logits(embeddings.double()).cpu()
                     values = _columns(logits, clean, label, batch_labels if labelled else None)
                     changes[batch, column, j] = values - before[batch]
                 bar.update(len(images))

@@ -38,8 +38,9 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, Rows, check_fits
 from vit_clt.hooks.steering import check_rows
+from vit_clt.readouts.class_names import class_number
+from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.zero_shot import ZeroShot, class_number
 
 
 @torch.no_grad()
@@ -168,7 +169,7 @@ def steering_search(
         data=data.name,
         split=data.split,
         subject=Subject.of(vit, clt, clt_name),
-        templates=zs.name,
+        readout=zs.name,
         seed=seed,
     )
 

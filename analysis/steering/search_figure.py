@@ -121,8 +121,8 @@ def _search_subtitle(search: SteeringSearch) -> str:
     if "loss" in before:
         loss = f", top-1 {100 * before['top1']:.1f} %, loss {before['loss']:.4f} nats"
     return (
-        f"{search.data}, {rows_name(search.tokens)}, L0 = {search.l0:.1f} a row, templates: "
-        f"{search.templates}; every MLP replaced with error nodes, stream inputs<br>ranked on "
+        f"{search.data}, {rows_name(search.tokens)}, L0 = {search.l0:.1f} a row, readout: "
+        f"{search.readout}; every MLP replaced with error nodes, stream inputs<br>ranked on "
         f"{search.n_ranked} images by |direct effect| (norms differentiated, attention held) among "
         f"{search.n_searched:,} features; measured on the other N = {search.n}<br>"
         f"bars: 95 % bootstrap over images, paired; random: same layer, about the same firing "

@@ -80,7 +80,7 @@ class SteeringSearch(SteeringStudy):
         return (
             f"{self.data}, ranked on {self.n_ranked} images, measured on the other N = {self.n}; "
             f"class: {self.target}, {rows_name(self.tokens)}, error nodes, stream inputs, L0 "
-            f"{self.l0:.1f}, templates: {self.templates}, seed {self.seed}"
+            f"{self.l0:.1f}, readout: {self.readout}, seed {self.seed}"
         )
 
     def shown(self) -> pd.DataFrame:

@@ -31,6 +31,12 @@ class TextTower:
         """The logarithm of the factor that turns cosines into logits."""
         return self.model.logit_scale.reshape(())
 
+    @property
+    def logit_bias(self) -> Float[Tensor, ""] | None:
+        """What SigLIP adds to every logit; None for a CLIP."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else bias.reshape(())
+
 
 class _Block(TransformersBlock):
     """A `CLIPEncoderLayer` or `SiglipEncoderLayer`."""

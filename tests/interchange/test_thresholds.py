@@ -11,7 +11,7 @@ from vit_clt.analysis import reconstruction, threshold_cost
 from vit_clt.data.images import ImageData, ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps, token_rows
 from vit_clt.interchange.thresholds import with_thresholds
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.readouts.zero_shot import ZeroShot
 
 
 def layer_inputs(vit: HookedViT, images: torch.Tensor) -> torch.Tensor:

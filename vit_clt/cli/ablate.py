@@ -10,18 +10,18 @@ from vit_clt.choices import Fill, Ranking, ScoreKind, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
     GroupOptions,
-    PromptOptions,
     SeedOptions,
     StudyOptions,
     layer_numbers,
 )
+from vit_clt.cli.readout_options import ReadoutOptions
 
 if TYPE_CHECKING:
     from vit_clt.analysis.ablations.term_sets import Targets
 
 
 @dataclass(kw_only=True)
-class Ablate(PromptOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions):
+class Ablate(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions):
     """Keep or drop source layers of one or several layers' reconstructions: accuracy and loss.
 
     Example: vit-clt ablate --clt out/demo/clt --data digits --rankings projection last random
@@ -57,7 +57,7 @@ class Ablate(PromptOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions)
             vit,
             clt,
             data,
-            self.zero_shot(vit, data),
+            self.classifier(vit, data, self.seed),
             scores=self.kind,
             rankings=self.rankings or None,
             sources=sources,

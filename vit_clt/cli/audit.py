@@ -11,10 +11,9 @@ import tyro
 from vit_clt.choices import Preset, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
-    PromptOptions,
     StudyOptions,
-    TrainDataOptions,
 )
+from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.cli.training_options import preset_in
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
@@ -22,7 +21,7 @@ STUDY_FILE, RUNS = "study.json", "runs"
 
 
 @dataclass(kw_only=True)
-class Audit(PromptOptions, TrainDataOptions, CLTOptions, StudyOptions):
+class Audit(ReadoutOptions, CLTOptions, StudyOptions):
     """Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10, D11) and a verdict.
 
     The plan and its cost are printed first. The transcoders that the CLT is compared with (rivals)
@@ -32,6 +31,8 @@ class Audit(PromptOptions, TrainDataOptions, CLTOptions, StudyOptions):
 
     Example: vit-clt audit --clt out/demo/clt --data digits --preset demo --out out/audit
     """
+
+    trains = True
 
     tokens: TokenKind = "cls"
     """Token rows that are scored, and overwritten at the target."""
@@ -84,7 +85,7 @@ class Audit(PromptOptions, TrainDataOptions, CLTOptions, StudyOptions):
         vit, clt, data = self.load_all(self.device)
         check_question(vit, data, self.tokens, self.target, self.keep, "keep")
         fit = self.load_train_images(vit, data)
-        zs = self.zero_shot(vit, data)
+        classifier = self.classifier(vit, data, self.training.seed)
         given = {"per_layer": self.per_layer, "variants": self.variants}
         saved = rivals.given_rivals(vit, given, self.device, any_teacher=self.any_teacher)
         runs = []
@@ -108,7 +109,7 @@ class Audit(PromptOptions, TrainDataOptions, CLTOptions, StudyOptions):
             vit,
             clt,
             data,
-            zs,
+            classifier,
             fit=fit,
             rivals=replace(
                 trained,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.choices import Inputs, TokenKind
-from vit_clt.cli.options import CLTOptions, PromptOptions, SeedOptions, StudyOptions, layer_numbers
+from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, layer_numbers
+from vit_clt.cli.readout_options import ReadoutOptions
 
 
 @dataclass(kw_only=True)
-class Cascade(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
+class Cascade(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
     """Accuracy, loss and floors with the CLT in place of the MLPs from layer s on, for every s.
 
     Example: vit-clt cascade --clt out/demo/clt --data digits --inputs stream teacher
@@ -35,7 +36,7 @@ class Cascade(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
             vit,
             clt,
             data,
-            self.zero_shot(vit, data),
+            self.classifier(vit, data, self.seed),
             tokens=self.tokens or vit.cfg.rows.kinds,
             inputs=self.inputs,
             first_layers=firsts,

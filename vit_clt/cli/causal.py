@@ -9,10 +9,10 @@ from vit_clt.choices import Fill, Site, TokenKind
 from vit_clt.cli.options import (
     CLTOptions,
     ModelOptions,
-    PromptOptions,
     SeedOptions,
     StudyOptions,
 )
+from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Causal(PromptOptions, ModelOptions, StudyOptions, SeedOptions):
+class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
     """What changes in the ViT itself when a layer is ablated; with --clt, does C agree?
 
     Example: vit-clt causal --model digits --tokens cls --fill mean --out out/causal
@@ -56,16 +56,18 @@ class Causal(PromptOptions, ModelOptions, StudyOptions, SeedOptions):
         vit, clt, data = self._load()
         # effects on the output are read as accuracy and loss, which need labels; the others do not
         labelled = bool(data.class_names) and int(data.batch([0])[1]) >= 0
-        zs = self.zero_shot(vit, data) if labelled else None
+        classifier = self.classifier(vit, data, self.seed) if labelled else None
         effects = causal_effects(
             vit,
             data,
-            zs,
+            classifier,
             tokens=self.tokens,
             ablated=self.ablated,
             fill=self.fill,
             site=self.site,
-            sets=layer_sets(vit.cfg.n_layers, pairs=self.pairs) if zs or self.pairs else None,
+            sets=layer_sets(vit.cfg.n_layers, pairs=self.pairs)
+            if classifier or self.pairs
+            else None,
             seed=self.seed,
             progress=True,
         )

@@ -9,12 +9,11 @@ from vit_clt.choices import ExportFormat
 from vit_clt.cli.options import (
     CLTOptions,
     Command,
-    PromptOptions,
     SeedOptions,
-    TrainDataOptions,
     load_clt,
     print_table,
 )
+from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Export(PromptOptions, TrainDataOptions, CLTOptions, Command, SeedOptions):
+class Export(ReadoutOptions, CLTOptions, Command, SeedOptions):
     """Export a CLT to files of another tool; ReLU-TopK gets thresholds, whose cost is measured.
 
     Thresholds are fitted on --train-data and measured on --data.
@@ -31,6 +30,8 @@ class Export(PromptOptions, TrainDataOptions, CLTOptions, Command, SeedOptions):
     Example: vit-clt export --clt out/demo/clt --format circuit-tracer --data digits
         --out out/export
     """
+
+    trains = True
 
     format: ExportFormat = "circuit-tracer"
     """Format of the files, named after the tool that reads them."""
@@ -85,10 +86,18 @@ class Export(PromptOptions, TrainDataOptions, CLTOptions, Command, SeedOptions):
 
         vit = self.load_teacher(clt, self.device)
         data = self.load_images(vit)
-        train, zs = self.load_train_images(vit, data), self.zero_shot(vit, data)
+        train = self.load_train_images(vit, data)
+        classifier = self.classifier(vit, data, self.seed)
         twin = with_thresholds(vit, clt, train, progress=True)
         fitted_on = f"{train.name}, {len(train)} images"
         cost = threshold_cost(
-            vit, clt, twin, data, zs, fitted_on=fitted_on, seed=self.seed, progress=True
+            vit,
+            clt,
+            twin,
+            data,
+            classifier,
+            fitted_on=fitted_on,
+            seed=self.seed,
+            progress=True,
         )
         return twin, cost

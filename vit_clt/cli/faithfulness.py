@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.choices import Inputs, TokenKind
-from vit_clt.cli.options import CLTOptions, PromptOptions, SeedOptions, StudyOptions, layer_numbers
+from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, layer_numbers
+from vit_clt.cli.readout_options import ReadoutOptions
 
 
 @dataclass(kw_only=True)
-class Faithfulness(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
+class Faithfulness(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
     """How closely the ViT with the CLT in its MLPs' place answers as the ViT does, and floors.
 
     The measures of prompt sensitivity compare all of the 18 CIFAR templates.
@@ -37,7 +38,7 @@ class Faithfulness(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
             vit,
             clt,
             data,
-            self.zero_shot(vit, data),
+            self.classifier(vit, data, self.seed),
             layers=layers,
             tokens=self.tokens,
             inputs=self.inputs,

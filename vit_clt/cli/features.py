@@ -10,11 +10,11 @@ from vit_clt.choices import Rule
 from vit_clt.cli.options import (
     CLTOptions,
     Command,
-    PromptOptions,
     SeedOptions,
     StudyOptions,
     layer_numbers,
 )
+from vit_clt.cli.readout_options import PromptOptions
 from vit_clt.errors import InputError
 
 
@@ -58,7 +58,9 @@ class Features(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
         layers = None if self.layers is None else layer_numbers(self.layers)
         folder = self.folder_of(FeatureGallery)
         vit, clt, data = self.load_all(self.device)
-        names = data.class_names if vit.cfg.pools_cls else []
+        cfg = vit.cfg
+        has_effects = cfg.family == "open_clip" and cfg.pools_cls and vit.has_text_tower
+        names = data.class_names if has_effects else []
         gallery = feature_study(
             vit,
             clt,

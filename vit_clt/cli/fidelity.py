@@ -11,11 +11,10 @@ import tyro
 
 from vit_clt.choices import TokenKind, TranscoderKind
 from vit_clt.cli.options import (
-    PromptOptions,
     StudyOptions,
-    TrainDataOptions,
     check_device,
 )
+from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.cli.train import Train
 from vit_clt.cli.training_options import TrainingOptions, starting_options
 from vit_clt.errors import InputError
@@ -24,13 +23,14 @@ if TYPE_CHECKING:
     from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
+    from vit_clt.readouts.base import Classifier
     from vit_clt.transcoder.saved import SavedCLTs
 
 STUDY_FILE, RUNS = "study.json", "runs"
 
 
 @dataclass(kw_only=True)
-class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
+class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
     """Fidelity against sparsity: a CLT and a per-layer transcoder at each k, side by side.
 
     Each run has a folder in OUT/runs, which is itself a --clt; --resume skips finished runs. The
@@ -38,6 +38,8 @@ class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
 
     Example: vit-clt fidelity --data digits --k 4 8 16 32 --n-features 512 --out out/fidelity
     """
+
+    trains = True
 
     k: tuple[int, ...] = ()
     """Numbers of active features per token row and layer (for JumpReLU: targets of L0). For each
@@ -78,11 +80,12 @@ class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
         provenance: dict[str, Any] = {}
         if self.clts:
             clts = SavedCLTs.named(self.clts, self.device)
-            vit, data, trained_on = *self._measured(clts), None
+            vit, data = self._measured(clts)
+            classifier, trained_on = self.classifier(vit, data, self.training.seed), None
             provenance["clts"] = clts.places
         else:
             runs = self._runs()
-            vit, data, trained_on = self._trained(runs, folder)
+            vit, data, classifier, trained_on = self._trained(runs, folder)
             clts = SavedCLTs({name: str(run.out) for name, run in runs.items()}, self.device)
             provenance["clts"] = {name: str(self.out / RUNS / name) for name in runs}
             provenance["train"] = asdict(self.training)
@@ -90,7 +93,7 @@ class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
             vit,
             clts,
             data,
-            self.zero_shot(vit, data),
+            classifier,
             tokens=self.tokens,
             seed=self.training.seed,
             trained_on=trained_on,
@@ -151,8 +154,12 @@ class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
 
     def _trained(
         self, runs: dict[str, Train], folder: OutputFolder
-    ) -> tuple[HookedViT, ImageData, str]:
-        """Train every run; return the model, the images to measure, and the name of the others."""
+    ) -> tuple[HookedViT, ImageData, Classifier, str]:
+        """Train every run.
+
+        Returns the model, the images to measure, their readout, and the name of the images trained
+        on.
+        """
         import torch
 
         from vit_clt.training.trainer import check_run
@@ -160,6 +167,7 @@ class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
         vit = self.load_vit(self.device)
         data = self.load_images(vit)
         trained = self.load_train_images(vit, data)
+        classifier = self.classifier(vit, data, self.training.seed)
         for run in runs.values():
             config = run.clt_config(vit.cfg.n_layers, vit.cfg.d_model)
             check_run(
@@ -173,7 +181,7 @@ class Fidelity(PromptOptions, TrainDataOptions, StudyOptions, TrainingOptions):
             run.out = folder.place / RUNS / name
             run.run()
         trained_on = f"{trained.name}, {len(trained)} images, seed {self.training.seed}"
-        return vit, data, trained_on
+        return vit, data, classifier, trained_on
 
     # ---- trained CLTs -----------------------------------------------------------------------
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.choices import Fill, ScoreKind, TokenKind
-from vit_clt.cli.options import CLTOptions, GroupOptions, PromptOptions, SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions, GroupOptions, SeedOptions, StudyOptions
+from vit_clt.cli.readout_options import ReadoutOptions
 
 
 @dataclass(kw_only=True)
-class KeepSets(PromptOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions):
+class KeepSets(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions):
     """All sets of k source layers of one layer: where does the chosen one stand among them?
 
     Example: vit-clt keep-sets --clt out/demo/clt --data digits --k 4 --fill mean
@@ -38,7 +39,7 @@ class KeepSets(PromptOptions, CLTOptions, StudyOptions, GroupOptions, SeedOption
             vit,
             clt,
             data,
-            self.zero_shot(vit, data),
+            self.classifier(vit, data, self.seed),
             k=self.k,
             scores=self.kind,
             target=self.target,

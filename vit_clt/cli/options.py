@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
-from vit_clt.choices import MAX_GROUPS, Gelu, Templates
+from vit_clt.choices import MAX_GROUPS, Gelu
 from vit_clt.errors import InputError, renamed
 from vit_clt.inputs import read_text, reading
 from vit_clt.teachers import SHIPPED
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
     from vit_clt.transcoder.model import CrossLayerTranscoder
-    from vit_clt.zero_shot import ZeroShot
 
 
 @dataclass(kw_only=True)
@@ -376,20 +375,6 @@ class TrainDataOptions(ModelOptions):
             train = options.load_images(vit, "train")
         check_held_out(train, data)
         return train
-
-
-@dataclass(kw_only=True)
-class PromptOptions:
-    """Option of a command that reads classes from the ViT's answers."""
-
-    templates: Templates = "ensemble"
-    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
-
-    def zero_shot(self, vit: HookedViT, data: ImageData) -> ZeroShot:
-        """The zero-shot classifier of the classes of `data`."""
-        from vit_clt.zero_shot import ZeroShot
-
-        return ZeroShot(vit, data.class_names, self.templates)
 
 
 def check_held_out(trained: ImageData, data: ImageData) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.choices import EditKind, TokenKind
 from vit_clt.cli.features import feature_address
-from vit_clt.cli.options import CLTOptions, Command, PromptOptions, SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions, Command, SeedOptions, StudyOptions
+from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Steer(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
+class Steer(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
     """Turn features up or down: what do class probabilities do? Or which features move a class?
 
     Example: vit-clt steer --clt out/demo/clt --data digits --feature 7:76 --out out/steer
@@ -57,21 +58,20 @@ class Steer(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
         from vit_clt.analysis import steering_curve, steering_search
         from vit_clt.analysis.steering.curve_result import SteeringCurve
         from vit_clt.analysis.steering.search_result import SteeringSearch
-        from vit_clt.zero_shot import class_number
+        from vit_clt.readouts.class_names import class_number
 
         folder = self.folder_of(SteeringCurve, SteeringSearch)
         features = self._check_options()
         vit, clt, data = self.load_all(self.device)
         if self.search is not None:
             class_number(data.class_names, self.search, "search")
-        zs = self.zero_shot(vit, data)
         study: Study
         if self.search is None:
             study = steering_curve(
                 vit,
                 clt,
                 data,
-                zs,
+                self.classifier(vit, data, self.seed),
                 features,
                 kind=self.kind,
                 values=self.values or None,
@@ -89,7 +89,7 @@ class Steer(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
                 vit,
                 clt,
                 data,
-                zs,
+                self.zero_shot(vit, data),
                 self.search,
                 top=self.top,
                 tokens=self.tokens,
@@ -111,6 +111,9 @@ class Steer(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
                 "query": self.query,
                 "target": self.target,
                 "kind": self.kind == "scale",
+                "readout": self.readout not in (None, "text"),
+                "train_data": self.train_data,
+                "train_limit": self.train_limit,
             }
             for name, value in curve_only.items():
                 if value:

@@ -182,7 +182,7 @@ def _measured(context: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) 
         return ""
     where = [
         f"{name} {_value(context[name])}"
-        for name in ("data", "split", "tokens", "trajectory", "templates", "fill")
+        for name in ("data", "split", "tokens", "trajectory", "readout", "fill")
         if _is_plain(context.get(name))
     ]
     source = f"By `vit-clt {_text(str(context['command']))}`" if context.get("command") else ""

@@ -617,7 +617,7 @@ def test_curves_tell_what_was_ablated_where(
     assert (context["l0"], context["fill"], context["seed"]) == (rankings.l0, "mean", 5)
     assert (context["target"], context["sources"]) == ([1, 3], [0, 3])
     assert context["rankings"] == ["centred", "last", "bottom", "random"]
-    assert (context["templates"], context["no_op"]) == (study.zs.name, False)
+    assert (context["readout"], context["no_op"]) == (study.zs.name, False)
     assert "layer 1, 3, all rows" in rankings.caption()
     table = rankings.shown().set_index("")
     assert len(table) == 2 * 4 * 5 + 2 + 5

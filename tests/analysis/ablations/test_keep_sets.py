@@ -147,7 +147,7 @@ def test_models_that_pool_all_rows_run_their_blocks(images: Tensor) -> None:
 
         def __init__(self) -> None:
             self.weights, self.class_names = torch.eye(12)[:, :3], ["a", "b", "c"]
-            self.logit_scale = torch.tensor(20.0)
+            self.logit_scale, self.logit_bias = torch.tensor(20.0), None
 
     data = TensorImages(images, torch.tensor([0, 1, 2, 0, 1, 2]), ["a", "b", "c"])
     study = TermSets(vit, clt, data, Head(), [3], "all", "zero", 0)
@@ -370,7 +370,7 @@ def test_a_result_tells_which_sets_were_read_and_marked(
     assert (context["l0"], context["fill"], context["seed"]) == (result.l0, "mean", 3)
     assert (context["target"], context["k"], context["sets"]) == (5, 3, "all 20 sets of 3")
     assert context["marked"]["last"] == [3, 4, 5]
-    assert (context["templates"], context["no_op"]) == (study.zs.name, False)
+    assert (context["readout"], context["no_op"]) == (study.zs.name, False)
     assert f"chosen by projection, L0 {result.l0:.1f}, seed 3" in result.caption()
     table = result.shown().set_index("")
     assert table.loc["last", "loss (nats)"] == f"{result.readings['last'].loss:.4f}"

@@ -21,7 +21,7 @@ from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.ranks import Agreement, RankAgreement
 from vit_clt.analysis.stats.readings import gather_readings
 from vit_clt.data.images import TensorImages
-from vit_clt.zero_shot import Outcome
+from vit_clt.readouts.base import Outcome
 
 N = 60
 RANK = {"loss": 1, "top1": 1}
@@ -58,7 +58,7 @@ def sets(lead: float, noise: float, better: float, same: bool = False) -> KeepSe
         fill="zero",
         data="hand-made",
         split=None,
-        templates="",
+        readout="",
         seed=0,
         l0=1.0,
         no_op=False,
@@ -114,7 +114,7 @@ def test_an_audit_tells_its_verdict(tmp_path: Path) -> None:
         split=None,
         n=N,
         l0=4.5,
-        templates="single",
+        readout="text tower (templates: single)",
         fitted_on=None,
         rivals=Rivals().facts(),
         seed=3,

@@ -312,7 +312,7 @@ def test_effects_tell_themselves(
     assert (context["seed"], context["model"], context["clt"]) == (1, "digits", None)
     # without a classifier every effect on a target stands in the table
     alone = causal_effects(tiny_vit, some_images(3))
-    assert tells_itself(alone, tmp_path / "targets")["templates"] is None
+    assert tells_itself(alone, tmp_path / "targets")["readout"] is None
     assert len(alone.shown()) == len(alone.to_frame())
     assert "Sets of layers" not in alone.page()
 
@@ -347,7 +347,7 @@ def test_bad_input(tiny_vit: HookedViT, digits_vit: HookedViT, zs: ZeroShot, mon
         causal_effects(tiny_vit, some_images(1))
     with pytest.raises(InputError, match="needs another one"):
         donor_cycle(1)
-    with pytest.raises(InputError, match="sets is given without zs"):
+    with pytest.raises(InputError, match="sets is given without a classifier"):
         causal_effects(tiny_vit, data, sets=[[0]])
     with pytest.raises(InputError, match="layers contains 9"):
         causal_effects(digits_vit, data, zs, sets=[[9]])

@@ -356,7 +356,9 @@ def test_clamped_answers_are_counted_from_the_labels(
         ({"factor": "up"}, r'factor is "up"; adding \(test\) knows left, right'),
     ):
         with pytest.raises(InputError, match=message):
-            clamp(vit, clt, **{"data": data, "zs": zs, "group": group, **options, **changed})
+            clamp(
+                vit, clt, **{"data": data, "classifier": zs, "group": group, **options, **changed}
+            )
     with pytest.raises(InputError, match="a grid of 1 column has no such patches"):
         region_rows("right_half", TokenRows(True, 0, (4, 1)))
     for bad, message in (

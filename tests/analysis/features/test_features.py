@@ -28,7 +28,7 @@ from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
 from vit_clt.hooks.passes.frozen import FrozenPass
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.readouts.zero_shot import ZeroShot
 
 SPARSIFIERS = [ReLUTopK(k=5), AbsTopK(k=5), JumpReLU(theta=0.3)]
 CLASSES = ["red thing", "green thing", "blue thing"]

@@ -28,7 +28,7 @@ from vit_clt.analysis.reporting.study import study_files, write_study
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.outputs import OutputFolder
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.readouts.zero_shot import ZeroShot
 
 CLASSES = ["thing red", "thing green", "thing <b>blue"]
 
@@ -131,7 +131,11 @@ def test_statistics_and_gallery_tell_themselves(stats: FeatureStatistics, tmp_pa
         "noise", "all", "teacher", 0,
     ]  # fmt: skip
     assert context["l0"] == pytest.approx(np.mean([stats.l0[s] for s in (1, 3)]))
-    assert (context["pages"], context["select"], context["templates"]) == (3, "three", "single")
+    assert (context["pages"], context["select"], context["readout"]) == (
+        3,
+        "three",
+        "text tower (templates: single)",
+    )
     measured = gallery.figure().data[0]
     np.testing.assert_allclose(measured.y, 100 * gallery.summary()["purity"])
 

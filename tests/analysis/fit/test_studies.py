@@ -74,7 +74,12 @@ def test_a_result_writes_what_it_declares_and_shows_itself(
 @pytest.mark.parametrize(
     ("name", "tokens", "trajectory", "more"),
     [
-        ("cascade", "cls", "stream teacher", {"templates": "single", "first_layers": [6]}),
+        (
+            "cascade",
+            "cls",
+            "stream teacher",
+            {"readout": "text tower (templates: single)", "first_layers": [6]},
+        ),
         ("reconstruction", "cls patch all", "teacher", {"clt": "first"}),
         ("faithfulness", "patch", "stream", {"layers": [7], "no_op": True}),
         (

@@ -17,7 +17,7 @@ from vit_clt.analysis import direct_effects
 from vit_clt.analysis.graphs.effects import class_direction
 from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.hooks import FrozenPass, HookedViT
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.readouts.zero_shot import ZeroShot
 
 SPARSIFIERS = {"relu_topk": ReLUTopK(k=5), "abs_topk": AbsTopK(k=4), "jumprelu": JumpReLU(0.1)}
 

@@ -18,7 +18,7 @@ from vit_clt.analysis.graphs.files import load_graphs
 from vit_clt.cli import main
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
-from vit_clt.zero_shot import ZeroShot
+from vit_clt.readouts.zero_shot import ZeroShot
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from vit_clt import InputError
 from vit_clt.analysis.stats.image_groups import image_groups
 from vit_clt.analysis.stats.intervals import bootstrap_means, intervals
 from vit_clt.analysis.stats.readings import ReadingSums, gather_readings
-from vit_clt.zero_shot import Outcome
+from vit_clt.readouts.base import Outcome
 
 
 @given(n=st.integers(1, 60), most=st.integers(2, 60), seed=st.integers(0, 5))

@@ -11,7 +11,7 @@ import torch
 from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
 from vit_clt.analysis.stats.readings import Readings, gather_readings
 from vit_clt.metrics import Metric
-from vit_clt.zero_shot import Outcome
+from vit_clt.readouts.base import Outcome
 
 N = 400
 

@@ -333,7 +333,7 @@ def test_results_are_studies(digits_vit, clt, zs, data, tmp_path: Path) -> None:
     ):
         context = tells_itself(study, tmp_path / str(study.n))
         assert [context[key] for key in keys] == [data.name, data.split, *expected]
-        assert (context["clt"], context["templates"]) == ("a/b", zs.name)
+        assert (context["clt"], context["readout"]) == ("a/b", zs.name)
         page = (tmp_path / str(study.n) / "steering.html").read_text()
         assert all(html.escape(note) in page for note in study.notes())
     assert search.target == zs.class_names[3]

@@ -150,9 +150,9 @@ def test_texts_are_read_by_the_models_own_text_tower(name: str) -> None:
     own = model(input_ids=tokens, pixel_values=images)
     unit = [vit.text_tower.encode_text(tokens, normalize=True), vit(images)]
     unit[1] = unit[1] / unit[1].norm(dim=-1, keepdim=True)
-    bias = model.logit_bias if name == "SiglipModel" else 0
     assert vit.logit_scale.shape == ()
-    logits = vit.logit_scale * unit[1] @ unit[0].mT + bias
+    assert (vit.logit_bias is None) == (name == "CLIPModel")
+    logits = vit.logit_scale * unit[1] @ unit[0].mT + (vit.logit_bias or 0)
     torch.testing.assert_close(logits, own.logits_per_image)
     expected = model.get_text_features(input_ids=tokens).pooler_output
     assert torch.equal(vit.encode_text(tokens), expected)

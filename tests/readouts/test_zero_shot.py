@@ -14,7 +14,7 @@ from vit_clt import InputError, ZeroShot
 from vit_clt.data.images import ImageData
 from vit_clt.data.prompts import CIFAR10_CLASSES, CIFAR100_CLASSES, CIFAR_TEMPLATES, SINGLE_TEMPLATE
 from vit_clt.hooks import HookedViT
-from vit_clt.zero_shot import class_number
+from vit_clt.readouts.class_names import class_number
 
 CLASSES = ["handwritten three", "handwritten eight", "handwritten zero"]
 
@@ -38,9 +38,9 @@ def by_hand(vit: HookedViT, embeddings: torch.Tensor, templates: list[str]) -> t
 @pytest.mark.parametrize(
     ("templates", "texts", "name"),
     [
-        ("single", SINGLE_TEMPLATE, "single"),
-        ("ensemble", CIFAR_TEMPLATES, "ensemble"),
-        (["a {}.", "the {} there."], ["a {}.", "the {} there."], "2 templates"),
+        ("single", SINGLE_TEMPLATE, "text tower (templates: single)"),
+        ("ensemble", CIFAR_TEMPLATES, "text tower (templates: ensemble)"),
+        (["a {}.", "the {} there."], ["a {}.", "the {} there."], "text tower (2 templates)"),
     ],
 )
 def test_logits_are_scaled_cosines(

@@ -1,0 +1,80 @@
+"""Options of commands that read classes from embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from vit_clt.choices import Readout, Templates
+from vit_clt.cli.options import TrainDataOptions
+from vit_clt.errors import InputError
+
+if TYPE_CHECKING:
+    from vit_clt.data.images import ImageData
+    from vit_clt.hooks import HookedViT
+    from vit_clt.readouts.base import Classifier
+    from vit_clt.readouts.zero_shot import ZeroShot
+
+
+@dataclass(kw_only=True)
+class PromptOptions:
+    """Option of a command that reads classes with the text tower."""
+
+    templates: Templates = "ensemble"
+    """Zero-shot prompts: single ("a photo of a {}.") or ensemble (the 18 CIFAR templates)."""
+
+    def zero_shot(self, vit: HookedViT, data: ImageData) -> ZeroShot:
+        """The zero-shot classifier of the classes of `data`."""
+        from vit_clt.readouts.zero_shot import ZeroShot
+
+        return ZeroShot(vit, data.class_names, self.templates)
+
+
+@dataclass(kw_only=True)
+class ReadoutOptions(PromptOptions, TrainDataOptions):
+    """Options of a command that reads accuracy and loss."""
+
+    trains: ClassVar[bool] = False
+    """Whether the command uses --train-data for more than a linear readout."""
+
+    readout: Readout | None = None
+    """How classes are read: by the text tower (text), by the model's own classifier (head), or by a
+    linear classifier fitted on --train-data (linear). Default: the first that model and data
+    allow."""
+
+    def classifier(self, vit: HookedViT, data: ImageData, seed: int) -> Classifier:
+        """The readout of the classes of `data`.
+
+        Args:
+            vit: the model.
+            data: the images that are measured.
+            seed: seed of a linear readout.
+
+        Raises:
+            InputError: the readout is not there or does not fit, or an option is given that it does
+                not use.
+        """
+        from vit_clt.readouts.choose import choose_classifier
+        from vit_clt.readouts.linear import LinearClassifier
+        from vit_clt.readouts.zero_shot import ZeroShot
+
+        classifier = choose_classifier(
+            vit,
+            data,
+            lambda: self.load_train_images(vit, data),
+            self.readout,
+            templates=self.templates,
+            seed=seed,
+            progress=True,
+        )
+        unused = {"templates": self.templates != "ensemble"}
+        if isinstance(classifier, ZeroShot):
+            unused = {}
+        if not isinstance(classifier, LinearClassifier) and not self.trains:
+            unused |= {"train_data": bool(self.train_data), "train_limit": bool(self.train_limit)}
+        for name, given in unused.items():
+            if given:
+                raise InputError(
+                    name, f"is given, which the readout does not use: {classifier.name}."
+                )
+        return classifier
