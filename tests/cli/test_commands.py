@@ -11,8 +11,8 @@ import pytest
 
 import vit_clt
 from vit_clt.cli import main
+from vit_clt.cli.command import Command
 from vit_clt.cli.commands import COMMANDS, command_class, flag
-from vit_clt.cli.options import Command
 
 README = Path(vit_clt.__file__).parents[1] / "README.md"
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import vit_clt.cli.commands as commands
 from vit_clt.cli import script
-from vit_clt.cli.options import Command
+from vit_clt.cli.command import Command
 @dataclass(kw_only=True)
 class Prints(Command):
     imports = ()

@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vit_clt.choices import Fill, Ranking, ScoreKind, TokenKind
-from vit_clt.cli.options import (
-    CLTOptions,
-    GroupOptions,
-    SeedOptions,
-    StudyOptions,
-    layer_numbers,
-)
+from vit_clt.cli.command import GroupOptions, SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions, layer_numbers
 from vit_clt.cli.readout_options import ReadoutOptions
 
 if TYPE_CHECKING:

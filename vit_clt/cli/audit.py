@@ -9,10 +9,8 @@ from pathlib import Path
 import tyro
 
 from vit_clt.choices import Preset, TokenKind
-from vit_clt.cli.options import (
-    CLTOptions,
-    StudyOptions,
-)
+from vit_clt.cli.command import StudyOptions
+from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.cli.training_options import preset_in
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig

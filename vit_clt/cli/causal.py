@@ -6,12 +6,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from vit_clt.choices import Fill, Site, TokenKind
-from vit_clt.cli.options import (
-    CLTOptions,
-    ModelOptions,
-    SeedOptions,
-    StudyOptions,
-)
+from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions, ModelOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from vit_clt.cli.options import Command
+from vit_clt.cli.command import Command
 from vit_clt.cli.ranges import check_ranges
 from vit_clt.cli.tyro_text import complaint, without_none
 from vit_clt.errors import InputError

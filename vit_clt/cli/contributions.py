@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.choices import ScoreKind, TokenKind
-from vit_clt.cli.options import CompareOptions, GroupOptions, SeedOptions, StudyOptions
+from vit_clt.cli.command import GroupOptions, SeedOptions, StudyOptions
+from vit_clt.cli.options import CompareOptions
 
 
 @dataclass(kw_only=True)

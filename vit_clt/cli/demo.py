@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit_clt.cli.options import SeedOptions, StudyOptions, check_device
+from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.options import check_device
 
 CLT_FILES = ("clt/config.json", "clt/model.safetensors", "clt/README.md")
 

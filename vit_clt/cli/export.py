@@ -6,13 +6,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from vit_clt.choices import ExportFormat
-from vit_clt.cli.options import (
-    CLTOptions,
-    Command,
-    SeedOptions,
-    load_clt,
-    print_table,
-)
+from vit_clt.cli.command import Command, SeedOptions, print_table
+from vit_clt.cli.options import CLTOptions, load_clt
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
 

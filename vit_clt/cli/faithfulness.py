@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.choices import Inputs, TokenKind
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions, layer_numbers
+from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions, layer_numbers
 from vit_clt.cli.readout_options import ReadoutOptions
 
 

@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vit_clt.choices import Rule
-from vit_clt.cli.options import (
-    CLTOptions,
-    Command,
-    SeedOptions,
-    StudyOptions,
-    layer_numbers,
-)
+from vit_clt.cli.command import Command, SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions, layer_numbers
 from vit_clt.cli.readout_options import PromptOptions
 from vit_clt.errors import InputError
 

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from vit_clt.choices import TokenKind, TranscoderKind
-from vit_clt.cli.options import (
-    StudyOptions,
-    check_device,
-)
+from vit_clt.cli.command import StudyOptions
+from vit_clt.cli.options import check_device
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.cli.train import Train
 from vit_clt.cli.training_options import TrainingOptions, starting_options

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.choices import Norms
-from vit_clt.cli.options import CLTOptions, SeedOptions, StudyOptions
+from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
 
 

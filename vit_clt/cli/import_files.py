@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar
 import tyro
 
 from vit_clt.choices import ExportFormat
-from vit_clt.cli.options import Command, VitOptions
+from vit_clt.cli.command import Command
+from vit_clt.cli.options import VitOptions
 from vit_clt.errors import InputError
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.choices import Fill, ScoreKind, TokenKind
-from vit_clt.cli.options import CLTOptions, GroupOptions, SeedOptions, StudyOptions
+from vit_clt.cli.command import GroupOptions, SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 
 

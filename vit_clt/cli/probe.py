@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vit_clt.cli.options import (
-    Command,
-    SeedOptions,
-    StudyOptions,
-    TrainDataOptions,
-    layer_numbers,
-)
+from vit_clt.cli.command import Command, SeedOptions, StudyOptions
+from vit_clt.cli.options import TrainDataOptions, layer_numbers
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vit_clt.cli.options import Command
+from vit_clt.cli.command import Command
 from vit_clt.errors import InputError
 
 _SOME = 1, 1_000_000

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.cli.options import CompareOptions, SeedOptions, StudyOptions
+from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.options import CompareOptions
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, get_args
 import tyro
 
 from vit_clt.choices import Backbone, Inputs, PaperSparsifier, Templates
-from vit_clt.cli.options import Command, check_device, print_table
+from vit_clt.cli.command import Command, print_table
+from vit_clt.cli.options import check_device
 from vit_clt.cli.training_options import with_every_option
 from vit_clt.errors import InputError
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.choices import SearchBackend, TokenKind
-from vit_clt.cli.options import CLTOptions, Command, SeedOptions, StudyOptions, layer_numbers
+from vit_clt.cli.command import Command, SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions, layer_numbers
 from vit_clt.errors import InputError, renamed
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.choices import EditKind, TokenKind
+from vit_clt.cli.command import Command, SeedOptions, StudyOptions
 from vit_clt.cli.features import feature_address
-from vit_clt.cli.options import CLTOptions, Command, SeedOptions, StudyOptions
+from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
 

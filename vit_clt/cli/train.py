@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from vit_clt.cli.options import Command, ModelOptions
+from vit_clt.cli.command import Command
+from vit_clt.cli.options import ModelOptions
 from vit_clt.cli.training_options import TrainingOptions, options_in, starting_options, value_of
 from vit_clt.errors import InputError
 

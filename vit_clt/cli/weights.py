@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.cli.options import StudyOptions, load_clt
+from vit_clt.cli.command import StudyOptions
+from vit_clt.cli.options import load_clt
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,169 @@
+"""What every command is: its output folder, how it reports a study, options of all studies."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import tyro
+
+from vit_clt.choices import MAX_GROUPS
+from vit_clt.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vit_clt.analysis.reporting.study import Study
+    from vit_clt.outputs import OutputFolder
+
+
+@dataclass(kw_only=True)
+class Command(ABC):
+    """Options of every command: the folder of its results, and how it is run."""
+
+    other_names: ClassVar[Mapping[str, str]] = {"clt.forget_teacher()": "any_teacher"}
+    """Names of options, by the name of the same argument in the library where that differs."""
+
+    imports: ClassVar[tuple[str, ...]] = ("vit_clt.hooks.hooked_vit",)
+    """Modules imported before the command runs, because they import the slowest libraries: a hooked
+    ViT imports torch, open_clip and transformer_lens."""
+
+    out: Path
+    """Output folder, which must be absent or empty unless --overwrite is given."""
+    overwrite: bool = False
+    """Replace the output of an earlier run once the new one is whole; only files that its
+    manifest.json lists are removed."""
+    device: str = "cpu"
+    """Torch device, e.g. cpu or cuda."""
+    traceback: bool = False
+    """Show the traceback of an error."""
+
+    @classmethod
+    def command_name(cls) -> str:
+        """Name of the command: that of its class, in small letters and with hyphens."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
+
+    @classmethod
+    def defaults(cls, args: Sequence[str]) -> Any:
+        """The options' defaults, for a command in which some of `args` decide others' defaults."""
+        return tyro.MISSING_NONPROP
+
+    @abstractmethod
+    def run(self) -> None:
+        """Check the options, do the work, write its files, and print a summary."""
+
+    def refuse_both(self, **options: object) -> None:
+        """Refuse two options, given by name with their values, if both are set."""
+        if all(options.values()):
+            named = " and ".join(f"--{name.replace('_', '-')}" for name in options)
+            raise InputError(f"{named} are both set; expected one of them.")
+
+    @property
+    def pictures(self) -> bool:
+        """Whether figures are also written as pictures."""
+        return False
+
+    def folder_of(
+        self,
+        *studies: type[Study],
+        more: Sequence[str] = (),
+        begun: str | None = None,
+        resume: bool = False,
+    ) -> OutputFolder:
+        """The output folder of these studies, checked before anything is loaded.
+
+        Args:
+            *studies: classes of the studies.
+            more: further files that the command writes.
+            begun: the file that a study which can be resumed writes first (`OutputFolder`).
+            resume: go on with the study in the folder, if it has one.
+        """
+        from vit_clt.analysis.reporting.study import check_png, study_files
+        from vit_clt.outputs import OutputFolder
+
+        if self.pictures:
+            check_png()
+        return OutputFolder(
+            self.out,
+            [*study_files(*studies, png=self.pictures), *more],
+            self.overwrite,
+            begun=begun,
+            resume=resume,
+            command=self.command_name(),
+        )
+
+    def report(
+        self,
+        folder: OutputFolder,
+        study: Study,
+        command: str,
+        last_line: str | None = None,
+        *,
+        tables: bool = True,
+        finish: bool = True,
+    ) -> None:
+        """Write the files of a study, and print its caption, tables and notes.
+
+        Args:
+            folder: the output folder.
+            study: the study.
+            command: name of the command in metrics.json.
+            last_line: line printed at the end; by default it names the folder.
+            tables: print more than the last line.
+            finish: the command writes nothing after this study.
+        """
+        from vit_clt.analysis.reporting.study import write_study
+
+        write_study(folder.open(), study, command, png=self.pictures, finish=finish)
+        if tables:
+            print(study.caption())
+            print_table(study.printed())
+            for heading, table in study.further_tables().items():
+                print(f"\n{heading}")
+                print_table(table)
+            for note in study.notes():
+                print(note)
+        print(last_line or f"written to {folder.path}", flush=True)
+
+
+@dataclass(kw_only=True)
+class StudyOptions(Command):
+    """Options of a command that draws a figure."""
+
+    png: bool = False
+    """Also write the figure as PNG; this needs the extra "png" and Chrome or Chromium."""
+
+    @property
+    def pictures(self) -> bool:
+        """Whether figures are also written as pictures."""
+        return self.png
+
+
+@dataclass(kw_only=True)
+class SeedOptions:
+    """Option of a command that draws at random."""
+
+    seed: int = 0
+    """Seed of everything that is drawn at random."""
+
+
+@dataclass(kw_only=True)
+class GroupOptions:
+    """Option of a command that keeps sums of every image."""
+
+    max_groups: int = MAX_GROUPS
+    """More images than this are added up in this many random groups, which bounds memory; intervals
+    are then a bootstrap over groups."""
+
+
+def print_table(table: pd.DataFrame) -> None:
+    """Print a plain table, the first column aligned left and the others right."""
+    from tabulate import tabulate
+
+    align = ["left", *["right"] * (len(table.columns) - 1)]
+    rows = table.astype(str).to_numpy().tolist()
+    print(tabulate(rows, list(table.columns), "plain", colalign=align, disable_numparse=True))
