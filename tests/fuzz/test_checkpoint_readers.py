@@ -27,7 +27,8 @@ from vit_clt.analysis.retrieval.index import RetrievalIndex
 from vit_clt.cli.train import Train
 from vit_clt.data.images import TensorImages
 from vit_clt.errors import InputError
-from vit_clt.hooks import HookedViT, hooked_vit
+from vit_clt.hooks import HookedViT
+from vit_clt.hooks.towers import load_open_clip
 from vit_clt.inputs import read_json
 from vit_clt.interchange.circuit_tracer import export_circuit_tracer, import_circuit_tracer
 from vit_clt.training.checkpoints import Checkpoints
@@ -136,7 +137,7 @@ def test_teacher(teacher: Files, data: Any) -> None:
     folder = teacher.damaged(data.draw)
     with pytest.MonkeyPatch.context() as patch:
         # it takes most of the time, and has its own tests
-        patch.setattr(hooked_vit, "load_tokenizer", lambda model: None)
+        patch.setattr(load_open_clip, "load_tokenizer", lambda model: None)
         found = refused_or(lambda: HookedViT.from_open_clip(f"local-dir:{folder}"))
     if found is not None:
         assert finite(found.state_dict())

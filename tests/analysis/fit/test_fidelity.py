@@ -27,7 +27,7 @@ from vit_clt import (
 from vit_clt.analysis import fidelity
 from vit_clt.analysis.fit.fidelity_study import Fidelity
 from vit_clt.analysis.reporting.study import study_files
-from vit_clt.analysis.stats.readings import bootstrap_means
+from vit_clt.analysis.stats.intervals import bootstrap_means
 from vit_clt.cli import main
 from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps

@@ -206,7 +206,8 @@ def test_equals_the_models_own_forward_bit_for_bit(
 def test_state_dict_is_the_models_own(family: str, plain: nn.Module, vit: HookedViT) -> None:
     expected, found = plain.state_dict(), vit.state_dict()
     assert list(found) == list(expected)
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    # CoCa leaves its text projection uninitialised, which may be NaN
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert vit.identity() == HookedViT(plain).identity()
 
 
