@@ -34,9 +34,9 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
     that the model has."""
     layers: str | None = None
     """Source layers, e.g. 7-11 or 0,4,7-11 (inclusive); default: every layer."""
-    query: tuple[int, ...] = (0, 1, 2)
-    """Numbers of the images of --data whose nearest images are shown. Class consistency is measured
-    on all images."""
+    query: tuple[int, ...] | None = None
+    """Numbers of the images of --data whose nearest images are shown; default: the first three.
+    Class consistency is measured on all images."""
     top: int = 5
     """Number of nearest images per query and layer."""
     index: Path | None = None
@@ -60,7 +60,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
             clt,
             data,
             self.load_corpus(vit, data),
-            self.query,
+            range(min(3, len(data))) if self.query is None else self.query,
             k=self.top,
             tokens=self.tokens or vit.cfg.rows.having(("cls", "patch")),
             layers=None if self.layers is None else layer_numbers(self.layers),
