@@ -67,7 +67,15 @@ def test_a_command_imports_no_other_and_no_torch():
         "False",
         *(
             f"vit_clt.cli.{each}"
-            for each in ("commands", "options", "probe", "ranges", "terminal", "tyro_text")
+            for each in (
+                "command",
+                "commands",
+                "options",
+                "probe",
+                "ranges",
+                "terminal",
+                "tyro_text",
+            )
         ),
     }
 
