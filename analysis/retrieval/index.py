@@ -285,6 +285,8 @@ class RetrievalIndex:
             }
             if not all(fits(each, float) for by_layer in l0.values() for each in by_layer.values()):
                 raise ValueError("l0 holds other values than finite numbers")
+            # a whole number in JSON is an int
+            l0 = {kind: {s: float(each) for s, each in l0[kind].items()} for kind in l0}
             if not set(facts.layers) <= set(range(clt.config.n_layers)):
                 raise ValueError(f"layers are {str(facts.layers)[:50]}")
         teacher = vit.identity()
