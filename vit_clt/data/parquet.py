@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vit_clt.data.splits import split_names
-from vit_clt.data.tables import Column, Table
+from vit_clt.data.tables import Column, Table, stated_names
 from vit_clt.data.temporary import TemporaryFolder
 from vit_clt.errors import InputError
 from vit_clt.inputs import parse_json, reading
@@ -208,9 +208,7 @@ def _columns(schema: pa.Schema) -> list[Column]:
     for field in schema:
         feature = features.get(field.name) if isinstance(features, dict) else None
         kind = feature.get("_type") if isinstance(feature, dict) else None
-        names = feature.get("names") if isinstance(feature, dict) else None
-        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            names = None
+        names = stated_names(feature.get("names") if isinstance(feature, dict) else None)
         # pandas writes encoded images as a struct of bytes and path, without the type
         struct = pa.types.is_struct(field.type) and {f.name for f in field.type} == {
             "bytes",

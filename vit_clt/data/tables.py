@@ -34,6 +34,12 @@ class Column:
     """The names of the classes, of a ClassLabel."""
 
 
+def stated_names(names: Any) -> list[str] | None:
+    """The class names that a file states; None where they are not a list of texts."""
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_list else None
+
+
 class Table(ABC):
     """Rows of named columns, read when they are asked for."""
 
@@ -75,7 +81,7 @@ class DatasetTable(Table):
             kind = type(feature).__name__
             if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
                 kind = "Image"
-            self.columns.append(Column(column, kind, getattr(feature, "names", None)))
+            self.columns.append(Column(column, kind, stated_names(getattr(feature, "names", None))))
 
     def __len__(self) -> int:
         return len(self._dataset)
