@@ -22,7 +22,7 @@ demo: $(STAMP)   ## train and study a CLT on handwritten digits, offline, under 
 	@$(BIN)/vit-clt demo --out out/demo --overwrite
 
 test: $(STAMP)   ## run the tests
-	@echo "== tests (about six minutes on two cores)"
+	@echo "== tests (7 to 11 minutes on two cores)"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=5
 
 fuzz: $(STAMP)   ## read damaged and hostile files, 20,000 for each reader (about an hour)
