@@ -19,6 +19,8 @@ TranscoderKind = Literal["clt", "plt"]
 Preset = Literal["paper", "small", "demo"]
 Backend = Literal["auto", "dense", "sparse"]
 LrSchedule = Literal["linear", "cosine", "constant"]
+Start = Literal["drawn", "centred"]
+"""Weights as drawn and biases at zero, or fitted to the means of the activations."""
 Optimiser = Literal["adamw", "adamw8bit"]
 Precision = Literal["fp32", "tf32", "bf16"]
 Unreadable = Literal["stop", "skip"]

@@ -33,7 +33,6 @@ from vit_clt.training.batches import (
     TokenBatch,
     ViTReader,
     epoch_batches,
-    norm_scales,
 )
 from vit_clt.training.order import ShardPlan, in_groups
 from vit_clt.training.store import ActivationStore
@@ -363,38 +362,6 @@ def test_a_cache_gives_the_recomputed_values_in_bfloat16(vit, pixels, tmp_path):
     in_order = torch.cat([group.y for group in reader.read(groups)], 1)
     shuffled = torch.cat([group.y for group in reader.read([[8, 3], [5, 0, 13]])], 1)
     assert torch.equal(shuffled, in_order[:, [8, 3, 5, 0, 13]])
-
-
-# ---- normalisation ----------------------------------------------------------------------------
-
-
-def test_norm_scales_bring_readable_tokens_to_the_root_of_the_width(vit, pixels):
-    broken = [1, 13]
-    kept = [row for row in range(N) if row not in broken]
-    reader = recomputed(vit, with_broken(pixels, *broken), skip=True)
-    scales = norm_scales(reader.read(in_groups(range(N))), 16)
-    direct = capture(vit, pixels[kept])
-    for scale, values in zip(scales, (direct.x, direct.y), strict=True):
-        expected = 4.0 / values.double().square().sum(-1).sqrt().mean((1, 2))
-        torch.testing.assert_close(scale, expected.float(), rtol=1e-5, atol=0)
-
-
-def test_a_layer_of_zeros_is_named(vit, pixels):
-    clip = tiny_clip()
-    for parameter in clip.visual.transformer.resblocks[2].mlp.c_proj.parameters():
-        parameter.data.zero_()
-    reader = recomputed(HookedViT(clip), TensorImages(pixels))
-    with pytest.raises(InputError) as error:
-        norm_scales(reader.read(in_groups(range(N))), 16)
-    assert "blocks.2.hook_mlp_out is zero on every token" in one_sentence(error)
-
-
-@pytest.mark.parametrize("rows", [range(0), range(3)])
-def test_normalisation_needs_an_image(vit, pixels, rows):
-    reader = recomputed(vit, with_broken(pixels, 0, 1, 2), skip=True)
-    with pytest.raises(InputError) as error:
-        norm_scales(reader.read(in_groups(rows)), 16)
-    assert "none of the images can be read" in one_sentence(error)
 
 
 # ---- stopwatch ----------------------------------------------------------------------------------

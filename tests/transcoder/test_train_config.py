@@ -11,7 +11,7 @@ import pytest
 from assertions import one_sentence
 
 from vit_clt import InputError, TrainConfig
-from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Unreadable
+from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Start, Unreadable
 from vit_clt.transcoder.sparsifiers import (
     SPARSIFIERS,
     JumpReLUTraining,
@@ -42,6 +42,7 @@ ZERO_OR_MORE = {
     "checkpoint_every": int,
 }
 CHOICES = {
+    "start": Start,
     "lr_schedule": LrSchedule,
     "optimiser": Optimiser,
     "precision": Precision,

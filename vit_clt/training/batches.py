@@ -25,7 +25,6 @@ from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks.activations import IMAGES_PER_PASS, capture
 from vit_clt.hooks.hooked_vit import HookedViT
-from vit_clt.hooks.points import HOOK_IN, HOOK_OUT
 from vit_clt.hooks.rows import TokenRows
 from vit_clt.training.order import BufferLoad, ShardPlan
 from vit_clt.training.store import ActivationStore
@@ -231,32 +230,6 @@ def _ignore_interrupts(worker: int) -> None:
 
 def _as_is(value: Any) -> Any:
     return value
-
-
-@torch.no_grad()
-def norm_scales(
-    groups: Iterable[GroupActivations], d_model: int
-) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
-    """Factors per layer, of x and of y, that bring the mean norm of a token row to sqrt(d_model).
-
-    Raises:
-        InputError: x or y of a layer is zero everywhere, or no image can be read.
-    """
-    totals: Tensor | None = None
-    rows = 0
-    for group in groups:
-        # unreadable images are zeros, which add nothing
-        norms = torch.stack([v.double().norm(dim=-1).sum((1, 2)) for v in (group.x, group.y)])
-        totals = norms if totals is None else totals + norms
-        rows += int(group.readable.sum()) * group.x.shape[2]
-    if totals is None or rows == 0:
-        raise InputError("none of the images can be read; expected at least one.")
-    for values, point in zip(totals, (HOOK_IN, HOOK_OUT), strict=True):
-        if (values == 0).any():
-            silent = point.format(l=int((values == 0).nonzero()[0]))
-            raise InputError(f"{silent} is zero on every token; expected activations that vary.")
-    scales = (d_model**0.5 * rows / totals).float()
-    return scales[0], scales[1]
 
 
 def epoch_batches(

@@ -207,6 +207,13 @@ def model_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: _whole(value.detach()) for name, value in _named_tensors(module)}
 
 
+def put_model(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load the tensors of `model_tensors` in place. Every process must call this."""
+    with torch.no_grad():
+        for name, value in _named_tensors(module):
+            _put(value, tensors[name])
+
+
 def optimiser_tensors(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Whole optimiser state by name, "parameter/key". Every process must call this."""
     return {name: _whole(value) for name, value in _state(module, optimiser)}
@@ -224,9 +231,8 @@ def restore(
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step()
     optimiser.zero_grad()
+    put_model(module, model)
     with torch.no_grad():
-        for name, value in _named_tensors(module):
-            _put(value, model[name])
         for name, value in _state(module, optimiser):
             _put(value, state[name])
 

@@ -20,18 +20,19 @@ from vit_clt.training.batches import (
     Stopwatch,
     TokenBatch,
     epoch_batches,
-    norm_scales,
 )
 from vit_clt.training.checkpoints import Checkpoint, Checkpoints
 from vit_clt.training.engine import (
     Engine,
     model_tensors,
     optimiser_tensors,
+    put_model,
     restore,
     seeded_globally,
 )
 from vit_clt.training.objective import Activity, Objective, learning_rate
 from vit_clt.training.order import ShardPlan, in_groups, seeded
+from vit_clt.training.start import Moments, moments, start_
 from vit_clt.training.step import Stepper, VarianceSums
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -198,7 +199,7 @@ class Run:
         """Train to the last step. Returns the CLT in raw units."""
         self._log({"event": "start", "step": self.step})
         if self.scales is None:
-            self.scales = self._measured_scales()
+            self._start()
         with tqdm(
             total=self.total, initial=self.step, unit="step", disable=not progress, desc="train"
         ) as bar:
@@ -319,15 +320,23 @@ class Run:
                 self.save()
             raise
 
-    def _measured_scales(self) -> tuple[Tensor, Tensor]:
+    def _start(self) -> None:
+        """Measure the scales, and bring the weights to their start."""
+        measured = self._measured()
+        if self.settings.start == "centred":
+            tensors = model_tensors(self._objective().clt)
+            start_(tensors, measured, signed=self.config.sparsifier.signed)
+            put_model(self._objective().clt, tensors)
+        self.scales = measured.scale_x, measured.scale_y
+
+    def _measured(self) -> Moments:
         order = torch.randperm(
             len(self.images), generator=seeded(self.settings.seed, "normalisation")
         )
         sample = [self.images[i] for i in order[: self.settings.norm_images].tolist()]
-        scales = norm_scales(self.reader.read(in_groups(sample)), self.config.d_model)
+        measured = moments(self.reader.read(in_groups(sample)), self.vit.cfg.rows)
         # the mean is the same in every process, though their kernels may round differently
-        x, y = (self.engine.total(s) / self.engine.n_processes for s in scales)
-        return x, y
+        return measured.map(lambda value: self.engine.total(value) / self.engine.n_processes)
 
     def _skipped(self) -> set[int]:
         """Unreadable images that any process came across. Every process must call this."""

@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, get_args
 
-from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Unreadable, check_choice
+from vit_clt.choices import (
+    Backend,
+    LrSchedule,
+    Optimiser,
+    Precision,
+    Start,
+    Unreadable,
+    check_choice,
+)
 from vit_clt.errors import InputError
 from vit_clt.inputs import reading
 from vit_clt.typed import made
@@ -83,6 +91,9 @@ class TrainConfig:
     """Of initialisation, image order and token order."""
     cls_weight: float | int = 1.0
     """Weight of a CLS row in the loss; CLS is one row in 50 or 197."""
+    start: Start = "drawn"
+    """"drawn": as the CLT is made, biases at zero. "centred": encoder rows of norm 1, biases at the
+    means of x and y, and one feature a layer for what sets CLS rows apart."""
     warmup_steps: int = 1000
     """Linear warm-up, at most 5 % of all steps."""
     lr_schedule: LrSchedule = "linear"
@@ -135,6 +146,7 @@ class TrainConfig:
             self, "warmup_steps", "decay_fraction", "val_images", "workers", "checkpoint_every"
         )
         check_share(self, "decay_fraction")
+        check_choice("start", self.start, get_args(Start))
         check_choice("lr_schedule", self.lr_schedule, get_args(LrSchedule))
         check_choice("optimiser", self.optimiser, get_args(Optimiser))
         check_choice("precision", self.precision, get_args(Precision))
@@ -199,6 +211,8 @@ def check_share(settings: object, *names: str) -> None:
 
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(),
-    "small": TrainConfig(lr=1e-3, epochs=3, batch_size=1024, val_images=200),
-    "demo": TrainConfig(lr=2e-3, epochs=12, batch_size=512),
+    "small": TrainConfig(
+        lr=3e-3, epochs=3, batch_size=1024, val_images=200, start="centred", cls_weight=4
+    ),
+    "demo": TrainConfig(lr=3e-3, epochs=12, batch_size=512, start="centred", cls_weight=4),
 }
