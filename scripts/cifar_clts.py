@@ -47,6 +47,8 @@ def train(name: str, root: Path) -> None:
         "epochs": 3,
         "batch-size": 1024,
         "lr": 1e-3,
+        "start": "drawn",
+        "cls-weight": 1,
         "seed": seed,
         "cache": OUT / "cache",
         "out": OUT / name,
