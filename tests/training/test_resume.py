@@ -278,7 +278,7 @@ def test_a_signal_saves_the_step_it_stopped_at(
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--lr 1e-4", ["--lr is 0.0001; ", " 0.001, "]),
+        ("--lr 1e-4", ["--lr is 0.0001; ", " 0.003, "]),
         ("--k 5", ["--k is 5; ", " 4, "]),
         ("--sparsifier abs_topk", ["--sparsifier is 'abs_topk'; ", " 'relu_topk', "]),
         ("--seed 1", ["--seed is 1; ", " 0, "]),
