@@ -34,8 +34,7 @@ def pixels(
     if normalise is None:
         raise InputError(
             "vit",
-            "has no preprocessing with a Normalize step; expected one from "
-            "HookedViT.from_open_clip.",
+            "has no preprocessing with a Normalize step; expected a model that was loaded by name.",
         )
     mean, std = (torch.as_tensor(v).view(3, 1, 1) for v in (normalise.mean, normalise.std))
     plain = (images.cpu() * std + mean).clamp(0, 1) * 255

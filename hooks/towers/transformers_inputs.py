@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import Normalize
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from vit_clt.errors import InputError
@@ -31,6 +32,14 @@ class Preprocessing:
         found = self.processor(images=image.convert("RGB"), return_tensors="pt")
         pixels: Tensor = found["pixel_values"][0]
         return pixels
+
+    @property
+    def transforms(self) -> list[Normalize]:
+        """The normalisation alone, found where torchvision's Compose has it; pictures undo it."""
+        processor = self.processor
+        if not processor.do_normalize:
+            return [Normalize([0.0] * 3, [1.0] * 3)]
+        return [Normalize(processor.image_mean, processor.image_std)]
 
     def __repr__(self) -> str:
         """All settings, by which two preprocessings are compared."""
