@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test fuzz bench bench-gpu cifar-clts adding check format lint types map clean
+.PHONY: help setup demo test fuzz bench bench-gpu bench-quality cifar-clts adding check format lint types map clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -47,6 +47,10 @@ bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies o
 bench-gpu: $(STAMP)  ## time the step at paper size on a GPU, into out/bench/gpu.json
 	@echo "== bench-gpu, fails if others use the GPU"
 	@$(BIN)/python benchmarks/bench_gpu.py --out out/bench/gpu.json
+
+bench-quality: $(STAMP)  ## race ours and others' trainers for FVU (PEERS: docs/results/quality_race.md; resumes)
+	@echo "== bench-quality, into out/quality_race/adding"
+	@$(BIN)/python benchmarks/bench_quality.py $(if $(PEERS),--peers $(PEERS))
 
 cifar-clts: $(STAMP)  ## train the five CIFAR-10 transcoders of docs/results (about 95 minutes; resumes)
 	@echo "== CIFAR-10 CLTs, into out/cifar10"

@@ -33,7 +33,7 @@ def settings_of(preset: str, epochs: int, seed: int, images: int, n_tokens: int)
             f"--images: found {images}, expected a number whose {n_tokens} rows an image make "
             f"whole batches of {settings.batch_size}"
         )
-    every = max(1, settings.n_steps(images, n_tokens) // 4)
+    every = -(-settings.n_steps(images, n_tokens) // 4)
     return replace(settings, checkpoint_every=every)
 
 

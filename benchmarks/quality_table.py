@@ -18,8 +18,9 @@ def print_tables(records: Sequence[Record]) -> None:
     print_steps(by_name)
     ours = by_name.get("ours")
     if ours:
-        print_time(by_name, budget=mean(seconds(each) for each in ours))
-        print_margins(by_name)
+        budget = mean(seconds(each) for each in ours)
+        print_time(by_name, budget)
+        print_margins(by_name, budget)
 
 
 def print_steps(by_name: dict[str, list[Record]]) -> None:
@@ -60,12 +61,11 @@ def print_time(by_name: dict[str, list[Record]], budget: float) -> None:
             )
 
 
-def print_margins(by_name: dict[str, list[Record]]) -> None:
+def print_margins(by_name: dict[str, list[Record]], budget: float) -> None:
     """The best peer's FVU over ours, beside what two seeds differ by."""
     peers = {n: each for n, each in by_name.items() if n.split(",")[0] not in ("ours", "ridge")}
     if not peers:
         return
-    budget = mean(seconds(each) for each in by_name["ours"])
     print("\n| | ours | best peer | peer / ours | seeds differ by, ours and peer |")
     print("|---|---|---|---|---|")
     for when in ("equal steps", "equal time"):

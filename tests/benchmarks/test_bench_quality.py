@@ -179,7 +179,7 @@ def test_equal_time_is_the_first_point_with_as_much(race):
 
 
 def test_a_race_of_ours_is_measured_once_and_kept(race, tmp_path, capsys):
-    arguments = ["--model", "digits", "--data", "digits", "--images", "1024", "--held-out", "40"]
+    arguments = ["--model", "digits", "--data", "digits", "--images", "512", "--held-out", "40"]
     arguments += ["--n-features", "32", "--k", "4", "--epochs", "1", "--seeds", "0"]
     arguments += ["--only", "ours, per layer", "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as ended:
