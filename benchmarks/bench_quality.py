@@ -231,6 +231,8 @@ def main(arguments: list[str] | None = None) -> None:
         records = results(race, interpreters)
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
+    if not records:
+        parser.error("--only: nobody of these has an interpreter or a result")
     print_tables(records)
     load = max(max(each["load"]["load_start"], each["load"]["load_end"]) for each in records)
     print(f"\nload a core, others', at most, while contestants ran: {load:.2f}")
