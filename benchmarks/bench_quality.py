@@ -2,7 +2,7 @@
 
     python benchmarks/bench_quality.py [--peers NAME=/path/to/venv/bin/python ...] [--seeds 0,1]
         [--model NAME --data FORM --images N --held-out N] [--n-features F --k K] [--epochs N]
-        [--only NAME ...] [--again NAME ...] [--out FOLDER]
+        [--lr RATE] [--only NAME ...] [--again NAME ...] [--out FOLDER]
 
 Every contestant trains in a process of its own environment, one thread, on the batches of our
 trainer; all are measured by our code on images that nobody trained on. A contestant's result is a
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,10 @@ class Race:
     def settings(self, seed: int) -> TrainConfig:
         """The settings of our trainer."""
         options = self.options
-        return settings_of(
+        settings = settings_of(
             options.preset, options.epochs, seed, len(self.train), self.vit.cfg.n_tokens
         )
+        return replace(settings, lr=options.lr or settings.lr)
 
     def batches(self, seed: int) -> Path:
         """The file with the batches of a seed, written where it is missing."""
@@ -210,6 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--n-features", type=int, default=512)
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--preset", default="demo", help="whose settings are ours")
+    parser.add_argument("--lr", type=float, help="our learning rate, instead of the preset's")
     parser.add_argument("--epochs", type=int, default=3, help="instead of the preset's")
     choices = [*CONTESTANTS, RIDGE]
     parser.add_argument("--only", nargs="+", default=[], choices=choices, metavar="NAME")

@@ -30,15 +30,16 @@ def print_steps(by_name: dict[str, list[Record]]) -> None:
         end="",
     )
     print("| dead | all MLPs replaced: top-1 %, loss | difference of conversion |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name, each in by_name.items():
         own = [r["curve"][-1] for r in each]
         trained = ", ".join(cell(own, kind) for kind in FVU) if "fvu_cls" in own[0] else "-"
         replaced = [r["readings"]["replaced"] for r in each]
         conversion = max(r.get("conversion", 0.0) for r in each)
         print(
-            f"| {name} | {spread([seconds(r) for r in each], 1)} | {cell(each, 'fvu_cls')} "
-            f"| {cell(each, 'fvu_patch')} | {trained} | {spread([r['l0'] for r in each], 1)} "
+            f"| {name} | {rate(each)} | {len(each)} | {spread([seconds(r) for r in each], 1)} "
+            f"| {cell(each, 'fvu_cls')} | {cell(each, 'fvu_patch')} | {trained} "
+            f"| {spread([r['l0'] for r in each], 1)} "
             f"| {cell(each, 'dead', 2)} | {spread([100 * r['top1'] for r in replaced], 2)}, "
             f"{cell(replaced, 'loss', 4)} | {conversion:.0e} |"
         )
@@ -81,6 +82,13 @@ def print_margins(by_name: dict[str, list[Record]], budget: float) -> None:
                 f"| {title}, {when} | {mean(mine):.4f} | {mean(theirs):.4f}, {best} "
                 f"| {mean(theirs) / mean(mine):.2f} | {width(mine):.4f}, {width(theirs):.4f} |"
             )
+
+
+def rate(records: Sequence[Record]) -> str:
+    """The learning rate, where it is ours."""
+    own = records[0]["name"].endswith("its settings")
+    rates = {record["our_rate"]["lr"] for record in records if "our_rate" in record}
+    return "its own" if own else ", ".join(f"{lr:g}" for lr in sorted(rates)) or "-"
 
 
 def seconds(record: Record) -> float:

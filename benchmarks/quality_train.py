@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +23,15 @@ from quality_lm_saes import lm_saes
 from quality_task import Recorder, Task, versions
 
 
-def ours(task: Task, *, cross_layer: bool) -> None:
-    """This package's `train`, with an activation store, as the preset says."""
+def ours(task: Task, *, cross_layer: bool = True, as_peers_start: bool = False) -> None:
+    """This package's `train`, with an activation store, as the preset says.
+
+    Args:
+        task: what is trained.
+        cross_layer: False trains a per-layer transcoder.
+        as_peers_start: start with drawn weights and biases at zero and weigh all rows alike, as
+            lm-saes and decode-clt do.
+    """
     from safetensors.torch import load_file
 
     from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK, TrainConfig, load_data, train
@@ -32,6 +40,8 @@ def ours(task: Task, *, cross_layer: bool) -> None:
     given = task.ours
     sparsifier = ReLUTopK(task.k)
     settings = TrainConfig.from_json(given["settings"], sparsifier.training)
+    if as_peers_start:
+        settings = replace(settings, start="drawn", cls_weight=1)
     vit = HookedViT.load(given["model"])
     data = load_data(given["data"], vit=vit, split="train", limit=given["images"])
     config = CLTConfig(
@@ -70,7 +80,8 @@ def ours(task: Task, *, cross_layer: bool) -> None:
 
 
 CONTESTANTS: dict[str, Callable[[Task], None]] = {
-    "ours": partial(ours, cross_layer=True),
+    "ours": ours,
+    "ours, started as peers": partial(ours, as_peers_start=True),
     "ours, per layer": partial(ours, cross_layer=False),
     "lm-saes, its settings": partial(lm_saes, recipe=True, our_rate=False),
     "lm-saes, its settings at our rate": partial(lm_saes, recipe=True, our_rate=True),
