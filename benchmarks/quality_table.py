@@ -25,11 +25,9 @@ def print_tables(records: Sequence[Record]) -> None:
 
 def print_steps(by_name: dict[str, list[Record]]) -> None:
     """All contestants after the same steps, and what the readout says of the floors."""
-    print(
-        "\n| after all steps | CPU s | FVU CLS | FVU patches | as trained: CLS, patches | L0 ",
-        end="",
-    )
-    print("| dead | all MLPs replaced: top-1 %, loss | difference of conversion |")
+    print("\n| after all steps | learning rate | seeds | CPU s | FVU CLS | FVU patches ", end="")
+    print("| as trained: CLS, patches | L0 | dead | all MLPs replaced: top-1 %, loss ", end="")
+    print("| difference of conversion |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name, each in by_name.items():
         own = [r["curve"][-1] for r in each]
