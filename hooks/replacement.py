@@ -3,9 +3,10 @@
 At the replaced layers the replaced token rows of `hook_mlp_out` are overwritten by y^_l; other rows
 keep MLP_l(current x_l). With `inputs="stream"` the codes of every source layer that writes to one
 of these layers, replaced or not, come from the live, already altered stream; with "teacher" they
-come from a clean pass of the same images. Sources that write to no replaced layer are not encoded
-(of a per-layer transcoder all but the replaced layers). With an error node the row becomes
-y_clean + (y^_live - y^_clean), which is bit-exact while nothing else is altered.
+come from a clean pass of the same images. A skip connection reads x_l of the same pass. Sources
+that write to no replaced layer are not encoded (of a per-layer transcoder all but the replaced
+layers). With an error node the row becomes y_clean + (y^_live - y^_clean), which is bit-exact while
+nothing else is altered.
 """
 
 from __future__ import annotations
@@ -191,6 +192,8 @@ class _Replacement:
         self.begun = False
         self.codes: dict[int, Codes] = {}
         self.clean_codes: dict[int, Codes] = {}
+        # x_l of the layer in progress, for a skip connection
+        self.x: Tensor | None = None
 
     def fwd_hooks(self) -> FwdHooks:
         hooks: FwdHooks = [("hook_input", self._begin)]
@@ -222,7 +225,7 @@ class _Replacement:
                     f"has shape {tuple(clean_x.shape)}; expected {tuple(x.shape)}, the same "
                     "images.",
                 )
-            codes = self.clt.encode(clean_x[:, self.encoded], layer=source)
+            codes = self.clt.encode(self._clean(HOOK_IN, source), layer=source)
             if self._watched(source):
                 # the live codes of this source are dense: an error node must be decoded alike
                 codes = DenseCodes(codes.to_dense())
@@ -230,8 +233,8 @@ class _Replacement:
             if not self.stream:
                 self.codes[source] = self._expose(codes, source)
         if self.stream:
-            codes = self.clt.encode(x[:, self.encoded], layer=layer)
-            self.codes[layer] = self._expose(codes, layer)
+            self.x = x[:, self.encoded]
+            self.codes[layer] = self._expose(self.clt.encode(self.x, layer=layer), layer)
 
     def _expose(self, codes: Codes, layer: int) -> Codes:
         if not self._watched(layer):
@@ -249,15 +252,20 @@ class _Replacement:
                 f"this forward starts after layer {missing[0]}, whose codes the stream needs; "
                 'start at layer 0, or use replacement_hooks with inputs="teacher" and clean.'
             )
-        recon = self.clt.decode(self.codes, target=layer)
+        clean_x = self._clean(HOOK_IN, layer) if self.clean_names else None
+        x = self.x if self.stream else clean_x
+        recon = self.clt.decode(self.codes, target=layer, x=x)
         point = self.points.get(f"clt.{layer}.hook_recon")
         if point is not None:
             recon = point(recon)
         if self.error_node:
-            clean_y = self.clean[HOOK_OUT.format(l=layer)][:, self.encoded]
-            recon = clean_y + (recon - self.clt.decode(self.clean_codes, target=layer))
+            clean_recon = self.clt.decode(self.clean_codes, target=layer, x=clean_x)
+            recon = self._clean(HOOK_OUT, layer) + (recon - clean_recon)
         out = y.clone()
         out[:, self.rows] = recon[:, self.written].to(y.dtype)
         if layer == self.layers[-1]:
             self.forget()
         return out
+
+    def _clean(self, point: str, layer: int) -> Tensor:
+        return self.clean[point.format(l=layer)][:, self.encoded]

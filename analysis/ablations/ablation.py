@@ -34,7 +34,7 @@ class Ablation(AblationStudy):
 
     @property
     def bias_only(self) -> Reading:
-        """Reading with y^ = b_dec: every term dropped, nothing filled in."""
+        """Reading with y^ = b_dec (and a skip's term): all sources dropped, nothing filled in."""
         return self.readings["bias_only"]
 
     @property

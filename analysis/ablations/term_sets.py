@@ -1,9 +1,10 @@
 """Readings of a model whose MLP outputs at some target layers are rebuilt from a subset of terms.
 
 The rows of every target l become y^_S = b_dec[l] + sum_{s in S} c_{s->l} + (fills of the others),
-at all targets at once. Terms come from the teacher trajectory, also where a layer below is altered.
-Nothing changes before the first target's MLP: the stream up to there is kept, and only what follows
-runs again. Where the output depends only on the class token's row of it, no block runs at all.
+at all targets at once. The term of a skip connection stays in every set, as b_dec does. Terms come
+from the teacher trajectory, also where a layer below is altered. Nothing changes before the first
+target's MLP: the stream up to there is kept, and only what follows runs again. Where the output
+depends only on the class token's row of it, no block runs at all.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class TermBatch:
     """Terms by target."""
     donated: dict[int, Float[Tensor, "_source image row d_model"]]
     """Terms of the donors by target; empty unless the fill is "resample"."""
+    rest: dict[int, Float[Tensor, "*image_row d_model"]]
+    """What every set keeps, by target: b_dec, and with a skip connection + its term of each row."""
     y: dict[int, Float[Tensor, "image row d_model"]]
     """The model's own MLP rows by target."""
     l0: Float[Tensor, " source"]
@@ -70,7 +73,8 @@ class TermBatch:
     @property
     def nbytes(self) -> int:
         """Memory of the terms and the stream."""
-        tensors = [*self.terms.values(), *self.donated.values(), *self.y.values()]
+        of_rows = self.terms, self.donated, self.rest, self.y
+        tensors = [tensor for by_target in of_rows for tensor in by_target.values()]
         return sum(tensor.nbytes for tensor in tensors) + self.clean.nbytes
 
 
@@ -200,12 +204,12 @@ class TermSets:
         return {target: mask.to(self.clt.b_dec.device) for target, mask in masks.items()}
 
     def _references(self, batch: TermBatch) -> dict[str, dict[int, Tensor]]:
-        bias = {t: self.clt.b_dec[t].expand_as(batch.y[t]) for t in self.targets}
+        rest = {t: batch.rest[t].expand_as(batch.y[t]) for t in self.targets}
         return {
-            "full": {t: bias[t] + batch.terms[t].sum(0) for t in self.targets},
-            "bias_only": bias,
-            "floor_zero": {t: torch.zeros_like(bias[t]) for t in self.targets},
-            "floor_mean": {t: self._means.y[t].expand_as(bias[t]) for t in self.targets},
+            "full": {t: rest[t] + batch.terms[t].sum(0) for t in self.targets},
+            "bias_only": rest,
+            "floor_zero": {t: torch.zeros_like(rest[t]) for t in self.targets},
+            "floor_mean": {t: self._means.y[t].expand_as(rest[t]) for t in self.targets},
         }
 
     def _read_sets(self, batch: TermBatch, masks: Mapping[int, Tensor]) -> Iterator[Outcome]:
@@ -225,7 +229,7 @@ class TermSets:
                 kept = masks[target][start : start + size]
                 # One product adds kept terms and fills of the others, for many sets at once.
                 mixed = (kept if self.fill == "zero" else torch.cat([kept, 1 - kept], 1)) @ column
-                values[target] = mixed.unflatten(1, batch.y[target].shape) + self.clt.b_dec[target]
+                values[target] = mixed.unflatten(1, batch.y[target].shape) + batch.rest[target]
             n = min(size, n_sets - start)
             outcome = self.classifier.read(self._embed(batch, values), batch.labels.repeat(n))
             per_image = (outcome.correct, outcome.loss, outcome.top)
@@ -260,17 +264,22 @@ class TermSets:
         first = self.targets[0]
         images, labels = self.data.batch(numbers)
         terms, l0, clean = self._terms(images, {RESID_MID: [first], HOOK_OUT: self.targets})
+        rest = {t: self.clt.b_dec[t] for t in self.targets}
+        rows = token_rows(self.tokens, self.vit.cfg.rows)
+        if self.clt.config.skip:
+            for t in self.targets:
+                rest[t] = rest[t] + self.clt.skip_term(clean.at(HOOK_IN, t)[:, rows], t)
         donated: dict[int, Tensor] = {}
         if self.fill == "resample":
             donors, _ = self.data.batch([self._donors[i] for i in numbers])
             donated, _, _ = self._terms(donors, {})
-        rows = token_rows(self.tokens, self.vit.cfg.rows)
         # Only the class token's row of the stream is kept where no other row is read later.
         kept_rows = rows if self._one_row else slice(None)
         return TermBatch(
             labels=labels,
             terms=terms,
             donated=donated,
+            rest=rest,
             # These are copies, so that the other rows need not stay in memory.
             y={t: clean.at(HOOK_OUT, t)[:, rows].contiguous() for t in self.targets},
             l0=l0,

@@ -391,7 +391,7 @@ def _agreement(a: ContributionScores, b: ContributionScores) -> RankAgreement:
     return rank_agreement(
         a.matrix.numpy(),
         b.matrix.numpy(),
-        score_draws=a.draws[:, :, :-1],
-        effect_draws=b.draws[:, :, :-1],
+        score_draws=a.source_draws,
+        effect_draws=b.source_draws,
         seed=a.seed,
     )

@@ -161,7 +161,7 @@ def gather_evidence(
         (kind, fill, path): rank_agreement(
             scores[kind].matrix.numpy(),
             fill_effects.matrix(path),
-            score_draws=scores[kind].draws[:, :, :-1],
+            score_draws=scores[kind].source_draws,
             effect_draws=fill_effects.draws(path),
             seed=seed,
         )

@@ -281,7 +281,8 @@ def audit(
 def _shape(clt: CrossLayerTranscoder) -> str:
     config = clt.config
     start = ", zero off-diagonal start" if config.zero_cross_init else ""
-    return f"{config.sparsifier.name}, {config.n_features} features a layer{start}"
+    skip = ", skip connection" if config.skip else ""
+    return f"{config.sparsifier.name}, {config.n_features} features a layer{skip}{start}"
 
 
 def _rounded(diagnostic: Diagnostic) -> pd.DataFrame:

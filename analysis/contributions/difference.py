@@ -12,7 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vit_clt.analysis.contributions.scores import ContributionScores, last_target_metrics
+from vit_clt.analysis.contributions.scores import (
+    ContributionScores,
+    cells,
+    last_target_metrics,
+)
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.style import ROW_NAMES
 from vit_clt.analysis.stats.intervals import intervals
@@ -75,18 +79,15 @@ class ScoreDifferences(Study):
     def shown(self) -> pd.DataFrame:
         """The drawn differences at the last target with their paired intervals."""
         first, *others = self.study.names
-        last = len(self.study.first.matrix) - 1
-        columns = {
-            f"{name}, {ROW_NAMES[tokens]}, {kind}": [
-                f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
-                for row in self.drawn(name, tokens, kind).to_frame().itertuples()
-                if row.target == last
-            ]
+        drawn = {
+            f"{name}, {ROW_NAMES[tokens]}, {kind}": self.drawn(name, tokens, kind)
             for name in others
             for kind in self.study.kinds
             for tokens in self.study.tokens
         }
-        sources = [*map(str, range(last + 1)), "bias"]
+        texts = {title: difference.last_target() for title, difference in drawn.items()}
+        sources = max((difference.columns for difference in drawn.values()), key=len)
+        columns = {title: [text.get(s, "-") for s in sources] for title, text in texts.items()}
         return pd.DataFrame({f"source layer ({first} less)": sources, **columns})
 
     def metrics(self) -> list[Metric]:
@@ -112,7 +113,9 @@ class ScoreDifferences(Study):
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """C_a - C_b for every target and source; the last column of every matrix is the bias.
+    """C_a - C_b for every target and source, and for skip connection and bias.
+
+    A CLT without a skip connection is compared with one that has it: its share is 0 there.
 
     Raises:
         InputError: a and b differ in kind, reduction, rows, images or bootstrap draws.
@@ -138,50 +141,67 @@ class ScoreDifference:
                 )
 
     @property
-    def matrix(self) -> Float[Tensor, "target source_and_bias"]:
-        """C_a - C_b; NaN above the diagonal."""
-        a, b = (torch.cat([s.matrix, s.bias[:, None]], 1) for s in (self.a, self.b))
-        return a - b
-
-    @cached_property
-    def draws(self) -> Float[np.ndarray, "draw target source_and_bias"]:
-        """The differences on bootstrap draws of the images, which a and b share."""
-        return self.a.draws - self.b.draws
+    def columns(self) -> list[str]:
+        """What the columns belong to, as of `ContributionScores`: those of either."""
+        return max(self.a.columns, self.b.columns, key=len)
 
     @property
-    def low(self) -> Float[Tensor, "target source_and_bias"]:
+    def matrix(self) -> Float[Tensor, "target column"]:
+        """C_a - C_b; NaN above the diagonal."""
+        return torch.from_numpy(self._less(self.a.values.numpy(), self.b.values.numpy()))
+
+    @cached_property
+    def draws(self) -> Float[np.ndarray, "draw target column"]:
+        """The differences on bootstrap draws of the images, which a and b share."""
+        return self._less(self.a.draws, self.b.draws)
+
+    @property
+    def low(self) -> Float[Tensor, "target column"]:
         """Lower ends of the paired 95 % intervals."""
         return self._ends[0]
 
     @property
-    def high(self) -> Float[Tensor, "target source_and_bias"]:
+    def high(self) -> Float[Tensor, "target column"]:
         """Upper ends of the paired 95 % intervals."""
         return self._ends[1]
 
     @property
-    def clear(self) -> Bool[Tensor, "target source_and_bias"]:
+    def clear(self) -> Bool[Tensor, "target column"]:
         """Whether 0 lies outside the interval."""
         return (self.low > 0) | (self.high < 0)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per (target, source): difference, low, high; `source` is -1 for the bias."""
-        n = len(self.matrix)
-        cells = [(l, s) for l in range(n) for s in [*range(l + 1), -1]]
+        """One row per (target, source): difference, low, high; source -1 is bias, -2 skip."""
+        matrix = self.matrix
         return pd.DataFrame(
             {
                 "target": l,
                 "source": s,
-                "difference": float(self.matrix[l, s]),
-                "low": float(self.low[l, s]),
-                "high": float(self.high[l, s]),
+                "difference": float(matrix[l, column]),
+                "low": float(self.low[l, column]),
+                "high": float(self.high[l, column]),
             }
-            for l, s in cells
+            for l, s, column in sorted(cells(self.columns), key=lambda cell: cell[0])
         )
+
+    def last_target(self) -> dict[str, str]:
+        """The differences at the last target by column, with their paired intervals."""
+        last = torch.stack([self.matrix[-1], self.low[-1], self.high[-1]], 1).tolist()
+        texts = [f"{value:+.3f} ({low:+.3f} to {high:+.3f})" for value, low, high in last]
+        return dict(zip(self.columns, texts, strict=True))
 
     def metrics(self, prefix: str) -> list[Metric]:
         """The differences at the last target, named {prefix}{kind}_{rows}_{source}_to_{target}."""
         name = f"{prefix}{self.a.kind}_{self.a.tokens}"
         return last_target_metrics(name, self.to_frame(), "difference", self.a.n_images)
+
+    def _less(
+        self, a: Float[np.ndarray, "*draw target _a"], b: Float[np.ndarray, "*draw target _b"]
+    ) -> Float[np.ndarray, "*draw target column"]:
+        # a column of zeros stands before the bias where there is no skip connection
+        n, width = len(self.a.matrix), len(self.columns)
+        wide = (v if v.shape[-1] == width else np.insert(v, n, 0.0, axis=-1) for v in (a, b))
+        return np.subtract(*wide)
 
     @cached_property
     def _ends(self) -> tuple[Tensor, Tensor]:

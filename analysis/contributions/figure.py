@@ -27,7 +27,8 @@ def contribution_figure(
 ) -> go.Figure:
     """Heatmaps of C(s->l) on one shared scale, as many rows and columns as `grid` has.
 
-    Targets run down, sources across; the last column is the share of the bias. Numbers stand in
+    Targets run down, sources across; the last columns are the shares of a skip connection, where
+    there is one, and of the bias. Numbers stand in
     the cells of up to 12 layers, where they do not round to 0, and on hover with their 95 %
     intervals. The grey triangle holds sources deeper than their target.
 
@@ -44,8 +45,7 @@ def contribution_figure(
     figure = _panels(len(grid), titles)
     for i, row in enumerate(grid, start=1):
         for j, scores in enumerate(row, start=1):
-            values = torch.cat([scores.matrix, scores.bias[:, None]], 1)
-            _draw(figure, i, j, values, scores.low, scores.high)
+            _draw(figure, i, j, scores.columns, scores.values, scores.low, scores.high)
     l0 = "" if columns else f", L0 = {first.l0:.1f} a token"
     return _finished(
         figure,
@@ -78,7 +78,7 @@ def difference_figure(
             values = each.matrix
             if each.a.kind == "centred":  # its bias is 0 by definition, in both
                 values[:, -1] = torch.nan
-            _draw(figure, i, j, values, each.low, each.high, each.clear)
+            _draw(figure, i, j, each.columns, values, each.low, each.high, each.clear)
     return _finished(
         figure,
         (len(grid), len(grid[0]), len(first.matrix)),
@@ -117,10 +117,11 @@ def _draw(
     figure: go.Figure,
     row: int,
     col: int,
-    values: Float[Tensor, "target source_and_bias"],
-    low: Float[Tensor, "target source_and_bias"],
-    high: Float[Tensor, "target source_and_bias"],
-    clear: Bool[Tensor, "target source_and_bias"] | None = None,
+    columns: Sequence[str],
+    values: Float[Tensor, "target column"],
+    low: Float[Tensor, "target column"],
+    high: Float[Tensor, "target column"],
+    clear: Bool[Tensor, "target column"] | None = None,
 ) -> None:
     """One panel; cells that are not `clear` go into a heatmap of their own, all grey."""
     n = len(values)
@@ -143,7 +144,7 @@ def _draw(
         figure.add_trace(
             go.Heatmap(
                 z=z,
-                x=[*map(str, range(n)), "bias"],
+                x=columns,
                 y=list(map(str, range(n))),
                 text=[[_cell_text(v) for v in line] for line in z],
                 texttemplate="%{text}" if n <= _MOST_LAYERS_WITH_NUMBERS else None,

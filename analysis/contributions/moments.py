@@ -2,7 +2,8 @@
 
 The first pass adds up, per target l and source s, the products of the terms c_s with the
 reconstruction y^ and its error. The second adds up products of the terms about their means over
-all images, which are known only then. Each image keeps one sum over its CLS row and one over its
+all images, which are known only then. A skip connection's W_skip[l] x_l counts as one more term,
+the last. Each image keeps one sum over its CLS row and one over its
 patch rows, never single rows: every score kind, reduction and token kind, of all images, of a
 class, of one image or of a bootstrap draw, follows from them. Beyond `max_groups` images these sums
 are added up in random groups of images (`ImageGroups`), which give the scores of all images and of
@@ -50,32 +51,32 @@ class SuspectRow:
     row_group: int
     """A number of `ROW_GROUPS`."""
     yy: float
-    ratio: Float[Tensor, " source"]
+    ratio: Float[Tensor, " term"]
     bias_ratio: float
-    norm_ratio: Float[Tensor, " source"]
+    norm_ratio: Float[Tensor, " term"]
 
 
 class TargetMoments:
     """Sums over rows at one target layer, all float64; the last axes are group of images, row
     group."""
 
-    def __init__(self, n_sources: int, groups: ImageGroups, bias: Tensor, rows: TokenRows):
+    def __init__(self, n_terms: int, groups: ImageGroups, bias: Tensor, rows: TokenRows):
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, len(groups), 3, dtype=torch.float64)
 
         self._groups = groups
         self.bias = bias.detach()
         self.rows = rows
-        self.ratio = zeros(n_sources)  # <c_s, y^> / <y^, y^>, suspect rows left out
+        self.ratio = zeros(n_terms)  # <c_s, y^> / <y^, y^>, suspect rows left out
         self.bias_ratio = zeros()  # <b, y^> / <y^, y^>, suspect rows left out
         self.ratio_rows = zeros()  # number of rows in `ratio` and `bias_ratio`
-        self.norm_ratio = zeros(n_sources)  # ||c_s|| / sum_j ||c_j||, suspect rows left out
+        self.norm_ratio = zeros(n_terms)  # ||c_s|| / sum_j ||c_j||, suspect rows left out
         self.norm_rows = zeros()  # number of rows in `norm_ratio`
-        self.cy = zeros(n_sources)  # <c_s, y^>
-        self.cc = zeros(n_sources)  # ||c_s||^2
-        self.ce = zeros(n_sources)  # <c_s, y - y^>
-        self.norm = zeros(n_sources)  # ||c_s||
-        self.centred = zeros(n_sources)  # <c_s - mean c_s, y^ - mean y^>, means over all images
+        self.cy = zeros(n_terms)  # <c_s, y^>
+        self.cc = zeros(n_terms)  # ||c_s||^2
+        self.ce = zeros(n_terms)  # <c_s, y - y^>
+        self.norm = zeros(n_terms)  # ||c_s||
+        self.centred = zeros(n_terms)  # <c_s - mean c_s, y^ - mean y^>, means over all images
         self.yy = zeros()  # ||y^||^2
         self.by = zeros()  # <b, y^>
         self.be = zeros()  # <b, y - y^>
@@ -85,7 +86,7 @@ class TargetMoments:
 
     def add(
         self,
-        terms: Float[Tensor, "source image token d_model"],
+        terms: Float[Tensor, "term image token d_model"],
         y: Float[Tensor, "image token d_model"],
         first: int,
     ) -> None:
@@ -139,7 +140,7 @@ class TargetMoments:
         ):
             self._groups.add(total, by_row_group(value, self.rows), first, dim=-2)
 
-    def add_centred(self, terms: Float[Tensor, "source image token d_model"], first: int) -> None:
+    def add_centred(self, terms: Float[Tensor, "term image token d_model"], first: int) -> None:
         """Second pass: add a batch once `add` has seen all images; it overwrites `terms`."""
         terms -= self._mean_terms.mean().to(terms.dtype)[:, None]
         products = _dots(terms, terms.sum(0))
@@ -151,6 +152,8 @@ class ContributionMoments:
     """Moments at every target of one CLT, and the images they were measured on."""
 
     targets: list[TargetMoments]
+    has_skip: bool
+    """Whether the last term of every target is that of a skip connection."""
     groups: ImageGroups
     """Groups of images, each of one image up to `max_groups` images."""
     variation: dict[TokenKind, Float[Tensor, "layer image_group"]]
@@ -230,7 +233,8 @@ def compared_moments(
     groups = image_groups(n, max_groups, seed)
     layers = range(cfg.n_layers)
     targets = [
-        [TargetMoments(l + 1, groups, clt.b_dec[l], cfg.rows) for l in layers] for clt in clts
+        [TargetMoments(l + 1 + clt.config.skip, groups, clt.b_dec[l], cfg.rows) for l in layers]
+        for clt in clts
     ]
     active = torch.zeros(len(clts), cfg.n_layers, len(groups), 3, dtype=torch.float64)
     labels = torch.full((n,), -1)
@@ -247,7 +251,7 @@ def compared_moments(
                 counts = by_row_group(codes.l0().double(), cfg.rows)
                 groups.add(active[i], counts, batch.first, dim=-2)
                 for l in layers:
-                    targets[i][l].add(_terms(clt, codes, l), batch.y[l], batch.first)
+                    targets[i][l].add(_terms(clt, codes, batch.x, l), batch.y[l], batch.first)
             batch.y = None
             room -= batch.nbytes()
             if room >= 0:
@@ -270,11 +274,12 @@ def compared_moments(
                 groups.add(variation[kind], about_mean, batch.first, dim=-1)
             for i, (clt, codes) in enumerate(zip(clts, batch.codes, strict=True)):
                 for l in layers:
-                    targets[i][l].add_centred(_terms(clt, codes, l), batch.first)
+                    targets[i][l].add_centred(_terms(clt, codes, batch.x, l), batch.first)
             bar.update(batch.size)
     return [
         ContributionMoments(
             targets[i],
+            clts[i].config.skip,
             groups,
             variation,
             active[i],
@@ -293,6 +298,8 @@ class _Batch:
     first: int
     labels: Tensor
     codes: list[Codes]
+    x: Float[Tensor, "layer image token d_model"] | None
+    """MLP inputs, where a skip connection reads them."""
     y: Float[Tensor, "layer image token d_model"] | None
     y_sums: Float[Tensor, "layer image row_group d_model"]
     y_power: Float[Tensor, "layer image row_group"]
@@ -306,7 +313,8 @@ class _Batch:
         return slice(self.first, self.first + self.size)
 
     def nbytes(self) -> int:
-        return self.y_sums.nbytes + sum(codes.nbytes() for codes in self.codes)
+        inputs = 0 if self.x is None else self.x.nbytes
+        return inputs + self.y_sums.nbytes + sum(codes.nbytes() for codes in self.codes)
 
 
 def _batches(
@@ -326,7 +334,8 @@ def _batches(
         power = by_row_group(y.square().sum(-1), vit.cfg.rows)
         sums = torch.stack([part.sum(2) for part in _parts(y, vit.cfg.rows, dim=2)], 2)
         codes = [clt.encode(activations.x) for clt in clts]
-        yield _Batch(start, labels, codes, activations.y, sums, power)
+        x = activations.x if any(clt.config.skip for clt in clts) else None
+        yield _Batch(start, labels, codes, x, activations.y, sums, power)
 
 
 def _kind_means(
@@ -340,8 +349,13 @@ def _kind_means(
     }
 
 
-def _terms(clt: CrossLayerTranscoder, codes: Codes, target: int) -> Tensor:
+def _terms(
+    clt: CrossLayerTranscoder, codes: Codes, x: Tensor | None, target: int
+) -> Float[Tensor, "term image token d_model"]:
     terms = clt.contributions(codes, target=target)
+    if clt.config.skip:
+        assert x is not None
+        terms = torch.cat([terms, clt.skip_term(x[target], target)[None]])
     return terms.to(torch.promote_types(terms.dtype, torch.float32))
 
 

@@ -24,10 +24,10 @@ NEGLIGIBLE = 1e-12
 
 @dataclass(frozen=True)
 class ScoreParts:
-    """Summands of one score at one target by group of images, each of one image as a rule; the last
-    row of `numerator` belongs to the bias."""
+    """Summands of one score at one target by group of images, each of one image as a rule; the rows
+    of `numerator` belong to the sources, to a skip connection if there is one, and to the bias."""
 
-    numerator: Float[Tensor, "source_and_bias image_group"]
+    numerator: Float[Tensor, "column image_group"]
     denominator: Float[Tensor, " image_group"]
     scale: Float[Tensor, " image_group"]
     """||y^||^2, with which a denominator is compared to see whether it is only rounding; 0 where a
@@ -87,10 +87,10 @@ def score_parts(
 
 
 def shares(
-    numerator: Float[Tensor, "*draw source_and_bias"],
+    numerator: Float[Tensor, "*draw column"],
     denominator: Float[Tensor, "*draw"],
     scale: Float[Tensor, "*draw"],
-) -> Float[Tensor, "*draw source_and_bias"]:
+) -> Float[Tensor, "*draw column"]:
     """Scores from the sums of `ScoreParts` over images; NaN where a denominator is only rounding.
 
     Args:
@@ -103,6 +103,6 @@ def shares(
 
 
 def _parts(
-    sources: Tensor, bias: Tensor, denominator: Tensor, scale: Tensor, excluded: Tensor
+    terms: Tensor, bias: Tensor, denominator: Tensor, scale: Tensor, excluded: Tensor
 ) -> ScoreParts:
-    return ScoreParts(torch.cat([sources, bias[None]]), denominator, scale, excluded)
+    return ScoreParts(torch.cat([terms, bias[None]]), denominator, scale, excluded)

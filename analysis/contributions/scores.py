@@ -1,6 +1,7 @@
 """Contribution scores C(s->l): from which depth can y_l be sparsely read?
 
-With terms c_s = W_dec[s->l] z_s and y^_l = b_dec[l] + sum_s c_s, over the scored token rows:
+With terms c_s = W_dec[s->l] z_s and y^_l = b_dec[l] + sum_s c_s, over the scored token rows (the
+term of a skip connection, W_skip[l] x_l, has a column of its own and counts in sums as a c_s does):
 
     projection  E[<c_s, y^> / <y^, y^>]; with the bias column it sums to 1; may be negative
     centred     E<c_s - mean c_s, y^ - mean y^> / E||y^ - mean y^||^2, means over images at the
@@ -69,6 +70,8 @@ class ContributionScores(Study):
     """C(s->l), NaN above the diagonal (s > l)."""
     bias: Float[Tensor, " target"]
     """Score of b_dec; NaN for norm, whose shares are among terms alone; 0 for centred."""
+    skip: Float[Tensor, " target"] | None
+    """Score of the skip connection, which reads x_l alone; None for a CLT without one."""
     excluded: Int[Tensor, " target"]
     """Number of token rows that a mean of ratios leaves out because ||y^||^2 is negligible. Rows on
     which every term is zero, which norm leaves out too, are not counted."""
@@ -92,9 +95,26 @@ class ContributionScores(Study):
         """Kind, reduction, rows and images, for captions."""
         return f"{self.kind} ({self.reduce.replace('_', ' ')}), {self.tokens} rows, {self.data}"
 
+    @property
+    def columns(self) -> list[str]:
+        """What the columns of `values` belong to: the sources, "skip" if there is one, "bias"."""
+        skip = [] if self.skip is None else ["skip"]
+        return [*map(str, range(len(self.matrix))), *skip, "bias"]
+
+    @property
+    def values(self) -> Float[Tensor, "target column"]:
+        """`matrix`, `skip` and `bias` side by side."""
+        rest = [self.bias] if self.skip is None else [self.skip, self.bias]
+        return torch.cat([self.matrix, torch.stack(rest, 1)], 1)
+
+    @property
+    def source_draws(self) -> Float[np.ndarray, "draw target source"]:
+        """`draws` of the matrix alone."""
+        return self.draws[:, :, : len(self.matrix)]
+
     @cached_property
-    def draws(self) -> Float[np.ndarray, "draw target source_and_bias"]:
-        """The matrix, with the bias as its last column, on bootstrap draws of the scored images.
+    def draws(self) -> Float[np.ndarray, "draw target column"]:
+        """`values` on bootstrap draws of the scored images.
 
         Every score is a ratio of two sums over images, and each draw divides its sums. Where images
         were added up in groups, groups are drawn (`ImageGroups`). The means
@@ -103,29 +123,29 @@ class ContributionScores(Study):
         draws, so that their differences are paired. All draws are NaN where there is one image.
         """
         n = len(self.moments.targets)
-        scores = np.full((RESAMPLES, n, n + 1), np.nan)
+        scores = np.full((RESAMPLES, n, len(self.columns)), np.nan)
         if self.n_images < 2:
             return scores
         parts = [self._parts(l) for l in range(n)]
-        columns = [torch.cat([p.numerator, p.denominator[None], p.scale[None]]) for p in parts]
-        values = torch.cat(columns)[:, self.moments.groups_of(self.images)].T.numpy()
+        summed = [torch.cat([p.numerator, p.denominator[None], p.scale[None]]) for p in parts]
+        values = torch.cat(summed)[:, self.moments.groups_of(self.images)].T.numpy()
         means = np.split(
-            bootstrap_means(values, self.seed), np.cumsum([len(c) for c in columns])[:-1], axis=1
+            bootstrap_means(values, self.seed), np.cumsum([len(s) for s in summed])[:-1], axis=1
         )
         for l, target_means in enumerate(means):
             sums = torch.from_numpy(target_means)
             drawn = shares(sums[:, :-2], sums[:, -2], sums[:, -1])
-            scores[:, l, : l + 1], scores[:, l, -1] = drawn[:, :-1], drawn[:, -1]
+            scores[:, l, : l + 1], scores[:, l, n:] = drawn[:, : l + 1], drawn[:, l + 1 :]
         return scores
 
     @cached_property
-    def low(self) -> Float[Tensor, "target source_and_bias"]:
-        """Lower ends of the 95 % intervals; the last column is the bias'."""
+    def low(self) -> Float[Tensor, "target column"]:
+        """Lower ends of the 95 % intervals of `values`."""
         return self._ends[0]
 
     @cached_property
-    def high(self) -> Float[Tensor, "target source_and_bias"]:
-        """Upper ends of the 95 % intervals; the last column is the bias'."""
+    def high(self) -> Float[Tensor, "target column"]:
+        """Upper ends of the 95 % intervals of `values`."""
         return self._ends[1]
 
     def rescored(self, kind: ScoreKind) -> ContributionScores:
@@ -144,20 +164,17 @@ class ContributionScores(Study):
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per (target, source): score, low, high; `source` is -1 for the bias column."""
-        n = len(self.matrix)
-        whole = torch.cat([self.matrix, self.bias[:, None]], 1)
-        cells = [(l, s, s) for l in range(n) for s in range(l + 1)]
-        cells += [(l, -1, n) for l in range(n)]
+        """One row per (target, source): score, low, high; `source` is -1 for bias, -2 for skip."""
+        values = self.values
         return pd.DataFrame(
             {
                 "target": l,
                 "source": s,
-                "score": float(whole[l, column]),
+                "score": float(values[l, column]),
                 "low": float(self.low[l, column]),
                 "high": float(self.high[l, column]),
             }
-            for l, s, column in cells
+            for l, s, column in cells(self.columns)
         )
 
     def facts(self) -> Facts:
@@ -186,19 +203,23 @@ class ContributionScores(Study):
         )
 
     def shown(self) -> pd.DataFrame:
-        """One row per target: the share of every source, and of the bias."""
-        n = len(self.matrix)
-        columns = ["target layer", *map(str, range(n)), "bias"]
-        whole = torch.cat([self.matrix, self.bias[:, None]], 1).tolist()
-        cells = [["" if share != share else f"{share:.3f}" for share in row] for row in whole]
-        return pd.DataFrame([[l, *row] for l, row in enumerate(cells)], columns=columns)
+        """One row per target: the share of every source, of a skip connection, and of the bias."""
+        texts = [
+            ["" if share != share else f"{share:.3f}" for share in row]
+            for row in self.values.tolist()
+        ]
+        rows = [[l, *row] for l, row in enumerate(texts)]
+        return pd.DataFrame(rows, columns=["target layer", *self.columns])
 
     def notes(self) -> Sequence[str]:
         """A sentence on what a score does not say."""
         return [MEANING]
 
     def metrics(self, prefix: str = "") -> list[Metric]:
-        """The scores of the last target, named {kind}_{rows}_{source}_to_{target}."""
+        """The scores of the last target, named {kind}_{rows}_{source}_to_{target}.
+
+        The source of a skip connection's score is "skip".
+        """
         name = f"{prefix}{self.kind}_{self.tokens}"
         return last_target_metrics(name, self.to_frame(), "score", self.n_images)
 
@@ -302,6 +323,7 @@ def _scored(
     n = len(moments.targets)
     matrix = torch.full((n, n), torch.nan, dtype=torch.float64)
     bias = torch.zeros(n, dtype=torch.float64)
+    skip = torch.zeros(n, dtype=torch.float64) if moments.has_skip else None
     excluded = torch.zeros(n, dtype=torch.long)
     groups = moments.groups_of(images)
     for l in range(n):
@@ -311,11 +333,14 @@ def _scored(
             parts.denominator[groups].sum(),
             parts.scale[groups].sum(),
         )
-        matrix[l, : l + 1], bias[l] = scores[:-1], scores[-1]
+        matrix[l, : l + 1], bias[l] = scores[: l + 1], scores[-1]
+        if skip is not None:
+            skip[l] = scores[-2]
         excluded[l] = parts.excluded[groups].sum()
     return ContributionScores(
         matrix=matrix,
         bias=bias,
+        skip=skip,
         excluded=excluded,
         kind=kind,
         reduce=reduce,
@@ -329,8 +354,20 @@ def _scored(
     )
 
 
+SPECIAL = {"skip": -2, "bias": -1}
+"""The source number, in tables, of the columns that belong to no source."""
+
+
+def cells(columns: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Target, source number and column of every score: all sources, then every other column."""
+    rest = [name for name in columns if name in SPECIAL]
+    n = len(columns) - len(rest)
+    found = [(l, s, s) for l in range(n) for s in range(l + 1)]
+    return found + [(l, SPECIAL[name], n + i) for i, name in enumerate(rest) for l in range(n)]
+
+
 def last_target_metrics(name: str, frame: pd.DataFrame, column: str, n: int) -> list[Metric]:
-    """Metrics of the deepest target's sources, from a table by target and source.
+    """Metrics of the deepest target's sources and skip, from a table by target and source.
 
     Args:
         name: start of the metrics' names; "_{source}_to_{target}" follows.
@@ -341,12 +378,12 @@ def last_target_metrics(name: str, frame: pd.DataFrame, column: str, n: int) -> 
     last = frame["target"].max()
     return [
         Metric(
-            f"{name}_{row.source}_to_{last}",
+            f"{name}_{'skip' if row.source == SPECIAL['skip'] else row.source}_to_{last}",
             getattr(row, column),
             "fraction",
             n,
             row.low,
             row.high,
         )
-        for row in frame.query(f"target == {last} and source >= 0").itertuples()
+        for row in frame.query(f"target == {last} and source != {SPECIAL['bias']}").itertuples()
     ]

@@ -109,15 +109,18 @@ class ScoreStudy(Study):
         )
 
     def shown(self) -> pd.DataFrame:
-        """The drawn scores of the last target, a row per CLT, rows and kind."""
-        cells = []
+        """The drawn scores of the last target, a row per CLT, rows and kind.
+
+        A CLT without a skip connection has "-" in the column of those that have one.
+        """
+        rows = []
         for name, tokens, kind in self._drawn:
-            shares = self.drawn(name, tokens, kind).matrix[-1].tolist()
+            scores = self.drawn(name, tokens, kind)
             prefix = [name] if len(self.names) > 1 else []
-            cells.append(
-                (", ".join([*prefix, ROW_NAMES[tokens], kind]), *(f"{v:.3f}" for v in shares))
-            )
-        return pd.DataFrame(cells, columns=["source layer", *map(str, range(len(cells[0]) - 1))])
+            shares = zip(scores.columns[:-1], scores.values[-1, :-1].tolist(), strict=True)
+            title = {"source layer": ", ".join([*prefix, ROW_NAMES[tokens], kind])}
+            rows.append(title | {column: f"{share:.3f}" for column, share in shares})
+        return pd.DataFrame(rows).fillna("-")
 
     def notes(self) -> Sequence[str]:
         """A sentence on what a score does not say."""

@@ -6,12 +6,14 @@
 G_l is the gradient of the logit exp(logit_scale) cos(e, class c) with respect to y_l at the
 unaltered pass, all LayerNorms and ||e|| differentiated, attention patterns held and the MLPs cut
 (`vit_clt.hooks.passes.frozen`): z times the rate at which a small change of z moves the logit, by
-residual stream and attention, not through later MLPs. Taking the feature away is no small change.
+residual stream and attention, not through later MLPs. A skip connection is what a CLT puts in their
+place beside its codes: with one, G_l also runs through W_skip. Taking the feature away is no small
+change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,9 +109,7 @@ def class_effects(
                 active_images[s] += (active_codes(codes).of_images() != 0).sum(0).cpu()
                 found[s] = clt.decode_adjoint(codes, s), codes.indices
             for first in range(0, len(directions), at_once):
-                gradients = frozen.gradients(
-                    directions[first : first + at_once], norms="differentiated"
-                )
+                gradients = _gradients(frozen, clt, directions[first : first + at_once])
                 for i, gradient in enumerate(gradients, start=first):
                     for s, (adjoint, features) in found.items():
                         effects = adjoint.effects(gradient)
@@ -152,13 +152,26 @@ def contrast_effects(
     n_batches = -(-len(data) // data.batch_size)
     for images, _ in tqdm(data, "direct effects", n_batches, disable=not progress):
         frozen = FrozenPass(vit, images.to(clt.b_dec.device))
-        gradients = frozen.gradients(direction, norms="differentiated")[:, :, rows]
+        gradients = _gradients(frozen, clt, direction)[:, :, rows]
         for s in layers:
             codes = clt.encode(frozen.x[s][:, rows], layer=s).active()
             sums.add(s, active_codes(codes))
             each = clt.decode_adjoint(codes, s).effects(gradients)
             effects[s] += sums_by_feature(each, codes.indices, config.n_features)
     return effects / len(data), sums.found()
+
+
+def _gradients(
+    frozen: FrozenPass, clt: CrossLayerTranscoder, direction: Float[Tensor, "*direction d_embed"]
+) -> Float[Tensor, "*direction layer batch token d_model"]:
+    """G_l: norms differentiated, the MLPs cut but for what a skip connection passes on."""
+    skips = clt.W_skip
+
+    def through(layer: int, y: Mapping[int, Tensor]) -> Tensor:
+        assert skips is not None
+        return y[layer] @ skips[layer].to(y[layer])
+
+    return frozen.read_output(direction, through if clt.config.skip else None, "differentiated").y
 
 
 def contrast_weights(zs: ZeroShot, label: int) -> Float[Tensor, " d_embed"]:

@@ -146,10 +146,11 @@ def _groups(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Transcoders that one line joins, by its label: same kind, sparsifier and width."""
     several = [name for name in ("sparsifier", "n_features") if frame[name].nunique() > 1]
     found = {}
-    for key, rows in frame.groupby(["cross_layer", "sparsifier", "n_features"], sort=False):
-        cross_layer, sparsifier, n_features = key
+    by = ["cross_layer", "skip", "sparsifier", "n_features"]
+    for (cross_layer, skip, sparsifier, n_features), rows in frame.groupby(by, sort=False):
         parts = {"sparsifier": str(sparsifier), "n_features": f"F = {n_features:,}"}
-        label = ", ".join([_KINDS[bool(cross_layer)][0], *(parts[name] for name in several)])
+        kind = _KINDS[bool(cross_layer)][0] + (" with skip" if skip else "")
+        label = ", ".join([kind, *(parts[name] for name in several)])
         found[label] = rows.sort_values("l0")
     return found
 

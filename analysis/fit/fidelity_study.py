@@ -55,10 +55,10 @@ class Fidelity(Study):
     name = "fidelity"
 
     frame: pd.DataFrame
-    """One row per transcoder. Columns: name; cross_layer, sparsifier, k (NaN where none is fixed),
-    n_features, parameters; l0 (active features a token and layer, teacher trajectory), l0_stream
-    (the same with all MLPs replaced), codes_read and codes_read_last (active codes that a target
-    reads a token, mean over targets and of the last one, teacher trajectory), all on rows of
+    """One row per transcoder. Columns: name; cross_layer, skip, sparsifier, k (NaN where none is
+    fixed), n_features, parameters; l0 (active features a token and layer, teacher trajectory),
+    l0_stream (the same with all MLPs replaced), codes_read and codes_read_last (active codes that a
+    target reads a token, mean over targets and of the last one, teacher trajectory), all on rows of
     `tokens`; dead (share of features silent on all rows); r2_cls, r2_patch and r2_position_cls,
     r2_position_patch (means over layers, against the mean of all rows or of each position; teacher
     trajectory); with all MLPs replaced top1 and loss (nats), each with _low, _high, _baseline
@@ -265,6 +265,7 @@ def _size(config: CLTConfig, fit: Reconstruction, tokens: TokenKind) -> dict[str
     codes_read = [sum(l0[s] for s in config.sources(l)) for l in range(config.n_layers)]
     return {
         "cross_layer": config.cross_layer,
+        "skip": config.skip,
         "sparsifier": config.sparsifier.name,
         "k": float("nan" if k is None else k),
         "n_features": config.n_features,

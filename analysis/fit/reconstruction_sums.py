@@ -152,7 +152,7 @@ class FitSums:
         # token rows on which each feature is active
         counts = torch.zeros(n, clt.config.n_features, dtype=torch.long, device=survey.mean.device)
         self.fired = {tokens: counts.clone() for tokens in survey.rows}
-        # sums over images of y^ and of the layer's own term c = c_{l->l}
+        # sums over images of y^ and of what is read at the layer itself, c = c_{l->l} + the skip's
         self.power = zeros(n, t)
         self.own_product = zeros(n, t)  # <c, y^>
         self.total = zeros(n, t, d)
@@ -165,12 +165,14 @@ class FitSums:
     ) -> None:
         """Add a batch of images; `typical` says by token kind which rows are typical."""
         codes = self.clt.encode(activations.x)
-        decoded = self.clt.decode(codes)
+        decoded = self.clt.decode(codes, x=activations.x)
         self.active += codes.l0().sum(1)
         errors, cosines = [], []
         for l, y in enumerate(activations.y):
             y_hat = decoded[l].double()
             own_term = self.clt.contributions({l: codes[l]}, target=l)[0].double()
+            if self.clt.config.skip:
+                own_term += self.clt.skip_term(activations.x[l], l).double()
             errors.append(_norms(y.double() - y_hat))
             cosines.append(torch.cosine_similarity(y.double(), y_hat, dim=-1))
             self.power[l] += _norms(y_hat).sum(0)
@@ -255,7 +257,10 @@ def _r2(
 
 
 def _cross_layer(fit: FitSums, rows: slice, n_images: int) -> Float[Tensor, " layer"]:
-    """1 - E<c - mean c, y^ - mean y^> / E||y^ - mean y^||^2, c = c_{l->l}, means per position."""
+    """1 - E<c - mean c, y^ - mean y^> / E||y^ - mean y^||^2, c = c_{l->l} + a skip's term.
+
+    Means are per position.
+    """
     total, own_total = fit.total[:, rows], fit.own_total[:, rows]
     power = fit.power[:, rows].sum(1)
     spread = power - total.square().sum((1, 2)) / n_images

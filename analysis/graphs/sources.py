@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_clt.choices import Norms
+from vit_clt.errors import InputError
 from vit_clt.hooks import FrozenPass, HookedViT, Readout
 from vit_clt.kernels.codes import Codes, DenseCodes
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -60,6 +61,9 @@ class Sources:
         vit: the teacher.
         clt: its transcoder, which must fit (`check_fits`).
         image: one image, in the model's preprocessing.
+
+    Raises:
+        InputError: the CLT has a skip connection, which is none of these sources.
     """
 
     layer: Int[Tensor, " active"]
@@ -74,6 +78,12 @@ class Sources:
     def __init__(
         self, vit: HookedViT, clt: CrossLayerTranscoder, image: Float[Tensor, "3 height width"]
     ):
+        if clt.config.skip:
+            raise InputError(
+                "clt",
+                "has a skip connection, which passes on what it reads without a feature; expected "
+                "one without, as graphs and direct effects name features alone.",
+            )
         self.clt, self.image = clt, image
         self.frozen = FrozenPass(vit, image[None])
         x, y = self.frozen.x[:, 0], self.frozen.y[:, 0]

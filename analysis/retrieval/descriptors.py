@@ -151,7 +151,7 @@ def encoder_sha256(clt: CrossLayerTranscoder) -> str:
     """Hash of the parts that codes depend on: encoders, thresholds and sparsifier, not decoders."""
     digest = hashlib.sha256(json.dumps(clt.config.to_json()["sparsifier"]).encode())
     for name, tensor in sorted(clt.state_dict().items()):
-        if not name.startswith(("W_dec", "b_dec")):
+        if not name.startswith(("W_dec", "b_dec", "W_skip")):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -174,6 +174,7 @@ def untrained(clt: CrossLayerTranscoder, seed: int = 0) -> CrossLayerTranscoder:
         sparsifier=sparsifier,
         cross_layer=False,
         zero_cross_init=False,
+        skip=False,
         teacher=None,
     )
     with seeded_globally(seed):

@@ -107,7 +107,9 @@ class SharedPrefix(CleanPass):
             return
         sources, replaced = clt.config.sources, range(firsts[0], n)
         codes = {s: clt.encode(x[s], layer=s) for s in sources(*replaced)}
-        recon = {l: clt.decode({s: codes[s] for s in sources(l)}, target=l) for l in replaced}
+        recon = {
+            l: clt.decode({s: codes[s] for s in sources(l)}, target=l, x=x[l]) for l in replaced
+        }
         l0 = {s: _l0(codes_s) for s, codes_s in codes.items()}
         for first in firsts:
             mean = fmean(l0[s] for s in sources(*range(first, n)))
@@ -127,7 +129,7 @@ class SharedPrefix(CleanPass):
             # nothing is altered before x_s is read: these codes hold for every first layer >= s
             codes = {s: clt.encode(x[s], layer=s)}
             l0[s] = _l0(codes[s])
-            recon = clt.decode(codes, target=s)
+            recon = clt.decode(codes, target=s, x=x[s])
             if s in below:
                 recon = recon + below.pop(s)
             for target in targets[1:]:
@@ -148,15 +150,17 @@ class SharedPrefix(CleanPass):
         tokens: TokenKind,
     ) -> tuple[Tensor, dict[int, Codes]]:
         live: dict[int, Codes] = {}
+        inputs: dict[int, Tensor] = {}
         rows = token_rows(tokens, self.vit.cfg.rows)
 
         def read(x: Tensor, hook: HookPoint, layer: int) -> None:
-            live[layer] = clt.encode(x[:, rows], layer=layer)
+            inputs[layer] = x[:, rows]
+            live[layer] = clt.encode(inputs[layer], layer=layer)
 
         def value(layer: int) -> Tensor:
             if layer == first:
                 return recon
-            recon_live = clt.decode(live, target=layer)
+            recon_live = clt.decode(live, target=layer, x=inputs.pop(layer))
             return below[layer] + recon_live if layer in below else recon_live
 
         later = range(first + 1, self.vit.cfg.n_layers)

@@ -2,9 +2,9 @@
 
 A steered pass does what `steer` does in the running model (every MLP replaced, with error nodes and
 stream inputs), at less cost where a study makes many edits. With an error node
-y_l' = y_l + sum over s of (z_s' - z_s) W_dec[s->l], and below the first edit the sum is 0: codes
-are not needed there, blocks do not run again, and an image that no edit changes keeps its
-embedding.
+y_l' = y_l + sum over s of (z_s' - z_s) W_dec[s->l], with a skip + W_skip[l] (x_l' - x_l), and below
+the first edit nothing changes: codes are not needed there, blocks do not run again, and an image
+that no edit changes keeps its embedding.
 
 Outputs equal those of `steer` within float rounding, as sums associate differently. Where two
 features tie for the last place of a top-k code, rounding decides between them, in both.
@@ -85,13 +85,14 @@ class SteeredPass(CleanPass):
         return self._codes[layer]
 
     def terms(self, first: int, target: int) -> Float[Tensor, "batch token d_model"]:
-        """The clean terms of the sources above `first` at `target`, summed, with the bias."""
+        """The clean terms of the sources above `first` at `target`, summed, with bias and skip."""
         if (first, target) not in self._terms:
             # only those of one `first` are kept: all would take L times the activations
             self._terms = {at: term for at, term in self._terms.items() if at[0] == first}
             sources = [s for s in self.clt.config.sources(target) if s > first]
             codes = {s: self.codes(s) for s in sources}
-            self._terms[first, target] = self.clt.decode(codes, target=target)
+            x = self.at(HOOK_IN, target)
+            self._terms[first, target] = self.clt.decode(codes, target=target, x=x)
         return self._terms[first, target]
 
 
@@ -103,6 +104,8 @@ class _Steered:
         self.vit, self.clt = clean.vit, clean.clt
         self.first = min(edit.layer for edit in edits)
         self.codes: dict[int, Codes] = {}
+        # x_l of the layer in progress, for a skip connection
+        self.x: Tensor | None = None
         self.changes: list[tuple[Edit, Tensor]] = []
 
     def run(self) -> Float[Tensor, "touched d_embed"]:
@@ -120,7 +123,8 @@ class _Steered:
     def _read(self, x: Tensor, hook: HookPoint, layer: int) -> None:
         rows = self._rows(layer)
         if layer > self.first:
-            self.codes[layer] = self.clt.encode(x[:, rows], layer=layer)
+            self.x = x[:, rows]
+            self.codes[layer] = self.clt.encode(self.x, layer=layer)
         for edit in (e for e in self.edits if e.layer == layer):
             z = x.new_zeros(*x.shape[:2], len(edit.features))
             if layer > self.first:
@@ -140,7 +144,8 @@ class _Steered:
         }
         if live:
             clean = self.clean.terms(self.first, layer)[self.touched]
-            change = change + (self.clt.decode(live, target=layer) - clean[:, rows])
+            altered = self.clt.decode(live, target=layer, x=self.x)
+            change = change + (altered - clean[:, rows])
         for edit, dz in self.changes:
             if layer in self.clt.config.targets(edit.layer):
                 decoder = self.clt.decoder(edit.layer, layer)[list(edit.features)]

@@ -50,7 +50,9 @@ class Oracle(CrossLayerTranscoder):
     def encode(self, x: Tensor, layer: int | None = None) -> Codes:
         return DenseCodes(x)
 
-    def decode(self, codes: Codes | Sequence[Codes], target: int | None = None) -> Tensor:
+    def decode(
+        self, codes: Codes | Sequence[Codes], target: int | None = None, x: Tensor | None = None
+    ) -> Tensor:
         return self.mlps[target](codes[target].to_dense())
 
 

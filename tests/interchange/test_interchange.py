@@ -239,7 +239,10 @@ BROKEN = {
         r"W_dec_1.safetensors: W_dec_1 is \(2, 6, 4\); expected \(6, 2, 4\), from the shape",
     ),
     "width": (change("W_enc_2.safetensors", W_enc_2=torch.zeros(6, 5)), r"expected \(6, 4\)"),
-    "skip": (change("W_enc_0.safetensors", W_skip_0=torch.zeros(4, 4)), "no skip weights"),
+    "skip": (
+        change("W_enc_0.safetensors", W_skip_0=torch.zeros(4, 4)),
+        "skip weights are not read",
+    ),
     "one threshold less": (
         change("W_enc_2.safetensors", threshold_2=None),
         r"threshold_2 is missing; expected \(6,\), as W_enc_0.safetensors has one",

@@ -401,6 +401,8 @@ def test_a_run_from_before_the_option_is_a_clts(tmp_path, capsys):
     path = tmp_path / "run" / "run.json"
     run = json.loads(path.read_text())
     assert run["options"].pop("cross_layer") is True
+    assert run["options"].pop("skip") is False
+    assert run["options"]["training"].pop("matryoshka") is None
     del run["finished_by"]  # runs of that time had no manifest
     (tmp_path / "run" / "manifest.json").unlink()
     path.write_text(json.dumps(run))

@@ -62,7 +62,11 @@ def refused(**settings: object) -> str:
 
 def test_every_field_but_the_seed_and_the_sparsifiers_is_checked_here():
     checked = ABOVE_ZERO.keys() | ZERO_OR_MORE.keys() | CHOICES.keys()
-    assert {field.name for field in fields(TrainConfig)} == checked | {"seed", "sparsity"}
+    assert {field.name for field in fields(TrainConfig)} == checked | {
+        "seed",
+        "sparsity",
+        "matryoshka",
+    }
 
 
 @pytest.mark.parametrize("name", ABOVE_ZERO)

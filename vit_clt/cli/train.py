@@ -46,6 +46,8 @@ class Train(ModelOptions, Command, TrainingOptions):
     cross_layer: bool = True
     """Let features also write to deeper layers; --no-cross-layer trains a per-layer transcoder,
     whose features write to their own layer alone."""
+    skip: bool = False
+    """Add a linear map of a layer's own MLP input to its reconstruction."""
     resume: bool = False
     """Go on with the run in --out, from the beginning if it has no checkpoint yet."""
     trackers: tuple[str, ...] = ()
@@ -131,6 +133,7 @@ class Train(ModelOptions, Command, TrainingOptions):
             sparsifier_with(self.sparsifier, self.k, self.sparsifier_settings),
             zero_cross_init=self.zero_cross_init,
             cross_layer=self.cross_layer,
+            skip=self.skip,
         )
 
     def _options(self, plan: PlannedRun) -> dict[str, Any]:

@@ -79,9 +79,9 @@ def export_circuit_tracer(
         progress: show progress bars.
 
     Raises:
-        InputError: Abs-TopK or a per-layer transcoder, which the format cannot express; ReLU-TopK
-            without `vit` and `data`; weights that are not finite; or a folder that cannot be
-            written, or holds files of further layers.
+        InputError: Abs-TopK, a per-layer transcoder or a skip connection, which the format cannot
+            express; ReLU-TopK without `vit` and `data`; weights that are not finite; or a folder
+            that cannot be written, or holds files of further layers.
     """
     target = Path(folder)
     check_exportable(clt.config)
@@ -115,7 +115,7 @@ def check_exportable(config: CLTConfig) -> None:
     """Refuse a CLT that the format cannot express.
 
     Raises:
-        InputError: Abs-TopK, or a per-layer transcoder.
+        InputError: Abs-TopK, a per-layer transcoder, or a skip connection.
     """
     if config.sparsifier.signed:
         expected = " or ".join(kind.name for kind in SPARSIFIERS.values() if not kind.signed)
@@ -129,6 +129,12 @@ def check_exportable(config: CLTConfig) -> None:
             "cross_layer",
             "is False; circuit-tracer's CLT files have a decoder for every later "
             "layer, expected a cross-layer transcoder.",
+        )
+    if config.skip:
+        raise InputError(
+            "skip",
+            "is True; circuit-tracer's CLT files have no place for a skip connection, expected a "
+            "CLT without.",
         )
 
 

@@ -117,7 +117,7 @@ def checked_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def _reason(name: str, has_thresholds: bool) -> str:
     if name.startswith("W_skip"):
-        return "as our CLTs have no skip weights"
+        return "as skip weights are not read"
     if name.startswith("threshold"):
         return f"as W_enc_0.safetensors has {'one' if has_thresholds else 'none'}"
     return "from the shape of W_enc_0 and the number of layers"

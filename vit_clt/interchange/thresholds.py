@@ -77,7 +77,7 @@ def with_thresholds(
         with_theta = CrossLayerTranscoder(replace(clt.config, sparsifier=JumpReLU()), clt.backend)
     for s in range(clt.config.n_layers):
         with_theta.W_enc[s], with_theta.W_dec[s] = clt.W_enc[s], clt.W_dec[s]
-    with_theta.b_enc, with_theta.b_dec = clt.b_enc, clt.b_dec
+    with_theta.b_enc, with_theta.b_dec, with_theta.W_skip = clt.b_enc, clt.b_dec, clt.W_skip
     log_theta = torch.stack([nearest_log(theta_s) for theta_s in theta])
     with_theta.log_theta = nn.Parameter(log_theta, requires_grad=clt.b_enc.requires_grad)
     return with_theta.train(clt.training)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -52,6 +52,10 @@ class Codes(ABC):
     @abstractmethod
     def at_rows(self, rows: slice) -> Codes:
         """The same codes at some places of the last token axis."""
+
+    @abstractmethod
+    def below(self, feature: int) -> Codes:
+        """The same codes with the features from this number on silenced; as many features."""
 
     def at_features(self, features: Sequence[int]) -> Float[Tensor, "*layer_token chosen"]:
         """The codes of some features, 0 where they are silent."""
@@ -145,6 +149,10 @@ class SparseCodes(Codes):
         chosen = (..., rows, slice(None))
         return SparseCodes(self.values[chosen], self.indices[chosen], self.n_features)
 
+    def below(self, feature: int) -> SparseCodes:
+        """The same codes with the features from this number on silenced."""
+        return replace(self, values=self.values * (self.indices < feature))
+
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""
         return self.values.ne(0).sum(-1)
@@ -230,6 +238,11 @@ class RaggedCodes(Codes):
             self.values[entries], self.indices[entries], offsets, tokens, self.n_features
         )
 
+    def below(self, feature: int) -> RaggedCodes:
+        """The same codes with the features from this number on silenced, in the band too."""
+        band = None if self.band is None else self.band.below(feature)
+        return replace(self, values=self.values * (self.indices < feature), band=band)
+
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""
         return _until(self.values.ne(0))[self.offsets].diff().view(self.tokens)
@@ -292,6 +305,11 @@ class DenseCodes(Codes):
     def at_rows(self, rows: slice) -> DenseCodes:
         """The same codes at some places of the last token axis."""
         return DenseCodes(self.dense[..., rows, :])
+
+    def below(self, feature: int) -> DenseCodes:
+        """The same codes with the features from this number on silenced."""
+        numbers = torch.arange(self.n_features, device=self.dense.device)
+        return DenseCodes(self.dense * (numbers < feature))
 
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""

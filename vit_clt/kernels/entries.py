@@ -23,6 +23,11 @@ class Band:
     def __getitem__(self, layer: int) -> Band:
         return Band(self.silent[layer], self.shift[layer])
 
+    def below(self, feature: int) -> Band:
+        """The same band without the features from this number on."""
+        numbers = torch.arange(self.silent.shape[-1], device=self.silent.device)
+        return Band(self.silent & (numbers < feature), self.shift)
+
     def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
         """`shift` at every silent unit near its threshold, 0 elsewhere."""
         *layers, n_features = self.shift.shape

@@ -156,11 +156,16 @@ def _step(
     k = sparsifier.stored(options, n_features)
     like = torch.empty(0, device="cpu" if device.type == "cpu" else "meta")
     path = choose(settings.backend, n_features, d, k / n_features, like)
-    # gradients are added to those of an earlier part of the batch, or to the buckets of DDP
-    again = settings.accumulate > 1 or processes > 1
+    prefixes = len(settings.matryoshka or ())
+    # gradients are added to those of an earlier part of the batch, of another prefix, or to the
+    # buckets of DDP
+    again = settings.accumulate > 1 or processes > 1 or prefixes > 0
 
     # the batch as read; x and y normalised, and y^; the rows since each feature fired
     kept = _rows_bytes(config, batch) + in_out + in_out // 2 + 8 * n_layers * n_features
+    # the codes and the error of each prefix
+    codes = n_layers * rows * (n_features if path == "dense" and sparsifier.dense_layout else k)
+    kept += prefixes * (_FLOAT * codes + in_out // 2)
     # the error and its gradient
     passing = in_out
     if path == "sparse":

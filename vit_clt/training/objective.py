@@ -1,10 +1,13 @@
 """The loss of a training step: reconstruction error, sparsity penalty and AuxK.
 
     sum over layers of sum_t w_t ||y^_t - y_t||^2 / sum_t w_t              (w: cls_weight on CLS)
+      (Matryoshka: its mean over the y^ of features below each prefix, and the whole y^)
     + lambda * mean over tokens of the sparsifier's penalty                (JumpReLU)
     + aux_weight * the same squared error of e^ against e = y - y^         (top-k, optional)
 
-The sparsifier defines the penalty and e^ (`vit_clt.transcoder.sparsifiers`).
+The sparsifier defines the penalty and e^ (`vit_clt.transcoder.sparsifiers`). With the Matryoshka
+option (Bussmann et al. 2025) codes are chosen once, among all features; the reconstruction of a
+prefix m is decoded from those of them that are of features below m, of every layer.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ class Objective(nn.Module):
         super().__init__()
         self.clt = clt
         self.options = clt.config.sparsifier.with_options(settings).sparsity
+        self.prefixes = settings.matryoshka or ()
 
     def forward(
         self,
@@ -54,7 +58,8 @@ class Objective(nn.Module):
             dead: dead features, which rebuild the reconstruction error (AuxK); None for none.
 
         Returns:
-            loss_by_layer "layer", penalty "" (times lambda), aux "" (times its weight), total "";
+            loss_by_layer "layer" (of the reconstruction, a mean over prefixes), penalty "" (times
+            lambda), aux "" (times its weight), total "";
             active "layer" (number of nonzero codes, summed over rows), fired "layer feature",
             backend (the index in BACKENDS of the one used), y_hat.
         """
@@ -62,9 +67,13 @@ class Objective(nn.Module):
         codes = self.clt.encode_batch(x) if self.training else self.clt.encode(x)
         if self.training:
             sparsifier.observe_(codes, self.clt.own_tensors())
-        y_hat = self.clt.decode(codes)
+        y_hat = self.clt.decode(codes, x=x)
         error = y_hat.float() - y
         loss = reconstruction_loss(error, weights, total_weight)
+        for prefix in self.prefixes:
+            part = self.clt.decode(codes.below(prefix), x=x)
+            loss = loss + reconstruction_loss(part.float() - y, weights, total_weight)
+        loss = loss / (1 + len(self.prefixes))
         penalty = sparsity * sparsifier.penalty(self.clt, codes, self.options) / n_tokens
         aux = loss.new_zeros(())
         weight = self.options.auxiliary_weight

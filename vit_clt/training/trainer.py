@@ -165,8 +165,8 @@ def resolved(
 
     Raises:
         InputError: shards do not divide among the processes, or the batch among the shards; the
-            batch comes in parts but the sparsifier needs it whole; or the options are another
-            sparsifier's.
+            batch comes in parts but the sparsifier needs it whole; a Matryoshka prefix has all
+            features; or the options are another sparsifier's.
     """
     device = torch.device(device)
     settings = config.sparsifier.with_options(settings)
@@ -177,6 +177,12 @@ def resolved(
                 f"is {parts}; expected 1, as {config.sparsifier.name} chooses codes among all rows "
                 "of a batch at once.",
             )
+    prefixes = settings.matryoshka
+    if prefixes is not None and prefixes[-1] >= config.n_features:
+        raise InputError(
+            "matryoshka",
+            f"is {list(prefixes)}; expected numbers below n_features, {config.n_features}.",
+        )
     shards = settings.shards or n_processes
     if shards % n_processes:
         raise InputError("shards", f"is {shards}; expected a multiple of {n_processes} processes.")

@@ -145,8 +145,10 @@ def _trial(clt: CrossLayerTranscoder, x: Tensor, y: Tensor, settings: TrainConfi
     bf16 = settings.precision == "bf16"
     with torch.enable_grad():
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            y_hat = clt.decode(clt.encode_batch(x))
-        loss = (y_hat.float() - y).square().sum(-1).mean()
+            codes = clt.encode_batch(x)
+            parts = [codes, *map(codes.below, settings.matryoshka or ())]
+            errors = [clt.decode(part, x=x).float() - y for part in parts]
+        loss = torch.stack([error.square().sum(-1).mean() for error in errors]).mean()
         # backward() would add to .grad and run hooks that wait for other processes
         torch.autograd.grad(loss, learned)
 

@@ -48,6 +48,8 @@ class CLTConfig:
     """Start the off-diagonal decoders (s < l) at zero: shows what initialisation decides."""
     cross_layer: bool = True
     """False: a per-layer transcoder, whose features write to their own layer's output alone."""
+    skip: bool = False
+    """Whether y^_l also has W_skip[l] x_l, a linear map of its own layer's input."""
     teacher: TeacherIdentity | None = None
     """The ViT it was trained on; None for one built in memory, which attaches wherever it fits."""
 
@@ -68,7 +70,8 @@ class CLTConfig:
     @property
     def kind(self) -> str:
         """The kind of transcoder, in words."""
-        return "CLT" if self.cross_layer else "per-layer transcoder"
+        kind = "CLT" if self.cross_layer else "per-layer transcoder"
+        return f"{kind} with a skip connection" if self.skip else kind
 
     def targets(self, source: int) -> range:
         """Layers that features of `source` write to: source..L-1, or per layer `source` alone."""
@@ -83,9 +86,9 @@ class CLTConfig:
         return sum(len(self.targets(s)) for s in range(self.n_layers))
 
     def n_parameters(self) -> int:
-        """L F d + `n_decoders` F d + L F + L d, and what the sparsifier learns itself."""
+        """L F d + `n_decoders` F d + L F + L d, L d^2 of a skip, and what the sparsifier learns."""
         n, f, d = self.n_layers, self.n_features, self.d_model
-        own = self.sparsifier.n_parameters(n, f)
+        own = self.sparsifier.n_parameters(n, f) + (n * d * d if self.skip else 0)
         return n * f * d + self.n_decoders() * f * d + n * f + n * d + own
 
     def to_json(self) -> dict[str, Any]:

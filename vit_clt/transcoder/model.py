@@ -9,6 +9,9 @@ runs over targets s, s+1, ..., n_layers-1, so that no zero block is kept.
 
 With `CLTConfig(cross_layer=False)` it is a per-layer transcoder: c_{s->l} is 0 for s < l, and
 `W_dec[s]` has the one target s.
+
+With `CLTConfig(skip=True)` there is a skip connection (Paulo et al. 2025): y^_l has one more term,
+W_skip[l] x_l, of its own layer's input alone.
 """
 
 from __future__ import annotations
@@ -38,17 +41,19 @@ class CrossLayerTranscoder(PretrainedCLT):
     """A CLT, its parameters public.
 
     W_enc[s] "feature d_model", b_enc "layer feature", W_dec[s] "target feature d_model" (targets
-    `config.targets(s)`), b_dec "layer d_model", and the sparsifier's own (`own_tensors`): log_theta
-    "layer feature" for JumpReLU (else None).
+    `config.targets(s)`), b_dec "layer d_model", with a skip W_skip "layer d_model d_model" (else
+    None), and the sparsifier's own (`own_tensors`): log_theta "layer feature" for JumpReLU (else
+    None).
     `backend` says how codes are computed and read: "dense", "sparse" or, from shape and density,
     "auto"; all three are exact, and the attribute may be changed at any time
     (`vit_clt.kernels.choose`).
-    Weights start at W_enc ~ U(+-1/sqrt(F)), W_dec ~ U(+-1/sqrt(L d)), biases 0 (our choice; the
-    paper is silent). Per layer W_dec ~ U(+-1/sqrt(d)): y^ of the last layer, which a CLT sums over
-    L sources, starts at the same scale when one source alone makes it.
+    Weights start at W_enc ~ U(+-1/sqrt(F)), W_dec ~ U(+-1/sqrt(L d)), biases and W_skip 0 (our
+    choice; the paper is silent). Per layer W_dec ~ U(+-1/sqrt(d)): y^ of the last layer, which a
+    CLT sums over L sources, starts at the same scale when one source alone makes it.
     """
 
     log_theta: nn.Parameter | None
+    W_skip: nn.Parameter | None
 
     def __init__(self, config: CLTConfig, backend: Backend = "auto"):
         super().__init__()
@@ -62,6 +67,7 @@ class CrossLayerTranscoder(PretrainedCLT):
         shapes = [(len(config.targets(s)), f, d) for s in range(n)]
         self.W_dec = nn.ParameterList(_uniform(shape, bound) for shape in shapes)
         self.b_dec = nn.Parameter(torch.zeros(n, d))
+        self.W_skip = nn.Parameter(torch.zeros(n, d, d)) if config.skip else None
         self.log_theta = None
         own = config.sparsifier.tensors(n, f)
         self._own = tuple(own)
@@ -118,7 +124,10 @@ class CrossLayerTranscoder(PretrainedCLT):
         return self.config.sparsifier.thresholds(self.own_tensors(), self.config.n_features)
 
     def decode(
-        self, codes: Codes | Sequence[Codes] | Mapping[int, Codes], target: int | None = None
+        self,
+        codes: Codes | Sequence[Codes] | Mapping[int, Codes],
+        target: int | None = None,
+        x: Float[Tensor, "*layer_token d_model"] | None = None,
     ) -> Float[Tensor, "*layer_token d_model"]:
         """Reconstruction y^ in raw units: "layer *token d_model", or one target's "*token d_model".
 
@@ -126,24 +135,47 @@ class CrossLayerTranscoder(PretrainedCLT):
             codes: codes of all layers; with `target` l, those of layers 0..l are enough, or codes
                 by source layer, where the sources left out are silent.
             target: decode this layer alone.
+            x: the MLP inputs of the layers decoded, in the shape of the result, which a skip
+                connection reads; nothing else does.
 
         Raises:
-            InputError: a layer out of range, missing or too deep, or codes of another width.
+            InputError: a layer out of range, missing or too deep, codes of another width, or no
+                `x` of these tokens for a skip connection.
         """
         if target is None:
             sources = self._check_codes(codes, self.config.n_layers)
-            return self._decode(codes, sources, 0, self.b_dec)
+            y_hat = self._decode(codes, sources, 0, self.b_dec)
+            if self.W_skip is None:
+                return y_hat
+            inputs = enumerate(self._check_skipped(x, y_hat))
+            return y_hat + torch.stack([self.skip_term(each, l) for l, each in inputs])
         target = self._check_layer("target", target)
         sources = self._check_codes(codes, target + 1)
-        return self._decode(codes, sources, target, self.b_dec[target : target + 1])[0]
+        y_hat = self._decode(codes, sources, target, self.b_dec[target : target + 1])[0]
+        if self.W_skip is None:
+            return y_hat
+        return y_hat + self.skip_term(self._check_skipped(x, y_hat), target)
+
+    def skip_term(
+        self, x: Float[Tensor, "*token d_model"], layer: int
+    ) -> Float[Tensor, "*token d_model"]:
+        """W_skip[l] x_l, the term of the skip connection at one layer.
+
+        Raises:
+            InputError: a layer out of range, or this CLT has no skip connection.
+        """
+        layer = self._check_layer("layer", layer)
+        if self.W_skip is None:
+            raise InputError("clt", "has no skip connection; expected one with it.")
+        return nn.functional.linear(x.to(self.W_skip.dtype), self.W_skip[layer])
 
     def contributions(
         self, codes: Codes | Sequence[Codes] | Mapping[int, Codes], target: int
     ) -> Float[Tensor, "source *token d_model"]:
         """The terms c_{s->l} = z_s W_dec[s->l] of one target, sources 0..l, or those in a mapping.
 
-        With all of them y^_l == terms.sum(0) + b_dec[l]; per layer all but source l's are 0. z_s
-        reads everything in the stream up to
+        With all of them y^_l == terms.sum(0) + b_dec[l], and with a skip connection + `skip_term`;
+        per layer all but source l's are 0. z_s reads everything in the stream up to
         depth s: a term says from which depth y_l can be sparsely read, not what MLP_s contributed.
         """
         target = self._check_layer("target", target)
@@ -186,8 +218,8 @@ class CrossLayerTranscoder(PretrainedCLT):
     def forward(
         self, x: Float[Tensor, "layer *token d_model"]
     ) -> Float[Tensor, "layer *token d_model"]:
-        """decode(encode(x))."""
-        return self.decode(self.encode(x))
+        """decode(encode(x), x=x)."""
+        return self.decode(self.encode(x), x=x)
 
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
         """Norm of each feature's decoder over all its targets together."""
@@ -200,6 +232,8 @@ class CrossLayerTranscoder(PretrainedCLT):
             encoder.mul_(x[s])
             decoder.div_(y[s : s + len(decoder), None, None])
         self.b_dec.div_(y[:, None])
+        if self.W_skip is not None:
+            self.W_skip.mul_((x / y)[:, None, None])
 
     def forget_teacher(self) -> None:
         """Let this CLT attach to any ViT it fits, also one that is not its teacher."""
@@ -263,6 +297,20 @@ class CrossLayerTranscoder(PretrainedCLT):
         if rest:
             return decode_dense(rest, list(self.W_dec), out, first)
         return out if sparse else out.expand(len(bias), *tokens, bias.shape[-1]).clone()
+
+    def _check_skipped(self, x: Tensor | None, y_hat: Tensor) -> Tensor:
+        """The inputs of a skip connection, of the same layers and tokens as `y_hat`."""
+        if x is None:
+            raise InputError(
+                "x", "is None; expected the MLP inputs, which the skip connection of the CLT reads."
+            )
+        if x.shape != y_hat.shape:
+            raise InputError(
+                "x",
+                f"has shape {tuple(x.shape)}; expected {tuple(y_hat.shape)}, that of the "
+                "reconstruction.",
+            )
+        return x
 
     def _writes_to(self, source: int, targets: range) -> bool:
         return any(l in targets for l in self.config.targets(source))

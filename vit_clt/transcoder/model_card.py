@@ -111,10 +111,11 @@ def _summary(config: CLTConfig) -> str:
     written = "its MLP output y_s alone"
     if config.cross_layer:
         written = "the MLP outputs y_l of all layers l >= s"
+    skip = "\nA linear map of x_l is added to the reconstruction of y_l." if config.skip else ""
     return (
         "A sparse, linear-in-its-codes stand-in for the MLPs of all "
         f"{config.n_layers} layers of {replaced}.\nFeatures of layer s read that layer's MLP input "
-        f"x_s and write to {written}."
+        f"x_s and write to {written}.{skip}"
     )
 
 
@@ -134,6 +135,7 @@ def _teacher(teacher: TeacherIdentity | None) -> str:
 
 def _shape(config: CLTConfig) -> list[tuple[str, str]]:
     values = dict(config.to_json()["sparsifier"])
+    skip = [("skip connection", "W_skip x_l, of a layer's own input")] if config.skip else []
     name = values.pop("name")
     settings = ", ".join(f"{field} = {_number(value)}" for field, value in values.items())
     return [
@@ -141,6 +143,7 @@ def _shape(config: CLTConfig) -> list[tuple[str, str]]:
         ("width d", str(config.d_model)),
         ("features F a layer", f"{config.n_features:,}"),
         ("sparsifier", f"{_code(name)}, {settings}"),
+        *skip,
         ("parameters", f"{config.n_parameters():,}"),
     ]
 
@@ -158,6 +161,9 @@ def _training(config: CLTConfig, context: Mapping[str, Any]) -> list[tuple[str, 
         steps, warmup = context.get("steps"), used.get("warmup_steps")
         if isinstance(steps, int) and isinstance(warmup, int):
             used["warmup_steps"] = used_warmup(warmup, steps)
+        prefixes = used.get("matryoshka")
+        if isinstance(prefixes, Sequence):
+            used["matryoshka"] = " ".join(map(str, prefixes))
         rows += [(name, value) for name, value in used.items() if name not in said]
     return [(_text(name), _value(value)) for name, value in rows if _is_plain(value)]
 
@@ -226,7 +232,7 @@ def _read_report(
     measured = context.get("clt")
     if isinstance(measured, Mapping):
         own = json.loads(json.dumps(config.to_json()))
-        for name in ("n_layers", "d_model", "n_features", "cross_layer", "sparsifier"):
+        for name in ("n_layers", "d_model", "n_features", "cross_layer", "skip", "sparsifier"):
             if name in measured and measured[name] != own[name]:
                 raise InputError(
                     "report",

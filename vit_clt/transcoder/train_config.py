@@ -94,6 +94,9 @@ class TrainConfig:
     start: Start = "drawn"
     """"drawn": as the CLT is made, biases at zero. "centred": encoder rows of norm 1, biases at the
     means of x and y, and one feature a layer for what sets CLS rows apart."""
+    matryoshka: tuple[int, ...] | None = None
+    """Numbers of features, ascending: the loss is the mean over the reconstructions of only the
+    first so many features of every layer, and the whole one. None: the whole one alone."""
     warmup_steps: int = 1000
     """Linear warm-up, at most 5 % of all steps."""
     lr_schedule: LrSchedule = "linear"
@@ -147,6 +150,14 @@ class TrainConfig:
         )
         check_share(self, "decay_fraction")
         check_choice("start", self.start, get_args(Start))
+        prefixes = self.matryoshka
+        if prefixes is not None and (
+            not prefixes or prefixes[0] < 1 or sorted(set(prefixes)) != list(prefixes)
+        ):
+            raise InputError(
+                "matryoshka",
+                f"is {list(prefixes)}; expected numbers of features above 0, ascending.",
+            )
         check_choice("lr_schedule", self.lr_schedule, get_args(LrSchedule))
         check_choice("optimiser", self.optimiser, get_args(Optimiser))
         check_choice("precision", self.precision, get_args(Precision))

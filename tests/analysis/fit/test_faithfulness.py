@@ -43,7 +43,9 @@ class Oracle(CrossLayerTranscoder):
     def encode(self, x: torch.Tensor, layer: int | None = None) -> Codes:
         return DenseCodes(x)
 
-    def decode(self, codes: Sequence[Codes], target: int | None = None) -> torch.Tensor:
+    def decode(
+        self, codes: Sequence[Codes], target: int | None = None, x: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return self.mlps[target](codes[target].to_dense())
 
 

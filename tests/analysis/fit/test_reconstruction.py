@@ -139,7 +139,7 @@ class Oracle(CrossLayerTranscoder):
         super().__init__(CLTConfig(vit.cfg.n_layers, vit.cfg.d_model, 8, ReLUTopK(k=2)))
         self.y = y
 
-    def decode(self, codes: object, target: int | None = None) -> Tensor:
+    def decode(self, codes: object, target: int | None = None, x: Tensor | None = None) -> Tensor:
         return self.y if target is None else self.y[target]
 
 
