@@ -10,6 +10,8 @@ from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.readings import Readings
 from vit_clt.choices import Fill, TokenKind
 
+SKIP_STAYS = "the term of the skip connection stays in every set and beside the bias alone"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AblationStudy(Study):
@@ -34,6 +36,8 @@ class AblationStudy(Study):
     """Active features a token row and layer, on these rows, over the targets' sources."""
     no_op: bool
     """Whether these rows cannot reach the output (patch rows of the last layer, CLS pooling)."""
+    has_skip: bool = False
+    """Whether the CLT has a skip connection, whose term stays in every set and beside the bias."""
 
     def source_facts(self) -> Mapping[str, Any]:
         """Which sets of sources were kept or dropped, for metrics.json."""
@@ -61,8 +65,10 @@ class AblationStudy(Study):
         )
 
     def notes(self) -> Sequence[str]:
-        """A warning where the overwritten rows cannot reach the output, and what draws are of."""
+        """What to know beside the table: a no-op, a term that always stays, what draws are of."""
         notes = ["these rows cannot reach the output: a no-op"] if self.no_op else []
+        if self.has_skip:
+            notes.append(SKIP_STAYS)
         if self.readings.groups is not None:
             notes.append(f"intervals: bootstrap over {self.readings.groups.text}")
         return notes

@@ -184,6 +184,7 @@ class TermSets:
             "seed": self.seed,
             "l0": float(self._means.l0.mean()),
             "no_op": self.no_op,
+            "has_skip": self.clt.config.skip,
         }
 
     def _rows_unread(self, tokens: TokenKind) -> bool:

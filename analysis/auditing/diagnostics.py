@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from vit_clt.analysis.ablations.result import SKIP_STAYS
 from vit_clt.analysis.auditing.controls import shortcut_example
 from vit_clt.analysis.auditing.evidence import Evidence, causes_by_target
 from vit_clt.analysis.auditing.ridge import RidgeFit
@@ -173,7 +174,8 @@ def keep_set_rank(evidence: Evidence) -> Diagnostic:
         "D4",
         "Are the sources with the highest C the best ones to keep?",
         f"{sets.extent} of the sources of layer {sets.target}, {sets.tokens} rows, dropped terms "
-        f"at zero; {sets.data}, N = {sets.readings.n}; ranked by loss.",
+        f"at zero; {sets.data}, N = {sets.readings.n}; ranked by loss"
+        f"{f'; {SKIP_STAYS}' if sets.has_skip else ''}.",
         "The chosen set in the middle of the distribution, or no better than the deepest layers.",
         evidence.conditions[1].reason + ".",
         table,

@@ -190,6 +190,7 @@ def test_every_set_of_sources_keeps_the_skip(case: Case) -> None:
                 fill=fill,
             )
             assert float(study.loss) == pytest.approx(float(expected), rel=1e-5)
+            assert "the term of the skip connection stays in every set" in study.notes()[-1]
             if not kept and fill == "zero":
                 assert float(study.bias_only.loss) == pytest.approx(float(expected), rel=1e-5)
             if len(kept) == 3:
