@@ -115,6 +115,9 @@ def test_the_skip_has_its_column_in_table_figure_and_json(case: Case, tmp_path) 
     assert (difference.low, difference.high) == pytest.approx(
         (-float(scores.high[3, 4]), -float(scores.low[3, 4]))
     )
+    biases = [study.drawn(name, "cls", "projection").bias for name in ("plain", "skip")]
+    matrix = study.difference.drawn("skip", "cls", "projection").matrix
+    close(matrix[:, -1], biases[0] - biases[1])
     frame = study.difference.to_frame().query("target == 3 and kind == 'centred'")
     assert frame.query("tokens == 'cls'")["source"].tolist() == [0, 1, 2, 3, -2, -1]
     assert study.difference.shown().iloc[-2, 0] == "skip"

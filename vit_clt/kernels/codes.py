@@ -14,7 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vit_clt.kernels.entries import Band, Entries
@@ -53,10 +53,6 @@ class Codes(ABC):
     def at_rows(self, rows: slice) -> Codes:
         """The same codes at some places of the last token axis."""
 
-    @abstractmethod
-    def below(self, feature: int) -> Codes:
-        """The same codes with the features from this number on silenced; as many features."""
-
     def at_features(self, features: Sequence[int]) -> Float[Tensor, "*layer_token chosen"]:
         """The codes of some features, 0 where they are silent."""
         return self.to_dense()[..., list(features)]
@@ -76,11 +72,21 @@ class Codes(ABC):
     def active(self) -> RaggedCodes:
         """The active entries alone (z != 0), within a token in the order they are stored in."""
         entries = self.entries()
-        active = entries.values != 0
+        return self._chosen(entries, entries.values != 0)
+
+    def between(self, first: int, stop: int) -> Codes:
+        """The same codes with all features but first, ..., stop - 1 silenced.
+
+        Layouts that store entries keep those of these features alone.
+        """
+        entries = self.entries()
+        return self._chosen(entries, (entries.indices >= first) & (entries.indices < stop))
+
+    def _chosen(self, entries: Entries, chosen: Bool[Tensor, " entry"]) -> RaggedCodes:
         return RaggedCodes(
-            entries.values[active],
-            entries.indices[active].long(),
-            _until(active)[entries.offsets],
+            entries.values[chosen],
+            entries.indices[chosen].long(),
+            _until(chosen)[entries.offsets],
             self.tokens,
             self.n_features,
         )
@@ -148,10 +154,6 @@ class SparseCodes(Codes):
         """The same codes at some places of the last token axis."""
         chosen = (..., rows, slice(None))
         return SparseCodes(self.values[chosen], self.indices[chosen], self.n_features)
-
-    def below(self, feature: int) -> SparseCodes:
-        """The same codes with the features from this number on silenced."""
-        return replace(self, values=self.values * (self.indices < feature))
 
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""
@@ -238,10 +240,11 @@ class RaggedCodes(Codes):
             self.values[entries], self.indices[entries], offsets, tokens, self.n_features
         )
 
-    def below(self, feature: int) -> RaggedCodes:
-        """The same codes with the features from this number on silenced, in the band too."""
-        band = None if self.band is None else self.band.below(feature)
-        return replace(self, values=self.values * (self.indices < feature), band=band)
+    def between(self, first: int, stop: int) -> RaggedCodes:
+        """The entries and the band of these features alone."""
+        chosen = (self.indices >= first) & (self.indices < stop)
+        band = None if self.band is None else self.band.between(first, stop)
+        return replace(self._chosen(self.entries(), chosen), band=band)
 
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""
@@ -306,10 +309,10 @@ class DenseCodes(Codes):
         """The same codes at some places of the last token axis."""
         return DenseCodes(self.dense[..., rows, :])
 
-    def below(self, feature: int) -> DenseCodes:
-        """The same codes with the features from this number on silenced."""
+    def between(self, first: int, stop: int) -> DenseCodes:
+        """The same codes with all features but first, ..., stop - 1 silenced."""
         numbers = torch.arange(self.n_features, device=self.dense.device)
-        return DenseCodes(self.dense * (numbers < feature))
+        return DenseCodes(self.dense * ((numbers >= first) & (numbers < stop)))
 
     def l0(self) -> Int[Tensor, "*layer_token"]:
         """Active features per token."""

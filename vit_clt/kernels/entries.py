@@ -23,10 +23,10 @@ class Band:
     def __getitem__(self, layer: int) -> Band:
         return Band(self.silent[layer], self.shift[layer])
 
-    def below(self, feature: int) -> Band:
-        """The same band without the features from this number on."""
+    def between(self, first: int, stop: int) -> Band:
+        """The band of features first, ..., stop - 1 alone."""
         numbers = torch.arange(self.silent.shape[-1], device=self.silent.device)
-        return Band(self.silent & (numbers < feature), self.shift)
+        return Band(self.silent & (numbers >= first) & (numbers < stop), self.shift)
 
     def to_dense(self) -> Float[Tensor, "*layer_token feature"]:
         """`shift` at every silent unit near its threshold, 0 elsewhere."""

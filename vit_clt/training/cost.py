@@ -163,9 +163,11 @@ def _step(
 
     # the batch as read; x and y normalised, and y^; the rows since each feature fired
     kept = _rows_bytes(config, batch) + in_out + in_out // 2 + 8 * n_layers * n_features
-    # the codes and the error of each prefix
-    codes = n_layers * rows * (n_features if path == "dense" and sparsifier.dense_layout else k)
-    kept += prefixes * (_FLOAT * codes + in_out // 2)
+    if prefixes:
+        # the error of each, and the entries parted among them, or all codes written out for each
+        written_out = path == "dense" and sparsifier.dense_layout
+        kept += prefixes * in_out // 2
+        kept += (prefixes + 1) * n_layers * one_layer if written_out else n_layers * rows * k * 12
     # the error and its gradient
     passing = in_out
     if path == "sparse":

@@ -67,13 +67,11 @@ class Objective(nn.Module):
         codes = self.clt.encode_batch(x) if self.training else self.clt.encode(x)
         if self.training:
             sparsifier.observe_(codes, self.clt.own_tensors())
-        y_hat = self.clt.decode(codes, x=x)
-        error = y_hat.float() - y
-        loss = reconstruction_loss(error, weights, total_weight)
-        for prefix in self.prefixes:
-            part = self.clt.decode(codes.below(prefix), x=x)
-            loss = loss + reconstruction_loss(part.float() - y, weights, total_weight)
-        loss = loss / (1 + len(self.prefixes))
+        losses = []
+        for y_hat in self.clt.decode_prefixes(codes, self.prefixes, x):
+            error = y_hat.float() - y
+            losses.append(reconstruction_loss(error, weights, total_weight))
+        loss = torch.stack(losses).mean(0)
         penalty = sparsity * sparsifier.penalty(self.clt, codes, self.options) / n_tokens
         aux = loss.new_zeros(())
         weight = self.options.auxiliary_weight

@@ -145,9 +145,8 @@ def _trial(clt: CrossLayerTranscoder, x: Tensor, y: Tensor, settings: TrainConfi
     bf16 = settings.precision == "bf16"
     with torch.enable_grad():
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            codes = clt.encode_batch(x)
-            parts = [codes, *map(codes.below, settings.matryoshka or ())]
-            errors = [clt.decode(part, x=x).float() - y for part in parts]
+            decoded = clt.decode_prefixes(clt.encode_batch(x), settings.matryoshka or (), x)
+            errors = [y_hat.float() - y for y_hat in decoded]
         loss = torch.stack([error.square().sum(-1).mean() for error in errors]).mean()
         # backward() would add to .grad and run hooks that wait for other processes
         torch.autograd.grad(loss, learned)

@@ -16,8 +16,9 @@ W_skip[l] x_l, of its own layer's input alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import sqrt
 from typing import Literal, get_args
 
@@ -155,6 +156,36 @@ class CrossLayerTranscoder(PretrainedCLT):
         if self.W_skip is None:
             return y_hat
         return y_hat + self.skip_term(self._check_skipped(x, y_hat), target)
+
+    def decode_prefixes(
+        self,
+        codes: Codes,
+        prefixes: Sequence[int],
+        x: Float[Tensor, "layer *token d_model"] | None = None,
+    ) -> Iterator[Float[Tensor, "layer *token d_model"]]:
+        """y^ of the features below each of `prefixes` of every layer, then y^ of all of them.
+
+        Each y^ is the one before with the terms of the further features added, so that all of them
+        together cost about as many products of entries as the last.
+
+        Args:
+            codes: codes of all layers.
+            prefixes: numbers of features, ascending.
+            x: as in `decode`.
+
+        Raises:
+            InputError: as `decode`.
+        """
+        if not prefixes:
+            yield self.decode(codes, x=x)
+            return
+        nothing = torch.zeros_like(self.b_dec)
+        y_hat = self.decode(codes.between(0, prefixes[0]), x=x)
+        yield y_hat
+        for first, stop in pairwise([*prefixes, self.config.n_features]):
+            part = codes.between(first, stop)
+            y_hat = y_hat + self._decode(part, range(self.config.n_layers), 0, nothing)
+            yield y_hat
 
     def skip_term(
         self, x: Float[Tensor, "*token d_model"], layer: int
