@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test fuzz bench bench-gpu bench-quality cifar-clts adding check format lint types map clean
+.PHONY: help setup demo test fuzz bench bench-gpu bench-quality cifar-clts dinov2-small adding check format lint types map clean
 
 help:            ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
 
 $(STAMP): pyproject.toml
 	@echo "== setting up $(VENV) (about two minutes and 6 GB the first time)"
@@ -55,6 +55,10 @@ bench-quality: $(STAMP)  ## race ours and others' trainers for FVU (PEERS: docs/
 cifar-clts: $(STAMP)  ## train the five CIFAR-10 transcoders of docs/results (about 95 minutes; resumes)
 	@echo "== CIFAR-10 CLTs, into out/cifar10"
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/cifar_clts.py
+
+dinov2-small: $(STAMP)  ## a CLT of a real ViT-S/14 and its studies, of docs/results/dinov2_small.md (about two hours; resumes)
+	@echo "== DINOv2-small, into out/dinov2_small"
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/dinov2_small.py
 
 adding: $(STAMP) ## the study with a known answer, of docs/results/adding.md (about 15 minutes; resumes)
 	@echo "== adding study, into out/adding"

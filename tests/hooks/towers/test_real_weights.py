@@ -9,17 +9,23 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from builders import random_clt
 from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+from vit_clt.analysis import contribution_scores
 from vit_clt.hooks import HookedViT
-from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_POST
+from vit_clt.hooks.passes.clean import CleanPass
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST
 
-FOLDER = Path(os.environ.get("VIT_CLT_DATA", ""), "teachers", "dinov2_small")
+FOLDER = Path(
+    os.environ.get("DINOV2_SMALL")
+    or Path(os.environ.get("VIT_CLT_DATA", ""), "teachers", "dinov2_small")
+)
 pytestmark = pytest.mark.skipif(
     not (FOLDER / "model.safetensors").is_file(),
-    reason="VIT_CLT_DATA holds no teachers/dinov2_small",
+    reason="DINOV2_SMALL names no folder, and VIT_CLT_DATA holds no teachers/dinov2_small",
 )
 # transformers' names of tensors, and those of DINOv2's own code
 RENAMES = {
@@ -32,6 +38,8 @@ RENAMES = {
     r"^layernorm\.": "norm.",
 }
 PARTS = ("query", "key", "value")
+SMALL = torch.randn(2, 3, 98, 98, generator=torch.Generator().manual_seed(0))
+"""Two images of 50 token rows."""
 
 
 def in_dinov2s_names() -> dict[str, Tensor]:
@@ -68,5 +76,24 @@ def test_smaller_images_as_the_model_itself_takes_them() -> None:
     loaded = HookedViT.load(f"hf:{FOLDER}").model
     vit = HookedViT(loaded, image_size=98)
     assert vit.cfg.n_tokens == 50
-    images = torch.randn(2, 3, 98, 98, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(vit(images), loaded(images).pooler_output)
+    assert torch.equal(vit(SMALL), loaded(SMALL).pooler_output)
+
+
+def test_layer_scale_stands_between_y_and_the_stream() -> None:
+    vit = HookedViT(HookedViT.load(f"hf:{FOLDER}").model, image_size=98)
+    layers = range(vit.cfg.n_layers)
+    clean = CleanPass(vit, SMALL, {RESID_MID: layers, HOOK_OUT: layers, RESID_POST: layers})
+    for l in layers:
+        y, gamma = clean.at(HOOK_OUT, l), vit.model.encoder.layer[l].layer_scale2.lambda1
+        assert torch.equal(clean.at(RESID_POST, l), clean.at(RESID_MID, l) + gamma * y)
+        # these weights scale y by very different factors, so that nothing above holds by chance
+        assert (gamma.abs().mean() - 1).abs() > 0.05
+    assert torch.equal(clean.from_mlp(6, clean.at(HOOK_OUT, 6)), clean.embeddings)
+
+
+def test_scores_of_every_target_sum_to_one() -> None:
+    vit = HookedViT(HookedViT.load(f"hf:{FOLDER}").model, image_size=98)
+    for tokens in ("cls", "patch"):
+        scores = contribution_scores(vit, random_clt(vit), SMALL, tokens=tokens)
+        whole = scores.matrix.nansum(1) + scores.bias
+        torch.testing.assert_close(whole, torch.ones_like(whole))

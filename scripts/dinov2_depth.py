@@ -1,0 +1,148 @@
+"""Norms of the residual stream by depth, what LayerScale leaves of y, and where the errors are.
+
+For scripts/dinov2_small.py. Over the rows of a layer l, with gamma the LayerScale of its MLP,
+mid the residual stream before the MLP and post = mid + gamma y the stream after it:
+
+    share        median of ||gamma y|| / ||mid||: what the MLP adds to the stream
+    FVU          sum ||y - y^||^2 / sum ||y - mean||^2, the mean over these rows
+    FVU, scaled  the same of gamma y, as the stream has it
+    added error  median of ||gamma (y - y^)|| / ||post||
+    largest 1 %  of the patch rows by ||mid||: the shares that they hold of those two sums of FVU
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from dinov2_images import linked_model
+from jaxtyping import Float
+from torch import Tensor
+
+from vit_clt import CrossLayerTranscoder, load_data
+from vit_clt.analysis.fit.reconstruction_sums import survey_outputs
+from vit_clt.data.images import ImageData
+from vit_clt.hooks import HookedViT, token_rows
+from vit_clt.hooks.passes.clean import CleanPass
+from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST
+
+N_IMAGES = 500
+LARGEST = 100
+"""One patch row in this many is among the largest."""
+WIDE = 224
+"""Image size in pixels that norms are measured at as well."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was measured at each row of one layer, "image token"."""
+
+    mid: Float[Tensor, "image token"]
+    """||mid||; the others are in the words of the module's docstring."""
+    post: Float[Tensor, "image token"]
+    added: Float[Tensor, "image token"]
+    error: Float[Tensor, "image token"]
+    spread: Float[Tensor, "image token"]
+    scaled_error: Float[Tensor, "image token"]
+    scaled_spread: Float[Tensor, "image token"]
+
+
+@torch.no_grad()
+def measure(vit: HookedViT, clt: CrossLayerTranscoder, data: ImageData) -> list[Rows]:
+    """All rows of all layers, on the teacher trajectory; squared norms for errors and spreads.
+
+    The mean of y is taken over images for patch rows together, and for the class token.
+    """
+    layers = range(vit.cfg.n_layers)
+    kinds = {kind: token_rows(kind, vit.cfg.rows) for kind in ("cls", "patch")}
+    survey = survey_outputs(vit, data, kinds)
+    mean = torch.cat(
+        [
+            survey.pooled_mean(kind)[:, None].expand(-1, len(range(vit.cfg.n_tokens)[at]), -1)
+            for kind, at in kinds.items()
+        ],
+        1,
+    )
+    keep = dict.fromkeys((RESID_MID, HOOK_IN, HOOK_OUT, RESID_POST), layers)
+    found: list[list[Rows]] = [[] for _ in layers]
+    for images, _ in data:
+        clean = CleanPass(vit, images, keep)
+        decoded = clt.decode(clt.encode(torch.stack([clean.at(HOOK_IN, l) for l in layers])))
+        for l in layers:
+            gamma = vit.blocks[l].gamma2
+            y = clean.at(HOOK_OUT, l).double()
+            error, centred = y - decoded[l], y - mean[l]
+            parts = (
+                clean.at(RESID_MID, l).norm(dim=-1),
+                clean.at(RESID_POST, l).norm(dim=-1),
+                (gamma * y).norm(dim=-1),
+                *(part.square().sum(-1) for part in (error, centred)),
+                *((gamma * part).square().sum(-1) for part in (error, centred)),
+            )
+            found[l].append(Rows(*parts))
+    return [
+        Rows(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+        for parts in found
+    ]
+
+
+@torch.no_grad()
+def stream_norms(vit: HookedViT, data: ImageData) -> Float[Tensor, "layer image patch"]:
+    """||post|| of every patch row."""
+    layers, first = range(vit.cfg.n_layers), vit.cfg.rows.first_patch
+    parts = []
+    for images, _ in data:
+        clean = CleanPass(vit, images, {RESID_POST: layers})
+        parts.append(torch.stack([clean.at(RESID_POST, l)[:, first:].norm(dim=-1) for l in layers]))
+    return torch.cat(parts, 1)
+
+
+def depth_tables(model: Path, root: Path, out: Path) -> str:
+    """Two tables as Markdown: LayerScale and errors, and norms of patch rows at two image sizes."""
+    vit = HookedViT.load(f"hf:{out / 'vit'}")
+    clt = CrossLayerTranscoder.from_pretrained(out / "clt").eval().requires_grad_(False)
+    cifar = f"parquet:{root}/data/cifar10/test.parquet"
+    rows = measure(vit, clt, load_data(cifar, split="test", limit=N_IMAGES, vit=vit))
+    lines = [
+        f"LayerScale and errors, {N_IMAGES} test images of CIFAR-10, CLS / patch rows:",
+        "",
+        "| layer | mean \\|gamma\\| | share | FVU | FVU, scaled | added error |",
+        "|---|---|---|---|---|---|",
+    ]
+    for l, layer in enumerate(rows):
+        shown = (
+            both((layer.added / layer.mid), torch.median),
+            both_ratios(layer.error, layer.spread),
+            both_ratios(layer.scaled_error, layer.scaled_spread),
+            both(layer.scaled_error.sqrt() / layer.post, torch.median),
+        )
+        lines.append(f"| {l} | {vit.blocks[l].gamma2.abs().mean():.2f} | {' | '.join(shown)} |")
+    wide = HookedViT.load(f"hf:{linked_model(model, out / 'vit_wide', WIDE)}")
+    coco = f"coco:{root}/data/coco_tiny"
+    norms = {
+        f"CIFAR-10, {vit.cfg.image_size[0]}": torch.stack([layer.post[:, 1:] for layer in rows]),
+        **{
+            f"COCO, {size.cfg.image_size[0]}": stream_norms(size, load_data(coco, vit=size))
+            for size in (vit, wide)
+        },
+    }
+    lines += [
+        "",
+        "Norms of patch rows after each block, median / 99 % quantile / largest, by data and image "
+        "size in pixels; and the shares of the sums of FVU in the 1 % of largest rows:",
+        "",
+        f"| layer | {' | '.join(norms)} | of the variation | of the error |",
+        "|" + "---|" * (3 + len(norms)),
+    ]
+    for l, layer in enumerate(rows):
+        cells = [
+            " / ".join(f"{v:.1f}" for v in summary(by_layer[l])) for by_layer in norms.values()
+        ]
+        patch = {name: getattr(layer, name)[:, 1:] for name in ("mid", "spread", "error")}
+        large = patch["mid"] >= patch["mid"].flatten().topk(patch["mid"].numel() // LARGEST)[0][-1]
+        cells += [
+            f"{part[large].sum() / part.sum():.1%}" for part in (patch["spread"], patch["error"])
+        ]
+        lines.append(f"| {l} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

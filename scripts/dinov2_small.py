@@ -1,0 +1,97 @@
+"""A CLT of a real ViT-S/14 and its studies, of docs/results/dinov2_small.md: `make dinov2-small`.
+
+$DINOV2_SMALL is a folder with a DINOv2-small of transformers (config.json and model.safetensors);
+without it, $VIT_CLT_DATA/teachers/dinov2_small. Images are those of $VIT_CLT_DATA: CIFAR-10 and
+COCO. Each step is a `vit-clt` command with a folder of its own in out/dinov2_small, and is finished
+once that holds metrics.json. Killed, the script goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from dinov2_depth import depth_tables
+from dinov2_images import linked_model, training_images
+
+OUT = Path("out/dinov2_small")
+MODEL, IMAGES = OUT / "vit", OUT / "images"
+PIXELS, N_CIFAR = 98, 8_000
+TRAINING = ["--epochs", "5", "--batch-size", "1024", "--lr", "1e-3", "--k", "32", "--resume"]
+"""Of every transcoder; the rest is the preset small."""
+
+
+def steps(root: Path) -> dict[str, list[str]]:
+    """Arguments of every command, by the name of its folder, in an order in which they can run."""
+    train = ["train", "--data", f"imagefolder:{IMAGES}", "--cache", str(OUT / "cache"), *TRAINING]
+    cifar = f"parquet:{root}/data/cifar10"
+    test = ["--data", f"{cifar}/test.parquet", "--split", "test"]
+    study = ["--clt", str(OUT / "clt"), *test]
+    fit = ["--train-data", f"{cifar}/train.parquet", "--train-limit", "4000"]
+    readout = [*fit, "--readout", "linear"]
+    coco = ["--data", f"coco:{root}/data/coco_tiny", "--split", "val"]
+    return {
+        "clt": [*train, "--n-features", "3072", "--seed", "0"],
+        "reconstruct": ["reconstruct", *study, "--limit", "1000"],
+        "reconstruct_coco": ["reconstruct", "--clt", str(OUT / "clt"), *coco],
+        "contributions": ["contributions", *study, "--limit", "1000"],
+        "cascade": ["cascade", *study, "--limit", "500", *readout],
+        "causal": ["causal", *study, "--limit", "500", *readout],
+        "retrieve": [
+            *("retrieve", *study, "--limit", "500", "--untrained"),
+            *("--corpus", f"{cifar}/train.parquet", "--corpus-limit", "2000"),
+        ],
+        # rivals of the audit, which is left to train none of its own: those would take hours
+        "per_layer": [*train, "--n-features", "3072", "--seed", "0", "--no-cross-layer"],
+        "seed1": [*train, "--n-features", "1024", "--seed", "1"],
+        "audit": [
+            *("audit", *study, "--limit", "500", *readout, "--no-train", "--resume"),
+            *("--per-layer", str(OUT / "per_layer"), "--variants", str(OUT / "seed1")),
+        ],
+    }
+
+
+def run(name: str, args: list[str]) -> None:
+    """Run the command of one step, unless it is finished; its output goes to NAME.log.
+
+    Raises:
+        SystemExit: the command failed; its last line is shown.
+    """
+    if (OUT / name / "metrics.json").is_file():
+        return
+    # a study begins anew, a training and an audit go on
+    again = [] if "--resume" in args else ["--overwrite"]
+    began, log = time.monotonic(), OUT / f"{name}.log"
+    print(f"{name} ...", flush=True)
+    command = [sys.executable, "-m", "vit_clt", *args, "--model", f"hf:{MODEL}", *again]
+    with log.open("a") as file:
+        done = subprocess.run([*command, "--out", str(OUT / name)], stdout=file, stderr=file)
+    if done.returncode:
+        sys.exit(f"step {name} failed: {log.read_text().splitlines()[-1]}")
+    print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Run what is missing, then print the tables of the page."""
+    if "VIT_CLT_DATA" not in os.environ:
+        sys.exit("VIT_CLT_DATA is not set; expected a folder with data/cifar10 and data/coco_tiny")
+    root = Path(os.environ["VIT_CLT_DATA"]).resolve()
+    model = Path(os.environ.get("DINOV2_SMALL", root / "teachers" / "dinov2_small"))
+    if not (model / "model.safetensors").is_file():
+        sys.exit(f"DINOV2_SMALL is {model}; expected a folder with model.safetensors")
+    linked_model(model, MODEL, PIXELS)
+    training_images(root, IMAGES, N_CIFAR)
+    for name, args in steps(root).items():
+        run(name, args)
+    # of every study the table made for reading; depth is no command
+    tables = [path.read_text() for name in steps(root) for path in (OUT / name).glob("[!R]*.md")]
+    text = "\n".join([*tables, depth_tables(model, root, OUT)])
+    (OUT / "tables.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
