@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 from dinov2_images import linked_model
 from jaxtyping import Float
@@ -30,8 +31,8 @@ from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST
 N_IMAGES = 500
 LARGEST = 100
 """One patch row in this many is among the largest."""
-WIDE = 224
-"""Image size in pixels that norms are measured at as well."""
+WIDE, N_WIDE = 518, 20
+"""Norms are measured at the image size of the model's own training too, in pixels; images there."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,39 @@ def stream_norms(vit: HookedViT, data: ImageData) -> Float[Tensor, "layer image 
     return torch.cat(parts, 1)
 
 
+def diagonal_table(place: Path) -> str:
+    """Centred C(l->l) by layer as Markdown, beside C(l-1->l) and the largest of other sources.
+
+    Args:
+        place: `contributions.csv` of `vit-clt contributions`.
+    """
+    scores = pd.read_csv(place).query("kind == 'centred' and source >= 0")
+    lines = [
+        "Centred C(l→l), C(l-1→l), and the largest of any other source:",
+        "",
+        "| layer | CLS | from l-1 | largest other | patches | from l-1 | largest other |",
+        "|" + "---|" * 7,
+    ]
+    by_target = scores.set_index(["tokens", "target", "source"])["score"]
+    for l in sorted(set(scores["target"])):
+        cells = []
+        for tokens in ("cls", "patch"):
+            row = by_target[tokens, l]
+            others = row.drop(l).dropna()
+            cells += [
+                f"{row[l]:.2f}",
+                f"{row[l - 1]:.2f}" if l else "",
+                f"{others.max():.2f} (layer {others.idxmax()})" if len(others) else "",
+            ]
+        lines.append(f"| {l} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def depth_tables(model: Path, root: Path, out: Path) -> str:
-    """Two tables as Markdown: LayerScale and errors, and norms of patch rows at two image sizes."""
+    """Tables as Markdown: scores on the diagonal, LayerScale and errors, norms of patch rows."""
     vit = HookedViT.load(f"hf:{out / 'vit'}")
     clt = CrossLayerTranscoder.from_pretrained(out / "clt").eval().requires_grad_(False)
+    wide = HookedViT.load(f"hf:{linked_model(model, out / 'vit_wide', WIDE)}")
     cifar = f"parquet:{root}/data/cifar10/test.parquet"
     rows = measure(vit, clt, load_data(cifar, split="test", limit=N_IMAGES, vit=vit))
     lines = [
@@ -111,38 +141,51 @@ def depth_tables(model: Path, root: Path, out: Path) -> str:
         "|---|---|---|---|---|---|",
     ]
     for l, layer in enumerate(rows):
-        shown = (
-            both((layer.added / layer.mid), torch.median),
-            both_ratios(layer.error, layer.spread),
-            both_ratios(layer.scaled_error, layer.scaled_spread),
-            both(layer.scaled_error.sqrt() / layer.post, torch.median),
+        at_rows = [
+            Rows(*(part[:, at] for part in vars(layer).values()))
+            for at in (slice(1), slice(1, None))
+        ]
+        columns = (
+            [(at.added / at.mid).median() for at in at_rows],
+            [at.error.sum() / at.spread.sum() for at in at_rows],
+            [at.scaled_error.sum() / at.scaled_spread.sum() for at in at_rows],
+            [(at.scaled_error.sqrt() / at.post).median() for at in at_rows],
         )
-        lines.append(f"| {l} | {vit.blocks[l].gamma2.abs().mean():.2f} | {' | '.join(shown)} |")
-    wide = HookedViT.load(f"hf:{linked_model(model, out / 'vit_wide', WIDE)}")
-    coco = f"coco:{root}/data/coco_tiny"
+        cells = " | ".join(" / ".join(f"{value:.3f}" for value in both) for both in columns)
+        lines.append(f"| {l} | {vit.blocks[l].gamma2.abs().mean():.2f} | {cells} |")
+    diagonal = diagonal_table(out / "contributions" / "contributions.csv")
+    return "\n".join(
+        [diagonal, *lines, "", norm_table(vit, wide, rows, f"coco:{root}/data/coco_tiny")]
+    )
+
+
+def norm_table(vit: HookedViT, wide: HookedViT, rows: list[Rows], coco: str) -> str:
+    """Norms of patch rows by layer as Markdown, and what the largest hold of the sums of FVU."""
     norms = {
-        f"CIFAR-10, {vit.cfg.image_size[0]}": torch.stack([layer.post[:, 1:] for layer in rows]),
-        **{
-            f"COCO, {size.cfg.image_size[0]}": stream_norms(size, load_data(coco, vit=size))
-            for size in (vit, wide)
-        },
+        f"CIFAR-10, {vit.cfg.image_size[0]}": torch.stack([layer.post[:, 1:] for layer in rows])
     }
-    lines += [
-        "",
+    for model in (vit, wide):
+        name = f"COCO, {model.cfg.image_size[0]}"
+        data = load_data(coco, split="val", limit=N_WIDE, vit=model)
+        data.batch_size = 4
+        norms[name] = stream_norms(model, data)
+    lines = [
         "Norms of patch rows after each block, median / 99 % quantile / largest, by data and image "
-        "size in pixels; and the shares of the sums of FVU in the 1 % of largest rows:",
+        "size in pixels; CIFAR-10: shares of the sums of FVU in the largest 1 % of rows:",
         "",
         f"| layer | {' | '.join(norms)} | of the variation | of the error |",
         "|" + "---|" * (3 + len(norms)),
     ]
     for l, layer in enumerate(rows):
-        cells = [
-            " / ".join(f"{v:.1f}" for v in summary(by_layer[l])) for by_layer in norms.values()
-        ]
-        patch = {name: getattr(layer, name)[:, 1:] for name in ("mid", "spread", "error")}
-        large = patch["mid"] >= patch["mid"].flatten().topk(patch["mid"].numel() // LARGEST)[0][-1]
-        cells += [
-            f"{part[large].sum() / part.sum():.1%}" for part in (patch["spread"], patch["error"])
-        ]
+        cells = []
+        for by_layer in norms.values():
+            there = by_layer[l].double().flatten()
+            shown = (there.median(), there.quantile(0.99), there.max())
+            cells.append(" / ".join(f"{norm:.1f}" for norm in shown))
+        mid = layer.mid[:, 1:].flatten()
+        large = mid.topk(len(mid) // LARGEST).indices
+        for part in (layer.spread, layer.error):
+            patches = part[:, 1:].flatten()
+            cells.append(f"{patches[large].sum() / patches.sum():.1%}")
         lines.append(f"| {l} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

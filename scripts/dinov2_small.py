@@ -20,7 +20,7 @@ from dinov2_images import linked_model, training_images
 OUT = Path("out/dinov2_small")
 MODEL, IMAGES = OUT / "vit", OUT / "images"
 PIXELS, N_CIFAR = 98, 8_000
-TRAINING = ["--epochs", "5", "--batch-size", "1024", "--lr", "1e-3", "--k", "32", "--resume"]
+TRAINING = ["--epochs", "1", "--batch-size", "1024", "--k", "32", "--resume"]
 """Of every transcoder; the rest is the preset small."""
 
 

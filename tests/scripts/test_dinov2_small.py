@@ -143,6 +143,23 @@ def test_one_scale_for_all_channels_scales_errors_alone(depth: ModuleType) -> No
         torch.testing.assert_close(layer.scaled_spread, 4 * layer.spread)
 
 
+def test_the_diagonal_is_read_from_the_centred_scores(depth: ModuleType, tmp_path: Path) -> None:
+    shares = {0: [1.0], 1: [0.4, 0.6], 2: [0.3, 0.2, 0.5]}
+    cells = [
+        {"target": l, "source": s, "score": share * sign, "tokens": tokens, "kind": kind}
+        for tokens, sign in (("cls", 1), ("patch", -1))
+        for kind, factor in (("centred", 1), ("projection", 9))
+        for l, row in shares.items()
+        for s, share in [(-1, 7.0), *((s, factor * share) for s, share in enumerate(row))]
+    ]
+    pd.DataFrame(cells).to_csv(tmp_path / "contributions.csv")
+    assert depth.diagonal_table(tmp_path / "contributions.csv").splitlines()[4:] == [
+        "| 0 | 1.00 |  |  | -1.00 |  |  |",
+        "| 1 | 0.60 | 0.40 | 0.40 (layer 0) | -0.60 | -0.40 | -0.40 (layer 0) |",
+        "| 2 | 0.50 | 0.20 | 0.30 (layer 0) | -0.50 | -0.20 | -0.20 (layer 1) |",
+    ]
+
+
 def test_every_step_reads_what_an_earlier_one_made(study: ModuleType, tmp_path: Path) -> None:
     steps = study.steps(Path("/data"))
     for number, args in enumerate(steps.values()):
