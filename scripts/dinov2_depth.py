@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from dinov2_images import linked_model
@@ -127,6 +128,28 @@ def diagonal_table(place: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def fixed_order(contributions: Path, causal: Path) -> float:
+    """How well one order of sources, the same for every target, ranks direct effects.
+
+    The order is that of C(s->L-1), centred, CLS rows. The result is the mean over all other targets
+    with at least three sources of its Spearman correlation with the direct effects on y.
+
+    Args:
+        contributions: `contributions.csv` of `vit-clt contributions`.
+        causal: `causal.csv` of `vit-clt causal`.
+    """
+    scores = pd.read_csv(contributions).query("kind == 'centred' and tokens == 'cls'")
+    order = scores[scores["target"] == scores["target"].max()].set_index("source")["score"]
+    effects = pd.read_csv(causal).query("path == 'direct' and measure == 'y'")
+    effects = effects.astype({"layers": int, "target": int}).set_index("layers")
+    found = [
+        group.corr(order.reindex(group.index), method="spearman")
+        for target, group in effects.groupby("target")["value"]
+        if 3 <= target < scores["target"].max()
+    ]
+    return float(np.mean(found))
+
+
 def depth_tables(model: Path, root: Path, out: Path) -> str:
     """Tables as Markdown: scores on the diagonal, LayerScale and errors, norms of patch rows."""
     vit = HookedViT.load(f"hf:{out / 'vit'}")
@@ -153,7 +176,11 @@ def depth_tables(model: Path, root: Path, out: Path) -> str:
         )
         cells = " | ".join(" / ".join(f"{value:.3f}" for value in both) for both in columns)
         lines.append(f"| {l} | {vit.blocks[l].gamma2.abs().mean():.2f} | {cells} |")
-    diagonal = diagonal_table(out / "contributions" / "contributions.csv")
+    scores = out / "contributions" / "contributions.csv"
+    diagonal = diagonal_table(scores) + (
+        "\nSpearman of direct effects on y_l with one order for all targets, that of C(s→L-1): "
+        f"{fixed_order(scores, out / 'causal' / 'causal.csv'):.2f}\n"
+    )
     return "\n".join(
         [diagonal, *lines, "", norm_table(vit, wide, rows, f"coco:{root}/data/coco_tiny")]
     )

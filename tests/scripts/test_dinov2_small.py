@@ -160,6 +160,29 @@ def test_the_diagonal_is_read_from_the_centred_scores(depth: ModuleType, tmp_pat
     ]
 
 
+def test_one_order_of_sources_is_held_against_the_effects_of_every_target(
+    depth: ModuleType, tmp_path: Path
+) -> None:
+    last = [0.4, 0.1, 0.2, 0.3, 0.0, 0.9]
+    scores = [
+        {"target": l, "source": s, "score": last[s] if l == 5 else -last[s]}
+        for l in range(6)
+        for s in range(l + 1)
+    ]
+    pd.DataFrame(scores).assign(kind="centred", tokens="cls").to_csv(tmp_path / "c.csv")
+    # target 3 has the order of the last one; at target 4 the two largest have changed places
+    effects = {3: [9.0, 1.0, 2.0], 4: [3.0, 1.0, 2.0, 9.0], 5: [0.0, 1.0, 2.0, 3.0, 4.0]}
+    rows = [
+        {"path": path, "layers": str(s), "target": str(l), "measure": "y", "value": sign * value}
+        for path, sign in (("direct", 1), ("total", -1))
+        for l, row in effects.items()
+        for s, value in enumerate(row)
+    ]
+    rows += [{"path": "direct", "layers": "0-5", "target": "output", "measure": "loss", "value": 1}]
+    pd.DataFrame(rows).to_csv(tmp_path / "e.csv")
+    assert depth.fixed_order(tmp_path / "c.csv", tmp_path / "e.csv") == pytest.approx((1 + 0.8) / 2)
+
+
 def test_every_step_reads_what_an_earlier_one_made(study: ModuleType, tmp_path: Path) -> None:
     steps = study.steps(Path("/data"))
     for number, args in enumerate(steps.values()):
