@@ -56,7 +56,7 @@ cifar-clts: $(STAMP)  ## train the five CIFAR-10 transcoders of docs/results (ab
 	@echo "== CIFAR-10 CLTs, into out/cifar10"
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/cifar_clts.py
 
-dinov2-small: $(STAMP)  ## a CLT of a real ViT-S/14 and its studies, of docs/results/dinov2_small.md (about two hours; resumes)
+dinov2-small: $(STAMP)  ## a CLT of a real ViT-S/14 and its studies, of docs/results/dinov2_small.md (about an hour; resumes)
 	@echo "== DINOv2-small, into out/dinov2_small"
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/dinov2_small.py
 
