@@ -29,6 +29,7 @@ def without_none(text: str) -> str:
     What such an option does by itself stands in its description. The width of every line stays.
     """
     text = re.sub(r"\{None\}\|(\w+)", r"\1       ", text)
+    text = re.sub(r"\{None\}\|\{(\[[^}]+\])\}", r"\1         ", text)
     text = re.sub(r"\{None,([\w,]+)\}", r"{\1}     ", text)
     blank = re.compile(r"\(default:(\s|│)*(None)?\)")
     text = blank.sub(lambda found: re.sub(r"[^\s│]", " ", found[0]), text)
