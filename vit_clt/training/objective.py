@@ -1,6 +1,6 @@
 """The loss of a training step: reconstruction error, sparsity penalty and AuxK.
 
-    sum over layers of sum_t w_t ||y^_t - y_t||^2 / sum_t w_t              (w: cls_weight on CLS)
+    sum over layers of sum_t w_lt ||y^_t - y_t||^2 / sum_t w_t             (w: cls_weight on CLS)
       (Matryoshka: its mean over the y^ of features below each prefix, and the whole y^)
     + lambda * mean over tokens of the sparsifier's penalty                (JumpReLU)
     + aux_weight * the same squared error of e^ against e = y - y^         (top-k, optional)
@@ -38,7 +38,7 @@ class Objective(nn.Module):
         self,
         x: Float[Tensor, "layer token d_model"],
         y: Float[Tensor, "layer token d_model"],
-        weights: Float[Tensor, " token"],
+        weights: Float[Tensor, "*layer token"],
         total_weight: float,
         n_tokens: int,
         sparsity: float,
@@ -51,7 +51,7 @@ class Objective(nn.Module):
 
         Args:
             x, y: normalised MLP inputs and outputs.
-            weights: the weight of each row.
+            weights: the weight of each row in every layer, or in each.
             total_weight, n_tokens: sum of the weights and number of rows of the whole batch, of
                 which these rows may be a part.
             sparsity: lambda, the weight of the sparsity penalty.
@@ -92,10 +92,10 @@ class Objective(nn.Module):
 
 def reconstruction_loss(
     error: Float[Tensor, "layer token d_model"],
-    weights: Float[Tensor, " token"],
+    weights: Float[Tensor, "*layer token"],
     total_weight: float | int,
 ) -> Float[Tensor, " layer"]:
-    """sum_t w_t ||error_t||^2 / total_weight, per layer."""
+    """sum_t w_lt ||error_t||^2 / total_weight, per layer."""
     return (error.square().sum(-1) * weights).sum(1) / total_weight
 
 

@@ -96,6 +96,7 @@ class Run:
             (config.n_layers, config.n_features), settings.dead_tokens or rows, engine.device
         )
         self.scales: tuple[Tensor, Tensor] | None = None
+        self.cls_weights: Tensor | None = None
         self.step, self.seconds, self.rows = 0, 0.0, 0
         self.saved_step: int | None = None
         self.n_images = n_images
@@ -107,6 +108,7 @@ class Run:
     def train_on(self, batch: TokenBatch, logging: bool) -> dict[str, Any]:
         """Take one step. Returns the step's record, which is empty unless `logging`."""
         settings = self.settings
+        assert self.cls_weights is not None
         self._set_sparsifier()
         rebuilds = settings.sparsity.auxiliary_weight is not None
         dead = self.activity.dead() if rebuilds else None
@@ -116,6 +118,7 @@ class Run:
         done = self.stepper.step(
             *self._normalised(batch),
             batch.group,
+            cls_weights=self.cls_weights,
             lr=lr,
             sparsity=sparsity or 0.0,
             dead=dead if dead is not None and bool(dead.any()) else None,
@@ -245,6 +248,7 @@ class Run:
         if self.checkpoints is None or self.saved_step == self.step:
             return
         assert self.scales is not None
+        assert self.cls_weights is not None
         clt = self._objective().clt
         tensors = {
             "model": model_tensors(clt),
@@ -252,6 +256,7 @@ class Run:
             "run": {
                 "scale_x": self.scales[0],
                 "scale_y": self.scales[1],
+                "cls_weights": self.cls_weights,
                 "silent": self.activity.silent,
             },
         }
@@ -276,6 +281,7 @@ class Run:
         restore(self._objective().clt, self.optimiser, tensors["model"], tensors["optimizer"])
         device = self.engine.device
         self.scales = tensors["run"]["scale_x"].to(device), tensors["run"]["scale_y"].to(device)
+        self.cls_weights = tensors["run"]["cls_weights"].to(device)
         self.activity.silent.copy_(tensors["run"]["silent"])
         self.schedule.load(state["sparsity"])
         self.reader.skipped |= set(state["skipped"])
@@ -328,6 +334,8 @@ class Run:
             start_(tensors, measured, signed=self.config.sparsifier.signed)
             put_model(self._objective().clt, tensors)
         self.scales = measured.scale_x, measured.scale_y
+        settings = self.settings
+        self.cls_weights = measured.cls_weights(settings.cls_weight, balance=settings.cls_balance)
 
     def _measured(self) -> Moments:
         order = torch.randperm(

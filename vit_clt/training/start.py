@@ -22,6 +22,9 @@ from vit_clt.hooks.points import HOOK_IN, HOOK_OUT
 from vit_clt.hooks.rows import TokenRows
 from vit_clt.training.batches import GroupActivations
 
+MOST_BALANCE = 1000
+"""The most by which `Moments.cls_weights` multiplies the weight of a CLS row."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -39,10 +42,26 @@ class Moments:
     """Mean of x over CLS rows; `mean_x` where there are none."""
     cls_y: Float[Tensor, "layer d_model"]
     """Mean of y over CLS rows; `mean_y` where there are none."""
+    spread_y: Float[Tensor, " layer"]
+    """Mean squared distance of y from `mean_y`, over rows that are no CLS rows."""
+    cls_spread_y: Float[Tensor, " layer"]
+    """Mean squared distance of y from `cls_y`, over CLS rows; `spread_y` where there are none."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Moments:
         """`change` of each tensor."""
         return Moments(*(change(getattr(self, part.name)) for part in fields(self)))
+
+    def cls_weights(self, weight: float | int, *, balance: bool) -> Float[Tensor, " layer"]:
+        """The weight of a CLS row in the loss of each layer, where other rows weigh 1.
+
+        `weight`; with `balance` times spread_y / cls_spread_y, but at most `MOST_BALANCE` times:
+        y of CLS rows that hardly varies has nothing to explain.
+        """
+        weights = torch.full_like(self.spread_y, float(weight))
+        if balance:
+            ratio = self.spread_y / self.cls_spread_y
+            weights *= ratio.nan_to_num(1.0).clamp(max=MOST_BALANCE)
+        return weights
 
 
 @torch.no_grad()
@@ -62,20 +81,31 @@ def moments(groups: Iterable[GroupActivations], rows: TokenRows) -> Moments:
         both = torch.stack([group.x, group.y]).double()
         # x or y, layer, token: summed over images
         norms, totals = both.norm(dim=-1).sum((2, 3)), both.sum(2)
-        part = norms, totals[:, :, :n_cls].sum(2), totals[:, :, n_cls:].sum(2)
+        squares = both[1].square().sum((1, 3))
+        part = (
+            norms,
+            *(totals[:, :, :n_cls].sum(2), totals[:, :, n_cls:].sum(2)),
+            *(squares[:, :n_cls].sum(1), squares[:, n_cls:].sum(1)),
+        )
         sums = part if sums is None else tuple(a + b for a, b in zip(sums, part, strict=True))
         n_images += int(group.readable.sum())
     if sums is None or n_images == 0:
         raise InputError("none of the images can be read; expected at least one.")
-    norms, of_cls, of_others = sums
+    norms, of_cls, of_others, cls_squares, squares = sums
     for values, point in zip(norms, (HOOK_IN, HOOK_OUT), strict=True):
         if (values == 0).any():
             silent = point.format(l=int((values == 0).nonzero()[0]))
             raise InputError(f"{silent} is zero on every token; expected activations that vary.")
     scales = sqrt(of_others.shape[-1]) * n_images * rows.n_tokens / norms
-    others = of_others / (n_images * (rows.n_tokens - n_cls))
-    cls = of_cls / n_images if n_cls else others
-    return Moments(*scales.float(), *others.float(), *cls.float())
+    n_others = n_images * (rows.n_tokens - n_cls)
+    others = of_others / n_others
+    spread = (squares / n_others - others[1].square().sum(-1)).clamp(min=0)
+    cls, cls_spread = others, spread
+    if n_cls:
+        cls = of_cls / n_images
+        cls_spread = (cls_squares / n_images - cls[1].square().sum(-1)).clamp(min=0)
+    tensors = (*scales, *others, *cls, spread, cls_spread)
+    return Moments(*(value.float() for value in tensors))
 
 
 @torch.no_grad()

@@ -68,6 +68,7 @@ class Stepper:
         y: Float[Tensor, "layer token d_model"],
         group: Int[Tensor, " token"],
         *,
+        cls_weights: Float[Tensor, " layer"],
         lr: float,
         sparsity: float,
         dead: Bool[Tensor, "layer feature"] | None,
@@ -79,6 +80,7 @@ class Stepper:
         Args:
             x, y: normalised MLP inputs and outputs.
             group: the group of every row, a number of `ROW_GROUPS`.
+            cls_weights: the weight of a CLS row in the loss of each layer.
             lr: learning rate.
             sparsity: lambda, the weight of the sparsity penalty.
             dead: dead features, which rebuild the reconstruction error (AuxK); None for none.
@@ -92,8 +94,11 @@ class Stepper:
             InputError: the loss or a gradient is not finite; the weights are unchanged.
         """
         settings, engine = self.settings, self.engine
-        weights = torch.where(group == CLS, float(settings.cls_weight), 1.0)
-        sums = torch.tensor([float(weights.sum()), float(len(group))], dtype=torch.float64)
+        is_cls = group == CLS
+        weights = torch.where(is_cls, cls_weights[:, None], 1.0)
+        # balance multiplies errors alone, so that other rows count as they would without it
+        total = torch.where(is_cls, float(settings.cls_weight), 1.0).sum()
+        sums = torch.tensor([float(total), float(len(group))], dtype=torch.float64)
         weight, n_tokens = engine.total(sums.to(engine.device)).tolist()
         if n_tokens == 0:
             return None
@@ -108,7 +113,7 @@ class Stepper:
         parts = torch.arange(len(group), device=device).chunk(settings.accumulate)
         for i, rows in enumerate(parts):
             whole = len(parts) == 1
-            part = (x, y, weights) if whole else (x[:, rows], y[:, rows], weights[rows])
+            part = (x, y, weights) if whole else (x[:, rows], y[:, rows], weights[:, rows])
             with engine.unsynchronised(self.objective, last=i == len(parts) - 1):
                 losses = self.objective(*part, weight, int(n_tokens), sparsity, dead)
                 # the processes average their gradients, but each loss is a share of a sum
