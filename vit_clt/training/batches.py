@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
-from vit_clt.hooks.activations import IMAGES_PER_PASS, capture
+from vit_clt.hooks.activations import IMAGES_PER_PASS, Activations, capture
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.rows import TokenRows
 from vit_clt.training.order import BufferLoad, ShardPlan
@@ -123,6 +123,14 @@ class ViTReader:
         except RuntimeError as error:
             raise lost_worker_error(error) or error from None
 
+    def activations(self, images: Float[Tensor, "batch 3 height width"]) -> Activations:
+        """x and y of images; another reader may take them from another pass."""
+        return self.clean(images)
+
+    def clean(self, images: Float[Tensor, "batch 3 height width"]) -> Activations:
+        """x and y of the unaltered pass."""
+        return capture(self.vit, images)
+
     def _read(self, groups: Sequence[Sequence[int]]) -> Iterator[GroupActivations]:
         device = next(self.vit.parameters()).device
         cfg = self.vit.cfg
@@ -134,7 +142,7 @@ class ViTReader:
             started = time.perf_counter()
             readable = torch.zeros(len(group), dtype=torch.bool, device=device)
             readable[positions] = True
-            activations = None if pixels is None else capture(self.vit, pixels.to(device))
+            activations = None if pixels is None else self.activations(pixels.to(device))
             if activations is not None and len(positions) == len(group):
                 x, y = activations.x, activations.y
             else:
@@ -248,14 +256,18 @@ def epoch_batches(
     """
     shards = [_shard_batches(plan, reader, rows, skip) for plan in plans]
     for parts in zip(*shards, strict=True):
-        if len(parts) == 1:
-            yield parts[0]
-        else:
-            yield TokenBatch(
-                torch.cat([part.x for part in parts], 1),
-                torch.cat([part.y for part in parts], 1),
-                torch.cat([part.group for part in parts]),
-            )
+        yield joined(parts)
+
+
+def joined(parts: Sequence[TokenBatch]) -> TokenBatch:
+    """The rows of several batches in one, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return TokenBatch(
+        torch.cat([part.x for part in parts], 1),
+        torch.cat([part.y for part in parts], 1),
+        torch.cat([part.group for part in parts]),
+    )
 
 
 def _shard_batches(

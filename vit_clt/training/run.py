@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError, Stopped
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.rows import TokenRows
@@ -20,18 +22,22 @@ from vit_clt.training.batches import (
     Stopwatch,
     TokenBatch,
     epoch_batches,
+    joined,
 )
 from vit_clt.training.checkpoints import Checkpoint, Checkpoints
 from vit_clt.training.engine import (
     Engine,
+    is_sharded,
     model_tensors,
     optimiser_tensors,
     put_model,
     restore,
     seeded_globally,
 )
+from vit_clt.training.interventions import InterventionReader
 from vit_clt.training.objective import Activity, Objective, learning_rate
 from vit_clt.training.order import ShardPlan, in_groups, seeded
+from vit_clt.training.replaced import Normalised, ReplacedReader, image_batches
 from vit_clt.training.start import Moments, moments, start_
 from vit_clt.training.step import Stepper, VarianceSums
 from vit_clt.transcoder.config import CLTConfig
@@ -47,8 +53,8 @@ class Run:
 
     Args:
         vit: the teacher.
+        data: the images, those held out included.
         reader: reads its activations.
-        n_images: number of images of the data set, those held out included.
         config: the CLT to be trained.
         settings: every "auto" and None decided.
         engine: device, processes and precision.
@@ -62,8 +68,8 @@ class Run:
     def __init__(
         self,
         vit: HookedViT,
+        data: ImageData,
         reader: ActivationReader,
-        n_images: int,
         config: CLTConfig,
         settings: TrainConfig,
         engine: Engine,
@@ -75,12 +81,13 @@ class Run:
         checkpoint: Checkpoint | None,
     ):
         self.vit, self.config, self.settings, self.engine = vit, config, settings, engine
-        self.reader, self.stopwatch = reader, stopwatch
+        self.data, self.reader, self.stopwatch = data, reader, stopwatch
         self.checkpoints, self.on_log, self.facts = checkpoints, on_log, facts
-        order = torch.randperm(n_images, generator=seeded(settings.seed, "validation")).tolist()
-        held_out = settings.held_out(n_images)
+        order = torch.randperm(len(data), generator=seeded(settings.seed, "validation")).tolist()
+        held_out = settings.held_out(len(data))
         self.held_out, self.images = sorted(order[:held_out]), sorted(order[held_out:])
         self.total = self._plans(0)[0].n_batches * settings.epochs
+        self.first_replaced = self.total - round(settings.stream_share * self.total)
         with seeded_globally(settings.seed):
             with_teacher = replace(config, teacher=vit.identity())
             self.clt = CrossLayerTranscoder(with_teacher, backend=settings.backend).to(
@@ -99,7 +106,6 @@ class Run:
         self.cls_weights: Tensor | None = None
         self.step, self.seconds, self.rows = 0, 0.0, 0
         self.saved_step: int | None = None
-        self.n_images = n_images
         if checkpoint is not None:
             self._load(checkpoint)
 
@@ -309,12 +315,47 @@ class Run:
         ]
 
     def _batches(self) -> Iterator[TokenBatch]:
-        per_epoch = self.total // self.settings.epochs
-        for epoch in range(self.step // per_epoch, self.settings.epochs):
-            skip = self.step - epoch * per_epoch
-            yield from epoch_batches(
-                self._plans(epoch), self.reader, rows=self.vit.cfg.rows, skip=skip
-            )
+        settings, rows, reader = self.settings, self.vit.cfg.rows, self.reader
+        if settings.interventions:
+            share, seed = settings.interventions, settings.seed
+            reader = InterventionReader(reader, self.vit, self.data, share, seed)
+        per_epoch = self.total // settings.epochs
+        while self.step < self.first_replaced:
+            epoch, skip = divmod(self.step, per_epoch)
+            batches = epoch_batches(self._plans(epoch), reader, rows=rows, skip=skip)
+            yield from islice(batches, self.first_replaced - self.step)
+        yield from self._replaced_batches()
+
+    def _replaced_batches(self) -> Iterator[TokenBatch]:
+        """Batches of whole images, whose x is that of the replaced pass."""
+        settings, vit = self.settings, self.vit
+        assert settings.shards is not None
+        part = max(1, settings.batch_size // settings.shards // vit.cfg.n_tokens)
+        batches = range(self.step - self.first_replaced, self.total - self.first_replaced)
+        own = range(self.engine.rank, settings.shards, self.engine.n_processes)
+        steps = [
+            in_groups([image for shard in own for image in batch[shard * part :][:part]])
+            for batch in image_batches(settings.seed, self.images, part * settings.shards, batches)
+        ]
+        more = settings.workers, settings.unreadable == "skip", self.stopwatch
+        reader = ReplacedReader(self._now, vit, self.data, *more)
+        reader.skipped = self.reader.skipped
+        activations = reader.read([group for groups in steps for group in groups])
+        for groups in steps:
+            read = [_rows(next(activations), vit.cfg.rows) for _ in groups]
+            yield joined(read)
+
+    def _now(self) -> Normalised:
+        """The CLT as it is, whole, and its scales. Every process must call this."""
+        assert self.scales is not None
+        self._set_sparsifier()
+        clt = self._objective().clt
+        if is_sharded():
+            tensors = model_tensors(clt)
+            clt = CrossLayerTranscoder(clt.config, backend=self.settings.backend)
+            clt.load_state_dict(tensors)
+            clt = clt.to(self.engine.device)
+        return clt, *self.scales
 
     def _or_save(self, work: Callable[[], Result]) -> Result:
         """The result of `work`, before whose InputError the last whole step is saved."""
@@ -350,7 +391,7 @@ class Run:
         """Unreadable images that any process came across. Every process must call this."""
         if self.engine.n_processes == 1:
             return self.reader.skipped
-        counts = torch.zeros(self.n_images, device=self.engine.device)
+        counts = torch.zeros(len(self.data), device=self.engine.device)
         counts[list(self.reader.skipped)] = 1
         return set(self.engine.total(counts).nonzero()[:, 0].tolist())
 

@@ -112,8 +112,8 @@ def train(
         stopwatch = Stopwatch()
         run = Run(
             vit,
+            data,
             _reader(vit, data, settings, cache, engine, stopwatch, progress),
-            len(data),
             config,
             settings,
             engine,

@@ -100,6 +100,12 @@ class TrainConfig:
     matryoshka: tuple[int, ...] | None = None
     """Numbers of features, ascending: the loss is the mean over the reconstructions of only the
     first so many features of every layer, and the whole one. None: the whole one alone."""
+    stream_share: float | int = 0.0
+    """Last share of the steps, in which x comes from the pass with every MLP replaced by the CLT as
+    it then is; y stays the unaltered pass's."""
+    interventions: float | int = 0.0
+    """Share of the images, before that, whose pass has the outputs of a range of MLPs overwritten
+    by another image's or their mean; y is then what the ViT's MLPs make of the altered x."""
     warmup_steps: int = 1000
     """Linear warm-up, at most 5 % of all steps."""
     lr_schedule: LrSchedule = "linear"
@@ -149,9 +155,10 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise InputError("seed", f"is {self.seed}; expected 0 to 2^63 - 1.")
         check_zero_or_more(
-            self, "warmup_steps", "decay_fraction", "val_images", "workers", "checkpoint_every"
+            *(self, "warmup_steps", "decay_fraction", "val_images", "workers", "checkpoint_every"),
+            *("stream_share", "interventions"),
         )
-        check_share(self, "decay_fraction")
+        check_share(self, "decay_fraction", "stream_share", "interventions")
         check_choice("start", self.start, get_args(Start))
         prefixes = self.matryoshka
         if prefixes is not None and (
