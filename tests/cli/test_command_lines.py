@@ -16,6 +16,7 @@ from vit_clt.cli.commands import parse
     [
         ("train --n-featurs 3 --out x", "--n-featurs is no option of vit-clt train; expected "),
         ("train --n-featurs=3 --out x", "expected --n-features (see vit-clt train --help)."),
+        ("train --cls-balance --out x", "--cls-balance holds by default; expected --no-cls-bal"),
         ("train --k abc --out x", '--k is "abc"; expected a whole number ('),
         ("train --seed 1.5 --out x", '--seed is "1.5"; expected a whole number ('),
         ("train --lr fast --out x", '--lr is "fast"; expected a number ('),

@@ -10,7 +10,7 @@ import torch
 from builders import tiny_clip
 from torch import Tensor
 
-from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, train
+from vit_clt import CLTConfig, ReLUTopK, TrainConfig, train
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
@@ -141,9 +141,3 @@ def test_a_run_with_them_fits_altered_passes_better(vit, images, clean):
         with torch.no_grad():
             errors.append(float((clt(altered.x) - altered.y).square().sum()))
     assert errors[1] < 0.95 * errors[0]
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_is_a_share(share):
-    with pytest.raises(InputError, match="interventions"):
-        TrainConfig(interventions=share)

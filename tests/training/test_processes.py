@@ -26,7 +26,7 @@ RUN = [
     *("--buffer-batches", "2", "--checkpoint-every", "6", "--log-every", "1", "--shards", "2"),
     *("--k-start", "8", "--aux-k", "8", "--dead-tokens", "1000", "--cls-weight", "3"),
     *("--clip", "50", "--accumulate", "2", "--backend", "dense"),
-    *("--skip", "--matryoshka", "16", "32"),
+    *("--skip", "--matryoshka", "16", "32", "--stream-share", "0.3"),
 ]
 STEPS = 24
 DDP = {"ACCELERATE_USE_CPU": "true"}

@@ -10,13 +10,13 @@ import torch
 from builders import noise, tiny_clip
 from torch import Tensor
 
-from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK, TrainConfig, train
+from vit_clt import CLTConfig, CrossLayerTranscoder, ReLUTopK, TrainConfig, train
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps
 from vit_clt.hooks.activations import capture
 from vit_clt.hooks.points import HOOK_IN
 from vit_clt.training.batches import Stopwatch
-from vit_clt.training.replaced import ReplacedReader, image_batches, replaced_inputs
+from vit_clt.training.replaced import ReplacedReader, StandIn, image_batches, replaced_inputs
 
 L, D, TOKENS = 4, 16, 10
 
@@ -52,7 +52,7 @@ def in_raw_units(clt: CrossLayerTranscoder) -> CrossLayerTranscoder:
 
 
 def test_inputs_are_those_of_the_replacement_in_raw_units(vit, images, clt):
-    found = replaced_inputs(vit, clt, *SCALES, images)
+    found = replaced_inputs(vit, StandIn(clt, *SCALES), images)
     with torch.no_grad(), replace_mlps(vit, in_raw_units(clt), layers=range(L)):
         _, cache = vit.run_with_cache(images)
     for l in range(L):
@@ -65,17 +65,32 @@ def test_inputs_are_those_of_the_replacement_in_raw_units(vit, images, clt):
 
 def test_the_model_is_left_as_it_was(vit, images, clt):
     before = vit(images)
-    replaced_inputs(vit, clt, *SCALES, images)
+    replaced_inputs(vit, StandIn(clt, *SCALES), images)
     assert torch.equal(vit(images), before)
     assert not any(point.fwd_hooks for point in vit.hook_dict.values())
 
 
 def test_a_reader_gives_the_clean_outputs(vit, images, clt):
     data = TensorImages(images)
-    reader = ReplacedReader(lambda: (clt, *SCALES), vit, data, 0, False, Stopwatch())
+    stand_in = StandIn(clt, *SCALES)
+    reader = ReplacedReader(lambda: stand_in, vit, data, 0, False, Stopwatch())
     [group] = reader.read([[5, 2]])
     assert torch.equal(group.y, capture(vit, images[[5, 2]]).y)
-    assert torch.equal(group.x, replaced_inputs(vit, clt, *SCALES, images[[5, 2]]))
+    assert torch.equal(group.x, replaced_inputs(vit, stand_in, images[[5, 2]]))
+
+
+def test_a_part_of_the_replacement_moves_the_outputs_by_that_part(vit, images, clt):
+    clean = capture(vit, images)
+    nothing = replaced_inputs(vit, StandIn(clt, *SCALES, 0.0), images)
+    torch.testing.assert_close(nothing, clean.x)
+    # x_1 reads y_0 alone: its stream moves by the part
+    with torch.no_grad():
+        y_hat = in_raw_units(clt)(clean.x)[0]
+    mixed = clean.y[0] + 0.25 * (y_hat - clean.y[0])
+    with vit.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook: mixed)]):
+        _, cache = vit.run_with_cache(images)
+    found = replaced_inputs(vit, StandIn(clt, *SCALES, 0.25), images)
+    torch.testing.assert_close(found[1], cache[HOOK_IN.format(l=1)], rtol=1e-4, atol=1e-4)
 
 
 def test_batches_pass_over_all_images_and_need_none_before_them():
@@ -99,7 +114,7 @@ def stream_error(vit: HookedViT, clt: CrossLayerTranscoder, images: Tensor) -> f
     """Squared error of y^ in the replaced stream, over the power of y."""
     clean = capture(vit, images).y
     ones = torch.ones(L)
-    x = replaced_inputs(vit, clt, ones, ones, images)
+    x = replaced_inputs(vit, StandIn(clt, ones, ones), images)
     with torch.no_grad():
         return float((clt(x) - clean).square().sum() / clean.square().sum())
 
@@ -118,9 +133,3 @@ def test_only_the_last_share_of_the_steps_reads_it(vit, images, monkeypatch):
     )
     run(vit, images, epochs=4, stream_share=0.25)  # 3 steps an epoch
     assert read == [4, 4, 4]  # as many whole images as fit in 40 rows
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_is_a_share(share):
-    with pytest.raises(InputError, match="stream_share"):
-        TrainConfig(stream_share=share)

@@ -37,7 +37,7 @@ STEPS = 24
 EVERYTHING = [
     *("--k-start", "12", "--k-ramp", "0.5", "--aux-k", "8", "--dead-tokens", "600"),
     *("--cls-weight", "3", "--clip", "50", "--accumulate", "2", "--val-images", "20"),
-    *("--skip", "--matryoshka", "16", "32"),
+    *("--skip", "--matryoshka", "16", "32", "--stream-share", "0.3", "--interventions", "0.4"),
     *("--unreadable", "skip", "--data", "parquet:{parquet}", "--image-column", "image"),
 ]
 # what time a step took is no part of the result

@@ -37,6 +37,8 @@ ABOVE_ZERO = {
 ZERO_OR_MORE = {
     "warmup_steps": int,
     "decay_fraction": float,
+    "stream_share": float,
+    "interventions": float,
     "val_images": int,
     "workers": int,
     "checkpoint_every": int,
@@ -66,6 +68,7 @@ def test_every_field_but_the_seed_and_the_sparsifiers_is_checked_here():
         "seed",
         "sparsity",
         "matryoshka",
+        "cls_balance",
     }
 
 

@@ -41,6 +41,9 @@ def _sentence(text: str, command: str, options: Sequence[str]) -> str:
         name = found[1].partition("=")[0]
         if not name.startswith("-"):
             return f'"{name}" belongs to no option of {command}'
+        if name in options:  # a switch that is on has no option that turns it on
+            off = name.replace("--", "--no-", 1)
+            return f"{name} holds by default; expected {off} to turn it off, or neither"
         near = get_close_matches(name, options, n=1, cutoff=0.7)
         return f"{name} is no option of {command}; expected {near[0] if near else 'another name'}"
     if found := re.search(r"Error parsing (--\S+?): .*?(?:from \[|base 10: |float: )('.*?')", text):

@@ -1,18 +1,23 @@
 """Token rows of the stream in which the CLT that is being trained stands in for every MLP.
 
 Trained on the unaltered stream alone, a CLT never sees what its own errors do to the inputs of
-later layers. In the last steps of a run (`TrainConfig.stream_share`) x_l comes from the pass with
-every MLP at every row replaced by y^ of the CLT as it then is, and y_l stays the unaltered pass's:
+later layers. In the last steps of a run (`TrainConfig.stream_share`) x_l comes from the pass in
+which every MLP at every row gives y + a (y^ - y), y^ of the CLT as it then is, and y_l stays the
+unaltered pass's:
 
     loss = sum_l ||y^_l(x of the replaced pass) - y_l(unaltered)||^2
 
-No gradient runs through the stream. A batch is whole images, because a replaced pass depends on the
-weights of the step and cannot be shuffled into others.
+The part a of the replacement rises evenly from 0 to 1 over the first half of these steps: from one
+step to the next errors would multiply, and AdamW, whose steps are as large as the gradients before
+were small, would leave the place that it has reached. No gradient runs through the stream. A batch
+is whole images, because a replaced pass depends on the weights of the step and cannot be shuffled
+into others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,40 +35,49 @@ from vit_clt.training.batches import ViTReader
 from vit_clt.training.order import seeded
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
-Normalised = tuple[CrossLayerTranscoder, Float[Tensor, " layer"], Float[Tensor, " layer"]]
-"""A CLT in normalised space, and the scales of x and of y that lead there."""
+
+@dataclass(frozen=True)
+class StandIn:
+    """What stands in for the MLPs."""
+
+    clt: CrossLayerTranscoder
+    """In normalised space."""
+    scale_x: Float[Tensor, " layer"]
+    """Scale of x that leads there."""
+    scale_y: Float[Tensor, " layer"]
+    """Scale of y that leads there."""
+    part: float = 1.0
+    """The part a of the replacement, from 0 to 1."""
 
 
 class ReplacedReader(ViTReader):
     """Reads x of the replaced pass and y of the unaltered one.
 
     Args:
-        now: the CLT as it is when an image is read, with its scales.
+        now: what stands in for the MLPs when an image is read.
         more: arguments of `ViTReader`.
     """
 
-    def __init__(self, now: Callable[[], Normalised], *more: Any):
+    def __init__(self, now: Callable[[], StandIn], *more: Any):
         super().__init__(*more)
         self.now = now
 
     def activations(self, images: Float[Tensor, "batch 3 height width"]) -> Activations:
         """x as each layer reads it in the replaced pass, y as it is in the unaltered one."""
-        return Activations(replaced_inputs(self.vit, *self.now(), images), self.clean(images).y)
+        return Activations(replaced_inputs(self.vit, self.now(), images), self.clean(images).y)
 
 
 @torch.no_grad()
 def replaced_inputs(
-    vit: HookedViT,
-    clt: CrossLayerTranscoder,
-    scale_x: Float[Tensor, " layer"],
-    scale_y: Float[Tensor, " layer"],
-    images: Float[Tensor, "batch 3 height width"],
+    vit: HookedViT, stand_in: StandIn, images: Float[Tensor, "batch 3 height width"]
 ) -> Float[Tensor, "layer batch token d_model"]:
     """x of every layer while a CLT in normalised space stands in for every MLP at every row.
 
-    They are the x of `replace_mlps` with the same CLT in raw units, whose weights would have to be
-    copied for that.
+    With the whole replacement they are the x of `replace_mlps` with the same CLT in raw units,
+    whose weights would have to be copied for that.
     """
+    clt, scale_x, scale_y = stand_in.clt, stand_in.scale_x, stand_in.scale_y
+    whole = stand_in.part == 1
     x: list[Tensor] = []
     codes: dict[int, Codes] = {}
 
@@ -73,12 +87,13 @@ def replaced_inputs(
 
     def write(value: Tensor, hook: HookPoint, layer: int) -> Tensor:
         y_hat = clt.decode(codes, target=layer, x=x[layer] * scale_x[layer])
-        return y_hat.to(value.dtype) / scale_y[layer]
+        y_hat = y_hat.to(value.dtype) / scale_y[layer]
+        return y_hat if whole else torch.lerp(value, y_hat, stand_in.part)
 
     layers = range(vit.cfg.n_layers)
     hooks: FwdHooks = [(READ_IN.format(l=l), partial(read, layer=l)) for l in layers]
     hooks += [(HOOK_OUT.format(l=l), partial(write, layer=l)) for l in layers]
-    with vit.hooks(fwd_hooks=hooks), idle_mlps(vit.blocks):
+    with vit.hooks(fwd_hooks=hooks), idle_mlps(vit.blocks if whole else []):
         vit(images)
     return torch.stack(x)
 

@@ -37,7 +37,7 @@ from vit_clt.training.engine import (
 from vit_clt.training.interventions import InterventionReader
 from vit_clt.training.objective import Activity, Objective, learning_rate
 from vit_clt.training.order import ShardPlan, in_groups, seeded
-from vit_clt.training.replaced import Normalised, ReplacedReader, image_batches
+from vit_clt.training.replaced import ReplacedReader, StandIn, image_batches
 from vit_clt.training.start import Moments, moments, start_
 from vit_clt.training.step import Stepper, VarianceSums
 from vit_clt.transcoder.config import CLTConfig
@@ -345,9 +345,11 @@ class Run:
             read = [_rows(next(activations), vit.cfg.rows) for _ in groups]
             yield joined(read)
 
-    def _now(self) -> Normalised:
-        """The CLT as it is, whole, and its scales. Every process must call this."""
+    def _now(self) -> StandIn:
+        """What stands in for the MLPs at this step. Every process must call this."""
         assert self.scales is not None
+        rising = (self.total - self.first_replaced) / 2
+        part = min(1.0, (self.step + 1 - self.first_replaced) / rising)
         self._set_sparsifier()
         clt = self._objective().clt
         if is_sharded():
@@ -355,7 +357,7 @@ class Run:
             clt = CrossLayerTranscoder(clt.config, backend=self.settings.backend)
             clt.load_state_dict(tensors)
             clt = clt.to(self.engine.device)
-        return clt, *self.scales
+        return StandIn(clt, *self.scales, part)
 
     def _or_save(self, work: Callable[[], Result]) -> Result:
         """The result of `work`, before whose InputError the last whole step is saved."""

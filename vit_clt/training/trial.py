@@ -41,7 +41,8 @@ def seconds_per_step(
 ) -> float:
     """Estimate the seconds of a training step from a short trial on a few images.
 
-    The ViT's pass (none with `cache`) and AdamW are timed and scaled. Forward and backward run on
+    The ViT's passes (with `cache` only those that alter something) and AdamW are timed and scaled.
+    Forward and backward run on
     two numbers of token rows (64 and 256 on a CPU; on a GPU, which few rows leave idle, a quarter
     and all of the rows of a step), and the line through both times is extended to the batch: one
     part of the time grows with the rows, another with the parameters. Penalties, the exchange
@@ -63,7 +64,7 @@ def seconds_per_step(
     ):
         activations = capture(vit, images)
         seconds = _seconds(partial(capture, vit, images), device)
-        teacher = 0.0 if cache else seconds / activations.x[0, ..., 0].numel()
+        teacher = seconds / activations.x[0, ..., 0].numel()
         # normalised as in training, because the scale decides how many features of JumpReLU fire
         x, y = (_normalised(values.flatten(1, 2)) for values in (activations.x, activations.y))
         rows = [min(n, x.shape[1]) for n in _TRIAL_ROWS]
@@ -78,7 +79,12 @@ def seconds_per_step(
     per_row = max(0.0, many - few) / max(1, rows[1] - rows[0])
     # the fixed part is spent on each part of the batch
     fixed = max(0.0, many - per_row * rows[1]) * settings.accumulate
-    return fixed + in_batch * (per_row + teacher) + _optimiser_seconds(clt)
+    # steps on the replaced stream run the ViT twice, and the CLT forward once more, which is about
+    # a third of forward and backward
+    replaced = settings.stream_share
+    passes = 2 * replaced + (1 - replaced) * (float(not cache) + settings.interventions)
+    per_row = per_row * (1 + replaced / 3) + teacher * passes
+    return fixed + in_batch * per_row + _optimiser_seconds(clt)
 
 
 def decided_backend(
