@@ -1,7 +1,8 @@
 """Studies of a CLT and of its ViT, one room a question; each returns numbers that draw themselves.
 
-Rooms: `fit`, `contributions`, `ablations`, `causal`, `probing`, `auditing`, `features`, `graphs`,
-`steering`, `retrieval`, `factors`, `reproduction`; they share `stats` and `reporting`.
+Rooms: `fit`, `contributions`, `silencing`, `ablations`, `causal`, `probing`, `auditing`,
+`features`, `graphs`, `steering`, `retrieval`, `factors`, `reproduction`; they share `stats` and
+`reporting`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from vit_clt.analysis.probing.study import probes as probes
     from vit_clt.analysis.retrieval.consistency import class_consistency as class_consistency
     from vit_clt.analysis.retrieval.index import RetrievalIndex as RetrievalIndex
+    from vit_clt.analysis.silencing.study import effect_scores as effect_scores
+    from vit_clt.analysis.silencing.study import feature_effects as feature_effects
     from vit_clt.analysis.stats.ranks import rank_agreement as rank_agreement
     from vit_clt.analysis.steering.curve import steering_curve as steering_curve
     from vit_clt.analysis.steering.search import steering_search as steering_search
@@ -72,6 +75,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "probing.study": ["probes"],
         "retrieval.consistency": ["class_consistency"],
         "retrieval.index": ["RetrievalIndex"],
+        "silencing.study": ["effect_scores", "feature_effects"],
         "stats.ranks": ["rank_agreement"],
         "steering.curve": ["steering_curve"],
         "steering.search": ["steering_search"],

@@ -45,7 +45,15 @@ Readout = Literal["text", "head", "linear"]
 linear classifier fitted on other images."""
 Templates = Literal["single", "ensemble"]
 """Zero-shot prompts: one, or the 18 CIFAR templates."""
-ScoreKind = Literal["projection", "centred", "norm", "loo", "loo_r2"]
+ContributionKind = Literal["projection", "centred", "norm", "loo", "loo_r2"]
+"""From which depth y_l is read: C(s->l)."""
+ScoreKind = Literal[ContributionKind, "effect"]
+"""What a source layer is to a target: a contribution score, or what silencing the source changes
+there, E(s->l)."""
+EffectPath = Literal["total", "direct"]
+"""Whether everything downstream of an ablation answers to it, or one reader alone sees it."""
+EffectOrder = Literal["exact", "first"]
+"""Whether effects are measured in altered passes, or to first order from gradients."""
 Reduce = Literal["mean_of_ratios", "ratio_of_means"]
 Ranking = Literal[ScoreKind, "last", "bottom", "random"]
 """An order of sources: a score, highest first; "last", deepest first; "bottom", the lowest score

@@ -8,6 +8,7 @@ ours, not the paper's.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
 from math import comb
 
@@ -17,7 +18,7 @@ from typing_extensions import Unpack
 from vit_clt.analysis.ablations.all_sets_result import KeepSets, MarkedSet, Set
 from vit_clt.analysis.ablations.keep_drop import AblationOptions, term_sets
 from vit_clt.analysis.ablations.rankings import source_orders
-from vit_clt.analysis.contributions.scores import ContributionScores
+from vit_clt.analysis.contributions.source_scores import SourceScores
 from vit_clt.analysis.stats.readings import Measure
 from vit_clt.choices import Ranking, ScoreKind
 from vit_clt.data.images import ImageData
@@ -37,7 +38,7 @@ def keep_sets(
     classifier: Classifier,
     *,
     k: int = 4,
-    scores: ContributionScores | ScoreKind = "projection",
+    scores: SourceScores | ScoreKind = "projection",
     **options: Unpack[AblationOptions],
 ) -> KeepSets:
     """Read the model with every set of k sources of one target kept; terms are computed once.
@@ -68,7 +69,9 @@ def keep_sets(
     n_sources = check_k(k, target, vit.cfg.n_layers)
     scores = study.scores(scores)
     rankings: list[Ranking] = [scores.kind, "centred", "norm", "last", "bottom"]
-    orders = source_orders(scores, [target], rankings, seed=seed)
+    orders = source_orders(
+        scores, [target], rankings, rescored=partial(study.rescored, scores), seed=seed
+    )
     first_k = {o.ranking: tuple(sorted(o.sources[target][:k])) for o in orders}
     sets = _sets(n_sources, k, seed)
     # A marked set that was not drawn is read too, but does not count as part of the sample.

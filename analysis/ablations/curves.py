@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
@@ -20,7 +21,7 @@ from vit_clt.analysis.ablations.keep_drop import (
 from vit_clt.analysis.ablations.rankings import Order, source_orders
 from vit_clt.analysis.ablations.result import AblationStudy
 from vit_clt.analysis.ablations.term_sets import REFERENCES
-from vit_clt.analysis.contributions.scores import ContributionScores
+from vit_clt.analysis.contributions.source_scores import SourceScores
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.readings import MEASURES, UNITS, Measure, Reading
 from vit_clt.choices import Ranking, ScoreKind
@@ -199,7 +200,7 @@ def ablation_curves(
     data: ImageData,
     classifier: Classifier,
     *,
-    scores: ContributionScores | ScoreKind = "projection",
+    scores: SourceScores | ScoreKind = "projection",
     rankings: Sequence[Ranking] | None = None,
     sources: Iterable[int] | None = None,
     draws: int = 5,
@@ -230,7 +231,14 @@ def ablation_curves(
     given = None if sources is None else sources_at(targets, sources)
     scores = study.scores(scores)
     rankings = [scores.kind] if rankings is None else rankings
-    orders = source_orders(scores, targets, rankings, draws=draws, seed=study.seed)
+    orders = source_orders(
+        scores,
+        targets,
+        rankings,
+        rescored=partial(study.rescored, scores),
+        draws=draws,
+        seed=study.seed,
+    )
     points = [
         Point(order.ranking, order.draw, mode, k, order.top(k))
         for order in orders

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from vit_clt.analysis.ablations.ablation import Ablation
 from vit_clt.analysis.ablations.rankings import rank_sources
 from vit_clt.analysis.ablations.term_sets import Targets, TermSets, target_list
-from vit_clt.analysis.contributions.scores import ContributionScores
+from vit_clt.analysis.contributions.source_scores import SourceScores
 from vit_clt.choices import MAX_GROUPS, Fill, ScoreKind, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
@@ -53,7 +53,7 @@ def keep_top_k(
     classifier: Classifier,
     *,
     k: int = 4,
-    scores: ContributionScores | ScoreKind = "projection",
+    scores: SourceScores | ScoreKind = "projection",
     **options: Unpack[AblationOptions],
 ) -> Ablation:
     """Keep the k sources with the highest signed score, drop the others.
@@ -83,7 +83,7 @@ def drop_top_k(
     classifier: Classifier,
     *,
     k: int = 4,
-    scores: ContributionScores | ScoreKind = "projection",
+    scores: SourceScores | ScoreKind = "projection",
     **options: Unpack[AblationOptions],
 ) -> Ablation:
     """Drop the k sources with the highest signed score, keep the others; see `keep_top_k`."""
@@ -177,7 +177,7 @@ def kept_sources(mode: Mode, sources_at: dict[int, list[int]]) -> dict[int, list
     }
 
 
-def _top_k(study: TermSets, mode: Mode, k: int, scores: ContributionScores | ScoreKind) -> Ablation:
+def _top_k(study: TermSets, mode: Mode, k: int, scores: SourceScores | ScoreKind) -> Ablation:
     deepest = max(study.targets)
     if not 0 <= k <= deepest + 1:
         raise InputError(

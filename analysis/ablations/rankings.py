@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
 
-from vit_clt.analysis.contributions.scores import ContributionScores
-from vit_clt.choices import Ranking, check_choice
+from vit_clt.analysis.contributions.source_scores import SourceScores
+from vit_clt.choices import Ranking, ScoreKind, check_choice
 from vit_clt.errors import InputError
 
 
@@ -28,7 +28,7 @@ class Order:
         return {target: ranked[:k] for target, ranked in self.sources.items()}
 
 
-def rank_sources(scores: ContributionScores, target: int) -> list[int]:
+def rank_sources(scores: SourceScores, target: int) -> list[int]:
     """Sources of a target from highest to lowest signed score; ties go to the later layer.
 
     Raises:
@@ -43,20 +43,21 @@ def rank_sources(scores: ContributionScores, target: int) -> list[int]:
 
 
 def source_orders(
-    scores: ContributionScores,
+    scores: SourceScores,
     targets: Sequence[int],
     rankings: Sequence[Ranking],
     *,
+    rescored: Callable[[ScoreKind], SourceScores],
     draws: int = 5,
     seed: int = 0,
 ) -> list[Order]:
     """One order for each ranking, without repeats; `draws` orders for "random".
 
     Args:
-        scores: scores of the main ranking; "bottom" reverses it, and other kinds of score are
-            computed for the same images and rows.
+        scores: scores of the main ranking; "bottom" reverses it.
         targets: layers whose sources are ordered, each by its row of the scores.
         rankings: names of the rankings, at least one.
+        rescored: gives scores of another kind.
         draws: number of random orders.
         seed: seed of the random orders.
 
@@ -81,6 +82,6 @@ def source_orders(
         elif ranking == "bottom":
             orders.append(Order(ranking, 0, {t: rank_sources(scores, t)[::-1] for t in targets}))
         else:
-            ranked = scores if ranking == scores.kind else scores.rescored(ranking)
+            ranked = scores if ranking == scores.kind else rescored(ranking)
             orders.append(Order(ranking, 0, {t: rank_sources(ranked, t) for t in targets}))
     return orders

@@ -20,6 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
+from vit_clt.analysis.contributions.source_scores import SourceScores
+from vit_clt.analysis.silencing.study import effect_scores
 from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.analysis.stats.image_groups import ImageGroups, image_groups
 from vit_clt.analysis.stats.means import PositionMean
@@ -158,10 +160,23 @@ class TermSets:
                 loss[i] += outcome.loss.double().sum()
         return right / len(self.data), loss / len(self.data)
 
-    def scores(self, scores: ContributionScores | ScoreKind) -> ContributionScores:
-        """The scores as given, or of this kind on the same images and rows."""
+    def scores(self, scores: SourceScores | ScoreKind) -> SourceScores:
+        """The scores as given, or of this kind on the same images and rows.
+
+        Effects are total ones on y_l with the same fill, of codes silenced on all rows.
+        """
         if not isinstance(scores, str):
             return scores
+        if scores == "effect":
+            return effect_scores(
+                self.vit,
+                self.clt,
+                self.data,
+                tokens=self.tokens,
+                fill=self.fill,
+                seed=self.seed,
+                progress=self.progress,
+            )
         return contribution_scores(
             self.vit,
             self.clt,
@@ -171,6 +186,15 @@ class TermSets:
             max_groups=self.max_groups,
             progress=self.progress,
         )
+
+    def rescored(self, scores: SourceScores, kind: ScoreKind) -> SourceScores:
+        """Scores of another kind than these, of the same rows; of contribution scores also of the
+        same choice of images."""
+        if kind == "effect":
+            return self.scores(kind)
+        if not isinstance(scores, ContributionScores):
+            scores = self._contributions
+        return scores.rescored(kind)
 
     def measured(self) -> dict[str, Any]:
         """The fields of an `AblationStudy` other than its readings, by name."""
@@ -311,6 +335,12 @@ class TermSets:
             y={target: mean.mean().float() for target, mean in y.items()},
             l0=(l0 / len(self.data)).float(),
         )
+
+    @cached_property
+    def _contributions(self) -> ContributionScores:
+        found = self.scores("projection")
+        assert isinstance(found, ContributionScores)
+        return found
 
     @cached_property
     def _groups(self) -> ImageGroups:

@@ -32,7 +32,7 @@ from vit_clt.analysis.contributions.moments import contribution_moments
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores, score
 from vit_clt.analysis.stats.halves import halves
 from vit_clt.analysis.stats.ranks import MIN_SOURCES, RankAgreement, rank_agreement
-from vit_clt.choices import Fill, ScoreKind, TokenKind
+from vit_clt.choices import ContributionKind, Fill, TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
@@ -41,7 +41,7 @@ from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 Verdict = Literal["supported", "mixed", "unsupported"]
-KINDS: tuple[ScoreKind, ...] = ("projection", "centred")
+KINDS: tuple[ContributionKind, ...] = ("projection", "centred")
 BEST = 0.05
 """Share of all sets that counts as the best."""
 
@@ -60,8 +60,8 @@ class Condition:
 class Evidence:
     """Scores, causal agreement and keep-sets of one CLT on one set of images."""
 
-    scores: dict[ScoreKind, ContributionScores]
-    agreement: dict[tuple[ScoreKind, Fill, Path], RankAgreement]
+    scores: dict[ContributionKind, ContributionScores]
+    agreement: dict[tuple[ContributionKind, Fill, Path], RankAgreement]
     """Agreement with effects on y, by kind of score, fill of the causal ablation, and path."""
     depth_agreement: RankAgreement
     """Agreement of depth alone (deeper sources first), which needs no CLT, with total effects of

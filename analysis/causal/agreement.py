@@ -13,11 +13,12 @@ import pandas as pd
 from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.causal.targets import PATHS, Path
 from vit_clt.analysis.contributions.moments import contribution_moments
-from vit_clt.analysis.contributions.scores import ContributionScores, score
+from vit_clt.analysis.contributions.scores import score
+from vit_clt.analysis.contributions.source_scores import SourceScores
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.ranks import Agreement, RankAgreement, rank_agreement, row_agreement
-from vit_clt.choices import ScoreKind
+from vit_clt.choices import ContributionKind
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
@@ -109,13 +110,13 @@ class CausalAgreement(Study):
 
 
 def causal_agreement(
-    effects: CausalEffects, scores: Sequence[ContributionScores], clt_name: str = "CLT"
+    effects: CausalEffects, scores: Sequence[SourceScores], clt_name: str = "CLT"
 ) -> CausalAgreement:
-    """Compare contribution scores of a CLT, and a ranking by depth alone, with causal effects.
+    """Compare scores of a CLT's sources, and a ranking by depth alone, with causal effects.
 
     Args:
         effects: effects in the model the CLT was trained on.
-        scores: scores of one or several kinds, of the same images and rows.
+        scores: scores of one or several kinds, C(s->l) or E(s->l), of the same images and rows.
         clt_name: name of the CLT.
 
     Raises:
@@ -149,19 +150,19 @@ def clt_agreement(
         progress: show a progress bar.
     """
     moments = contribution_moments(vit, clt, data, progress=progress)
-    kinds: tuple[ScoreKind, ...] = ("centred", "projection")
+    kinds: tuple[ContributionKind, ...] = ("centred", "projection")
     scores = [score(moments, tokens=effects.tokens, kind=kind) for kind in kinds]
     return causal_agreement(effects, scores, clt_name)
 
 
 def score_agreement(
-    effects: CausalEffects, scores: Sequence[ContributionScores]
+    effects: CausalEffects, scores: Sequence[SourceScores]
 ) -> dict[str, RankAgreement]:
     """Rank agreement of each kind of score with total and direct effects, by comparison.
 
     Targets are compared over the sources below them. Where the effects have readings, C(s->L-1) is
-    also compared with the rise in loss, over all s. Intervals resample the images of the effects;
-    the scores stay fixed.
+    also compared with the rise in loss, over all s; of E it is E(s->output). Intervals resample the
+    images of the effects; the scores stay fixed.
 
     Args:
         effects: effects in the model the CLT was trained on.
@@ -182,17 +183,17 @@ def score_agreement(
             )
         matrix = one.matrix.numpy()
         for path in PATHS:
-            by_comparison[f"{one.kind} C, {path} effect on y"] = rank_agreement(
+            by_comparison[f"{one.title}, {path} effect on y"] = rank_agreement(
                 matrix,
                 effects.matrix(path),
                 effect_draws=effects.draws(path),
                 seed=effects.seed,
             )
-        if effects.readings is not None:
+        if effects.readings is not None and one.on_output is not None:
             for path in PATHS:
                 rise, draws = effects.loss_rise(path)
-                by_comparison[f"{one.kind} C, {path} effect on loss"] = row_agreement(
-                    matrix[-1], rise, effect_draws=draws, seed=effects.seed
+                by_comparison[f"{one.title}, {path} effect on loss"] = row_agreement(
+                    one.on_output, rise, effect_draws=draws, seed=effects.seed
                 )
     return by_comparison
 

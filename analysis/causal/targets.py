@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vit_clt.analysis.contributions.parts import NEGLIGIBLE
 from vit_clt.analysis.stats.intervals import bootstrap_means
+from vit_clt.choices import EffectPath
 
-Path = Literal["total", "direct"]
+Path = EffectPath
 Read = Literal["y", "x"]
 PATHS: tuple[Path, ...] = get_args(Path)
 READS: tuple[Read, ...] = get_args(Read)
@@ -38,7 +39,7 @@ class TargetEffects:
         n, n_layers = self.spread.shape
         values = np.concatenate([self.moved.reshape(n, -1), self.spread], axis=1)
         means = bootstrap_means(values, seed)
-        moved = means[:, :-n_layers].reshape(-1, n_layers, n_layers)
+        moved = means[:, :-n_layers].reshape(-1, *self.moved.shape[1:])
         return moved / means[:, -n_layers:, None]
 
 

@@ -12,11 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vit_clt.analysis.contributions.scores import (
-    ContributionScores,
-    cells,
-    last_target_metrics,
-)
+from vit_clt.analysis.contributions.scores import cells, last_target_metrics
+from vit_clt.analysis.contributions.source_scores import SourceScores
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.style import ROW_NAMES
 from vit_clt.analysis.stats.intervals import intervals
@@ -113,29 +110,26 @@ class ScoreDifferences(Study):
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """C_a - C_b for every target and source, and for skip connection and bias.
+    """Scores of a less those of b for every target and source, and for skip connection and bias.
 
     A CLT without a skip connection is compared with one that has it: its share is 0 there.
 
     Raises:
-        InputError: a and b differ in kind, reduction, rows, images or bootstrap draws.
+        InputError: a and b differ in kind, in how they were measured, in rows, images or bootstrap
+            draws.
     """
 
-    a: ContributionScores
-    b: ContributionScores
+    a: SourceScores
+    b: SourceScores
 
     def __post_init__(self) -> None:
-        for name in ("kind", "reduce", "tokens", "data", "n_images", "seed"):
+        for name in ("kind", "reduce", "how", "tokens", "data", "n_images", "seed"):
             value, expected = getattr(self.b, name), getattr(self.a, name)
             if value != expected:
                 raise InputError(f"{name} of b is {value}; expected that of a, {expected}.")
         # The variation of y of each image is equal only for the same images in the same order.
-        pairs = [
-            (self.a.images, self.b.images),
-            (self.a.moments.variation["all"], self.b.moments.variation["all"]),
-        ]
-        for x, y in pairs:
-            if x.shape != y.shape or not torch.allclose(x, y, rtol=1e-9, atol=0):
+        for x, y in zip(self.a.variation, self.b.variation, strict=True):
+            if x.shape != y.shape or not torch.allclose(x, y, rtol=1e-9, atol=0, equal_nan=True):
                 raise InputError(
                     "b", "was scored on other images or another teacher; expected a's."
                 )
@@ -147,7 +141,7 @@ class ScoreDifference:
 
     @property
     def matrix(self) -> Float[Tensor, "target column"]:
-        """C_a - C_b; NaN above the diagonal."""
+        """The differences; NaN above the diagonal."""
         return torch.from_numpy(self._less(self.a.values.numpy(), self.b.values.numpy()))
 
     @cached_property

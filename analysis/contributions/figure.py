@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -15,7 +15,8 @@ from vit_clt.analysis.reporting.style import ROW_NAMES, finish
 
 if TYPE_CHECKING:
     from vit_clt.analysis.contributions.difference import ScoreDifference
-    from vit_clt.analysis.contributions.scores import ContributionScores
+    from vit_clt.analysis.contributions.source_scores import SourceScores
+    from vit_clt.analysis.stats.intervals import Interval
 
 _UNCLEAR = "#b8b8b8"
 # above this, numbers in cells would be smaller than print
@@ -23,14 +24,15 @@ _MOST_LAYERS_WITH_NUMBERS = 12
 
 
 def contribution_figure(
-    grid: Sequence[Sequence[ContributionScores]], columns: Sequence[str] | None = None
+    grid: Sequence[Sequence[SourceScores]], columns: Sequence[str] | None = None
 ) -> go.Figure:
-    """Heatmaps of C(s->l) on one shared scale, as many rows and columns as `grid` has.
+    """Heatmaps of C(s->l) or E(s->l) on one shared scale, as many rows and columns as `grid` has.
 
     Targets run down, sources across; the last columns are the shares of a skip connection, where
     there is one, and of the bias. Numbers stand in
     the cells of up to 12 layers, where they do not round to 0, and on hover with their 95 %
-    intervals. The grey triangle holds sources deeper than their target.
+    intervals. The grey triangle holds sources deeper than their target. Effects on the output, in
+    nats, are one more row on a scale of its own.
 
     Args:
         grid: a row per token kind (and score kind), a column per score kind or per CLT.
@@ -46,13 +48,16 @@ def contribution_figure(
     for i, row in enumerate(grid, start=1):
         for j, scores in enumerate(row, start=1):
             _draw(figure, i, j, scores.columns, scores.values, scores.low, scores.high)
+            if scores.output_row is not None:
+                _draw_output(figure, i, j, scores.columns, scores.output_row)
     l0 = "" if columns else f", L0 = {first.l0:.1f} a token"
+    title, trajectory, unit = _wording({scores.kind == "effect" for row in grid for scores in row})
     return _finished(
         figure,
         (len(grid), len(grid[0]), len(first.matrix)),
-        "C(s→l): from which depth can y_l be sparsely read?",
-        f"{first.data}, N = {first.n_images}, teacher trajectory{l0}<br>{_intervals(first)}",
-        "share of ŷ",
+        title,
+        f"{first.data}, N = {first.n_images}, {trajectory}{l0}<br>{_intervals(first)}",
+        unit,
         "RdBu",
     )
 
@@ -90,13 +95,33 @@ def difference_figure(
     )
 
 
-def _panel(scores: ContributionScores) -> str:
-    averaged = scores.kind in ("projection", "norm")
-    how = f" ({scores.reduce.replace('_', ' ')})" if averaged else ""
+def _wording(are_effects: set[bool]) -> tuple[str, str, str]:
+    """Title, trajectory and unit of contribution scores, of effects, or of both side by side."""
+    if are_effects == {False}:
+        return (
+            "C(s→l): from which depth can y_l be sparsely read?",
+            "teacher trajectory",
+            "share of ŷ",
+        )
+    if are_effects == {True}:
+        return (
+            "E(s→l): what does silencing the features of s change?",
+            "MLPs replaced, error nodes held",
+            "share of Var(y)",
+        )
+    return (
+        "C(s→l): from where can y_l be read? E(s→l): what does silencing s change?",
+        "teacher trajectory; E: MLPs replaced, error nodes held",
+        "share of ŷ;<br>E: of Var(y)",
+    )
+
+
+def _panel(scores: SourceScores) -> str:
+    how = f" ({scores.how})" if scores.how else ""
     return f"{ROW_NAMES[scores.tokens]} · {scores.kind}{how}"
 
 
-def _intervals(scores: ContributionScores) -> str:
+def _intervals(scores: SourceScores) -> str:
     if scores.n_images < 2:
         return "one image has no interval"
     return f"on hover: 95 % bootstrap over images (seed {scores.seed})"
@@ -161,6 +186,31 @@ def _draw(
         )
 
 
+def _draw_output(
+    figure: go.Figure, row: int, col: int, columns: Sequence[str], output: Sequence[Interval]
+) -> None:
+    figure.add_trace(
+        go.Heatmap(
+            z=[[float(each) for each in output]],
+            x=columns,
+            y=["output"],
+            text=[[_cell_text(float(each)) for each in output]],
+            texttemplate="%{text}" if len(output) <= _MOST_LAYERS_WITH_NUMBERS else None,
+            customdata=[[each.text(".4f") for each in output]],
+            hovertemplate="output, source %{x}: loss %{customdata} nats<extra></extra>",
+            xgap=1,
+            ygap=1,
+            coloraxis="coloraxis2",
+        ),
+        row=row,
+        col=col,
+    )
+
+
+def _largest(traces: Iterable[Any]) -> float:
+    return max(abs(v) for trace in traces for line in trace.z for v in line if v is not None)
+
+
 def _cell_text(value: float | None) -> str:
     # "0.00" in every second cell would hide the rest; hover has all digits
     if value is None or abs(value) < 0.005:
@@ -177,7 +227,8 @@ def _finished(
     colours: str,
 ) -> go.Figure:
     n_rows, n_columns, n = size
-    top = max(abs(v) for trace in figure.data for line in trace.z for v in line if v is not None)
+    top = _largest(trace for trace in figure.data if trace.coloraxis != "coloraxis2")
+    in_nats = [trace for trace in figure.data if trace.coloraxis == "coloraxis2"]
     figure.update_xaxes(title_text="source layer s", type="category", showgrid=False)
     figure.update_yaxes(
         title_text="target layer l", autorange="reversed", type="category", showgrid=False
@@ -196,5 +247,20 @@ def _finished(
         height=195 + n_rows * max(340, 30 * n + 80),
         plot_bgcolor="#eeeeee",
     )
+    if in_nats:
+        top = _largest(in_nats)
+        figure.update_layout(
+            coloraxis2={
+                "colorscale": "PiYG",
+                "reversescale": True,
+                "cmin": -top,
+                "cmax": top,
+                "colorbar": {
+                    "title": {"text": "rise of loss at<br>output (nats)"},
+                    "thickness": 14,
+                    "x": 1.1 if n_columns > 1 else 1.25,
+                },
+            }
+        )
     # two lines of context above panel titles of two lines
     return finish(figure).update_layout(margin_t=135)

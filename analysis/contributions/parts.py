@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_clt.analysis.contributions.moments import ContributionMoments
-from vit_clt.choices import Reduce, ScoreKind, TokenKind
+from vit_clt.choices import ContributionKind, Reduce, TokenKind
 from vit_clt.hooks.rows import ROW_GROUPS
 
-REDUCIBLE: tuple[ScoreKind, ...] = ("projection", "norm")
+REDUCIBLE: tuple[ContributionKind, ...] = ("projection", "norm")
 """Kinds that can be averaged either way; the others are ratios of means by definition."""
 NEGLIGIBLE = 1e-12
 """A sum of squares below this share of the sum it is compared with counts as 0: it is rounding."""
@@ -38,7 +38,11 @@ class ScoreParts:
 
 
 def score_parts(
-    moments: ContributionMoments, target: int, tokens: TokenKind, kind: ScoreKind, reduce: Reduce
+    moments: ContributionMoments,
+    target: int,
+    tokens: TokenKind,
+    kind: ContributionKind,
+    reduce: Reduce,
 ) -> ScoreParts:
     """The summands of one score at one target layer, over the rows of a token kind."""
     sums = moments.targets[target]

@@ -36,9 +36,10 @@ from torch import Tensor
 from vit_clt.analysis.contributions.moments import ContributionMoments, contribution_moments
 from vit_clt.analysis.contributions.parts import REDUCIBLE, ScoreParts, score_parts, shares
 from vit_clt.analysis.contributions.scored_images import check_image_choice, scored_images
-from vit_clt.analysis.reporting.study import Facts, Study
-from vit_clt.analysis.stats.intervals import RESAMPLES, bootstrap_means, intervals
-from vit_clt.choices import MAX_GROUPS, Reduce, ScoreKind, TokenKind, check_choice
+from vit_clt.analysis.contributions.source_scores import SourceScores
+from vit_clt.analysis.reporting.study import Facts
+from vit_clt.analysis.stats.intervals import RESAMPLES, bootstrap_means
+from vit_clt.choices import MAX_GROUPS, ContributionKind, Reduce, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
@@ -48,7 +49,7 @@ from vit_clt.transcoder.model import CrossLayerTranscoder
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-ALL_SCORES: tuple[tuple[ScoreKind, Reduce], ...] = (
+ALL_SCORES: tuple[tuple[ContributionKind, Reduce], ...] = (
     ("projection", "mean_of_ratios"),
     ("projection", "ratio_of_means"),
     ("centred", "ratio_of_means"),
@@ -60,14 +61,15 @@ ALL_SCORES: tuple[tuple[ScoreKind, Reduce], ...] = (
 MEANING = "C(s->l) says from which depth y_l can be sparsely read, not what MLP_s contributed."
 
 
-@dataclass(frozen=True)
-class ContributionScores(Study):
-    """Contribution scores C(s->l) of one kind on one set of images and token rows."""
+@dataclass(frozen=True, kw_only=True)
+class ContributionScores(SourceScores):
+    """Contribution scores C(s->l) of one kind on one set of images and token rows.
+
+    Centred, loo and loo_r2 are ratios of means by definition.
+    """
 
     name = "scores"
 
-    matrix: Float[Tensor, "target source"]
-    """C(s->l), NaN above the diagonal (s > l)."""
     bias: Float[Tensor, " target"]
     """Score of b_dec; NaN for norm, whose shares are among terms alone; 0 for centred."""
     skip: Float[Tensor, " target"] | None
@@ -75,20 +77,20 @@ class ContributionScores(Study):
     excluded: Int[Tensor, " target"]
     """Number of token rows that a mean of ratios leaves out because ||y^||^2 is negligible. Rows on
     which every term is zero, which norm leaves out too, are not counted."""
-    kind: ScoreKind
-    reduce: Reduce
-    """How ratios are averaged; centred, loo and loo_r2 are ratios of means by definition."""
-    tokens: TokenKind
-    n_images: int
-    data: str
-    """Name of the data, and the class or image of it that was scored."""
-    l0: float
-    """Active features a token row and layer, over the scored rows."""
-    seed: int
-    """Seed of the bootstrap."""
+    kind: ContributionKind
     images: Int[Tensor, " scored"]
     """Numbers of the scored images in the data."""
     moments: ContributionMoments
+
+    @property
+    def title(self) -> str:
+        """Kind and letter, as "centred C"."""
+        return f"{self.kind} C"
+
+    @property
+    def how(self) -> str:
+        """The reduction, of kinds that have a choice of it."""
+        return self.reduce.replace("_", " ") if self.kind in REDUCIBLE else ""
 
     @property
     def label(self) -> str:
@@ -106,6 +108,16 @@ class ContributionScores(Study):
         """`matrix`, `skip` and `bias` side by side."""
         rest = [self.bias] if self.skip is None else [self.skip, self.bias]
         return torch.cat([self.matrix, torch.stack(rest, 1)], 1)
+
+    @property
+    def on_output(self) -> Float[np.ndarray, " source"]:
+        """C(s->L-1)."""
+        return self.matrix[-1].numpy()
+
+    @property
+    def variation(self) -> Sequence[Tensor]:
+        """The numbers of the images, and how y of each varies."""
+        return [self.images, self.moments.variation["all"]]
 
     @property
     def source_draws(self) -> Float[np.ndarray, "draw target source"]:
@@ -138,17 +150,7 @@ class ContributionScores(Study):
             scores[:, l, : l + 1], scores[:, l, n:] = drawn[:, : l + 1], drawn[:, l + 1 :]
         return scores
 
-    @cached_property
-    def low(self) -> Float[Tensor, "target column"]:
-        """Lower ends of the 95 % intervals of `values`."""
-        return self._ends[0]
-
-    @cached_property
-    def high(self) -> Float[Tensor, "target column"]:
-        """Upper ends of the 95 % intervals of `values`."""
-        return self._ends[1]
-
-    def rescored(self, kind: ScoreKind) -> ContributionScores:
+    def rescored(self, kind: ContributionKind) -> ContributionScores:
         """Scores of another kind on the same rows and images, with the same seed.
 
         Where both kinds can be averaged either way, the reduction stays the same. From a kind that
@@ -229,11 +231,6 @@ class ContributionScores(Study):
 
         return contribution_figure([[self]])
 
-    @cached_property
-    def _ends(self) -> tuple[Tensor, Tensor]:
-        low, high = intervals(self.draws)
-        return torch.from_numpy(low), torch.from_numpy(high)
-
     def _parts(self, target: int) -> ScoreParts:
         return score_parts(self.moments, target, self.tokens, self.kind, self.reduce)
 
@@ -244,7 +241,7 @@ def contribution_scores(
     images: ImageData | Tensor | Iterable[Any],
     *,
     tokens: TokenKind = "cls",
-    kind: ScoreKind = "projection",
+    kind: ContributionKind = "projection",
     reduce: Reduce = "mean_of_ratios",
     label: int | str | None = None,
     image: int | None = None,
@@ -273,7 +270,7 @@ def contribution_scores(
             are given, or there are more images than groups; the kind is centred and there is one
             image; there are no images; or the CLT belongs to another model.
     """
-    check_choice("kind", kind, get_args(ScoreKind))
+    check_choice("kind", kind, get_args(ContributionKind))
     check_choice("reduce", reduce, get_args(Reduce))
     token_rows(tokens, vit.cfg.rows)
     data = as_image_data(images)
@@ -290,7 +287,7 @@ def score(
     moments: ContributionMoments,
     *,
     tokens: TokenKind = "cls",
-    kind: ScoreKind = "projection",
+    kind: ContributionKind = "projection",
     reduce: Reduce = "mean_of_ratios",
     label: int | str | None = None,
     image: int | None = None,
@@ -310,11 +307,11 @@ def _scored(
     images: Int[Tensor, " scored"],
     data: str,
     tokens: TokenKind,
-    kind: ScoreKind,
+    kind: ContributionKind,
     reduce: Reduce,
     seed: int,
 ) -> ContributionScores:
-    check_choice("kind", kind, get_args(ScoreKind))
+    check_choice("kind", kind, get_args(ContributionKind))
     check_choice("reduce", reduce, get_args(Reduce))
     if kind == "centred" and moments.n_images < 2:
         raise InputError("images", "has 1 row; centred scores need at least 2 images.")

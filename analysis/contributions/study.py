@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -18,6 +19,7 @@ from vit_clt.analysis.contributions.scores import (
     ContributionScores,
     score,
 )
+from vit_clt.analysis.contributions.source_scores import SourceScores
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.style import ROW_NAMES
 from vit_clt.choices import MAX_GROUPS, Reduce, ScoreKind, TokenKind
@@ -40,7 +42,7 @@ class ScoreStudy(Study):
 
     name = "contributions"
 
-    scores: dict[Key, ContributionScores]
+    scores: dict[Key, SourceScores]
     names: list[str]
     """Names of the CLTs; differences are the first less each of the others."""
     tokens: list[TokenKind]
@@ -54,12 +56,13 @@ class ScoreStudy(Study):
 
     @property
     def first(self) -> ContributionScores:
-        """The first score that is drawn, for what all scores have in common."""
-        return self.drawn(self.names[0], self.tokens[0], self.kinds[0])
+        """The first contribution score, for what all scores have in common."""
+        return next(s for s in self.scores.values() if isinstance(s, ContributionScores))
 
-    def drawn(self, name: str, tokens: TokenKind, kind: ScoreKind) -> ContributionScores:
+    def drawn(self, name: str, tokens: TokenKind, kind: ScoreKind) -> SourceScores:
         """Scores of one CLT in the reduction that is drawn."""
-        return self.scores[name, tokens, kind, dict(reversed(ALL_SCORES))[kind]]
+        reduced: dict[ScoreKind, Reduce] = {"effect": "ratio_of_means"}
+        return self.scores[name, tokens, kind, (reduced | dict(reversed(ALL_SCORES)))[kind]]
 
     @property
     def measured_on(self) -> str:
@@ -79,7 +82,8 @@ class ScoreStudy(Study):
             name: {tokens: self.drawn(name, tokens, first.kind).l0 for tokens in self.tokens}
             for name in self.names
         }
-        excluded = sum(self.drawn(*key).excluded.sum() for key in self._drawn)
+        drawn = [self.drawn(*key) for key in self._drawn]
+        excluded = sum(s.excluded.sum() for s in drawn if isinstance(s, ContributionScores))
         return Facts(
             data=first.data,
             n=first.n_images,
@@ -97,7 +101,8 @@ class ScoreStudy(Study):
 
     def caption(self) -> str:
         """One sentence on what `shown` lists, and on which images."""
-        return f"shares of the last layer's reconstruction, {self.measured_on}"
+        effects = ", and effects on it (shares of its variance)" if "effect" in self.kinds else ""
+        return f"shares of the last layer's reconstruction{effects}, {self.measured_on}"
 
     def to_frame(self) -> pd.DataFrame:
         """Every score of every CLT: a row per target and source, with its interval and facts."""
@@ -117,14 +122,16 @@ class ScoreStudy(Study):
         for name, tokens, kind in self._drawn:
             scores = self.drawn(name, tokens, kind)
             prefix = [name] if len(self.names) > 1 else []
-            shares = zip(scores.columns[:-1], scores.values[-1, :-1].tolist(), strict=True)
+            last = zip(scores.columns, scores.values[-1].tolist(), strict=True)
+            shares = [(column, share) for column, share in last if column != "bias"]
             title = {"source layer": ", ".join([*prefix, ROW_NAMES[tokens], kind])}
             rows.append(title | {column: f"{share:.3f}" for column, share in shares})
         return pd.DataFrame(rows).fillna("-")
 
     def notes(self) -> Sequence[str]:
-        """A sentence on what a score does not say."""
-        return [MEANING]
+        """A sentence on what a score does not say, and what other kinds of score say of theirs."""
+        others = [s for s in self.scores.values() if not isinstance(s, ContributionScores)]
+        return [MEANING, *dict.fromkeys(note for s in others for note in s.notes())]
 
     def metrics(self) -> list[Metric]:
         """The drawn scores of the last target and their differences, with intervals.
@@ -173,6 +180,7 @@ def score_study(
     image: int | None = None,
     max_groups: int = MAX_GROUPS,
     seed: int = 0,
+    further: Mapping[str, Sequence[SourceScores]] | None = None,
     progress: bool = False,
 ) -> ScoreStudy:
     """All scores of every CLT, from two passes over the images that the CLTs share.
@@ -188,24 +196,34 @@ def score_study(
         image: score only the image of this number.
         max_groups: as in `contribution_scores`.
         seed: seed of the bootstrap, whose draws all scores share, and of the groups.
+        further: scores of other kinds by name of their CLT, as `effect_scores` makes them, of the
+            same images and one for each of `tokens`.
         progress: show a progress bar.
 
     Raises:
-        InputError: as `contribution_scores`, or there is no kind to draw.
+        InputError: as `contribution_scores`, there is no kind to draw, or scores of one that is to
+            be drawn are missing or of other images.
     """
     tokens = vit.cfg.rows.having(("cls", "patch")) if tokens is None else tokens
     for token_kind in tokens:
         token_rows(token_kind, vit.cfg.rows)
     check_image_choice(label, image, data.class_names, len(data), max_groups)
     defined = [(kind, how) for kind, how in ALL_SCORES if kind != "centred" or len(data) > 1]
-    shown = [kind for kind in kinds if kind in dict(defined)]
+    made = {
+        (name, each.tokens, each.kind, each.reduce): each
+        for name, of_clt in (further or {}).items()
+        for each in of_clt
+    }
+    if made and (label is not None or image is not None):
+        raise InputError("further", "is given with a label or an image; expected all images.")
+    shown = [kind for kind in kinds if kind in dict(defined) or kind == "effect"]
     if not shown:
         given = f'"{kinds[0]}"' if kinds else "empty"
         raise InputError("kind", f"is {given}; expected one that {len(data)} images define.")
     moments = compared_moments(
         vit, list(clts.values()), data, max_groups=max_groups, seed=seed, progress=progress
     )
-    scores: dict[Key, ContributionScores] = {
+    scores: dict[Key, SourceScores] = {
         (name, rows, kind, how): score(
             clt_moments, tokens=rows, kind=kind, reduce=how, label=label, image=image, seed=seed
         )
@@ -213,4 +231,25 @@ def score_study(
         for rows in tokens
         for kind, how in defined
     }
-    return ScoreStudy(scores, list(clts), list(tokens), shown)
+    for key, each in made.items():
+        _check_same(each, scores.get((key[0], key[1], *defined[0])))
+    if "effect" in shown:
+        for key in product(clts, tokens):
+            if (*key, "effect", "ratio_of_means") not in made:
+                raise InputError(
+                    "kinds",
+                    f'hold "effect", of which {key[0]} has none on {key[1]} rows; expected those '
+                    "of effect_scores in `further`.",
+                )
+    return ScoreStudy(scores | made, list(clts), list(tokens), shown)
+
+
+def _check_same(further: SourceScores, scores: SourceScores | None) -> None:
+    """Refuse scores that were made elsewhere of other rows, another CLT or other images."""
+    found = (further.tokens, further.data, further.n_images)
+    if scores is None or found != (scores.tokens, scores.data, scores.n_images):
+        raise InputError(
+            "further",
+            f"holds scores on {found[0]} rows of {found[1]} (N = {found[2]}); expected those of "
+            "the CLTs, rows and images that are scored.",
+        )

@@ -51,8 +51,7 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
         folder = self.folder_of(CausalEffects)
         vit, clt, data = self._load()
         # effects on the output are read as accuracy and loss, which need labels; the others do not
-        labelled = bool(data.class_names) and int(data.batch([0])[1]) >= 0
-        classifier = self.classifier(vit, data, self.seed) if labelled else None
+        classifier = self.classifier_if_labelled(vit, data, self.seed)
         effects = causal_effects(
             vit,
             data,

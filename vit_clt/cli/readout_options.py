@@ -78,3 +78,10 @@ class ReadoutOptions(PromptOptions, TrainDataOptions):
                     name, f"is given, which the readout does not use: {classifier.name}."
                 )
         return classifier
+
+    def classifier_if_labelled(
+        self, vit: HookedViT, data: ImageData, seed: int
+    ) -> Classifier | None:
+        """`classifier`, or None for data without labels or without names of their classes."""
+        labelled = bool(data.class_names) and int(data.batch([0])[1]) >= 0
+        return self.classifier(vit, data, seed) if labelled else None
