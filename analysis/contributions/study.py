@@ -234,11 +234,11 @@ def score_study(
     for key, each in made.items():
         _check_same(each, scores.get((key[0], key[1], *defined[0])))
     if "effect" in shown:
-        for key in product(clts, tokens):
-            if (*key, "effect", "ratio_of_means") not in made:
+        for name, rows in product(clts, tokens):
+            if (name, rows, "effect", "ratio_of_means") not in made:
                 raise InputError(
                     "kinds",
-                    f'hold "effect", of which {key[0]} has none on {key[1]} rows; expected those '
+                    f'hold "effect", of which {name} has none on {rows} rows; expected those '
                     "of effect_scores in `further`.",
                 )
     return ScoreStudy(scores | made, list(clts), list(tokens), shown)

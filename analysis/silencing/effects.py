@@ -36,7 +36,7 @@ class FirstOrderError:
 
     def text(self) -> str:
         """The errors in words."""
-        parts = {"y": self.y, **self.outputs}
+        parts: dict[str, float] = {"y": self.y, **self.outputs}
         listed = ", ".join(f"{name} {100 * error:.1f} %" for name, error in parts.items())
         return f"first order against exact on {self.n} images, relative error: {listed}"
 

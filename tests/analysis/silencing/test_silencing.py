@@ -96,8 +96,8 @@ def by_hand(
     def keep(y: Tensor, hook: object, l: int) -> None:
         seen[l] = y
 
-    edits = [(f"clt.{source}.hook_codes", edit)] if isinstance(rows, slice) else []
-    hooks = edits + [(f"blocks.{l}.hook_mlp_out", partial(keep, l=l)) for l in range(L)]
+    hooks = [(f"clt.{source}.hook_codes", edit)]
+    hooks += [(f"blocks.{l}.hook_mlp_out", partial(keep, l=l)) for l in range(L)]
     with replace_mlps(vit, clt, layers=range(L), error_node=True), vit.hooks(fwd_hooks=hooks):
         altered = classifier.logits(vit(images))
     logits = classifier.logits(vit(images))
@@ -158,9 +158,10 @@ def test_direct_effects_are_the_terms_alone() -> None:
 def linear_toy() -> tuple[HookedViT, CrossLayerTranscoder]:
     """No attention and no LayerNorm before the MLPs and the head; every feature is active.
 
-    A change of codes then runs through W_enc and W_dec alone.
+    A change of codes then runs through W_enc and W_dec alone. Patch rows are pooled, as without
+    attention the CLS row is the same for all images.
     """
-    clip = tiny_clip()
+    clip = tiny_clip(pool_type="avg")
     for block in clip.visual.transformer.resblocks:
         block.ln_2 = nn.Identity()
         for parameter in block.attn.out_proj.parameters():
@@ -188,14 +189,14 @@ def linear_truth(
             if l > s:
                 dz[l] = moved[s, s:l].sum(0) @ encoders[l].T
             moved[s, l] = sum(dz[j] @ clt.W_dec[j][l - j].numpy() for j in dz)
-    return moved, moved.sum(1)[:, :, 0] @ vit.tower.visual.proj.numpy()
+    return moved, moved.sum(1)[:, :, 1:].mean(2) @ vit.tower.visual.proj.numpy()
 
 
 @pytest.mark.parametrize("order", ["exact", "first"])
 @torch.no_grad()
 def test_on_a_linear_model_both_orders_are_the_truth(order: str) -> None:
     (vit, clt), data, classifier = linear_toy(), some_images(), Linear()
-    found = effect_scores(vit, clt, data, classifier, order=order)
+    found = effect_scores(vit, clt, data, classifier, tokens="patch", order=order)
     moved, at_embedding = linear_truth(vit, clt, data)
     logits = torch.from_numpy(at_embedding) @ classifier.weights
     for s in range(L):
@@ -205,18 +206,18 @@ def test_on_a_linear_model_both_orders_are_the_truth(order: str) -> None:
         assert found.effects.error.outputs["contrast"] < 1e-10
         return
     for l in range(L):
-        y = vit.clean_cache(data.images, [f"blocks.{l}.hook_mlp_out"]).popitem()[1][:, 0]
+        y = vit.clean_cache(data.images, [f"blocks.{l}.hook_mlp_out"]).popitem()[1][:, 1:]
         spread = float((y - y.mean(0)).square().sum())
         for s in range(l + 1):
-            truth = np.square(moved[s, l][:, 0]).sum() / spread
+            truth = np.square(moved[s, l][:, 1:]).sum() / spread
             assert float(found.matrix[l, s]) == pytest.approx(truth, abs=1e-10)
 
 
 def test_random_probes_estimate_effects_on_y() -> None:
     (vit, clt), data = linear_toy(), some_images(2400)
     data.batch_size = 200
-    exact = effect_scores(vit, clt, data)
-    first = effect_scores(vit, clt, data, order="first", checked=0)
+    exact = effect_scores(vit, clt, data, tokens="patch")
+    first = effect_scores(vit, clt, data, tokens="patch", order="first", checked=0)
     assert first.effects.error is None
     # a target's own term is known, so that the diagonal has no noise
     np.testing.assert_allclose(first.matrix.diagonal(), exact.matrix.diagonal(), rtol=1e-10)
