@@ -29,6 +29,7 @@ _STYLES = {
     "norm": (GREEN, "solid", "diamond", "by norm"),
     "loo": (AMBER, "solid", "triangle-up", "by loo"),
     "loo_r2": (AMBER, "dash", "triangle-down", "by loo R²"),
+    "effect": (BLUE, "dash", "hexagon", "by effect"),
     "last": (SKY, "solid", "x", "deepest first"),
     "bottom": (SKY, "dash", "triangle-left", "lowest score first"),
     "random": (GREY, "solid", "circle-open", "random (mean; band: lowest to highest draw)"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import CleanPass, HookedViT, token_rows
 from vit_clt.hooks.passes.live import Change
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT
-from vit_clt.kernels.codes import Codes
+from vit_clt.kernels.codes import Codes, DenseCodes
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
@@ -44,6 +45,32 @@ class Silenced:
             return torch.cat([clt.contributions({s: codes}, target=l) for l in targets])
         z = codes.at_features([self.feature])
         return torch.stack([z * clt.decoder(s, l)[self.feature] for l in targets])
+
+
+class _CodeMean:
+    """The mean of a layer's codes over images at each token position, gathered in float64."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._n_images = 0
+
+    def add(self, codes: Codes) -> None:
+        """Add the codes of a batch, "image row feature"."""
+        n_images, n_rows = codes.tokens
+        entries = codes.entries()
+        if self._total is None:
+            self._shape = (n_rows, codes.n_features)
+            self._total = entries.values.new_zeros(prod(self._shape), dtype=torch.float64)
+        tokens = torch.arange(n_images * n_rows, device=entries.indices.device)
+        tokens = tokens.repeat_interleave(entries.offsets.diff())
+        places = tokens % n_rows * codes.n_features + entries.indices
+        self._total.index_add_(0, places, entries.values.double())
+        self._n_images += n_images
+
+    def mean(self) -> Float[Tensor, "row feature"]:
+        """The mean in float64; at least one batch must have been added."""
+        assert self._total is not None, "no batch was added"
+        return self._total.view(self._shape) / self._n_images
 
 
 class Changes:
@@ -89,7 +116,7 @@ class Changes:
         self._donors = donor_cycle(len(data), seed) if fill == "resample" else []
         scored, layers = token_rows(tokens, vit.cfg.rows), range(vit.cfg.n_layers)
         y = [PositionMean() for _ in layers]
-        written = [PositionMean() for _ in silenced] if fill == "mean" else []
+        codes = {s: _CodeMean() for s in self._sources} if fill == "mean" else {}
         n_batches = -(-len(data) // data.batch_size)
         for images, _ in tqdm(data, "means", n_batches, disable=not progress):
             clean = CleanPass(
@@ -103,13 +130,13 @@ class Changes:
                         "activations."
                     )
                 mean.add(value[:, scored])
-            if written:
-                codes = self._codes(clean)
-                for each, mean in zip(silenced, written, strict=True):
-                    mean.add(each.written(clt, codes[each.layer]))
+            if codes:
+                for s, value in self._codes(clean).items():
+                    codes[s].add(value)
         dtype = clt.b_dec.dtype
         self.y_means = [mean.mean().to(dtype) for mean in y]
-        self._written_means = [mean.mean()[:, None].to(dtype) for mean in written]
+        means = {s: DenseCodes(mean.mean()[None].to(dtype)) for s, mean in codes.items()}
+        self._written_means = [each.written(clt, means[each.layer]) for each in silenced if means]
 
     @torch.no_grad()
     def of(self, codes: Sequence[Codes], images: Sequence[int]) -> Iterator[Change]:

@@ -101,7 +101,14 @@ class SilencingEffects:
             ("output", name, READING_UNITS[name], self.output(name, i)) for name in self.on_output
         ]
         return [
-            {"target": target, "measure": measure, "unit": unit, **each.columns("score")}
+            {
+                "target": target,
+                "measure": measure,
+                "unit": unit,
+                "score": float(each),
+                "low": each.low,
+                "high": each.high,
+            }
             for target, measure, unit, each in found
         ]
 

@@ -68,7 +68,7 @@ class FeatureEffects(Study):
     def metrics(self) -> list[Metric]:
         """Every number of `to_frame`, named feature_{layer}_{feature}_to_{target}_{measure}."""
         return [
-            Interval.from_columns(r._asdict(), "score").metric(
+            Interval(r.score, r.low, r.high).metric(
                 f"feature_{r.layer}_{r.feature}_to_{r.target}_{r.measure}", r.unit, self.effects.n
             )
             for r in self.to_frame().itertuples()

@@ -168,10 +168,17 @@ class Measurement:
     def _add_direct(self, found: BatchEffects, i: int, change: Change) -> dict[int, Tensor]:
         """The change of each target's own term on the scored rows, whose squares are added."""
         direct = {}
+        rows = range(self.vit.cfg.n_tokens)
+        scored, silenced = rows[self._scored], rows[self.changes.rows]
+        shared = [row for row in scored if row in silenced]
         for l, dy in change.items():
-            everywhere = dy.new_zeros(len(dy), self.vit.cfg.n_tokens, dy.shape[-1])
-            everywhere[:, self.changes.rows] = dy
-            direct[l] = everywhere[:, self._scored]
+            direct[l] = dy.new_zeros(len(dy), len(scored), dy.shape[-1])
+            if shared:  # rows of a kind are consecutive
+                here, there = (
+                    slice(each.index(shared[0]), each.index(shared[-1]) + 1)
+                    for each in (scored, silenced)
+                )
+                direct[l][:, here] = dy[:, there]
             found.moved[:, l, i] += _square(direct[l])
         return direct
 
@@ -217,8 +224,8 @@ class _Probes:
 def _first_order(
     at_y: Sequence[Tensor], change: Change, rows: slice
 ) -> Float[np.ndarray, " image"]:
-    parts = [(at_y[l][:, rows] * dy).double().sum((1, 2)) for l, dy in change.items()]
-    return torch.stack(parts).sum(0).cpu().numpy()
+    parts = [torch.einsum("brd,brd->b", at_y[l][:, rows], dy) for l, dy in change.items()]
+    return torch.stack(parts).double().sum(0).cpu().numpy()
 
 
 def _square(values: Tensor) -> np.ndarray:

@@ -131,9 +131,7 @@ class EffectScores(SourceScores):
             if r.target in (last, "output"):
                 measure = "" if r.measure == "y" else f"_{r.measure}"
                 name = f"{prefix}effect_{self.tokens}_{r.source}_to_{r.target}{measure}"
-                found.append(
-                    Interval.from_columns(r._asdict(), "score").metric(name, r.unit, self.n_images)
-                )
+                found.append(Interval(r.score, r.low, r.high).metric(name, r.unit, self.n_images))
         return found
 
     def figure(self) -> go.Figure:
