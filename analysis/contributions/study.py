@@ -209,17 +209,21 @@ def score_study(
         token_rows(token_kind, vit.cfg.rows)
     check_image_choice(label, image, data.class_names, len(data), max_groups)
     defined = [(kind, how) for kind, how in ALL_SCORES if kind != "centred" or len(data) > 1]
-    made = {
-        (name, each.tokens, each.kind, each.reduce): each
-        for name, of_clt in (further or {}).items()
-        for each in of_clt
-    }
+    made = _further(further or {}, list(clts), tokens, data)
     if made and (label is not None or image is not None):
         raise InputError("further", "is given with a label or an image; expected all images.")
     shown = [kind for kind in kinds if kind in dict(defined) or kind == "effect"]
     if not shown:
         given = f'"{kinds[0]}"' if kinds else "empty"
         raise InputError("kind", f"is {given}; expected one that {len(data)} images define.")
+    if "effect" in shown:
+        for name, rows in product(clts, tokens):
+            if (name, rows, "effect", "ratio_of_means") not in made:
+                raise InputError(
+                    "kinds",
+                    f'hold "effect", of which {name} has none on {rows} rows; expected those '
+                    "of effect_scores in `further`.",
+                )
     moments = compared_moments(
         vit, list(clts.values()), data, max_groups=max_groups, seed=seed, progress=progress
     )
@@ -231,25 +235,26 @@ def score_study(
         for rows in tokens
         for kind, how in defined
     }
-    for key, each in made.items():
-        _check_same(each, scores.get((key[0], key[1], *defined[0])))
-    if "effect" in shown:
-        for name, rows in product(clts, tokens):
-            if (name, rows, "effect", "ratio_of_means") not in made:
-                raise InputError(
-                    "kinds",
-                    f'hold "effect", of which {name} has none on {rows} rows; expected those '
-                    "of effect_scores in `further`.",
-                )
     return ScoreStudy(scores | made, list(clts), list(tokens), shown)
 
 
-def _check_same(further: SourceScores, scores: SourceScores | None) -> None:
-    """Refuse scores that were made elsewhere of other rows, another CLT or other images."""
-    found = (further.tokens, further.data, further.n_images)
-    if scores is None or found != (scores.tokens, scores.data, scores.n_images):
-        raise InputError(
-            "further",
-            f"holds scores on {found[0]} rows of {found[1]} (N = {found[2]}); expected those of "
-            "the CLTs, rows and images that are scored.",
-        )
+def _further(
+    further: Mapping[str, Sequence[SourceScores]],
+    names: Sequence[str],
+    tokens: Sequence[TokenKind],
+    data: ImageData,
+) -> dict[Key, SourceScores]:
+    """Scores that were made elsewhere, by key; of other CLTs, rows or images they are refused."""
+    made: dict[Key, SourceScores] = {}
+    for name, scores in further.items():
+        for each in scores:
+            same = (each.data, each.n_images) == (data.name, len(data))
+            if name not in names or each.tokens not in tokens or not same:
+                raise InputError(
+                    "further",
+                    f"holds scores of {name} on {each.tokens} rows of {each.data} (N = "
+                    f"{each.n_images}); expected those of the CLTs, rows and images that are "
+                    "scored.",
+                )
+            made[name, each.tokens, each.kind, each.reduce] = each
+    return made

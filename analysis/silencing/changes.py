@@ -131,8 +131,8 @@ class Changes:
                     )
                 mean.add(value[:, scored])
             if codes:
-                for s, value in self._codes(clean).items():
-                    codes[s].add(value)
+                for s, of_layer in self._codes(clean).items():
+                    codes[s].add(of_layer)
         dtype = clt.b_dec.dtype
         self.y_means = [mean.mean().to(dtype) for mean in y]
         means = {s: DenseCodes(mean.mean()[None].to(dtype)) for s, mean in codes.items()}

@@ -36,8 +36,8 @@ class FirstOrderError:
 
     def text(self) -> str:
         """The errors in words."""
-        parts: dict[str, float] = {"y": self.y, **self.outputs}
-        listed = ", ".join(f"{name} {100 * error:.1f} %" for name, error in parts.items())
+        parts = [("y", self.y), *self.outputs.items()]
+        listed = ", ".join(f"{name} {100 * error:.1f} %" for name, error in parts)
         return f"first order against exact on {self.n} images, relative error: {listed}"
 
 
@@ -49,7 +49,7 @@ class SilencingEffects:
     on_targets: TargetEffects
     """Effects on y_l by what is silenced, in the place of the source; NaN below its layer."""
     on_output: Mapping[Reading, Float[np.ndarray, "image silenced"]]
-    """Changes of each reading of an image; empty without a classifier."""
+    """Changes of each reading of an image: none without a classifier, to first order the loss."""
     path: EffectPath
     order: EffectOrder
     error: FirstOrderError | None

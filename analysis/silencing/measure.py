@@ -18,7 +18,7 @@ negative; means over many images are used alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,8 +77,8 @@ class Measurement:
         """The effects on the images with these numbers, from an altered pass for each silencing."""
         images, labels = self.data.batch(numbers)
         live = LivePass(self.vit, self.clt, images.to(self.vit.device))
-        found = self._nothing([live.y(l) for l in self._layers], live.codes)
         clean = self._read(live.embeddings, labels)
+        found = self._nothing([live.y(l) for l in self._layers], live.codes, clean)
         rows = self.changes.rows
         for i, change in enumerate(self.changes.of(live.codes, numbers)):
             source = self.silenced[i].layer
@@ -100,7 +100,7 @@ class Measurement:
         probed: Int[np.ndarray, " image"],
         weights: Float[np.ndarray, " target"],
     ) -> BatchEffects:
-        """The effects on the images with these numbers to first order.
+        """The effects on the images with these numbers to first order; at the output on the loss.
 
         Args:
             numbers: of the images.
@@ -109,12 +109,13 @@ class Measurement:
         """
         images, labels = self.data.batch(numbers)
         tangent = TangentPass(self.vit, self.clt, images.to(self.vit.device))
-        found = self._nothing(tangent.y, tangent.codes)
         gradients: dict[Reading, list[Tensor]] = {}
-        with torch.enable_grad():
-            for name, value in self._read(tangent.embeddings, labels).items():
-                at = tangent.gradients if self.path == "total" else tangent.direct_gradients
-                gradients[name] = at(value.sum())
+        if self.classifier is not None:
+            with torch.enable_grad():
+                loss = self._read(tangent.embeddings, labels)["loss"].sum()
+            at = tangent.gradients if self.path == "total" else tangent.direct_gradients
+            gradients["loss"] = at(loss)
+        found = self._nothing(tangent.y, tangent.codes, gradients)
         probes = _Probes(tangent, self._scored, probed, [self.seed, numbers[0]])
         at_probe = probes.gradients() if self.path == "total" else None
         rows = self.changes.rows
@@ -139,7 +140,9 @@ class Measurement:
     def _scored(self) -> slice:
         return token_rows(self.tokens, self.vit.cfg.rows)
 
-    def _nothing(self, y: Sequence[Tensor], codes: Sequence[Codes]) -> BatchEffects:
+    def _nothing(
+        self, y: Sequence[Tensor], codes: Sequence[Codes], readings: Iterable[Reading]
+    ) -> BatchEffects:
         """No effect yet: what is known of the unaltered pass."""
         scored = [each.detach()[:, self._scored] for each in y]
         n_images, n_silenced = len(y[0]), len(self.silenced)
@@ -147,10 +150,9 @@ class Measurement:
         for i, each in enumerate(self.silenced):
             moved[:, each.layer :, i] = 0
         spread = zip(scored, self.changes.y_means, strict=True)
-        names: tuple[Reading, ...] = ("loss", "contrast") if self.classifier else ()
         return BatchEffects(
             moved,
-            {name: np.zeros((n_images, n_silenced)) for name in names},
+            {name: np.zeros((n_images, n_silenced)) for name in readings},
             np.stack([_square(value - mean) for value, mean in spread], 1),
             np.stack([_square(value) for value in scored], 1),
             float(np.mean([float(c.at_rows(self._scored).l0().double().mean()) for c in codes])),

@@ -58,7 +58,8 @@ class SilencingOptions(TypedDict, total=False):
     """Whether the codes of later layers answer ("total", the default) or are held ("direct")."""
     order: EffectOrder
     """"exact" (the default): one altered pass for each silencing. "first": to first order, one pass
-    and three gradients for all of them; of direct effects only those on the output differ."""
+    and two gradients for all of them, at the output of the loss alone. Direct effects on y are
+    exact in both."""
     checked: int
     """Images on which first-order effects are also measured exactly, 64 by default; 0 for none."""
     seed: int

@@ -198,13 +198,21 @@ def test_on_a_linear_model_both_orders_are_the_truth(order: str) -> None:
     (vit, clt), data, classifier = linear_toy(), some_images(), Linear()
     found = effect_scores(vit, clt, data, classifier, tokens="patch", order=order)
     moved, at_embedding = linear_truth(vit, clt, data)
-    logits = torch.from_numpy(at_embedding) @ classifier.weights
-    for s in range(L):
-        truth = float(contrast(logits[s], data.labels).mean())
-        assert found.effects.output("contrast", s) == pytest.approx(truth, abs=1e-10)
+    change = torch.from_numpy(at_embedding) @ classifier.weights
+    logits = classifier.logits(vit(data.images))
     if order == "first":
-        assert found.effects.error.outputs["contrast"] < 1e-10
+        slope = logits.softmax(1) - F.one_hot(data.labels, 3)
+        truth = (slope * change).sum(2).mean(1)
+        np.testing.assert_allclose(found.on_output, truth, rtol=0, atol=1e-10)
+        assert list(found.effects.on_output) == ["loss"]
         return
+    for s in range(L):
+        truth = float(contrast(change[s], data.labels).mean())
+        assert found.effects.output("contrast", s) == pytest.approx(truth, abs=1e-10)
+        loss = F.cross_entropy(logits + change[s], data.labels) - F.cross_entropy(
+            logits, data.labels
+        )
+        assert found.on_output[s] == pytest.approx(float(loss), abs=1e-10)
     for l in range(L):
         y = vit.clean_cache(data.images, [f"blocks.{l}.hook_mlp_out"]).popitem()[1][:, 1:]
         spread = float((y - y.mean(0)).square().sum())
@@ -315,7 +323,7 @@ def test_what_cannot_be_measured_is_refused(tiny_vit: HookedViT) -> None:
 
 @pytest.fixture(scope="module")
 def measured(digits_vit: HookedViT, digits_test: ImageData) -> tuple[EffectScores, ImageData]:
-    data = noisy_digits(digits_test, 40, 16)
+    data = noisy_digits(digits_test, 24, 12)
     classifier = ZeroShot(digits_vit, data.class_names)
     return effect_scores(digits_vit, random_clt(digits_vit), data, classifier), data
 
@@ -364,7 +372,7 @@ def test_effects_stand_where_contribution_scores_stand(
     frame = study.to_frame().query("kind == 'effect'")
     assert len(frame) == 36 + 2 * 8
     assert study.shown()["source layer"].tolist() == ["CLS rows, centred", "CLS rows, effect"]
-    with pytest.raises(InputError, match="further holds scores on cls rows of noisy digits"):
+    with pytest.raises(InputError, match="further holds scores of CLT on cls rows of noisy digits"):
         score_study(digits_vit, {"CLT": clt}, some_images(), further=further)
     with pytest.raises(InputError, match='kinds hold "effect", of which CLT has none on cls rows'):
         score_study(digits_vit, {"CLT": clt}, data, kinds=["effect"])
@@ -394,7 +402,7 @@ def test_effects_tell_themselves(
         digits_vit, random_clt(digits_vit), data, [(0, 1), (7, 2)], classifier, order="first"
     )
     context = tells_itself(first, tmp_path / "features")
-    assert set(context["first_order_error"]) == {"n", "y", "loss", "contrast"}
+    assert set(context["first_order_error"]) == {"n", "y", "loss"}
     assert first.shown()["feature"].tolist() == ["0/1", "7/2"]
     tells_itself(
         feature_effects(digits_vit, random_clt(digits_vit), data, [(0, 1)]), tmp_path / "unread"
