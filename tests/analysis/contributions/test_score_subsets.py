@@ -105,13 +105,19 @@ def test_other_rankings_score_the_same_images(toy: Toy, which: dict[str, Any]) -
     scores = score(toy.moments[0], tokens="all", reduce="ratio_of_means", seed=3, **which)
     images = scores.images.tolist()
     rankings = ["projection", "centred", "norm", "loo", "loo_r2"]
-    orders = {o.ranking: o.sources for o in source_orders(scores, [2, 3], rankings)}
+    orders = {
+        o.ranking: o.sources
+        for o in source_orders(scores, [2, 3], rankings, rescored=scores.rescored)
+    }
     for kind in rankings:
         for l in (2, 3):
             shares, _ = toy.expected(0, l, "all", kind, "ratio_of_means", images)
             assert orders[kind][l] == np.argsort(-shares).tolist(), (kind, l)
     whole = score(toy.moments[0], tokens="all", reduce="ratio_of_means")
-    of_all = {o.ranking: o.sources for o in source_orders(whole, [2, 3], rankings[1:])}
+    of_all = {
+        o.ranking: o.sources
+        for o in source_orders(whole, [2, 3], rankings[1:], rescored=whole.rescored)
+    }
     # the subset must matter for this to say anything
     assert not which or any(orders[kind] != of_all[kind] for kind in of_all)
     other = scores.rescored("norm")
