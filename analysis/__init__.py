@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vit_clt.analysis.ablations.keep_drop import keep_top_k as keep_top_k
     from vit_clt.analysis.auditing.study import audit as audit
     from vit_clt.analysis.causal.study import causal_effects as causal_effects
+    from vit_clt.analysis.causal.surrogate_study import surrogate_causality as surrogate_causality
     from vit_clt.analysis.contributions.decoder_weights import decoder_norms as decoder_norms
     from vit_clt.analysis.contributions.moments import contribution_moments as contribution_moments
     from vit_clt.analysis.contributions.scores import contribution_scores as contribution_scores
@@ -57,6 +58,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ablations.keep_drop": ["drop_sources", "drop_top_k", "keep_sources", "keep_top_k"],
         "auditing.study": ["audit"],
         "causal.study": ["causal_effects"],
+        "causal.surrogate_study": ["surrogate_causality"],
         "contributions.decoder_weights": ["decoder_norms"],
         "contributions.moments": ["contribution_moments"],
         "contributions.scores": ["contribution_scores", "score"],

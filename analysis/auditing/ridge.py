@@ -2,10 +2,11 @@
 
     y^_l = b_l + sum over s <= l of V[s->l] x_s
 
-It is returned as a CLT whose features are the entries of x themselves (identity encoders, as many
-features as d_model, all of them active), so every study of a CLT runs on it unchanged. Where its
-scores equal a CLT's, those scores say where y_l can be read linearly, and sparsity added nothing.
-The comparison is ours.
+or, per layer, on x_l alone: each MLP's best linear map, y^_l = b_l + V[l->l] x_l. It is returned as
+a CLT whose features are the entries of x themselves (identity encoders, as many features as
+d_model, all of them active), so every study of a CLT runs on it unchanged. Where its scores equal a
+CLT's, those scores say where y_l can be read linearly, and sparsity added nothing. The comparison
+is ours.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def ridge_transcoder(
     images: ImageData | Tensor | Iterable[Any],
     *,
     tokens: TokenKind = "all",
+    cross_layer: bool = True,
     penalties: Sequence[float | int] = PENALTIES,
     progress: bool = False,
 ) -> RidgeFit:
@@ -65,12 +67,14 @@ def ridge_transcoder(
 
     Every fifth image is held out of the fit and chooses the penalty of each target. Sums are in
     float64. The sums of either part take n_layers^2 d_model^2 numbers for x with x and as many for
-    x with y, and solving takes up to two such matrices more: 4 GB at ViT-B.
+    x with y, and solving takes up to two such matrices more: 4 GB at ViT-B. Per layer they take
+    n_layers d_model^2.
 
     Args:
         vit: the teacher.
         images: images to fit on; they should not be the images to be studied.
         tokens: kind of rows fitted.
+        cross_layer: y_l is fitted on x_0..x_l; otherwise on x_l alone.
         penalties: penalties to choose from, as shares of the inputs' mean variance.
         progress: show a progress bar.
 
@@ -85,7 +89,11 @@ def ridge_transcoder(
         raise InputError("penalties", f"is {list(penalties)}; expected numbers above 0.")
     n, d = vit.cfg.n_layers, vit.cfg.d_model
     device = next(vit.parameters()).device
-    fitted, held_out = _Moments.empty(n, d, device), _Moments.empty(n, d, device)
+    # layers whose inputs are fitted on side by side
+    groups = [range(n)] if cross_layer else [range(l, l + 1) for l in range(n)]
+    fitted, held_out = (
+        [_Moments.empty(len(group), d, device) for group in groups] for _ in range(2)
+    )
     seen = 0
     n_batches = -(-len(data) // data.batch_size)
     for batch, _ in tqdm(data, "ridge", n_batches, disable=not progress):
@@ -93,35 +101,40 @@ def ridge_transcoder(
         x, y = activations.x[:, :, rows].double(), activations.y[:, :, rows].double()
         is_held_out = (torch.arange(seen, seen + len(batch)) % HELD_OUT_EVERY == 0).to(device)
         seen += len(batch)
-        for part, mask in ((fitted, ~is_held_out), (held_out, is_held_out)):
-            part.add(x[:, mask], y[:, mask])
+        for parts, mask in ((fitted, ~is_held_out), (held_out, is_held_out)):
+            for group, part in zip(groups, parts, strict=True):
+                layers = slice(group.start, group.stop)
+                part.add(x[layers, mask], y[layers, mask])
 
-    clt = CrossLayerTranscoder(CLTConfig(n, d, d, AbsTopK(k=d)), backend="dense").to(device)
+    config = CLTConfig(n, d, d, AbsTopK(k=d), cross_layer=cross_layer)
+    clt = CrossLayerTranscoder(config, backend="dense").to(device)
     for s in range(n):
         clt.W_enc[s].copy_(torch.eye(d))
     best_penalties, best_r2 = [], []
-    for l in range(n):
-        width = (l + 1) * d
-        best = None
-        for penalty in penalties:
-            weights, bias = fitted.solve(l, width, float(penalty))
-            r2 = held_out.r2(l, width, weights, bias)
-            if best is None or r2 > best[0]:
-                best = (r2, float(penalty), weights, bias)
-        assert best is not None
-        r2, penalty, weights, bias = best
-        for s in range(l + 1):
-            clt.W_dec[s][l - s].copy_(weights[s * d : (s + 1) * d])
-        clt.b_dec[l].copy_(bias)
-        best_penalties.append(penalty)
-        best_r2.append(r2)
+    for group, part, judge in zip(groups, fitted, held_out, strict=True):
+        for i, l in enumerate(group):
+            width = (i + 1) * d
+            best = None
+            for penalty in penalties:
+                weights, bias = part.solve(i, width, float(penalty))
+                r2 = judge.r2(i, width, weights, bias)
+                if best is None or r2 > best[0]:
+                    best = (r2, float(penalty), weights, bias)
+            assert best is not None
+            r2, penalty, weights, bias = best
+            for s in group[: i + 1]:
+                at = (s - group.start) * d
+                clt.W_dec[s][l - s].copy_(weights[at : at + d])
+            clt.b_dec[l].copy_(bias)
+            best_penalties.append(penalty)
+            best_r2.append(r2)
     n_held_out = -(-len(data) // HELD_OUT_EVERY)
     return RidgeFit(clt, best_penalties, best_r2, len(data) - n_held_out, n_held_out, tokens)
 
 
 @dataclass
 class _Moments:
-    """Sums over rows of x (all layers side by side), of y, and of their products."""
+    """Sums over rows of x (layers side by side), of y, and of their products."""
 
     xx: Float[Tensor, "in in"]
     xy: Float[Tensor, "layer in d_model"]

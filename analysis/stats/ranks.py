@@ -169,7 +169,7 @@ def _agree(rows: list[_Row], seed: int) -> RankAgreement:
     rng = np.random.default_rng(seed)
     shuffled = [rng.permuted(np.tile(r.c, (PERMUTATIONS, 1)), axis=1) for r in rows]
     columns, means = {}, {}
-    for name, correlate in (("spearman", _spearman), ("kendall", _kendall)):
+    for name, correlate in (("spearman", spearman), ("kendall", _kendall)):
         values = np.array([correlate(r.c, r.effect) for r in rows])
         floor = np.array([correlate(c, r.effect) for c, r in zip(shuffled, rows, strict=True)])
         draws = np.array([correlate(*r.draws()) for r in rows]) if rows[0].drawn else None
@@ -198,7 +198,13 @@ def _mean_over_targets(
     return Agreement(value, Interval.of(means.mean(), means), p)
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def spearman(
+    x: Float[np.ndarray, "*x_batch value"], y: Float[np.ndarray, "*y_batch value"]
+) -> Float[np.ndarray, "*batch"]:
+    """Spearman's rho along the last axis, ties at their mean rank; NaN where x or y is constant.
+
+    Axes before the last are broadcast.
+    """
     from scipy.stats import rankdata  # takes a second to import
 
     x, y = np.broadcast_arrays(x, y)

@@ -43,7 +43,7 @@ class CleanPass:
     @torch.no_grad()
     def __init__(self, vit: HookedViT, images: Float[Tensor, "batch 3 height width"], keep: Keep):
         self.vit = vit
-        self.embeddings, self._kept = vit.run_clean(images, _names(keep))
+        self.embeddings, self._kept = self._forward(images, _names(keep))
 
     def at(self, point: str, layer: int) -> Float[Tensor, "batch row d_model"]:
         """The activation at a hook point of a layer, which must be among those kept."""
@@ -54,6 +54,10 @@ class CleanPass:
         part = copy(self)
         part._kept = {name: self._kept[name][:, rows].contiguous() for name in _names(keep)}
         return part
+
+    def _forward(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The embeddings and the activations to keep; a subclass may run another model."""
+        return self.vit.run_clean(images, names)
 
     @property
     def nbytes(self) -> int:
