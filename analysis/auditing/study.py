@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -20,6 +20,7 @@ from vit_clt.analysis.auditing.diagnostics import Diagnostic
 from vit_clt.analysis.auditing.evidence import Evidence, Verdict, check_question, gather_evidence
 from vit_clt.analysis.auditing.ridge import ridge_transcoder
 from vit_clt.analysis.auditing.rivals import Rivals
+from vit_clt.analysis.auditing.surrogate_check import THIS_CLT, check_surrogate
 from vit_clt.analysis.causal.study import causal_effects
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.fit.fidelity_study import fidelity
@@ -72,7 +73,7 @@ class Audit(Study):
             self.data,
             self.n,
             self.tokens,
-            "teacher; stream for D1's accuracies",
+            "teacher; stream for D1's accuracies and D12",
             self.l0,
             split=self.split,
             fill="zero, mean, resample",
@@ -180,8 +181,8 @@ def audit(
         clt: its transcoder.
         data: labelled images that neither was trained on.
         classifier: the readout.
-        fit: other images, for the ridge rival; D6 is left out without them.
-        rivals: transcoders for D1, D8 and D11; what is missing is left out.
+        fit: other images, for the ridge rivals; D6 is left out without them.
+        rivals: transcoders for D1, D8, D11 and D12; what is missing is left out.
         tokens: kind of rows scored, and overwritten at the target.
         target: the layer whose reconstruction is taken apart; -1 is the last.
         k: number of sources of a keep-set.
@@ -227,10 +228,13 @@ def audit(
     scores = evidence.scores["projection"]
     layer = evidence.sets["zero"].target
     made, left_out = [], {}
-    if rivals.per_layer:
-        clts = chain([("this CLT", clt)], rivals.per_layer)
+    # an iterable of rivals may be gone through only once
+    per_layer = iter(rivals.per_layer)
+    first_per_layer = list(islice(per_layer, 1))
+    if first_per_layer:
+        clts = chain([(THIS_CLT, clt)], first_per_layer, per_layer)
         compared = fidelity(vit, clts, data, classifier, seed=seed, progress=progress)
-        made.append(diagnostics.per_layer_rivals(compared, "this CLT", rivals.trained_on))
+        made.append(diagnostics.per_layer_rivals(compared, THIS_CLT, rivals.trained_on))
     else:
         left_out["D1"] = "no per-layer transcoder was given"
     made += [
@@ -246,7 +250,7 @@ def audit(
         left_out["D6"] = "no images to fit on were given"
     profile = reconstruction(vit, clt, data, seed=seed, progress=progress)
     made.append(diagnostics.depth_profile(profile, tokens, (profile.figure(),)))
-    by_clt, shapes = {"this CLT": scores}, {"this CLT": _shape(clt)}
+    by_clt, shapes = {THIS_CLT: scores}, {THIS_CLT: _shape(clt)}
     for name, variant in rivals.variants:
         by_clt[name], shapes[name] = measure_scores(vit, variant), _shape(variant)
     if len(by_clt) > 1:
@@ -261,6 +265,13 @@ def audit(
     made.append(diagnostics.controls(evidence, shuffled, random, rivals.trained_on))
     if not random:
         left_out["D11, in part"] = "no CLT of a ViT with shuffled weights was given"
+    surrogates = [*first_per_layer, *((name, each) for name, _, each in rivals.untrained)]
+    if fit is not None:
+        maps = ridge_transcoder(vit, fit, cross_layer=False, progress=progress)
+        surrogates.append(("linear maps", maps.clt))
+    made.append(
+        check_surrogate(vit, clt, data, classifier, surrogates, seed=seed, progress=progress)
+    )
     return Audit(
         evidence=evidence,
         diagnostics=made,

@@ -1,4 +1,5 @@
-"""What the ViT's own layers do, without a CLT: total and direct effects of their ablation.
+"""What ablation of a layer does in the ViT itself, and with a CLT in the place of its MLPs.
 
-`causal_effects` measures them, `causal_agreement` asks whether a score ranks layers as they do.
+`causal_effects` measures the ViT alone, `causal_agreement` asks whether a score ranks layers as its
+effects do, and `surrogate_causality` whether the same ablations change the surrogate alike.
 """

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from vit_clt.analysis.causal.effects import CausalEffects
+from vit_clt.analysis.causal.surrogate_result import SurrogateCausality
 from vit_clt.analysis.causal.targets import PATHS, Path
 from vit_clt.analysis.contributions.moments import contribution_moments
 from vit_clt.analysis.contributions.scores import score
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+SURROGATE = "The same ablations with the CLT in the MLPs' place"
+
+
 @dataclass(frozen=True)
 class CausalAgreement(Study):
     """Causal effects, and how far contribution scores of a CLT rank layers as the effects do."""
@@ -42,6 +46,9 @@ class CausalAgreement(Study):
     """Active features a token row and layer, on the scored rows."""
     clt: str
     """Name of the CLT."""
+    surrogate: SurrogateCausality | None = None
+    """What the same ablations do in the ViT with the CLT in its MLPs' place; None without a
+    readout."""
 
     def facts(self) -> Facts:
         """The facts of the effects, with the CLT and its L0."""
@@ -61,33 +68,46 @@ class CausalAgreement(Study):
         return self.effects.shown()
 
     def further_tables(self) -> Mapping[str, pd.DataFrame]:
-        """The table of rank agreement."""
+        """The table of rank agreement, and that of the surrogate."""
         heading = f"C(s->l) against these effects on {self.effects.tokens} rows, {self._measured}"
-        return {heading: agreement_table(self.by_comparison)}
+        tables = {heading: agreement_table(self.by_comparison)}
+        if self.surrogate is not None:
+            tables[f"{SURROGATE}: {self.surrogate.caption()}"] = self.surrogate.shown()
+            tables |= self.surrogate.further_tables()
+        return tables
 
     def notes(self) -> Sequence[str]:
-        """A sentence on the columns of the table of agreement."""
-        return [
+        """Sentences on the columns of the tables."""
+        notes = [
             "in brackets 95 % of bootstrap draws over images; permuted: what 97.5 % of rows of "
             "C with permuted sources stay below; depth alone: deeper sources first"
         ]
+        more = [] if self.surrogate is None else self.surrogate.notes()
+        return [*notes, *(f"surrogate: {note}" for note in more)]
+
+    def companions(self) -> Sequence[Study]:
+        """The surrogate, which has files of its own as well."""
+        return () if self.surrogate is None else (self.surrogate,)
 
     def metrics(self) -> list[Metric]:
-        """Every effect, then every rank correlation."""
-        return self.effects.metrics() + [
+        """Every effect, then every rank correlation, then the numbers of the surrogate."""
+        surrogate = [] if self.surrogate is None else self.surrogate.metrics()
+        ranks = [
             metric
             for name, agreement in self.by_comparison.items()
             for metric in agreement.metrics(
                 name.replace(", ", "_").replace(" ", "_"), self.effects.n
             )
         ]
+        renamed = [replace(metric, name=f"surrogate_{metric.name}") for metric in surrogate]
+        return [*self.effects.metrics(), *ranks, *renamed]
 
     def figure(self) -> go.Figure:
         """The figure of the effects."""
         return self.effects.figure()
 
     def page(self) -> str:
-        """The page of the effects, with the agreement at its end."""
+        """The page of the effects, with the agreement and the surrogate at its end."""
         from vit_clt.analysis.causal.page import causal_page
         from vit_clt.analysis.reporting.page import Section
 
@@ -100,9 +120,12 @@ class CausalAgreement(Study):
             "Intervals: 95 % bootstrap over images of the effects; C is held at its value.",
         ]
         table = agreement_table(self.by_comparison)
-        return causal_page(
-            self.effects, [Section("Agreement with contribution scores", notes, [table])]
-        )
+        sections = [Section("Agreement with contribution scores", notes, [table])]
+        if self.surrogate is not None:
+            paragraphs = [self.surrogate.caption(), *self.surrogate.notes()]
+            tables = [self.surrogate.shown(), *self.surrogate.further_tables().values()]
+            sections.append(Section(SURROGATE, paragraphs, tables, [self.surrogate.figure()]))
+        return causal_page(self.effects, sections)
 
     @property
     def _measured(self) -> str:

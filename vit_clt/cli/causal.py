@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from vit_clt.choices import Fill, Site, TokenKind
@@ -12,21 +12,27 @@ from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
+    from vit_clt.analysis.causal.surrogate_result import SurrogateCausality
+    from vit_clt.analysis.stats.names import LayerSet
     from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
+    from vit_clt.readouts.base import Classifier
     from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
 @dataclass(kw_only=True)
 class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
-    """What changes in the ViT itself when a layer is ablated; with --clt, does C agree?
+    """What changes in the ViT itself when a layer is ablated; with --clt, do C and the CLT agree?
+
+    With a CLT, its scores C are compared with the effects (rank agreement), and the ViT with the
+    CLT in its MLPs' place undergoes the same ablations (surrogate causality).
 
     Example: vit-clt causal --model digits --tokens cls --fill mean --out out/causal
     """
 
     clt: str | None = None
-    """Folder or Hub id of a CLT whose contribution scores are compared with the effects; without it
-    the effects are measured alone."""
+    """Folder or Hub id of a CLT that is compared with the effects; without it the effects are
+    measured alone."""
     any_teacher: bool = False
     """Accept a CLT that was trained on another model."""
     tokens: TokenKind = "cls"
@@ -40,18 +46,27 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
     image (resample)."""
     pairs: bool = False
     """Also ablate every pair of layers together."""
+    per_layer: tuple[str, ...] = ()
+    """Per-layer transcoders of the same teacher, put in the MLPs' place beside the CLT."""
+    linear: bool = False
+    """Also put each MLP's best linear map in its place, fitted on --train-data."""
+    every_intervention: bool = False
+    """Compare CLT and ViT at every site, fill and kind of ablated rows, beside those named."""
 
     def run(self) -> None:
         """Ablate, draw, and report."""
         from vit_clt.analysis import causal_effects
         from vit_clt.analysis.causal.agreement import clt_agreement
         from vit_clt.analysis.causal.effects import CausalEffects
+        from vit_clt.analysis.causal.surrogate_result import SurrogateCausality
         from vit_clt.analysis.stats.names import layer_sets
 
-        folder = self.folder_of(CausalEffects)
+        studies = [CausalEffects, SurrogateCausality] if self.clt else [CausalEffects]
+        folder = self.folder_of(*studies)
         vit, clt, data = self._load()
         # effects on the output are read as accuracy and loss, which need labels; the others do not
-        classifier = self.classifier_if_labelled(vit, data, self.seed)
+        classifier = self.classifier_if_labelled(vit, data, self.seed, fits=self.linear)
+        sets = layer_sets(vit.cfg.n_layers, pairs=self.pairs)
         effects = causal_effects(
             vit,
             data,
@@ -60,24 +75,59 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
             ablated=self.ablated,
             fill=self.fill,
             site=self.site,
-            sets=layer_sets(vit.cfg.n_layers, pairs=self.pairs)
-            if classifier or self.pairs
-            else None,
+            sets=sets if classifier or self.pairs else None,
             seed=self.seed,
             progress=True,
         )
         if clt is None:
             self.report(folder, effects, "causal")
-        else:
-            study = clt_agreement(effects, vit, clt, data, str(self.clt), progress=True)
-            self.report(folder, study, "causal")
+            return
+        study = clt_agreement(effects, vit, clt, data, str(self.clt), progress=True)
+        if classifier is not None:
+            surrogate = self._surrogate(vit, clt, data, classifier, sets)
+            study = replace(study, surrogate=surrogate)
+        self.report(folder, study, "causal")
+
+    def _surrogate(
+        self,
+        vit: HookedViT,
+        clt: CrossLayerTranscoder,
+        data: ImageData,
+        classifier: Classifier,
+        sets: list[LayerSet],
+    ) -> SurrogateCausality:
+        from vit_clt.analysis import surrogate_causality
+        from vit_clt.analysis.auditing.ridge import ridge_transcoder
+        from vit_clt.analysis.auditing.rivals import given_rivals
+        from vit_clt.analysis.causal.interventions import Intervention, every_intervention
+
+        given = {"per_layer": self.per_layer}
+        saved = given_rivals(vit, given, self.device, any_teacher=self.any_teacher)
+        rivals = [pair for transcoders in saved.values() for pair in transcoders]
+        if self.linear:
+            train = self.load_train_images(vit, data)
+            linear = ridge_transcoder(vit, train, cross_layer=False, progress=True)
+            rivals.append((f"linear maps of {train.name} ({len(train)})", linear.clt))
+        named = Intervention(self.site, self.fill, self.ablated)
+        return surrogate_causality(
+            vit,
+            clt,
+            data,
+            classifier,
+            interventions=[named, *(every_intervention(vit) if self.every_intervention else ())],
+            sets=sets,
+            rivals=rivals,
+            seed=self.seed,
+            progress=True,
+        )
 
     def _load(self) -> tuple[HookedViT, CrossLayerTranscoder | None, ImageData]:
         if self.clt is not None:
             shared = {field.name: getattr(self, field.name) for field in fields(ModelOptions)}
             options = CLTOptions(**shared, clt=self.clt, any_teacher=self.any_teacher)
             return options.load_all(self.device)
-        if self.any_teacher:
-            raise InputError("any_teacher", "is given without a CLT; expected --clt beside it.")
+        for name in ("any_teacher", "per_layer", "linear", "every_intervention"):
+            if getattr(self, name):
+                raise InputError(name, "is given without a CLT; expected --clt beside it.")
         vit = self.load_vit(self.device)
         return vit, None, self.load_images(vit)

@@ -68,7 +68,7 @@ COMMANDS = {
     ),
     "causal": Entry(
         "causal:Causal",
-        "What changes in the ViT itself when a layer is ablated; with --clt, does C agree?",
+        "What changes in the ViT itself when a layer is ablated; with --clt, do C and the CLT agree?",
     ),
     "probe": Entry(
         "probe:Probe",
@@ -76,7 +76,7 @@ COMMANDS = {
     ),
     "audit": Entry(
         "audit:Audit",
-        "Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10, D11) and a verdict.",
+        "Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10 to D12) and a verdict.",
     ),
     "fidelity": Entry(
         "fidelity:Fidelity",

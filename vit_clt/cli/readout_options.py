@@ -42,13 +42,16 @@ class ReadoutOptions(PromptOptions, TrainDataOptions):
     linear classifier fitted on --train-data (linear). Default: the first that model and data
     allow."""
 
-    def classifier(self, vit: HookedViT, data: ImageData, seed: int) -> Classifier:
+    def classifier(
+        self, vit: HookedViT, data: ImageData, seed: int, *, fits: bool = False
+    ) -> Classifier:
         """The readout of the classes of `data`.
 
         Args:
             vit: the model.
             data: the images that are measured.
             seed: seed of a linear readout.
+            fits: whether these options have the command fit something else on --train-data.
 
         Raises:
             InputError: the readout is not there or does not fit, or an option is given that it does
@@ -70,7 +73,7 @@ class ReadoutOptions(PromptOptions, TrainDataOptions):
         unused = {"templates": self.templates != "ensemble"}
         if isinstance(classifier, ZeroShot):
             unused = {}
-        if not isinstance(classifier, LinearClassifier) and not self.trains:
+        if not isinstance(classifier, LinearClassifier) and not (self.trains or fits):
             unused |= {"train_data": bool(self.train_data), "train_limit": bool(self.train_limit)}
         for name, given in unused.items():
             if given:
@@ -80,8 +83,8 @@ class ReadoutOptions(PromptOptions, TrainDataOptions):
         return classifier
 
     def classifier_if_labelled(
-        self, vit: HookedViT, data: ImageData, seed: int
+        self, vit: HookedViT, data: ImageData, seed: int, *, fits: bool = False
     ) -> Classifier | None:
         """`classifier`, or None for data without labels or without names of their classes."""
         labelled = bool(data.class_names) and int(data.batch([0])[1]) >= 0
-        return self.classifier(vit, data, seed) if labelled else None
+        return self.classifier(vit, data, seed, fits=fits) if labelled else None

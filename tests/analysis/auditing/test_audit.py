@@ -61,9 +61,9 @@ def test_a_whole_audit(
     assert context["left_out"] == {}
     assert context["rivals"] == ["shuffled weights"]
     page = (out / "audit.html").read_text()
-    for code in (*(f"D{i}" for i in range(1, 9)), "D10", "D11"):
+    for code in (*(f"D{i}" for i in range(1, 9)), "D10", "D11", "D12"):
         assert f"<h2>{code} " in page
-    assert page.count("A bad answer") == 10
+    assert page.count("A bad answer") == 11
     written = {path.name for path in out.iterdir()} - {"runs", "study.json"}
     assert written == {*study_files(Audit)} - {"audit.png"}
     assert (context["tokens"], context["seed"], context["split"]) == ("cls", 0, "test")
@@ -74,6 +74,8 @@ def test_a_whole_audit(
     assert metrics["D8_this CLT_with_other_kendall"]["value"] == pytest.approx(
         frame.set_index("name").loc["D8_this CLT_with_other_kendall", "value"]
     )
+    for rival in ("this_CLT", "per_layer", "shuffled_weights", "linear_maps", "first_order"):
+        assert f"D12_{rival}_mlp_mean_all_total_single_loss_pearson" in metrics
     # finished rivals are not trained again
     assert not (out / "runs" / "shuffled-weights" / "checkpoints").exists()
     before = (out / "runs" / "shuffled-weights" / "model.safetensors").stat().st_mtime_ns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from assertions import tells_itself
 from builders import random_clt
 from scipy.stats import spearmanr
 
-from vit_clt import InputError, load_data
+from vit_clt import CrossLayerTranscoder, InputError, load_data
 from vit_clt.analysis import causal_effects, contribution_scores, rank_agreement
 from vit_clt.analysis.causal.agreement import causal_agreement, score_agreement
 from vit_clt.cli import main
@@ -100,9 +101,49 @@ def test_with_a_clt(
 def test_refused_before_anything_is_written(refused: Callable[..., str]) -> None:
     for args, names in (
         (["--any-teacher"], "--any-teacher is given without a CLT"),
+        (["--linear"], "--linear is given without a CLT"),
+        (["--per-layer", "/a"], "--per-layer is given without a CLT"),
         (["--clt", "/no/such/clt"], "/no/such/clt"),
         (["--fill", "foam"], "foam"),
         (["--ablated", "words"], "words"),
         (["--limit", "1"], "data has 1 image"),
     ):
         assert names in refused("causal", *args)
+
+
+def test_the_surrogate_stands_beside_the_agreement(
+    digits_vit: HookedViT,
+    digits_clt: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = replace(random_clt(digits_vit).config, cross_layer=False)
+    CrossLayerTranscoder(config).save_pretrained(tmp_path / "per_layer")
+    out = tmp_path / "causal"
+    args = ["causal", "--clt", str(digits_clt), "--limit", "8", "--site", "attn"]
+    args += ["--per-layer", str(tmp_path / "per_layer"), "--linear", "--train-limit", "20"]
+    assert main([*args, "--templates", "single", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "The same ablations with the CLT in the MLPs' place" in printed
+    frame = pd.read_csv(out / "surrogate_causality.csv")
+    models = {"CLT", "per_layer", "linear maps of digits (20)", "first order"}
+    assert set(frame["model"]) == models | {"ViT"}
+    assert set(frame["site"]) == {"attn"}
+    named = {m["name"]: m for m in json.loads((out / "metrics.json").read_text())["metrics"]}
+    name = "surrogate_per_layer_attn_mean_all_total_single_loss_pearson"
+    row = frame.query(
+        "model == 'per_layer' and path == 'total' and sets == 'single' and effect == 'loss' "
+        "and measure == 'pearson'"
+    ).iloc[0]
+    assert named[name]["value"] == pytest.approx(row["value"])
+    assert "centred_C_total_effect_on_y_spearman" in named
+    assert "Do interventions change the surrogate" in (out / "causal.html").read_text()
+    assert (out / "surrogate_causality.html").exists()
+    # the ViT's effects are those of the study without a CLT
+    alone = pd.read_csv(out / "causal.csv").query(
+        "path == 'total' and layers == '3' and measure == 'delta_loss'"
+    )["value"]
+    mean = frame.query("model == 'ViT' and path == 'total' and sets == '3' and measure == 'mean'")[
+        "value"
+    ]
+    assert mean.item() == pytest.approx(alone.item(), abs=1e-5)

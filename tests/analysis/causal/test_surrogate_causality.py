@@ -71,7 +71,7 @@ def some_images() -> TensorImages:
     images = torch.randn(N_IMAGES, 3, 12, 12, generator=generator, dtype=torch.float64)
     labels = torch.randint(3, (N_IMAGES,), generator=generator)
     data = TensorImages(images, labels, ["0", "1", "2"])
-    data.batch_size = 4
+    data.batch_size = 5
     return data
 
 
@@ -87,7 +87,7 @@ def test_an_exact_surrogate_agrees_exactly(vit: HookedViT) -> None:
         some_images(),
         Fixed(),
         interventions=every_intervention(vit),
-        sets=layer_sets(N, pairs=True),
+        sets=[*layer_sets(N)[:6], (0, 2)],
     )
     assert len(study.interventions) == 2 * 3 * 3
     n_checked = 0
@@ -99,7 +99,7 @@ def test_an_exact_surrogate_agrees_exactly(vit: HookedViT) -> None:
                 if not undefined:
                     assert found.value == pytest.approx(EXACT[measure], abs=1e-10)
                     n_checked += 1
-    assert n_checked > 500
+    assert n_checked > 300
     # patch rows act on CLS rows through attention alone, and not at all in the last layer
     patch = Intervention(ablated="patch")
     assert (patch, "direct") not in study.mean_effects
