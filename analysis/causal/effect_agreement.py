@@ -100,7 +100,7 @@ def effect_agreement(products: Products, seed: int = 0) -> dict[Measure, EffectA
         x, y = np.split(means.mean(0), 2)
         draws = np.split(bootstrap_means(means, seed), 2, axis=1)
         found["spearman"] = EffectAgreement(
-            _interval(_ranked(x, y), _ranked(*draws)), _floor(_ranked(x, y[orders]))
+            Interval.of(float(_ranked(x, y)), _ranked(*draws)), _floor(_ranked(x, y[orders]))
         )
     return found
 
@@ -111,12 +111,8 @@ def _agreement(
     drawn: Float[np.ndarray, "draw sum"],
     permuted: Float[np.ndarray, "permutation sum"],
 ) -> EffectAgreement:
-    value = formula(mean[None])[0]
-    return EffectAgreement(_interval(value, formula(drawn)), _floor(formula(permuted)))
-
-
-def _interval(value: float, draws: np.ndarray) -> Interval:
-    return Interval.of(float(value), draws)
+    value = float(formula(mean[None])[0])
+    return EffectAgreement(Interval.of(value, formula(drawn)), _floor(formula(permuted)))
 
 
 def _floor(values: np.ndarray) -> Interval:

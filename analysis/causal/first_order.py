@@ -6,8 +6,10 @@ loss changes by
     total     sum over s of <dLoss / d stream behind out_s, d_s>
     direct    sum over s of <dLoss / d stream behind the last block, d_s>
 
-with the gradients of the unaltered model, so that the effect of a set of layers is the sum of those
-of its layers. No CLT takes part.
+with the gradients of the unaltered model. For small d_s this is exact for a layer alone, and for
+every direct effect. The total effect of several layers is approximated by the sum of their own: a
+later layer that is overwritten too cuts paths from the earlier ones, which the sum still has. No
+CLT takes part.
 """
 
 from __future__ import annotations

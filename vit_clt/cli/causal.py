@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
-    """What changes in the ViT itself when a layer is ablated; with --clt, do C and the CLT agree?
+    """What changes in the ViT itself when a layer is ablated; with --clt, does it agree?
 
     With a CLT, its scores C are compared with the effects (rank agreement), and the ViT with the
     CLT in its MLPs' place undergoes the same ablations (surrogate causality).

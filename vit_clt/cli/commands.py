@@ -68,7 +68,7 @@ COMMANDS = {
     ),
     "causal": Entry(
         "causal:Causal",
-        "What changes in the ViT itself when a layer is ablated; with --clt, do C and the CLT agree?",
+        "What changes in the ViT itself when a layer is ablated; with --clt, does it agree?",
     ),
     "probe": Entry(
         "probe:Probe",

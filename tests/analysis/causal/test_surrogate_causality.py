@@ -105,7 +105,7 @@ def test_an_exact_surrogate_agrees_exactly(vit: HookedViT) -> None:
     assert (patch, "direct") not in study.mean_effects
     assert (N - 1,) not in study.mean_effects[patch, "total"]["ViT"]
     single = study.comparison(sets="single")
-    assert single.agreement["pearson"].floor.high < 1
+    assert single.agreement["pearson"].floor < 0.9
     assert study.agreement("pearson", model="first order").value < 1
     assert study.unaltered["CLT"].loss == pytest.approx(study.unaltered["ViT"].loss, abs=1e-6)
 
@@ -176,20 +176,20 @@ def test_effects_by_hand(vit: HookedViT, site: str, fill: str, ablated: str) -> 
         assert value["spearman"] == pytest.approx(rho, abs=1e-9)
 
 
-def test_first_order_effects_are_exact_for_small_changes(vit: HookedViT) -> None:
-    """Fills that differ little from the outputs: images that differ little, set to their mean."""
+@pytest.mark.parametrize("site", ["mlp", "attn"])
+def test_first_order_effects_are_exact_for_small_changes(vit: HookedViT, site: str) -> None:
+    """Outputs of images that differ little are close to their mean."""
     data = some_images()
     first = data.images[:1]
-    near = TensorImages(first + 1e-5 * (data.images - first), data.labels, data.class_names)
-    for site in ("mlp", "attn"):
-        interventions = [Intervention(site, "mean")]
-        study = surrogate_causality(vit, exact_clt(vit), near, Fixed(), interventions=interventions)
-        for path in ("total", "direct"):
-            error = study.agreement("relative_error", model="first order", path=path).value
-            assert error < 1e-3
-            assert study.agreement("slope", model="first order", path=path).value == pytest.approx(
-                1, abs=1e-3
-            )
+    near = TensorImages(first + 1e-4 * (data.images - first), data.labels, data.class_names)
+    study = surrogate_causality(
+        vit, exact_clt(vit), near, Fixed(), interventions=[Intervention(site)]
+    )
+    # together, a later layer that is overwritten cuts paths from the earlier ones
+    for path, sets in (("total", "single"), ("direct", "single"), ("direct", "range")):
+        found = study.comparison("first order", path=path, sets=sets).agreement
+        assert found["relative_error"].value < 1e-3
+        assert found["slope"].value == pytest.approx(1, abs=1e-3)
 
 
 def test_permuted_effects_are_those_of_other_layers() -> None:
