@@ -77,8 +77,12 @@ def surrogate_diagnostic(study: SurrogateCausality) -> Diagnostic:
         f"{name} {study.agreement('pearson', model=name, sets='single').value.text('.2f')}"
         for name in study.surrogates[1:]
     ]
-    table = study.shown()
-    metrics = [replace(metric, name=f"D12_{metric.name}") for metric in study.metrics()]
+    # those in nats are the effects themselves, one for every set of layers
+    metrics = [
+        replace(metric, name=f"D12_{metric.name}")
+        for metric in study.metrics()
+        if metric.unit == "fraction"
+    ]
     return Diagnostic(
         "D12",
         "Do ablations change the replaced model as they change the model?",
@@ -93,7 +97,7 @@ def surrogate_diagnostic(study: SurrogateCausality) -> Diagnostic:
         f"of permuted effects below {pearson.floor.high:.2f}, first order {first_order:.2f}"
         + "".join(f", {answer}" for answer in answers)
         + f"; relative error {error.text('.2f')}.",
-        table,
+        study.shown(),
         (study.figure(),),
         tuple(metrics),
     )

@@ -51,9 +51,10 @@ class CausalAgreement(Study):
     readout."""
 
     def facts(self) -> Facts:
-        """The facts of the effects, with the CLT and its L0."""
+        """The facts of the effects, with the CLT and its L0, and the L0 of every surrogate."""
         facts = self.effects.facts()
-        return replace(facts, l0=self.l0, more={**facts.more, "clt": self.clt})
+        surrogate = {} if self.surrogate is None else {"surrogate_l0": self.surrogate.l0}
+        return replace(facts, l0=self.l0, more={**facts.more, "clt": self.clt, **surrogate})
 
     def caption(self) -> str:
         """The caption of the effects."""

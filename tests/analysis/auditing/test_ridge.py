@@ -71,3 +71,15 @@ def test_bad_input(vit, images):
         ridge_transcoder(vit, images[:4])
     with pytest.raises(InputError, match=r"penalties is .*; expected numbers above 0"):
         ridge_transcoder(vit, images, penalties=[0.0])
+
+
+def test_per_layer_it_is_each_mlps_best_linear_map(vit, images):
+    fit = ridge_transcoder(vit, images, cross_layer=False, penalties=[1e-2])
+    found = capture(vit, images)
+    fitted = np.arange(len(images)) % HELD_OUT_EVERY != 0
+    for l in range(vit.cfg.n_layers):
+        x, y = (a[l].double().numpy()[fitted].reshape(-1, 16) for a in (found.x, found.y))
+        alpha = 1e-2 * x.var(0).mean() * len(x)
+        model = Ridge(alpha=alpha, solver="svd").fit(x, y)
+        np.testing.assert_allclose(fit.clt.W_dec[l][0].detach(), model.coef_.T, atol=2e-5)
+        np.testing.assert_allclose(fit.clt.b_dec[l].detach(), model.intercept_, atol=2e-5)
