@@ -21,7 +21,6 @@ from vit_clt.analysis.causal.effect_agreement import Products, effect_agreement
 from vit_clt.analysis.causal.interventions import Intervention, every_intervention
 from vit_clt.analysis.causal.surrogate_result import EXACT, SurrogateCausality
 from vit_clt.analysis.stats.donors import donor_cycle
-from vit_clt.analysis.stats.names import layer_sets
 from vit_clt.data.images import ImageData, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps, token_rows
 from vit_clt.hooks.points import SITE_OUT
@@ -87,7 +86,7 @@ def test_an_exact_surrogate_agrees_exactly(vit: HookedViT) -> None:
         some_images(),
         Fixed(),
         interventions=every_intervention(vit),
-        sets=[*layer_sets(N)[:6], (0, 2)],
+        sets=[(0,), (1,), (2,), (3,), (1, 2, 3)],
     )
     assert len(study.interventions) == 2 * 3 * 3
     n_checked = 0
@@ -99,7 +98,7 @@ def test_an_exact_surrogate_agrees_exactly(vit: HookedViT) -> None:
                 if not undefined:
                     assert found.value == pytest.approx(EXACT[measure], abs=1e-10)
                     n_checked += 1
-    assert n_checked > 300
+    assert n_checked > 250
     # patch rows act on CLS rows through attention alone, and not at all in the last layer
     patch = Intervention(ablated="patch")
     assert (patch, "direct") not in study.mean_effects
