@@ -126,7 +126,7 @@ def test_the_surrogate_stands_beside_the_agreement(
     printed = capsys.readouterr().out
     assert "The same ablations with the CLT in the MLPs' place" in printed
     frame = pd.read_csv(out / "surrogate_causality.csv")
-    models = {"CLT", "per_layer", "linear maps of digits (20)", "first order"}
+    models = {"CLT", "per_layer", "linear maps of digits (train) (20)", "first order"}
     assert set(frame["model"]) == models | {"ViT"}
     assert set(frame["site"]) == {"attn"}
     named = {m["name"]: m for m in json.loads((out / "metrics.json").read_text())["metrics"]}
