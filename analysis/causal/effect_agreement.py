@@ -15,7 +15,7 @@ layers are permuted over layers, so that only what does not depend on the layer 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -59,8 +59,8 @@ class Products:
 
     def of_sets(self, chosen: Sequence[int]) -> Products:
         """Those of some of the sets."""
-        parts = (getattr(self, name)[:, chosen] for name in _PER_IMAGE)
-        return Products(self.n_values, *parts, self.crossed[np.ix_(chosen, chosen)])
+        parts = {name: getattr(self, name)[:, chosen] for name in _PER_IMAGE}
+        return replace(self, **parts, crossed=self.crossed[np.ix_(chosen, chosen)])
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,12 @@ class Effects:
         effects = cls(sets, {model: np.zeros(shape) for model in models})
         nothing = np.zeros(shape)
         for model in models[1:-1]:
-            sums = [np.zeros(shape) for _ in range(4)]
-            crossed = np.zeros((len(sets), len(sets)))
             # logits less their mean sum to 0
-            effects.logits[model] = Products(n_classes, nothing, nothing, *sums, crossed)
+            xx, yy, xy, error = (np.zeros(shape) for _ in range(4))
+            crossed = np.zeros((len(sets), len(sets)))
+            effects.logits[model] = Products(
+                n_classes, nothing, nothing, xx, yy, xy, error, crossed
+            )
         return effects
 
     def products(self, model: str) -> dict[str, Products]:

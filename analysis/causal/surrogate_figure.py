@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from vit_clt.analysis.causal.effect_agreement import Measure
 from vit_clt.analysis.causal.figure import FILL_NAMES, SITE_NAMES
 from vit_clt.analysis.causal.interventions import Intervention, layers_kind
 from vit_clt.analysis.causal.surrogate_effects import FIRST_ORDER, VIT
@@ -129,7 +130,8 @@ def _measures(figure: go.Figure, study: SurrogateCausality, models: list[str], r
     keys: list[tuple[Intervention, Path]] = list(study.mean_effects)
     many = len(study.interventions) > 1
     places = [f"{each}, {path}" if many else path for each, path in keys]
-    for column, measure in ((1, "pearson"), (4, "relative_error")):
+    columns: dict[int, Measure] = {1: "pearson", 4: "relative_error"}
+    for column, measure in columns.items():
         for i, model in enumerate(models):
             found = [study.agreement(measure, model=model, intervention=e, path=p) for e, p in keys]
             values = [a.value for a in found]
