@@ -79,7 +79,8 @@ class Arm:
 
 
 FAST = {"lr": 3e-3}
-NEW = {"lr": 3e-3, "cls_weight": 4}
+WEIGHED = {"lr": 3e-3, "cls_weight": 4}
+NEW = WEIGHED | {"cls_balance": True}
 FULL = (unit, centre_, cls)
 ARMS = {
     "drawn": Arm(),
@@ -91,14 +92,18 @@ ARMS = {
     "start centred: both, and the CLS feature": Arm(FULL),
     "drawn, lr 3e-3": Arm((), FAST),
     "start centred, lr 3e-3": Arm(FULL, FAST),
-    "presets: the same, CLS weight 4": Arm(FULL, NEW),
+    "the same, CLS weight 4": Arm(FULL, WEIGHED),
+    "CLS weight 4, k from 64": Arm(FULL, WEIGHED | {"sparsity": TopKTraining(k_start=64)}),
+    "CLS weight 4, resampling": Arm(FULL, WEIGHED | {"dead_tokens": 20_000}, resample=50),
+    "presets: CLS weight 4, balanced": Arm(FULL, NEW),
     "presets, AuxK": Arm(FULL, NEW | {"sparsity": TopKTraining(aux_k=32), "dead_tokens": 20_000}),
-    "presets, k from 64": Arm(FULL, NEW | {"sparsity": TopKTraining(k_start=64)}),
-    "presets, resampling": Arm(FULL, NEW | {"dead_tokens": 20_000}, resample=50),
+    "presets, tied encoders": Arm((tied, *FULL), NEW),
     "presets, lr 6e-3": Arm(FULL, NEW | {"lr": 6e-3}),
     "JumpReLU, drawn": Arm((), {}, "jumprelu"),
+    "JumpReLU, CLS weight 4": Arm(FULL, WEIGHED, "jumprelu"),
     "JumpReLU, presets": Arm(FULL, NEW, "jumprelu"),
     "Abs-TopK, drawn": Arm((), {}, "abs_topk"),
+    "Abs-TopK, CLS weight 4": Arm((unit, centre_, cls_signed), WEIGHED, "abs_topk"),
     "Abs-TopK, presets": Arm((unit, centre_, cls_signed), NEW, "abs_topk"),
 }
 
@@ -180,6 +185,7 @@ def run(
     with torch.no_grad():
         for start in arm.start:
             start(tensors, measured)
+    cls_weights = measured.cls_weights(settings.cls_weight, balance=settings.cls_balance)[:, None]
     objective = Objective(clt, settings)
     optimiser = torch.optim.AdamW(objective.parameters(), fused=True, weight_decay=0.0)
     rate, schedule = learning_rate(settings, steps), sparsifier.schedule(settings.sparsity, steps)
@@ -193,7 +199,7 @@ def run(
     for step, rows in enumerate(order.view(steps, BATCH)):
         x = x_rows[:, rows].float() * measured.scale_x[:, None, None]
         y = y_rows[:, rows].float() * measured.scale_y[:, None, None]
-        weights = torch.where(is_cls[rows], float(settings.cls_weight), 1.0)
+        weights = torch.where(is_cls[rows], cls_weights, 1.0)
         clt.config = replace(clt.config, sparsifier=schedule.at(step))
         for group in optimiser.param_groups:
             group["lr"] = rate(step)
@@ -201,7 +207,7 @@ def run(
         dead = activity.dead()
         rebuilds = settings.sparsity.auxiliary_weight is not None and bool(dead.any())
         penalty = schedule.weight(step) or 0.0
-        total = float(weights.sum())
+        total = float(torch.where(is_cls[rows], float(settings.cls_weight), 1.0).sum())
         out = objective(x, y, weights, total, BATCH, penalty, dead if rebuilds else None)
         out["total"].backward()
         optimiser.step()

@@ -32,7 +32,6 @@ from vit_clt import (
 )
 from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.ridge import ridge_transcoder
-from vit_clt.analysis.causal.interventions import Intervention
 from vit_clt.analysis.retrieval.index import RetrievalIndex
 from vit_clt.cli import main
 from vit_clt.data.images import TensorImages
@@ -372,9 +371,6 @@ STUDIES: Mapping[str, Study] = {
         analysis.selectivity(vit, clt, data, region="patch", draws=20).frame
     ),
     "steering search": lambda *a: analysis.steering_search(*a, 1, top=1, n_random=1).to_frame(),
-    "surrogate causality": lambda vit, clt, data, zs: analysis.surrogate_causality(
-        vit, clt, data, zs, interventions=[Intervention(fill="resample")], sets=[[0], [1, 3]]
-    ).to_frame(),
     "suppression": lambda *a: analysis.suppress(*a, GROUP, randoms=[OTHER]).to_frame(),
     "clamping": lambda *a: analysis.clamp(
         *a, GROUP, mean_data=noise(8, seed=5), randoms=[OTHER], region="cls"

@@ -16,11 +16,12 @@ from vit_clt.analysis.reporting.style import ROW_NAMES, finish
 if TYPE_CHECKING:
     from vit_clt.analysis.contributions.difference import ScoreDifference
     from vit_clt.analysis.contributions.source_scores import SourceScores
-    from vit_clt.analysis.stats.intervals import Interval
 
 _UNCLEAR = "#b8b8b8"
 # above this, numbers in cells would be smaller than print
 _MOST_LAYERS_WITH_NUMBERS = 12
+# characters beside the kind in the title of a panel; more go on a line of their own
+_LONGEST_NOTE = 20
 
 
 def contribution_figure(
@@ -49,7 +50,7 @@ def contribution_figure(
         for j, scores in enumerate(row, start=1):
             _draw(figure, i, j, scores.columns, scores.values, scores.low, scores.high)
             if scores.output_row is not None:
-                _draw_output(figure, i, j, scores.columns, scores.output_row)
+                _draw_output(figure, i, j, scores)
     l0 = "" if columns else f", L0 = {first.l0:.1f} a token"
     title, trajectory, unit = _wording({scores.kind == "effect" for row in grid for scores in row})
     return _finished(
@@ -118,6 +119,8 @@ def _wording(are_effects: set[bool]) -> tuple[str, str, str]:
 
 def _panel(scores: SourceScores) -> str:
     how = f" ({scores.how})" if scores.how else ""
+    if len(how) > _LONGEST_NOTE:
+        how = f"<br>{how[1:]}"
     return f"{ROW_NAMES[scores.tokens]} · {scores.kind}{how}"
 
 
@@ -186,18 +189,25 @@ def _draw(
         )
 
 
-def _draw_output(
-    figure: go.Figure, row: int, col: int, columns: Sequence[str], output: Sequence[Interval]
-) -> None:
+def _draw_output(figure: go.Figure, row: int, col: int, scores: SourceScores) -> None:
+    output = scores.output_row
+    assert output is not None
+    n, width = len(scores.values), len(output)
+
+    def below(values: list[Any], empty: str | None = "") -> list[list[Any]]:
+        # plotly misplaces a heatmap of one row on an axis that has others
+        return [*([empty] * width for _ in range(n)), values]
+
     figure.add_trace(
         go.Heatmap(
-            z=[[float(each) for each in output]],
-            x=columns,
-            y=["output"],
-            text=[[_cell_text(float(each)) for each in output]],
-            texttemplate="%{text}" if len(output) <= _MOST_LAYERS_WITH_NUMBERS else None,
-            customdata=[[each.text(".4f") for each in output]],
+            z=below([float(each) for each in output], None),
+            x=scores.columns,
+            y=[*map(str, range(n)), "output"],
+            text=below([_cell_text(float(each)) for each in output]),
+            texttemplate="%{text}" if n <= _MOST_LAYERS_WITH_NUMBERS else None,
+            customdata=below([each.text(".4f") for each in output]),
             hovertemplate="output, source %{x}: loss %{customdata} nats<extra></extra>",
+            hoverongaps=False,
             xgap=1,
             ygap=1,
             coloraxis="coloraxis2",
@@ -250,6 +260,7 @@ def _finished(
     if in_nats:
         top = _largest(in_nats)
         figure.update_layout(
+            width=figure.layout.width + 150,
             coloraxis2={
                 "colorscale": "PiYG",
                 "reversescale": True,
@@ -258,9 +269,9 @@ def _finished(
                 "colorbar": {
                     "title": {"text": "rise of loss at<br>output (nats)"},
                     "thickness": 14,
-                    "x": 1.1 if n_columns > 1 else 1.25,
+                    "x": 1 + 0.3 / n_columns,
                 },
-            }
+            },
         )
     # two lines of context above panel titles of two lines
     return finish(figure).update_layout(margin_t=135)

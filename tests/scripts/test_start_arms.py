@@ -18,9 +18,9 @@ def test_arms_run_once_and_make_a_table(
     import start_arms as script
 
     out = tmp_path / "arms.jsonl"
-    arms = ["drawn", "presets, resampling", "JumpReLU, presets", "Abs-TopK, presets"]
+    arms = ["drawn", "CLS weight 4, resampling", "JumpReLU, presets", "Abs-TopK, presets"]
     resampled = script.Arm(script.FULL, script.NEW | {"dead_tokens": 1500}, resample=2)
-    monkeypatch.setitem(script.ARMS, "presets, resampling", resampled)
+    monkeypatch.setitem(script.ARMS, "CLS weight 4, resampling", resampled)
     monkeypatch.setitem(script.SIZES, "adding", (64, 4, 100, 20))
     line = ["x", "--steps", "5", "--seeds", "0", "--out", str(out), "--arms"]
     monkeypatch.setattr(sys, "argv", [*line, *arms])

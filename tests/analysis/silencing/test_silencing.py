@@ -396,7 +396,8 @@ def test_effects_tell_themselves(
     assert scores.output_row[3] == pytest.approx(scores.on_output[3])
     assert len(scores.metrics()) == 8 * 3
     [*_, output] = scores.figure().data
-    assert list(output.y) == ["output"]
+    assert output.y[-1] == "output"
+    assert [z is None for z in output.z[-2]] == [True] * 8
     classifier = ZeroShot(digits_vit, data.class_names)
     first = feature_effects(
         digits_vit, random_clt(digits_vit), data, [(0, 1), (7, 2)], classifier, order="first"
