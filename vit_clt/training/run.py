@@ -287,7 +287,9 @@ class Run:
         restore(self._objective().clt, self.optimiser, tensors["model"], tensors["optimizer"])
         device = self.engine.device
         self.scales = tensors["run"]["scale_x"].to(device), tensors["run"]["scale_y"].to(device)
-        self.cls_weights = tensors["run"]["cls_weights"].to(device)
+        # a checkpoint that is older than `cls_balance` has one weight for all layers
+        one_for_all = torch.full((self.config.n_layers,), float(self.settings.cls_weight))
+        self.cls_weights = tensors["run"].get("cls_weights", one_for_all).to(device)
         self.activity.silent.copy_(tensors["run"]["silent"])
         self.schedule.load(state["sparsity"])
         self.reader.skipped |= set(state["skipped"])
