@@ -41,7 +41,7 @@ def test_help_says_a_default_once(command: str, capsys: pytest.CaptureFixture[st
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
     assert not re.search(r"default:\W*None|\{None", text)
-    assert "(default: 0)" in text
+    assert "(default: 0)" in re.sub(r"[\s│]+", " ", text)  # perhaps over two lines
     widths = {len(line) for line in text.splitlines() if line[:1] in "│╭╰"}
     assert len(widths) == 1, "the box has lost its shape"
 
