@@ -2,7 +2,8 @@
 
 A CLT may be right about a model's outputs and wrong about its mechanism. Each diagnostic asks one
 question, says what a bad answer looks like, and states the answer. The verdict follows the rule in
-`vit_clt.analysis.auditing.evidence`. Nothing is trained here: the caller gives the rivals.
+`vit_clt.analysis.auditing.evidence`; what each score claims has a test of its own beside it
+(`vit_clt.analysis.auditing.claims`). Nothing is trained here: the caller gives the rivals.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from vit_clt.analysis.auditing import diagnostics
+from vit_clt.analysis.auditing.claims import Claims, claims
 from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.diagnostics import Diagnostic
 from vit_clt.analysis.auditing.evidence import Evidence, Verdict, check_question, gather_evidence
@@ -45,6 +47,8 @@ class Audit(Study):
     name = "audit"
 
     evidence: Evidence
+    claims: Claims
+    """What C and E each claim, with tests of their own; `verdict` does not read them."""
     diagnostics: list[Diagnostic]
     left_out: dict[str, str]
     """Why a diagnostic was not made, by its code."""
@@ -82,6 +86,7 @@ class Audit(Study):
                 "readout": self.readout,
                 "target": self.target,
                 "verdict": self.verdict,
+                "claims": self.claims.verdicts,
                 "left_out": self.left_out,
                 "fitted_on": self.fitted_on,
                 **self.rivals,
@@ -103,13 +108,18 @@ class Audit(Study):
             for c in self.evidence.conditions
         )
 
+    def notes(self) -> list[str]:
+        """The verdicts on what each score claims."""
+        return self.claims.verdicts
+
     def metrics(self) -> list[Metric]:
-        """Conditions as 0 or 1, then the numbers of every diagnostic."""
+        """Conditions as 0 or 1, the numbers of every diagnostic, and those of the claims."""
         conditions = [
             Metric(f"condition_{c.name.replace(' ', '_')}", int(c.holds), "count", self.n)
             for c in self.evidence.conditions
         ]
-        return [*conditions, *(metric for d in self.diagnostics for metric in d.metrics)]
+        of_diagnostics = [metric for d in self.diagnostics for metric in d.metrics]
+        return [*conditions, *of_diagnostics, *self.claims.metrics()]
 
     def figure(self) -> go.Figure:
         """The figure of D4: the keep-set of the sources with the highest C among all of its size.
@@ -119,7 +129,7 @@ class Audit(Study):
         return self.evidence.sets["zero"].figure()
 
     def page(self) -> str:
-        """One HTML page: the verdict first, then a section for each diagnostic."""
+        """One HTML page: the verdict first, then the claims, then every diagnostic."""
         from vit_clt.analysis.reporting.page import Section, render_report
 
         facts = {
@@ -139,7 +149,18 @@ class Audit(Study):
                     "to explain.",
                 ],
                 facts=facts,
-            )
+            ),
+            Section(
+                "What each score claims",
+                [
+                    f"{'; '.join(self.claims.verdicts)}.",
+                    "C reads: y_l can be rebuilt from depth s to the extent C(s→l). E acts: "
+                    "silencing the features of s does to y_l what ablating MLP_s does in the ViT. "
+                    "Each is supported if all of its parts hold. Scores are of one random half of "
+                    "the images, what they are compared with is measured on the other.",
+                ],
+                [self.claims.shown()],
+            ),
         ]
         for d in self.diagnostics:
             sections.append(
@@ -274,6 +295,17 @@ def audit(
     )
     return Audit(
         evidence=evidence,
+        claims=claims(
+            vit,
+            clt,
+            data,
+            classifier,
+            tokens=tokens,
+            k=k,
+            target=target,
+            seed=seed,
+            progress=progress,
+        ),
         diagnostics=made,
         left_out=left_out,
         tokens=tokens,

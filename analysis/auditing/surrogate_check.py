@@ -6,13 +6,12 @@ import copy
 from collections.abc import Iterable
 from dataclasses import replace
 
-import torch
-
 from vit_clt.analysis.auditing.diagnostics import Diagnostic
 from vit_clt.analysis.causal.surrogate_effects import FIRST_ORDER
 from vit_clt.analysis.causal.surrogate_result import SurrogateCausality
 from vit_clt.analysis.causal.surrogate_study import surrogate_causality
-from vit_clt.data.images import ImageData, ImageSubset
+from vit_clt.analysis.stats.halves import random_images
+from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -45,10 +44,6 @@ def check_surrogate(
         seed: seed of the choice of images and of all draws.
         progress: show progress bars.
     """
-    if len(data) > MOST_IMAGES:
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(data), generator=generator)[:MOST_IMAGES]
-        data = ImageSubset(data, sorted(chosen.tolist()))
     others = []
     for name, rival in rivals:
         # one of another model is a floor; the caller's own keeps its teacher
@@ -58,7 +53,7 @@ def check_surrogate(
     study = surrogate_causality(
         vit,
         clt,
-        data,
+        random_images(data, MOST_IMAGES, seed),
         classifier,
         rivals=others,
         name=THIS_CLT,

@@ -1,4 +1,4 @@
-"""Two random halves of a data set: what is chosen on one is measured on the other."""
+"""Random parts of a data set: two halves, and a sample that bounds what a measurement costs."""
 
 from __future__ import annotations
 
@@ -21,3 +21,17 @@ def halves(data: ImageData, seed: int) -> tuple[ImageSubset, ImageSubset]:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
     middle = len(data) // 2
     return ImageSubset(data, sorted(order[:middle])), ImageSubset(data, sorted(order[middle:]))
+
+
+def random_images(data: ImageData, most: int, seed: int) -> ImageData:
+    """The images themselves, or `most` random ones of them where there are more, in their order.
+
+    Args:
+        data: the images.
+        most: the most images that are wanted.
+        seed: seed of the draw.
+    """
+    if len(data) <= most:
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return ImageSubset(data, sorted(order[:most].tolist()))

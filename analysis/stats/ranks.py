@@ -2,7 +2,8 @@
 
 Row l of C(s->l) is ranked over its sources s < l, the diagonal left out, and compared with row l of
 the causal effects: Spearman's rho and Kendall's tau-b per target, their mean over targets with at
-least three such sources. The floor shuffles every row of C over its sources.
+least three such sources. The floor shuffles every row of C over its sources. The diagonal is ranked
+too where the effects have one. `rank_lead` asks by how much C ranks better than a rival does.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def rank_agreement(
     *,
     score_draws: Float[np.ndarray, "draw target source"] | None = None,
     effect_draws: Float[np.ndarray, "draw target source"] | None = None,
+    diagonal: bool = False,
     seed: int = 0,
 ) -> RankAgreement:
     """Rank correlation of scores with effects at every target, over its sources below the diagonal.
@@ -84,29 +86,52 @@ def rank_agreement(
         score_draws, effect_draws: scores and effects on bootstrap resamples of the images, on the
             same resamples if both are given. Where one is missing its value stays fixed, and the
             interval leaves its noise out.
+        diagonal: rank the target's own layer among its sources too.
         seed: seed of the permutations.
 
     Raises:
-        InputError: the matrices differ in shape, or no target has three sources below it.
+        InputError: the matrices differ in shape, or no target has three sources to be ranked.
     """
-    _check_shapes(scores, effects, score_draws, effect_draws)
-    targets = range(MIN_SOURCES, len(scores))
-    if not targets:
-        raise InputError(
-            "scores",
-            f"have {len(scores)} layers; a ranking of sources needs at least {MIN_SOURCES + 1}.",
+    return _agree(_rows(scores, effects, score_draws, effect_draws, diagonal), seed)
+
+
+def rank_lead(
+    scores: Float[np.ndarray, "target source"],
+    rival: Float[np.ndarray, "target source"],
+    effects: Float[np.ndarray, "target source"],
+    *,
+    score_draws: Float[np.ndarray, "draw target source"] | None = None,
+    effect_draws: Float[np.ndarray, "draw target source"] | None = None,
+    diagonal: bool = False,
+) -> Interval:
+    """Mean over targets of Spearman(scores, effects) - Spearman(rival, effects), paired.
+
+    Both correlations of a target are of the same draw of the effects. A target where either is
+    undefined counts in neither mean. The rival is a fixed ranking, as depth is: its own values have
+    no draws.
+
+    Args:
+        scores: C(s->l).
+        rival: what else ranks the sources.
+        effects: causal effects of s on l.
+        score_draws, effect_draws: as in `rank_agreement`; no interval without either.
+        diagonal: rank the target's own layer among its sources too.
+
+    Raises:
+        InputError: the matrices differ in shape, or no target has three sources to be ranked.
+    """
+    pairs = list(
+        zip(
+            _rows(scores, effects, score_draws, effect_draws, diagonal),
+            _rows(rival, effects, None, effect_draws, diagonal),
+            strict=True,
         )
-    rows = [
-        _Row(
-            target=l,
-            c=scores[l, :l],
-            effect=effects[l, :l],
-            c_draws=None if score_draws is None else score_draws[:, l, :l],
-            effect_draws=None if effect_draws is None else effect_draws[:, l, :l],
-        )
-        for l in targets
-    ]
-    return _agree(rows, seed)
+    )
+    leads = np.array([spearman(a.c, a.effect) - spearman(b.c, b.effect) for a, b in pairs])
+    drawn = None
+    if pairs[0][0].drawn:
+        drawn = np.array([spearman(*a.draws()) - spearman(*b.draws()) for a, b in pairs])
+    return _mean_interval(leads, drawn)
 
 
 def row_agreement(
@@ -125,6 +150,32 @@ def row_agreement(
     if len(scores) < MIN_SOURCES:
         raise InputError("scores", f"have {len(scores)} sources; expected at least {MIN_SOURCES}.")
     return _agree([_Row(len(scores) - 1, scores, effects, None, effect_draws)], seed)
+
+
+def _rows(
+    scores: np.ndarray,
+    effects: np.ndarray,
+    score_draws: np.ndarray | None,
+    effect_draws: np.ndarray | None,
+    diagonal: bool,
+) -> list[_Row]:
+    _check_shapes(scores, effects, score_draws, effect_draws)
+    lowest = MIN_SOURCES - diagonal
+    if len(scores) <= lowest:
+        raise InputError(
+            "scores",
+            f"have {len(scores)} layers; a ranking of sources needs at least {lowest + 1}.",
+        )
+    return [
+        _Row(
+            target=l,
+            c=scores[l, : l + diagonal],
+            effect=effects[l, : l + diagonal],
+            c_draws=None if score_draws is None else score_draws[:, l, : l + diagonal],
+            effect_draws=None if effect_draws is None else effect_draws[:, l, : l + diagonal],
+        )
+        for l in range(lowest, len(scores))
+    ]
 
 
 def _check_shapes(
@@ -188,14 +239,22 @@ def _mean_over_targets(
     if not varied.any():
         nothing = Interval(float("nan"))
         return Agreement(nothing, nothing, float("nan"))
-    value = Interval(values[varied].mean())
-    if draws is not None:
-        # A resample in which a target's scores happen not to vary has no correlation there.
-        drawn = pd.DataFrame(draws[varied]).mean().dropna().to_numpy()
-        value = Interval.of(value, drawn) if len(drawn) else value
+    value = _mean_interval(values, draws)
     means = floor[varied].mean(0)
     p = (1 + int((means >= value - 1e-12).sum())) / (1 + len(means))
     return Agreement(value, Interval.of(means.mean(), means), p)
+
+
+def _mean_interval(values: np.ndarray, draws: np.ndarray | None) -> Interval:
+    varied = ~np.isnan(values)
+    if not varied.any():
+        return Interval(float("nan"))
+    value = Interval(values[varied].mean())
+    if draws is None:
+        return value
+    # A resample in which a target's scores happen not to vary has no correlation there.
+    drawn = pd.DataFrame(draws[varied]).mean().dropna().to_numpy()
+    return Interval.of(value, drawn) if len(drawn) else value
 
 
 def spearman(

@@ -58,12 +58,22 @@ def test_a_whole_audit(
     expected = {0: "unsupported", 3: "supported"}.get(sum(held), "mixed")
     assert context["verdict"] == expected
     assert f"verdict: {expected}" in printed
+    for name, verdict in zip(("reads", "acts"), context["claims"], strict=True):
+        parts = [
+            m["value"]
+            for m in metrics.values()
+            if m["unit"] == "count" and m["name"].startswith(f"{name}_")
+        ]
+        assert len(parts) == {"reads": 5, "acts": 4}[name]
+        assert verdict.startswith(f"{name}: {'supported' if all(parts) else 'unsupported ('}")
+        assert verdict in printed.splitlines()
     assert context["left_out"] == {}
     assert context["rivals"] == ["shuffled weights"]
     page = (out / "audit.html").read_text()
     for code in (*(f"D{i}" for i in range(1, 9)), "D10", "D11", "D12"):
         assert f"<h2>{code} " in page
     assert page.count("A bad answer") == 11
+    assert "<h2>What each score claims</h2>" in page
     written = {path.name for path in out.iterdir()} - {"runs", "study.json"}
     assert written == {*study_files(Audit)} - {"audit.png"}
     assert (context["tokens"], context["seed"], context["split"]) == ("cls", 0, "test")

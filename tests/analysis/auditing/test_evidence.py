@@ -11,8 +11,14 @@ from assertions import tells_itself
 from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, ZeroShot, load_data, train
 from vit_clt.analysis import contribution_scores, keep_sources
 from vit_clt.analysis.ablations.all_sets_result import KeepSets, MarkedSet
+from vit_clt.analysis.auditing.claims import Claim, Claims
 from vit_clt.analysis.auditing.controls import ShuffledSources
-from vit_clt.analysis.auditing.evidence import Evidence, check_question, gather_evidence
+from vit_clt.analysis.auditing.evidence import (
+    Condition,
+    Evidence,
+    check_question,
+    gather_evidence,
+)
 from vit_clt.analysis.auditing.rivals import Rivals
 from vit_clt.analysis.auditing.study import Audit
 from vit_clt.analysis.causal.study import causal_effects
@@ -106,6 +112,10 @@ def test_each_condition_counts(low, zero, mean, holds, verdict):
 def test_an_audit_tells_its_verdict(tmp_path: Path) -> None:
     found = Audit(
         evidence=evidence(0.1, GOOD, WEAK),
+        claims=Claims(
+            Claim("reads", "C", [Condition("mean fill", False, "no lead")], [], N),
+            Claim("acts", "E", [Condition("output", True, "0.90")], [], N),
+        ),
         diagnostics=[],
         left_out={"D1": "no per-layer transcoder was given"},
         tokens="cls",
@@ -125,6 +135,8 @@ def test_an_audit_tells_its_verdict(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (context["verdict"], context["rivals"]) == ("mixed", [])
     assert found.shown()["holds"].tolist() == ["yes", "yes", "no"]
+    verdicts = ["reads: unsupported (mean fill), no better than depth", "acts: supported"]
+    assert context["claims"] == found.notes() == verdicts
 
 
 def test_agreement_that_permuted_rows_reach_is_none():
