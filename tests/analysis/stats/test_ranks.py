@@ -10,7 +10,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from vit_clt import InputError
 from vit_clt.analysis import rank_agreement
-from vit_clt.analysis.stats.ranks import PERMUTATIONS, row_agreement
+from vit_clt.analysis.stats.ranks import PERMUTATIONS, rank_lead, row_agreement
 
 L = 8
 
@@ -128,6 +128,37 @@ def test_one_row_over_all_its_sources() -> None:
     assert found.metrics("x", 9)[0].floor == found.spearman.floor
 
 
+def test_the_diagonal_is_ranked_where_it_is_asked_for() -> None:
+    rng = np.random.default_rng(5)
+    c, effect = rng.normal(size=(2, L, L))
+    found = rank_agreement(c, effect, diagonal=True)
+    assert found.by_target["target"].tolist() == list(range(2, L))
+    assert found.by_target["n_sources"].tolist() == list(range(3, L + 1))
+    for row in found.by_target.itertuples():
+        pair = c[row.target, : row.target + 1], effect[row.target, : row.target + 1]
+        assert row.spearman == pytest.approx(spearmanr(*pair).statistic, abs=1e-12)
+
+
+def test_a_lead_is_paired_draw_by_draw_and_target_by_target() -> None:
+    rng = np.random.default_rng(6)
+    c, effect = rng.normal(size=(2, L, L))
+    drawn = effect + rng.normal(0, 0.3, (40, L, L))
+    c[5] = 1.0  # constant: neither ranking counts there
+    depth = np.tile(np.arange(float(L)), (L, 1))
+
+    def mean(scores: np.ndarray, effects: np.ndarray) -> float:
+        counted = [3, 4, 6, 7]
+        return float(np.mean([spearmanr(scores[l, :l], effects[l, :l])[0] for l in counted]))
+
+    lead = rank_lead(c, depth, effect, effect_draws=drawn)
+    assert lead == pytest.approx(mean(c, effect) - mean(depth, effect), abs=1e-12)
+    leads = [mean(c, each) - mean(depth, each) for each in drawn]
+    assert (lead.low, lead.high) == pytest.approx(tuple(np.quantile(leads, [0.025, 0.975])))
+    assert np.isnan(rank_lead(c, depth, effect).low)
+    itself = rank_lead(effect, effect, effect, effect_draws=effect[None].repeat(9, 0))
+    assert (itself, itself.low, itself.high) == (0, 0, 0)
+
+
 def test_bad_input(unchecked: None) -> None:
     good = triangle(0)
     with pytest.raises(InputError, match=r"shape \(8, 8\) and effects \(7, 7\)"):
@@ -138,5 +169,7 @@ def test_bad_input(unchecked: None) -> None:
         rank_agreement(good, good, score_draws=triangle(1, 4), effect_draws=triangle(1, 5))
     with pytest.raises(InputError, match="scores have 3 layers"):
         rank_agreement(good[:3, :3], good[:3, :3])
+    with pytest.raises(InputError, match=r"scores have 2 layers; .* at least 3"):
+        rank_lead(good[:2, :2], good[:2, :2], good[:2, :2], diagonal=True)
     with pytest.raises(InputError, match="scores have 2 sources"):
         row_agreement(np.zeros(2), np.zeros(2))
