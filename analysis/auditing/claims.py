@@ -12,9 +12,9 @@
             ViT's loss lies above what 97.5 % of permutations reach.
 
 Scores, which rank and choose sources, are those of one random half of the images; rises, effects
-and losses are measured on the other. On the same images a term that is large by chance has a high
-score and a high rise, which permuted rows do not show. A claim is supported if all of its parts
-hold. It is no better than depth if only comparisons with depth fail. The rule is ours.
+and losses are measured on the other, so that the two share no noise of their images. A claim is
+supported if all of its parts hold. It is no better than depth if only comparisons with depth fail.
+The rule is ours.
 """
 
 from __future__ import annotations
