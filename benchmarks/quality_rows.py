@@ -20,13 +20,19 @@ from vit_clt.transcoder.train_config import PRESETS
 
 
 def settings_of(preset: str, epochs: int, seed: int, images: int, n_tokens: int) -> TrainConfig:
-    """The settings of our trainer: a preset's, but for the epochs, four checkpoints.
+    """The settings of our trainer: a preset's, without balance, other epochs, four checkpoints.
 
     Raises:
         ValueError: the last batch of an epoch would be smaller than the others.
     """
     settings = replace(
-        PRESETS[preset], epochs=epochs, seed=seed, val_images=0, keep_checkpoints=100, shards=1
+        PRESETS[preset],
+        epochs=epochs,
+        seed=seed,
+        cls_balance=False,  # the published race is older than it
+        val_images=0,
+        keep_checkpoints=100,
+        shards=1,
     )
     if images * n_tokens % settings.batch_size:
         raise ValueError(

@@ -23,7 +23,7 @@ STEPS := clt_k16 plt_k16 clt_k4 plt_k4 audit features clt_k8 plt_k8 clt_k32 plt_
 finished = $(1:%=$(OUT)/%/metrics.json)
 
 MEASURED := --data adding --limit 2000
-TRAINING := --epochs 3 --lr 2e-3 --start drawn --cls-weight 1
+TRAINING := --epochs 3 --lr 2e-3 --start drawn --cls-weight 1 --no-cls-balance
 TRAIN := -m vit_clt train --model adding --data adding --limit 10000 --n-features 512
 ABLATE := -m vit_clt causal --model adding $(MEASURED)
 

@@ -54,7 +54,10 @@ def train(name: str, root: Path) -> None:
         "out": OUT / name,
     }
     args = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
-    subprocess.run([sys.executable, "-m", "vit_clt", "train", *args, *more, "--resume"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "vit_clt", "train", *args, "--no-cls-balance", *more, "--resume"],
+        check=True,
+    )
 
 
 def tables(root: Path) -> str:
