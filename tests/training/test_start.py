@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from assertions import one_sentence
@@ -14,7 +16,15 @@ from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import Activations, capture
 from vit_clt.hooks.rows import TokenRows
 from vit_clt.training.batches import GroupActivations
-from vit_clt.training.start import Moments, centre_, cls_feature_, moments, start_, unit_encoders_
+from vit_clt.training.start import (
+    MOST_BALANCE,
+    Moments,
+    centre_,
+    cls_feature_,
+    moments,
+    start_,
+    unit_encoders_,
+)
 from vit_clt.training.trainer import train
 from vit_clt.transcoder.train_config import TrainConfig
 
@@ -174,6 +184,24 @@ def test_a_run_starts_where_its_settings_say(model):
         torch.testing.assert_close(clt.b_dec[l].detach(), y, rtol=1e-4, atol=1e-4)
         a = (clt.W_enc[l] @ x + clt.b_enc[l])[1:]
         assert a.abs().max() < 1e-3 * (clt.W_enc[l] @ x).abs().max()
+
+
+def test_balance_weighs_cls_rows_by_the_spreads_of_y():
+    measured, y = moments(groups(), ROWS), joined(groups()).y
+    spreads = []
+    for rows in (y[:, :, 1:], y[:, :, :1]):
+        centred = rows - rows.mean((1, 2), keepdim=True)
+        spreads.append(centred.square().sum(-1).mean((1, 2)).float())
+    torch.testing.assert_close(measured.spread_y, spreads[0])
+    torch.testing.assert_close(measured.cls_spread_y, spreads[1])
+    balanced = measured.cls_weights(4, balance=True)
+    torch.testing.assert_close(balanced, 4 * spreads[0] / spreads[1])
+    assert measured.cls_weights(4, balance=False).tolist() == [4.0, 4.0]
+    nothing = torch.zeros(LAYERS)
+    constant = replace(measured, cls_spread_y=nothing)
+    assert constant.cls_weights(4, balance=True).tolist() == [4.0 * MOST_BALANCE] * 2
+    neither = replace(constant, spread_y=nothing)
+    assert neither.cls_weights(4, balance=True).tolist() == [4.0, 4.0]
 
 
 def test_moments_map_every_part():

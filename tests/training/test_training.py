@@ -322,6 +322,22 @@ def test_cls_weight_weighs_cls_rows(fit):
     assert abs(loss[6.0] - loss[1.0]) > 0.01 * loss[1.0]
 
 
+def test_balance_multiplies_the_errors_of_cls_rows_alone(fit, vit, data):
+    one, far = (
+        torch.tensor(fit(epochs=1, cls_weight=w)[1][0]["loss_by_layer"]) for w in (1.0, 1e9)
+    )
+    cls = N_IMAGES
+    y = capture(vit, data.batch(range(N_IMAGES))[0]).y
+    spread = [
+        (rows - rows.mean((1, 2), keepdim=True)).square().sum(-1).mean((1, 2))
+        for rows in (y[:, :, 1:], y[:, :, :1])
+    ]
+    found = torch.tensor(fit(epochs=1, cls_balance=True)[1][0]["loss_by_layer"])
+    expected = (one * ALL - far * cls + spread[0] / spread[1] * far * cls) / ALL
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert (found - one).abs().min() > 0.01 * float(one.min())
+
+
 # ---- activations ------------------------------------------------------------------------------
 
 
