@@ -37,6 +37,12 @@ for innermost in (
     no_type_check(innermost)
 
 
+@pytest.fixture(autouse=True)
+def same_weights() -> None:
+    """What a test draws without a seed of its own is the same in any order and on any worker."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def tiny_vit() -> HookedViT:
     return HookedViT(tiny_clip())
