@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vit_clt.analysis.ablations.keep_drop import drop_top_k as drop_top_k
     from vit_clt.analysis.ablations.keep_drop import keep_sources as keep_sources
     from vit_clt.analysis.ablations.keep_drop import keep_top_k as keep_top_k
+    from vit_clt.analysis.auditing.claims import claims as claims
     from vit_clt.analysis.auditing.study import audit as audit
     from vit_clt.analysis.causal.study import causal_effects as causal_effects
     from vit_clt.analysis.causal.surrogate_study import surrogate_causality as surrogate_causality
@@ -56,6 +57,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ablations.all_sets": ["keep_sets"],
         "ablations.curves": ["ablation_curves"],
         "ablations.keep_drop": ["drop_sources", "drop_top_k", "keep_sources", "keep_top_k"],
+        "auditing.claims": ["claims"],
         "auditing.study": ["audit"],
         "causal.study": ["causal_effects"],
         "causal.surrogate_study": ["surrogate_causality"],

@@ -67,6 +67,25 @@ def b_dec(tensors: dict[str, Tensor], measured: Moments) -> None:
     tensors["b_dec"].copy_(measured.mean_y * measured.scale_y[:, None])
 
 
+def at_l0(times: int) -> Start:
+    """Thresholds at which `times` k features of a row are active.
+
+    Rows of W_enc of norm 1, drawn at random, give centred pre-activations a variance of about
+    (d_model - ||mean(x')||^2) / d_model; theta is where a normal distribution has that share above.
+    """
+
+    def start(tensors: dict[str, Tensor], measured: Moments) -> None:
+        log_theta, d_model = tensors["log_theta"], measured.mean_x.shape[1]
+        k = {n_features: k for n_features, k, _, _ in SIZES.values()}[log_theta.shape[1]]
+        share = torch.tensor(1 - times * k / log_theta.shape[1])
+        mean = measured.mean_x * measured.scale_x[:, None]
+        spread = (1 - mean.square().sum(1) / d_model).clamp(min=0).sqrt()
+        theta = torch.special.ndtri(share) * spread
+        log_theta.copy_(theta.clamp(min=1e-3).log()[:, None].expand_as(log_theta))
+
+    return start
+
+
 @dataclass(frozen=True)
 class Arm:
     """What differs from the paper's start at the rate 1e-3."""
@@ -102,6 +121,12 @@ ARMS = {
     "JumpReLU, drawn": Arm((), {}, "jumprelu"),
     "JumpReLU, CLS weight 4": Arm(FULL, WEIGHED, "jumprelu"),
     "JumpReLU, presets": Arm(FULL, NEW, "jumprelu"),
+    "JumpReLU, thresholds at k": Arm((*FULL, at_l0(1)), NEW, "jumprelu"),
+    "JumpReLU, thresholds at 4 k": Arm((*FULL, at_l0(4)), NEW, "jumprelu"),
+    "Abs-TopK, lr 1e-3": Arm((unit, centre_, cls_signed), NEW | {"lr": 1e-3}, "abs_topk"),
+    "Abs-TopK, lr 5e-4": Arm((unit, centre_, cls_signed), NEW | {"lr": 5e-4}, "abs_topk"),
+    "Abs-TopK, drawn, balanced": Arm((), NEW | {"lr": 1e-3}, "abs_topk"),
+    "Abs-TopK, drawn biases, lr 1e-3": Arm((centre_, cls_signed), NEW | {"lr": 1e-3}, "abs_topk"),
     "Abs-TopK, drawn": Arm((), {}, "abs_topk"),
     "Abs-TopK, CLS weight 4": Arm((unit, centre_, cls_signed), WEIGHED, "abs_topk"),
     "Abs-TopK, presets": Arm((unit, centre_, cls_signed), NEW, "abs_topk"),

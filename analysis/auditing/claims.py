@@ -19,20 +19,20 @@ The rule is ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import pandas as pd
 
 from vit_clt.analysis.ablations.keep_drop import term_sets
 from vit_clt.analysis.ablations.rankings import rank_sources
+from vit_clt.analysis.auditing.claims_result import Claim, ClaimName, Claims
 from vit_clt.analysis.auditing.evidence import Condition, check_question
 from vit_clt.analysis.auditing.removed_terms import removed_terms
 from vit_clt.analysis.auditing.surrogate_check import MOST_IMAGES
+from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.causal.study import causal_effects
-from vit_clt.analysis.contributions.scores import contribution_scores
+from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
+from vit_clt.analysis.silencing.scores import EffectScores
 from vit_clt.analysis.silencing.study import effect_scores
 from vit_clt.analysis.stats.halves import halves, random_images
 from vit_clt.analysis.stats.ranks import rank_agreement, rank_lead, row_agreement
@@ -43,76 +43,7 @@ from vit_clt.metrics import Metric
 from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
-ClaimName = Literal["reads", "acts"]
 ClaimFill = Literal["zero", "mean"]
-BESIDE_DEPTH = ("above depth", "zero fill", "mean fill")
-"""The parts that compare a score with depth alone: its ranking, and the k deepest sources."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim, with the parts of its test."""
-
-    name: ClaimName
-    score: Literal["C", "E"]
-    parts: Sequence[Condition]
-    numbers: Sequence[Metric]
-    """The numbers that decide the parts, named after the claim."""
-    n: int
-    """Number of images that were measured on."""
-
-    @property
-    def supported(self) -> bool:
-        """Whether all parts hold."""
-        return all(part.holds for part in self.parts)
-
-    @property
-    def verdict(self) -> str:
-        """The verdict in words, as "acts: unsupported (output)", with the parts that fail."""
-        failed = [part.name for part in self.parts if not part.holds]
-        if not failed:
-            return f"{self.name}: supported"
-        text = f"{self.name}: unsupported ({', '.join(failed)})"
-        return text if set(failed) - set(BESIDE_DEPTH) else f"{text}, no better than depth"
-
-    def metrics(self) -> list[Metric]:
-        """Every part as 0 or 1, then the numbers."""
-        parts = [
-            Metric(f"{self.name}_{part.name.replace(' ', '_')}", int(part.holds), "count", self.n)
-            for part in self.parts
-        ]
-        return [*parts, *self.numbers]
-
-
-@dataclass(frozen=True)
-class Claims:
-    """What C and E claim of one CLT, and whether the claims hold on some images."""
-
-    reads: Claim
-    acts: Claim
-
-    @property
-    def verdicts(self) -> list[str]:
-        """The two verdicts in words."""
-        return [self.reads.verdict, self.acts.verdict]
-
-    def shown(self) -> pd.DataFrame:
-        """One row per part of a claim: whether it holds, and the numbers that decide it."""
-        return pd.DataFrame(
-            {
-                "claim": f"{claim.score} {claim.name}",
-                "part": part.name,
-                "holds": "yes" if part.holds else "no",
-                "measured": part.reason,
-                "N": claim.n,
-            }
-            for claim in (self.reads, self.acts)
-            for part in claim.parts
-        )
-
-    def metrics(self) -> list[Metric]:
-        """The metrics of both claims; their names begin with "reads_" and "acts_"."""
-        return [*self.reads.metrics(), *self.acts.metrics()]
 
 
 def claims(
@@ -155,27 +86,43 @@ def claims(
     check_fits(vit, clt)
     scored, measured = halves(data, seed)
     [layer] = layer_list(target, vit.cfg.n_layers)
-    reads = _reads(vit, clt, scored, measured, classifier, tokens, k, layer, seed, progress)
+    scores = contribution_scores(
+        vit, clt, scored, tokens=tokens, kind="projection", seed=seed, progress=progress
+    )
+    reads = _reads(vit, clt, scores, measured, classifier, k, layer, seed, progress)
     few = [random_images(half, MOST_IMAGES, seed) for half in (scored, measured)]
-    acts = _acts(vit, clt, few[0], few[1], classifier, tokens, seed, progress)
-    return Claims(reads, acts)
+    effects = effect_scores(
+        vit, clt, few[0], classifier, tokens=tokens, seed=seed, progress=progress
+    )
+    truth = causal_effects(
+        vit, few[1], classifier, tokens=tokens, sets=(), seed=seed, progress=progress
+    )
+    return Claims(
+        reads=reads,
+        acts=_acts(effects, truth, seed),
+        scores=scores,
+        effects=effects,
+        truth=truth,
+        k=k,
+        target=layer,
+        data=data.name,
+        split=data.split,
+        n=len(data),
+    )
 
 
 def _reads(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
-    scored: ImageData,
+    scores: ContributionScores,
     measured: ImageData,
     classifier: Classifier,
-    tokens: TokenKind,
     k: int,
     layer: int,
     seed: int,
     progress: bool,
 ) -> Claim:
-    scores = contribution_scores(
-        vit, clt, scored, tokens=tokens, kind="projection", seed=seed, progress=progress
-    )
+    tokens = scores.tokens
     rises = removed_terms(vit, clt, measured, tokens=tokens, seed=seed, progress=progress)
     parts, numbers = _ranked(
         "reads",
@@ -209,22 +156,7 @@ def _reads(
     return Claim("reads", "C", parts, numbers, len(measured))
 
 
-def _acts(
-    vit: HookedViT,
-    clt: CrossLayerTranscoder,
-    scored: ImageData,
-    measured: ImageData,
-    classifier: Classifier,
-    tokens: TokenKind,
-    seed: int,
-    progress: bool,
-) -> Claim:
-    scores = effect_scores(
-        vit, clt, scored, classifier, tokens=tokens, seed=seed, progress=progress
-    )
-    effects = causal_effects(
-        vit, measured, classifier, tokens=tokens, sets=(), seed=seed, progress=progress
-    )
+def _acts(scores: EffectScores, effects: CausalEffects, seed: int) -> Claim:
     parts, numbers = _ranked(
         "acts",
         scores.matrix.numpy(),
@@ -233,7 +165,7 @@ def _acts(
         effects.draws("total"),
         diagonal=False,
         seed=seed,
-        n=len(measured),
+        n=effects.n,
     )
     on_output, (rise, _) = scores.on_output, effects.loss_rise("total")
     assert on_output is not None  # a classifier was given
@@ -248,8 +180,8 @@ def _acts(
             f"{by_depth:.2f}",
         )
     )
-    numbers += found.metrics("acts_output_spearman", len(measured))
-    return Claim("acts", "E", parts, numbers, len(measured))
+    numbers += found.metrics("acts_output_spearman", effects.n)
+    return Claim("acts", "E", parts, numbers, effects.n)
 
 
 def _ranked(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from vit_clt.analysis.auditing import diagnostics
-from vit_clt.analysis.auditing.claims import Claims, claims
+from vit_clt.analysis.auditing.claims import claims
+from vit_clt.analysis.auditing.claims_result import Claims
 from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.diagnostics import Diagnostic
 from vit_clt.analysis.auditing.evidence import Evidence, Verdict, check_question, gather_evidence
@@ -160,6 +161,7 @@ class Audit(Study):
                     "the images, what they are compared with is measured on the other.",
                 ],
                 [self.claims.shown()],
+                [self.claims.figure()],
             ),
         ]
         for d in self.diagnostics:

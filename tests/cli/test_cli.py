@@ -381,6 +381,20 @@ def test_device_of_a_study(command: str, clt_folder: Path, refused: Callable[...
     assert '--device is "abacus", which is not usable' in sentence
 
 
+def test_claims(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "claims"
+    args = ["claims", "--clt", clt_folder, "--limit", "24", "--keep", "3", "--out", out]
+    assert main([str(a) for a in args]) == 0
+    printed = capsys.readouterr().out
+    table = pd.read_csv(out / "claims.csv")
+    metrics = read_metrics(out)
+    assert table.set_index("name")["value"].to_dict() == {n: m["value"] for n, m in metrics.items()}
+    context = json.loads((out / "metrics.json").read_text())["context"]
+    assert (context["target"], context["k"]) == (7, 3)
+    for verdict in context["claims"]:
+        assert verdict in printed
+
+
 def test_target_out_of_range(clt_folder: Path, refused: Callable[..., str]):
     sentence = refused("ablate", "--clt", clt_folder, "--target", "8", "--limit", "4")
     assert "8" in sentence
@@ -390,6 +404,7 @@ def test_target_out_of_range(clt_folder: Path, refused: Callable[..., str]):
 def test_sets_out_of_range(clt_folder: Path, refused: Callable[..., str]):
     where = ["--clt", clt_folder, "--limit", "4"]
     assert "--k is 8" in refused("keep-sets", *where, "--k", "8")
+    assert "--keep is 8" in refused("claims", *where, "--keep", "8")
     assert "--sources holds 5" in refused("ablate", *where, "--target", "4", "--sources", "5")
     assert "--draws is 0" in refused("ablate", *where, "--rankings", "random", "--draws", "0")
 

@@ -16,7 +16,7 @@ from vit_clt.cli.ranges import RANGES
 from vit_clt.errors import InputError
 
 # a number of layers for audit, a share for graph: both are checked by the library
-ELSEWHERE = {("audit", "keep")}
+ELSEWHERE = {("audit", "keep"), ("claims", "keep")}
 
 
 def whole_numbers() -> list[tuple[str, str]]:

@@ -70,6 +70,11 @@ COMMANDS = {
         "causal:Causal",
         "What changes in the ViT itself when a layer is ablated; with --clt, does it agree?",
     ),
+    "claims": Entry(
+        "claims:Claims",
+        "What a CLT's scores claim and whether it holds: C reads, E acts, beside the ViT's own "
+        "MLPs.",
+    ),
     "probe": Entry(
         "probe:Probe",
         "At which depth can the class, or what else is known of an image, be read linearly?",

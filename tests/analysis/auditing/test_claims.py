@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from assertions import close, one_sentence
+from assertions import close, one_sentence, tells_itself
 from builders import random_clt, tiny_clip
 from torch import Tensor
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, ReLUTopK
 from vit_clt.analysis.auditing import claims as claims_module
-from vit_clt.analysis.auditing.claims import Claim, Claims, claims
+from vit_clt.analysis.auditing.claims import claims
+from vit_clt.analysis.auditing.claims_result import Claim
 from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.evidence import Condition
 from vit_clt.analysis.auditing.removed_terms import removed_terms
@@ -76,7 +80,11 @@ def holds(claim: Claim) -> dict[str, bool]:
 
 
 def test_the_models_own_mlps_act_and_add_nothing_to_depth_as_readings(
-    relu_vit: HookedViT, exact_clt: CrossLayerTranscoder, data: TensorImages, readout: Columns
+    relu_vit: HookedViT,
+    exact_clt: CrossLayerTranscoder,
+    data: TensorImages,
+    readout: Columns,
+    tmp_path: Path,
 ) -> None:
     x, y = (part[:, :4] for part in vars(capture(relu_vit, data.images)).values())
     close(exact_clt.decode(exact_clt.encode(x)), y)
@@ -94,6 +102,17 @@ def test_the_models_own_mlps_act_and_add_nothing_to_depth_as_readings(
     assert numbers["acts_spearman"].value > 0.9
     assert numbers["reads_zero_lead"].value == 0
     assert {metric.n for metric in numbers.values()} == {N // 2}
+    context = tells_itself(found, tmp_path / "claims")
+    assert context["claims"] == [found.reads.verdict, found.acts.verdict]
+    assert set(context["n_by_part"].values()) == {N // 2}
+    # an exact CLT of its own MLPs moves every y_l as the ViT's MLPs do, on one scale
+    heatmaps, scale = found.figure().data[:3], found.figure().layout.coloraxis
+    shown = [np.array(trace.z, dtype=float) for trace in heatmaps]
+    below = np.tril(np.ones((LAYERS, LAYERS), bool), -1)
+    np.testing.assert_array_equal(shown[0], found.scores.matrix)
+    np.testing.assert_allclose(shown[1][below], shown[2][below], rtol=0.5)
+    assert {trace.coloraxis for trace in heatmaps} == {"coloraxis"}
+    assert scale.cmax == -scale.cmin == max(np.nanmax(np.abs(each)) for each in shown)
 
 
 def test_a_clt_of_noise_does_not_act_and_dealt_terms_do_not_read(
@@ -171,9 +190,7 @@ def test_a_verdict_names_what_fails() -> None:
     def verdict(*failed: str) -> str:
         names = ("ranks", "above depth", "output")
         parts = [Condition(name, name not in failed, "a number") for name in names]
-        claim = Claim("acts", "E", parts, [], 8)
-        assert Claims(claim, claim).verdicts == [claim.verdict] * 2
-        return claim.verdict
+        return Claim("acts", "E", parts, [], 8).verdict
 
     assert verdict() == "acts: supported"
     assert verdict("ranks", "above depth") == "acts: unsupported (ranks, above depth)"

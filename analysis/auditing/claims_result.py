@@ -1,0 +1,151 @@
+"""The result of `vit_clt.analysis.auditing.claims.claims`: what C and E claim, and the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from vit_clt.analysis.auditing.evidence import Condition
+from vit_clt.analysis.causal.effects import CausalEffects
+from vit_clt.analysis.contributions.scores import ContributionScores
+from vit_clt.analysis.reporting.study import Facts, Study
+from vit_clt.analysis.silencing.scores import EffectScores
+from vit_clt.metrics import Metric
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+ClaimName = Literal["reads", "acts"]
+BESIDE_DEPTH = ("above depth", "zero fill", "mean fill")
+"""The parts that compare a score with depth alone: its ranking, and the k deepest sources."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim, with the parts of its test."""
+
+    name: ClaimName
+    score: Literal["C", "E"]
+    parts: Sequence[Condition]
+    numbers: Sequence[Metric]
+    """The numbers that decide the parts, named after the claim."""
+    n: int
+    """Number of images that were measured on."""
+
+    @property
+    def supported(self) -> bool:
+        """Whether all parts hold."""
+        return all(part.holds for part in self.parts)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words, as "acts: unsupported (output)", with the parts that fail."""
+        failed = [part.name for part in self.parts if not part.holds]
+        if not failed:
+            return f"{self.name}: supported"
+        text = f"{self.name}: unsupported ({', '.join(failed)})"
+        return text if set(failed) - set(BESIDE_DEPTH) else f"{text}, no better than depth"
+
+    def metrics(self) -> list[Metric]:
+        """Every part as 0 or 1, then the numbers."""
+        parts = [
+            Metric(f"{self.name}_{part.name.replace(' ', '_')}", int(part.holds), "count", self.n)
+            for part in self.parts
+        ]
+        return [*parts, *self.numbers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims(Study):
+    """What C and E claim of one CLT, whether the claims hold, and the matrices behind them."""
+
+    name = "claims"
+
+    reads: Claim
+    acts: Claim
+    scores: ContributionScores
+    """Projection C(s->l), of one half of the images."""
+    effects: EffectScores
+    """E(s->l) and E(s->output), of images of the same half."""
+    truth: CausalEffects
+    """Effects of the ViT's own MLPs, on images of the other half."""
+    k: int
+    """Number of sources kept at the target."""
+    target: int
+    data: str
+    split: str | None
+    n: int
+    """Number of images, both halves together."""
+
+    @property
+    def verdicts(self) -> list[str]:
+        """The two verdicts in words."""
+        return [self.reads.verdict, self.acts.verdict]
+
+    def facts(self) -> Facts:
+        """The images of each part, the fills, and the verdicts."""
+        return Facts(
+            self.data,
+            self.n,
+            self.scores.tokens,
+            "teacher; stream for E",
+            self.scores.l0,
+            split=self.split,
+            fill="mean; zero and mean for the kept sources",
+            seed=self.scores.seed,
+            more={
+                "readout": self.truth.readout,
+                "target": self.target,
+                "k": self.k,
+                "claims": self.verdicts,
+                "n_by_part": {
+                    "C": self.scores.n_images,
+                    "its tests": self.reads.n,
+                    "E": self.effects.n_images,
+                    "the ViT's effects": self.truth.n,
+                },
+            },
+        )
+
+    def caption(self) -> str:
+        """The images, rows, L0 and seed."""
+        return (
+            f"{self.data}, N = {self.n} in two halves, {self.scores.tokens} rows, "
+            f"L0 {self.scores.l0:.1f}, k {self.k} at layer {self.target}, readout: "
+            f"{self.truth.readout}, seed {self.scores.seed}"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per number of `metrics`."""
+        return pd.DataFrame(map(asdict, self.metrics()))
+
+    def shown(self) -> pd.DataFrame:
+        """One row per part of a claim: whether it holds, and the numbers that decide it."""
+        return pd.DataFrame(
+            {
+                "claim": f"{claim.score} {claim.name}",
+                "part": part.name,
+                "holds": "yes" if part.holds else "no",
+                "measured": part.reason,
+                "N": claim.n,
+            }
+            for claim in (self.reads, self.acts)
+            for part in claim.parts
+        )
+
+    def notes(self) -> list[str]:
+        """The verdicts."""
+        return self.verdicts
+
+    def metrics(self) -> list[Metric]:
+        """The metrics of both claims; their names begin with "reads_" and "acts_"."""
+        return [*self.reads.metrics(), *self.acts.metrics()]
+
+    def figure(self) -> go.Figure:
+        """C, E and the effects of the ViT's own MLPs on one scale; below, those on the loss."""
+        from vit_clt.analysis.auditing.claims_figure import claims_figure
+
+        return claims_figure(self)
