@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test fuzz bench bench-gpu bench-quality cifar-clts dinov2-small adding check format lint types map clean
+.PHONY: help setup demo test fuzz bench bench-gpu bench-quality cifar-clts cifar-studies dinov2-small adding check format lint types map clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -55,6 +55,10 @@ bench-quality: $(STAMP)  ## race ours and others' trainers for FVU (PEERS: docs/
 cifar-clts: $(STAMP)  ## train the five CIFAR-10 transcoders of docs/results (about 95 minutes; resumes)
 	@echo "== CIFAR-10 CLTs, into out/cifar10"
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/cifar_clts.py
+
+cifar-studies: $(STAMP)  ## the studies of these, of docs/results/cifar10_*.md (about an hour; resumes)
+	@echo "== studies of the CIFAR-10 CLTs, into out/cifar10/studies"
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/cifar_studies.py
 
 dinov2-small: $(STAMP)  ## a CLT of a real ViT-S/14 and its studies, of docs/results/dinov2_small.md (about an hour; resumes)
 	@echo "== DINOv2-small, into out/dinov2_small"

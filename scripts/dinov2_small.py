@@ -9,13 +9,12 @@ once that holds metrics.json. Killed, the script goes on where it was.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from dinov2_depth import depth_tables
 from dinov2_images import linked_model, training_images
+from study_steps import run_steps
 
 OUT = Path("out/dinov2_small")
 MODEL, IMAGES = OUT / "vit", OUT / "images"
@@ -44,6 +43,7 @@ def steps(root: Path) -> dict[str, list[str]]:
             *("retrieve", *study, "--limit", "500", "--untrained"),
             *("--corpus", f"{cifar}/train.parquet", "--corpus-limit", "2000"),
         ],
+        "claims": ["claims", *study, "--limit", "1000", *readout, "--png"],
         # rivals of the audit, which is left to train none of its own: those would take hours
         "per_layer": [*train, "--n-features", "3072", "--seed", "0", "--no-cross-layer"],
         "seed1": [*train, "--n-features", "1024", "--seed", "1"],
@@ -52,26 +52,6 @@ def steps(root: Path) -> dict[str, list[str]]:
             *("--per-layer", str(OUT / "per_layer"), "--variants", str(OUT / "seed1")),
         ],
     }
-
-
-def run(name: str, args: list[str]) -> None:
-    """Run the command of one step, unless it is finished; its output goes to NAME.log.
-
-    Raises:
-        SystemExit: the command failed; its last line is shown.
-    """
-    if (OUT / name / "metrics.json").is_file():
-        return
-    # a study begins anew, a training and an audit go on
-    again = [] if "--resume" in args else ["--overwrite"]
-    began, log = time.monotonic(), OUT / f"{name}.log"
-    print(f"{name} ...", flush=True)
-    command = [sys.executable, "-m", "vit_clt", *args, "--model", f"hf:{MODEL}", *again]
-    with log.open("a") as file:
-        done = subprocess.run([*command, "--out", str(OUT / name)], stdout=file, stderr=file)
-    if done.returncode:
-        sys.exit(f"step {name} failed: {log.read_text().splitlines()[-1]}")
-    print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -84,8 +64,7 @@ def main() -> None:
         sys.exit(f"DINOV2_SMALL is {model}; expected a folder with model.safetensors")
     linked_model(model, MODEL, PIXELS)
     training_images(root, IMAGES, N_CIFAR)
-    for name, args in steps(root).items():
-        run(name, args)
+    run_steps(OUT, steps(root), f"hf:{MODEL}")
     # of every study the table made for reading; depth is no command
     tables = [path.read_text() for name in steps(root) for path in (OUT / name).glob("[!R]*.md")]
     text = "\n".join([*tables, depth_tables(model, root, OUT)])

@@ -50,10 +50,11 @@ def reconstruction_figure(result: Reconstruction) -> go.Figure:
     height = 275 * (len(kinds) + 1)
     figure.update_layout(
         title={
-            "text": f"Reconstruction per layer<br><sup>{result.data}, N = {result.n}, teacher "
-            "trajectory; R² = 0 is predicting the mean; bars: 95 % bootstrap over images, seed "
-            f"{result.seed}<br>typical rows: without the 1 % with the largest ‖y‖; "
-            "cross-layer: 1 − centred C(l→l), the share that features of earlier layers decode"
+            "text": f"Reconstruction per layer<br><sup>{result.data}, N = {result.n}, "
+            f"{result.trajectory} trajectory; R² = 0 is predicting the mean; bars: 95 % "
+            f"bootstrap over images, seed {result.seed}<br>typical rows: without the 1 % with "
+            "the largest ‖y‖; cross-layer: 1 − centred C(l→l), the share that features of "
+            "earlier layers decode"
             "</sup>"
         },
         width=1100,

@@ -1,6 +1,7 @@
 """How well y^ reconstructs y: cosine, MSE, R^2, L0 and dead features, by layer and token kind.
 
-Over the N rows of a token kind at one layer, on the teacher trajectory:
+Over the N rows of a token kind at one layer, on the teacher trajectory (or on passes of the teacher
+with interventions):
 
     cosine       mean of cos(y, y^)
     mse          mean of ||y - y^||^2 / d, in squared raw units
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -42,6 +44,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, token_rows
 from vit_clt.hooks.activations import capture
 from vit_clt.metrics import Metric
+from vit_clt.training.interventions import capture_intervened
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 if TYPE_CHECKING:
@@ -76,8 +79,10 @@ class Reconstruction(Study):
     a single image."""
     data: str
     seed: int
-    """Seed of the bootstrap."""
+    """Seed of the bootstrap, and of interventions."""
     split: str | None = None
+    interventions: bool = False
+    """Whether outputs of MLPs were overwritten in the passes that were measured."""
     clt: str = "CLT"
     """Name of the CLT."""
     compared: Mapping[str, Reconstruction] = field(default_factory=dict)
@@ -88,6 +93,11 @@ class Reconstruction(Study):
         if len(measured_on) > 1:
             listed = ", ".join(sorted(measured_on))
             raise InputError("compared", f"is of {listed}; expected one set of images.")
+
+    @property
+    def trajectory(self) -> str:
+        """Where x and y come from: "teacher", or "intervened" passes of the teacher."""
+        return "intervened" if self.interventions else "teacher"
 
     @property
     def n(self) -> int:
@@ -113,7 +123,7 @@ class Reconstruction(Study):
             self.data,
             self.n,
             "cls patch all",
-            "teacher",
+            self.trajectory,
             self.mean("all", "l0"),
             self.split,
             seed=self.seed,
@@ -130,8 +140,8 @@ class Reconstruction(Study):
         """One sentence on what was measured, with the L0 of every CLT."""
         l0s = [f"{name} L0 {r.mean('all', 'l0'):.1f}" for name, r in self.by_clt().items()]
         return (
-            f"{self.data}, N = {self.n}, teacher trajectory, {', '.join(l0s)}, seed {self.seed}; "
-            "predicting the mean has R2 0"
+            f"{self.data}, N = {self.n}, {self.trajectory} trajectory, {', '.join(l0s)}, "
+            f"seed {self.seed}; predicting the mean has R2 0"
         )
 
     def shown(self) -> pd.DataFrame:
@@ -196,6 +206,7 @@ def reconstructions(
     clts: Mapping[str, CrossLayerTranscoder],
     images: ImageData | Tensor | Iterable[Any],
     *,
+    interventions: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> Reconstruction:
@@ -203,12 +214,15 @@ def reconstructions(
 
     The result is that of the first CLT, with the others as `compared`. The ViT runs over the images
     twice, first for the means of y, however many CLTs there are. The result does not depend on the
-    order or the batches of the images: the draws of the bootstrap follow their pixels.
+    order or the batches of the images: the draws of the bootstrap follow their pixels. With
+    interventions it does, as donors are images of the same batch.
 
     Args:
         vit: the teacher.
         clts: its transcoders, by name.
         images: ImageData, a tensor "image 3 height width", or batches.
+        interventions: measure on passes in which outputs of a range of MLPs are overwritten, drawn
+            for every image as `vit_clt.training.interventions` does; y is still MLP_l(x_l).
         seed: seed of the bootstrap, which draws the same images for every CLT.
         progress: show progress bars.
 
@@ -222,21 +236,27 @@ def reconstructions(
     data = as_image_data(images)
     check_prepared(vit, data)
     rows = {tokens: token_rows(tokens, vit.cfg.rows) for tokens in vit.cfg.rows.kinds}
-    survey = survey_outputs(vit, data, rows, progress=progress)
+    captured = partial(capture_intervened, seed=seed) if interventions else capture
+    survey = survey_outputs(vit, data, rows, captured=captured, progress=progress)
     outputs = {tokens: OutputSums(survey, tokens) for tokens in rows}
     fits = {name: FitSums(clt, survey) for name, clt in clts.items()}
     keys: list[bytes] = []
     n_batches = -(-len(data) // data.batch_size)
     for batch, labels in tqdm(data, "reconstruct", n_batches, disable=not progress):
         keys += image_keys(batch, labels, seed)
-        activations = capture(vit, batch.to(survey.mean.device))
+        activations = captured(vit, batch.to(survey.mean.device))
         typical = {tokens: sums.add(activations.y) for tokens, sums in outputs.items()}
         for fit in fits.values():
             fit.add(activations, typical)
     order = sorted(range(len(keys)), key=keys.__getitem__)
     results = {
         name: Reconstruction(
-            fit_frame(survey, outputs, fit, order, seed), data.name, seed, data.split, name
+            fit_frame(survey, outputs, fit, order, seed),
+            data.name,
+            seed,
+            data.split,
+            interventions,
+            name,
         )
         for name, fit in fits.items()
     }

@@ -8,7 +8,7 @@ rows of width d_model. `fit_frame` makes a table of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,7 +57,12 @@ class OutputSurvey:
 
 @torch.no_grad()
 def survey_outputs(
-    vit: HookedViT, data: ImageData, rows: Mapping[TokenKind, slice], *, progress: bool = False
+    vit: HookedViT,
+    data: ImageData,
+    rows: Mapping[TokenKind, slice],
+    *,
+    captured: Callable[[HookedViT, Tensor], Activations] = capture,
+    progress: bool = False,
 ) -> OutputSurvey:
     """The first pass over the images: means of y, its norms, and the limits of typical rows.
 
@@ -65,6 +70,7 @@ def survey_outputs(
         vit: the teacher.
         data: the images.
         rows: token rows of each token kind.
+        captured: gives the activations of images; by default those of clean passes.
         progress: show a progress bar.
     """
     n, t = vit.cfg.n_layers, vit.cfg.n_tokens
@@ -74,7 +80,7 @@ def survey_outputs(
     largest = {tokens: zeros(n, 0) for tokens in rows}
     n_batches = -(-len(data) // data.batch_size)
     for images, _ in tqdm(data, "MLP outputs", n_batches, disable=not progress):
-        y = capture(vit, images.to(device)).y
+        y = captured(vit, images.to(device)).y
         mean.add(y)
         norms = torch.stack([_norms(layer) for layer in y])
         power += norms.sum(1)

@@ -15,7 +15,12 @@ from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
 from vit_clt.training.batches import GroupActivations, Stopwatch, ViTReader
-from vit_clt.training.interventions import InterventionReader, draw_interventions, intervened
+from vit_clt.training.interventions import (
+    InterventionReader,
+    capture_intervened,
+    draw_interventions,
+    intervened,
+)
 
 L, D, N = 4, 16, 40
 
@@ -126,6 +131,20 @@ def test_a_reader_alters_the_same_images_in_the_same_way(vit, images):
     reader = InterventionReader(inner, vit, data, 0.3, 0)
     reader.skipped = {4}
     assert inner.skipped == reader.skipped == {4}
+
+
+def test_every_image_of_a_batch_is_altered_in_its_place(vit, images):
+    clean, altered = capture(vit, images), capture_intervened(vit, images, seed=0)
+    # x of layer 0 comes before every MLP
+    assert torch.equal(altered.x[0], clean.x[0])
+    assert not torch.equal(altered.x[-1], clean.x[-1])
+    for l in range(L):
+        torch.testing.assert_close(altered.y[l], vit.blocks[l].mlp(altered.x[l]))
+    again, other = (capture_intervened(vit, images, seed=seed) for seed in (0, 1))
+    assert torch.equal(altered.x, again.x)
+    assert not torch.equal(altered.x, other.x)
+    alone = capture_intervened(vit, images[:1], seed=0)
+    assert torch.equal(alone.x, capture(vit, images[:1]).x)
 
 
 def test_a_run_with_them_fits_altered_passes_better(vit, images, clean):

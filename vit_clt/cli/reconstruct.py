@@ -15,11 +15,17 @@ class Reconstruct(CompareOptions, StudyOptions, SeedOptions):
     Example: vit-clt reconstruct --clt out/demo/clt --data digits --out out/reconstruction
     """
 
+    interventions: bool = False
+    """Measure on passes in which outputs of some MLPs are overwritten, as in training with
+    --interventions."""
+
     def run(self) -> None:
         """Measure, and report."""
         from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstructions
 
         folder = self.folder_of(Reconstruction)
         vit, clts, data = self.load_compared(self.device)
-        result = reconstructions(vit, dict(clts), data, seed=self.seed, progress=True)
+        result = reconstructions(
+            vit, dict(clts), data, interventions=self.interventions, seed=self.seed, progress=True
+        )
         self.report(folder, result, "reconstruct")

@@ -8,6 +8,7 @@ of a change that was made above them (the shortcut of Lange et al. 2026).
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.data.images import ImageData
-from vit_clt.hooks.activations import Activations
+from vit_clt.hooks.activations import Activations, capture
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, FwdHooks
 from vit_clt.training.batches import ActivationReader, GroupActivations
@@ -135,3 +136,28 @@ def intervened(
     hooks += [(HOOK_OUT.format(l=l), partial(overwrite, layer=l)) for l in layers]
     vit.run_with_hooks(images, fwd_hooks=hooks)
     return Activations(torch.stack(x), torch.stack(y))
+
+
+@torch.no_grad()
+def capture_intervened(
+    vit: HookedViT, images: Float[Tensor, "batch 3 height width"], seed: int
+) -> Activations:
+    """x and y of passes with interventions, one in every image, drawn as in training.
+
+    What is drawn is a function of the seed and the pixels of the batch, whose images are each
+    other's donors; an image alone has none, and its pass is unaltered.
+
+    Raises:
+        InputError: an activation is NaN or infinite.
+    """
+    clean = capture(vit, images)
+    everything = torch.ones(len(images), dtype=torch.bool)
+    pixels = zlib.crc32(images.detach().cpu().contiguous().numpy().tobytes())
+    group = GroupActivations(clean.x, clean.y, everything)
+    drawn = draw_interventions(group, 1.0, seeded(seed, "intervened", pixels))
+    if not drawn.images:
+        return clean
+    altered = intervened(vit, drawn, images[drawn.images])
+    # the images were drawn in an order of their own
+    places = torch.tensor(drawn.images, device=altered.x.device).argsort()
+    return Activations(altered.x[:, places], altered.y[:, places])

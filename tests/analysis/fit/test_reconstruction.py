@@ -20,6 +20,7 @@ from vit_clt.analysis.fit import reconstruction_sums
 from vit_clt.analysis.fit.reconstruction_sums import FitSums, OutputSums, survey_outputs
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
+from vit_clt.training.interventions import capture_intervened
 
 ROWS = {"cls": slice(0, 1), "patch": slice(1, None), "all": slice(None)}
 SPARSIFIERS = [ReLUTopK(k=5), AbsTopK(k=5), JumpReLU(theta=0.2)]
@@ -74,6 +75,20 @@ def own_share(
     own = z[l][:, rows].astype(float) @ clt.W_dec[l][0].double().numpy()
     own, away = own - own.mean(0), y_hat - y_hat.mean(0)
     return (own * away).sum() / np.square(away).sum()
+
+
+def test_altered_passes_are_measured_as_they_are(toy: Toy) -> None:
+    clt = random_clt(toy.vit)
+    found = reconstructions(toy.vit, {"a": clt}, in_batches(toy.images, 11), interventions=True)
+    altered = capture_intervened(toy.vit, toy.images, seed=0)
+    y_hat = clt.decode(clt.encode(altered.x))
+    for l in range(4):
+        y, rebuilt = (each[l, :, 1:].flatten(0, 1).double() for each in (altered.y, y_hat))
+        expected = r2_score(y, rebuilt, multioutput="variance_weighted")
+        assert row_of(found.frame, l, "patch").r2 == pytest.approx(expected, abs=1e-9)
+    assert found.facts().trajectory == "intervened"
+    assert "intervened trajectory" in found.caption()
+    assert "intervened trajectory" in found.figure().layout.title.text
 
 
 @pytest.mark.parametrize("sparsifier", SPARSIFIERS, ids=lambda s: s.name)
