@@ -12,13 +12,14 @@ from assertions import one_sentence
 
 from vit_clt import InputError, TrainConfig
 from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Start, Unreadable
+from vit_clt.cli.training_options import preset_in
 from vit_clt.transcoder.sparsifiers import (
     SPARSIFIERS,
     JumpReLUTraining,
     TopKTraining,
     every_option,
 )
-from vit_clt.transcoder.train_config import PRESETS, SparsifierTraining
+from vit_clt.transcoder.train_config import PRESETS, SparsifierTraining, preset
 
 ABOVE_ZERO = {
     "lr": float,
@@ -127,6 +128,16 @@ def test_presets_are_valid_and_the_default_is_the_papers():
     assert PRESETS["paper"] == TrainConfig()
     assert (TrainConfig().lr, TrainConfig().epochs) == (2e-4, 10)
     assert len(set(PRESETS.values())) == len(PRESETS)
+
+
+def test_abs_topk_learns_more_slowly_but_as_the_paper_says_in_its_preset():
+    for name, settings in PRESETS.items():
+        assert preset(name, "relu_topk") == preset(name, "jumprelu") == settings
+        slower = settings if name == "paper" else replace(settings, lr=1e-3)
+        assert preset(name, "abs_topk") == slower
+    assert preset_in(["--sparsifier", "abs_topk"]).lr == 1e-3
+    assert preset_in(["--sparsifier=abs_topk", "--preset", "paper"]).lr == PRESETS["paper"].lr
+    assert preset_in([]).lr == PRESETS["small"].lr
 
 
 OF_SPARSIFIERS = {

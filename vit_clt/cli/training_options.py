@@ -17,6 +17,7 @@ from vit_clt.transcoder.train_config import (
     SparsifierSettings,
     SparsifierTraining,
     TrainConfig,
+    preset,
 )
 
 
@@ -128,8 +129,13 @@ def options_in(
 
 
 def preset_in(args: Sequence[str]) -> TrainConfig:
-    """The preset that a command line names, or the default one, with every sparsifier's options."""
-    return with_every_option(PRESETS.get(value_of("--preset", args) or "small", PRESETS["small"]))
+    """The preset that a command line names, or the default one, with every sparsifier's options.
+
+    Its rate is that of the sparsifier that the command line names.
+    """
+    named = value_of("--preset", args)
+    sparsifier = value_of("--sparsifier", args) or "relu_topk"
+    return with_every_option(preset(named if named in PRESETS else "small", sparsifier))
 
 
 def with_every_option(settings: TrainConfig) -> TrainConfig:
