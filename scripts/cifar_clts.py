@@ -1,8 +1,8 @@
 """Train the CIFAR-10 CLTs that studies use, and write their table: `make cifar-clts`.
 
-Three sparsifiers, a second seed and a per-layer transcoder, F = 2,048, k = 32, 3 passes over
-20,000 images, 1,024 token rows a step, on the teacher in $VIT_CLT_DATA/teachers/cifar10. Killed,
-it goes on where it was.
+Three sparsifiers, a second seed, a per-layer transcoder and two trained on passes with
+interventions, F = 2,048, k = 32, 3 passes over 20,000 images, 1,024 token rows a step, by the
+preset "small", on the teacher in $VIT_CLT_DATA/teachers/cifar10. Killed, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ RUNS: dict[str, tuple[str, int, list[str]]] = {
     "abs_topk": ("abs_topk", 0, []),
     "jumprelu": ("jumprelu", 0, []),
     "per_layer": ("relu_topk", 0, ["--no-cross-layer"]),
+    "interventions": ("relu_topk", 0, ["--interventions", "0.5"]),
+    "interventions_seed1": ("relu_topk", 1, ["--interventions", "0.5"]),
 }
 """Sparsifier, seed and further options of each run."""
 OUT = Path("out/cifar10")
@@ -44,18 +46,13 @@ def train(name: str, root: Path) -> None:
         "sparsifier": sparsifier,
         "n-features": 2048,
         "k": 32,
-        "epochs": 3,
-        "batch-size": 1024,
-        "lr": 1e-3,
-        "start": "drawn",
-        "cls-weight": 1,
         "seed": seed,
         "cache": OUT / "cache",
         "out": OUT / name,
     }
     args = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
     subprocess.run(
-        [sys.executable, "-m", "vit_clt", "train", *args, "--no-cls-balance", *more, "--resume"],
+        [sys.executable, "-m", "vit_clt", "train", *args, *more, "--resume"],
         check=True,
     )
 

@@ -17,8 +17,10 @@ from study_steps import run_steps
 
 CLTS = Path("out/cifar10")
 OUT = CLTS / "studies"
-RANGES = {"cls": ("0-11", "7-11", "10-11", "11"), "patch": ("0-11", "7-11", "10-11")}
+RANGES = {"cls": ("0-11", "11"), "patch": ("0-11", "7-11")}
 """Layers whose MLPs are replaced for the surrogate measures, by kind of rows."""
+FIRST = "0,1,2,4,7,10,11"
+"""First layers of the cascades."""
 
 
 def steps(root: Path) -> dict[str, list[str]]:
@@ -36,14 +38,16 @@ def steps(root: Path) -> dict[str, list[str]]:
             *(str(CLTS / name) for name in ("jumprelu", "abs_topk", "per_layer")),
             png=True,
         ),
-        "cascade": study("cascade", "relu_topk", 2000, "--inputs", "stream", "teacher"),
+        "cascade": study(
+            "cascade", "relu_topk", 2000, "--layers", FIRST, "--inputs", "stream", "teacher"
+        ),
         **{
             f"cascade_{clt}": study("cascade", clt, 1000, "--layers", layers)
             for clt, layers in (
                 ("relu_topk", "0"),
                 ("relu_topk_seed1", "0"),
-                ("jumprelu", "0,1,4,7,10,11"),
-                ("abs_topk", "0,1,4,7,10,11"),
+                ("jumprelu", FIRST),
+                ("abs_topk", FIRST),
                 ("per_layer", "0"),
                 ("interventions", "0"),
                 ("interventions_seed1", "0"),

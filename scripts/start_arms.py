@@ -101,6 +101,7 @@ FAST = {"lr": 3e-3}
 WEIGHED = {"lr": 3e-3, "cls_weight": 4}
 NEW = WEIGHED | {"cls_balance": True}
 FULL = (unit, centre_, cls)
+SIGNED = (unit, centre_, cls_signed)
 ARMS = {
     "drawn": Arm(),
     "b_dec at mean y": Arm((b_dec,)),
@@ -123,13 +124,12 @@ ARMS = {
     "JumpReLU, presets": Arm(FULL, NEW, "jumprelu"),
     "JumpReLU, thresholds at k": Arm((*FULL, at_l0(1)), NEW, "jumprelu"),
     "JumpReLU, thresholds at 4 k": Arm((*FULL, at_l0(4)), NEW, "jumprelu"),
-    "Abs-TopK, lr 1e-3": Arm((unit, centre_, cls_signed), NEW | {"lr": 1e-3}, "abs_topk"),
-    "Abs-TopK, lr 5e-4": Arm((unit, centre_, cls_signed), NEW | {"lr": 5e-4}, "abs_topk"),
-    "Abs-TopK, drawn, balanced": Arm((), NEW | {"lr": 1e-3}, "abs_topk"),
-    "Abs-TopK, drawn biases, lr 1e-3": Arm((centre_, cls_signed), NEW | {"lr": 1e-3}, "abs_topk"),
     "Abs-TopK, drawn": Arm((), {}, "abs_topk"),
-    "Abs-TopK, CLS weight 4": Arm((unit, centre_, cls_signed), WEIGHED, "abs_topk"),
-    "Abs-TopK, presets": Arm((unit, centre_, cls_signed), NEW, "abs_topk"),
+    "Abs-TopK, CLS weight 4": Arm(SIGNED, WEIGHED, "abs_topk"),
+    "Abs-TopK, CLS weight 4, balanced, lr 3e-3": Arm(SIGNED, NEW, "abs_topk"),
+    "Abs-TopK, presets": Arm(SIGNED, NEW | {"lr": 1e-3}, "abs_topk"),
+    "Abs-TopK, lr 5e-4": Arm(SIGNED, NEW | {"lr": 5e-4}, "abs_topk"),
+    "Abs-TopK, lr 1e-3, encoder rows as drawn": Arm(SIGNED[1:], NEW | {"lr": 1e-3}, "abs_topk"),
 }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pandas as pd
 
 from vit_clt.analysis.auditing.evidence import Condition
@@ -13,6 +15,7 @@ from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.contributions.scores import ContributionScores
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.silencing.scores import EffectScores
+from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.metrics import Metric
 
 if TYPE_CHECKING:
@@ -85,6 +88,23 @@ class Claims(Study):
         """The two verdicts in words."""
         return [self.reads.verdict, self.acts.verdict]
 
+    @cached_property
+    def relative_error(self) -> Interval:
+        """||E - effects|| / ||effects|| over all s < l; predicting no effect has 1.
+
+        No part of a verdict: ranks may be right where sizes are not. The interval is over images.
+        """
+        n = len(self.effects.matrix)
+        below = np.tril(np.ones((n, n), dtype=bool), -1)
+        below &= np.isfinite(self.truth.matrix("total")) & self.effects.matrix.isfinite().numpy()
+
+        def error(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+            found, truth = found[:, below], truth[:, below]
+            return np.linalg.norm(found - truth, axis=1) / np.linalg.norm(truth, axis=1)
+
+        [value] = error(self.effects.matrix.numpy()[None], self.truth.matrix("total")[None])
+        return Interval.of(float(value), error(self.effects.draws, self.truth.draws("total")))
+
     def facts(self) -> Facts:
         """The images of each part, the fills, and the verdicts."""
         return Facts(
@@ -137,12 +157,19 @@ class Claims(Study):
         )
 
     def notes(self) -> list[str]:
-        """The verdicts."""
-        return self.verdicts
+        """The verdicts, and how far E lies from the effects it claims."""
+        return [
+            *self.verdicts,
+            "relative error of E(s→l) against the effects of the ViT's own MLPs, s < l: "
+            f"{self.relative_error.text('.2f')} (predicting no effect: 1)",
+        ]
 
     def metrics(self) -> list[Metric]:
         """The metrics of both claims; their names begin with "reads_" and "acts_"."""
-        return [*self.reads.metrics(), *self.acts.metrics()]
+        error = self.relative_error.metric(
+            "acts_relative_error", "fraction", self.truth.n, floor=1.0
+        )
+        return [*self.reads.metrics(), *self.acts.metrics(), error]
 
     def figure(self) -> go.Figure:
         """C, E and the effects of the ViT's own MLPs on one scale; below, those on the loss."""
