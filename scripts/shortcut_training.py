@@ -1,6 +1,6 @@
 """Does training with interventions find the CLT that computes as the model does?
 
-    python scripts/shortcut_training.py [--runs 100] [--steps 1000] [--out FILE]
+    python scripts/shortcut_training.py [--runs 100] [--steps 600] [--out FILE]
 
 The model is that of `vit_clt.analysis.auditing.controls.shortcut_example`, here as a ViT of images
 of one pixel: MLP_0 writes h = a AND b, MLP_1 writes h AND c. CLTs are trained on it from many draws
@@ -52,7 +52,7 @@ from vit_clt.transcoder.train_config import TrainConfig
 EXACT, AT_DEPTH = 0.01, 0.1
 LR = 0.03
 """Of 0.003, 0.01 and 0.03 the one at which most plain runs were exact, on draws of other seeds."""
-COPIES, GROUPS = 8, 100
+COPIES, GROUPS = 4, 100
 """Images of each input in a step, and the steps after which what was drawn comes again."""
 
 
@@ -277,7 +277,7 @@ def main() -> None:
     """Train and judge all arms, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--out", type=Path, help="write what every run found here, as JSON lines")
     args = parser.parse_args()
     torch.set_num_threads(1)
