@@ -1,6 +1,6 @@
 """Does training with interventions find the CLT that computes as the model does?
 
-    python scripts/shortcut_training.py [--runs 100] [--steps 600] [--out FILE]
+    python scripts/shortcut_training.py [--runs 100] [--steps 1000] [--out FILE]
 
 The model is that of `vit_clt.analysis.auditing.controls.shortcut_example`, here as a ViT of images
 of one pixel: MLP_0 writes h = a AND b, MLP_1 writes h AND c. CLTs are trained on it from many draws
@@ -81,7 +81,7 @@ def arms() -> Iterator[Arm]:
     sparsifiers: list[tuple[ReLUTopK | JumpReLU, float]]
     sparsifiers = [(ReLUTopK(1), 0.0), (ReLUTopK(2), 0.0), (JumpReLU(), 1e-3), (JumpReLU(), 0.1)]
     sizes = ((2, "centred"), (4, "centred"), (8, "centred"), (4, "drawn"))
-    for (sparsifier, sparsity), (n_features, start) in product(sparsifiers, sizes):
+    for (n_features, start), (sparsifier, sparsity) in product(sizes, sparsifiers):
         for share in (0.0, 0.5):
             yield Arm(sparsifier, n_features, start, share, sparsity)
 
@@ -277,7 +277,7 @@ def main() -> None:
     """Train and judge all arms, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--out", type=Path, help="write what every run found here, as JSON lines")
     args = parser.parse_args()
     torch.set_num_threads(1)
