@@ -131,8 +131,9 @@ def altered_inputs(vit: HookedViT) -> Activations:
 class SideBySide(CrossLayerTranscoder):
     """CLTs of one configuration as one that holds all their features, so that a step trains all.
 
-    They read the same x. Each has codes, a reconstruction and Adam's moments of its own, as if it
-    were alone; the loss is the sum of theirs. y^ of a token row has a row for each of them.
+    Each has codes, a reconstruction and Adam's moments of its own, as if it were alone; the loss is
+    the sum of theirs. All read the same token rows: x, y and y^ hold each row once for each CLT,
+    one after the other.
 
     Args:
         clts: the CLTs, whose parameters are copied.
@@ -146,11 +147,11 @@ class SideBySide(CrossLayerTranscoder):
             each = [dict(clt.named_parameters())[name].detach() for clt in clts]
             parameter.data = torch.cat(each, _feature_axis(name))
 
-    def encode_batch(self, x: Float[Tensor, "layer *token d_model"]) -> Codes:
-        """Codes of all layers, chosen for each CLT by itself."""
+    def encode_batch(self, x: Float[Tensor, "layer row d_model"]) -> Codes:
+        """Codes of all layers "layer token clt*feature", chosen for each CLT by itself."""
         codes, sparsifier = [], self.config.sparsifier
         for s in range(self.one.n_layers):
-            a = nn.functional.linear(x[s], self.W_enc[s], self.b_enc[s])
+            a = nn.functional.linear(x[s, :: self.n], self.W_enc[s], self.b_enc[s])
             if isinstance(sparsifier, JumpReLU):
                 z = sparsifier(a, self.own_tensors()["log_theta"][s]).to_dense()
             else:
@@ -161,7 +162,7 @@ class SideBySide(CrossLayerTranscoder):
     def decode_prefixes(
         self, codes: Codes, prefixes: Sequence[int], x: Tensor | None = None
     ) -> Iterator[Float[Tensor, "layer row d_model"]]:
-        """y^ of every CLT, token after token."""
+        """y^ of every CLT."""
         z = codes.to_dense().unflatten(-1, (self.n, -1))
         y_hat = []
         for l, bias in enumerate(self.b_dec.unflatten(-1, (self.n, -1))):
@@ -218,12 +219,12 @@ def train_arm(
     groups = list(groups_of(vit, arm.interventions, GROUPS))
     for step, group in enumerate(islice(cycle(groups), steps)):
         x, y = group.x.flatten(1, 2) * scale_x, group.y.flatten(1, 2) * scale_y
-        y = y.repeat_interleave(len(clts), dim=1)
+        x, y = (rows.repeat_interleave(len(clts), dim=1) for rows in (x, y))
         for options in optimiser.param_groups:
             options["lr"] = rate(step)
         optimiser.zero_grad()
         penalty = schedule.weight(step) or 0.0
-        out = objective(x, y, weights, n_rows, n_rows, penalty, None)
+        out = objective(x, y, weights, float(n_rows), n_rows, penalty, None)
         out["total"].backward()
         optimiser.step()
     trained = together.apart()
