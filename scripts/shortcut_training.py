@@ -80,8 +80,9 @@ def arms() -> Iterator[Arm]:
     """All arms, plain training beside training with interventions."""
     sparsifiers: list[tuple[ReLUTopK | JumpReLU, float]]
     sparsifiers = [(ReLUTopK(1), 0.0), (ReLUTopK(2), 0.0), (JumpReLU(), 1e-3), (JumpReLU(), 0.1)]
-    sizes = ((2, "centred"), (4, "centred"), (8, "centred"), (4, "drawn"))
-    for (n_features, start), (sparsifier, sparsity) in product(sizes, sparsifiers):
+    centred = product((2, 4), ("centred",), sparsifiers)
+    drawn = product((4,), ("drawn",), sparsifiers[:2])
+    for n_features, start, (sparsifier, sparsity) in (*centred, *drawn):
         for share in (0.0, 0.5):
             yield Arm(sparsifier, n_features, start, share, sparsity)
 
