@@ -79,6 +79,6 @@ def test_interventions_make_the_last_layer_follow_the_first(script: ModuleType) 
         clts = script.train_arm(arm, vit, range(8), 400)
         judged = [script.judge(clt, clean, altered)["fvu_altered"] for clt in clts]
         errors.append(torch.tensor(judged).median())
-    # of 100 draws and 1,000 steps 9 plain runs are below 0.05, and all of the others are
+    # the medians of 16 draws are 0.35 and 0.007
     assert errors[0] > 0.1
     assert errors[1] < 0.05
