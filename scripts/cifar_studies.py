@@ -105,7 +105,7 @@ def steps(root: Path) -> dict[str, list[str]]:
         "audit": study(
             *("audit", "relu_topk", 1000, "--train-data", train, "--train-limit", "4000"),
             *("--epochs", "3", "--resume", "--per-layer", str(CLTS / "per_layer"), "--variants"),
-            *(str(CLTS / name) for name in ("relu_topk_seed1", "jumprelu", "abs_topk")),
+            *(str(CLTS / name) for name in ("relu_topk_seed1", "abs_topk")),
         ),
     }
     return found
