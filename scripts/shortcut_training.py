@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, product
@@ -282,6 +283,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--out", type=Path, help="write what every run found here, as JSON lines")
     args = parser.parse_args()
+    if args.runs < 1:
+        sys.exit(f"--runs is {args.runs}; expected at least 1")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("")
     torch.set_num_threads(1)
     vit = shortcut_vit()
     clean, altered = capture(vit, inputs()), altered_inputs(vit)
@@ -295,7 +301,6 @@ def main() -> None:
         rows = [judge(clt, clean, altered) for clt in clts]
         lines.append(table_line(arm, rows))
         if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             with args.out.open("a") as file:
                 about = {"arm": arm.name, "n_features": arm.n_features, "start": arm.start}
                 about["interventions"] = arm.interventions

@@ -37,5 +37,6 @@ def run_steps(
         with log.open("a") as file:
             done = subprocess.run([*command, "--out", str(out / name)], stdout=file, stderr=file)
         if done.returncode:
-            sys.exit(f"step {name} failed: {log.read_text().splitlines()[-1]}")
+            said = log.read_text().splitlines() or [f"exit status {done.returncode}"]
+            sys.exit(f"step {name} failed: {said[-1]}")
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)

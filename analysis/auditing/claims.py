@@ -1,11 +1,11 @@
 """What each score claims, and whether images bear it out: C reads, E acts.
 
-    reads   y_l can be rebuilt from depth s to the extent C(s->l). Over targets, the mean rank
-            correlation of C(s->l) with the rise of the error where the term c_{s->l} is set to its
-            mean (`removed_terms`, s = 0..l) has an interval above 0, and lies above what 97.5 % of
-            permuted rows of C reach and above that of depth alone (paired). Of the target's
-            sources the k with the highest C, kept, have a lower loss than the k deepest (paired),
-            dropped terms at zero and at their mean.
+    reads   y_l can be rebuilt from depth s to the extent C(s->l). Over targets of at least three
+            sources, the mean rank correlation of C(s->l) with the rise of the error where the term
+            c_{s->l} is set to its mean (`removed_terms`, s = 0..l) has an interval above 0, and
+            lies above what 97.5 % of permuted rows of C reach and above that of depth alone
+            (paired). Of the target's sources the k with the highest C, kept, have a lower loss than
+            the k deepest (paired), dropped terms at zero and at their mean.
     acts    silencing the features of s does to y_l what ablating MLP_s does in the ViT: the same
             three parts for E(s->l) with the effects of the ViT's own MLPs (total, mean fill, all
             rows, s < l); and over all s the rank correlation of E(s->output) with the rise of the
@@ -55,6 +55,7 @@ def claims(
     tokens: TokenKind = "cls",
     k: int = 4,
     target: int = -1,
+    name: str = "CLT",
     seed: int = 0,
     progress: bool = False,
 ) -> Claims:
@@ -74,6 +75,7 @@ def claims(
         tokens: kind of rows scored, and overwritten at the target.
         k: number of sources that are kept. It is given, not chosen on the images.
         target: the layer whose sources are kept; -1 is the last.
+        name: name of the CLT.
         seed: seed of the halves and of all draws.
         progress: show progress bars.
 
@@ -105,6 +107,7 @@ def claims(
         truth=truth,
         k=k,
         target=layer,
+        clt=name,
         data=data.name,
         split=data.split,
         n=len(data),
@@ -177,7 +180,7 @@ def _acts(scores: EffectScores, effects: CausalEffects, seed: int) -> Claim:
             found.value > found.floor.high,
             f"Spearman of E(s→output) with the rise of the ViT's loss {found.value:.2f}, 97.5 % of "
             f"permutations below {found.floor.high:.2f}, p {found.p:.3f}; depth alone "
-            f"{by_depth:.2f}",
+            f"{by_depth:.2f} (earliest first {-by_depth:.2f})",
         )
     )
     numbers += found.metrics("acts_output_spearman", effects.n)
@@ -231,7 +234,8 @@ def _ranked(
         Condition(
             "above depth",
             lead.low > 0,
-            f"depth alone {by_depth.spearman.value.text('.2f')}, difference {lead.text('+.2f')}",
+            f"depth alone {by_depth.spearman.value.text('.2f')} (earliest first "
+            f"{-by_depth.spearman.value:.2f}), difference {lead.text('+.2f')}",
         ),
     ]
     numbers = [

@@ -89,10 +89,13 @@ class Reconstruction(Study):
     """Reconstruction of other CLTs, by name; tables and figures show them after this one."""
 
     def __post_init__(self) -> None:
-        measured_on = {f"{other.data} with N = {other.n}" for other in self.by_clt().values()}
+        measured_on = {
+            f"{other.data} with N = {other.n}, {other.trajectory} passes"
+            for other in self.by_clt().values()
+        }
         if len(measured_on) > 1:
             listed = ", ".join(sorted(measured_on))
-            raise InputError("compared", f"is of {listed}; expected one set of images.")
+            raise InputError("compared", f"is of {listed}; expected one set of passes.")
 
     @property
     def trajectory(self) -> str:
@@ -227,7 +230,8 @@ def reconstructions(
         progress: show progress bars.
 
     Raises:
-        InputError: a CLT does not fit the model, or there are no CLTs or no images.
+        InputError: a CLT does not fit the model, there are no CLTs or no images, or a batch of an
+            altered pass would hold one image.
     """
     if not clts:
         raise InputError("clts", "is empty; expected at least one CLT.")
@@ -235,6 +239,12 @@ def reconstructions(
         check_fits(vit, clt)
     data = as_image_data(images)
     check_prepared(vit, data)
+    if interventions and len(data) % data.batch_size == 1:
+        raise InputError(
+            "limit",
+            f"leaves {len(data)} images in batches of {data.batch_size}, the last of one image, "
+            "which has no other to take outputs from; expected one image fewer or more.",
+        )
     rows = {tokens: token_rows(tokens, vit.cfg.rows) for tokens in vit.cfg.rows.kinds}
     captured = partial(capture_intervened, seed=seed) if interventions else capture
     survey = survey_outputs(vit, data, rows, captured=captured, progress=progress)

@@ -14,7 +14,7 @@ from vit_clt.cli.readout_options import ReadoutOptions
 class Claims(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
     """What a CLT's scores claim and whether it holds: C reads, E acts, beside the ViT's own MLPs.
 
-    Scores are of one half of the images and tested on the other. The audit holds the same.
+    Scores are of one half of the images and tested on the other. `vit-clt audit` includes this.
 
     Example: vit-clt claims --clt out/demo/clt --data digits --out out/claims
     """
@@ -43,6 +43,7 @@ class Claims(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
             tokens=self.tokens,
             k=self.keep,
             target=self.target,
+            name=self.clt,
             seed=self.seed,
             progress=True,
         )

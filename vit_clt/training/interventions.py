@@ -19,6 +19,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.data.images import ImageData
+from vit_clt.errors import InputError
 from vit_clt.hooks.activations import Activations, capture
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, FwdHooks
@@ -145,18 +146,20 @@ def capture_intervened(
     """x and y of passes with interventions, one in every image, drawn as in training.
 
     What is drawn is a function of the seed and the pixels of the batch, whose images are each
-    other's donors; an image alone has none, and its pass is unaltered.
+    other's donors.
 
     Raises:
-        InputError: an activation is NaN or infinite.
+        InputError: there is one image, or an activation is NaN or infinite.
     """
+    if len(images) < 2:
+        raise InputError(
+            "images", "is a batch of 1 image, which has no donor; expected at least 2 a batch."
+        )
     clean = capture(vit, images)
     everything = torch.ones(len(images), dtype=torch.bool)
     pixels = zlib.crc32(images.detach().cpu().contiguous().numpy().tobytes())
     group = GroupActivations(clean.x, clean.y, everything)
     drawn = draw_interventions(group, 1.0, seeded(seed, "intervened", pixels))
-    if not drawn.images:
-        return clean
     altered = intervened(vit, drawn, images[drawn.images])
     # the images were drawn in an order of their own
     places = torch.tensor(drawn.images, device=altered.x.device).argsort()

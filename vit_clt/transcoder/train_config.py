@@ -243,7 +243,10 @@ def preset(name: str, sparsifier: str) -> TrainConfig:
 
     Abs-TopK, whose codes are signed, learns at 1e-3 where "small" and "demo" have 3e-3, at which it
     ends with a larger error (docs/results/starts.md).
+
+    Raises:
+        InputError: there is no preset of this name.
     """
-    settings = PRESETS[name]
-    slower = sparsifier == "abs_topk" and settings.start == "centred"
-    return replace(settings, lr=1e-3) if slower else settings
+    check_choice("preset", name, PRESETS)
+    slower = sparsifier == "abs_topk" and name != "paper"
+    return replace(PRESETS[name], lr=1e-3) if slower else PRESETS[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -79,16 +79,22 @@ def own_share(
 
 def test_altered_passes_are_measured_as_they_are(toy: Toy) -> None:
     clt = random_clt(toy.vit)
-    found = reconstructions(toy.vit, {"a": clt}, in_batches(toy.images, 11), interventions=True)
-    altered = capture_intervened(toy.vit, toy.images, seed=0)
-    y_hat = clt.decode(clt.encode(altered.x))
+    found = reconstructions(toy.vit, {"a": clt}, in_batches(toy.images, 4), interventions=True)
+    altered = [capture_intervened(toy.vit, part, seed=0) for part in toy.images.split(4)]
+    x, y_all = (torch.cat([getattr(each, name) for each in altered], 1) for name in ("x", "y"))
+    y_hat = clt.decode(clt.encode(x))
     for l in range(4):
-        y, rebuilt = (each[l, :, 1:].flatten(0, 1).double() for each in (altered.y, y_hat))
+        y, rebuilt = (each[l, :, 1:].flatten(0, 1).double() for each in (y_all, y_hat))
         expected = r2_score(y, rebuilt, multioutput="variance_weighted")
         assert row_of(found.frame, l, "patch").r2 == pytest.approx(expected, abs=1e-9)
     assert found.facts().trajectory == "intervened"
     assert "intervened trajectory" in found.caption()
     assert "intervened trajectory" in found.figure().layout.title.text
+    with pytest.raises(InputError, match="11 images in batches of 5, the last of one image"):
+        reconstructions(toy.vit, {"a": clt}, in_batches(toy.images, 5), interventions=True)
+    clean = reconstruction(toy.vit, clt, in_batches(toy.images, 4))
+    with pytest.raises(InputError, match="expected one set of passes"):
+        replace(found, compared={"clean": clean})
 
 
 @pytest.mark.parametrize("sparsifier", SPARSIFIERS, ids=lambda s: s.name)
