@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isnan
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
@@ -12,14 +11,20 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import BLUE, GREY, ROW_NAMES, ZERO_LINE, finish, or_none
+from vit_clt.analysis.reporting.style import (
+    BLUE,
+    GREY,
+    MOST_LAYERS_WITH_NUMBERS,
+    ROW_NAMES,
+    ZERO_LINE,
+    cell_text,
+    finish,
+    or_none,
+)
 from vit_clt.analysis.stats.intervals import Interval
 
 if TYPE_CHECKING:
     from vit_clt.analysis.auditing.claims_result import Claims
-
-# above this, numbers in cells would be smaller than print
-_MOST_LAYERS_WITH_NUMBERS = 12
 
 
 def claims_figure(found: Claims) -> go.Figure:
@@ -54,8 +59,8 @@ def claims_figure(found: Claims) -> go.Figure:
                 z=[[or_none(v) for v in row] for row in matrix.tolist()],
                 x=list(map(str, range(n))),
                 y=list(map(str, range(n))),
-                text=[[_cell(v) for v in row] for row in matrix.tolist()],
-                texttemplate="%{text}" if n <= _MOST_LAYERS_WITH_NUMBERS else None,
+                text=[[cell_text(v) for v in row] for row in matrix.tolist()],
+                texttemplate="%{text}" if n <= MOST_LAYERS_WITH_NUMBERS else None,
                 textfont={"size": 11 if n <= 8 else 9},
                 coloraxis="coloraxis",
                 hovertemplate=f"{name}, source %{{x}}, target %{{y}}: %{{z:.4f}}<extra></extra>",
@@ -133,10 +138,3 @@ def _largest(matrices: Sequence[Float[np.ndarray, "target source"]]) -> float:
 def _verdict(text: str) -> str:
     """A verdict on lines that fit above a panel."""
     return "<br>".join(wrap(text, 42))
-
-
-def _cell(value: float) -> str:
-    # "0.00" in every second cell would hide the rest; hover has all digits
-    if isnan(value) or abs(value) < 0.005:
-        return ""
-    return f"{value:.2f}".replace("0.", ".", 1)

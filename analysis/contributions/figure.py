@@ -11,15 +11,18 @@ from jaxtyping import Bool, Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from vit_clt.analysis.reporting.style import ROW_NAMES, finish
+from vit_clt.analysis.reporting.style import (
+    MOST_LAYERS_WITH_NUMBERS,
+    ROW_NAMES,
+    cell_text,
+    finish,
+)
 
 if TYPE_CHECKING:
     from vit_clt.analysis.contributions.difference import ScoreDifference
     from vit_clt.analysis.contributions.source_scores import SourceScores
 
 _UNCLEAR = "#b8b8b8"
-# above this, numbers in cells would be smaller than print
-_MOST_LAYERS_WITH_NUMBERS = 12
 # characters beside the kind in the title of a panel; more go on a line of their own
 _LONGEST_NOTE = 20
 
@@ -174,8 +177,8 @@ def _draw(
                 z=z,
                 x=columns,
                 y=list(map(str, range(n))),
-                text=[[_cell_text(v) for v in line] for line in z],
-                texttemplate="%{text}" if n <= _MOST_LAYERS_WITH_NUMBERS else None,
+                text=[[cell_text(v) for v in line] for line in z],
+                texttemplate="%{text}" if n <= MOST_LAYERS_WITH_NUMBERS else None,
                 textfont={"size": 11 if n <= 8 else 10},
                 customdata=hover,
                 hovertemplate="target %{y}, source %{x}: %{customdata}<extra></extra>",
@@ -203,8 +206,8 @@ def _draw_output(figure: go.Figure, row: int, col: int, scores: SourceScores) ->
             z=below([float(each) for each in output], None),
             x=scores.columns,
             y=[*map(str, range(n)), "output"],
-            text=below([_cell_text(float(each)) for each in output]),
-            texttemplate="%{text}" if n <= _MOST_LAYERS_WITH_NUMBERS else None,
+            text=below([cell_text(float(each)) for each in output]),
+            texttemplate="%{text}" if n <= MOST_LAYERS_WITH_NUMBERS else None,
             customdata=below([each.text(".4f") for each in output]),
             hovertemplate="output, source %{x}: loss %{customdata} nats<extra></extra>",
             hoverongaps=False,
@@ -219,13 +222,6 @@ def _draw_output(figure: go.Figure, row: int, col: int, scores: SourceScores) ->
 
 def _largest(traces: Iterable[Any]) -> float:
     return max(abs(v) for trace in traces for line in trace.z for v in line if v is not None)
-
-
-def _cell_text(value: float | None) -> str:
-    # "0.00" in every second cell would hide the rest; hover has all digits
-    if value is None or abs(value) < 0.005:
-        return ""
-    return f"{value:.2f}".replace("0.", ".", 1)
 
 
 def _finished(

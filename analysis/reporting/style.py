@@ -21,6 +21,8 @@ SKY, AMBER = "#56B4E9", "#E69F00"
 INK, FAINT = "#222222", "#bbbbbb"
 # measured series; purple, grey and ink are for floors, controls and the model
 SERIES = (BLUE, ORANGE, GREEN, AMBER, SKY)
+MOST_LAYERS_WITH_NUMBERS = 12
+"""Above this, numbers in the cells of a heatmap of layers would be smaller than print."""
 ZERO_LINE = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1}
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": INK}
 _FEWEST, _MOST = 3, 8  # ticks of a logarithmic axis
@@ -100,6 +102,14 @@ def span(values: Iterable[float | int]) -> str:
 def or_none(value: float) -> float | None:
     """None, which plotly draws as a gap, in the place of NaN."""
     return None if isnan(value) else value
+
+
+def cell_text(value: float | None) -> str:
+    """Two decimals for a cell of a heatmap; nothing for a gap, and where they would be "0.00"."""
+    # that in every second cell would hide the rest; hover has all digits
+    if value is None or isnan(value) or abs(value) < 0.005:
+        return ""
+    return f"{value:.2f}".replace("0.", ".", 1)
 
 
 def three_digits(value: float) -> str:
