@@ -19,7 +19,7 @@ CLTS = Path("out/cifar10")
 OUT = CLTS / "studies"
 RANGES = {"cls": ("0-11", "11"), "patch": ("0-11", "7-11")}
 """Layers whose MLPs are replaced for the surrogate measures, by kind of rows."""
-FIRST = "0,1,2,4,7,10,11"
+FIRST = "0,1,4,7,11"
 """First layers of the cascades."""
 
 

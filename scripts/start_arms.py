@@ -95,6 +95,8 @@ class Arm:
     sparsifier: str = "relu_topk"
     resample: int = 0
     """Steps between re-drawings of dead features from the rows of the largest error; 0 is never."""
+    unit_decoders: bool = False
+    """Bring what each feature writes, to all targets together, to norm 1 after every step."""
 
 
 FAST = {"lr": 3e-3}
@@ -119,6 +121,7 @@ ARMS = {
     "presets, AuxK": Arm(FULL, NEW | {"sparsity": TopKTraining(aux_k=32), "dead_tokens": 20_000}),
     "presets, tied encoders": Arm((tied, *FULL), NEW),
     "presets, lr 6e-3": Arm(FULL, NEW | {"lr": 6e-3}),
+    "presets, unit-norm decoders": Arm(FULL, NEW, unit_decoders=True),
     "JumpReLU, drawn": Arm((), {}, "jumprelu"),
     "JumpReLU, CLS weight 4": Arm(FULL, WEIGHED, "jumprelu"),
     "JumpReLU, presets": Arm(FULL, NEW, "jumprelu"),
@@ -236,6 +239,8 @@ def run(
         out = objective(x, y, weights, total, BATCH, penalty, dead if rebuilds else None)
         out["total"].backward()
         optimiser.step()
+        if arm.unit_decoders:
+            unit_decoders_(clt)
         activity.count(out["fired"] > 0, BATCH)
         if schedule.steered:
             schedule.advance(float(out["active"].float().mean()) / BATCH)
@@ -246,6 +251,13 @@ def run(
     clt.config = replace(clt.config, sparsifier=sparsifier)
     clt.rescale_(measured.scale_x, measured.scale_y)
     return measure(clt.eval(), cfg.rows.groups == 0, unseen) | {"cpu_seconds": seconds}
+
+
+@torch.no_grad()
+def unit_decoders_(clt: CrossLayerTranscoder) -> None:
+    """Bring ||W_dec,i|| of every feature, over all targets together, to 1."""
+    for weights, norms in zip(clt.W_dec, clt.decoder_norms(), strict=True):
+        weights.div_(norms[:, None])
 
 
 @torch.no_grad()
