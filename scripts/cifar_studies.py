@@ -39,7 +39,7 @@ def steps(root: Path) -> dict[str, list[str]]:
             png=True,
         ),
         "cascade": study(
-            "cascade", "relu_topk", 2000, "--layers", FIRST, "--inputs", "stream", "teacher"
+            "cascade", "relu_topk", 1000, "--layers", FIRST, "--inputs", "stream", "teacher"
         ),
         **{
             f"cascade_{clt}": study("cascade", clt, 1000, "--layers", layers)
