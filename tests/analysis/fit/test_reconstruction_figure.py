@@ -101,7 +101,7 @@ def test_mse_axes_are_logarithmic_with_ticks_of_their_own(result: Reconstruction
 
 def test_results_of_other_images_are_refused(result: Reconstruction):
     fewer = Reconstruction(result.frame.assign(n_images=5), result.data, 0)
-    with pytest.raises(InputError, match="compared is of tensor with N = 12, tensor with N = 5"):
+    with pytest.raises(InputError, match="tensor with N = 12, teacher passes, tensor with N = 5"):
         replace(result, compared={"fewer": fewer})
 
 
