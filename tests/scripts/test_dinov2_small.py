@@ -201,14 +201,18 @@ def test_a_step_runs_until_it_is_finished(
     stand_in.chmod(0o755)
     monkeypatch.setattr(study.sys, "executable", str(stand_in))
     monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    steps = {"first": ["reconstruct"], "second": ["train", "--resume"]}
     with pytest.raises(SystemExit, match=r"step first failed: k is 0; expected 1\."):
-        study.run("first", ["reconstruct"])
-    with pytest.raises(SystemExit):
-        study.run("second", ["train", "--resume"])
+        study.run_steps(out, steps, "hf:vit")
+    with pytest.raises(SystemExit, match="step second failed"):
+        study.run_steps(out, steps, "hf:vit", ["second"])
     first, second = (tmp_path / "calls").read_text().splitlines()
-    assert "--overwrite" in first
+    assert first == f"-m vit_clt reconstruct --model hf:vit --overwrite --out {out / 'first'}"
     assert "--overwrite" not in second
-    (tmp_path / "first").mkdir()
-    (tmp_path / "first/metrics.json").touch()
-    study.run("first", ["reconstruct"])
+    for name in steps:
+        (out / name).mkdir()
+        (out / name / "metrics.json").touch()
+    study.run_steps(out, steps, "hf:vit")
     assert len((tmp_path / "calls").read_text().splitlines()) == 2

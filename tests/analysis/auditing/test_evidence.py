@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 from assertions import tells_itself
@@ -11,7 +13,7 @@ from assertions import tells_itself
 from vit_clt import CLTConfig, InputError, ReLUTopK, TrainConfig, ZeroShot, load_data, train
 from vit_clt.analysis import contribution_scores, keep_sources
 from vit_clt.analysis.ablations.all_sets_result import KeepSets, MarkedSet
-from vit_clt.analysis.auditing.claims import Claim, Claims
+from vit_clt.analysis.auditing.claims_result import Claim, Claims
 from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.evidence import (
     Condition,
@@ -110,12 +112,15 @@ def test_each_condition_counts(low, zero, mean, holds, verdict):
 
 
 def test_an_audit_tells_its_verdict(tmp_path: Path) -> None:
+    reads = Claim("reads", "C", [Condition("mean fill", False, "no lead")], [], N)
+    acts = Claim("acts", "E", [Condition("output", True, "0.90")], [], N)
+    claims = Mock(spec=Claims, verdicts=[reads.verdict, acts.verdict])
+    claims.metrics.return_value = [*reads.metrics(), *acts.metrics()]
+    claims.shown.return_value = pd.DataFrame({"claim": ["C reads", "E acts"]})
+    claims.figure.return_value = go.Figure()
     found = Audit(
         evidence=evidence(0.1, GOOD, WEAK),
-        claims=Claims(
-            Claim("reads", "C", [Condition("mean fill", False, "no lead")], [], N),
-            Claim("acts", "E", [Condition("output", True, "0.90")], [], N),
-        ),
+        claims=claims,
         diagnostics=[],
         left_out={"D1": "no per-layer transcoder was given"},
         tokens="cls",
