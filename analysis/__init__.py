@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         surrogate_faithfulness as surrogate_faithfulness,
     )
     from vit_clt.analysis.fit.fidelity_study import fidelity as fidelity
+    from vit_clt.analysis.fit.gate import measure_fit as measure_fit
+    from vit_clt.analysis.fit.gate import measure_fits as measure_fits
     from vit_clt.analysis.fit.reconstruction_study import reconstruction as reconstruction
     from vit_clt.analysis.fit.reconstruction_study import reconstructions as reconstructions
     from vit_clt.analysis.fit.threshold_study import threshold_cost as threshold_cost
@@ -71,6 +73,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "fit.cascade_study": ["cascade"],
         "fit.faithfulness_study": ["surrogate_faithfulness"],
         "fit.fidelity_study": ["fidelity"],
+        "fit.gate": ["measure_fit", "measure_fits"],
         "fit.reconstruction_study": ["reconstruction", "reconstructions"],
         "fit.threshold_study": ["threshold_cost"],
         "graphs.effects": ["direct_effects"],

@@ -1,0 +1,186 @@
+"""How well a CLT fits the ViT on the images at hand: what to know before reading its numbers.
+
+The numbers are those of `reconstruction` on the same images, to the last digit: R^2 by layer on the
+rows of each token kind (0 is predicting their mean, below it the CLT is worse than that), the
+measured L0, and the share of features that fire on none of the token rows. Teacher trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite, isnan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstructions
+from vit_clt.choices import TokenKind
+from vit_clt.data.images import ImageData, ImageSubset, as_image_data
+from vit_clt.hooks import HookedViT
+from vit_clt.transcoder.model import CrossLayerTranscoder
+
+N_IMAGES = 256
+"""Most images that the fit is measured on, which keeps it short beside a study."""
+_NAMES: dict[TokenKind, str] = {"cls": "CLS", "register": "registers", "patch": "patches"}
+_ROWS: dict[TokenKind, str] = {"cls": "CLS", "register": "register", "patch": "patch"}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well one CLT reconstructs MLP outputs of its ViT on some images."""
+
+    clt: str
+    """Name of the CLT."""
+    data: str
+    split: str | None
+    n_images: int
+    """Images it was measured on, the first of the data."""
+    of_images: int
+    """Images that the data has."""
+    r2: Mapping[TokenKind, tuple[float, ...]]
+    """R^2 by layer, by token kind; only kinds that the ViT has, NaN where y does not vary."""
+    l0: tuple[float, ...]
+    """Active features a token row, by layer."""
+    dead: tuple[float, ...]
+    """Share of features that fire on no token row of these images, by layer."""
+
+    def mean_r2(self, kind: TokenKind) -> float:
+        """Mean of R^2 over the layers where it is defined; NaN where it is at none."""
+        defined = [value for value in self.r2[kind] if not isnan(value)]
+        return float(np.mean(defined)) if defined else float("nan")
+
+    def mean_l0(self) -> float:
+        """Active features a token row and layer."""
+        return float(np.mean(self.l0))
+
+    def dead_share(self) -> float:
+        """Share of all features that fire on no token row of these images."""
+        return float(np.mean(self.dead))
+
+    def worse_than_mean(self) -> list[tuple[int, TokenKind]]:
+        """Layers and token kinds at which predicting the mean of the rows has a smaller error."""
+        return [
+            (layer, kind)
+            for kind, values in self.r2.items()
+            for layer, value in enumerate(values)
+            if value < 0
+        ]
+
+    def line(self) -> str:
+        """The fit in one sentence, and a second one where the CLT is worse than the mean."""
+        images = f"{'first ' if self.n_images < self.of_images else ''}{self.n_images} images"
+        parts = [f"{_NAMES[kind]} {self._r2_text(kind)}" for kind in self.r2]
+        worse = self.worse_than_mean()
+        return (
+            f"Fit of {self.clt} on {self.data}, {images}: R2 {', '.join(parts)}, "
+            f"L0 {self.mean_l0():.1f}, {self.dead_share():.0%} of features never fire."
+            + (f" Worse than the mean at {_places(worse)}: do not read their scores." * bool(worse))
+        )
+
+    def by_layer(self) -> pd.DataFrame:
+        """R^2 of every token kind, L0 and the dead share, one row a layer, as text."""
+        columns = {f"R2 {_ROWS[kind]} rows": values for kind, values in self.r2.items()}
+        table = pd.DataFrame({**columns, "L0": self.l0, "never fire": self.dead})
+        formats = {**dict.fromkeys(columns, _two_digits), "L0": "{:.1f}", "never fire": "{:.0%}"}
+        for name, style in formats.items():
+            table[name] = table[name].map(style if callable(style) else style.format)
+        return table.rename_axis("layer").reset_index()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values, null for NaN, with where the CLT is worse than the mean."""
+        r2 = {
+            kind: [value if isfinite(value) else None for value in values]
+            for kind, values in self.r2.items()
+        }
+        worse = [{"layer": layer, "tokens": kind} for layer, kind in self.worse_than_mean()]
+        return {
+            **{**asdict(self), "l0": list(self.l0), "dead": list(self.dead)},
+            "r2": r2,
+            "worse_than_mean": worse,
+        }
+
+    def _r2_text(self, kind: TokenKind) -> str:
+        values, mean = self.r2[kind], self.mean_r2(kind)
+        if isnan(mean):
+            return "undefined"
+        least = int(np.nanargmin(values))
+        return f"{_two_digits(mean)} (least {_two_digits(values[least])} at layer {least})"
+
+
+def measure_fit(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData | Tensor | Iterable[Any],
+    *,
+    n_images: int = N_IMAGES,
+    progress: bool = False,
+) -> Fit:
+    """Measure the fit of one CLT; see `measure_fits`."""
+    fits = measure_fits(vit, {"the CLT": clt}, data, n_images=n_images, progress=progress)
+    return fits[0]
+
+
+def measure_fits(
+    vit: HookedViT,
+    clts: Mapping[str, CrossLayerTranscoder],
+    data: ImageData | Tensor | Iterable[Any],
+    *,
+    n_images: int = N_IMAGES,
+    progress: bool = False,
+) -> list[Fit]:
+    """Measure the fit of several CLTs of one ViT on the same images, in two passes of the ViT.
+
+    Args:
+        vit: the teacher.
+        clts: its transcoders, by name.
+        data: ImageData, a tensor "image 3 height width", or batches.
+        n_images: most images that are used, the first of the data.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a CLT does not fit the model, or there are no CLTs or no images.
+    """
+    images = as_image_data(data)
+    measured = images
+    if n_images < len(images):
+        measured = ImageSubset(images, range(n_images))
+        measured.batch_size = images.batch_size
+    result = reconstructions(vit, clts, measured, progress=progress)
+    kinds = [kind for kind in vit.cfg.rows.kinds if kind != "all"]
+    return [_fit(name, each, kinds, len(images)) for name, each in result.by_clt().items()]
+
+
+def _fit(name: str, result: Reconstruction, kinds: list[TokenKind], of_images: int) -> Fit:
+    def column(tokens: TokenKind, column: str) -> tuple[float, ...]:
+        frame = result.frame
+        return tuple(float(value) for value in frame.loc[frame["tokens"] == tokens, column])
+
+    return Fit(
+        clt=name,
+        data=result.data,
+        split=result.split,
+        n_images=result.n,
+        of_images=of_images,
+        r2={kind: column(kind, "r2") for kind in kinds},
+        l0=column("all", "l0"),
+        dead=column("all", "dead"),
+    )
+
+
+def _places(worse: list[tuple[int, TokenKind]]) -> str:
+    parts = []
+    for kind in dict.fromkeys(kind for _, kind in worse):
+        layers = [str(layer) for layer, of in worse if of == kind]
+        listed = " and ".join([", ".join(layers[:-1]), layers[-1]] if layers[1:] else layers)
+        parts.append(f"layer{'s' if layers[1:] else ''} {listed} ({_ROWS[kind]} rows)")
+    return " and at ".join(parts)
+
+
+def _two_digits(value: float) -> str:
+    """Two decimals; three where a value below 0 would be rounded to 0."""
+    if isnan(value):
+        return "undefined"
+    return f"{value:.3f}" if -0.005 < value < 0 else f"{value:.2f}"
