@@ -1,8 +1,8 @@
 """Studies of a CLT and of its ViT, one room a question; each returns numbers that draw themselves.
 
 Rooms: `fit`, `contributions`, `silencing`, `ablations`, `causal`, `probing`, `auditing`,
-`features`, `graphs`, `steering`, `retrieval`, `factors`, `reproduction`; they share `stats` and
-`reporting`.
+`features`, `graphs`, `steering`, `retrieval`, `explorer`, `factors`, `reproduction`; they share
+`stats`, `reporting` and `viewer`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vit_clt.analysis.contributions.moments import contribution_moments as contribution_moments
     from vit_clt.analysis.contributions.scores import contribution_scores as contribution_scores
     from vit_clt.analysis.contributions.scores import score as score
+    from vit_clt.analysis.explorer.study import explore as explore
+    from vit_clt.analysis.explorer.verdict import read_verdict as read_verdict
     from vit_clt.analysis.factors.clamping_study import clamp as clamp
     from vit_clt.analysis.factors.selectivity_study import selectivity as selectivity
     from vit_clt.analysis.factors.suppression import suppress as suppress
@@ -66,6 +68,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "contributions.decoder_weights": ["decoder_norms"],
         "contributions.moments": ["contribution_moments"],
         "contributions.scores": ["contribution_scores", "score"],
+        "explorer.study": ["explore"],
+        "explorer.verdict": ["read_verdict"],
         "factors.clamping_study": ["clamp"],
         "factors.selectivity_study": ["selectivity"],
         "factors.suppression": ["suppress"],

@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "analysis.reporting": _CORE,
     "analysis.contributions": _STUDY,
     "analysis.probing": _STUDY,
-    "analysis.features": _STUDY,
+    "analysis.viewer": "analysis.reporting",
+    "analysis.features": f"{_STUDY} analysis.viewer",
     "analysis.retrieval": _STUDY,
     "analysis.graphs": _STUDY,
     "analysis.fit": "analysis.contributions",
@@ -46,9 +47,11 @@ MAY_IMPORT = {
     "analysis.steering": "analysis.features",
     "analysis.factors": "analysis.probing analysis.causal",
     "analysis.auditing": "analysis.ablations analysis.causal analysis.fit",
+    "analysis.explorer": "analysis.contributions analysis.features analysis.fit analysis.graphs"
+    " analysis.retrieval",
     "analysis.reproduction": "analysis.fit",
-    "analysis.demo": "analysis.auditing analysis.factors analysis.features analysis.graphs"
-    " analysis.reproduction analysis.retrieval analysis.steering",
+    "analysis.demo": "analysis.auditing analysis.explorer analysis.factors analysis.reproduction"
+    " analysis.steering",
     "cli": "analysis.demo",
     "__main__": "cli",
 }

@@ -80,6 +80,8 @@ class Claims(Study):
     target: int
     clt: str
     """Name of the CLT."""
+    encoder_sha256: str
+    """`encoder_sha256` of the CLT, by which other pages know that these claims are its own."""
     data: str
     split: str | None
     n: int
@@ -123,6 +125,7 @@ class Claims(Study):
             seed=self.scores.seed,
             more={
                 "clt": self.clt,
+                "encoder_sha256": self.encoder_sha256,
                 "readout": self.truth.readout,
                 "target": self.target,
                 "k": self.k,

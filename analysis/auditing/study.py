@@ -84,6 +84,8 @@ class Audit(Study):
             fill="zero, mean, resample",
             seed=self.seed,
             more={
+                "clt": self.claims.clt,
+                "encoder_sha256": self.claims.encoder_sha256,
                 "readout": self.readout,
                 "target": self.target,
                 "verdict": self.verdict,

@@ -8,20 +8,14 @@ from dataclasses import dataclass, fields, replace
 from vit_clt.analysis.features.pages import FeaturePages
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.reporting.study import Facts
+from vit_clt.analysis.viewer.front_end import FILES
 
 
 @dataclass(frozen=True, repr=False)
 class FeatureGallery(FeatureStatistics):
     """The statistics of all features of some layers, with pages of some of them."""
 
-    extra_files = (
-        "index.html",
-        "gallery.css",
-        "gallery.js",
-        "data.js",
-        "pages/pages-*.js",
-        "images/sheet-*.png",
-    )
+    extra_files = FILES
 
     pages: FeaturePages
     """Pages of some of the features, in the order in which they were chosen."""

@@ -9,8 +9,6 @@ inputs are ours: they show what the codes add to x_s, or lose from it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -145,16 +143,6 @@ def pooled(codes: Codes) -> csr_array:
     rows = rows.astype(np.float32)
     rows.eliminate_zeros()
     return rows
-
-
-def encoder_sha256(clt: CrossLayerTranscoder) -> str:
-    """Hash of the parts that codes depend on: encoders, thresholds and sparsifier, not decoders."""
-    digest = hashlib.sha256(json.dumps(clt.config.to_json()["sparsifier"]).encode())
-    for name, tensor in sorted(clt.state_dict().items()):
-        if not name.startswith(("W_dec", "b_dec", "W_skip")):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def untrained(clt: CrossLayerTranscoder, seed: int = 0) -> CrossLayerTranscoder:

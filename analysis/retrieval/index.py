@@ -21,7 +21,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from vit_clt.analysis.retrieval.descriptors import Descriptors, describe, encoder_sha256
+from vit_clt.analysis.retrieval.descriptors import Descriptors, describe
 from vit_clt.analysis.retrieval.files import (
     FACTS_FILE,
     packed,
@@ -39,6 +39,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.inputs import reading
 from vit_clt.outputs import check_same
+from vit_clt.transcoder.identity import encoder_sha256
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.typed import fits, made
 

@@ -42,6 +42,10 @@ COMMANDS = {
         "train:Train",
         "Train a CLT on a frozen ViT; the output folder is itself a --clt.",
     ),
+    "explore": Entry(
+        "explore:Explore",
+        "Linked pages of a CLT: heatmap, features, images, graphs, steering. They open from disk.",
+    ),
     "contributions": Entry(
         "contributions:Contributions",
         "Contribution scores C(s->l): heatmaps, a table of every kind, metrics.",

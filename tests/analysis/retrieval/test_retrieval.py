@@ -25,7 +25,6 @@ from vit_clt.analysis.reporting.style import BLUE
 from vit_clt.analysis.retrieval.descriptors import (
     SparseRows,
     describe,
-    encoder_sha256,
     pooled,
     untrained,
 )

@@ -1,0 +1,1 @@
+"""The explorer: heatmap, features, images, graphs and steering of one CLT on linked pages."""

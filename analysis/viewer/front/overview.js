@@ -1,0 +1,114 @@
+"use strict";
+// The first page: the heatmap, how far to trust it, and ways into features, images and graphs.
+
+async function showOverview(args, params) {
+  const maps = E.heatmaps;
+  const chosen = maps.find((map) => map.tokens === params.tokens && map.kind === params.kind) ?? maps[0];
+  const tabs = maps.map((map) => link("", `${map.rows}, ${map.kind}`, { tokens: map.tokens, kind: map.kind },
+    { "aria-current": map === chosen ? "page" : null }));
+  return { title: "Overview", nodes: [
+    make("h1", {}, E.title),
+    make("div", { class: "wide" },
+      make("section", {}, make("h2", {}, chosen.title),
+        make("nav", { class: "tabs", "aria-label": "Heatmaps" }, ...tabs),
+        heatmap(chosen),
+        make("p", { class: "note" }, `Share of y_l's reconstruction that is decoded from features of layer s, ` +
+          `${chosen.rows}, L0 ${digits(chosen.l0)}; ${E.scores_on}. A cell leads to the features of its source, ordered by what they write at its target.`),
+        ...E.meaning.map((text) => make("p", { class: "note" }, text))),
+      make("section", {}, make("h2", {}, "How far to trust it"), make("p", {}, E.fit.line), fitTable())),
+    make("div", { class: "wide" }, replacedTable(), auditText()),
+    ...(E.findings?.length ? [make("h2", {}, "What was found"), make("ol", { class: "findings" },
+      ...E.findings.map((text) => make("li", {}, ...withAddresses(text))))] : []),
+    make("h2", {}, "Features by layer"), layerLinks(),
+    make("h2", {}, "Images taken apart"), graphLinks(),
+    ...(Object.keys(E.links).length ? [make("h2", {}, "Every study"), studyLinks()] : []),
+    make("h2", {}, "Measured on"), facts(E.facts)] };
+}
+
+// Rows are targets, columns sources, as in the exported figure: a table of links.
+function heatmap(map) {
+  const n = map.values.length, most = Math.max(...map.values.flat().map((v) => Math.abs(v ?? 0)), 1e-9);
+  const rows = map.values.map((values, l) => make("tr", {}, make("th", { scope: "row" }, `${l}`),
+    ...values.map((value, s) => heatCell(map, s, l, value, most))));
+  const foot = make("tr", {}, make("th", {}, "l / s"), ...map.values.map((_, s) => make("th", { scope: "col" }, `${s}`)));
+  const shown = make("table", { class: `heat${n > 12 ? " small" : ""}`, "aria-label": map.title },
+    make("tbody", {}, ...rows.reverse()), make("tfoot", {}, foot));
+  shown.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    const at = event.target.dataset?.cell?.split(",").map(Number);
+    if (!step || !at) return;
+    const next = shown.querySelector(`[data-cell="${at[0] + step[0]},${at[1] + step[1]}"]`);
+    event.preventDefault();
+    event.stopPropagation();
+    next?.focus();
+  });
+  return make("figure", { class: "heatmap" }, shown, make("figcaption", { class: "note" },
+    "columns: source layer s; rows: target layer l, the last one on top", legend(most)));
+}
+
+function heatCell(map, s, l, value, most) {
+  if (value === null) return make("td", {});
+  const share = Math.abs(value) / most;
+  const style = `--share:${(100 * share).toFixed(0)}%`;
+  const kind = `${value < 0 ? "below" : "above"}${share > 0.55 ? " strong" : ""}`;
+  const text = Math.abs(value) < 0.005 ? "" : value.toFixed(2).replace("0.", ".");
+  const params = { target: l, tokens: map.tokens === "patch" ? "patch" : map.tokens === "cls" ? "cls" : "" };
+  if (!(s in E.with_page)) return make("td", { class: kind, style }, text);
+  return make("td", { class: kind, style }, make("a", {
+    href: href(`layer/${s}`, params), "data-cell": `${s},${l}`, title: `C(${s}→${l}) = ${digits(value)}`,
+    "aria-label": `C(${s}→${l}) = ${digits(value)}`, tabindex: s === 0 && l === 0 ? "0" : "-1" }, text));
+}
+
+function legend(most) {
+  const cells = [0, 0.25, 0.5, 0.75, 1].map((share) =>
+    make("span", { class: `swatch above${share > 0.55 ? " strong" : ""}`, style: `--share:${100 * share}%` }, digits(share * most, 2)));
+  return make("span", { class: "legend" }, ...cells);
+}
+
+function replacedTable() {
+  if (!E.replaced.length) return "";
+  const pair = ([top1, loss]) => `${(100 * top1).toFixed(1)} / ${loss.toFixed(3)}`;
+  return make("section", {}, make("h2", {}, "All MLPs replaced by the CLT"),
+    table(["top-1 % / loss, nats", "with the CLT", "unaltered", "floor: at mean", "floor: at zero"], E.replaced.map((r) =>
+      [r.rows, pair([r.top1, r.loss]), pair(r.unaltered), pair(r.mean), pair(r.zero)])));
+}
+
+function auditText() {
+  const audit = E.bar.find((each) => each.name === "Audit");
+  return make("section", {}, make("h2", {}, "Audit"), make("p", { class: audit.level }, ...withCode(audit.text)));
+}
+
+function fitTable() {
+  const kinds = Object.keys(E.fit.r2);
+  const two = (v) => (v === null ? "–" : v.toFixed(2));
+  return table(["Layer", ...kinds.map((kind) => `R², ${kind}`), "L0", "Silent"], E.fit.l0.map((l0, s) => [
+    String(s), ...kinds.map((kind) => {
+      const value = E.fit.r2[kind][s];
+      return make("span", { class: value !== null && value < 0 ? "bad" : "" }, value !== null && value < 0 ? `${two(value)} worse than the mean` : two(value));
+    }), digits(l0), percent(E.fit.silent[s])]), "tight");
+}
+
+const layerLinks = () => make("p", { class: "chips" }, ...LAYERS.map((s) =>
+  link(`layer/${s}`, `layer ${s}: ${E.with_page[s]}`, {}, { class: "chip" })));
+
+function graphLinks() {
+  if (!E.with_graph.length) return make("p", { class: "soft" }, E.no_graphs ?? "None: --graphs was 0.");
+  return make("div", { class: "shelf" }, ...E.with_graph.map((row, j) => make("figure", {},
+    make("a", { href: href(`graph/${row}`), class: "image" }, picture(row, 72, caption(row))),
+    make("div", {}, link(`graph/${row}`, "graph"), " · ", link(`image/${row}`, "image")),
+    make("div", { class: "soft" }, `what drives ${cut(E.graph_targets[j], 18)}`))));
+}
+
+const studyLinks = () => make("ul", {}, ...Object.entries(E.links).map(([text, to]) =>
+  make("li", {}, make("a", { href: to }, text))));
+
+// A text in which every feature, as in 7:256, and every image leads to its page.
+function withAddresses(text) {
+  return text.split(/(\b\d+:\d+\b|\bimage \d+\b)/).map((part) => {
+    if (/^\d+:\d+$/.test(part)) return featureLink(...part.split(":").map(Number));
+    return /^image \d+$/.test(part) ? link(`image/${part.slice(6)}`, part) : part;
+  });
+}
+
+const withCode = (text) => text.split(/(vit-clt .+)$/).map((part) =>
+  (part.startsWith("vit-clt ") ? make("code", {}, part) : part));

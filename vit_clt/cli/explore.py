@@ -1,0 +1,60 @@
+"""`vit-clt explore`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_clt.cli.command import Command, SeedOptions
+from vit_clt.cli.options import CLTOptions
+from vit_clt.cli.readout_options import PromptOptions
+
+
+@dataclass(kw_only=True)
+class Explore(PromptOptions, CLTOptions, Command, SeedOptions):
+    """Linked pages of a CLT: heatmap, features, images, graphs, steering. They open from disk.
+
+    Example: vit-clt explore --clt out/demo/clt --data digits --out out/explore
+    """
+
+    count: int | None = None
+    """Number of features per layer that have a page, spread over how often they fire; default: all
+    that fire."""
+    graphs: int = 12
+    """Number of images that have a graph and steering: of every class in turn those that the model
+    is least sure of."""
+    interventions: int = 16
+    """Features silenced in each of these images, to check its graph."""
+    top: int = 12
+    """Number of most active images kept of each feature."""
+    effect_images: int = 200
+    """Number of first images on which direct effects on class logits are measured."""
+    audit: Path | None = None
+    """Output folder of vit-clt audit or claims of this CLT, whose verdict stands on every page."""
+
+    def run(self) -> None:
+        """Run the studies behind the pages, and write them."""
+        from vit_clt.analysis.explorer.result import Explorer
+        from vit_clt.analysis.explorer.study import explore, why_no_answers
+        from vit_clt.analysis.explorer.verdict import read_verdict
+
+        folder = self.folder_of(Explorer)
+        vit, clt, data = self.load_all(self.device)
+        verdict = None if self.audit is None else read_verdict(self.audit, clt)
+        explorer = explore(
+            vit,
+            clt,
+            data,
+            None if why_no_answers(vit, data) else self.zero_shot(vit, data),
+            count=self.count,
+            graphs=self.graphs,
+            interventions=self.interventions,
+            top=self.top,
+            effect_images=self.effect_images,
+            verdict=verdict,
+            clt_name=self.clt,
+            seed=self.seed,
+            progress=True,
+        )
+        last_line = f"open {folder.path / 'index.html'} in a browser"
+        self.report(folder, explorer, "explore", last_line)
