@@ -13,14 +13,21 @@ from builders import random_clt, tiny_clip
 from PIL import Image
 
 from vit_clt.analysis.features.tally import FeatureTally
+from vit_clt.analysis.viewer.encoding import script_value
 from vit_clt.cli import main
 from vit_clt.hooks import HookedViT
 
 
 def listed(out: Path) -> dict:
-    """The columns of the gallery's list."""
-    text = (out / "data.js").read_text()
-    return json.loads(text[text.index("{") : text.rindex("}") + 1])["features"]
+    """The columns of the gallery's lists, layer after layer."""
+    columns: dict = {"layer": []}
+    for path in sorted((out / "layers").iterdir()):
+        layer = script_value(path.read_text())
+        del layer["write"]
+        columns["layer"] += [int(path.stem[-2:])] * len(layer["feature"])
+        for name, values in layer.items():
+            columns.setdefault(name, []).extend(values)
+    return columns
 
 
 def test_command(digits_clt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

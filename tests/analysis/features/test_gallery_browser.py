@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from assertions import tells_itself
+from browser import browser_page, chromium
 from builders import random_clt, tiny_clip
 from PIL import Image
 from torchvision.transforms import Compose, Normalize
@@ -25,8 +22,10 @@ from vit_clt.analysis.features.pages import FeaturePages
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.reporting.pictures import pixels
 from vit_clt.analysis.reporting.study import study_files, write_study
+from vit_clt.analysis.viewer.encoding import map_text, script_value
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
+from vit_clt.hooks.activations import capture
 from vit_clt.outputs import OutputFolder
 from vit_clt.readouts.zero_shot import ZeroShot
 
@@ -71,14 +70,24 @@ def active(stats: FeatureStatistics) -> list[tuple[int, int]]:
 
 def read(path: Path) -> dict | list:
     """What a data script assigns."""
-    return json.loads(re.sub(r"^[^=]+= |;\n$", "", path.read_text()))
+    return script_value(path.read_text())
+
+
+def layers(path: Path) -> dict[int, dict]:
+    """The lists of a gallery by layer."""
+    return {int(each.stem[-2:]): read(each) for each in sorted((path / "layers").iterdir())}
 
 
 def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
     document = read(gallery / "data.js")
     chosen = active(stats)
-    features = document["features"]
-    assert list(zip(features["layer"], features["feature"], strict=True)) == chosen
+    listed = layers(gallery)
+    assert [(l, i) for l, layer in listed.items() for i in layer["feature"]] == chosen
+    assert sum((layer["page"] for layer in listed.values()), []) == list(range(len(chosen)))
+    assert document["with_page"] == {str(s): len(listed[s]["feature"]) for s in (1, 3)}
+    features = {
+        name: sum((layer[name] for layer in listed.values()), []) for name in listed[1] if name != "write"
+    }
     frame = stats.to_frame().set_index(["layer", "feature"]).loc[chosen]
     for column, name in (("images", "image_rate"), ("purity", "purity"), ("effect", "effect")):
         found = np.array(features[column], float)
@@ -104,13 +113,9 @@ def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
     at = int(np.flatnonzero(frame["effect_images"])[-1])
     page, entry = stats.feature_page(*chosen[at]), pages[at]
     assert [rows[place] for place, *_ in entry["top"]] == [each.row for each in page.top]
-    for (_, value, cls, steps), each in zip(entry["top"], page.top, strict=True):
+    for (_, value, cls, text), each in zip(entry["top"], page.top, strict=True):
         assert (value, cls) == (pytest.approx(each.value, rel=1e-3), pytest.approx(each.cls, 1e-3))
-        patches = each.patches.ravel()
-        np.testing.assert_allclose(
-            np.array(steps) * page.map_scale / 99, patches, atol=page.map_scale / 90
-        )
-        assert ((np.array(steps) != 0) == (patches != 0)).all()
+        assert text == map_text(each.patches, page.map_scale)
     order = np.argsort(-page.effects[0])
     for (c, *effects), expected in zip(entry["effects"], order, strict=True):
         assert c == expected
@@ -166,16 +171,21 @@ def test_of_many_classes_a_page_has_the_ten_at_either_end() -> None:
     assert gallery_contents._shown_classes(effects[:20]) == [*range(19, 2, -1), 0, 2, 1]
 
 
-def test_a_weak_patch_keeps_its_sign(
-    stats: FeatureStatistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    page = stats.feature_page(*active(stats)[0])
-    page.top[0].patches[:] = [[-1e-4, 0, 1e-4], [-1, 0, 1], [0, 0, 0]]
-    page.top[0].patches[:] *= page.map_scale
-    monkeypatch.setattr(FeaturePages, "_page", lambda self, *address: page)
-    written(feature_gallery(stats, [(page.layer, page.feature)], "one"), tmp_path)
-    (entry,) = read(tmp_path / "pages" / "pages-000.js")
-    assert entry["top"][0][3] == [-1, 0, 1, -99, 0, 99, 0, 0, 0]
+def test_writes_are_means_over_all_rows(stats: FeatureStatistics, gallery: Path):
+    vit, clt = stats.vit, stats.clt
+    activations = capture(vit, torch.cat([images for images, _ in stats.data]))
+    for s, layer in layers(gallery).items():
+        codes = clt.encode(activations.x[s], layer=s).to_dense().double()
+        assert layer["write"]["targets"] == list(clt.config.targets(s))
+        for t, l in enumerate(clt.config.targets(s)):
+            norms = clt.decoder(s, l).double().norm(dim=1)
+            for kind, rows in (("cls", slice(0, 1)), ("patch", slice(1, None))):
+                power = activations.y[l][:, rows].double().square().sum(-1).mean()
+                expected = codes[:, rows].abs().mean((0, 1)) * norms / power.sqrt()
+                found = np.array(layer["write"][kind][t], float)
+                np.testing.assert_allclose(
+                    found, expected[layer["feature"]].detach(), rtol=6e-3, atol=1e-12
+                )
 
 
 def test_overwrite_removes_only_its_own_files(stats: FeatureStatistics, tmp_path: Path):
@@ -193,141 +203,91 @@ def test_overwrite_removes_only_its_own_files(stats: FeatureStatistics, tmp_path
 
 # ---- in a browser ----------------------------------------------------------------------------
 
-PROBE = """
-const seen = { errors: [], requests: [] };
-window.addEventListener("error", (e) =>
-  seen.errors.push(String(e.message || e.target.src || e.target.href || e)), true);
-window.addEventListener("unhandledrejection", (e) => seen.errors.push(String(e.reason)));
-for (const name of ["error", "warn"]) {
-  console[name] = (...all) => seen.errors.push(all.join(" "));
-}
-"""
-STEPS = """
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-const all = (what) => [...document.querySelectorAll(what)];
-const links = () => all("#rows a").map((a) => a.textContent);
-async function until(done) { for (let i = 0; i < 100 && !done(); i++) await pause(30); }
-function type(text) {
-  const box = document.getElementById("query");
-  box.value = text;
-  box.dispatchEvent(new Event("input"));
-}
-async function walk() {
-  await until(() => all("#rows canvas").every((c) => c.dataset.drawn));
-  seen.first = links();
-  seen.arrows = all("#heads button").map((b) => b.textContent).join("").match(/[↑↓]/g);
-  seen.found = document.getElementById("found").textContent;
-  seen.drawn = all("#rows canvas").map((c) => c.dataset.drawn === "yes");
-  seen.sizes = Object.values(GALLERY.sheets).map((s) => s.naturalWidth);
-  document.getElementById("after").click();
-  seen.second = links();
-  type("3:");
-  seen.layer = links();
-  type("GREEN");
-  seen.green = links();
-  type("purple");
-  seen.nothing = [links().length, document.getElementById("found").textContent];
-  type("");
-  document.querySelector('[data-sort="feature"]').click();
-  seen.byFeature = links();
-  document.querySelector('[data-sort="feature"]').click();
-  seen.fromLast = links();
-  document.querySelector('[data-sort="images"]').click();
-  seen.falling = all("#rows tr td:nth-child(3)").map((c) => parseFloat(c.textContent));
-  document.querySelector('[data-sort="images"]').click();
-  seen.rising = all("#rows tr td:nth-child(3)").map((c) => parseFloat(c.textContent));
-  seen.ariaSort = all("[aria-sort=ascending]").length;
-  type("3:");
-  const link = all("#rows a")[2];
-  seen.clicked = link.textContent;
-  link.click();
-  await until(() => all("#page h1").length && all("#page canvas").every((c) => c.dataset.drawn));
-  seen.page = document.querySelector("#page h1").textContent;
-  seen.pictures = all("#page canvas").map((c) => c.getAttribute("aria-label"));
-  seen.charts = all("#page svg").length;
-  seen.listHidden = document.getElementById("list").hidden;
-  seen.explained = all("#page .note").at(-1).textContent;
-  const near = all("#page td a")[0];
-  seen.nearLink = near.textContent;
-  near.click();
-  await until(() => document.querySelector("#page h1").textContent !== seen.page);
-  seen.near = document.querySelector("#page h1").textContent;
-  location.hash = "#/";
-  await until(() => !document.getElementById("list").hidden);
-  seen.back = links().length;
-  location.hash = "#/9:9";
-  await until(() => all("[role=alert]").length);
-  seen.missing = document.querySelector("[role=alert]").textContent;
-  seen.requests = performance.getEntriesByType("resource").map((r) => r.name);
-}
-walk().catch((e) => seen.errors.push(String(e.stack))).finally(() => {
-  const out = document.createElement("script");
-  out.type = "application/json";
-  out.id = "seen";
-  out.textContent = JSON.stringify(seen).replaceAll("<", "\\\\u003c");
-  document.body.append(out);
-});
-"""
-
-
-def chromium() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    return next((found for name in names if (found := shutil.which(name))), None)
+LINKS = "[...document.querySelectorAll('#rows .address')].map((a) => a.textContent)"
 
 
 @pytest.mark.skipif(chromium() is None, reason="needs Chromium or Chrome on the PATH")
 def test_in_a_browser(gallery: Path, stats: FeatureStatistics, tmp_path: Path):
-    shutil.copytree(gallery, tmp_path / "g")
-    index = tmp_path / "g" / "index.html"
-    head, tail = index.read_text().split("</head>")
-    tail = tail.replace("</body>", f"<script>{STEPS}</script></body>")
-    index.write_text(f"{head}<script>{PROBE}</script></head>{tail}")
-    command = [
-        *(chromium() or "", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-        *("--disable-quic", "--disable-background-networking", "--disable-component-update"),
-        *("--disable-sync", "--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'user'}"),
-        *("--dump-dom", index.as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    result = re.search(r'<script type="application/json" id="seen">(.*?)</script>', done.stdout)
-    assert result, done.stderr[-2000:]
-    seen = json.loads(result[1])
     chosen = [f"{s}:{i}" for s, i in active(stats)]
-    assert seen["errors"] == []
-    assert all(name.startswith("file:") for name in seen["requests"])
-    assert len(chosen) > 40
-    assert seen["first"] == chosen[:40]
-    assert seen["second"] == chosen[40:80]
-    assert seen["found"] == f"{len(chosen)} of {len(chosen)} features"
-    assert len(seen["drawn"]) > 100
-    assert all(seen["drawn"])
-    assert seen["sizes"]
-    assert all(size == 16 * 12 for size in seen["sizes"])
-    of_three = [each for each in chosen if each.startswith("3:")]
-    assert seen["layer"] == of_three[:40]
-    assert seen["arrows"] is None
-    in_order = [f"{s}:{i}" for s, i in sorted(active(stats))]
-    assert seen["byFeature"] == in_order[:40] != chosen[:40]
-    assert seen["fromLast"] == in_order[::-1][:40]
-    assert "not one of the features this gallery shows" in seen["explained"]
-    frame = stats.to_frame().query("active_images > 0")
-    frame = frame.sort_values(["layer", "feature"], ascending=[True, False])
-    green = frame[(frame["class"] == CLASSES[1]) | (frame["raised"] == CLASSES[1])]
-    assert seen["green"] == [f"{r.layer}:{r.feature}" for r in green.itertuples()][:40]
-    assert 0 < len(green) < len(chosen)
-    assert seen["nothing"][0] == 0
-    assert "“purple”" in seen["nothing"][1]
-    assert seen["falling"] == sorted(seen["falling"], reverse=True)
-    assert seen["rising"] == sorted(seen["rising"])
-    assert seen["falling"][0] > seen["rising"][0]
-    assert seen["ariaSort"] == 1
-    assert seen["page"] == "Layer {}, feature {}".format(*seen["clicked"].split(":"))
-    page = stats.feature_page(*map(int, seen["clicked"].split(":")))
-    assert len(seen["pictures"]) == len(page.top) + sum(len(r.examples) for r in page.ranges)
-    names = ["red", "green", "<b>blue"]
-    first = page.top[0]
-    assert seen["pictures"][0].startswith(f"{names[first.label]}, row {first.row}; z ")
-    assert (seen["charts"], seen["listHidden"]) == (2 + (page.effect_images > 0), True)
-    assert seen["near"] == "Layer {}, feature {}".format(*seen["nearLink"].split(":"))
-    assert seen["back"] == min(40, len(of_three))
-    assert seen["missing"] == "Feature 9:9 has no page here."
+    with browser_page(tmp_path) as page:
+
+        def links() -> list[str]:
+            return page.value(LINKS)
+
+        def enter(text: str) -> list[str]:
+            page.value(f"document.getElementById('query').value = {text!r}")
+            page.value("document.getElementById('query').dispatchEvent(new Event('input'))")
+            return links()
+
+        def column(place: int) -> list[float]:
+            cells = f"[...document.querySelectorAll('#rows tr td:nth-child({place})')]"
+            return [float(text.split()[0]) for text in page.value(f"{cells}.map((c) => c.innerText)")]
+
+        def sort(name: str) -> None:
+            page.value(f"document.querySelector('[data-sort={name}]').click()")
+
+        page.open((gallery / "index.html").as_uri())
+        drawn = "[...document.querySelectorAll('#rows canvas')].every((c) => c.dataset.drawn)"
+        page.until(f"document.querySelector('#rows canvas') && {drawn}")
+        assert len(chosen) > 40
+        assert links() == chosen[:40]
+        assert page.value("document.getElementById('found').textContent") == (
+            f"{len(chosen)} of {len(chosen)} features"
+        )
+        assert page.value("document.querySelectorAll('#rows canvas').length") > 100
+        page.value("document.getElementById('after').click()")
+        assert links() == chosen[40:80]
+        of_three = [each for each in chosen if each.startswith("3:")]
+        assert enter("3:") == of_three[:40]
+        frame = stats.to_frame().query("active_images > 0")
+        frame = frame.sort_values(["layer", "feature"], ascending=[True, False])
+        green = frame[(frame["class"] == CLASSES[1]) | (frame["raised"] == CLASSES[1])]
+        assert enter("GREEN") == [f"{r.layer}:{r.feature}" for r in green.itertuples()][:40]
+        assert 0 < len(green) < len(chosen)
+        assert enter("purple") == []
+        assert "“purple”" in page.value("document.getElementById('found').textContent")
+        enter("")
+        in_order = [f"{s}:{i}" for s, i in sorted(active(stats))]
+        sort("feature")
+        assert links() == in_order[:40] != chosen[:40]
+        sort("feature")
+        assert links() == in_order[::-1][:40]
+        sort("images")
+        falling = column(4)
+        assert falling == sorted(falling, reverse=True)
+        sort("images")
+        rising = column(4)
+        assert rising == sorted(rising)
+        assert falling[0] > rising[0]
+        assert page.value("document.querySelectorAll('[aria-sort=ascending]').length") == 1
+        # the address keeps what was chosen
+        kept = page.value("location.href")
+        page.open("about:blank")
+        page.open(kept)
+        page.until("document.querySelector('#rows tr')")
+        assert column(4) == rising
+        enter("3:")
+        clicked = page.value("document.querySelectorAll('#rows .address')[2].textContent")
+        page.value("document.querySelectorAll('#rows .address')[2].click()")
+        page.until("document.querySelector('#view[data-view=feature] h1')")
+        assert page.value("document.querySelector('h1').textContent") == f"Feature {clicked}"
+        shown = stats.feature_page(*map(int, clicked.split(":")))
+        names = page.value(
+            "[...document.querySelectorAll('#view canvas')].map((c) => c.getAttribute('aria-label'))"
+        )
+        assert len(names) == len(shown.top) + sum(len(r.examples) for r in shown.ranges)
+        first = shown.top[0]
+        assert names[0].startswith(f"{['red', 'green', '<b>blue'][first.label]}, row {first.row}; z ")
+        assert page.value("document.querySelectorAll('#view svg').length") == (
+            2 + (shown.effect_images > 0)
+        )
+        near = page.value("document.querySelector('#view td .address').textContent")
+        page.value("document.querySelector('#view td .address').click()")
+        page.until(f"document.querySelector('h1').textContent === 'Feature {near}'")
+        page.value("location.hash = '#/feature/9:9'")
+        page.until("document.querySelector('[role=alert]')")
+        assert "Layer 9 is not shown here" in page.value(
+            "document.querySelector('[role=alert]').textContent"
+        )
+        assert page.errors == []
+        assert all(name.startswith(("file:", "data:", "about:")) for name in page.requests)
