@@ -83,10 +83,12 @@ def test_files_hold_what_pages_hold(stats: FeatureStatistics, gallery: Path):
     chosen = active(stats)
     listed = layers(gallery)
     assert [(l, i) for l, layer in listed.items() for i in layer["feature"]] == chosen
-    assert sum((layer["page"] for layer in listed.values()), []) == list(range(len(chosen)))
+    assert [n for layer in listed.values() for n in layer["page"]] == list(range(len(chosen)))
     assert document["with_page"] == {str(s): len(listed[s]["feature"]) for s in (1, 3)}
     features = {
-        name: sum((layer[name] for layer in listed.values()), []) for name in listed[1] if name != "write"
+        name: [value for layer in listed.values() for value in layer[name]]
+        for name in listed[1]
+        if name != "write"
     }
     frame = stats.to_frame().set_index(["layer", "feature"]).loc[chosen]
     for column, name in (("images", "image_rate"), ("purity", "purity"), ("effect", "effect")):
@@ -221,7 +223,9 @@ def test_in_a_browser(gallery: Path, stats: FeatureStatistics, tmp_path: Path):
 
         def column(place: int) -> list[float]:
             cells = f"[...document.querySelectorAll('#rows tr td:nth-child({place})')]"
-            return [float(text.split()[0]) for text in page.value(f"{cells}.map((c) => c.innerText)")]
+            return [
+                float(text.split()[0]) for text in page.value(f"{cells}.map((c) => c.innerText)")
+            ]
 
         def sort(name: str) -> None:
             page.value(f"document.querySelector('[data-sort={name}]').click()")
@@ -273,11 +277,14 @@ def test_in_a_browser(gallery: Path, stats: FeatureStatistics, tmp_path: Path):
         assert page.value("document.querySelector('h1').textContent") == f"Feature {clicked}"
         shown = stats.feature_page(*map(int, clicked.split(":")))
         names = page.value(
-            "[...document.querySelectorAll('#view canvas')].map((c) => c.getAttribute('aria-label'))"
+            "[...document.querySelectorAll('#view canvas')]"
+            ".map((canvas) => canvas.getAttribute('aria-label'))"
         )
         assert len(names) == len(shown.top) + sum(len(r.examples) for r in shown.ranges)
         first = shown.top[0]
-        assert names[0].startswith(f"{['red', 'green', '<b>blue'][first.label]}, row {first.row}; z ")
+        assert names[0].startswith(
+            f"{['red', 'green', '<b>blue'][first.label]}, row {first.row}; z "
+        )
         assert page.value("document.querySelectorAll('#view svg').length") == (
             2 + (shown.effect_images > 0)
         )
