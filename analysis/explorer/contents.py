@@ -17,10 +17,11 @@ import pandas as pd
 from vit_clt.analysis.explorer.images import ImageReadings
 from vit_clt.analysis.explorer.result import Explorer
 from vit_clt.analysis.explorer.steered_images import FACTORS, SteeredImage
+from vit_clt.analysis.explorer.story import chosen_features, findings, largest_case
 from vit_clt.analysis.features.gallery_contents import feature_files, gallery_document
 from vit_clt.analysis.graphs.result import GraphStudy
 from vit_clt.analysis.reporting.style import ROW_NAMES
-from vit_clt.analysis.viewer.encoding import number, script
+from vit_clt.analysis.viewer.encoding import map_text, number, script
 from vit_clt.analysis.viewer.front_end import front_end
 from vit_clt.analysis.viewer.sheets import sheets
 
@@ -80,7 +81,30 @@ def _overview(explorer: Explorer) -> dict[str, Any]:
         "factors": FACTORS,
         "links": dict(explorer.links),
         "clt": explorer.clt,
+        "story": _story(explorer),
     }
+
+
+def _story(explorer: Explorer) -> dict[str, Any]:
+    """Findings, a few features, and the largest change by steering."""
+    gallery = explorer.gallery
+    case = largest_case(explorer.steered)
+    names = gallery.data.class_names
+    told = findings(explorer.scores, explorer.fit, explorer.cascade, case, explorer.verdict, names)
+    pages = gallery.feature_pages(chosen_features(gallery))
+    features = [
+        [
+            page.layer,
+            page.feature,
+            [[shown.row, map_text(shown.patches, page.map_scale)] for shown in page.top[:5]],
+            number(page.purity),
+            page.label,
+            number(page.purity_by_chance),
+        ]
+        for page in pages
+    ]
+    steered = None if case is None else [case.row, f"{case.layer}:{case.feature}", case.factor]
+    return {"findings": told, "features": features, "steered": steered}
 
 
 def _bar(explorer: Explorer) -> list[dict[str, str]]:
@@ -116,9 +140,8 @@ def _bar(explorer: Explorer) -> list[dict[str, str]]:
         text = f"Nobody has tested whether these scores hold: vit-clt audit --clt {explorer.clt}"
         bar.append({"name": "Audit", "short": "not audited", "text": text, "level": "open"})
     else:
-        short = verdict.verdict or "; ".join(claim.split(" (")[0] for claim in verdict.claims)
-        level = "" if "unsupported" not in verdict.text and verdict.verdict != "mixed" else "bad"
-        bar.append({"name": "Audit", "short": short, "text": verdict.text, "level": level})
+        level = "" if verdict.holds else "bad"
+        bar.append({"name": "Audit", "short": verdict.short, "text": verdict.text, "level": level})
     return bar
 
 

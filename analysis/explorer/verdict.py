@@ -28,6 +28,18 @@ class Verdict:
     """The layer that was audited."""
 
     @property
+    def short(self) -> str:
+        """The verdict in a few words."""
+        return self.verdict or "; ".join(claim.split(" (")[0] for claim in self.claims)
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing that was tested is refuted or in doubt."""
+        return self.verdict in (None, "supported") and not any(
+            "unsupported" in claim for claim in self.claims
+        )
+
+    @property
     def text(self) -> str:
         """The verdict in one sentence."""
         audit = "" if self.verdict is None else f"attribution {self.verdict}; "

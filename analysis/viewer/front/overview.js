@@ -8,6 +8,7 @@ async function showOverview(args, params) {
     { "aria-current": map === chosen ? "page" : null }));
   return { title: "Overview", nodes: [
     make("h1", {}, E.title),
+    make("ol", { class: "findings" }, ...E.story.findings.map((text) => make("li", {}, ...withAddresses(text)))),
     make("div", { class: "wide" },
       make("section", {}, make("h2", {}, chosen.title),
         make("nav", { class: "tabs", "aria-label": "Heatmaps" }, ...tabs),
@@ -17,8 +18,8 @@ async function showOverview(args, params) {
         ...E.meaning.map((text) => make("p", { class: "note" }, text))),
       make("section", {}, make("h2", {}, "How far to trust it"), make("p", {}, E.fit.line), fitTable())),
     make("div", { class: "wide" }, replacedTable(), auditText()),
-    ...(E.findings?.length ? [make("h2", {}, "What was found"), make("ol", { class: "findings" },
-      ...E.findings.map((text) => make("li", {}, ...withAddresses(text))))] : []),
+    make("h2", {}, "A few features, of each layer the one with the purest images"), fewFeatures(),
+    ...(await steeredExample()),
     make("h2", {}, "Features by layer"), layerLinks(),
     make("h2", {}, "Images taken apart"), graphLinks(),
     ...(Object.keys(E.links).length ? [make("h2", {}, "Every study"), studyLinks()] : []),
@@ -86,6 +87,25 @@ function fitTable() {
       const value = E.fit.r2[kind][s];
       return make("span", { class: value !== null && value < 0 ? "bad" : "" }, value !== null && value < 0 ? `${two(value)} worse than the mean` : two(value));
     }), digits(l0), percent(E.fit.silent[s])]), "tight");
+}
+
+const fewFeatures = () => make("div", { class: "few" }, ...E.story.features.map(([s, i, images, purity, label, chance]) =>
+  make("section", {}, make("h3", {}, featureLink(s, i)),
+    make("div", {}, ...images.map(([place, map]) => imageLink(place, 56, caption(place), { map })), " "),
+    make("p", { class: "soft" }, purity === null ? "no labels" : `${percent(purity)} of its top images are ${className(label)}, by chance ${percent(chance)}`))));
+
+// One image before and after its feature is scaled, beside its graph.
+async function steeredExample() {
+  if (!E.story.steered) return [];
+  const [row, name, factor] = E.story.steered, { steered } = await graphOf(row);
+  const found = steered.features.find((f) => address(f.layer, f.feature) === name);
+  const values = found.p[E.factors.indexOf(factor)], label = E.images.label[row];
+  const pairs = (shown) => steered.classes.slice(0, 5).map((c, j) => [c, shown[j]]);
+  return [make("h2", {}, `Image ${row} with feature ${name} scaled by ${factor}`),
+    make("p", {}, link(`steer/${row}/${name}`, "Other features and factors", { factor }), " · ", link(`graph/${row}`, "What drives its logit: graph", { node: name })),
+    make("div", { class: "trio" }, picture(row, 110, caption(row)),
+      make("section", {}, make("h3", {}, "Before"), probabilities(pairs(steered.clean), label, "Probabilities before")),
+      make("section", {}, make("h3", {}, "After"), probabilities(pairs(values), label, "Probabilities after")))];
 }
 
 const layerLinks = () => make("p", { class: "chips" }, ...LAYERS.map((s) =>

@@ -170,6 +170,32 @@ def test_files_hold_the_scores_and_graphs(explorer: Explorer, vit: HookedViT, pa
     assert "Worse than the mean" in bar["Fit"]["text"]
 
 
+def test_the_story_tells_what_was_measured(explorer: Explorer, pages: Path):
+    story = script_value((pages / "data.js").read_text())["story"]
+    stands_in, read, moved = story["findings"]
+    r = explorer.cascade.to_frame().iloc[-1]
+    assert f"{100 * r.top1:.1f} % right at {r.loss:.3f} nats" in stands_in
+    assert f"their mean {100 * r.floor_mean:.1f} % at {r.loss_floor_mean:.3f}" in stands_in
+    last = explorer.scores.drawn("C", "cls", "projection").matrix[-1]
+    assert f"read from layer {int(last.argmax())} ({float(last.max()):.2f})" in read
+    assert "No audit has tested here" in read
+    changes = {
+        (image.row, f"{each.layer}:{each.feature}", factor): float(np.abs(p - image.clean).max())
+        for image in explorer.steered
+        for each in image.features
+        for factor, p in zip(FACTORS, each.probabilities, strict=True)
+    }
+    assert tuple(story["steered"]) == max(changes, key=changes.get)
+    assert f"on image {story['steered'][0]}." in moved
+    frame = explorer.gallery.to_frame()
+    assert [s for s, *_ in story["features"]] == [0, 1, 2, 3]
+    for s, i, images, purity, *_ in story["features"]:
+        filled = frame.query("layer == @s and active_images >= 5")
+        assert purity == pytest.approx(filled["purity"].max(), rel=1e-3)
+        top = explorer.gallery.feature_page(s, i).top
+        assert [row for row, _ in images] == [each.row for each in top[:5]]
+
+
 def test_images_taken_apart_are_the_least_sure_of_every_class():
     sure = np.array([0.9, 0.2, 0.8, 0.1, 0.5, 0.6])
     labels = np.array([0, 0, 0, 1, 1, 1])
