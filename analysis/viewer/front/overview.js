@@ -70,7 +70,7 @@ function replacedTable() {
   if (!E.replaced.length) return "";
   const pair = ([top1, loss]) => `${(100 * top1).toFixed(1)} / ${loss.toFixed(3)}`;
   return make("section", {}, make("h2", {}, "All MLPs replaced by the CLT"),
-    table(["top-1 % / loss, nats", "with the CLT", "unaltered", "floor: at mean", "floor: at zero"], E.replaced.map((r) =>
+    table(["top-1 % / nats", "with CLT", "unaltered", "floor: mean", "floor: zero"], E.replaced.map((r) =>
       [r.rows, pair([r.top1, r.loss]), pair(r.unaltered), pair(r.mean), pair(r.zero)])));
 }
 
