@@ -47,7 +47,7 @@ from vit_clt.training.interventions import InterventionReader, Interventions, in
 from vit_clt.training.objective import Objective, learning_rate
 from vit_clt.training.order import seeded
 from vit_clt.training.start import moments, start_
-from vit_clt.transcoder.sparsifiers.jumprelu import JumpReLUTraining
+from vit_clt.transcoder.sparsifier_options import JumpReLUTraining
 from vit_clt.transcoder.train_config import TrainConfig
 
 EXACT, AT_DEPTH = 0.01, 0.1

@@ -29,8 +29,7 @@ from vit_clt.hooks.activations import Activations, capture
 from vit_clt.training.batches import GroupActivations
 from vit_clt.training.objective import Activity, Objective, learning_rate
 from vit_clt.training.start import Moments, centre_, cls_feature_, moments, unit_encoders_
-from vit_clt.transcoder.sparsifiers.jumprelu import JumpReLUTraining
-from vit_clt.transcoder.sparsifiers.topk import TopKTraining
+from vit_clt.transcoder.sparsifier_options import JumpReLUTraining, TopKTraining
 from vit_clt.transcoder.train_config import TrainConfig
 
 Start = Callable[[dict[str, Tensor], Moments], None]

@@ -12,7 +12,8 @@ import torch
 from vit_clt import CLTConfig, CrossLayerTranscoder, InputError, JumpReLU, ReLUTopK
 from vit_clt.kernels import jump as fused
 from vit_clt.training.trainer import check_run
-from vit_clt.transcoder.sparsifiers.jumprelu import JumpReLUTraining, tanh_penalty
+from vit_clt.transcoder.sparsifier_options import JumpReLUTraining
+from vit_clt.transcoder.sparsifiers.jumprelu import tanh_penalty
 from vit_clt.transcoder.train_config import TrainConfig
 
 

@@ -15,7 +15,7 @@ from vit_clt.hooks.activations import capture
 from vit_clt.training.objective import Objective
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
-from vit_clt.transcoder.sparsifiers.jumprelu import JumpReLUTraining
+from vit_clt.transcoder.sparsifier_options import JumpReLUTraining
 from vit_clt.transcoder.train_config import TrainConfig
 
 

@@ -1,8 +1,8 @@
 """How to train a CLT, as one frozen dataclass: validated here, written with every run.
 
-What is particular to one sparsifier is in a frozen dataclass of its own, in that sparsifier's file
-(`vit_clt.transcoder.sparsifiers`), and hangs on the field `sparsity`. Free of torch, so that the
-command line can list options at once.
+What is particular to one sparsifier is in a frozen dataclass of its own
+(`vit_clt.transcoder.sparsifier_options`), and hangs on the field `sparsity`. Free of torch, so that
+the command line can list options at once.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ The loss has lambda times the mean over tokens of sum_s sum_i tanh(c ||W_dec,i||
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import exp, log
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,66 +28,12 @@ from vit_clt.kernels.jump import (
     tanh_sum,
     tanh_sum_gradients,
 )
+from vit_clt.transcoder.sparsifier_options import JumpReLUSettings, JumpReLUTraining
 from vit_clt.transcoder.sparsifiers.base import Encoder, Schedule, Sparsifier
-from vit_clt.transcoder.train_config import (
-    SparsifierSettings,
-    SparsifierTraining,
-    check_above_zero,
-    check_share,
-    check_zero_or_more,
-)
+from vit_clt.transcoder.train_config import SparsifierSettings, SparsifierTraining
 
 if TYPE_CHECKING:
     from vit_clt.transcoder.model import CrossLayerTranscoder
-
-
-@dataclass(frozen=True)
-class JumpReLUSettings(SparsifierSettings):
-    """Fields of JumpReLU that a user may set."""
-
-    bandwidth: float = 1.0
-    """For JumpReLU only: width of the band around a threshold in which it learns."""
-
-
-@dataclass(frozen=True)
-class JumpReLUTraining(SparsifierTraining):
-    """Options of JumpReLU."""
-
-    l0: float | int | None = None
-    """Steer lambda to this many active features a token and layer."""
-    sparsity: float | int = 1e-3
-    """Final lambda (its starting point, where `l0` steers it)."""
-    sparsity_scale: float | int = 4.0
-    """c in the tanh."""
-    sparsity_ramp: float | int = 1.0
-    """Share of the steps over which lambda rises from 0 (not where `l0` steers)."""
-    ramp: bool = False
-    """Let lambda rise to `sparsity` also where k is given as an L0 to steer it to."""
-    compile: bool = False
-    """Fuse its arithmetic (torch.compile; needs a C++ compiler on a CPU)."""
-
-    def __post_init__(self) -> None:
-        check_above_zero(self, "l0")
-        check_zero_or_more(self, "sparsity", "sparsity_scale", "sparsity_ramp")
-        check_share(self, "sparsity_ramp")
-        if self.l0 is not None and self.ramp:
-            raise InputError("ramp", "is True with an l0 target; expected one of them.")
-        if self.l0 is not None and self.sparsity == 0:
-            raise InputError("sparsity", "is 0 with an l0 target; expected a start above 0.")
-
-    @property
-    def l0_target(self) -> float | None:
-        """`l0`."""
-        return None if self.l0 is None else float(self.l0)
-
-    @property
-    def fused(self) -> bool:
-        """`compile`."""
-        return self.compile
-
-    def aimed_at(self, l0: int) -> JumpReLUTraining:
-        """Steered to `l0`, unless they say otherwise themselves."""
-        return self if self.ramp or self.l0 is not None else replace(self, l0=float(l0))
 
 
 class LambdaSchedule(Schedule):

@@ -21,50 +21,12 @@ from vit_clt.kernels.choose import choose
 from vit_clt.kernels.codes import Codes, SparseCodes
 from vit_clt.kernels.sparse import encode_top_k
 from vit_clt.kernels.topk import top_k
+from vit_clt.transcoder.sparsifier_options import TopKTraining
 from vit_clt.transcoder.sparsifiers.base import Encoder, Schedule, Sparsifier
-from vit_clt.transcoder.train_config import (
-    SparsifierTraining,
-    check_above_zero,
-    check_share,
-    check_zero_or_more,
-)
+from vit_clt.transcoder.train_config import SparsifierTraining
 
 if TYPE_CHECKING:
     from vit_clt.transcoder.model import CrossLayerTranscoder
-
-
-@dataclass(frozen=True)
-class TopKTraining(SparsifierTraining):
-    """Options of top-k sparsifiers."""
-
-    k_start: int | None = None
-    """Active features at the first step, falling linearly to k; None starts at k."""
-    k_ramp: float | int = 0.2
-    """Share of the steps over which `k_start` falls to k."""
-    aux_k: int = 0
-    """Dead features that rebuild what is left over (Gao et al. 2024); 0 is off, half of d_model is
-    usual."""
-    aux_weight: float | int = 1 / 32
-    """Weight of that term in the loss."""
-
-    def __post_init__(self) -> None:
-        check_above_zero(self, "k_start")
-        check_zero_or_more(self, "k_ramp", "aux_k", "aux_weight")
-        check_share(self, "k_ramp")
-
-    @property
-    def auxiliary_weight(self) -> float | None:
-        """`aux_weight`, where `aux_k` asks for the term."""
-        return float(self.aux_weight) if self.aux_k else None
-
-    def in_use(self) -> dict[str, Any]:
-        """`k_ramp` and `aux_weight` only beside what they are about."""
-        found = super().in_use()
-        if self.k_start is None:
-            del found["k_ramp"]
-        if not self.aux_k:
-            del found["aux_weight"]
-        return found
 
 
 class KSchedule(Schedule):
