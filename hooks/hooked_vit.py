@@ -23,7 +23,7 @@ from vit_clt.hooks.rows import TokenRows
 from vit_clt.hooks.towers.base import Tower
 from vit_clt.hooks.towers.find import tower_of
 from vit_clt.hooks.towers.load_open_clip import load_open_clip
-from vit_clt.hooks.towers.names import HF, TIMM, split_name
+from vit_clt.hooks.towers.names import HF, TIMM, recorded_name, split_name
 from vit_clt.transcoder.config import TeacherIdentity
 
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
@@ -137,9 +137,10 @@ class HookedViT(HookedRootModule):
             model: an open_clip name ("ViT-B-32-quickgelu"), `local-dir:PATH` of a folder with
                 open_clip_config.json and open_clip_model.safetensors, `hf-hub:ORG/NAME`, or
                 "digits" or "adding", the teachers that come with this package.
-            pretrained: an open_clip tag ("openai"), or weights on disk (docs/weights.md); None
-                leaves random weights. It must be None with `local-dir:` and `hf-hub:`, which have
-                weights of their own.
+            pretrained: an open_clip tag ("openai"), weights on disk (docs/weights.md), or
+                "random:SEED" ("random" is seed 0) for weights that the same seed draws again; None
+                leaves random weights of no seed. It must be None with `local-dir:` and `hf-hub:`,
+                which have weights of their own.
             gelu: what weights on disk were trained with, where open_clip lists the model with both
                 and nothing else says it.
             device: the device that the model is put on.
@@ -158,7 +159,7 @@ class HookedViT(HookedRootModule):
         return cls(
             loaded.model,
             model=model,
-            pretrained=pretrained,
+            pretrained=recorded_name(pretrained),
             preprocess=loaded.preprocess,
             tokenizer=loaded.tokenizer,
         )
@@ -176,8 +177,9 @@ class HookedViT(HookedRootModule):
 
         Args:
             name: timm's name of the architecture ("vit_small_patch14_reg4_dinov2").
-            pretrained: a tag of timm ("lvd142m"), or weights on disk (docs/weights.md), whose
-                classifier the model then has; None leaves random weights.
+            pretrained: a tag of timm ("lvd142m"), weights on disk (docs/weights.md), whose
+                classifier the model then has, or "random:SEED" ("random" is seed 0); None leaves
+                random weights of no seed.
             image_size: of images in pixels, where it is not the model's; timm interpolates
                 positions.
             device: the device that the model is put on.
@@ -190,7 +192,10 @@ class HookedViT(HookedRootModule):
 
         loaded, preprocess = load_timm(name, pretrained, image_size)
         return cls(
-            loaded.to(device), model=TIMM + name, pretrained=pretrained, preprocess=preprocess
+            loaded.to(device),
+            model=TIMM + name,
+            pretrained=recorded_name(pretrained),
+            preprocess=preprocess,
         )
 
     @classmethod
@@ -236,8 +241,8 @@ class HookedViT(HookedRootModule):
         Args:
             model: `hf:NAME` of `from_transformers`, `timm:NAME` or `timm:NAME:CHECKPOINT` of
                 `from_timm`, or a name of `from_open_clip`.
-            pretrained: a tag or weights on disk; None leaves random weights. It must be None with
-                `hf:`, which has weights of its own.
+            pretrained: a tag, weights on disk, or "random:SEED"; None leaves random weights of no
+                seed. It must be None with `hf:`, which has weights of its own.
             gelu: as of `from_open_clip`; other families need none.
             device: the device that the model is put on.
 

@@ -2,7 +2,7 @@
 
 A CLT of others says on which ViT it was trained. It does not decide what is read from the disk or
 fetched from the Hub: unasked, only ViTs are loaded that come with this package, or that open_clip
-itself lists with its weights. Every other ViT is named by the user.
+itself lists with its weights, or that are drawn at random. Every other ViT is named by the user.
 
 The files of a ViT (`local-dir:PATH` and `hf-hub:NAME`) may hold sizes, options of known names and
 finite numbers. They may not name code or further models, and not ask for more numbers than the
@@ -23,6 +23,8 @@ from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX
 from open_clip.transform import PreprocessCfg
 
 from vit_clt.errors import InputError
+from vit_clt.hooks.towers.known_names import OPEN_CLIP_FILES, local_files
+from vit_clt.hooks.towers.names import TIMM, random_seed
 from vit_clt.hooks.towers.open_clip_names import shape_of_config
 from vit_clt.inputs import file_size, read_json, reading
 from vit_clt.teachers import SHIPPED
@@ -30,7 +32,7 @@ from vit_clt.tensor_files import check_floats, read_header
 from vit_clt.transcoder.config import TeacherIdentity
 from vit_clt.typed import made
 
-CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = OPEN_CLIP_FILES
 TOKENIZER_OPTIONS = {"clean": str, "strip_sep_token": bool, "language": str}
 """Options of a tokenizer that a file may set."""
 # each with its largest value; the smallest is 1
@@ -88,23 +90,28 @@ def unasked(teacher: TeacherIdentity, pretrained: str | None = None) -> tuple[st
         pretrained: weights that the user has named, in place of the CLT's.
 
     Raises:
-        InputError: the ViT neither comes with this package nor is one of open_clip's own names with
-            one of its own tags.
+        InputError: the ViT neither comes with this package, nor is one of open_clip's own names
+            with one of its own tags, nor a name of open_clip or timm with random weights.
     """
     model, tag = teacher.model, pretrained or teacher.pretrained
     if model in SHIPPED:
         return model, pretrained
+    is_drawn = random_seed(tag) is not None
+    if is_drawn and model.startswith(TIMM) and timm.is_model(model.removeprefix(TIMM)):
+        return model, tag
     if model not in open_clip.list_models():
         raise InputError(
             "model",
             f'is missing; the CLT was trained on "{model[:100]}", which a CLT alone cannot have '
             "loaded: expected the name of that ViT, or of one with the same weights.",
         )
-    if pretrained is None and tag is not None and not open_clip.get_pretrained_cfg(model, tag):
+    is_known = tag is None or is_drawn or open_clip.get_pretrained_cfg(model, tag)
+    if pretrained is None and not is_known:
         raise InputError(
             "pretrained",
-            f'is missing; the CLT was trained on model "{model}" with the weights "{tag[:100]}", '
-            "which a CLT alone cannot have loaded: expected an open_clip tag or a file with them.",
+            f'is missing; the CLT was trained on model "{model}" with the weights '
+            f'"{str(tag)[:100]}", which a CLT alone cannot have loaded: expected an open_clip tag '
+            "or a file with them.",
         )
     return model, tag
 
@@ -118,13 +125,7 @@ def check_teacher_files(model: str) -> None:
     """
     name = model.removeprefix(HF_HUB_PREFIX)
     if model.startswith(LOCAL_DIR_PREFIX):
-        folder = Path(model.removeprefix(LOCAL_DIR_PREFIX))
-        config, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-        if not (config.is_file() and weights.is_file()):
-            raise InputError(
-                "model",
-                f'is "{model}"; expected a folder holding {CONFIG_FILE} and {WEIGHTS_FILE}.',
-            )
+        config, weights = local_files(model)
     else:
         with reading(model, _ON_THE_HUB, field="model"):
             config = Path(factory.download_pretrained_from_hf(name, filename=CONFIG_FILE))

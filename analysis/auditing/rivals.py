@@ -20,10 +20,11 @@ from vit_clt.outputs import OutputFolder, check_same
 from vit_clt.outputs.manifest import MANIFEST_FILE, Manifest, is_whole
 from vit_clt.training.checkpoints import Checkpoints
 from vit_clt.training.trainer import train
-from vit_clt.transcoder.checkpoints import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from vit_clt.transcoder.checkpoints import CARD_FILE
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.saved import SavedCLTs
+from vit_clt.transcoder.saved_files import CONFIG_FILE, WEIGHTS_FILE
 from vit_clt.transcoder.sparsifiers import SPARSIFIERS
 from vit_clt.transcoder.train_config import TrainConfig
 

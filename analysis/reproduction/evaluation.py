@@ -23,7 +23,6 @@ from vit_clt.data.forms import load_data
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
-from vit_clt.training.engine import seeded_globally
 
 STUDY_FILE = "reproduce.json"
 
@@ -98,10 +97,9 @@ class Materials:
     def teacher(self, backbone: str, device: str, seed: int, *, random: bool = False) -> HookedViT:
         """The hooked backbone; `random` weights need no download."""
         random = random or (self.pretrained == "random" and backbone not in self.weights)
-        pretrained = None if random else self.weights.get(backbone, self.pretrained)
         # with the seed, random weights are the same when a study is resumed
-        with seeded_globally(seed):
-            return HookedViT.from_open_clip(BACKBONES[backbone], pretrained, device=device)
+        pretrained = f"random:{seed}" if random else self.weights.get(backbone, self.pretrained)
+        return HookedViT.from_open_clip(BACKBONES[backbone], pretrained, device=device)
 
     def images(
         self, dataset: str, vit: HookedViT, limit: int | None

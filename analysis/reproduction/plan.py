@@ -20,8 +20,8 @@ from vit_clt.analysis.reproduction.cells import KINDS, Cell, Recipe
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
+from vit_clt.seeding import seeded_globally
 from vit_clt.training.cost import Estimate, duration, estimate
-from vit_clt.training.engine import seeded_globally
 from vit_clt.training.trainer import resolved
 from vit_clt.training.trial import seconds_per_step
 from vit_clt.transcoder.model import CrossLayerTranscoder

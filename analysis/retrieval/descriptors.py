@@ -28,7 +28,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list, token_rows
 from vit_clt.hooks.activations import capture
 from vit_clt.kernels.codes import Codes
-from vit_clt.training.engine import seeded_globally
+from vit_clt.seeding import seeded_globally
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import ReLUTopK
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +24,11 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.teacher_files import check_teacher_files
 from vit_clt.hooks.tokenizers import load_tokenizer
 from vit_clt.hooks.towers.activation import check_file, check_tag
+from vit_clt.hooks.towers.names import random_seed
 from vit_clt.hooks.towers.open_clip_names import check_listed
 from vit_clt.hooks.towers.weights import Weights, WeightsFile, fill, read_weights, told
 from vit_clt.inputs import expanded, reading
+from vit_clt.seeding import seeded_globally
 from vit_clt.teachers import shipped_teacher
 from vit_clt.tensor_files import check_finite
 
@@ -64,8 +66,10 @@ def load_open_clip(
         check_teacher_files(place)
     listed = place.replace("/", "-")
     file: WeightsFile | None = None
+    seed = random_seed(pretrained)
     if pretrained is not None:
         check_listed(listed)
+    if pretrained is not None and seed is None:
         path = Path(expanded(pretrained))
         if open_clip.get_pretrained_cfg(listed, pretrained):
             check_tag(listed, pretrained)
@@ -76,10 +80,10 @@ def load_open_clip(
     what = f'"{name}" with the weights "{pretrained}"'
     expected = "an open_clip name and tag, or readable weights"
     with reading(what, expected, problem="cannot be loaded", field="model"):
-        with _without_notice():
+        with _without_notice(), nullcontext() if seed is None else seeded_globally(seed):
             clip, _, preprocess = open_clip.create_model_and_transforms(
                 place,
-                pretrained=None if file else pretrained,
+                pretrained=None if file or seed is not None else pretrained,
                 device=device,
                 precision="fp32",
                 require_pretrained=has_own_weights,

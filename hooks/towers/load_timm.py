@@ -17,9 +17,10 @@ from torchvision.transforms import Compose
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import Recorder
 from vit_clt.hooks.towers.find import tower_of
-from vit_clt.hooks.towers.names import TIMM
+from vit_clt.hooks.towers.names import TIMM, random_seed
 from vit_clt.hooks.towers.weights import WeightsFile, fill, read_weights, told
 from vit_clt.inputs import expanded, reading
+from vit_clt.seeding import seeded_globally
 from vit_clt.tensor_files import check_finite
 
 _TRAINING_ONLY = ("head.", "head_dist.", "mask_token", "decoder")
@@ -34,8 +35,8 @@ def load_timm(
     Args:
         name: timm's name of the architecture ("vit_small_patch14_reg4_dinov2").
         pretrained: a tag of timm ("lvd142m"), which may be downloaded, or weights on disk
-            (docs/weights.md), whose classifier the model then has, or none; None leaves random
-            weights.
+            (docs/weights.md), whose classifier the model then has, or "random:SEED", or none; None
+            leaves random weights of no seed.
         image_size: of images in pixels, where it is not the model's; timm interpolates positions.
 
     Warns:
@@ -54,7 +55,11 @@ def load_timm(
         with torch.device("meta"):
             tower_of(timm.create_model(name, **sizes), Recorder())
         model: Any
-        if pretrained is None:
+        seed = random_seed(pretrained)
+        if seed is not None:
+            with seeded_globally(seed):
+                model = timm.create_model(name, **sizes)
+        elif pretrained is None:
             model = timm.create_model(name, **sizes)
         elif Path(expanded(pretrained)).exists():
             model = timm.create_model(name, **sizes)

@@ -332,11 +332,12 @@ def test_an_unforeseen_error_exits_1(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 # ---- bad input ----------------------------------------------------------------------------------
 
+CLIP = ["train", "--data", "digits", "--model", "ViT-B-32", "--pretrained"]
 REFUSALS = {
     "unknown model": (["train", "--model", "NoSuchModel", "--pretrained", "x"], "NoSuchModel"),
-    "unknown tag": (["train", "--model", "ViT-B-32", "--pretrained", "nope"], "nope"),
+    "unknown tag": ([*CLIP, "nope"], "nope"),
     "missing weights": (["train", "--model", "local-dir:/no/such"], "/no/such"),
-    "gelu for quickgelu": (["train", "--model", "ViT-B-32", "--pretrained", "openai"], "quickgelu"),
+    "gelu for quickgelu": ([*CLIP, "openai"], "quickgelu"),
     "unknown data form": (["train", "--data", "cats"], "parquet:PATH"),
     "missing parquet": (["train", "--data", "parquet:/no/such"], "/no/such"),
     "unknown split": (["train", "--split", "val"], "val"),

@@ -70,6 +70,8 @@ def test_a_command_imports_no_other_and_no_torch():
             for each in (
                 "command",
                 "commands",
+                "help_text",
+                "layers",
                 "options",
                 "probe",
                 "ranges",

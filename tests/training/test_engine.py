@@ -22,6 +22,7 @@ from vit_clt import (
     train,
 )
 from vit_clt.data.images import TensorImages
+from vit_clt.seeding import seeded_globally
 from vit_clt.training import engine as module
 from vit_clt.training.engine import (
     Engine,
@@ -29,7 +30,6 @@ from vit_clt.training.engine import (
     model_tensors,
     optimiser_tensors,
     restore,
-    seeded_globally,
     set_learning_rate,
 )
 from vit_clt.training.objective import Objective

@@ -239,7 +239,7 @@ def test_a_path_that_is_a_file_is_refused(saved):
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(InputError, match="absent; found neither such a folder") as error:
+    with pytest.raises(InputError, match="absent; found no such folder") as error:
         CrossLayerTranscoder.from_pretrained(tmp_path / "absent")
     one_sentence(error)
 

@@ -49,6 +49,8 @@ def _run(args: list[str]) -> int:
         return 0
     try:
         command = parse(args)
+        if command is not None:
+            command.check()
     except InputError as error:
         print(_with_flags(error, args), file=sys.stderr)
         return 2

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from vit_clt.choices import Fill, Ranking, ScoreKind, TokenKind
 from vit_clt.cli.command import GroupOptions, SeedOptions, StudyOptions
-from vit_clt.cli.options import CLTOptions, layer_numbers
+from vit_clt.cli.layers import layer_numbers
+from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ class Ablate(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions
     """Number of random orders."""
     sources: str | None = None
     """A set of source layers, e.g. 8,9,11, that is kept and dropped in addition to the curves."""
+
+    def check(self) -> None:
+        """Refuse targets and sources that the CLT has not."""
+        target = _target(self.target)
+        sources = [] if self.sources is None else layer_numbers(self.sources, "sources")
+        if target != "all":
+            self.check_layers("target", [target] if isinstance(target, int) else [*target])
+        self.check_layers("sources", sources)
+        super().check()
 
     def run(self) -> None:
         """Ablate, draw, and report."""

@@ -10,7 +10,7 @@ import tyro
 
 from vit_clt.choices import Preset, TokenKind
 from vit_clt.cli.command import StudyOptions
-from vit_clt.cli.options import CLTOptions
+from vit_clt.cli.options import CLTOptions, check_clts
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.cli.training_options import preset_in
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
@@ -31,6 +31,8 @@ class Audit(ReadoutOptions, CLTOptions, StudyOptions):
     """
 
     trains = True
+    uncommon = (*CLTOptions.uncommon, "lr", "epochs", "batch_size", "readout")
+    begun = STUDY_FILE
 
     tokens: TokenKind = "cls"
     """Token rows that are scored, and overwritten at the target."""
@@ -65,6 +67,17 @@ class Audit(ReadoutOptions, CLTOptions, StudyOptions):
         start.out = start.clt = tyro.MISSING  # both options are required
         return start
 
+    def check(self) -> None:
+        """Refuse options that contradict one another, and transcoders that are not there."""
+        self.refuse_both(resume=self.resume, overwrite=self.overwrite)
+        self.refuse_both(full=self.full, variants=self.variants)
+        self.refuse_both(full=self.full, no_train=not self.train)
+        self.refuse_both(k=self.k, no_train=not self.train)
+        self.check_layers("target", [self.target])
+        check_clts("per_layer", self.per_layer)
+        check_clts("variants", self.variants)
+        super().check()
+
     def run(self) -> None:
         """Plan, train what is missing, audit, and report."""
         from vit_clt.analysis import audit
@@ -74,12 +87,8 @@ class Audit(ReadoutOptions, CLTOptions, StudyOptions):
         from vit_clt.analysis.auditing.study import Audit as AuditStudy
         from vit_clt.training.processes import asked_to_stop
 
-        self.refuse_both(resume=self.resume, overwrite=self.overwrite)
-        self.refuse_both(full=self.full, variants=self.variants)
-        self.refuse_both(full=self.full, no_train=not self.train)
-        self.refuse_both(k=self.k, no_train=not self.train)
         more = [STUDY_FILE, *(f"{RUNS}/*/{name}" for name in rivals.FILES)]
-        folder = self.folder_of(AuditStudy, more=more, begun=STUDY_FILE, resume=self.resume)
+        folder = self.folder_of(AuditStudy, more=more, begun=self.begun, resume=self.resume)
         vit, clt, data = self.load_all(self.device)
         check_question(vit, data, self.tokens, self.target, self.keep, "keep")
         fit = self.load_train_images(vit, data)

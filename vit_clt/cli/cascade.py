@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from vit_clt.choices import Inputs, TokenKind
 from vit_clt.cli.command import SeedOptions, StudyOptions
-from vit_clt.cli.options import CLTOptions, layer_numbers
+from vit_clt.cli.layers import layer_numbers
+from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 
 
@@ -25,6 +26,12 @@ class Cascade(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
     model has."""
     inputs: tuple[Inputs, ...] = ("stream",)
     """Where codes come from: the live stream (stream), a clean pass (teacher), or both."""
+
+    def check(self) -> None:
+        """Refuse layers that the CLT has not."""
+        if self.layers is not None:
+            self.check_layers("layers", layer_numbers(self.layers))
+        super().check()
 
     def run(self) -> None:
         """Replace, read, and report."""

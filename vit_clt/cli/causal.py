@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vit_clt.choices import Fill, Site, TokenKind
 from vit_clt.cli.command import SeedOptions, StudyOptions
-from vit_clt.cli.options import CLTOptions, ModelOptions
+from vit_clt.cli.options import CLTOptions, ModelOptions, check_clts
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
 
@@ -29,6 +29,8 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
 
     Example: vit-clt causal --model digits --tokens cls --fill mean --out out/causal
     """
+
+    uncommon = ("readout",)
 
     clt: str | None = None
     """Folder or Hub id of a CLT that is compared with the effects; without it the effects are
@@ -52,6 +54,21 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
     """Also put each MLP's best linear map in its place, fitted on --train-data."""
     every_intervention: bool = False
     """Compare CLT and ViT at every site, fill and kind of ablated rows, beside those named."""
+
+    def known_model(self) -> str | None:
+        """The name of the ViT: --model, or the one that the CLT says."""
+        return super().known_model() if self.clt is None else self._clt_options().known_model()
+
+    def check(self) -> None:
+        """Refuse options of a CLT without one, and CLTs that are not there."""
+        if self.clt is None:
+            for name in ("any_teacher", "per_layer", "linear", "every_intervention"):
+                if getattr(self, name):
+                    raise InputError(name, "is given without a CLT; expected --clt beside it.")
+        else:
+            check_clts("clt", [self.clt])
+            check_clts("per_layer", self.per_layer)
+        super().check()
 
     def run(self) -> None:
         """Ablate, draw, and report."""
@@ -123,11 +140,11 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
 
     def _load(self) -> tuple[HookedViT, CrossLayerTranscoder | None, ImageData]:
         if self.clt is not None:
-            shared = {field.name: getattr(self, field.name) for field in fields(ModelOptions)}
-            options = CLTOptions(**shared, clt=self.clt, any_teacher=self.any_teacher)
-            return options.load_all(self.device)
-        for name in ("any_teacher", "per_layer", "linear", "every_intervention"):
-            if getattr(self, name):
-                raise InputError(name, "is given without a CLT; expected --clt beside it.")
+            return self._clt_options().load_all(self.device)
         vit = self.load_vit(self.device)
         return vit, None, self.load_images(vit)
+
+    def _clt_options(self) -> CLTOptions:
+        assert self.clt is not None
+        shared = {field.name: getattr(self, field.name) for field in fields(ModelOptions)}
+        return CLTOptions(**shared, clt=self.clt, any_teacher=self.any_teacher)

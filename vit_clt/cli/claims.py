@@ -26,6 +26,11 @@ class Claims(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
     keep: int = 4
     """Number of source layers that are kept."""
 
+    def check(self) -> None:
+        """Refuse a target that the CLT has not."""
+        self.check_layers("target", [self.target])
+        super().check()
+
     def run(self) -> None:
         """Score one half, test on the other, draw, and report."""
         from vit_clt.analysis import claims

@@ -1,4 +1,4 @@
-"""What every command is: its output folder, how it reports a study, options of all studies."""
+"""What every command is: how it is checked, its output folder, how it reports a study."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tyro
 
 from vit_clt.choices import MAX_GROUPS
 from vit_clt.errors import InputError
+from vit_clt.outputs.folder import check_place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,23 +23,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Command(ABC):
-    """Options of every command: the folder of its results, and how it is run."""
+class Checked:
+    """Options that are checked before any slow library is imported."""
+
+    def check(self) -> None:
+        """Refuse values that contradict one another, and names and files that are not there.
+
+        A subclass checks its own options beside calling `super().check()`. Nothing here imports
+        torch. What needs the contents of files is refused by the library, when it reads them.
+
+        Raises:
+            InputError: one sentence, with the option.
+        """
+
+
+@dataclass(kw_only=True)
+class BaseCommand(Checked, ABC):
+    """What all commands have, also those that write nothing."""
 
     other_names: ClassVar[Mapping[str, str]] = {"clt.forget_teacher()": "any_teacher"}
     """Names of options, by the name of the same argument in the library where that differs."""
+
+    uncommon: ClassVar[tuple[str, ...]] = ()
+    """Options that --help leaves out for this command, beside those of `help_text.UNCOMMON`."""
 
     imports: ClassVar[tuple[str, ...]] = ("vit_clt.hooks.hooked_vit",)
     """Modules imported before the command runs, because they import the slowest libraries: a hooked
     ViT imports torch, open_clip and transformer_lens."""
 
-    out: Path
-    """Output folder, which must be absent or empty unless --overwrite is given."""
-    overwrite: bool = False
-    """Replace the output of an earlier run once the new one is whole; only files that its
-    manifest.json lists are removed."""
-    device: str = "cpu"
-    """Torch device, e.g. cpu or cuda."""
     traceback: bool = False
     """Show the traceback of an error."""
 
@@ -54,13 +66,38 @@ class Command(ABC):
 
     @abstractmethod
     def run(self) -> None:
-        """Check the options, do the work, write its files, and print a summary."""
+        """Do the work, write its files, and print a summary."""
 
     def refuse_both(self, **options: object) -> None:
         """Refuse two options, given by name with their values, if both are set."""
         if all(options.values()):
             named = " and ".join(f"--{name.replace('_', '-')}" for name in options)
             raise InputError(f"{named} are both set; expected one of them.")
+
+
+@dataclass(kw_only=True)
+class Command(BaseCommand):
+    """Options of a command that writes a folder of results."""
+
+    begun: ClassVar[str | None] = None
+    """Name of the file that a run which can be resumed writes first, if the command has such."""
+
+    out: Path
+    """Output folder: absent or empty, unless --overwrite."""
+    overwrite: bool = False
+    """Replace the output of an earlier run once the new one is whole; only files that its
+    manifest.json lists are removed."""
+    device: str = "cpu"
+    """Torch device, e.g. cpu or cuda."""
+
+    def check(self) -> None:
+        """Refuse an output folder that is in use by its name alone, and pictures that need more."""
+        super().check()
+        check_place(self.out, self.overwrite, self.begun, resume=getattr(self, "resume", False))
+        if self.pictures:
+            from vit_clt.analysis.reporting.study import check_png
+
+            check_png()
 
     @property
     def pictures(self) -> bool:
@@ -82,11 +119,9 @@ class Command(ABC):
             begun: the file that a study which can be resumed writes first (`OutputFolder`).
             resume: go on with the study in the folder, if it has one.
         """
-        from vit_clt.analysis.reporting.study import check_png, study_files
+        from vit_clt.analysis.reporting.study import study_files
         from vit_clt.outputs import OutputFolder
 
-        if self.pictures:
-            check_png()
         return OutputFolder(
             self.out,
             [*study_files(*studies, png=self.pictures), *more],

@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from vit_clt.cli.command import Command
+from vit_clt.cli.command import BaseCommand
+from vit_clt.cli.completion import choices_of, completion
+from vit_clt.cli.help_text import listed_options, short_help
 from vit_clt.cli.ranges import check_ranges
 from vit_clt.cli.tyro_text import complaint, without_none
 from vit_clt.errors import InputError
 from vit_clt.inputs import expanded
+from vit_clt.transcoder.sparsifier_options import OPTIONS
 from vit_clt.transcoder.train_config import TrainConfig
 
 
@@ -34,6 +37,10 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
+    "doctor": Entry(
+        "doctor:Doctor",
+        "What this machine has, and what is missing or slow: packages, devices, memory, disk, Hub.",
+    ),
     "demo": Entry(
         "demo:Demo",
         "Train a CLT for the shipped digits model, replace its MLPs, attribute, ablate, report.",
@@ -124,15 +131,30 @@ COMMANDS = {
         "Import a CLT from the files of another tool; the output folder is itself a --clt.",
     ),
 }
-"""Every command, in the order a new user meets them."""
+"""Every command, by its name."""
 
+GROUPS = {
+    "Start": ("demo", "doctor"),
+    "Train": ("train",),
+    "From which depth can it be read, and what does a source do?": ("contributions", "weights"),
+    "Is it true?": ("claims", "ablate", "keep-sets", "causal", "probe", "audit"),
+    "How well does the CLT stand in for the MLPs?": (
+        *("reconstruct", "cascade", "faithfulness", "fidelity"),
+    ),
+    "What do layers and features look for?": ("features", "retrieve"),
+    "One image, one logit": ("graph", "steer"),
+    "Exchange, and the source paper": ("export", "import", "reproduce"),
+}
+"""The commands by the question that they answer, in the order a new user meets them."""
+
+_CONFIG = (tyro.conf.FlagCreatePairsOff,)
 _DESCRIPTION = "Cross-layer transcoders for Vision Transformers: which depth builds the answer?"
 
 
-def command_class(name: str) -> type[Command]:
+def command_class(name: str) -> type[BaseCommand]:
     """The class of a command of `COMMANDS`."""
     module, _, class_name = COMMANDS[name].place.partition(":")
-    command: type[Command] = getattr(import_module(f"vit_clt.cli.{module}"), class_name)
+    command: type[BaseCommand] = getattr(import_module(f"vit_clt.cli.{module}"), class_name)
     return command
 
 
@@ -143,14 +165,12 @@ def flag(name: str, argument: str) -> str:
     return f"--{options[argument].replace('_', '-')}" if argument in options else argument
 
 
-def _options(command: type[Command]) -> list[str]:
+def _options(command: type[BaseCommand]) -> list[str]:
     options = [field.name for field in fields(command)]
     if "training" not in options:
         return options
-    from vit_clt.transcoder.sparsifiers import SPARSIFIERS
-
     training = list(fields(TrainConfig))
-    for kind in SPARSIFIERS.values():
+    for kind in OPTIONS.values():
         training += [*fields(kind.training), *fields(kind.settings)]
     return options + [field.name for field in training]
 
@@ -158,7 +178,9 @@ def _options(command: type[Command]) -> list[str]:
 def overview() -> str:
     """The text that `vit-clt --help` prints, with one line per command."""
     width = max(map(len, COMMANDS)) + 2
-    lines = (f"  {name:{width}}{entry.summary}" for name, entry in COMMANDS.items())
+    lines = []
+    for question, names in GROUPS.items():
+        lines += [question, *(f"  {name:{width}}{COMMANDS[name].summary}" for name in names)]
     return "\n".join(
         [
             "usage: vit-clt COMMAND [OPTIONS]",
@@ -167,13 +189,13 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "vit-clt COMMAND --help lists a command's options, with an example.",
+            "vit-clt COMMAND --help lists a command's common options, --help-all the others too.",
             "To begin: vit-clt demo --out out/demo",
         ]
     )
 
 
-def parse(args: Sequence[str]) -> Command | None:
+def parse(args: Sequence[str]) -> BaseCommand | None:
     """The command that a command line asks for, or None if it asked for help, which is printed.
 
     Raises:
@@ -181,21 +203,47 @@ def parse(args: Sequence[str]) -> Command | None:
             out of its range.
     """
     if not args:
+        print(overview())
         raise InputError("a command is missing; expected one of those of vit-clt --help.")
     name, *rest = args
-    if name in ("-h", "--help"):
+    if name in ("-h", "--help", "--help-all"):
         print(overview())
+        return None
+    if name == "--completion":
+        print(completion(rest[0] if rest else "", _completed()), end="")
         return None
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
         known = f'"{near[0]}"' if near else f"one of {', '.join(COMMANDS)}"
         raise InputError("command", f'is "{name}"; expected {known} (see vit-clt --help).')
     command = command_class(name)
+    if "--help-all" in rest:
+        print(_help(command, name), end="")
+        return None
+    if {"-h", "--help"} & {*rest}:
+        full, own = _help(command, name), command.__annotations__
+        print(short_help(full, f"vit-clt {name}", own, command.uncommon), end="")
+        return None
     rest = [_expanded(arg) for arg in rest]
     parsed = _parsed(command, rest, prog=f"vit-clt {name}", default=command.defaults(rest))
-    if parsed is not None:
-        check_ranges(parsed)
+    check_ranges(parsed)
     return parsed
+
+
+def _help(command: type[BaseCommand], name: str) -> str:
+    """What tyro prints as the help of a command."""
+    # it draws its boxes in the characters that the terminal has
+    shown = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", write_through=True)
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        tyro.cli(
+            command,
+            args=["--help"],
+            config=_CONFIG,
+            prog=f"vit-clt {name}",
+            default=command.defaults([]),
+        )
+    shown.seek(0)
+    return without_none(shown.read())
 
 
 def _expanded(arg: str) -> str:
@@ -203,21 +251,25 @@ def _expanded(arg: str) -> str:
     return option + equals + expanded(value)
 
 
-def _parsed(form: Any, args: Sequence[str], **options: Any) -> Command | None:
-    # tyro draws its boxes in the characters that the terminal has
-    shown = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", write_through=True)
+def _completed() -> dict[str, dict[str, list[str]]]:
+    """The options of every command, with their values where these are listed."""
+    return {
+        name: {
+            option.flag: choices_of(option.values)
+            for option in listed_options(_help(command_class(name), name))
+            if option.flag != "-h, --help"
+        }
+        for name in COMMANDS
+    }
+
+
+def _parsed(form: Any, args: Sequence[str], **options: Any) -> BaseCommand:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            config = (tyro.conf.FlagCreatePairsOff,)
-            with contextlib.redirect_stdout(shown):
-                command: Command = tyro.cli(form, args=args, config=config, **options)
+            command: BaseCommand = tyro.cli(form, args=args, config=_CONFIG, **options)
             return command
     except SystemExit as exit:
-        if not exit.code:
-            shown.seek(0)
-            print(without_none(shown.read()), end="")
-            return None
         refused: BaseException | None = exit
         while refused is not None and not isinstance(refused, InputError):
             refused = refused.__context__

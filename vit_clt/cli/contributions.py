@@ -53,12 +53,29 @@ class Contributions(ReadoutOptions, CompareOptions, StudyOptions, GroupOptions, 
     """Of effects: an altered pass for each source, or to first order from gradients, with its error
     on 64 of the images."""
 
+    def check(self) -> None:
+        """Refuse options of effects where no effects are asked for, and a choice of images of them.
+
+        Raises:
+            InputError: such an option is given.
+        """
+        if "effect" in self.kind:
+            for name in ("label", "image"):
+                if getattr(self, name) is not None:
+                    raise InputError(name, "is given with effects; expected all images.")
+        else:
+            for field in fields(self):
+                if field.name in _OF_EFFECTS and getattr(self, field.name) != field.default:
+                    raise InputError(
+                        field.name, "is given without effects; expected --kind effect."
+                    )
+        super().check()
+
     def run(self) -> None:
         """Score, draw, and report."""
         from vit_clt.analysis.contributions.difference import ScoreDifferences
         from vit_clt.analysis.contributions.study import ScoreStudy, score_study
 
-        self._refuse_unused()
         folder = self.folder_of(ScoreStudy, *([ScoreDifferences] if self.compare else []))
         vit, clts, data = self.load_compared(self.device)
         further = {}
@@ -79,21 +96,6 @@ class Contributions(ReadoutOptions, CompareOptions, StudyOptions, GroupOptions, 
             progress=True,
         )
         self.report(folder, study, "contributions")
-
-    def _refuse_unused(self) -> None:
-        """Refuse options of effects where no effects are asked for, and a choice of images of them.
-
-        Raises:
-            InputError: such an option is given.
-        """
-        if "effect" in self.kind:
-            for name in ("label", "image"):
-                if getattr(self, name) is not None:
-                    raise InputError(name, "is given with effects; expected all images.")
-            return
-        for field in fields(self):
-            if field.name in _OF_EFFECTS and getattr(self, field.name) != field.default:
-                raise InputError(field.name, "is given without effects; expected --kind effect.")
 
     def _effects(
         self,

@@ -31,6 +31,10 @@ class Export(ReadoutOptions, CLTOptions, Command, SeedOptions):
     format: ExportFormat = "circuit-tracer"
     """Format of the files, named after the tool that reads them."""
 
+    def known_model(self) -> str | None:
+        """--model alone: a CLT with thresholds is exported without its ViT."""
+        return self.model
+
     def run(self) -> None:
         """Fit and measure where that is needed, write, and report."""
         from vit_clt.interchange.circuit_tracer import check_exportable, export_circuit_tracer

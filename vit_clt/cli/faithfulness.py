@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from vit_clt.choices import Inputs, TokenKind
 from vit_clt.cli.command import SeedOptions, StudyOptions
-from vit_clt.cli.options import CLTOptions, layer_numbers
+from vit_clt.cli.layers import layer_numbers
+from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 
 
@@ -27,6 +28,12 @@ class Faithfulness(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
     inputs: Inputs = "stream"
     """Where codes come from: the live, already altered stream (stream) or a clean pass
     (teacher)."""
+
+    def check(self) -> None:
+        """Refuse layers that the CLT has not."""
+        if self.layers is not None:
+            self.check_layers("layers", layer_numbers(self.layers))
+        super().check()
 
     def run(self) -> None:
         """Compare, and report."""

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from vit_clt.choices import Rule
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
-from vit_clt.cli.options import CLTOptions, layer_numbers
+from vit_clt.cli.layers import layer_numbers
+from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
 from vit_clt.errors import InputError
 
@@ -41,6 +42,14 @@ class Features(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     effect_images: int = 200
     """Number of first images on which direct effects on class logits (attention held, norms
     differentiated) are measured."""
+
+    def check(self) -> None:
+        """Refuse layers and features that the CLT has not."""
+        features = [feature_address(text) for text in self.feature]
+        if self.layers is not None:
+            self.check_layers("layers", layer_numbers(self.layers))
+        self.check_features(features)
+        super().check()
 
     def run(self) -> None:
         """Study every feature, choose some for pages, and write the gallery."""

@@ -11,7 +11,7 @@ import tyro
 
 from vit_clt.choices import TokenKind, TranscoderKind
 from vit_clt.cli.command import StudyOptions
-from vit_clt.cli.options import check_device
+from vit_clt.cli.options import check_clts, check_device
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.cli.train import Train
 from vit_clt.cli.training_options import TrainingOptions, starting_options
@@ -38,6 +38,8 @@ class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
     """
 
     trains = True
+    uncommon = ("lr", "epochs", "batch_size", "readout")
+    begun = STUDY_FILE
 
     k: tuple[int, ...] = ()
     """Numbers of active features per token row and layer (for JumpReLU: targets of L0). For each
@@ -58,51 +60,12 @@ class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
         start.out = tyro.MISSING  # the option is required
         return start
 
-    def run(self) -> None:
-        """Train what is missing, measure, and report."""
-        from vit_clt.analysis.fit import fidelity_study
-        from vit_clt.analysis.fit.training_study import Training
-        from vit_clt.analysis.reporting.study import study_files
-        from vit_clt.training.run_folder import FILES
-        from vit_clt.transcoder.saved import SavedCLTs
+    def known_model(self) -> str | None:
+        """The name of the ViT; given CLTs say it where --model does not."""
+        return self.model if self.clts else super().known_model()
 
-        self._check()
-        of_a_run = (*FILES, *study_files(Training))
-        folder = self.folder_of(
-            fidelity_study.Fidelity,
-            more=[STUDY_FILE, *(f"{RUNS}/*/{name}" for name in of_a_run)],
-            begun=None if self.clts else STUDY_FILE,
-            resume=self.resume,
-        )
-        check_device(self.device)
-        provenance: dict[str, Any] = {}
-        if self.clts:
-            clts = SavedCLTs.named(self.clts, self.device)
-            vit, data = self._measured(clts)
-            classifier, trained_on = self.classifier(vit, data, self.training.seed), None
-            provenance["clts"] = clts.places
-        else:
-            runs = self._runs()
-            vit, data, classifier, trained_on = self._trained(runs, folder)
-            clts = SavedCLTs({name: str(run.out) for name, run in runs.items()}, self.device)
-            provenance["clts"] = {name: str(self.out / RUNS / name) for name in runs}
-            provenance["train"] = asdict(self.training)
-        result = fidelity_study.fidelity(
-            vit,
-            clts,
-            data,
-            classifier,
-            tokens=self.tokens,
-            seed=self.training.seed,
-            trained_on=trained_on,
-            provenance=provenance,
-            progress=True,
-        )
-        self.report(folder, result, "fidelity")
-
-    # ---- checks -----------------------------------------------------------------------------
-
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse options that contradict one another, and CLTs that are not there."""
         from vit_clt.training.processes import n_processes
 
         if bool(self.k) == bool(self.clts):
@@ -130,6 +93,49 @@ class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
                 f"processes are {n_processes()}; expected one: train on several with vit-clt "
                 "train, then give the results as --clts."
             )
+        check_clts("clts", self.clts)
+        super().check()
+
+    def run(self) -> None:
+        """Train what is missing, measure, and report."""
+        from vit_clt.analysis.fit import fidelity_study
+        from vit_clt.analysis.fit.training_study import Training
+        from vit_clt.analysis.reporting.study import study_files
+        from vit_clt.training.run_folder import FILES
+        from vit_clt.transcoder.saved import SavedCLTs
+
+        of_a_run = (*FILES, *study_files(Training))
+        folder = self.folder_of(
+            fidelity_study.Fidelity,
+            more=[STUDY_FILE, *(f"{RUNS}/*/{name}" for name in of_a_run)],
+            begun=None if self.clts else self.begun,
+            resume=self.resume,
+        )
+        check_device(self.device)
+        provenance: dict[str, Any] = {}
+        if self.clts:
+            clts = SavedCLTs.named(self.clts, self.device)
+            vit, data = self._measured(clts)
+            classifier, trained_on = self.classifier(vit, data, self.training.seed), None
+            provenance["clts"] = clts.places
+        else:
+            runs = self._runs()
+            vit, data, classifier, trained_on = self._trained(runs, folder)
+            clts = SavedCLTs({name: str(run.out) for name, run in runs.items()}, self.device)
+            provenance["clts"] = {name: str(self.out / RUNS / name) for name in runs}
+            provenance["train"] = asdict(self.training)
+        result = fidelity_study.fidelity(
+            vit,
+            clts,
+            data,
+            classifier,
+            tokens=self.tokens,
+            seed=self.training.seed,
+            trained_on=trained_on,
+            provenance=provenance,
+            progress=True,
+        )
+        self.report(folder, result, "fidelity")
 
     def _runs(self) -> dict[str, Train]:
         """A training run for each k and kind, by name."""

@@ -31,17 +31,28 @@ class Import(VitOptions, Command):
     """ViT that the CLT was trained on, to be recorded with it: an open_clip name, local-dir:PATH,
     digits or adding. By default none is recorded, and the CLT attaches to any ViT of its shape."""
 
+    def known_model(self) -> str | None:
+        """--model, as no ViT is loaded without it."""
+        return self.model
+
+    def check(self) -> None:
+        """Refuse files that are not there, and weights of no ViT."""
+        if self.pretrained is not None and self.model is None:
+            raise InputError(
+                "pretrained", f"is {self.pretrained} without a model; expected both, or neither."
+            )
+        if not self.source.is_dir():
+            raise InputError("source", f"is {self.source}; expected a folder holding config.yaml.")
+        super().check()
+
     def run(self) -> None:
         """Read, check, and write."""
         from vit_clt.interchange.circuit_tracer import import_circuit_tracer
         from vit_clt.metrics import Metric, metrics_json
         from vit_clt.outputs import OutputFolder
-        from vit_clt.transcoder.checkpoints import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+        from vit_clt.transcoder.checkpoints import CARD_FILE
+        from vit_clt.transcoder.saved_files import CONFIG_FILE, WEIGHTS_FILE
 
-        if self.pretrained is not None and self.model is None:
-            raise InputError(
-                "pretrained", f"is {self.pretrained} without a model; expected both, or neither."
-            )
         files = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, "metrics.json"]
         folder = OutputFolder(self.out, files, self.overwrite, command=self.command_name())
         vit = None if self.model is None else self.load_vit(self.device)

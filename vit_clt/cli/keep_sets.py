@@ -29,6 +29,11 @@ class KeepSets(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptio
     kind: ScoreKind = "projection"
     """Kind of score whose k highest sources are the chosen set."""
 
+    def check(self) -> None:
+        """Refuse a target that the CLT has not."""
+        self.check_layers("target", [self.target])
+        super().check()
+
     def run(self) -> None:
         """Read every set, draw, and report."""
         from vit_clt.analysis import keep_sets

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from vit_clt.choices import Gelu
+from vit_clt.cli.command import Checked
+from vit_clt.cli.layers import check_depth
+from vit_clt.data.form_names import check_form
 from vit_clt.errors import InputError, renamed
+from vit_clt.hooks.towers.known_names import check_name
 from vit_clt.inputs import read_text, reading
 from vit_clt.teachers import SHIPPED
+from vit_clt.transcoder.saved_files import saved_shape
 
 if TYPE_CHECKING:
     from vit_clt.data.images import ImageData
@@ -41,8 +46,23 @@ def load_clt(place: str, device: str) -> CrossLayerTranscoder:
     return CrossLayerTranscoder.from_pretrained(place).to(device).eval()
 
 
+def check_clts(field: str, places: Iterable[str]) -> None:
+    """Refuse saved CLTs of which one is not there, or twice.
+
+    Raises:
+        InputError: as said, with the name of the option.
+    """
+    known = []
+    for place in places:
+        if place in known:
+            raise InputError(field, f'holds "{place}" a second time; expected different CLTs.')
+        known.append(place)
+        with renamed(clt=field):
+            saved_shape(place)
+
+
 @dataclass(kw_only=True)
-class VitOptions:
+class VitOptions(Checked):
     """Options that name the ViT."""
 
     model: str | None = None
@@ -50,27 +70,30 @@ class VitOptions:
     hf-hub:ORG/NAME, or digits or adding, of this package. Default: digits, or the teacher of the
     CLT, which must be named if it is neither one of the package's nor one of open_clip's."""
     pretrained: str | None = None
-    """Weights of the ViT: a tag of open_clip or timm, a file or folder, or "random"; none with
-    hf:, local-dir: or hf-hub:, which have their own."""
+    """Weights of the ViT: a tag of open_clip or timm, a file or folder, or random:SEED, which a CLT
+    records ("random" is seed 0); none with hf:, local-dir: or hf-hub:, which have their own."""
     gelu: Gelu | None = None
     """What weights on disk were trained with, where nothing else says it."""
+
+    def known_model(self) -> str | None:
+        """The name of the ViT; None where only the files of a CLT on the Hub say it."""
+        return self.model or "digits"
+
+    def check(self) -> None:
+        """Refuse a name that no library can have, and files that are missing."""
+        model = self.known_model()
+        if model is not None and (self.model is not None or model in SHIPPED):
+            check_name(model, self.pretrained)
+        super().check()
 
     def load_vit(self, device: str) -> HookedViT:
         """The hooked teacher on `device`."""
         from vit_clt.hooks import HookedViT
-        from vit_clt.hooks.towers.names import HF, split_name
 
         check_device(device)
-        model, pretrained = split_name(self.model or "digits", self.pretrained)
-        has_own_weights = model.startswith(("local-dir:", "hf-hub:", HF)) or model in SHIPPED
-        if not has_own_weights and pretrained is None:
-            raise InputError(
-                "pretrained",
-                f'is missing; model "{model}" needs a tag of its weights or a file (or "random").',
-            )
-        if pretrained == "random" and not has_own_weights:
-            pretrained = None
-        return HookedViT.load(model, pretrained, gelu=self.gelu, device=device)
+        model = self.model or "digits"
+        check_name(model, self.pretrained)
+        return HookedViT.load(model, self.pretrained, gelu=self.gelu, device=device)
 
     def load_vit_of(self, clt: CrossLayerTranscoder, device: str) -> HookedViT:
         """Load --model, by default the model that `clt` was trained on.
@@ -89,6 +112,9 @@ class VitOptions:
 class ModelOptions(VitOptions):
     """Options that name the ViT and the images."""
 
+    default_split: ClassVar[str | None] = None
+    """The split that is read where --split is not given; None stands for the held-out one."""
+
     data: str | None = None
     """Images: digits, adding, cifar10, cifar100, imagenet100 or coco (the last four from the Hub,
     or with :PATH from local files), parquet:PATH, imagefolder:PATH or hf:NAME. A model that comes
@@ -105,21 +131,33 @@ class ModelOptions(VitOptions):
     class_names: Path | None = None
     """Text file with one class name per line, in label order."""
 
+    def check(self) -> None:
+        """Refuse images that cannot be loaded, as far as names and folders tell."""
+        super().check()
+        model = self.known_model()
+        if self.data is not None:
+            check_form(self.data, self.split or self.default_split)
+        elif model in SHIPPED:
+            check_form(str(model), self.split or self.default_split)
+        elif model is not None:
+            self._refuse_missing_data(model)
+        self._names()
+
     def load_images(self, vit: HookedViT, split: str | None = None) -> ImageData:
         """Load the images in the preprocessing of `vit`.
 
         Args:
             vit: the ViT.
-            split: the split where --split is not given; None stands for the held-out one.
+            split: the split where --split is not given; by default `default_split`.
         """
         from vit_clt.data.forms import load_data
 
         if self.data is None and vit.cfg.model not in SHIPPED:
-            raise InputError("data", f'is missing; model "{vit.cfg.model}" needs images.')
+            self._refuse_missing_data(vit.cfg.model)
         data = load_data(
             self.data or vit.cfg.model,
             vit=vit,
-            split=self.split or split,
+            split=self.split or split or self.default_split,
             limit=self.limit,
             image_column=self.image_column,
             label_column=self.label_column,
@@ -129,11 +167,16 @@ class ModelOptions(VitOptions):
             print(f"{data.name}: {remark}")
         return data
 
+    def _refuse_missing_data(self, model: str) -> NoReturn:
+        raise InputError("data", f'is missing; model "{model}" needs images.')
+
     def _names(self) -> list[str] | None:
         if self.class_names is None:
             return None
+        if not self.class_names.is_file():
+            raise InputError("class_names", f"is {self.class_names}; found no such file.")
         with reading(self.class_names, "a text with a name a line", field="class_names"):
-            text = read_text(self.class_names.expanduser())
+            text = read_text(self.class_names)
             return [line for line in text.splitlines() if line.strip()]
 
 
@@ -141,10 +184,40 @@ class ModelOptions(VitOptions):
 class CLTOptions(ModelOptions):
     """Options that name a trained CLT, its ViT and the images."""
 
+    uncommon: ClassVar = ("model", "pretrained")  # the CLT says them
+
     clt: str
     """Folder or Hub id of the CLT."""
     any_teacher: bool = False
     """Attach the CLT even to a model that it was not trained on."""
+
+    def known_model(self) -> str | None:
+        """The name of the ViT: --model, or the one that the CLT says."""
+        shape = saved_shape(self.clt)
+        return self.model or (None if shape is None else shape.teacher or "digits")
+
+    def check(self) -> None:
+        """Refuse a CLT whose files are missing, or whose config.json describes none."""
+        saved_shape(self.clt)
+        super().check()
+
+    def check_layers(self, name: str, layers: Sequence[int]) -> None:
+        """Refuse layers that the CLT has not, where its config.json is at hand."""
+        shape = saved_shape(self.clt)
+        if shape is not None:
+            check_depth(name, layers, shape.n_layers)
+
+    def check_features(self, features: Sequence[tuple[int, int]]) -> None:
+        """Refuse features, given by layer and number, that the CLT has not."""
+        shape = saved_shape(self.clt)
+        for layer, feature in features if shape else ():
+            assert shape is not None
+            if layer >= shape.n_layers or feature >= shape.n_features:
+                raise InputError(
+                    "feature",
+                    f'is "{layer}:{feature}"; expected a layer below {shape.n_layers} and a '
+                    f"feature below {shape.n_features}.",
+                )
 
     def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
         """Load the teacher, its CLT (checked against each other) and the images."""
@@ -174,6 +247,14 @@ class CompareOptions(CLTOptions):
     compare: tuple[str, ...] = ()
     """Further CLTs of the same teacher (folders or Hub ids), measured on the same images."""
 
+    def check(self) -> None:
+        """Refuse a CLT that is given twice, or whose files are missing."""
+        if self.clt in self.compare:
+            text = f'holds "{self.clt}" a second time; expected different CLTs.'
+            raise InputError("compare", text)
+        check_clts("compare", self.compare)
+        super().check()
+
     def load_compared(
         self, device: str
     ) -> tuple[HookedViT, list[tuple[str, CrossLayerTranscoder]], ImageData]:
@@ -183,14 +264,9 @@ class CompareOptions(CLTOptions):
         would have the same name.
 
         Raises:
-            InputError: a CLT is given twice, or is of another teacher or shape.
+            InputError: a CLT is of another teacher or shape.
         """
         places = [self.clt, *self.compare]
-        for i, place in enumerate(places):
-            if place in places[:i]:
-                raise InputError(
-                    "compare", f'holds "{place}" a second time; expected different CLTs.'
-                )
         from vit_clt.transcoder.saved import distinct_names
 
         vit, first, data = self.load_all(device)
@@ -213,6 +289,13 @@ class TrainDataOptions(ModelOptions):
     """Images to train or fit on, a form as in --data; default: the train split of --data."""
     train_limit: int | None = None
     """Use only the first N of these images."""
+
+    def check(self) -> None:
+        """Refuse images to train on that cannot be loaded, as far as names and folders tell."""
+        if self.train_data is not None:
+            with renamed(data="train_data"):
+                check_form(self.train_data, "train")
+        super().check()
 
     def load_train_images(self, vit: HookedViT, data: ImageData) -> ImageData:
         """The images to train or fit on.
@@ -246,29 +329,3 @@ def check_held_out(trained: ImageData, data: ImageData) -> None:
             f"is {data.name}, the images trained on; expected held-out ones, with --train-data "
             "naming the others.",
         )
-
-
-def layer_numbers(text: str, name: str = "layers") -> list[int]:
-    """The layers of a text such as "7-11" or "0,4,7-11", ends included.
-
-    Args:
-        text: the value of an option.
-        name: name of the option, for the error.
-
-    Raises:
-        InputError: the text does not have this form.
-    """
-    numbers: list[int] = []
-    for part in text.split(","):
-        found = _LAYERS.fullmatch(part.strip())
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if first > last or len(numbers) > 1000:
-            shown = text if len(text) <= 100 else f"{text[:100]}..."
-            raise InputError(
-                name, f'is "{shown}"; expected layers below 1000, as in 7-11 or 0,4,7-11.'
-            )
-        numbers += range(first, last + 1)
-    return numbers
-
-
-_LAYERS = re.compile(r"(\d{1,3})(?:-(\d{1,3}))?", re.ASCII)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
-from vit_clt.cli.options import TrainDataOptions, layer_numbers
+from vit_clt.cli.layers import layer_numbers
+from vit_clt.cli.options import TrainDataOptions
 
 
 @dataclass(kw_only=True)
@@ -26,6 +27,12 @@ class Probe(TrainDataOptions, StudyOptions, SeedOptions):
     """What probes predict: label, or a factor of the data (adding: left, right). Default: all."""
     layers: str | None = None
     """Layers that are probed, e.g. 4-7 or 0,3-5 (inclusive); default: every layer."""
+
+    def check(self) -> None:
+        """Refuse layers that are no layers."""
+        if self.layers is not None:
+            layer_numbers(self.layers)
+        super().check()
 
     def run(self) -> None:
         """Fit the probes, measure them, and report."""

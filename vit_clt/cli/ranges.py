@@ -1,4 +1,4 @@
-"""The ranges of all options that are counts or seeds, checked before a command runs.
+"""The ranges of all options that are counts or seeds, and devices, checked before a command runs.
 
 What a range cannot say, such as a limit that depends on the data, is checked by the library.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from vit_clt.cli.command import Command
+from vit_clt.cli.command import BaseCommand
 from vit_clt.errors import InputError
 
 _SOME = 1, 1_000_000
@@ -41,12 +42,16 @@ RANGES = {
 """Lowest and highest value, by the name of the option."""
 
 
-def check_ranges(command: Command) -> None:
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "xla", "mtia", "hip", "vulkan", "ipu", "ve", "maia")
+"""Kinds of torch devices that hold numbers; a number may follow, as in cuda:1."""
+
+
+def check_ranges(command: BaseCommand) -> None:
     """Refuse values that no command can have.
 
     Raises:
-        InputError: a count or seed out of its range, a number that is not finite, or a text that no
-            file and no name can have.
+        InputError: a count or seed out of its range, a number that is not finite, a text that no
+            file and no name can have, or no name of a device.
     """
     for field in fields(command):
         given = getattr(command, field.name)
@@ -59,9 +64,23 @@ def _check(name: str, value: Any) -> None:
         raise InputError(name, f"is {value}; expected a finite number.")
     if isinstance(value, str | Path) and "\0" in str(value):
         raise InputError(name, f"is {str(value)!r}; expected a text without a NUL character.")
+    if name == "device":
+        _check_device(value)
     if name in RANGES and isinstance(value, int) and not isinstance(value, bool):
         low, high = RANGES[name]
         if value < low:
             raise InputError(name, f"is {value}; expected at least {low}.")
         if value > high:
             raise InputError(name, f"is {value}; expected at most {high}.")
+
+
+def _check_device(device: str) -> None:
+    kind, colon, number = device.partition(":")
+    if kind == "meta":
+        reason = "it holds shapes and no numbers"
+    elif kind not in DEVICES or (colon and not number.isdecimal()):
+        near = get_close_matches(kind, DEVICES, n=1)
+        reason = f"expected {near[0] if near else 'cpu, cuda'} or another device of torch"
+    else:
+        return
+    raise InputError("device", f'is "{device}", which is not usable: {reason}.')

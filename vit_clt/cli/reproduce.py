@@ -13,7 +13,8 @@ from vit_clt.choices import Backbone, Inputs, PaperSparsifier, Templates
 from vit_clt.cli.command import Command, print_table
 from vit_clt.cli.options import check_device
 from vit_clt.cli.training_options import with_every_option
-from vit_clt.errors import InputError
+from vit_clt.data.form_names import HELD_OUT, check_form
+from vit_clt.errors import InputError, renamed
 from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Reproduce(Command):
 
     Example: vit-clt reproduce --datasets cifar100 --backbones ViT-B/32 --plan
     """
+
+    begun = "reproduce.json"
 
     out: Path = Path("out/reproduce")
     """Output folder: absent or empty, unless --overwrite or --resume."""
@@ -82,6 +85,19 @@ class Reproduce(Command):
             training=with_every_option(small.training),
         )
 
+    def check(self) -> None:
+        """Refuse options that contradict one another, and data that are not there."""
+        self.refuse_both(overwrite=self.overwrite, resume=self.resume)
+        for name in ("datasets", "backbones", "sparsifiers"):
+            if not getattr(self, name):
+                raise InputError(name, "is empty; expected at least one.")
+        with renamed(data="datasets"):
+            for form in self.datasets:
+                if form.partition(":")[0] in HELD_OUT:  # others are refused by the study
+                    check_form(form, None)
+        if not self.plan:
+            super().check()
+
     def run(self) -> None:
         """Plan, run every cell that is missing, and report."""
         import torch
@@ -95,12 +111,8 @@ class Reproduce(Command):
         from vit_clt.outputs import check_same
         from vit_clt.training.cost import check_resources
 
-        self.refuse_both(overwrite=self.overwrite, resume=self.resume)
         recipe, study_file = self._recipe(), evaluation.STUDY_FILE
         materials = evaluation.Materials.named(self.datasets, self.pretrained, self.weights)
-        for name in ("datasets", "backbones", "sparsifiers"):
-            if not getattr(self, name):
-                raise InputError(name, "is empty; expected at least one.")
         chosen = (list(dict.fromkeys(names)) for names in (self.backbones, self.sparsifiers))
         folder = None
         if not self.plan:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.choices import SearchBackend, TokenKind
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
-from vit_clt.cli.options import CLTOptions, layer_numbers
+from vit_clt.cli.layers import layer_numbers
+from vit_clt.cli.options import CLTOptions
+from vit_clt.data.form_names import check_form
 from vit_clt.errors import InputError, renamed
 
 if TYPE_CHECKING:
@@ -47,6 +49,15 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
     untrained: bool = False
     """Also retrieve by the codes of an untrained CLT of the same shape, for comparison; this
     indexes the corpus a second time."""
+
+    def check(self) -> None:
+        """Refuse layers that the CLT has not, and a corpus that is not there."""
+        if self.layers is not None:
+            self.check_layers("layers", layer_numbers(self.layers))
+        if self.corpus is not None:
+            with renamed(data="corpus"):
+                check_form(self.corpus, "train")
+        super().check()
 
     def run(self) -> None:
         """Index, search, draw, and report."""

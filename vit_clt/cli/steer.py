@@ -54,6 +54,28 @@ class Steer(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
     """Number of random features of about the same firing rate beside each feature; default: 5, or 3
     with --search."""
 
+    def check(self) -> None:
+        """Refuse options of the other of both studies, and features that the CLT has not."""
+        if (self.search is None) == (not self.feature):
+            state = "both are" if self.feature else "neither is"
+            raise InputError(f"{state} given of --feature and --search; expected one of them.")
+        if self.search is not None:
+            curve_only = {
+                "values": self.values,
+                "only_active": self.only_active,
+                "query": self.query,
+                "target": self.target,
+                "kind": self.kind == "scale",
+                "readout": self.readout not in (None, "text"),
+                "train_data": self.train_data,
+                "train_limit": self.train_limit,
+            }
+            for name, value in curve_only.items():
+                if value:
+                    raise InputError(name, "is given with --search; expected it with --feature.")
+        self.check_features([feature_address(text) for text in self.feature])
+        super().check()
+
     def run(self) -> None:
         """Steer, draw, and report."""
         from vit_clt.analysis import steering_curve, steering_search
@@ -62,7 +84,7 @@ class Steer(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
         from vit_clt.readouts.class_names import class_number
 
         folder = self.folder_of(SteeringCurve, SteeringSearch)
-        features = self._check_options()
+        features = [feature_address(text) for text in self.feature]
         vit, clt, data = self.load_all(self.device)
         if self.search is not None:
             class_number(data.class_names, self.search, "search")
@@ -100,23 +122,3 @@ class Steer(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
                 progress=True,
             )
         self.report(folder, study, "steer")
-
-    def _check_options(self) -> list[tuple[int, int]]:
-        if (self.search is None) == (not self.feature):
-            state = "both are" if self.feature else "neither is"
-            raise InputError(f"{state} given of --feature and --search; expected one of them.")
-        if self.search is not None:
-            curve_only = {
-                "values": self.values,
-                "only_active": self.only_active,
-                "query": self.query,
-                "target": self.target,
-                "kind": self.kind == "scale",
-                "readout": self.readout not in (None, "text"),
-                "train_data": self.train_data,
-                "train_limit": self.train_limit,
-            }
-            for name, value in curve_only.items():
-                if value:
-                    raise InputError(name, "is given with --search; expected it with --feature.")
-        return [feature_address(text) for text in self.feature]

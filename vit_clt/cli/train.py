@@ -34,6 +34,8 @@ class Train(ModelOptions, Command, TrainingOptions):
     """
 
     imports = ("vit_clt.training.trainer",)
+    begun = "run.json"
+    default_split = "train"
 
     config: Path | None = None
     """The run.json of an earlier run, whose options are then the defaults in place of a
@@ -59,6 +61,8 @@ class Train(ModelOptions, Command, TrainingOptions):
         path = value_of("--config", args)
         if path is not None and value_of("--preset", args) is not None:
             raise InputError("--preset and --config are both set; expected one of them.")
+        if path is not None and not Path(path).is_file():
+            raise InputError("config", f"is {path}; found no such file.")
         options = (
             starting_options(args) if path is None else options_in(Path(path), cls, _NOT_OF_THE_RUN)
         )
@@ -66,15 +70,20 @@ class Train(ModelOptions, Command, TrainingOptions):
         start.out = tyro.MISSING  # the option is required
         return start
 
+    def check(self) -> None:
+        """Refuse options that contradict one another, or belong to another sparsifier."""
+        self.refuse_both(overwrite=self.overwrite, resume=self.resume)
+        self.sparsifier_training()
+        super().check()
+
     def run(self) -> None:
         """Train, save, and report."""
         from vit_clt.analysis.fit.training_study import Training, finished_training
         from vit_clt.training import run_folder
         from vit_clt.training.processes import is_main, own_device
 
-        self.refuse_both(overwrite=self.overwrite, resume=self.resume)
         folder = self.folder_of(
-            Training, more=run_folder.FILES, begun=run_folder.RUN_FILE, resume=self.resume
+            Training, more=run_folder.FILES, begun=self.begun, resume=self.resume
         )
         self.device = own_device(self.device)
         plan = self._planned()
@@ -107,7 +116,7 @@ class Train(ModelOptions, Command, TrainingOptions):
         vit = self.load_vit(self.device)
         self.k = self.k or (128 if self.preset == "paper" else min(32, vit.cfg.d_model // 4))
         config, settings = self.clt_config(vit.cfg.n_layers, vit.cfg.d_model), self.settings()
-        data = self.load_images(vit, "train")
+        data = self.load_images(vit)
         return PlannedRun(vit, data, config, settings, self.device, self.cache)
 
     def settings(self) -> TrainConfig:

@@ -12,6 +12,12 @@ import tyro
 
 from vit_clt.choices import Preset, SparsifierName
 from vit_clt.errors import InputError
+from vit_clt.transcoder.sparsifier_options import (
+    OPTIONS,
+    every_option,
+    every_setting,
+    names_with,
+)
 from vit_clt.transcoder.train_config import (
     PRESETS,
     SparsifierSettings,
@@ -55,12 +61,10 @@ class TrainingOptions:
         Raises:
             InputError: an option of another sparsifier is set.
         """
-        from vit_clt.transcoder.sparsifiers import SPARSIFIERS, names_with
-
-        sparsity, kind = self.training.sparsity, SPARSIFIERS[self.sparsifier]
+        sparsity, kind = self.training.sparsity, OPTIONS[self.sparsifier].training
         for part in fields(sparsity):
             options = getattr(sparsity, part.name)
-            if not isinstance(options, SparsifierTraining) or isinstance(options, kind.training):
+            if not isinstance(options, SparsifierTraining) or isinstance(options, kind):
                 continue
             for name, value in asdict(options).items():
                 if value != getattr(type(options)(), name):
@@ -68,7 +72,9 @@ class TrainingOptions:
                         name,
                         f"is {value}; expected only with sparsifier {names_with(type(options))}.",
                     )
-        return kind().with_options(self.training)
+        found = sparsity.options_of(kind)
+        assert found is not None, "options of every sparsifier are held"
+        return replace(self.training, sparsity=found)
 
 
 def value_of(option: str, args: Sequence[str]) -> str | None:
@@ -85,8 +91,6 @@ def value_of(option: str, args: Sequence[str]) -> str | None:
 
 def starting_options(args: Sequence[str]) -> dict[str, Any]:
     """Defaults of `TrainingOptions` with the options of every sparsifier, for a command line."""
-    from vit_clt.transcoder.sparsifiers import every_setting
-
     return {"training": preset_in(args), "sparsifier_settings": every_setting()()}
 
 
@@ -105,12 +109,11 @@ def options_in(
             of another type.
     """
     from vit_clt.inputs import read_json, reading
-    from vit_clt.transcoder.sparsifiers import SPARSIFIERS, every_setting
     from vit_clt.typed import fits, made
 
     with reading(path, "the run.json of a training run", field="config"):
         options: dict[str, Any] = dict(read_json(path)["options"])
-        kind, settings = SPARSIFIERS[options["sparsifier"]], every_setting()
+        kind, settings = OPTIONS[options["sparsifier"]], every_setting()
         options["training"] = with_every_option(
             TrainConfig.from_json(options["training"], kind.training)
         )
@@ -140,6 +143,4 @@ def preset_in(args: Sequence[str]) -> TrainConfig:
 
 def with_every_option(settings: TrainConfig) -> TrainConfig:
     """`settings` with the options of every sparsifier's training, for the command line to list."""
-    from vit_clt.transcoder.sparsifiers import every_option
-
     return replace(settings, sparsity=every_option(settings.sparsity))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vit_clt.cli.command import StudyOptions
 from vit_clt.cli.options import load_clt
+from vit_clt.transcoder.saved_files import saved_shape
 
 
 @dataclass(kw_only=True)
@@ -19,6 +20,11 @@ class Weights(StudyOptions):
 
     clt: str
     """Folder or Hub id of the CLT."""
+
+    def check(self) -> None:
+        """Refuse a CLT that is not there."""
+        saved_shape(self.clt)
+        super().check()
 
     def run(self) -> None:
         """Measure, draw, and report."""

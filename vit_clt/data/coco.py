@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vit_clt.data.decoding import StoredImages
 from vit_clt.data.images import DecodedImages
+from vit_clt.data.local_files import coco_annotations
 from vit_clt.data.prompts import COCO_CLASSES
-from vit_clt.data.splits import split_names
 from vit_clt.data.tables import hub_table
 from vit_clt.errors import InputError
 from vit_clt.inputs import read_json, reading
@@ -73,13 +73,7 @@ def local_coco(
         InputError: files are missing, there is no such split, or the annotations lack images,
             categories or boxes.
     """
-    folder = Path(place)
-    for name in split_names(split):
-        path = folder / "annotations" / f"instances_{name}2017.json"
-        if path.is_file():
-            break
-    else:
-        raise InputError(_no_annotations(folder, split))
+    path, pictures = coco_annotations(place, split)
     document = _read(path)
     categories = sorted(document["categories"], key=lambda category: category["id"])
     number = {category["id"]: i for i, category in enumerate(categories)}
@@ -95,7 +89,6 @@ def local_coco(
     labels = single_labels((boxes.get(image["id"], []) for image in images), limit)
     if not labels.rows:
         raise InputError(f"{path} has no image with a box; expected at least one.")
-    pictures = folder / f"{name}2017"
     files = [images[row]["file_name"] for row in labels.rows]
     _check_present(pictures, files)
     names = [category["name"] for category in categories]
@@ -221,13 +214,3 @@ def _check_present(folder: Path, files: list[str]) -> None:
             f"{len(missing)} of {len(files)} images are missing in {folder}, the first "
             f"{missing[0]}; expected every image that the annotations name."
         )
-
-
-def _no_annotations(folder: Path, split: str) -> str:
-    splits = sorted(
-        file.stem.removeprefix("instances_").removesuffix("2017")
-        for file in (folder / "annotations").glob("instances_*2017.json")
-    )
-    if splits:
-        return f'split is "{split}"; coco:{folder} has {" and ".join(splits)}.'
-    return f"data is coco:{folder}; expected annotations/instances_{split}2017.json in that folder."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_clt.data.decoding import image_extensions
-from vit_clt.data.splits import is_split_name, named_split
+from vit_clt.data.local_files import split_folder
 from vit_clt.errors import InputError
 
 
@@ -43,20 +43,8 @@ def read_folder(place: str, split: str | None) -> FolderOfImages:
     Raises:
         InputError: there is no such folder or split, or no image.
     """
-    root = Path(place)
-    if not root.is_dir():
-        raise InputError("data", f"is imagefolder:{place}; expected a folder there.")
-    folders = sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-    name = named_split(split or "test", folders, f"imagefolder:{place}")
-    own_split = name is None and not any(map(is_split_name, folders)) and split in (None, "train")
-    if name is None and not own_split:
-        listed = ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else "")
-        raise InputError(
-            "split",
-            f'is "{split or "test"}"; expected a folder of that name in {place}, which has '
-            f"{listed or 'no folders'}.",
-        )
-    folder = root if name is None else root / name
+    folder = split_folder(place, split)
+    own_split = folder == Path(place)
     extensions = image_extensions()
     by_class: dict[str | None, list[str]] = {}
     empty, others = [], Counter[str]()

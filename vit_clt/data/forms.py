@@ -18,21 +18,21 @@ from vit_clt.data.coco import hub_coco, local_coco
 from vit_clt.data.decoding import GreyImages, StoredImages
 from vit_clt.data.digits import ADDING_CLASSES, DIGITS_CLASSES, adding_arrays, digits_arrays
 from vit_clt.data.folders import read_folder
+from vit_clt.data.form_names import HELD_OUT, OFFLINE, checked_split, split_form
 from vit_clt.data.imagenet100 import IMAGENET100, class_numbers
 from vit_clt.data.images import DecodedImages, ImageData
 from vit_clt.data.labels import Renumber, check_names, matched, resolved_labels
-from vit_clt.data.parquet import ParquetTable, parquet_files
+from vit_clt.data.local_files import is_image_folder, parquet_files
+from vit_clt.data.parquet import ParquetTable
 from vit_clt.data.prompts import (
     CIFAR10_CLASSES,
     CIFAR10_SYNONYMS,
     CIFAR100_CLASSES,
     CIFAR100_SYNONYMS,
 )
-from vit_clt.data.splits import named_split
 from vit_clt.data.tables import hub_table, table_images
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
-from vit_clt.inputs import expanded
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -46,8 +46,6 @@ class NamedTable:
     label_column: str
     class_names: list[str]
     """The class names that prompts use, in label order."""
-    held_out: str = "test"
-    """Name of the split that is not for training."""
     renumber: Renumber | None = None
 
 
@@ -71,20 +69,11 @@ NAMED = {
         "image",
         "label",
         list(IMAGENET100.values()),
-        "validation",
         class_numbers,
     ),
 }
-COCO_SPLITS = ("train", "val")
-OFFLINE = {"digits": DIGITS_CLASSES, "adding": ADDING_CLASSES}
+OFFLINE_CLASSES = {"digits": DIGITS_CLASSES, "adding": ADDING_CLASSES}
 """Class names of the data sets that come with the package, by form."""
-FORMS = [
-    *OFFLINE,
-    *NAMED,
-    "coco",
-    *(f"{name}:PATH" for name in (*NAMED, "coco", "parquet", "imagefolder")),
-    "hf:NAME",
-]
 
 
 def load_data(
@@ -127,24 +116,18 @@ def load_data(
         raise InputError("vit", "has no preprocessing; expected one from HookedViT.from_open_clip.")
     if limit is not None and limit < 1:
         raise InputError("limit", f"is {limit}; expected at least 1.")
-    kind, colon, place = form.partition(":")
-    if bool(colon) != bool(place) or not (
-        kind in (*NAMED, "coco")
-        or (kind in OFFLINE and not place)
-        or (kind in ("parquet", "imagefolder", "hf") and place)
-    ):
-        raise InputError("data", f'is "{form}"; expected one of {", ".join(FORMS)}.')
+    kind, place = split_form(form)
     if kind in OFFLINE:
         return _offline(kind, vit.preprocess, split or "test", limit, class_names)
-    place = expanded(place)
     columns = {"image": image_column, "label": label_column}
     if kind == "coco":
         return _coco(place, vit.preprocess, split, limit, columns, class_names)
     named = NAMED.get(kind)
     own_split = kind != "hf" and Path(place).is_file()
     if named is not None and not own_split:
-        split = _checked_split(kind, split or named.held_out, ("train", named.held_out))
-    if kind == "imagefolder" or (named and place and _is_image_folder(place)):
+        held_out = HELD_OUT[kind]
+        split = checked_split(kind, split or held_out, ("train", held_out))
+    if kind == "imagefolder" or (named and place and is_image_folder(place)):
         _check_no_columns(columns)
         return _image_folder(form, place, vit.preprocess, split, limit, class_names, named)
     if kind == "hf" or not place:
@@ -230,17 +213,6 @@ def _image_folder(
     return data
 
 
-def _is_image_folder(place: str) -> bool:
-    path = Path(place)
-    if not path.exists():
-        raise InputError(
-            f"{place} does not exist; expected a parquet file, a folder of them, or of images."
-        )
-    return path.is_dir() and not any(
-        file.suffix == ".parquet" for file in [*path.iterdir(), *path.glob("*/*.parquet")]
-    )
-
-
 def _check_no_columns(columns: dict[str, str | None]) -> None:
     for role, column in columns.items():
         if column not in (None, role):
@@ -265,7 +237,7 @@ def _coco(
     if place:
         data = local_coco(place, split, transform, limit)
     else:
-        split = _checked_split("coco", split, COCO_SPLITS)
+        split = checked_split("coco", split, ("train", HELD_OUT["coco"]))
         data = hub_coco(split, transform, limit)
     if class_names is not None:
         check_names(class_names, data.class_names, "coco")
@@ -281,23 +253,16 @@ def _offline(
     limit: int | None,
     class_names: Sequence[str] | None,
 ) -> ImageData:
-    split = _checked_split(kind, split, ("train", "test"))
+    split = checked_split(kind, split, ("train", "test"))
     if class_names is not None:
-        check_names(class_names, OFFLINE[kind], kind)
+        check_names(class_names, OFFLINE_CLASSES[kind], kind)
     arrays = adding_arrays(split) if kind == "adding" else digits_arrays(split)
     pixels, labels, *factors = (values[:limit] for values in arrays)
     fetch = StoredImages(GreyImages(pixels), labels.tolist())
-    names = class_names or OFFLINE[kind]
+    names = class_names or OFFLINE_CLASSES[kind]
     data = DecodedImages(fetch, len(labels), transform, names, f"{kind} ({split})")
     data.split = split
     if factors:
         left, right = map(torch.from_numpy, factors)
         data.factors = {"left": left, "right": right}
     return data
-
-
-def _checked_split(name: str, split: str, splits: tuple[str, str]) -> str:
-    found = named_split(split, splits, name)
-    if found is None:
-        raise InputError("split", f'is "{split}"; {name} has "{splits[0]}" and "{splits[1]}".')
-    return found

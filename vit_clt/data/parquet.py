@@ -7,7 +7,6 @@ temporary file, which is removed with the data; nothing stays on the disk.
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vit_clt.data.splits import split_names
 from vit_clt.data.tables import Column, Table, stated_names
 from vit_clt.data.temporary import TemporaryFolder
 from vit_clt.errors import InputError
@@ -27,33 +25,6 @@ LEAST_BOUND = 256_000_000
 MOST_RATIO = 100
 BATCH_BYTES = 256_000_000
 MOST_BATCH_ROWS = 256
-
-
-def parquet_files(place: str, split: str) -> list[Path]:
-    """The files of a split, in the order of their names; a single file is its own split.
-
-    In a folder they are SPLIT.parquet and SPLIT followed by a number (test-00000-of-00001.parquet),
-    or all parquet files of the folder SPLIT. "val" and "validation" mean the same.
-
-    Raises:
-        InputError: there are none.
-    """
-    path = Path(place)
-    if path.is_file():
-        return [path]
-    present = sorted(path.iterdir()) if path.is_dir() else []
-    for name in split_names(split):
-        shard = re.compile(rf"{re.escape(name)}([-_.]?\d.*)?\.parquet", re.IGNORECASE)
-        files = [file for file in present if shard.fullmatch(file.name)]
-        for folder in present:
-            if not files and folder.name.lower() == name and folder.is_dir():
-                files = sorted(f for f in folder.iterdir() if f.suffix == ".parquet")
-        if files:
-            return files
-    raise InputError(
-        "data",
-        f"is parquet:{place}; expected a parquet file, or a folder with {split}*.parquet.",
-    )
 
 
 class ParquetTable(Table):

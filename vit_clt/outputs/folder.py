@@ -29,6 +29,45 @@ UNFINISHED = ".vit-clt-unfinished"
 _unclosed: list[OutputFolder] = []
 
 
+def check_place(
+    path: Path, overwrite: bool = False, begun: str | None = None, *, resume: bool = False
+) -> None:
+    """Refuse an output folder by its name and what lies in it, before its command is known whole.
+
+    What depends on the files that a command writes is left to `OutputFolder`.
+
+    Args:
+        path: the folder.
+        overwrite: an earlier output may be replaced.
+        begun: name of the file that a run which can be resumed writes first.
+        resume: a run in the folder is gone on with.
+
+    Raises:
+        InputError: a file is in the place of the folder, or the folder holds files of the user.
+    """
+    _check_no_file(path)
+    follows = begun is not None and os.environ.get("RANK", "0") != "0"
+    if follows or overwrite or resume or not path.is_dir():
+        return
+    home = Path(os.path.realpath(path))
+    names = {entry.name for entry in os.scandir(home)}
+    is_left = home.with_name(f".{home.name}{NEW}").exists() or begun in names
+    # names that begin with a dot may be what a kill has left
+    if not is_left and any(not name.startswith(".") for name in names):
+        raise _not_empty(path)
+
+
+def _check_no_file(path: Path) -> None:
+    for parent in (path, *path.parents):
+        if parent.exists() and not parent.is_dir():
+            raise InputError("out", f"is {path}; {parent} is a file, expected a folder.")
+
+
+def _not_empty(path: Path) -> InputError:
+    text = f"is {path}, which is not empty; expected a new folder."
+    return InputError("out", text, remedy="overwrite")
+
+
 class OutputFolder:
     """The folder that a command writes to.
 
@@ -69,9 +108,7 @@ class OutputFolder:
         self.path = Path(path)
         self.files = [*files]
         self.command = command
-        for parent in (self.path, *self.path.parents):
-            if parent.exists() and not parent.is_dir():
-                raise InputError("out", f"is {self.path}; {parent} is a file, expected a folder.")
+        _check_no_file(self.path)
         self._begun, self._is_open, self._is_done = begun, False, False
         self._follows = begun is not None and os.environ.get("RANK", "0") != "0"
         self._home = Path(os.path.realpath(self.path))
@@ -167,11 +204,7 @@ class OutputFolder:
                 "resume, or a new folder.",
             )
         if not self._old.has_begun() or self._old.users() or self._old.is_finished():
-            raise InputError(
-                "out",
-                f"is {self.path}, which is not empty; expected a new folder.",
-                remedy="overwrite",
-            )
+            raise _not_empty(self.path)
         self._check_command()
         if self._old.has_weights():
             self._refuse_unfinished()

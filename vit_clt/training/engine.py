@@ -295,12 +295,3 @@ def _put(target: Tensor, value: Tensor) -> None:
             value.to(target.device), target.device_mesh, list(target.placements)
         )
     target.copy_(value)
-
-
-@contextmanager
-def seeded_globally(seed: int) -> Iterator[None]:
-    """A context in which torch draws from `seed`; the user's random state is restored after it."""
-    # GPUs are given by number, because torch warns where it is left to take all of several
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield

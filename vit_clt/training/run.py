@@ -16,6 +16,7 @@ from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError, Stopped
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.rows import TokenRows
+from vit_clt.seeding import seeded_globally
 from vit_clt.training.batches import (
     ActivationReader,
     GroupActivations,
@@ -32,7 +33,6 @@ from vit_clt.training.engine import (
     optimiser_tensors,
     put_model,
     restore,
-    seeded_globally,
 )
 from vit_clt.training.interventions import InterventionReader
 from vit_clt.training.objective import Activity, Objective, learning_rate

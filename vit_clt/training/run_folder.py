@@ -23,8 +23,8 @@ from vit_clt.outputs import OutputFolder, check_same
 from vit_clt.training.planned import PlannedRun
 from vit_clt.training.processes import asked_to_stop, is_main, n_processes
 from vit_clt.training.trainer import FREE, train
-from vit_clt.transcoder.checkpoints import CONFIG_FILE, WEIGHTS_FILE
 from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.transcoder.saved_files import CONFIG_FILE, WEIGHTS_FILE
 
 RUN_FILE, LOG_FILE = "run.json", "train.jsonl"
 FILES = (RUN_FILE, LOG_FILE, CONFIG_FILE, WEIGHTS_FILE)

@@ -35,17 +35,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vit_clt.errors import InputError
-from vit_clt.inputs import expanded, parse_json, read_json, read_text, reading
+from vit_clt.inputs import parse_json, read_json, read_text, reading
 from vit_clt.outputs import check_same
 from vit_clt.outputs.manifest import file_hash
 from vit_clt.outputs.staging import remove_unfinished, staged_files
 from vit_clt.tensor_files import Header, check_finite, check_floats, read_header
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model_card import model_card
+from vit_clt.transcoder.saved_files import CONFIG_FILE, WEIGHTS_FILE, local_files
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
+HUB_SECONDS = 5.0
+"""How long the Hub may take to say whether a repository is there."""
 HASH_KEY = "safetensors_sha256"
 """Field of config.json: the SHA-256 of model.safetensors, as `sha256sum` prints it."""
 CLT = TypeVar("CLT", bound="PretrainedCLT")
@@ -139,17 +140,10 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
         Raises:
             InputError: nothing there, or what is there is not a whole CLT.
         """
-        place = Path(expanded(str(pretrained_model_name_or_path)))
-        if place.is_dir():
-            config, weights = place / CONFIG_FILE, place / WEIGHTS_FILE
-            for path in (config, weights):
-                if not path.is_file():
-                    raise InputError("clt", f"is {place}; expected a {path.name} in it.")
-        elif place.exists():
-            raise InputError("clt", f"is {place}, a file; expected a folder holding {CONFIG_FILE}.")
-        else:
-            name = str(pretrained_model_name_or_path)
-            config, weights = (_download(name, file, hub) for file in (CONFIG_FILE, WEIGHTS_FILE))
+        name = str(pretrained_model_name_or_path)
+        config, weights = local_files(name) or (
+            _download(name, file, hub) for file in (CONFIG_FILE, WEIGHTS_FILE)
+        )
         return _load(cls, config, weights).to(map_location)
 
 
@@ -158,7 +152,7 @@ def _download(repo_id: str, name: str, options: Mapping[str, Any]) -> Path:
         if not options and not isinstance(try_to_load_from_cache(repo_id, name), str):
             # a repository that is not there, or no network, is known at once;
             # the download would first wait and try again
-            get_hf_file_metadata(hf_hub_url(repo_id, name))
+            get_hf_file_metadata(hf_hub_url(repo_id, name), timeout=HUB_SECONDS)
         return Path(hf_hub_download(repo_id, name, **options))
     except RemoteEntryNotFoundError as error:
         raise InputError(
@@ -166,11 +160,11 @@ def _download(repo_id: str, name: str, options: Mapping[str, Any]) -> Path:
             f"is {repo_id}; expected a {CONFIG_FILE} and a {WEIGHTS_FILE} in that "
             "repository of the Hub.",
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         raise InputError(
             "clt",
-            f"is {repo_id}; found neither such a folder nor such a repository on the Hub "
-            f"({type(error).__name__}).",
+            f"is {repo_id}, which has the form of a name on the Hub; found no such folder, and no "
+            f"such repository was reached ({type(error).__name__}).",
         ) from error
 
 
