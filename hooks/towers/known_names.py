@@ -53,8 +53,8 @@ def check_name(model: str, pretrained: str | None) -> None:
         )
     _check_listed(name)
     if random_seed(pretrained) is None:
-        place = Path(expanded(pretrained))
-        if is_path(str(place)) and not place.exists():
+        place = expanded(pretrained)
+        if is_path(place) and not Path(place).exists():
             raise InputError(
                 "pretrained", f"is {pretrained}; found no such file, nor such a folder."
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -18,7 +19,7 @@ import tyro
 
 from vit_clt.cli.command import BaseCommand
 from vit_clt.cli.completion import choices_of, completion
-from vit_clt.cli.help_text import listed_options, short_help
+from vit_clt.cli.help_text import WIDTH, listed_options, short_help
 from vit_clt.cli.ranges import check_ranges
 from vit_clt.cli.tyro_text import complaint, without_none
 from vit_clt.errors import InputError
@@ -218,7 +219,7 @@ def parse(args: Sequence[str]) -> BaseCommand | None:
         raise InputError("command", f'is "{name}"; expected {known} (see vit-clt --help).')
     command = command_class(name)
     if "--help-all" in rest:
-        print(_help(command, name), end="")
+        print(_help(command, name, sys.stdout.encoding or "utf-8"), end="")
         return None
     if {"-h", "--help"} & {*rest}:
         full, own = _help(command, name), command.__annotations__
@@ -230,10 +231,19 @@ def parse(args: Sequence[str]) -> BaseCommand | None:
     return parsed
 
 
-def _help(command: type[BaseCommand], name: str) -> str:
-    """What tyro prints as the help of a command."""
-    # it draws its boxes in the characters that the terminal has
-    shown = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", write_through=True)
+def _help(command: type[BaseCommand], name: str, encoding: str | None = None) -> str:
+    """What tyro prints as the help of a command.
+
+    Args:
+        command: the class of the command.
+        name: its name.
+        encoding: of the terminal, whose width and characters the boxes then have; by default they
+            are as `listed_options` reads them.
+    """
+    shown = io.TextIOWrapper(io.BytesIO(), encoding or "utf-8", write_through=True)
+    columns = os.environ.get("COLUMNS")
+    if encoding is None:
+        os.environ["COLUMNS"] = str(WIDTH)
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         tyro.cli(
             command,
@@ -242,6 +252,9 @@ def _help(command: type[BaseCommand], name: str) -> str:
             prog=f"vit-clt {name}",
             default=command.defaults([]),
         )
+    os.environ.pop("COLUMNS", None)
+    if columns is not None:
+        os.environ["COLUMNS"] = columns
     shown.seek(0)
     return without_none(shown.read())
 

@@ -32,7 +32,6 @@ UNCOMMON = {
 """Options, by name, that only `--help-all` shows."""
 _CLAUSE = re.compile(r"; (?![^()]*\))")
 _DEFAULT = re.compile(r" *\(default: ([^()]*)\)$")
-_BOX = "│|"
 _OPTION = re.compile(r"(-h, --help|--[\w-]+)((?: \S+)*?)(?:  +(.*))?")
 
 
@@ -84,7 +83,7 @@ def short_help(
         own: names of the options that are the command's alone, which come after those it needs.
         uncommon: names of options that are left out beside `UNCOMMON`.
     """
-    head = re.sub(r"\n{3,}", "\n\n", re.split(r"\n[╭+]", text, maxsplit=1)[0].strip())
+    head = re.sub(r"\n{3,}", "\n\n", re.split(r"\n╭", text, maxsplit=1)[0].strip())
     head = "\n".join(
         line if len(line) <= WIDTH else textwrap.fill(line, WIDTH) for line in head.splitlines()
     )
@@ -102,7 +101,7 @@ def listed_options(text: str) -> Iterator[Option]:
     """The options in what tyro prints, one to several lines each, in boxes."""
     found: list[str] = []
     for line in text.splitlines():
-        if line[:1] not in _BOX:
+        if not line.startswith("│"):
             continue
         inner = line[2:-1].rstrip()
         if inner.startswith("-"):
@@ -124,5 +123,5 @@ def _option(lines: list[str]) -> Option:
     flag, values, text = first[1], first[2].strip(), first[3] or ""
     # a list of values is shown by its first one
     values = values.removeprefix("{None}|")
-    values = re.sub(r"\{?\[(\S+) \[\1 \.\.\.\]\]\}?", r"\1 ...", values)
+    values = re.sub(r"\{?\[(\S+) \[(?:\1 )?\.\.\.\]\]\}?", r"\1 ...", values)
     return Option(flag, values, " ".join([text, *lines[1:]]).strip())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,8 +40,6 @@ def load_clt(place: str, device: str) -> CrossLayerTranscoder:
     from vit_clt.transcoder.model import CrossLayerTranscoder
 
     check_device(device)
-    if not Path(place).exists():
-        print(f'there is no folder "{place}"; looking for it on the Hub', file=sys.stderr)
     return CrossLayerTranscoder.from_pretrained(place).to(device).eval()
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from vit_clt.cli.command import BaseCommand
+from vit_clt.cli.devices import check_device_name
 from vit_clt.errors import InputError
 
 _SOME = 1, 1_000_000
@@ -42,10 +42,6 @@ RANGES = {
 """Lowest and highest value, by the name of the option."""
 
 
-DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "xla", "mtia", "hip", "vulkan", "ipu", "ve", "maia")
-"""Kinds of torch devices that hold numbers; a number may follow, as in cuda:1."""
-
-
 def check_ranges(command: BaseCommand) -> None:
     """Refuse values that no command can have.
 
@@ -65,22 +61,10 @@ def _check(name: str, value: Any) -> None:
     if isinstance(value, str | Path) and "\0" in str(value):
         raise InputError(name, f"is {str(value)!r}; expected a text without a NUL character.")
     if name == "device":
-        _check_device(value)
+        check_device_name(value)
     if name in RANGES and isinstance(value, int) and not isinstance(value, bool):
         low, high = RANGES[name]
         if value < low:
             raise InputError(name, f"is {value}; expected at least {low}.")
         if value > high:
             raise InputError(name, f"is {value}; expected at most {high}.")
-
-
-def _check_device(device: str) -> None:
-    kind, colon, number = device.partition(":")
-    if kind == "meta":
-        reason = "it holds shapes and no numbers"
-    elif kind not in DEVICES or (colon and not number.isdecimal()):
-        near = get_close_matches(kind, DEVICES, n=1)
-        reason = f"expected {near[0] if near else 'cpu, cuda'} or another device of torch"
-    else:
-        return
-    raise InputError("device", f'is "{device}", which is not usable: {reason}.')

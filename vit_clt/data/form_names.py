@@ -77,8 +77,8 @@ def check_form(form: str, split: str | None) -> None:
     elif kind == "coco" and place:
         coco_annotations(place, split or HELD_OUT[kind])
     elif kind == "hf":
-        folder, _, _ = place.rpartition(":")
-        if is_path(place) and not Path(place).exists() and not Path(folder or place).is_dir():
+        name = place if Path(place).exists() else place.partition(":")[0]  # perhaps a configuration
+        if is_path(name) and not Path(name).exists():
             raise InputError("data", f"is {form}; found no such folder, nor such a name.")
     elif kind == "imagefolder" or (kind in HELD_OUT and place and is_image_folder(place)):
         split_folder(place, split)

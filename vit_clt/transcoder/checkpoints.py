@@ -20,16 +20,11 @@ from huggingface_hub import (
     ModelCard,
     PyTorchModelHubMixin,
     constants,
-    get_hf_file_metadata,
     hf_hub_download,
-    hf_hub_url,
-    try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HFValidationError,
     HTTPError,
-    RemoteEntryNotFoundError,
 )
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -42,11 +37,15 @@ from vit_clt.outputs.staging import remove_unfinished, staged_files
 from vit_clt.tensor_files import Header, check_finite, check_floats, read_header
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model_card import model_card
-from vit_clt.transcoder.saved_files import CONFIG_FILE, WEIGHTS_FILE, local_files
+from vit_clt.transcoder.saved_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ask_hub,
+    local_files,
+    on_the_hub,
+)
 
 CARD_FILE = "README.md"
-HUB_SECONDS = 5.0
-"""How long the Hub may take to say whether a repository is there."""
 HASH_KEY = "safetensors_sha256"
 """Field of config.json: the SHA-256 of model.safetensors, as `sha256sum` prints it."""
 CLT = TypeVar("CLT", bound="PretrainedCLT")
@@ -141,31 +140,17 @@ class PretrainedCLT(nn.Module, PyTorchModelHubMixin):
             InputError: nothing there, or what is there is not a whole CLT.
         """
         name = str(pretrained_model_name_or_path)
-        config, weights = local_files(name) or (
+        config, weights = local_files(pretrained_model_name_or_path) or (
             _download(name, file, hub) for file in (CONFIG_FILE, WEIGHTS_FILE)
         )
         return _load(cls, config, weights).to(map_location)
 
 
 def _download(repo_id: str, name: str, options: Mapping[str, Any]) -> Path:
-    try:
-        if not options and not isinstance(try_to_load_from_cache(repo_id, name), str):
-            # a repository that is not there, or no network, is known at once;
-            # the download would first wait and try again
-            get_hf_file_metadata(hf_hub_url(repo_id, name), timeout=HUB_SECONDS)
+    if not options:
+        ask_hub(repo_id, name)
+    with on_the_hub(repo_id):
         return Path(hf_hub_download(repo_id, name, **options))
-    except RemoteEntryNotFoundError as error:
-        raise InputError(
-            "clt",
-            f"is {repo_id}; expected a {CONFIG_FILE} and a {WEIGHTS_FILE} in that "
-            "repository of the Hub.",
-        ) from error
-    except (HTTPError, HFValidationError, OSError) as error:
-        raise InputError(
-            "clt",
-            f"is {repo_id}, which has the form of a name on the Hub; found no such folder, and no "
-            f"such repository was reached ({type(error).__name__}).",
-        ) from error
 
 
 def _load(kind: type[CLT], config_path: Path, path: Path) -> CLT:

@@ -5,6 +5,9 @@ What is checked here needs no weights, so that a command line is refused before 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +18,8 @@ from vit_clt.transcoder.sparsifier_options import OPTIONS
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+HUB_SECONDS = 5.0
+"""How long the Hub may take to say whether a repository is there."""
 _OF_THE_DEMO = Path("out/demo/clt")
 
 
@@ -53,7 +58,7 @@ def local_files(place: str | Path) -> SavedFiles | None:
         return files
     if folder.exists():
         raise InputError("clt", f"is {folder}, a file; expected a folder holding {CONFIG_FILE}.")
-    if is_hub_id(str(place)):
+    if isinstance(place, str) and is_hub_id(place):
         return None
     if folder == _OF_THE_DEMO:
         raise InputError(
@@ -66,14 +71,58 @@ def local_files(place: str | Path) -> SavedFiles | None:
     )
 
 
-def saved_shape(place: str) -> SavedShape | None:
-    """The shape of a saved CLT, or None for a repository of the Hub.
+@lru_cache
+def ask_hub(repo_id: str, name: str = CONFIG_FILE) -> None:
+    """Ask the Hub for a file of a repository, unless it is in the cache.
+
+    A repository that is not there, or no network, is known at once; a download would first wait and
+    try again.
 
     Raises:
-        InputError: as of `local_files`, or config.json is unreadable or describes no CLT.
+        InputError: there is no such repository or file, or the Hub is not reached.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    with on_the_hub(repo_id):
+        if not isinstance(try_to_load_from_cache(repo_id, name), str):
+            get_hf_file_metadata(hf_hub_url(repo_id, name), timeout=HUB_SECONDS)
+
+
+@contextmanager
+def on_the_hub(repo_id: str) -> Iterator[None]:
+    """A context in which errors of the Hub become one sentence about this CLT.
+
+    Raises:
+        InputError: an error of the Hub was raised in the context.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.RemoteEntryNotFoundError as error:
+        raise InputError(
+            "clt",
+            f"is {repo_id}; expected a {CONFIG_FILE} and a {WEIGHTS_FILE} in that "
+            "repository of the Hub.",
+        ) from error
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:
+        answered = isinstance(error, errors.HfHubHTTPError | errors.HFValidationError)
+        hub = "nor such a repository on the Hub" if answered else "and the Hub is not reached"
+        raise InputError(
+            "clt", f"is {repo_id}; found no such folder, {hub} ({type(error).__name__})."
+        ) from error
+
+
+def saved_shape(place: str) -> SavedShape | None:
+    """The shape of a saved CLT, or None for a repository of the Hub, which is then asked for it.
+
+    Raises:
+        InputError: as of `local_files` and `ask_hub`, or config.json is unreadable or describes no
+            CLT.
     """
     files = local_files(place)
     if files is None:
+        ask_hub(place)
         return None
     values = read_json(files.config)
     with reading(files.config, "all of one's fields", problem="does not describe a CLT"):
