@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test fuzz bench bench-gpu bench-quality cifar-clts cifar-studies dinov2-small adding check format lint types map clean
+.PHONY: help setup demo test fuzz bench bench-gpu bench-quality cifar-clts cifar-studies dinov2-small adding check format lint types docs tree map clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -12,7 +12,7 @@ help:            ## list the targets
 $(STAMP): pyproject.toml
 	@echo "== setting up $(VENV) (about two minutes and 6 GB the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,docs]'
 	@touch $(STAMP)
 
 setup: $(STAMP)  ## create the environment that all targets share
@@ -68,7 +68,7 @@ adding: $(STAMP) ## the study with a known answer, of docs/results/adding.md (ab
 	@echo "== adding study, into out/adding"
 	@$(MAKE) --no-print-directory -j2 -f scripts/adding.mk PYTHON=$(BIN)/python
 
-check: format lint types test  ## exactly what CI runs
+check: format lint types docs test  ## exactly what CI runs
 
 format: $(STAMP) ## fail if a file is not formatted
 	@echo "== format"
@@ -78,11 +78,18 @@ lint: $(STAMP)   ## ruff
 	@echo "== lint"
 	@$(BIN)/ruff check .
 
-types: $(STAMP)  ## mypy on the package as it is installed
-	@echo "== types"
+# three folders are one package: a copy as it is installed, for what reads sources without importing
+tree: $(STAMP)
 	@rm -rf build && mkdir build
 	@$(BIN)/python -c "import setuptools; setuptools.setup()" --quiet build_py --build-lib build/types 2> build/types.log || (cat build/types.log; false)
+
+types: tree      ## mypy on the package as it is installed
+	@echo "== types"
 	@MYPYPATH=build/types $(BIN)/mypy
+
+docs: tree       ## build the documentation into out/site; warnings are errors
+	@echo "== docs, into out/site"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict > build/docs.log 2>&1 || (cat build/docs.log; false)
 
 map: $(STAMP)    ## draw the rooms of CONTRIBUTING.md anew, from the imports
 	@$(BIN)/python scripts/map_rooms.py --write

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vit_clt.transcoder.sparsifiers import TopKTraining as TopKTraining
     from vit_clt.transcoder.train_config import TrainConfig as TrainConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # names are found when they are first used, so that nothing waits for what it does not use
 __getattr__, __dir__, __all__ = lazy_loader.attach(

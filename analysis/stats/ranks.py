@@ -83,9 +83,9 @@ def rank_agreement(
     Args:
         scores: C(s->l).
         effects: causal effects of s on l.
-        score_draws, effect_draws: scores and effects on bootstrap resamples of the images, on the
-            same resamples if both are given. Where one is missing its value stays fixed, and the
-            interval leaves its noise out.
+        score_draws: scores on bootstrap resamples of the images. Where they are missing the scores
+            stay fixed, and the interval leaves their noise out.
+        effect_draws: likewise of effects, on the same resamples if both are given.
         diagonal: rank the target's own layer among its sources too.
         seed: seed of the permutations.
 

@@ -101,8 +101,9 @@ def load_data(
             for coco "val". "val" and "validation" mean the same. A single parquet file is its own
             split, and so is a folder whose folders are classes.
         limit: keep the first rows only; where some rows have no label, the first that have one.
-        image_column, label_column: by default the columns typed Image and ClassLabel. Without a
-            label column labels are -1, which is enough for training and scores.
+        image_column: by default the column typed Image.
+        label_column: by default the column typed ClassLabel. Without a label column labels are -1,
+            which is enough for training and scores.
         class_names: names of the classes in label order; by default those of the data set.
 
     Rows whose label is not known (-1, null) are left out if others have a label; `left_out` counts

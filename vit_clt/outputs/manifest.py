@@ -1,6 +1,6 @@
 """manifest.json: the files of a finished output, with their hashes. It is written last.
 
-    {"command": "train", "version": "0.1.0",
+    {"command": "train", "version": "0.2.0",
      "files": {"config.json": {"size": 412, "sha256": "..."}, ...}, "further": ["...", ...]}
 
 A folder is finished if its manifest is there and every file of "files" is as it was written.
