@@ -30,7 +30,7 @@ class Picture:
         self.colours: set[str] = set()
 
     def text(
-        self, x: float, y: float, words: str, *, size: int = 14, bold: bool = False,
+        self, x: float, y: float, words: str, *, size: int = 16, bold: bool = False,
         colour: str = INK, anchor: str = "middle",
     ) -> None:  # fmt: skip
         """One line of text whose baseline is at y."""
@@ -103,7 +103,7 @@ def wiring() -> Picture:
     heights = (270, 190, 110)
     panels = (("SAE", 190), ("per-layer transcoder", 490), ("cross-layer transcoder (CLT)", 800))
     for title, centre in panels:
-        picture.text(centre, 36, title, size=17, bold=True)
+        picture.text(centre, 36, title, size=19, bold=True)
         for layer, (height, colour) in enumerate(zip(heights, SOURCES, strict=True)):
             if title == "SAE" and layer != 1:
                 continue
@@ -116,7 +116,7 @@ def wiring() -> Picture:
             for target in range(layer, last):
                 picture.arrow(centre + 14, height, centre + 83, heights[target], colour=colour)
     for layer, height in enumerate(heights):
-        picture.text(26, height + 5, f"layer {layer}", size=12, colour=PALE)
+        picture.text(25, height + 5, f"layer {layer}", size=12, colour=PALE)
     for centre, first, second in (
         (190, "reads one activation", "and rebuilds the same one"),
         (490, "reads an MLP's input and rebuilds", "that MLP's output"),
@@ -131,11 +131,11 @@ def trajectories() -> Picture:
     """Teacher and stream: where the codes of a CLT come from."""
     picture = Picture("On the teacher trajectory codes come from the unaltered ViT", 960, 400)
     columns = (190, 430, 670)
-    picture.text(24, 34, "Teacher trajectory", size=17, bold=True, anchor="start")
+    picture.text(24, 34, "Teacher trajectory", size=19, bold=True, anchor="start")
     picture.text(
-        210, 34, "the ViT runs unaltered; the CLT only looks on", anchor="start", colour=PALE
+        232, 34, "the ViT runs unaltered; the CLT only looks on", anchor="start", colour=PALE
     )
-    picture.text(24, 224, "Stream", size=17, bold=True, anchor="start")
+    picture.text(24, 224, "Stream", size=19, bold=True, anchor="start")
     words = "every MLP is replaced, and the CLT reads what its own errors have altered"
     picture.text(110, 224, words, anchor="start", colour=PALE)
     for layer, x in enumerate(columns):
@@ -163,8 +163,8 @@ def trajectories() -> Picture:
         )
     picture.box(860, 75, 80, 34, "answer")
     picture.box(860, 270, 80, 34, "answer′", colour=ERROR)
-    picture.text(208, 118, "compared", size=12, colour=PALE, anchor="start")
-    picture.text(208, 313, "put in its place", size=12, colour=PALE, anchor="start")
+    picture.text(208, 118, "compared", size=14, colour=PALE, anchor="start")
+    picture.text(208, 313, "put in its place", size=14, colour=PALE, anchor="start")
     return picture
 
 
@@ -195,7 +195,7 @@ def reads_and_acts() -> Picture:
     )
     heights = (230, 170, 110)
     for centre, title, question, place in panels:
-        picture.text(centre, 36, title, size=17, bold=True)
+        picture.text(centre, 36, title, size=19, bold=True)
         picture.text(centre, 62, question)
         picture.text(centre, 305, place, colour=PALE)
     for height, colour, share in zip(heights, SOURCES, (0.2, 0.15, 0.65), strict=True):
@@ -206,7 +206,7 @@ def reads_and_acts() -> Picture:
     for colour, share in zip(SOURCES[::-1], (0.65, 0.15, 0.2), strict=True):
         picture.bar(225, top, 34, 130 * share, colour)
         picture.text(
-            268, top + 65 * share + 5, f"{share:.2f}", size=12, anchor="start", colour=colour
+            268, top + 65 * share + 5, f"{share:.2f}", size=14, anchor="start", colour=colour
         )
         top += 130 * share
     for layer, (height, colour) in enumerate(zip(heights, SOURCES, strict=True)):
@@ -215,16 +215,16 @@ def reads_and_acts() -> Picture:
         picture.arrow(448, height, 519, height, colour=colour, dashed=layer == 0)
         if layer:
             picture.arrow(448, heights[0], 519, height, colour=SOURCES[0], dashed=True)
-            picture.text(566, height + 5, "changes by E", size=12, anchor="start", colour=ERROR)
-            picture.text(866, height + 5, "changes", size=12, anchor="start", colour=ERROR)
+            picture.text(566, height + 5, "changes", size=14, anchor="start", colour=ERROR)
+            picture.text(866, height + 5, "changes", size=14, anchor="start", colour=ERROR)
         picture.box(760, height, 62, 32, f"MLP{'₀₁₂'[layer]}", dashed=layer == 0)
         picture.box(838, height, 38, 30, f"y{'₀₁₂'[layer]}", fill="#ffffff")
         picture.arrow(792, height, 817, height, dashed=layer == 0)
-    picture.text(410, 258, "at their mean", size=12, colour=SOURCES[0])
-    picture.text(760, 265, "at its mean", size=12)
+    picture.text(410, 258, "at their mean", size=14, colour=SOURCES[0])
+    picture.text(760, 265, "at its mean", size=14)
     for lower, upper in ((229, 187), (169, 127)):
         picture.arrow(718, lower, 718, upper, colour=PALE)
-    picture.text(706, 175, "stream", size=12, colour=PALE, anchor="end")
+    picture.text(694, 106, "stream", size=14, colour=PALE)
     return picture
 
 
@@ -235,9 +235,9 @@ LOSSES = {"unaltered": 0.021, "with the CLT": 0.023, "at their mean": 0.458, "at
 def floors() -> Picture:
     """A loss between the unaltered model and the floors."""
     picture = Picture("Where a loss stands between the unaltered model and its floors", 960, 215)
-    left, scale, axis = 110, 800, 110
+    left, scale, axis = 150, 770, 110
     picture.text(
-        24, 34, "Loss with every MLP replaced, in nats", size=17, bold=True, anchor="start"
+        24, 34, "Loss with every MLP replaced, in nats", size=19, bold=True, anchor="start"
     )
     picture.arrow(left - 40, axis, 930, axis)
     at = {name: left + scale * loss for name, loss in LOSSES.items()}
