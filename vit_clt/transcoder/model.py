@@ -93,7 +93,7 @@ class CrossLayerTranscoder(PretrainedCLT):
         self._backend = backend
 
     def encode(self, x: Float[Tensor, "*layer_token d_model"], layer: int | None = None) -> Codes:
-        """Codes of MLP inputs, of all layers ("layer *token d_model") or of one ("*token d_model").
+        """Codes of MLP inputs, of all layers (`layer *token d_model`) or of one (`*token d_model`).
 
         Args:
             x: LayerNorm 2 outputs, raw units.
@@ -130,7 +130,7 @@ class CrossLayerTranscoder(PretrainedCLT):
         target: int | None = None,
         x: Float[Tensor, "*layer_token d_model"] | None = None,
     ) -> Float[Tensor, "*layer_token d_model"]:
-        """Reconstruction y^ in raw units: "layer *token d_model", or one target's "*token d_model".
+        """Reconstruction y^ in raw units: `layer *token d_model`, or one target's `*token d_model`.
 
         Args:
             codes: codes of all layers; with `target` l, those of layers 0..l are enough, or codes
