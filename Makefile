@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml
 
 setup: $(STAMP)  ## create the environment that all targets share
 
-demo: $(STAMP)   ## train and study a CLT on handwritten digits, offline, under two minutes
+demo: $(STAMP)   ## train and explore a CLT on handwritten digits, offline, about a minute
 	@echo "== vit-clt demo, into out/demo"
 	@$(BIN)/vit-clt demo --out out/demo --overwrite
 

@@ -1,9 +1,9 @@
-"""The study behind `vit-clt demo`: a CLT for the digits model, trained and measured offline."""
+"""The study behind `vit-clt demo`: a CLT for the digits model, trained and explored offline."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,20 +11,16 @@ import pandas as pd
 import torch
 
 from vit_clt.analysis.ablations.curves import AblationCurves, ablation_curves
-from vit_clt.analysis.contributions.study import ScoreStudy, score_study
-from vit_clt.analysis.fit.cascade_study import Cascade, cascade
+from vit_clt.analysis.contributions.study import ScoreStudy
+from vit_clt.analysis.explorer.result import Explorer
+from vit_clt.analysis.explorer.study import explore
+from vit_clt.analysis.fit.cascade_study import Cascade
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstruction
 from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.style import ROW_NAMES
-from vit_clt.analysis.retrieval.consistency import ClassConsistency, class_consistency
-from vit_clt.analysis.retrieval.index import RetrievalIndex
-from vit_clt.analysis.retrieval.report import retrieval_section
-from vit_clt.analysis.retrieval.retrieved import retrieve
-from vit_clt.analysis.retrieval.study import untrained_control
 from vit_clt.analysis.stats.readings import Measure
 from vit_clt.data.forms import load_data
-from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
 from vit_clt.readouts.zero_shot import ZeroShot
@@ -45,8 +41,8 @@ MEANING = (
     "mechanism, so read every score beside a causal ablation, and every accuracy beside its loss "
     "and floors: where putting the MLPs at their mean costs little, keeping accuracy shows little."
 )
-SHOWN = (0, 1, 2)
-"""Numbers of the held-out images whose nearest training images are shown."""
+GRAPHS = 10
+"""Images that are taken apart: one of each digit."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +50,28 @@ class DemoStudy(Study):
     """The CLT that the demo trained, and everything that it measured."""
 
     name = "report"
+    extra_files = Explorer.extra_files
 
     clt: CrossLayerTranscoder
     train_name: str
     """Name of the data that the CLT was trained on."""
     seconds: float
     """Wall time of training and measuring."""
-    cascade: Cascade
-    """All layers replaced, for the three token kinds."""
+    explorer: Explorer
+    """Scores, features, images, graphs and steering, on linked pages."""
     reconstruction: Reconstruction
-    scores: ScoreStudy
     curves: list[AblationCurves]
-    consistency: ClassConsistency
-    """Class consistency of retrieval from the training split."""
+
+    @property
+    def cascade(self) -> Cascade:
+        """All layers replaced, for the three token kinds."""
+        assert self.explorer.cascade is not None
+        return self.explorer.cascade
+
+    @property
+    def scores(self) -> ScoreStudy:
+        """The contribution scores."""
+        return self.explorer.scores
 
     def metrics(self) -> list[Metric]:
         """The study's numbers, as written to metrics.json."""
@@ -90,7 +95,6 @@ class DemoStudy(Study):
             )
         for curves in self.curves:
             metrics += curves.metrics(prefix=f"fill_{curves.fill}_")
-        metrics += self.consistency.metrics(prefix="retrieval_")
         return metrics
 
     def facts(self) -> Facts:
@@ -129,13 +133,19 @@ class DemoStudy(Study):
         return pd.DataFrame(rows, columns=["top-1 % / loss (nats)", *headers])
 
     def notes(self) -> Sequence[str]:
-        """How good the reconstruction is, at which L0, and how long it took."""
+        """What was found, how good the reconstruction is, at which L0, and how long it took."""
         mean = self.reconstruction.mean
+        numbered = [f"{i}. {text}" for i, text in enumerate(self.explorer.findings(), 1)]
         return [
+            *numbered,
             f"R2, mean over layers: patches {mean('patch'):.3f}, CLS {mean('cls'):.3f} (0 is the "
             f"mean; patches {mean('patch', 'r2_position'):.3f} if each position's); "
-            f"L0 {mean('all', 'l0'):.1f}; {self.seconds:.0f} s"
+            f"L0 {mean('all', 'l0'):.1f}; {self.seconds:.0f} s",
         ]
+
+    def extras(self) -> Iterable[tuple[str, str | bytes]]:
+        """The linked pages."""
+        return self.explorer.extras()
 
     def figure(self) -> go.Figure:
         """The contribution scores, from which the demo sets out."""
@@ -162,6 +172,7 @@ class DemoStudy(Study):
                     "Seed, time": f"{facts.seed}; {self.seconds:.0f} s",
                 },
             ),
+            Section("What was found", self.explorer.findings()),
             Section("What the numbers say, and what they do not", [MEANING]),
             Section(
                 "Accuracy with the MLPs replaced",
@@ -193,7 +204,6 @@ class DemoStudy(Study):
                 "Reconstruction per layer",
                 figures=[self.reconstruction.figure()],
             ),
-            retrieval_section(self.consistency),
         ]
         lead = (
             "A cross-layer transcoder (CLT) stands in for every MLP of a small vision transformer. "
@@ -221,9 +231,20 @@ class DemoStudy(Study):
 
 
 def demo_study(
-    *, seed: int = 0, device: str | torch.device = "cpu", progress: bool = True
+    *,
+    clt_name: str = "in memory",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
 ) -> DemoStudy:
-    """Train a CLT on the digits' training split and measure everything on the held-out one."""
+    """Train a CLT on the digits' training split and measure everything on the held-out one.
+
+    Args:
+        clt_name: what the pages call the CLT.
+        seed: seed of everything that is drawn at random.
+        device: where to run.
+        progress: show progress bars.
+    """
     started = time.perf_counter()
     vit = HookedViT.from_open_clip("digits", device=device)
     train_data = load_data("digits", vit=vit, split="train")
@@ -233,11 +254,18 @@ def demo_study(
     settings = replace(PRESETS["demo"], seed=seed)
     clt = train(vit, train_data, config, settings, progress=progress)
 
-    all_layers = cascade(
-        vit, clt, test_data, zs, tokens=vit.cfg.rows.kinds, first_layers=[0], seed=seed
+    explorer = explore(
+        vit,
+        clt,
+        test_data,
+        zs,
+        graphs=GRAPHS,
+        clt_name=clt_name,
+        links={"The numbers of the demo": "report.html"},
+        seed=seed,
+        progress=progress,
     )
-    scores = score_study(vit, {"CLT": clt}, test_data, seed=seed)
-    cls_scores = scores.drawn("CLT", "cls", "projection")
+    cls_scores = explorer.scores.drawn(clt_name, "cls", "projection")
     curves = [
         ablation_curves(vit, clt, test_data, zs, scores=cls_scores, fill=fill, seed=seed)
         for fill in ("zero", "mean")
@@ -245,26 +273,10 @@ def demo_study(
     return DemoStudy(
         clt=clt,
         train_name=train_data.name,
-        cascade=all_layers,
+        explorer=explorer,
         reconstruction=reconstruction(vit, clt, test_data, seed=seed),
-        scores=scores,
         curves=curves,
-        consistency=_retrieval(vit, clt, train_data, test_data, seed),
         seconds=time.perf_counter() - started,
-    )
-
-
-def _retrieval(
-    vit: HookedViT, clt: CrossLayerTranscoder, corpus: ImageData, queries: ImageData, seed: int
-) -> ClassConsistency:
-    index = RetrievalIndex.build(vit, clt, corpus, tokens=("cls", "patch"))
-    described = index.describe(queries)
-    return class_consistency(
-        index,
-        described,
-        control=untrained_control(index, queries, corpus, seed),
-        examples=[retrieve(index, described, queries, corpus, SHOWN)],
-        seed=seed,
     )
 
 

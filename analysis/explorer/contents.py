@@ -17,7 +17,7 @@ import pandas as pd
 from vit_clt.analysis.explorer.images import ImageReadings
 from vit_clt.analysis.explorer.result import Explorer
 from vit_clt.analysis.explorer.steered_images import FACTORS, SteeredImage
-from vit_clt.analysis.explorer.story import chosen_features, findings, largest_case
+from vit_clt.analysis.explorer.story import chosen_features
 from vit_clt.analysis.features.gallery_contents import feature_files, gallery_document
 from vit_clt.analysis.graphs.result import GraphStudy
 from vit_clt.analysis.reporting.style import ROW_NAMES
@@ -88,9 +88,7 @@ def _overview(explorer: Explorer) -> dict[str, Any]:
 def _story(explorer: Explorer) -> dict[str, Any]:
     """Findings, a few features, and the largest change by steering."""
     gallery = explorer.gallery
-    case = largest_case(explorer.steered)
-    names = gallery.data.class_names
-    told = findings(explorer.scores, explorer.fit, explorer.cascade, case, explorer.verdict, names)
+    case = explorer.case
     pages = gallery.feature_pages(chosen_features(gallery))
     features = [
         [
@@ -104,7 +102,7 @@ def _story(explorer: Explorer) -> dict[str, Any]:
         for page in pages
     ]
     steered = None if case is None else [case.row, f"{case.layer}:{case.feature}", case.factor]
-    return {"findings": told, "features": features, "steered": steered}
+    return {"findings": explorer.findings(), "features": features, "steered": steered}
 
 
 def _bar(explorer: Explorer) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ import pandas as pd
 from vit_clt.analysis.contributions.study import ScoreStudy
 from vit_clt.analysis.explorer.images import ImageReadings
 from vit_clt.analysis.explorer.steered_images import SteeredImage
+from vit_clt.analysis.explorer.story import SteeredCase, findings, largest_case
 from vit_clt.analysis.explorer.verdict import Verdict
 from vit_clt.analysis.features.gallery import FeatureGallery
 from vit_clt.analysis.fit.cascade_study import Cascade
@@ -96,9 +97,19 @@ class Explorer(Study):
         return self.scores.shown()
 
     def notes(self) -> Sequence[str]:
-        """The fit, the verdict, and what a score does not say."""
+        """What was found, the verdict, and what a score does not say."""
         verdict = "Not audited." if self.verdict is None else self.verdict.text
-        return [self.fit.line(), verdict, *self.scores.notes()]
+        return [*self.findings(), verdict, *self.scores.notes()]
+
+    @property
+    def case(self) -> SteeredCase | None:
+        """The largest change that steering made; None without steering."""
+        return largest_case(self.steered)
+
+    def findings(self) -> list[str]:
+        """What was found, in words: up to three sentences."""
+        names = self.gallery.data.class_names
+        return findings(self.scores, self.fit, self.cascade, self.case, self.verdict, names)
 
     def metrics(self) -> list[Metric]:
         """The scores, the replacement of all MLPs, and the agreement of graphs."""

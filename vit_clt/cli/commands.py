@@ -44,7 +44,7 @@ COMMANDS = {
     ),
     "demo": Entry(
         "demo:Demo",
-        "Train a CLT for the shipped digits model, replace its MLPs, attribute, ablate, report.",
+        "Train a CLT for the shipped digits model and explore it: the whole path, a minute.",
     ),
     "train": Entry(
         "train:Train",

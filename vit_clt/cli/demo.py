@@ -1,4 +1,4 @@
-"""`vit-clt demo`: the whole path on the shipped digits model, offline, in under two minutes."""
+"""`vit-clt demo`: the whole path on the shipped digits model, offline, in about a minute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLT_FILES = ("clt/config.json", "clt/model.safetensors", "clt/README.md")
 
 @dataclass(kw_only=True)
 class Demo(StudyOptions, SeedOptions):
-    """Train a CLT for the shipped digits model, replace its MLPs, attribute, ablate, report.
+    """Train a CLT for the shipped digits model and explore it: the whole path, a minute.
 
     Example: vit-clt demo --out out/demo
     """
@@ -29,8 +29,9 @@ class Demo(StudyOptions, SeedOptions):
 
         folder = self.folder_of(DemoStudy, more=CLT_FILES)
         check_device(self.device)
-        study = demo_study(seed=self.seed, device=self.device)
+        clt = folder.path / "clt"
+        study = demo_study(clt_name=str(clt), seed=self.seed, device=self.device)
         study.clt.save_pretrained(folder.open().place / "clt")
         print()
-        page, clt = folder.path / "report.html", folder.path / "clt"
-        self.report(folder, study, "demo", f"open {page}; the CLT is in {clt}")
+        page = folder.path / "index.html"
+        self.report(folder, study, "demo", f"open {page} in a browser; the CLT is in {clt}")

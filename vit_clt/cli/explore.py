@@ -8,6 +8,7 @@ from pathlib import Path
 from vit_clt.cli.command import Command, SeedOptions
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
+from vit_clt.errors import InputError
 
 
 @dataclass(kw_only=True)
@@ -31,6 +32,16 @@ class Explore(PromptOptions, CLTOptions, Command, SeedOptions):
     """Number of first images on which direct effects on class logits are measured."""
     audit: Path | None = None
     """Output folder of vit-clt audit or claims of this CLT, whose verdict stands on every page."""
+
+    def check(self) -> None:
+        """Refuse an audit that is not there."""
+        super().check()
+        if self.audit is not None and not (self.audit / "metrics.json").is_file():
+            raise InputError(
+                "audit",
+                f"is {self.audit}, which holds no metrics.json; expected the output folder of "
+                "vit-clt audit or vit-clt claims.",
+            )
 
     def run(self) -> None:
         """Run the studies behind the pages, and write them."""
