@@ -50,6 +50,10 @@ COMMANDS = {
         "train:Train",
         "Train a CLT on a frozen ViT; the output folder is itself a --clt.",
     ),
+    "run": Entry(
+        "run:Run",
+        "Train a CLT, run every study of it, and put all of them behind one page, index.html.",
+    ),
     "explore": Entry(
         "explore:Explore",
         "Linked pages of a CLT: heatmap, features, images, graphs, steering. They open from disk.",
@@ -135,7 +139,7 @@ COMMANDS = {
 """Every command, by its name."""
 
 GROUPS = {
-    "Start": ("demo", "doctor"),
+    "Start": ("demo", "run", "explore", "doctor"),
     "Train": ("train",),
     "From which depth can it be read, and what does a source do?": ("contributions", "weights"),
     "Is it true?": ("claims", "ablate", "keep-sets", "causal", "probe", "audit"),

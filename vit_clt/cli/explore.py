@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,10 @@ class Explore(PromptOptions, CLTOptions, Command, SeedOptions):
 
     def run(self) -> None:
         """Run the studies behind the pages, and write them."""
+        self.write({})
+
+    def write(self, links: Mapping[str, str]) -> None:
+        """The same, with links to pages of other studies: title and address."""
         from vit_clt.analysis.explorer.result import Explorer
         from vit_clt.analysis.explorer.study import explore, why_no_answers
         from vit_clt.analysis.explorer.verdict import read_verdict
@@ -64,6 +69,7 @@ class Explore(PromptOptions, CLTOptions, Command, SeedOptions):
             effect_images=self.effect_images,
             verdict=verdict,
             clt_name=self.clt,
+            links=links,
             seed=self.seed,
             progress=True,
         )

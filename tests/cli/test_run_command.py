@@ -1,0 +1,81 @@
+"""`vit-clt run`: one command trains, studies and joins the pages; it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from vit_clt.analysis.viewer.encoding import script_value
+from vit_clt.cli import main
+from vit_clt.cli.run import STUDIES, Run, Train
+
+ARGS = [
+    *("run", "--model", "digits", "--data", "digits", "--n-features", "64", "--k", "8"),
+    *("--limit", "120", "--epochs", "1", "--eval-limit", "24", "--graphs", "1"),
+]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "a & b"
+    assert main([*ARGS, "--out", str(out)]) == 0
+    return out
+
+
+def test_every_study_has_a_page_that_the_first_page_and_the_explorer_link_to(out: Path):
+    index = (out / "index.html").read_text()
+    assert "<h1>" in index
+    assert "a &amp; b</h1>" in index
+    found = re.findall(r'href="(.*?)"', index)
+    assert all((out / page).is_file() for page in found)
+    expected = {
+        f"{'clt' if study is Train else study.command_name()}/{page.name}.html"
+        for study, page in STUDIES.items()
+        if page.name != "audit"
+    }
+    assert set(found) == expected | {"explore/index.html"}
+    document = script_value((out / "explore" / "data.js").read_text())
+    links = document["links"]
+    assert {f"../{page}" for page in expected} == set(links.values())
+    # what was claimed of this CLT stands in the explorer
+    claims = json.loads((out / "claims" / "metrics.json").read_text())["context"]
+    audit = next(each for each in document["bar"] if each["name"] == "Audit")
+    assert all(claim in audit["text"] for claim in claims["claims"])
+    for name in ("claims", "contributions"):
+        context = json.loads((out / name / "metrics.json").read_text())
+        assert {metric["n"] for metric in context["metrics"]} <= {24, 12}
+
+
+def test_resumed_it_repeats_only_what_is_missing(out: Path, capsys: pytest.CaptureFixture[str]):
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*/metrics.json")}
+    (out / "cascade" / "metrics.json").unlink()
+    assert main([*ARGS, "--out", str(out), "--resume"]) == 0
+    assert (out / "cascade" / "metrics.json").is_file()
+    again = {path for path, at in kept.items() if path.stat().st_mtime_ns != at}
+    assert again == {out / "cascade" / "metrics.json"}
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_folder_that_holds_something_is_refused(out: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([*ARGS, "--out", str(out)]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_a_study_that_is_not_possible_is_left_out_with_its_reason(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from vit_clt.cli.cascade import Cascade
+    from vit_clt.errors import InputError
+
+    def refuse(self: Cascade) -> None:
+        raise InputError("tokens", "is <b>; expected another.")
+
+    monkeypatch.setattr(Cascade, "run", refuse)
+    command = Run(out=out, model="digits", data="digits", eval_limit=24)
+    assert command._left_out(Cascade) == "tokens is <b>; expected another."
+    from vit_clt.cli.run import _index
+
+    assert "left out. tokens is &lt;b&gt;" in _index("t", {}, {"C": "tokens is <b>; expected."})
