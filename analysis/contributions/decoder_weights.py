@@ -121,8 +121,12 @@ class DecoderNorms(Study):
         )
 
     def notes(self) -> Sequence[str]:
-        """A sentence on which norms cannot be compared."""
-        return ["Between sources norms compare only as far as their codes are of one size."]
+        """Which norms cannot be compared, and what is not measured."""
+        return [
+            "Between sources norms compare only as far as their codes are of one size.",
+            "How well the CLT fits the ViT is not measured here, as no images take part: "
+            "vit-clt reconstruct measures it.",
+        ]
 
     def metrics(self) -> list[Metric]:
         """The shares of squared norm that cross layers."""

@@ -7,7 +7,7 @@ measured L0, and the share of features that fire on none of the token rows. Teac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite, isnan
 from typing import Any
@@ -17,6 +17,7 @@ import pandas as pd
 from torch import Tensor
 
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstructions
+from vit_clt.analysis.reporting.notice import Notice
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, ImageSubset, as_image_data
 from vit_clt.hooks import HookedViT
@@ -102,6 +103,10 @@ class Fit:
             "worse_than_mean": worse,
         }
 
+    def notice(self) -> Notice:
+        """The sentence for the head of a page: a warning where the CLT is worse than the mean."""
+        return Notice(self.line(), bool(self.worse_than_mean()), self.by_layer(), self.to_json())
+
     def _r2_text(self, kind: TokenKind) -> str:
         values, mean = self.r2[kind], self.mean_r2(kind)
         if isnan(mean):
@@ -149,11 +154,11 @@ def measure_fits(
         measured = ImageSubset(images, range(n_images))
         measured.batch_size = images.batch_size
     result = reconstructions(vit, clts, measured, progress=progress)
-    kinds = [kind for kind in vit.cfg.rows.kinds if kind != "all"]
+    kinds: list[TokenKind] = [kind for kind in vit.cfg.rows.kinds if kind != "all"]
     return [_fit(name, each, kinds, len(images)) for name, each in result.by_clt().items()]
 
 
-def _fit(name: str, result: Reconstruction, kinds: list[TokenKind], of_images: int) -> Fit:
+def _fit(name: str, result: Reconstruction, kinds: Sequence[TokenKind], of_images: int) -> Fit:
     def column(tokens: TokenKind, column: str) -> tuple[float, ...]:
         frame = result.frame
         return tuple(float(value) for value in frame.loc[frame["tokens"] == tokens, column])

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 import pandas as pd
 import plotly.graph_objects as go
 
+from vit_clt.analysis.reporting.notice import SLOT
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --page: #fafafa; --card: #ffffff;
-        --line: #c9c9c9; --link: #0059a8; }
+        --line: #c9c9c9; --link: #0059a8; --alarm: #a13d00; --alarm-card: #fff1e6; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #ececec; --page: #16181b; --card: #22252a; --line: #4a4f57; --link: #8ec5ff; } }
+  :root { --ink: #ececec; --page: #16181b; --card: #22252a; --line: #4a4f57; --link: #8ec5ff;
+          --alarm: #ffb27d; --alarm-card: #3a2417; } }
 body { margin: 0 auto; max-width: 1080px; padding: 1.5rem 1rem 4rem; color: var(--ink);
        background: var(--page); font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
@@ -26,6 +29,10 @@ table { border-collapse: collapse; width: 100%; background: var(--card); font-si
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
          white-space: nowrap; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
+.notice { font-size: .95rem; } details.notice { margin: -.6rem 0 1rem; }
+.warning { border-left: 6px solid var(--alarm); background: var(--alarm-card);
+           padding: .5rem .8rem; }
+.warning strong { color: var(--alarm); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0; }
 """
@@ -56,7 +63,7 @@ def render_report(title: str, lead: str, sections: Sequence[Section]) -> str:
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<header><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p></header>",
+        f"<header><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{SLOT}</header>",
         '<nav aria-label="Sections">',
         *(f'<a href="#{_slug(s.title)}">{html.escape(s.title)}</a>' for s in sections),
         "</nav><main>",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from vit_clt.analysis.reporting.notice import Notice, with_notices
 from vit_clt.errors import InputError
 from vit_clt.metrics import Metric, metrics_json
 from vit_clt.outputs.manifest import MANIFEST_FILE
@@ -162,7 +163,13 @@ def study_files(*studies: type[Study], png: bool = True) -> list[str]:
 
 
 def write_study(
-    folder: OutputFolder, study: Study, command: str, *, png: bool = False, finish: bool = True
+    folder: OutputFolder,
+    study: Study,
+    command: str,
+    *,
+    fits: Sequence[Notice] = (),
+    png: bool = False,
+    finish: bool = True,
 ) -> None:
     """Write the files of a study and of its companions, and the study's metrics.json.
 
@@ -174,20 +181,30 @@ def write_study(
         folder: the open folder to write to.
         study: the result.
         command: name of the command, for metrics.json.
+        fits: how well the CLTs of the study fit the ViT (`vit_clt.analysis.fit.gate`); they stand
+            in the head of every page, and in metrics.json.
         png: write pictures too; call `check_png` before the work that makes the study.
         finish: finish the folder, to which nothing else is written then.
     """
     for part in (study, *study.companions()):
         for ending in part.endings:
             if png or ending != "png":
-                folder.write(f"{part.name}.{ending}", _content(part, ending))
+                content = _content(part, ending)
+                folder.write(f"{part.name}.{ending}", _headed(content, ending, fits))
         for name, content in part.extras():
-            folder.write(name, content)
-    folder.write(
-        "metrics.json", metrics_json(study.metrics(), command=command, **study.facts().context())
-    )
+            folder.write(name, _headed(content, name, fits))
+    context = study.facts().context()
+    if fits:
+        context["fit"] = [notice.facts for notice in fits]
+    folder.write("metrics.json", metrics_json(study.metrics(), command=command, **context))
     if finish:
         folder.finish()
+
+
+def _headed(content: str | bytes, name: str, notices: Sequence[Notice]) -> str | bytes:
+    """The content of a file, with the notices in its head if it is a page."""
+    is_page = isinstance(content, str) and name.endswith("html")
+    return with_notices(content, notices) if is_page else content
 
 
 def _content(study: Study, ending: str) -> str | bytes:

@@ -87,6 +87,24 @@ def test_contributions(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "not what MLP_s contributed" in capsys.readouterr().out
 
 
+def test_a_study_says_how_well_its_clt_fits(
+    clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    clt = CrossLayerTranscoder.from_pretrained(clt_folder)
+    clt.b_dec.data[2] += 50  # one layer far from every y
+    clt.save_pretrained(tmp_path / "bad")
+    options = ["--data", "digits", "--limit", "12", "--out", str(tmp_path / "out")]
+    assert main(["contributions", "--clt", str(tmp_path / "bad"), *options]) == 0
+    first, *_, last_but_one, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith("WARNING: Fit of bad on digits (test), 12 images: R2 CLS ")
+    assert "Worse than the mean at layer" in first
+    assert last_but_one == first
+    page = (tmp_path / "out" / "contributions.html").read_text()
+    assert first.removeprefix("WARNING: ") in page.split("</header>")[0]
+    (fit,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["context"]["fit"]
+    assert {"layer": 2, "tokens": "patch"} in fit["worse_than_mean"]
+
+
 def test_contributions_of_two_clts_on_one_class(
     clt_folder: Path, tmp_path: Path, refused: Callable[..., str]
 ):

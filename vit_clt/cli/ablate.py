@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vit_clt.choices import Fill, Ranking, ScoreKind, TokenKind
 from vit_clt.cli.command import GroupOptions, SeedOptions, StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
@@ -58,6 +59,7 @@ class Ablate(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions
         target = _target(self.target)
         sources = None if self.sources is None else layer_numbers(self.sources, "sources")
         vit, clt, data = self.load_all(self.device)
+        fits = measured_fits(vit, {self.clt: clt}, data)
         curves = ablation_curves(
             vit,
             clt,
@@ -74,7 +76,7 @@ class Ablate(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions
             seed=self.seed,
             progress=True,
         )
-        self.report(folder, curves, "ablate")
+        self.report(folder, curves, "ablate", fits=fits)
 
 
 def _target(text: str) -> Targets:

@@ -10,6 +10,7 @@ import tyro
 
 from vit_clt.choices import Preset, TokenKind
 from vit_clt.cli.command import StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions, check_clts
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.cli.training_options import preset_in
@@ -112,6 +113,7 @@ class Audit(ReadoutOptions, CLTOptions, StudyOptions):
             trained = rivals.train_rivals(
                 vit, fit, runs, folder.place / RUNS, should_stop=stop, progress=True
             )
+        fits = measured_fits(vit, {self.clt: clt}, data)
         study = audit(
             vit,
             clt,
@@ -131,4 +133,4 @@ class Audit(ReadoutOptions, CLTOptions, StudyOptions):
             progress=True,
         )
         page = folder.path / "audit.html"
-        self.report(folder, study, "audit", f"verdict: {study.verdict}; open {page}")
+        self.report(folder, study, "audit", f"verdict: {study.verdict}; open {page}", fits=fits)

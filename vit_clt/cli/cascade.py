@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vit_clt.choices import Inputs, TokenKind
 from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
@@ -40,6 +41,7 @@ class Cascade(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
         folder = self.folder_of(cascade_study.Cascade)
         firsts = None if self.layers is None else layer_numbers(self.layers)
         vit, clt, data = self.load_all(self.device)
+        fits = measured_fits(vit, {self.clt: clt}, data)
         result = cascade_study.cascade(
             vit,
             clt,
@@ -51,4 +53,4 @@ class Cascade(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
             seed=self.seed,
             progress=True,
         )
-        self.report(folder, result, "cascade")
+        self.report(folder, result, "cascade", fits=fits)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vit_clt.choices import Fill, Site, TokenKind
 from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions, ModelOptions, check_clts
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
@@ -99,11 +100,12 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
         if clt is None:
             self.report(folder, effects, "causal")
             return
+        fits = measured_fits(vit, {str(self.clt): clt}, data)
         study = clt_agreement(effects, vit, clt, data, str(self.clt), progress=True)
         if classifier is not None:
             surrogate = self._surrogate(vit, clt, data, classifier, sets)
             study = replace(study, surrogate=surrogate)
-        self.report(folder, study, "causal")
+        self.report(folder, study, "causal", fits=fits)
 
     def _surrogate(
         self,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vit_clt.choices import TokenKind
 from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 
@@ -40,6 +41,7 @@ class Claims(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
         folder = self.folder_of(ClaimsStudy)
         vit, clt, data = self.load_all(self.device)
         check_question(vit, data, self.tokens, self.target, self.keep, "keep")
+        fits = measured_fits(vit, {self.clt: clt}, data)
         study = claims(
             vit,
             clt,
@@ -52,4 +54,4 @@ class Claims(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
             seed=self.seed,
             progress=True,
         )
-        self.report(folder, study, "claims")
+        self.report(folder, study, "claims", fits=fits)

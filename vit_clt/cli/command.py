@@ -18,6 +18,7 @@ from vit_clt.outputs.folder import check_place
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vit_clt.analysis.fit.gate import Fit
     from vit_clt.analysis.reporting.study import Study
     from vit_clt.outputs import OutputFolder
 
@@ -138,6 +139,7 @@ class Command(BaseCommand):
         command: str,
         last_line: str | None = None,
         *,
+        fits: Sequence[Fit] = (),
         tables: bool = True,
         finish: bool = True,
     ) -> None:
@@ -148,12 +150,15 @@ class Command(BaseCommand):
             study: the study.
             command: name of the command in metrics.json.
             last_line: line printed at the end; by default it names the folder.
+            fits: how well each CLT of the study fits the ViT, for pages and metrics.json; where it
+                is worse than the mean this is printed again.
             tables: print more than the last line.
             finish: the command writes nothing after this study.
         """
         from vit_clt.analysis.reporting.study import write_study
 
-        write_study(folder.open(), study, command, png=self.pictures, finish=finish)
+        notices = [fit.notice() for fit in fits]
+        write_study(folder.open(), study, command, fits=notices, png=self.pictures, finish=finish)
         if tables:
             print(study.caption())
             print_table(study.printed())
@@ -162,6 +167,9 @@ class Command(BaseCommand):
                 print_table(table)
             for note in study.notes():
                 print(note)
+        for notice in notices:
+            if notice.is_warning:
+                print(f"WARNING: {notice.text}")
         print(last_line or f"written to {folder.path}", flush=True)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vit_clt.choices import EffectOrder, EffectPath, Fill, ScoreKind, TokenKind
 from vit_clt.cli.command import GroupOptions, SeedOptions, StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CompareOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
@@ -78,6 +79,7 @@ class Contributions(ReadoutOptions, CompareOptions, StudyOptions, GroupOptions, 
 
         folder = self.folder_of(ScoreStudy, *([ScoreDifferences] if self.compare else []))
         vit, clts, data = self.load_compared(self.device)
+        fits = measured_fits(vit, dict(clts), data)
         further = {}
         if "effect" in self.kind:
             classifier = self.classifier_if_labelled(vit, data, self.seed)
@@ -95,7 +97,7 @@ class Contributions(ReadoutOptions, CompareOptions, StudyOptions, GroupOptions, 
             further=further,
             progress=True,
         )
-        self.report(folder, study, "contributions")
+        self.report(folder, study, "contributions", fits=fits)
 
     def _effects(
         self,

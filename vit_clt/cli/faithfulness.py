@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vit_clt.choices import Inputs, TokenKind
 from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
@@ -42,6 +43,7 @@ class Faithfulness(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
         folder = self.folder_of(faithfulness_study.SurrogateFaithfulness)
         layers = None if self.layers is None else layer_numbers(self.layers)
         vit, clt, data = self.load_all(self.device)
+        fits = measured_fits(vit, {self.clt: clt}, data)
         result = faithfulness_study.surrogate_faithfulness(
             vit,
             clt,
@@ -53,4 +55,4 @@ class Faithfulness(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
             seed=self.seed,
             progress=True,
         )
-        self.report(folder, result, "faithfulness")
+        self.report(folder, result, "faithfulness", fits=fits)

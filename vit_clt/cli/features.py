@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from vit_clt.choices import Rule
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
@@ -65,6 +66,7 @@ class Features(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
         cfg = vit.cfg
         has_effects = cfg.family == "open_clip" and cfg.pools_cls and vit.has_text_tower
         names = data.class_names if has_effects else []
+        fits = measured_fits(vit, {self.clt: clt}, data)
         gallery = feature_study(
             vit,
             clt,
@@ -81,7 +83,7 @@ class Features(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
             progress=True,
         )
         last_line = f"{len(gallery.pages)} pages; open {folder.path / 'index.html'} in a browser"
-        self.report(folder, gallery, "features", last_line)
+        self.report(folder, gallery, "features", last_line, fits=fits)
 
 
 def feature_address(text: str) -> tuple[int, int]:

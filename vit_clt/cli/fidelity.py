@@ -11,6 +11,7 @@ import tyro
 
 from vit_clt.choices import TokenKind, TranscoderKind
 from vit_clt.cli.command import StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import check_clts, check_device
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.cli.train import Train
@@ -124,6 +125,8 @@ class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
             clts = SavedCLTs({name: str(run.out) for name, run in runs.items()}, self.device)
             provenance["clts"] = {name: str(self.out / RUNS / name) for name in runs}
             provenance["train"] = asdict(self.training)
+        # one CLT is in memory at a time
+        fits = [fit for pair in clts for fit in measured_fits(vit, dict([pair]), data)]
         result = fidelity_study.fidelity(
             vit,
             clts,
@@ -135,7 +138,7 @@ class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
             provenance=provenance,
             progress=True,
         )
-        self.report(folder, result, "fidelity")
+        self.report(folder, result, "fidelity", fits=fits)
 
     def _runs(self) -> dict[str, Train]:
         """A training run for each k and kind, by name."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vit_clt.choices import Norms
 from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
 
@@ -42,6 +43,7 @@ class Graph(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
 
         folder = self.folder_of(GraphStudy)
         vit, clt, data = self.load_all(self.device)
+        fits = measured_fits(vit, {self.clt: clt}, data)
         study = graph_study(
             vit,
             clt,
@@ -58,4 +60,4 @@ class Graph(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
             seed=self.seed,
             progress=True,
         )
-        self.report(folder, study, "graph")
+        self.report(folder, study, "graph", fits=fits)

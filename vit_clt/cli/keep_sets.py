@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vit_clt.choices import Fill, ScoreKind, TokenKind
 from vit_clt.cli.command import GroupOptions, SeedOptions, StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 
@@ -41,6 +42,7 @@ class KeepSets(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptio
 
         folder = self.folder_of(AllSets)
         vit, clt, data = self.load_all(self.device)
+        fits = measured_fits(vit, {self.clt: clt}, data)
         result = keep_sets(
             vit,
             clt,
@@ -55,4 +57,4 @@ class KeepSets(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptio
             seed=self.seed,
             progress=True,
         )
-        self.report(folder, result, "keep-sets")
+        self.report(folder, result, "keep-sets", fits=fits)

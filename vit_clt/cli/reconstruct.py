@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CompareOptions
 
 
@@ -25,7 +26,8 @@ class Reconstruct(CompareOptions, StudyOptions, SeedOptions):
 
         folder = self.folder_of(Reconstruction)
         vit, clts, data = self.load_compared(self.device)
+        fits = measured_fits(vit, dict(clts), data)
         result = reconstructions(
             vit, dict(clts), data, interventions=self.interventions, seed=self.seed, progress=True
         )
-        self.report(folder, result, "reconstruct")
+        self.report(folder, result, "reconstruct", fits=fits)

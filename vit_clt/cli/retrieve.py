@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.choices import SearchBackend, TokenKind
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
 from vit_clt.data.form_names import check_form
@@ -66,6 +67,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
 
         folder = self.folder_of(ClassConsistency)
         vit, clt, data = self.load_all(self.device)
+        fits = measured_fits(vit, {self.clt: clt}, data)
         study = retrieval_study(
             vit,
             clt,
@@ -82,7 +84,7 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
             seed=self.seed,
             progress=True,
         )
-        self.report(folder, study, "retrieve")
+        self.report(folder, study, "retrieve", fits=fits)
 
     def load_corpus(self, vit: HookedViT, data: ImageData) -> ImageData:
         """The images to search among: --corpus, or the train split of --data."""

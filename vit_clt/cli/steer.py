@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from vit_clt.choices import EditKind, TokenKind
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
 from vit_clt.cli.features import feature_address
+from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
@@ -88,6 +89,7 @@ class Steer(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
         vit, clt, data = self.load_all(self.device)
         if self.search is not None:
             class_number(data.class_names, self.search, "search")
+        fits = measured_fits(vit, {self.clt: clt}, data)
         study: Study
         if self.search is None:
             study = steering_curve(
@@ -121,4 +123,4 @@ class Steer(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
                 seed=self.seed,
                 progress=True,
             )
-        self.report(folder, study, "steer")
+        self.report(folder, study, "steer", fits=fits)

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 import plotly.io
 import pytest
 
+from vit_clt.analysis.reporting.notice import Notice
 from vit_clt.analysis.reporting.study import Facts, Study, check_png, study_files, write_study
 from vit_clt.errors import InputError
 from vit_clt.metrics import Metric
@@ -87,6 +88,21 @@ def test_every_form_holds_the_same_numbers(tmp_path: Path) -> None:
     assert "noise &lt;b&gt;" in page
     assert "noise <b>" not in page.split("<script")[0]
     assert "read it &lt;with care&gt;" in page
+
+
+def test_the_fit_stands_in_the_head_of_every_page_and_in_the_metrics(tmp_path: Path) -> None:
+    folder = OutputFolder(tmp_path / "out", study_files(Pair, Toy)).open()
+    table = pd.DataFrame({"layer": ["<0>"]})
+    fits = [Notice("fits <well>", table=table, facts={"l0": [4.0]}), Notice("worse", True)]
+    write_study(folder, Pair(NUMBERS[:1]), "toys", fits=fits)
+    for name in ("pair.html", "toy.html"):
+        head = (folder.path / name).read_text().split("</header>")[0]
+        assert '<p class="notice note">fits &lt;well&gt;</p>' in head
+        assert "<td>&lt;0&gt;</td>" in head
+        # a warning is one without its colour too
+        assert '<p class="notice warning"><strong>Warning:</strong> worse</p>' in head
+    context = json.loads((folder.path / "metrics.json").read_text())["context"]
+    assert context["fit"] == [{"l0": [4.0]}, {}]
 
 
 def test_companions_are_written_beside_it(tmp_path: Path) -> None:
