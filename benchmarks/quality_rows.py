@@ -52,7 +52,7 @@ def write_batches(
     shape = (n_steps, vit.cfg.n_layers, rows, vit.cfg.d_model)
     x, y = (torch.empty(shape, dtype=torch.bfloat16) for _ in range(2))
     step = 0
-    for epoch in range(settings.epochs):
+    for epoch in range(settings.n_epochs(n_images, vit.cfg.n_tokens)):
         plan = ShardPlan(
             settings.seed,
             epoch,

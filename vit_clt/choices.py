@@ -38,6 +38,8 @@ Site = Literal["mlp", "attn"]
 EditKind = Literal["clamp", "scale"]
 Norms = Literal["held", "differentiated"]
 """Whether a frozen pass holds the norms constant or takes gradients through them."""
+NormsChoice = Literal["auto", Norms]
+"""Norms by name, or those under which effects foretell interventions."""
 
 # studies
 Readout = Literal["text", "head", "linear"]

@@ -277,13 +277,14 @@ def train_rivals(
         Checkpoints(place / "checkpoints").remove()
         output.finish()
     settings = runs[0].settings if runs else None
+    epochs = None if settings is None else settings.n_epochs(len(data), vit.cfg.n_tokens)
     return Rivals(
         per_layer=SavedCLTs(places["per_layer"], device),
         variants=SavedCLTs(places["variants"], device),
         untrained=[(name, untrained, clt) for name, clt in SavedCLTs(places["untrained"], device)],
         trained_on=Rivals.trained_on
         if settings is None
-        else f"{data.name}, {len(data)} images, {settings.epochs} epochs of {settings.batch_size} "
+        else f"{data.name}, {len(data)} images, {epochs} epochs of {settings.batch_size} "
         f"rows a step, lr {settings.lr:g}",
         trained=[run.name for run in runs],
     )

@@ -21,7 +21,10 @@ from vit_clt.analysis.reporting.notice import Notice
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, ImageSubset, as_image_data
 from vit_clt.hooks import HookedViT
+from vit_clt.metrics import Metric
+from vit_clt.training.order import held_out_images
 from vit_clt.transcoder.model import CrossLayerTranscoder
+from vit_clt.transcoder.train_config import TrainConfig
 
 N_IMAGES = 256
 """Most images that the fit is measured on, which keeps it short beside a study."""
@@ -103,6 +106,17 @@ class Fit:
             "worse_than_mean": worse,
         }
 
+    def metrics(self) -> list[Metric]:
+        """Mean and least R^2 of every token kind, L0, and the share that never fires."""
+        metrics = []
+        for kind, values in self.r2.items():
+            defined = [value for value in values if not isnan(value)]
+            least = min(defined, default=None)
+            for name, value in ((f"r2_{kind}", self.mean_r2(kind)), (f"r2_{kind}_least", least)):
+                metrics.append(Metric(f"fit_{name}", value, "fraction", self.n_images, floor=0.0))
+        metrics.append(Metric("fit_l0", self.mean_l0(), "count", self.n_images))
+        return [*metrics, Metric("fit_never_fire", self.dead_share(), "fraction", self.n_images)]
+
     def notice(self) -> Notice:
         """The sentence for the head of a page: a warning where the CLT is worse than the mean."""
         return Notice(self.line(), bool(self.worse_than_mean()), self.by_layer(), self.to_json())
@@ -126,6 +140,33 @@ def measure_fit(
     """Measure the fit of one CLT; see `measure_fits`."""
     fits = measure_fits(vit, {"the CLT": clt}, data, n_images=n_images, progress=progress)
     return fits[0]
+
+
+def fit_of_training(
+    vit: HookedViT, clt: CrossLayerTranscoder, data: ImageData, settings: TrainConfig
+) -> Fit | None:
+    """The fit of a CLT at the end of its training.
+
+    It is measured on the images that the run held out, or else on the first that it was trained on;
+    None where no image can be read.
+
+    Args:
+        vit: the teacher.
+        clt: the CLT that was trained.
+        data: the images of the run, those held out included.
+        settings: how it was trained.
+    """
+    held_out, trained_on = held_out_images(settings, len(data))
+    chosen = (held_out or trained_on)[:N_IMAGES]
+    if settings.unreadable == "skip":
+        _, readable = data.readable(chosen)
+        chosen = [chosen[i] for i in readable]
+    if not chosen:
+        return None
+    images = ImageSubset(data, chosen)
+    images.batch_size = data.batch_size
+    images.name = f"{'held-out' if held_out else 'training'} images of {data.name}"
+    return measure_fit(vit, clt, images)
 
 
 def measure_fits(

@@ -11,19 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from vit_clt.analysis.fit.gate import Fit, fit_of_training
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.data.images import ImageData
+from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric, metrics_json
 from vit_clt.training.cost import duration, peak_memory
 from vit_clt.training.trainer import as_context
 from vit_clt.transcoder.checkpoints import CARD_FILE
 from vit_clt.transcoder.config import CLTConfig
+from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.model_card import model_card
-from vit_clt.transcoder.train_config import TrainConfig
+from vit_clt.transcoder.sparsifiers import TopKTraining
+from vit_clt.transcoder.train_config import FEWEST_STEPS, TrainConfig
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+MANY_DEAD = 0.2
+"""Share of features that never fire, above which `Training.advice` says what to try."""
 _FVU_KINDS = ("fvu", "fvu_cls", "fvu_patch")
 
 
@@ -46,6 +52,8 @@ class Training(Study):
     device: str
     peak_memory: int
     """Bytes that the process has taken at most."""
+    fit: Fit | None = None
+    """How well the CLT fits the ViT at the end (`fit_of_training`)."""
 
     @cached_property
     def _end(self) -> dict[str, Any]:
@@ -104,6 +112,34 @@ class Training(Study):
             f"{duration(end['seconds'])}, {end['tokens_per_second']:.0f} tokens/s{warning}"
         )
 
+    def advice(self) -> str | None:
+        """What to try where the CLT is worse than the mean or many features never fire, or None.
+
+        What each option did where it was measured is in docs/training.md.
+        """
+        if self.fit is None:
+            return None
+        worse = {kind for _, kind in self.fit.worse_than_mean()}
+        many_dead = self.fit.dead_share() > MANY_DEAD
+        settings = self.settings
+        n_steps = self._end["step"]
+        tries = {
+            f"--epochs above {settings.epochs} ({n_steps} steps are few)": n_steps < FEWEST_STEPS,
+            "--start centred": settings.start != "centred",
+            "--lr 3e-3": settings.lr < 1e-3,
+            "--lr 1e-3": settings.lr >= 1e-3 and bool(worse),
+            "--cls-weight 4": "cls" in worse and settings.cls_weight < 4,
+            "--cls-balance": "cls" in worse and not settings.cls_balance,
+            "a larger --k": bool(worse),
+            "--aux-k 32": many_dead
+            and settings.sparsity.options_of(TopKTraining) is not None
+            and settings.sparsity.auxiliary_weight is None,
+            "a smaller --n-features": many_dead,
+        }
+        if not (worse or many_dead):
+            return None
+        return f"What to try: {', '.join(name for name, applies in tries.items() if applies)}."
+
     def to_frame(self) -> pd.DataFrame:
         """One row per number of `metrics`."""
         return pd.DataFrame(map(asdict, self.metrics()))
@@ -129,7 +165,7 @@ class Training(Study):
                 Metric(f"held_out_fvu_{kind}", self._held_out_fvu(kind), "fraction", n, floor=1.0)
                 for kind in ("cls", "patch")
             ]
-        return metrics
+        return [*metrics, *(() if self.fit is None else self.fit.metrics())]
 
     def figure(self) -> go.Figure:
         """FVU by step; the page has all curves."""
@@ -159,14 +195,21 @@ class Training(Study):
 
 
 def finished_training(
-    log: Path, config: CLTConfig, settings: TrainConfig, data: ImageData, device: str
+    log: Path,
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    settings: TrainConfig,
+    data: ImageData,
+    device: str,
 ) -> Training:
-    """The result of a run of this process, from its train.jsonl.
+    """The result of a run of this process: its train.jsonl, and the fit of the CLT it made.
 
     Raises:
         InputError: the log cannot be read.
     """
     from vit_clt.analysis.reporting.training_page import read_log
 
+    fit = fit_of_training(vit, clt, data, settings)
     images = data.name, data.split, len(data)
-    return Training(read_log(log), config, settings, *images, device, peak_memory(device))
+    records = read_log(log)
+    return Training(records, clt.config, settings, *images, device, peak_memory(device), fit)

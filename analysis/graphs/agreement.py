@@ -99,6 +99,22 @@ class GraphAgreement:
                 rows.append({**labels, **_agreement(x, y, self.seed)})
         return pd.DataFrame(rows)
 
+    def live(self, norms: Norms) -> pd.Series:
+        """The row of `to_frame` that says how well direct effects foretell interventions.
+
+        Everything is recomputed, over all features.
+        """
+        table = self._table.set_index(["predicted", "measured", "chosen"])
+        return table.loc[("direct" if norms == "held" else "direct_norms", "live", "all")]
+
+    def supports(self, norms: Norms) -> bool:
+        """Whether direct effects foretell interventions better than permuted ones do.
+
+        The interval of Pearson's r then lies above what 97.5 % of permutations stay below.
+        """
+        r = self.live(norms)
+        return bool(r["pearson_low"] > r["pearson_floor_high"])
+
     def shown(self) -> pd.DataFrame:
         """`to_frame` as text."""
         rows = []

@@ -192,7 +192,7 @@ def _hover(row: dict[str, Any], facts: GraphMetadata) -> str:
     if row["kind"] == "logit":
         return f"{facts.target}<br>logit {row['value']:.4g}"
     head = {
-        "feature": f"feature {row['feature']} of layer {row['layer']}",
+        "feature": f"feature {row['layer']}:{row['feature']}",
         "error": f"error node of layer {row['layer']}",
         "patch": "patch embedding",
         "bias": "class token, positions and all biases",

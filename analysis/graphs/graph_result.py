@@ -117,7 +117,7 @@ class AttributionGraph(Study):
         grid = self.metadata.patch_grid
         table = pd.DataFrame(
             {
-                "feature": [f"{r.feature} of layer {r.layer}" for r in features.itertuples()],
+                "feature": [f"{r.layer}:{r.feature}" for r in features.itertuples()],
                 "token row": [patch_name(int(t), grid) for t in features["token"]],
                 "activation": features["value"].to_numpy(),
                 "direct effect": features["effect"].to_numpy(),

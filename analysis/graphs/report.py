@@ -73,12 +73,10 @@ def graph_report(study: GraphStudy) -> str:
 
 def _agreement(study: GraphStudy) -> str:
     """A sentence on how well the effects predict interventions, for the top of the page."""
-    norms = study.norms
-    table = study.agreement.to_frame().set_index(["predicted", "measured", "chosen"])
-    r = table.loc[("direct" if norms == "held" else "direct_norms", "live", "all")]
+    r, reason = study.agreement.live(study.norms), study.norms_reason
     return (
-        f"Direct effects, norms {norms}, against live interventions (one feature silenced, "
+        f"Direct effects, norms {study.norms}, against live interventions (one feature silenced, "
         f"everything recomputed): Pearson's r {r['pearson']:.2f} [{r['pearson_low']:.2f}, "
         f"{r['pearson_high']:.2f}], floor {r['pearson_floor_high']:.2f}, slope {r['slope']:.2f}, "
-        f"N = {int(r['n'])}."
+        f"N = {int(r['n'])}." + (f" {reason[0].upper()}{reason[1:]}." if reason else "")
     )

@@ -67,6 +67,8 @@ class GraphStudy(Study):
     keep: float | int
     contrasted: bool
     """Whether the logit of another class is subtracted."""
+    norms_reason: str | None = None
+    """Why interventions chose the norms; None where they were asked for by name."""
 
     @property
     def norms(self) -> Norms:
@@ -94,6 +96,8 @@ class GraphStudy(Study):
                 "max_nodes": self.max_nodes,
                 "keep": self.keep,
                 "norms": self.norms,
+                "norms_reason": self.norms_reason,
+                "interventions_support": self.agreement.supports(self.norms),
                 "held": held_parts,
                 "floor": "logits: mean of the other classes; agreement: 97.5 % of permutations",
             },
@@ -128,11 +132,24 @@ class GraphStudy(Study):
         title = f"silencing single features, N = {n} interventions, predicted against measured"
         return {title: table[table["features"] == "all"].drop(columns="features")}
 
-    def notes(self) -> Sequence[str]:
-        """How to read the agreement."""
+    def warnings(self) -> Sequence[str]:
+        """Whether interventions refute the direct effects."""
+        if self.agreement.supports(self.norms):
+            return []
+        r = self.agreement.live(self.norms)
         return [
+            f"interventions do not support these effects (norms {self.norms}: Pearson's r "
+            f"{r['pearson']:.2f} [{r['pearson_low']:.2f}, {r['pearson_high']:.2f}], floor "
+            f"{r['pearson_floor_high']:.2f}, N = {int(r['n'])}): neither sizes nor signs of direct "
+            "effects and edges say what silencing a feature does."
+        ]
+
+    def notes(self) -> Sequence[str]:
+        """Why these norms, and how to read the agreement."""
+        return [
+            *([] if self.norms_reason is None else [self.norms_reason]),
             "in brackets 95 % bootstrap over interventions; floor: 97.5 % of permutations stay "
-            "below; slope: measured for each unit predicted, 1 is right"
+            "below; slope: measured for each unit predicted, 1 is right",
         ]
 
     def summary(self) -> pd.DataFrame:

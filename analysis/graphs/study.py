@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from vit_clt.analysis.graphs.agreement import check_interventions, graph_agreement
+from vit_clt.analysis.graphs.agreement import check_interventions
 from vit_clt.analysis.graphs.effects import class_direction, gather_effects
 from vit_clt.analysis.graphs.graph import (
     KEEP,
@@ -16,12 +17,13 @@ from vit_clt.analysis.graphs.graph import (
     attribution_graph,
     check_size,
 )
+from vit_clt.analysis.graphs.norms import agreement_with_norms
 from vit_clt.analysis.graphs.result import GraphStudy
 from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.analysis.reporting.pictures import pixels
 from vit_clt.analysis.reporting.subject import Subject
 from vit_clt.analysis.stats.query import check_query
-from vit_clt.choices import Norms
+from vit_clt.choices import NormsChoice, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
@@ -43,7 +45,7 @@ def graph_study(
     contrast: str | None = None,
     max_nodes: int = MAX_NODES,
     keep: float | int = KEEP,
-    norms: Norms = "held",
+    norms: NormsChoice = "auto",
     interventions: int = 64,
     clt_name: str = "in memory",
     seed: int = 0,
@@ -62,7 +64,8 @@ def graph_study(
         contrast: a class whose logit is subtracted, by name or number.
         max_nodes: as in `attribution_graph`.
         keep: as in `attribution_graph`.
-        norms: as in `attribution_graph`.
+        norms: as in `attribution_graph`, or "auto" for those that the interventions support
+            (`vit_clt.analysis.graphs.norms`).
         interventions: features silenced in each image, the n of `graph_agreement`.
         clt_name: what the CLT is called in captions.
         seed: seed of the random features that are silenced, and of intervals.
@@ -77,6 +80,7 @@ def graph_study(
     check_prepared(vit, data)
     check_size(max_nodes, keep)
     check_interventions(interventions)
+    check_choice("norms", norms, get_args(NormsChoice))
     check_query(query, data)
     other = None if contrast is None else class_number(zs.class_names, contrast, "contrast")
     by_image = target in ("predicted", "label")
@@ -105,13 +109,16 @@ def graph_study(
     ]
     sources = [Sources(vit, clt, image) for image in images]
     pairs = list(zip(sources, directions, strict=True))
+    taken, agreement, reason = agreement_with_norms(
+        sources, directions, norms, n=interventions, seed=seed, progress=progress
+    )
     bar = tqdm(pairs, "attribution graphs", unit=" images", disable=not progress)
     graphs = [
         attribution_graph(
             *pair,
             max_nodes=max_nodes,
             keep=keep,
-            norms=norms,
+            norms=taken,
             image=f"{data.name}, {title}",
             target=name,
             clt_name=clt_name,
@@ -124,11 +131,9 @@ def graph_study(
         titles=[f"{title}, logit of {name}" for title, name in zip(titles, names, strict=True)],
         floors=[_floor(logit, label, other) for logit, label in zip(logits, classes, strict=True)],
         pictures=pixels(vit, images),
-        effects=gather_effects(sources, directions, norms),
+        effects=gather_effects(sources, directions, taken),
         graphs=graphs,
-        agreement=graph_agreement(
-            sources, directions, norms=norms, n=interventions, seed=seed, progress=progress
-        ),
+        agreement=agreement,
         l0=float(np.mean([graph.metadata.l0 for graph in graphs])),
         data=data.name,
         split=data.split,
@@ -137,6 +142,7 @@ def graph_study(
         max_nodes=max_nodes,
         keep=keep,
         contrasted=contrast is not None,
+        norms_reason=reason,
     )
 
 

@@ -95,6 +95,10 @@ class Study(ABC):
         """Further tables made for reading, by heading; they stand below the first one."""
         return {}
 
+    def warnings(self) -> Sequence[str]:
+        """Sentences without which the numbers mislead; they stand in the head of the page."""
+        return ()
+
     def notes(self) -> Sequence[str]:
         """Sentences on how to read the numbers; they stand below the tables."""
         return ()
@@ -141,7 +145,8 @@ class Study(ABC):
         parts = [_html_table(self.printed())]
         for heading, table in self.further_tables().items():
             parts += [f"<p>{html.escape(heading)}</p>", _html_table(table)]
-        parts += [f"<p>{html.escape(note)}</p>" for note in self.notes()]
+        warnings = [f"Warning: {text}" for text in self.warnings()]
+        parts += [f"<p>{html.escape(note)}</p>" for note in (*warnings, *self.notes())]
         return "".join(parts)
 
 
@@ -186,13 +191,14 @@ def write_study(
         png: write pictures too; call `check_png` before the work that makes the study.
         finish: finish the folder, to which nothing else is written then.
     """
+    notices = [*(Notice(text, True) for text in study.warnings()), *fits]
     for part in (study, *study.companions()):
         for ending in part.endings:
             if png or ending != "png":
                 content = _content(part, ending)
-                folder.write(f"{part.name}.{ending}", _headed(content, ending, fits))
+                folder.write(f"{part.name}.{ending}", _headed(content, ending, notices))
         for name, content in part.extras():
-            folder.write(name, _headed(content, name, fits))
+            folder.write(name, _headed(content, name, notices))
     context = study.facts().context()
     if fits:
         context["fit"] = [notice.facts for notice in fits]

@@ -96,7 +96,7 @@ def plan(
         shape = vit.cfg.n_layers, vit.cfg.d_model
         same_step = backbone_of_shape.setdefault(shape, cell.backbone)
         per_image, per_step = pass_seconds(cell.backbone), step_seconds(same_step, cell.sparsifier)
-        teacher = per_image * images * settings.epochs
+        teacher = per_image * images * settings.n_epochs(n_train, vit.cfg.n_tokens)
         # a step is about three forward passes of the CLT
         clt_per_image = per_step / 3 / settings.batch_size * vit.cfg.n_tokens
         teacher_passes, clt_passes = _evaluation_passes(vit.cfg.n_layers, recipe)

@@ -9,6 +9,8 @@ from typing import get_args
 
 import pytest
 from assertions import one_sentence
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vit_clt import InputError, TrainConfig
 from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Start, Unreadable
@@ -52,7 +54,7 @@ CHOICES = {
     "unreadable": Unreadable,
     "backend": Backend,
 }
-OPTIONAL = ("clip", "shards", "dead_tokens", "workers")
+OPTIONAL = ("epochs", "clip", "shards", "dead_tokens", "workers")
 
 
 def refused(**settings: object) -> str:
@@ -130,6 +132,24 @@ def test_presets_are_valid_and_the_default_is_the_papers():
     assert len(set(PRESETS.values())) == len(PRESETS)
 
 
+@given(st.integers(1, 10**7), st.integers(1, 300), st.integers(1, 10**4), st.integers(0, 300))
+def test_epochs_follow_the_amount_of_data(n: int, n_tokens: int, batch_size: int, held_out: int):
+    settings = TrainConfig(epochs=None, batch_size=batch_size, val_images=held_out)
+    epochs = settings.n_epochs(n, n_tokens)
+    steps = settings.n_steps(n, n_tokens)
+    assert steps == replace(settings, epochs=epochs).n_steps(n, n_tokens)
+    assert epochs >= 3
+    assert steps >= 500
+    if epochs > 3:  # no more than are needed
+        assert steps // epochs * (epochs - 1) < 500
+
+
+def test_given_epochs_win_over_the_amount_of_data():
+    assert replace(PRESETS["small"], epochs=2).n_epochs(10, 17) == 2
+    assert PRESETS["small"].n_epochs(1437, 17) == 23  # the digits: 22 steps a pass
+    assert PRESETS["small"].n_epochs(50_000, 65) == 3
+
+
 def test_abs_topk_learns_more_slowly_but_as_the_paper_says_in_its_preset():
     for name, settings in PRESETS.items():
         assert preset(name, "relu_topk") == preset(name, "jumprelu") == settings
@@ -181,8 +201,8 @@ def test_no_two_kinds_of_options_share_a_name_with_training_or_each_other():
 @pytest.mark.parametrize("kind", SPARSIFIERS.values(), ids=lambda kind: kind.name)
 def test_a_sparsifier_takes_its_own_options_and_no_others(kind):
     sparsifier = kind()
-    for given in (SparsifierTraining(), kind.training(), every_option(SparsifierTraining())):
-        found = sparsifier.with_options(TrainConfig(sparsity=given))
+    for options in (SparsifierTraining(), kind.training(), every_option(SparsifierTraining())):
+        found = sparsifier.with_options(TrainConfig(sparsity=options))
         assert found == TrainConfig(sparsity=kind.training())
     other = next(each.training for each in SPARSIFIERS.values() if each.training != kind.training)
     with pytest.raises(InputError) as error:

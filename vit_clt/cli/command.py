@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import tyro
 
 from vit_clt.choices import MAX_GROUPS
+from vit_clt.cli.fits import print_fit
 from vit_clt.errors import InputError
 from vit_clt.outputs.folder import check_place
 
@@ -167,9 +168,11 @@ class Command(BaseCommand):
                 print_table(table)
             for note in study.notes():
                 print(note)
-        for notice in notices:
-            if notice.is_warning:
-                print(f"WARNING: {notice.text}")
+            for text in study.warnings():
+                print(f"WARNING: {text}")
+            for fit in fits:
+                if fit.worse_than_mean():
+                    print_fit(fit)
         print(last_line or f"written to {folder.path}", flush=True)
 
 

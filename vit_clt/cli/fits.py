@@ -26,5 +26,10 @@ def measured_fits(
 
     fits = measure_fits(vit, clts, data)
     for fit in fits:
-        print(f"{'WARNING: ' if fit.worse_than_mean() else ''}{fit.line()}", flush=True)
+        print_fit(fit)
     return fits
+
+
+def print_fit(fit: Fit) -> None:
+    """Print the sentence of a fit, as a warning where the CLT is worse than the mean."""
+    print(f"{'WARNING: ' if fit.worse_than_mean() else ''}{fit.line()}", flush=True)

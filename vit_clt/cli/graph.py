@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vit_clt.choices import Norms
+from vit_clt.choices import NormsChoice
 from vit_clt.cli.command import SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions
@@ -29,9 +29,10 @@ class Graph(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """Largest number of features, errors and patches in a graph."""
     keep: float = 0.8
     """Share of all influence at which no further nodes are added to a graph."""
-    norms: Norms = "held"
+    norms: NormsChoice = "auto"
     """LayerNorms and the norm of the embedding are held, so that effects sum to the logit, or
-    differentiated, so that effects are those of a small change."""
+    differentiated, so that effects are those of a small change; "auto" takes those that the
+    interventions support, held if both."""
     interventions: int = 64
     """Number of features that are silenced in each image to check the effects, half of them drawn
     at random."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from vit_clt.cli.command import Command
+from vit_clt.cli.fits import print_fit
 from vit_clt.cli.options import ModelOptions
 from vit_clt.cli.training_options import TrainingOptions, options_in, starting_options, value_of
 from vit_clt.errors import InputError
@@ -106,9 +107,14 @@ class Train(ModelOptions, Command, TrainingOptions):
         clt = run_folder.train_in(folder, plan, self.trackers)
         if is_main():
             log = folder.place / run_folder.LOG_FILE
-            study = finished_training(log, clt.config, plan.settings, plan.data, self.device)
+            study = finished_training(log, plan.vit, clt, plan.settings, plan.data, self.device)
+            fits = [] if study.fit is None else [study.fit]
+            for fit in fits:
+                print_fit(fit)
+            if advice := study.advice():
+                print(advice)
             last_line = f"{study.caption()}; saved to {folder.path}, curves in training.html"
-            self.report(folder, study, "train", last_line, tables=False)
+            self.report(folder, study, "train", last_line, fits=fits, tables=False)
 
     def _planned(self) -> PlannedRun:
         from vit_clt.training.planned import PlannedRun

@@ -20,12 +20,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vit_clt.hooks.activations import IMAGES_PER_PASS
+from vit_clt.transcoder.train_config import TrainConfig
 
 
 def seeded(*parts: object) -> torch.Generator:
     """A random generator whose seed is a hash of `parts`; other parts give independent numbers."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def held_out_images(settings: TrainConfig, n_images: int) -> tuple[list[int], list[int]]:
+    """Numbers of the images that are held out, drawn by the seed, and of those trained on."""
+    order = torch.randperm(n_images, generator=seeded(settings.seed, "validation")).tolist()
+    n_held_out = settings.held_out(n_images)
+    return sorted(order[:n_held_out]), sorted(order[n_held_out:])
 
 
 def in_groups(images: Sequence[int]) -> list[Sequence[int]]:

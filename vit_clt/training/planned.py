@@ -44,7 +44,9 @@ class PlannedRun:
         Raises:
             InputError: as `resolved`.
         """
-        return resolved(self.requested, self.config, self.device, n_processes())
+        epochs = self.requested.n_epochs(len(self.data), self.vit.cfg.n_tokens)
+        requested = replace(self.requested, epochs=epochs)
+        return resolved(requested, self.config, self.device, n_processes())
 
     @property
     def n_steps(self) -> int:

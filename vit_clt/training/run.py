@@ -36,7 +36,7 @@ from vit_clt.training.engine import (
 )
 from vit_clt.training.interventions import InterventionReader
 from vit_clt.training.objective import Activity, Objective, learning_rate
-from vit_clt.training.order import ShardPlan, in_groups, seeded
+from vit_clt.training.order import ShardPlan, held_out_images, in_groups, seeded
 from vit_clt.training.replaced import ReplacedReader, StandIn, image_batches
 from vit_clt.training.start import Moments, moments, start_
 from vit_clt.training.step import Stepper, VarianceSums
@@ -83,10 +83,9 @@ class Run:
         self.vit, self.config, self.settings, self.engine = vit, config, settings, engine
         self.data, self.reader, self.stopwatch = data, reader, stopwatch
         self.checkpoints, self.on_log, self.facts = checkpoints, on_log, facts
-        order = torch.randperm(len(data), generator=seeded(settings.seed, "validation")).tolist()
-        held_out = settings.held_out(len(data))
-        self.held_out, self.images = sorted(order[:held_out]), sorted(order[held_out:])
-        self.total = self._plans(0)[0].n_batches * settings.epochs
+        self.held_out, self.images = held_out_images(settings, len(data))
+        self.steps_per_epoch = self._plans(0)[0].n_batches
+        self.total = self.steps_per_epoch * settings.n_epochs(len(data), vit.cfg.n_tokens)
         self.first_replaced = self.total - round(settings.stream_share * self.total)
         with seeded_globally(settings.seed):
             with_teacher = replace(config, teacher=vit.identity())
@@ -120,7 +119,7 @@ class Run:
         dead = self.activity.dead() if rebuilds else None
         lr, epoch = self.lr(self.step), self._epoch(self.step)
         sparsity = self.schedule.weight(self.step)
-        place = self.step % (self.total // settings.epochs)
+        place = self.step % self.steps_per_epoch
         done = self.stepper.step(
             *self._normalised(batch),
             batch.group,
@@ -221,7 +220,6 @@ class Run:
     def _remaining_steps(self, should_stop: Callable[[], bool], bar: Any) -> None:
         began = time.perf_counter() - self.seconds
         last, last_rows = time.perf_counter(), self.rows
-        steps_per_epoch = self.total // self.settings.epochs
         batches = self._batches()
         while self.step < self.total:
             batch = self._or_save(lambda: next(batches))
@@ -236,7 +234,7 @@ class Run:
                 self._log(record)
                 bar.set_postfix(_short(record))
             bar.update()
-            if self.held_out and self.step % steps_per_epoch == 0:
+            if self.held_out and self.step % self.steps_per_epoch == 0:
                 self._log(self._or_save(self.validate))
                 last, last_rows = time.perf_counter(), self.rows
                 self.stopwatch.shares()  # the time of a validation counts for no step
@@ -321,9 +319,8 @@ class Run:
         if settings.interventions:
             share, seed = settings.interventions, settings.seed
             reader = InterventionReader(reader, self.vit, self.data, share, seed)
-        per_epoch = self.total // settings.epochs
         while self.step < self.first_replaced:
-            epoch, skip = divmod(self.step, per_epoch)
+            epoch, skip = divmod(self.step, self.steps_per_epoch)
             batches = epoch_batches(self._plans(epoch), reader, rows=rows, skip=skip)
             yield from islice(batches, self.first_replaced - self.step)
         yield from self._replaced_batches()
@@ -410,7 +407,7 @@ class Run:
             self.clt.config = replace(self.clt.config, sparsifier=now)
 
     def _epoch(self, step: int) -> int:
-        return step // (self.total // self.settings.epochs)
+        return step // self.steps_per_epoch
 
     def _logs(self, step: int) -> bool:
         return step % self.settings.log_every == 0 or step == self.total

@@ -106,6 +106,8 @@ def train(
                 "folder, or to resume it.",
             )
         settings = _decided(settings, config, engine, checkpoint)
+        epochs = settings.n_epochs(len(data), vit.cfg.n_tokens)
+        settings = replace(settings, epochs=epochs)
         facts = {"data": data_fingerprint(data), "cached": cache is not None}
         if checkpoint is not None:
             _check_resumed(checkpoint, settings, config, vit, data, facts)
@@ -138,6 +140,8 @@ def _decided(
     """
     if checkpoint is not None:
         before = checkpoint.state["train"]
+        if settings.epochs is None:
+            settings = replace(settings, epochs=before["epochs"])
         backend = before["backend"] if settings.backend == "auto" else settings.backend
         shards = before["shards"] if settings.shards is None else settings.shards
         settings = replace(settings, backend=backend, shards=shards)

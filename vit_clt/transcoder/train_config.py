@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from math import ceil
 from typing import Any, TypeVar, get_args
 
 from vit_clt.choices import (
@@ -25,6 +26,8 @@ from vit_clt.inputs import reading
 from vit_clt.typed import made
 
 Options = TypeVar("Options", bound="SparsifierTraining")
+FEWEST_EPOCHS, FEWEST_STEPS = 3, 500
+"""Of a run whose settings leave the number of epochs to the amount of data (docs/training.md)."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class TrainConfig:
 
     lr: float | int = 2e-4
     """Peak learning rate of AdamW (betas 0.9 / 0.999, no weight decay)."""
-    epochs: int = 10
-    """Passes over the images."""
+    epochs: int | None = 10
+    """Passes over the images. None: 3, or as many as make 500 steps where 3 make fewer."""
     batch_size: int = 4096
     """Token rows a step, over all processes."""
     accumulate: int = 1
@@ -180,8 +183,17 @@ class TrainConfig:
 
     def n_steps(self, n_images: int, n_tokens: int) -> int:
         """Steps of a run on one shard: all epochs over the images that are not held out."""
-        rows = (n_images - self.held_out(n_images)) * n_tokens
-        return -(-rows // self.batch_size) * self.epochs
+        return self._steps_per_epoch(n_images, n_tokens) * self.n_epochs(n_images, n_tokens)
+
+    def n_epochs(self, n_images: int, n_tokens: int) -> int:
+        """Passes over the images: `epochs`, or as many as the amount of data asks for."""
+        if self.epochs is not None:
+            return self.epochs
+        steps = max(1, self._steps_per_epoch(n_images, n_tokens))
+        return max(FEWEST_EPOCHS, ceil(FEWEST_STEPS / steps))
+
+    def _steps_per_epoch(self, n_images: int, n_tokens: int) -> int:
+        return ceil((n_images - self.held_out(n_images)) * n_tokens / self.batch_size)
 
     def flat(self) -> dict[str, Any]:
         """Every field by name, the sparsifier's options among the others."""
@@ -233,7 +245,7 @@ def check_share(settings: object, *names: str) -> None:
 _BETTER: dict[str, Any] = {"lr": 3e-3, "start": "centred", "cls_weight": 4, "cls_balance": True}
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(),
-    "small": TrainConfig(**_BETTER, epochs=3, batch_size=1024, val_images=200),
+    "small": TrainConfig(**_BETTER, epochs=None, batch_size=1024, val_images=200),
     "demo": TrainConfig(**_BETTER, epochs=12, batch_size=512),
 }
 

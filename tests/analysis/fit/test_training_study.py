@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from builders import random_clt
 
 from vit_clt import CLTConfig, ReLUTopK, TrainConfig, train
+from vit_clt.analysis import measure_fit
+from vit_clt.analysis.fit.gate import Fit, fit_of_training
 from vit_clt.analysis.fit.training_study import Training
 from vit_clt.analysis.reporting.study import study_files, write_study
 from vit_clt.data.images import ImageData, ImageSubset
 from vit_clt.hooks import HookedViT
 from vit_clt.outputs import OutputFolder
+from vit_clt.training.order import held_out_images
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +73,53 @@ def test_it_writes_page_card_and_numbers(training: Training, tmp_path: Path):
     assert "`held_out_fvu_cls`" in (folder.path / "README.md").read_text()
     assert "Training a CLT on " in (folder.path / "training.html").read_text()
     assert training.caption() in training._repr_html_()
+
+
+def some_fit(r2: float, dead: float) -> Fit:
+    return Fit("CLT", "toy", None, 3, 3, {"cls": (r2,), "patch": (0.9,)}, (2.0,), (dead,))
+
+
+def test_what_to_try_is_what_the_run_has_not(training: Training):
+    assert training.fit is None
+    assert training.advice() is None
+    assert replace(training, fit=some_fit(0.1, 0.2)).advice() is None
+    # the run is of the paper's settings, and short
+    worse = replace(training, fit=some_fit(-0.1, 0.0)).advice()
+    tries = ["--epochs above 1", "--start centred", "--lr 3e-3", "--cls-weight 4", "--cls-balance"]
+    assert all(name in worse for name in [*tries, "a larger --k"])
+    assert "--n-features" not in worse
+    silent = replace(training, fit=some_fit(0.1, 0.3)).advice()
+    assert "--aux-k 32, a smaller --n-features." in silent
+    assert "--cls-weight" not in silent
+    settings = TrainConfig(start="centred", lr=3e-3, cls_weight=4, cls_balance=True)
+    long = [{"event": "end", "step": 900, "seconds": 1.0, "tokens_per_second": 1.0}]
+    tried = replace(training, settings=settings, records=long, fit=some_fit(-0.1, 0.0))
+    assert tried.advice() == "What to try: --lr 1e-3, a larger --k."
+
+
+def test_the_fit_is_that_of_the_images_held_out(digits_vit: HookedViT, digits_test: ImageData):
+    data = ImageSubset(digits_test, range(30))
+    clt = random_clt(digits_vit)
+    held_out, _ = held_out_images(TrainConfig(val_images=3), 30)
+    fit = fit_of_training(digits_vit, clt, data, TrainConfig(val_images=3))
+    alone = measure_fit(digits_vit, clt, ImageSubset(data, held_out))
+    assert (fit.r2, fit.n_images) == (alone.r2, 3)
+    assert fit.data == f"held-out images of {data.name}"
+    fit = fit_of_training(digits_vit, clt, data, TrainConfig())
+    assert (fit.data, fit.n_images) == (f"training images of {data.name}", 30)
+    names = [metric.name for metric in fit.metrics()]
+    kinds = [f"fit_r2_{kind}" for kind in ("cls", "cls_least", "patch", "patch_least")]
+    assert names == [*kinds, "fit_l0", "fit_never_fire"]
+
+
+def test_images_that_cannot_be_read_are_left_out_of_the_fit(
+    digits_vit: HookedViT, digits_test: ImageData
+):
+    data = ImageSubset(digits_test, range(8))
+    broken = patch.object(ImageSubset, "readable", lambda self, chosen: (None, [1, 2]))
+    settings = TrainConfig(unreadable="skip")
+    with broken:
+        fit = fit_of_training(digits_vit, random_clt(digits_vit), data, settings)
+    assert fit.n_images == 2
+    with patch.object(ImageSubset, "readable", lambda self, chosen: (None, [])):
+        assert fit_of_training(digits_vit, random_clt(digits_vit), data, settings) is None

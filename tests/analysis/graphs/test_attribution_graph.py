@@ -254,7 +254,7 @@ def test_the_figure_shows_every_node(graph: AttributionGraph) -> None:
     assert sum(len(t.x) for t in drawn) == len(graph.nodes)
     texts = " ".join(text for t in drawn for text in t.text)
     feature = graph.nodes[graph.nodes["kind"] == "feature"].iloc[0]
-    assert f"feature {feature['feature']} of layer {feature['layer']}" in texts
+    assert f"feature {feature['layer']}:{feature['feature']}" in texts
     assert f"{feature['value']:.4g}" in texts
     title = figure.layout.title.text
     assert "tiny, image 0" in title
