@@ -86,12 +86,13 @@ class Fit:
 
     def by_layer(self) -> pd.DataFrame:
         """R^2 of every token kind, L0 and the dead share, one row a layer, as text."""
-        columns = {f"R2 {_ROWS[kind]} rows": values for kind, values in self.r2.items()}
-        table = pd.DataFrame({**columns, "L0": self.l0, "never fire": self.dead})
-        formats = {**dict.fromkeys(columns, _two_digits), "L0": "{:.1f}", "never fire": "{:.0%}"}
-        for name, style in formats.items():
-            table[name] = table[name].map(style if callable(style) else style.format)
-        return table.rename_axis("layer").reset_index()
+        columns = {
+            f"R2 {_ROWS[kind]} rows": [_two_digits(value) for value in values]
+            for kind, values in self.r2.items()
+        }
+        columns["L0"] = [f"{l0:.1f}" for l0 in self.l0]
+        columns["never fire"] = [f"{share:.0%}" for share in self.dead]
+        return pd.DataFrame(columns).rename_axis("layer").reset_index()
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, null for NaN, with where the CLT is worse than the mean."""

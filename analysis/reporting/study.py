@@ -209,8 +209,9 @@ def write_study(
 
 def _headed(content: str | bytes, name: str, notices: Sequence[Notice]) -> str | bytes:
     """The content of a file, with the notices in its head if it is a page."""
-    is_page = isinstance(content, str) and name.endswith("html")
-    return with_notices(content, notices) if is_page else content
+    if isinstance(content, bytes) or not name.endswith("html"):
+        return content
+    return with_notices(content, notices)
 
 
 def _content(study: Study, ending: str) -> str | bytes:
