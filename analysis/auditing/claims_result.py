@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from vit_clt.analysis.auditing.evidence import Condition
+from vit_clt.analysis.auditing.evidence import Condition, account
 from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.contributions.scores import ContributionScores
 from vit_clt.analysis.reporting.study import Facts, Study
@@ -86,6 +86,11 @@ class Claims(Study):
     split: str | None
     n: int
     """Number of images, both halves together."""
+
+    @property
+    def accounts(self) -> list[str]:
+        """Which parts of each claim held and which failed."""
+        return [f"{claim.name}, {account(claim.parts)}" for claim in (self.reads, self.acts)]
 
     @property
     def verdicts(self) -> list[str]:
@@ -169,6 +174,7 @@ class Claims(Study):
         """The verdicts, and how far E lies from the effects it claims."""
         return [
             *self.verdicts,
+            *self.accounts,
             "error of E(s→l) against the effects of the ViT's own MLPs, relative to their size, "
             f"median over sources: {self.source_error.text('.2f')} (predicting no effect: 1)",
         ]

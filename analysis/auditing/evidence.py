@@ -56,6 +56,15 @@ class Condition:
     """The numbers that decide the condition, as text."""
 
 
+def account(conditions: Sequence[Condition]) -> str:
+    """Which conditions held and which failed, as "held: causes; failed: best sets, fill"."""
+    by_outcome = {
+        outcome: [c.name for c in conditions if c.holds == holds]
+        for outcome, holds in (("held", True), ("failed", False))
+    }
+    return "; ".join(f"{name}: {', '.join(found)}" for name, found in by_outcome.items() if found)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Scores, causal agreement and keep-sets of one CLT on one set of images."""

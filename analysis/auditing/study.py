@@ -20,7 +20,13 @@ from vit_clt.analysis.auditing.claims import claims
 from vit_clt.analysis.auditing.claims_result import Claims
 from vit_clt.analysis.auditing.controls import ShuffledSources
 from vit_clt.analysis.auditing.diagnostics import Diagnostic
-from vit_clt.analysis.auditing.evidence import Evidence, Verdict, check_question, gather_evidence
+from vit_clt.analysis.auditing.evidence import (
+    Evidence,
+    Verdict,
+    account,
+    check_question,
+    gather_evidence,
+)
 from vit_clt.analysis.auditing.ridge import ridge_transcoder
 from vit_clt.analysis.auditing.rivals import Rivals
 from vit_clt.analysis.auditing.surrogate_check import THIS_CLT, check_surrogate
@@ -72,6 +78,11 @@ class Audit(Study):
         """The verdict: "supported", "mixed" or "unsupported"."""
         return self.evidence.verdict
 
+    @property
+    def summary(self) -> str:
+        """The verdict, and which of its conditions held and which failed."""
+        return f"verdict: {self.verdict} ({account(self.evidence.conditions)})"
+
     def facts(self) -> Facts:
         """What the CLT was audited on, the verdict, and the rivals."""
         return Facts(
@@ -112,8 +123,8 @@ class Audit(Study):
         )
 
     def notes(self) -> list[str]:
-        """The verdicts on what each score claims."""
-        return self.claims.verdicts
+        """The verdicts on what each score claims, and what held and what failed."""
+        return [*self.claims.verdicts, *self.claims.accounts]
 
     def metrics(self) -> list[Metric]:
         """Conditions as 0 or 1, the numbers of every diagnostic, and those of the claims."""
@@ -143,7 +154,8 @@ class Audit(Study):
                 "Verdict",
                 [
                     f"The ranking of source layers by C, {self.tokens} rows, passes "
-                    f"{sum(c.holds for c in self.evidence.conditions)} of 3 checks: "
+                    f"{sum(c.holds for c in self.evidence.conditions)} of 3 checks "
+                    f"({account(self.evidence.conditions)}): "
                     f'{self.verdict}. ("supported" if all hold, "unsupported" if none does, else '
                     f'"mixed"; the first is over all targets, the others are of layer '
                     f"{self.target}.)",
@@ -157,6 +169,7 @@ class Audit(Study):
                 "What each score claims",
                 [
                     f"{'; '.join(self.claims.verdicts)}.",
+                    *(f"{each[0].upper()}{each[1:]}." for each in self.claims.accounts),
                     "C reads: y_l can be rebuilt from depth s to the extent C(s→l). E acts: "
                     "silencing the features of s does to y_l what ablating MLP_s does in the ViT. "
                     "Each is supported if all of its parts hold. Scores are of one random half of "

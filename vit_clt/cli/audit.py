@@ -133,4 +133,4 @@ class Audit(ReadoutOptions, CLTOptions, StudyOptions):
             progress=True,
         )
         page = folder.path / "audit.html"
-        self.report(folder, study, "audit", f"verdict: {study.verdict}; open {page}", fits=fits)
+        self.report(folder, study, "audit", f"{study.summary}; open {page}", fits=fits)

@@ -114,7 +114,7 @@ def test_each_condition_counts(low, zero, mean, holds, verdict):
 def test_an_audit_tells_its_verdict(tmp_path: Path) -> None:
     reads = Claim("reads", "C", [Condition("mean fill", False, "no lead")], [], N)
     acts = Claim("acts", "E", [Condition("output", True, "0.90")], [], N)
-    claims = Mock(spec=Claims, verdicts=[reads.verdict, acts.verdict])
+    claims = Mock(spec=Claims, verdicts=[reads.verdict, acts.verdict], accounts=["acts, held: y"])
     claims.metrics.return_value = [*reads.metrics(), *acts.metrics()]
     claims.shown.return_value = pd.DataFrame({"claim": ["C reads", "E acts"]})
     claims.figure.return_value = go.Figure()
@@ -141,7 +141,15 @@ def test_an_audit_tells_its_verdict(tmp_path: Path) -> None:
     assert (context["verdict"], context["rivals"]) == ("mixed", [])
     assert found.shown()["holds"].tolist() == ["yes", "yes", "no"]
     verdicts = ["reads: unsupported (mean fill), no better than depth", "acts: supported"]
-    assert context["claims"] == found.notes() == verdicts
+    assert context["claims"] == verdicts
+    assert found.notes() == [*verdicts, "acts, held: y"]
+    held = [c.name for c in found.evidence.conditions if c.holds]
+    failed = [c.name for c in found.evidence.conditions if not c.holds]
+    assert held
+    assert failed
+    listed = f"held: {', '.join(held)}; failed: {', '.join(failed)}"
+    assert found.summary == f"verdict: mixed ({listed})"
+    assert listed in found.page()
 
 
 def test_agreement_that_permuted_rows_reach_is_none():
