@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "__main__": "cli",
 }
 """Rooms, and those that each may import besides what those may import; "" is the root's files."""
-ROOT_FILES = "errors, choices, metrics, inputs, places, seeding, typed, tensor_files"
+ROOT_FILES = "errors, choices, metrics, inputs, places, progress, seeding, typed, tensor_files"
 START, END = "<!-- rooms: make map -->", "<!-- end of rooms -->"
 
 

@@ -34,7 +34,6 @@ import torch
 from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
 from vit_clt.analysis.auditing.controls import OUT, A, B, C, H
@@ -42,6 +41,7 @@ from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import Activations, capture
 from vit_clt.kernels.codes import Codes, DenseCodes, stack_codes
+from vit_clt.progress import Progress
 from vit_clt.training.batches import GroupActivations, Stopwatch, ViTReader
 from vit_clt.training.interventions import InterventionReader, Interventions, intervened
 from vit_clt.training.objective import Objective, learning_rate
@@ -296,7 +296,7 @@ def main() -> None:
         "| C(1→1), median | FVU of y_1, clean | altered | L0 |",
         "|" + "---|" * 13,
     ]
-    for arm in tqdm(list(arms()), desc="arms"):
+    for arm in Progress(list(arms()), desc="arms"):
         clts = train_arm(arm, vit, range(args.runs), args.steps)
         rows = [judge(clt, clean, altered) for clt in clts]
         lines.append(table_line(arm, rows))

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt import AbsTopK, CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK, load_data
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import Activations, capture
+from vit_clt.progress import Progress
 from vit_clt.training.batches import GroupActivations
 from vit_clt.training.objective import Activity, Objective, learning_rate
 from vit_clt.training.start import Moments, centre_, cls_feature_, moments, unit_encoders_
@@ -153,7 +153,7 @@ def main() -> None:
     vit, train_rows, test_rows = activations(args.teacher)
     known = {(row["arm"], row["seed"]) for row in done}
     missing = [(a, s) for a in args.arms for s in args.seeds if (a, s) not in known]
-    for name, seed in tqdm(missing, desc="arms"):
+    for name, seed in Progress(missing, desc="arms"):
         row = {"arm": name, "seed": seed, "teacher": args.teacher, "steps": args.steps}
         row |= run(ARMS[name], args, seed, vit, train_rows, test_rows)
         done.append(row)
@@ -176,7 +176,7 @@ def activations(teacher: str) -> tuple[HookedViT, Activations, Activations]:
     for split, n in (("train", n_train), ("test", n_test)):
         images = load_data(data[split], split=split, limit=n, vit=vit)
         parts = []
-        for at in tqdm(range(0, n, 100), desc=split):
+        for at in Progress(range(0, n, 100), desc=split):
             part = capture(vit, images.batch(range(at, min(n, at + 100)))[0])
             dtype = torch.bfloat16 if split == "train" else torch.float32
             parts.append(Activations(part.x.to(dtype), part.y.to(dtype)))

@@ -18,10 +18,10 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from small_clip import accuracy, as_pixels, class_loss, describe, export, report, tokens
-from tqdm import tqdm
 
 from vit_clt.data.digits import ADDING_CLASSES, SIDE, adding_arrays, digits_arrays, side_by_side
 from vit_clt.outputs.staging import staged_file
+from vit_clt.progress import Progress
 
 BATCH = 128
 WARM_UP = 200
@@ -111,7 +111,7 @@ def main() -> None:
     texts = tokens(ADDING_CLASSES)
     pairs = Pairs(args.seed)
     test = adding_arrays("test")
-    bar = tqdm(range(first, args.steps), unit="step", initial=first, total=args.steps)
+    bar = Progress(range(first, args.steps), unit="step", initial=first, total=args.steps)
     for step in bar:
         for optimiser, peak in zip(both, (args.muon_lr, args.lr), strict=True):
             for group in optimiser.param_groups:

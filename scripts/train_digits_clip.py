@@ -17,9 +17,9 @@ import open_clip
 import torch
 from small_clip import accuracy, as_pixels, class_loss, describe, export, report, tokens
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from vit_clt.data.digits import DIGITS_CLASSES, digits_arrays
+from vit_clt.progress import Progress
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ def main() -> None:
         betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, args.steps, pct_start=0.1)
-    for step in (bar := tqdm(range(args.steps), unit="step")):
+    for step in (bar := Progress(range(args.steps), unit="step")):
         rows = torch.randint(len(labels), (256,))
         loss = class_loss(model, augment(pixels[rows]), labels[rows], texts[step % len(texts)])
         optimiser.zero_grad()

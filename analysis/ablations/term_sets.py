@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.contributions.scores import ContributionScores, contribution_scores
 from vit_clt.analysis.contributions.source_scores import SourceScores
@@ -41,6 +40,7 @@ from vit_clt.hooks.interventions import overwrite_rows
 from vit_clt.hooks.passes.clean import CleanPass, Keep
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID
 from vit_clt.hooks.rows import rows_unread
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier, Outcome
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -275,7 +275,7 @@ class TermSets:
     def _batches(self, title: str) -> Iterator[TermBatch]:
         size = self.data.batch_size
         starts = range(0, len(self.data), size)
-        for start in tqdm(starts, f"{title} ({self.tokens})", disable=not self.progress):
+        for start in Progress(starts, f"{title} ({self.tokens})", disable=not self.progress):
             numbers = range(start, min(start + size, len(self.data)))
             batch = self._cache.get(numbers)
             if batch is None:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.causal.targets import TargetEffects
 from vit_clt.analysis.contributions.parts import NEGLIGIBLE
@@ -26,6 +25,7 @@ from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT, check_fits, token_rows
 from vit_clt.hooks.activations import capture
+from vit_clt.progress import Progress
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
@@ -80,7 +80,7 @@ def removed_terms(
             yield l, y[l], terms, error
 
     y_sums, term_sums = ([PositionMean() for _ in range(n)] for _ in range(2))
-    for first in tqdm(batches, "means of terms", disable=not progress):
+    for first in Progress(batches, "means of terms", disable=not progress):
         for l, y, terms, _ in targets(first):
             y_sums[l].add(y)
             term_sums[l].add(terms)
@@ -89,7 +89,7 @@ def removed_terms(
     moved = torch.zeros(len(groups), n, n, dtype=torch.float64)
     moved[:, torch.ones(n, n).triu(1).bool()] = torch.nan
     spread, power = (torch.zeros(len(groups), n, dtype=torch.float64) for _ in range(2))
-    for first in tqdm(batches, "removed terms", disable=not progress):
+    for first in Progress(batches, "removed terms", disable=not progress):
         for l, y, terms, error in targets(first):
             groups.add(spread[:, l], _summed((y - y_means[l]).square()), first)
             groups.add(power[:, l], _summed(y.square()), first)

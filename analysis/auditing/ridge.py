@@ -19,13 +19,13 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
 from vit_clt.hooks.activations import capture
+from vit_clt.progress import Progress
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import AbsTopK
@@ -96,7 +96,7 @@ def ridge_transcoder(
     )
     seen = 0
     n_batches = -(-len(data) // data.batch_size)
-    for batch, _ in tqdm(data, "ridge", n_batches, disable=not progress):
+    for batch, _ in Progress(data, "ridge", n_batches, disable=not progress):
         activations = capture(vit, batch.to(device))
         x, y = activations.x[:, :, rows].double(), activations.y[:, :, rows].double()
         is_held_out = (torch.arange(seen, seen + len(batch)) % HELD_OUT_EVERY == 0).to(device)

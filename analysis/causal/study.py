@@ -20,7 +20,6 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.causal.effects import CausalEffects
 from vit_clt.analysis.causal.targets import EffectSums
@@ -34,6 +33,7 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, OverwrittenPass, layer_list, token_rows
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, SITE_OUT
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier, Outcome
 
 
@@ -103,7 +103,7 @@ def causal_effects(
     donors = donor_cycle(len(data), seed) if fill == "resample" else []
     sums = EffectSums(len(data), n)
     outcomes: dict[str, list[Outcome]] = {}
-    with tqdm(total=len(data), desc="causal", unit=" images", disable=not progress) as bar:
+    with Progress(total=len(data), desc="causal", unit=" images", disable=not progress) as bar:
         for start in range(0, len(data), data.batch_size):
             batch = range(start, min(start + data.batch_size, len(data)))
             images, labels = data.batch(batch)

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.causal.effect_agreement import Products
 from vit_clt.analysis.causal.first_order import LossGradients
@@ -29,6 +28,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.passes.overwritten import Overwrite, SitePass
 from vit_clt.hooks.passes.surrogate import SurrogatePass
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier, Outcome
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -157,7 +157,7 @@ def gather_effects(
     }
     outcomes: dict[str, list[Outcome]] = {name: [] for name in (VIT, *surrogates)}
     active = dict.fromkeys(surrogates, 0.0)
-    with tqdm(total=n, desc="surrogate", unit=" images", disable=not progress) as bar:
+    with Progress(total=n, desc="surrogate", unit=" images", disable=not progress) as bar:
         for start in range(0, n, data.batch_size):
             batch = range(start, min(start + data.batch_size, n))
             images, labels = data.batch(batch)

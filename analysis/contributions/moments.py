@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.stats.image_groups import ImageGroups, image_groups
 from vit_clt.analysis.stats.means import PositionMean
@@ -34,6 +33,7 @@ from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.activations import capture
 from vit_clt.hooks.rows import ROW_GROUPS, TokenRows
 from vit_clt.kernels.codes import Codes
+from vit_clt.progress import Progress
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 KEPT_BYTES = 2**31
@@ -241,7 +241,7 @@ def compared_moments(
     sums: Tensor | None = None
     kept: list[_Batch] = []
     room = KEPT_BYTES
-    with tqdm(total=2 * n, desc="contributions", unit=" images", disable=not progress) as bar:
+    with Progress(total=2 * n, desc="contributions", unit=" images", disable=not progress) as bar:
         for batch in _batches(vit, clts, data):
             labels[batch.images] = batch.labels
             assert batch.y is not None

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from vit_clt.analysis.retrieval.index import RetrievalIndex
 from vit_clt.analysis.retrieval.neighbours import Neighbours
@@ -15,6 +14,7 @@ from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.points import HOOK_IN
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -80,7 +80,7 @@ def image_readings(
     found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {s: [] for s in layers}
     probabilities: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
-    with tqdm(total=len(data), desc="images", unit=" images", disable=not progress) as bar:
+    with Progress(total=len(data), desc="images", unit=" images", disable=not progress) as bar:
         for images, batch_labels in data:
             images = images.to(clt.b_enc.device)
             embeddings, cache = vit.run_clean(images, list(names.values()))

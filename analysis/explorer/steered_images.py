@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from tqdm import tqdm
 
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import Edit, HookedViT, SteeredPass
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -76,7 +76,7 @@ def steered_images(
         progress: show a progress bar.
     """
     found = []
-    for row, chosen in tqdm(
+    for row, chosen in Progress(
         features.items(), "steered images", unit=" images", disable=not progress
     ):
         image = data.batch([row])[0].to(clt.b_dec.device)

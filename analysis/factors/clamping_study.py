@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.factors.anova import Cells
 from vit_clt.analysis.factors.clamping import Clamp
@@ -35,6 +34,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.activations import capture
 from vit_clt.hooks.rows import region_rows
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -109,7 +109,7 @@ def clamp(
     }
     layers = sorted({s for features in sets.values() for s in features})
     n_active = 0
-    with tqdm(total=len(data), desc="clamp", unit=" images", disable=not progress) as bar:
+    with Progress(total=len(data), desc="clamp", unit=" images", disable=not progress) as bar:
         done = 0
         for images, batch_labels in data:
             here = slice(done, done + len(images))
@@ -169,7 +169,7 @@ def _means(
     }
     done = 0
     n_batches = -(-len(mean_data) // mean_data.batch_size)
-    for images, _ in tqdm(mean_data, "mean codes", n_batches, disable=not progress):
+    for images, _ in Progress(mean_data, "mean codes", n_batches, disable=not progress):
         batch_values = values[done : done + len(images)]
         done += len(images)
         member = torch.from_numpy(known[:, None] == batch_values).double().to(device)

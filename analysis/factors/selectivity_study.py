@@ -35,7 +35,6 @@ import torch
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.factors.anova import Cells, Sums
 from vit_clt.analysis.factors.selectivity import Selectivity
@@ -47,6 +46,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list
 from vit_clt.hooks.activations import capture
 from vit_clt.hooks.rows import region_rows
+from vit_clt.progress import Progress
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 FEWEST_ACTIVE = 20
@@ -101,7 +101,7 @@ def selectivity(
     signs = [rng.choice([-1.0, 1.0], len(data)) for _ in range(draws)]
     highest = {test: np.zeros(draws) for test in TESTS}
     frames = []
-    for s in tqdm(chosen, "selectivity", disable=not progress):
+    for s in Progress(chosen, "selectivity", disable=not progress):
         counts = np.diff(values[s].tocsc().indptr)
         tested = np.flatnonzero(counts >= FEWEST_ACTIVE)
         own = values[s][:, tested].astype(np.float64)
@@ -153,7 +153,7 @@ def _values(
     growing = {s: SparseRows(clt.config.n_features) for s in layers}
     active = {s: np.zeros(clt.config.n_features) for s in layers}
     labels: list[Tensor] = []
-    with tqdm(total=len(data), desc="codes", unit=" images", disable=not progress) as bar:
+    with Progress(total=len(data), desc="codes", unit=" images", disable=not progress) as bar:
         for images, own in data:
             x = capture(vit, images.to(clt.b_enc.device)).x
             for s in layers:

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from tqdm import tqdm
 
 from vit_clt.analysis.factors.anova import Cells
 from vit_clt.analysis.factors.edited_sets import EditedSets, measured_on
@@ -32,6 +31,7 @@ from vit_clt.data.images import ImageData
 from vit_clt.hooks import Edit, HookedViT, SteeredPass, check_fits
 from vit_clt.hooks.rows import REGION_NAMES, region_rows
 from vit_clt.metrics import Metric
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier, Outcome
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -211,7 +211,7 @@ def suppress(
     active: dict[str, list[np.ndarray]] = {name: [] for name in sets}
     layers = sorted({s for feature_set in sets.values() for s in feature_set})
     n_active = 0
-    with tqdm(total=len(data), desc="suppress", unit=" images", disable=not progress) as bar:
+    with Progress(total=len(data), desc="suppress", unit=" images", disable=not progress) as bar:
         for images, labels in data:
             images = images.to(clt.b_enc.device)
             unaltered = SteeredPass(vit, clt, images)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.features.active import CLS, ActiveCodes, FeatureCounts, active_codes
 from vit_clt.analysis.stats.equal_rate import equal_rate
@@ -22,6 +21,7 @@ from vit_clt.hooks import HookedViT, Rows
 from vit_clt.hooks.points import HOOK_IN
 from vit_clt.hooks.rows import TokenRows
 from vit_clt.hooks.steering import row_index
+from vit_clt.progress import Progress
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
@@ -178,7 +178,7 @@ def feature_activity(
     names = {s: HOOK_IN.format(l=s) for s in layers}
     rows = row_index(tokens, vit.cfg.rows)
     n_batches = -(-len(data) // data.batch_size)
-    for images, _ in tqdm(data, "typical activations", n_batches, disable=not progress):
+    for images, _ in Progress(data, "typical activations", n_batches, disable=not progress):
         cache = vit.clean_cache(images.to(clt.b_dec.device), list(names.values()))
         for s, name in names.items():
             sums.add(s, active_codes(clt.encode(cache[name][:, rows], layer=s)))

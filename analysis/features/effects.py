@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.features.active import active_codes
 from vit_clt.analysis.features.activity import ActivitySums, FeatureActivity, sums_by_feature
@@ -28,6 +27,7 @@ from vit_clt.data.images import ImageData, ImageSubset
 from vit_clt.errors import InputError
 from vit_clt.hooks import FrozenPass, HookedViT, Rows
 from vit_clt.hooks.steering import row_index
+from vit_clt.progress import Progress
 from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -99,7 +99,9 @@ def class_effects(
     at_once = max(1, _FLOATS // (an_image * shown.batch_size))
     sums = {s: np.zeros((len(directions), n_features)) for s in layers}
     active_images = {s: torch.zeros(n_features, dtype=torch.int64) for s in layers}
-    with tqdm(total=len(shown), desc="class effects", unit=" images", disable=not progress) as bar:
+    with Progress(
+        total=len(shown), desc="class effects", unit=" images", disable=not progress
+    ) as bar:
         for images, _ in shown:
             images = images.to(clt.b_enc.device)
             frozen = FrozenPass(vit, images)
@@ -150,7 +152,7 @@ def contrast_effects(
     effects = np.zeros((config.n_layers, config.n_features))
     direction = contrast_weights(zs, label)
     n_batches = -(-len(data) // data.batch_size)
-    for images, _ in tqdm(data, "direct effects", n_batches, disable=not progress):
+    for images, _ in Progress(data, "direct effects", n_batches, disable=not progress):
         frozen = FrozenPass(vit, images.to(clt.b_dec.device))
         gradients = _gradients(frozen, clt, direction)[:, :, rows]
         for s in layers:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from vit_clt.analysis.features.active import CLS, PATCH
 from vit_clt.analysis.features.page import Example, FeaturePage
@@ -21,6 +20,7 @@ from vit_clt.analysis.stats.names import short_names
 from vit_clt.analysis.viewer.encoding import map_text, number, script
 from vit_clt.analysis.viewer.front_end import front_end
 from vit_clt.analysis.viewer.sheets import sheets
+from vit_clt.progress import Progress
 
 if TYPE_CHECKING:
     from vit_clt.analysis.features.gallery import FeatureGallery
@@ -57,7 +57,9 @@ def feature_files(
     pages = gallery.pages
     with_page = set(pages.features)
     columns: dict[int, dict[str, list[Any]]] = {s: {} for s in gallery.layers}
-    with tqdm(total=len(pages), desc="pages", unit=" features", disable=not pages.progress) as bar:
+    with Progress(
+        total=len(pages), desc="pages", unit=" features", disable=not pages.progress
+    ) as bar:
         for block, start in enumerate(range(0, len(pages), PAGES_PER_FILE)):
             some = pages[start : start + PAGES_PER_FILE]
             for i, page in enumerate(some, start):

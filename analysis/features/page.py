@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from vit_clt.analysis.features.active import active_codes
 from vit_clt.analysis.stats.nearest import nearest
@@ -18,6 +17,7 @@ from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
+from vit_clt.progress import Progress
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 QUARTERS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
@@ -137,7 +137,7 @@ def activations_at(
         values[s] = np.zeros((len(numbers), n_tokens), np.float32)
     needed = sorted({row for rows in images.values() for row in rows})
     size = data.batch_size
-    for start in tqdm(
+    for start in Progress(
         range(0, len(needed), size), "activation maps", unit=" batches", disable=not progress
     ):
         rows = np.array(needed[start : start + size])
@@ -220,7 +220,7 @@ def nearest_features(
     neighbours: dict[tuple[int, int], list[NearFeature]] = {address: [] for address in features}
     config = clt.config
     layers = sorted({layer for layer, _ in features})
-    for s in tqdm(layers, "features that write alike", unit=" layers", disable=not progress):
+    for s in Progress(layers, "features that write alike", unit=" layers", disable=not progress):
         numbers = [feature for layer, feature in features if layer == s]
         for other in range(config.n_layers):
             shared = sorted(set(config.targets(s)) & set(config.targets(other)))

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.features.active import N_GROUPS, active_codes
 from vit_clt.analysis.features.choice import (
@@ -29,6 +28,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list, token_rows
 from vit_clt.hooks.activations import capture
 from vit_clt.hooks.rows import ROW_GROUPS
+from vit_clt.progress import Progress
 from vit_clt.readouts.class_names import class_number
 from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -82,7 +82,7 @@ def feature_statistics(
     squares = torch.zeros(N_GROUPS, cfg.n_layers, dtype=torch.float64)
     labels: list[Tensor] = []
     done = 0
-    with tqdm(total=n, desc="feature statistics", unit=" images", disable=not progress) as bar:
+    with Progress(total=n, desc="feature statistics", unit=" images", disable=not progress) as bar:
         for batch, batch_labels in data:
             activations = capture(vit, batch.to(clt.b_enc.device))
             for kind in cfg.rows.kinds[:-1]:  # all but "all"

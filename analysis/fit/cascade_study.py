@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.means import position_means
@@ -22,6 +21,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, SharedPrefix, check_fits, layer_list, token_rows
 from vit_clt.hooks.points import HOOK_OUT
 from vit_clt.metrics import Metric
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier, Outcome
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -194,7 +194,7 @@ def cascade(
     means = mean_mlp_outputs(vit, data, progress=progress)
     outcomes: dict[str, list[Outcome]] = {"original": []}
     l0: dict[str, float] = {}
-    with tqdm(total=len(data), desc="cascade", unit=" images", disable=not progress) as bar:
+    with Progress(total=len(data), desc="cascade", unit=" images", disable=not progress) as bar:
         for images, labels in data:
             shared = SharedPrefix(vit, images.to(means.device))
             batch: dict[str, Outcome] = {"original": classifier.read(shared.embeddings, labels)}

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.fit.reconstruction_sums import (
     FitSums,
@@ -44,6 +43,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, token_rows
 from vit_clt.hooks.activations import capture
 from vit_clt.metrics import Metric
+from vit_clt.progress import Progress
 from vit_clt.training.interventions import capture_intervened
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -252,7 +252,7 @@ def reconstructions(
     fits = {name: FitSums(clt, survey) for name, clt in clts.items()}
     keys: list[bytes] = []
     n_batches = -(-len(data) // data.batch_size)
-    for batch, labels in tqdm(data, "reconstruct", n_batches, disable=not progress):
+    for batch, labels in Progress(data, "reconstruct", n_batches, disable=not progress):
         keys += image_keys(batch, labels, seed)
         activations = captured(vit, batch.to(survey.mean.device))
         typical = {tokens: sums.add(activations.y) for tokens, sums in outputs.items()}

@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.contributions.parts import NEGLIGIBLE
 from vit_clt.analysis.stats.intervals import bootstrap_means, intervals
@@ -26,6 +25,7 @@ from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import Activations, capture
+from vit_clt.progress import Progress
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 UNTYPICAL = 100
@@ -79,7 +79,7 @@ def survey_outputs(
     mean, power = PositionMean(), zeros(n, t)
     largest = {tokens: zeros(n, 0) for tokens in rows}
     n_batches = -(-len(data) // data.batch_size)
-    for images, _ in tqdm(data, "MLP outputs", n_batches, disable=not progress):
+    for images, _ in Progress(data, "MLP outputs", n_batches, disable=not progress):
         y = captured(vit, images.to(device)).y
         mean.add(y)
         norms = torch.stack([_norms(layer) for layer in y])

@@ -9,7 +9,6 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.fit.cascade_study import mean_mlp_outputs
 from vit_clt.choices import Inputs, TokenKind
@@ -23,6 +22,7 @@ from vit_clt.hooks import (
     token_rows,
 )
 from vit_clt.hooks.points import HOOK_IN, FwdHooks
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -90,7 +90,7 @@ def gather_embeddings(
     all_labels: list[Tensor] = []
     active = 0.0
     n_batches = -(-len(data) // data.batch_size)
-    for images, labels in tqdm(
+    for images, labels in Progress(
         data, f"faithfulness ({tokens})", total=n_batches, disable=not progress
     ):
         classifier.check_labels(labels)

@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.analysis.graphs.sources import Sources
@@ -39,6 +38,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import Readout, replace_mlps
 from vit_clt.hooks.interventions import check_unhooked
 from vit_clt.metrics import Metric
+from vit_clt.progress import Progress
 
 Prediction = Literal["direct", "total", "direct_norms", "total_norms"]
 Measured = Literal["live", "codes_held"]
@@ -175,7 +175,9 @@ def graph_agreement(
     check_interventions(n)
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
-    with tqdm(total=len(images), desc="interventions", unit=" images", disable=not progress) as bar:
+    with Progress(
+        total=len(images), desc="interventions", unit=" images", disable=not progress
+    ) as bar:
         for i, (sources, direction) in enumerate(zip(images, directions, strict=True)):
             check_unhooked(sources.frozen.vit)
             predictions = _predictions(sources, direction)

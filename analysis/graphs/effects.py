@@ -19,7 +19,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.graphs.sources import SourceEffects, Sources
 from vit_clt.analysis.reporting.study import Facts, Study
@@ -28,6 +27,7 @@ from vit_clt.choices import Norms
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.metrics import Metric
+from vit_clt.progress import Progress
 from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -214,7 +214,7 @@ def direct_effects(
             f"has shape {tuple(direction.shape)}; expected (d_embed,) or "
             f"({len(images)}, d_embed), one an image.",
         )
-    bar = tqdm(images, "direct effects", unit=" images", disable=not progress)
+    bar = Progress(images, "direct effects", unit=" images", disable=not progress)
     return gather_effects(
         (Sources(vit, clt, image) for image in bar), direction.expand(len(images), -1), norms
     )

@@ -7,7 +7,6 @@ from typing import get_args
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vit_clt.analysis.graphs.agreement import check_interventions
 from vit_clt.analysis.graphs.effects import class_direction, gather_effects
@@ -28,6 +27,7 @@ from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.progress import Progress
 from vit_clt.readouts.class_names import class_number
 from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -112,7 +112,7 @@ def graph_study(
     taken, agreement, reason = agreement_with_norms(
         sources, directions, norms, n=interventions, seed=seed, progress=progress
     )
-    bar = tqdm(pairs, "attribution graphs", unit=" images", disable=not progress)
+    bar = Progress(pairs, "attribution graphs", unit=" images", disable=not progress)
     graphs = [
         attribution_graph(
             *pair,

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST, RESID_PRE
 from vit_clt.hooks.rows import TokenRows, region_rows
+from vit_clt.progress import Progress
 
 Stage = Literal["resid_pre", "resid_mid", "resid_post", "x", "y"]
 STAGE_POINTS: dict[Stage, str] = {
@@ -60,7 +60,7 @@ def probe_rows(
     device = next(vit.parameters()).device
     names = {(stage, l): STAGE_POINTS[stage].format(l=l) for stage, l in stages}
     done = 0
-    with tqdm(total=len(data), desc=data.name, unit=" images", disable=not progress) as bar:
+    with Progress(total=len(data), desc=data.name, unit=" images", disable=not progress) as bar:
         for images, batch_labels in data:
             cache = vit.clean_cache(images.to(device), list(names.values()))
             batch = slice(done, done + len(images))

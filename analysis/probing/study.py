@@ -25,7 +25,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vit_clt.analysis.probing.discriminant import Discriminant
 from vit_clt.analysis.probing.places import Place, probe_rows
@@ -36,6 +35,7 @@ from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
+from vit_clt.progress import Progress
 
 LABEL = "label"
 """Name of the factor that every labelled image has, its class."""
@@ -93,7 +93,7 @@ def probes(
     orders = [rng.permutation(len(train)) for _ in range(PERMUTATIONS)]
     # The place None stands for the additive floor.
     outcomes: dict[tuple[str, Place | None], _ProbeOutcome] = {}
-    for place in tqdm(list(train_vectors), "probes", disable=not progress):
+    for place in Progress(list(train_vectors), "probes", disable=not progress):
         discriminant = Discriminant(train_vectors[place], seed)
         for name in names:
             outcomes[name, place] = _ProbeOutcome.of(

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from vit_clt.analysis.contributions.figure import contribution_figure
 from vit_clt.analysis.contributions.moments import contribution_moments
@@ -46,6 +45,7 @@ from vit_clt.metrics import Metric, metrics_json
 from vit_clt.outputs import OutputFolder, check_same
 from vit_clt.outputs.manifest import Manifest
 from vit_clt.outputs.staging import staged_file
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Outcome
 from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.training.checkpoints import Checkpoints
@@ -112,7 +112,7 @@ def teacher_baselines(bench: Bench, *, seed: int = 0, progress: bool = False) ->
     data, vit = bench.held_out, bench.vit
     outcomes: dict[str, list[Outcome]] = {name: [] for name in bench.classifiers}
     n_batches = -(-len(data) // data.batch_size)
-    for images, labels in tqdm(data, "unaltered teacher", n_batches, disable=not progress):
+    for images, labels in Progress(data, "unaltered teacher", n_batches, disable=not progress):
         embeddings = vit.encode_image(images.to(vit.device))
         for name, zs in bench.classifiers.items():
             outcomes[name].append(zs.read(embeddings, labels))

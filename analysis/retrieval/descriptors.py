@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Int
 from scipy.sparse import csr_array
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.stats.sparse_rows import SparseRows
 from vit_clt.choices import TokenKind
@@ -28,6 +27,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list, token_rows
 from vit_clt.hooks.activations import capture
 from vit_clt.kernels.codes import Codes
+from vit_clt.progress import Progress
 from vit_clt.seeding import seeded_globally
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import ReLUTopK
@@ -99,7 +99,7 @@ def describe(
     l0 = {kind: dict.fromkeys(sources, 0.0) for kind in kinds}
     labels: list[Tensor] = []
     done = 0
-    with tqdm(total=n, desc="descriptors", unit=" images", disable=not progress) as bar:
+    with Progress(total=n, desc="descriptors", unit=" images", disable=not progress) as bar:
         for batch, batch_labels in data:
             x = capture(vit, batch.to(device)).x
             here = slice(done, done + len(batch))

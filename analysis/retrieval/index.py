@@ -19,7 +19,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Int
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.retrieval.descriptors import Descriptors, describe
 from vit_clt.analysis.retrieval.files import (
@@ -39,6 +38,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.inputs import reading
 from vit_clt.outputs import check_same
+from vit_clt.progress import Progress
 from vit_clt.transcoder.identity import encoder_sha256
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.typed import fits, made
@@ -186,7 +186,7 @@ class RetrievalIndex:
         corpus_rows: Any = getattr(self.corpus, space)[tokens]
         neighbours = {}
         title = f"search {tokens} {space}"
-        for s in tqdm(self.facts.layers, title, unit=" layers", disable=not progress):
+        for s in Progress(self.facts.layers, title, unit=" layers", disable=not progress):
             rows, similarities = nearest(
                 query_rows[s],
                 corpus_rows[s],

@@ -13,7 +13,6 @@ from math import prod
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.analysis.stats.means import PositionMean
@@ -24,6 +23,7 @@ from vit_clt.hooks import CleanPass, HookedViT, token_rows
 from vit_clt.hooks.passes.live import Change
 from vit_clt.hooks.points import HOOK_IN, HOOK_OUT
 from vit_clt.kernels.codes import Codes, DenseCodes
+from vit_clt.progress import Progress
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
@@ -118,7 +118,7 @@ class Changes:
         y = [PositionMean() for _ in layers]
         codes = {s: _CodeMean() for s in self._sources} if fill == "mean" else {}
         n_batches = -(-len(data) // data.batch_size)
-        for images, _ in tqdm(data, "means", n_batches, disable=not progress):
+        for images, _ in Progress(data, "means", n_batches, disable=not progress):
             clean = CleanPass(
                 vit, images.to(vit.device), dict.fromkeys((HOOK_IN, HOOK_OUT), layers)
             )

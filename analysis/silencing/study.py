@@ -22,7 +22,6 @@ from typing import Any, TypedDict, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from typing_extensions import Unpack
 
 from vit_clt.analysis.causal.targets import TargetEffects
@@ -39,6 +38,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list, token_rows
 from vit_clt.hooks.interventions import check_unhooked
 from vit_clt.hooks.steering import check_feature
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -196,7 +196,7 @@ def _effects(
     probed = np.random.default_rng(seed).permutation(dealt)
     weights = n / np.maximum(1, np.bincount(probed, minlength=n_layers))
     parts: list[BatchEffects] = []
-    with tqdm(total=n, desc="silencing", unit=" images", disable=not progress) as bar:
+    with Progress(total=n, desc="silencing", unit=" images", disable=not progress) as bar:
         for start in range(0, n, data.batch_size):
             batch = range(start, min(start + data.batch_size, n))
             if order == "exact":

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
+from vit_clt.progress import Progress
 
 
 class PositionMean:
@@ -52,7 +52,7 @@ def position_means(
     device = next(vit.parameters()).device
     means = {name: PositionMean() for name in names}
     n_batches = -(-len(data) // data.batch_size)
-    for images, _ in tqdm(data, title, n_batches, disable=not progress):
+    for images, _ in Progress(data, title, n_batches, disable=not progress):
         for name, values in vit.clean_cache(images.to(device), names).items():
             means[name].add(values)
             if not values.isfinite().all():

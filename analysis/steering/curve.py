@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.features.activity import feature_activity
 from vit_clt.analysis.reporting.subject import Subject
@@ -29,6 +28,7 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import Edit, HookedViT, Rows, SteeredPass, check_fits
 from vit_clt.hooks.steering import check_edits, check_rows
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier
 from vit_clt.readouts.class_names import class_number
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -114,7 +114,7 @@ def steering_curve(
     steered: dict[tuple[str, float], list[Tensor]] = {at: [] for at in edits}
     labels: list[Tensor] = []
     total = len(measured) * len(edits)
-    with tqdm(total=total, desc="steering", unit=" images", disable=not progress) as bar:
+    with Progress(total=total, desc="steering", unit=" images", disable=not progress) as bar:
         for start in range(0, len(measured), data.batch_size):
             images, batch_labels = data.batch(measured[start : start + data.batch_size])
             run = SteeredPass(vit, clt, images.to(clt.b_dec.device))

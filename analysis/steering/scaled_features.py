@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.analysis.stats.similarity import kl_divergence
 from vit_clt.analysis.steering.readings import known_labels
 from vit_clt.analysis.steering.versions import Feature
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import Edit, HookedViT, Rows, SteeredPass
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -57,7 +57,7 @@ def scaled_features(
     before = np.zeros((len(data), len(names)))
     # features of one layer share what a pass keeps
     order = sorted(range(len(features)), key=features.__getitem__)
-    bar = tqdm(
+    bar = Progress(
         total=len(data) * len(features), desc="steering", unit=" images", disable=not progress
     )
     with bar:

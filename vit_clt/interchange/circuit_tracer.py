@@ -28,7 +28,6 @@ from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
@@ -48,6 +47,7 @@ from vit_clt.interchange.files import (
 )
 from vit_clt.interchange.thresholds import nearest_log, with_thresholds
 from vit_clt.outputs.staging import remove_unfinished, staged_files
+from vit_clt.progress import Progress
 from vit_clt.tensor_files import check_finite
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -103,7 +103,7 @@ def export_circuit_tracer(
     with staged_files(target, circuit_tracer_files(n)) as staging:
         config = staging / CONFIG_FILE
         config.write_text(yaml.safe_dump(_config_values(clt.config), sort_keys=False))
-        for i in tqdm(range(n), "export", unit=" layers", disable=not progress):
+        for i in Progress(range(n), "export", unit=" layers", disable=not progress):
             for name, tensors in _layer_tensors(clt, i).items():
                 save_file(tensors, staging / name)
                 # safetensors makes files that only their owner can read
@@ -220,7 +220,7 @@ def import_circuit_tracer(
         clt.config = replace(config, teacher=teacher)
     biases = torch.empty(clt.b_enc.shape), torch.empty(clt.b_dec.shape)
     log_theta = torch.full_like(biases[0], -torch.inf)
-    for i in tqdm(range(config.n_layers), "import", unit=" layers", disable=not progress):
+    for i in Progress(range(config.n_layers), "import", unit=" layers", disable=not progress):
         tensors = _read_layer(folder, i, shapes)
         clt.W_enc[i] = nn.Parameter(tensors[f"W_enc_{i}"])
         clt.W_dec[i] = nn.Parameter(tensors[f"W_dec_{i}"].transpose(0, 1).contiguous())

@@ -16,7 +16,6 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
@@ -24,6 +23,7 @@ from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.activations import capture
 from vit_clt.kernels.chunks import pre_activation_chunks
+from vit_clt.progress import Progress
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import JumpReLU
 
@@ -64,10 +64,10 @@ def with_thresholds(
     check_prepared(vit, data)
     n_batches = -(-len(data) // data.batch_size)
     counts = torch.zeros_like(clt.b_enc, dtype=torch.long)
-    for batch, _ in tqdm(data, "features firing", n_batches, disable=not progress):
+    for batch, _ in Progress(data, "features firing", n_batches, disable=not progress):
         counts += clt.encode(capture(vit, batch.to(counts.device)).x).fired()
     largest = [_Largest(n + 1) for n in counts]
-    for batch, _ in tqdm(data, "thresholds", n_batches, disable=not progress):
+    for batch, _ in Progress(data, "thresholds", n_batches, disable=not progress):
         x = capture(vit, batch.to(counts.device)).x.flatten(1, 2)
         for s, kept in enumerate(largest):
             for _, a in pre_activation_chunks(x[s].to(clt.b_enc.dtype), clt.W_enc[s], clt.b_enc[s]):

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier
 
 PENALTY = 1e-2
@@ -115,7 +115,7 @@ class LinearClassifier(Classifier):
         parts = []
         with torch.no_grad():
             n_batches = -(-len(train) // train.batch_size)
-            batches = tqdm(train, "linear readout", total=n_batches, disable=not progress)
+            batches = Progress(train, "linear readout", total=n_batches, disable=not progress)
             for images, labels in batches:
                 parts.append((vit(images.to(vit.device)), labels))
         embeddings, labels = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError, Stopped
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.rows import TokenRows
+from vit_clt.progress import Progress
 from vit_clt.seeding import seeded_globally
 from vit_clt.training.batches import (
     ActivationReader,
@@ -208,7 +208,7 @@ class Run:
         self._log({"event": "start", "step": self.step})
         if self.scales is None:
             self._start()
-        with tqdm(
+        with Progress(
             total=self.total, initial=self.step, unit="step", disable=not progress, desc="train"
         ) as bar:
             self._remaining_steps(should_stop, bar)

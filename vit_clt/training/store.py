@@ -22,7 +22,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from vit_clt.choices import Unreadable
 from vit_clt.data.fingerprints import fingerprint_as
@@ -33,6 +32,7 @@ from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.inputs import read_json, reading
 from vit_clt.outputs import check_same
 from vit_clt.outputs.staging import STAGING, remove_unfinished, staged_files
+from vit_clt.progress import Progress
 from vit_clt.tensor_files import TensorFacts, check_finite, read_header
 from vit_clt.typed import fits
 
@@ -169,7 +169,7 @@ class ActivationStore:
 
     def _build(self, missing: list[int], vit: HookedViT, data: ImageData, progress: bool) -> None:
         done = self._n_images - sum(len(self._shard_images[s]) for s in missing)
-        with tqdm(
+        with Progress(
             total=self._n_images,
             initial=done,
             unit="image",
