@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.levels import LEVELS
-from vit_clt.analysis.reporting.style import BLUE, ROW_NAMES, error_bars, finish
+from vit_clt.analysis.reporting.style import BLUE, ROW_NAMES, accuracy_axis, error_bars, finish
 
 if TYPE_CHECKING:
     from vit_clt.analysis.ablations.ablation import Ablation
@@ -45,6 +45,7 @@ def kept_set_figure(ablation: Ablation) -> go.Figure:
             col=column,
         )
         figure.update_xaxes(title_text=title, row=1, col=column)
+    accuracy_axis(figure, row=1, col=1, axis="x")
     figure.update_yaxes(autorange="reversed")
     layers = ", ".join(map(str, ablation.targets))
     no_op = " — these rows cannot reach the output: a no-op" if ablation.no_op else ""

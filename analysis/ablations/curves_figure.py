@@ -17,6 +17,7 @@ from vit_clt.analysis.reporting.style import (
     ORANGE,
     ROW_NAMES,
     SKY,
+    accuracy_axis,
     finish,
 )
 
@@ -97,6 +98,8 @@ def ablation_figure(curves: AblationCurves) -> go.Figure:
                     customdata=["" if several else each for each in drawn["sources"].first()],
                     **place,
                 )
+    for row in (1, 2):
+        accuracy_axis(figure, row=row, col=1)
     several_targets = len(curves.targets) > 1
     layers = ", ".join(map(str, curves.targets))
     where = f"of layers {layers}, each its own" if several_targets else f"of layer {layers}"

@@ -17,6 +17,7 @@ from vit_clt.analysis.reporting.style import (
     GREEN,
     ORANGE,
     ROW_NAMES,
+    accuracy_axis,
     error_bars,
     finish,
     or_none,
@@ -86,6 +87,8 @@ def causal_figure(effects: CausalEffects) -> go.Figure:
         ):
             _bars(figure, output.loc[measure], factor, n, column)
             _ranges(figure, output.loc[measure], factor, n, column)
+        for row in (2, 3):
+            accuracy_axis(figure, row=row, col=1)
     height = 200 + heat + (600 if read else 0)
     # a colour bar beside each heatmap: direct effects are far smaller than total ones
     top = 1 - 0.1 / 2 if read else 1.0

@@ -8,7 +8,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.levels import LEVELS, add_levels, add_points
-from vit_clt.analysis.reporting.style import BLUE, ORANGE, ROW_NAMES, finish, log_axis
+from vit_clt.analysis.reporting.style import (
+    BLUE,
+    ORANGE,
+    ROW_NAMES,
+    accuracy_axis,
+    finish,
+    log_axis,
+)
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.cascade_study import Cascade
@@ -56,6 +63,7 @@ def cascade_figure(result: Cascade) -> go.Figure:
                     hover=inputs + ", from %{x}: %{y:.3f}",
                     **place,
                 )
+        accuracy_axis(figure, row=i, col=1)
         losses = of_kind.filter(like="loss")
         log_axis(figure, losses.to_numpy().ravel().tolist(), row=i, col=2)
     last = result.n_layers - 1

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.levels import LEVELS, Level, add_levels
 from vit_clt.analysis.reporting.page import Section, render_report
-from vit_clt.analysis.reporting.style import BLUE, ROW_NAMES, finish, or_none
+from vit_clt.analysis.reporting.style import BLUE, ROW_NAMES, accuracy_axis, finish, or_none
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.faithfulness_study import SurrogateFaithfulness
@@ -73,6 +73,8 @@ def faithfulness_figure(result: SurrogateFaithfulness) -> go.Figure:
             row=row,
             col=column,
         )
+        if measure.percent:
+            accuracy_axis(figure, row=row, col=column)
     figure.update_xaxes(showticklabels=False, range=[-0.5, len(_VERSIONS) - 0.5])
     figure.update_annotations(font_size=13)
     figure.update_layout(

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.levels import LEVELS, Level
-from vit_clt.analysis.reporting.style import BLUE, ORANGE, ROW_NAMES, finish
+from vit_clt.analysis.reporting.style import BLUE, ORANGE, ROW_NAMES, accuracy_axis, finish
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.threshold_study import ThresholdCost
@@ -55,6 +55,7 @@ def threshold_figure(result: ThresholdCost) -> go.Figure:
                 row=1,
                 col=column,
             )
+    accuracy_axis(figure, row=1, col=1 + list(_PANELS).index("top1"))
     figure.update_layout(
         title={
             "text": f"Thresholds in place of top-k<br><sup>{result.data}, N = {result.n}; "

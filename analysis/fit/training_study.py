@@ -177,12 +177,18 @@ class Training(Study):
         """The curves of the run, by layer."""
         from vit_clt.analysis.reporting.training_page import training_report
 
-        config = self.config
-        target = config.sparsifier.expected_l0 or self.settings.sparsity.l0_target
+        config, settings = self.config, self.settings
+        target = config.sparsifier.expected_l0 or settings.sparsity.l0_target
+        balance = ", balanced" if settings.cls_balance else ""
         facts = {
-            "Data": f"{self.data}, {self.n} images",
+            **({} if config.teacher is None else {"Model": config.teacher.model}),
+            "Data": f"{self.data}, {self.n} images, {settings.held_out(self.n)} held out",
             config.kind: f"{config.n_features} features a layer, {config.sparsifier.name}",
-            "Seed": str(self.settings.seed),
+            "Settings": f"{settings.epochs} epochs of {settings.batch_size} rows a step, lr "
+            f"{settings.lr:g}, start {settings.start}, CLS weight {settings.cls_weight:g}"
+            f"{balance}; all of them: run.json",
+            "Command": "vit-clt train --config run.json --out NEW_FOLDER repeats the run",
+            "Seed": str(settings.seed),
             **({"L0 target": str(target)} if target else {}),
         }
         title = f"Training a {config.kind} on {self.data}"

@@ -6,36 +6,15 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from vit_clt.analysis.reporting.notice import SLOT
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1c; --page: #fafafa; --card: #ffffff;
-        --line: #c9c9c9; --link: #0059a8; --alarm: #a13d00; --alarm-card: #fff1e6; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ececec; --page: #16181b; --card: #22252a; --line: #4a4f57; --link: #8ec5ff;
-          --alarm: #ffb27d; --alarm-card: #3a2417; } }
-body { margin: 0 auto; max-width: 1080px; padding: 1.5rem 1rem 4rem; color: var(--ink);
-       background: var(--page); font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
-a { color: var(--link); } a:focus, [tabindex]:focus, summary:focus { outline: 3px solid #d55e00; }
-nav a { margin-right: 1rem; white-space: nowrap; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
-.figure { background: #ffffff; padding: .3rem; margin: .8rem 0; }
-table { border-collapse: collapse; width: 100%; background: var(--card); font-size: .92rem; }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
-         white-space: nowrap; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; }
-.notice { font-size: .95rem; } details.notice { margin: -.6rem 0 1rem; }
-.warning { border-left: 6px solid var(--alarm); background: var(--alarm-card);
-           padding: .5rem .8rem; }
-.warning strong { color: var(--alarm); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
-dt { font-weight: 600; } dd { margin: 0; }
-"""
+_FRONT = files("vit_clt.analysis.reporting") / "front"
+_TITLE_LINE, _NOTE_LINE, _LEAST_TOP = 24, 15, 44  # pixels
 
 
 @dataclass(frozen=True)
@@ -62,7 +41,7 @@ def render_report(title: str, lead: str, sections: Sequence[Section]) -> str:
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<title>{html.escape(title)}</title><style>{_front('page.css')}</style></head><body>",
         f"<header><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{SLOT}</header>",
         '<nav aria-label="Sections">',
         *(f'<a href="#{_slug(s.title)}">{html.escape(s.title)}</a>' for s in sections),
@@ -83,17 +62,47 @@ def render_report(title: str, lead: str, sections: Sequence[Section]) -> str:
             label = html.escape(section.title)
             parts.append(f'<div class="scroll" tabindex="0" aria-label="{label}">{body}</div>')
         for figure in section.figures:
-            drawing = figure.to_html(
+            caption, untitled = _titled_in_text(figure)
+            drawing = untitled.to_html(
                 full_html=False,
                 include_plotlyjs=n_figures == 0,
                 div_id=f"figure-{n_figures}",
                 config={"displaylogo": False},
             )
-            parts.append(f'<div class="scroll figure" tabindex="0">{drawing}</div>')
+            parts.append(f'<figure class="scroll" tabindex="0">{caption}{drawing}</figure>')
             n_figures += 1
         parts.append("</section>")
-    parts.append("</main></body></html>")
+    script = f"<script>{_front('page.js')}</script>" if n_figures else ""
+    parts.append(f"</main>{script}</body></html>")
     return "\n".join(parts)
+
+
+def _titled_in_text(figure: go.Figure) -> tuple[str, go.Figure]:
+    """The title of a figure as a caption that wraps, and the figure without it.
+
+    The toolbar then stands where the title was.
+    """
+    text = figure.layout.title.text
+    if not text:
+        return "", figure
+    first, *notes = (_plain(line) for line in re.split(r"<br ?/?>", text))
+    lines = "<br>".join(html.escape(note) for note in notes if note)
+    caption = f"<figcaption><strong>{html.escape(first)}</strong><br>{lines}</figcaption>"
+    top = figure.layout.margin.t
+    untitled = go.Figure(figure).update_layout(title_text=None)
+    if top is not None and figure.layout.height is not None:
+        saved = min(_TITLE_LINE + _NOTE_LINE * len(notes), max(0, top - _LEAST_TOP))
+        untitled.update_layout(margin_t=top - saved, height=figure.layout.height - saved)
+    return caption, untitled
+
+
+def _plain(text: str) -> str:
+    """A line of plotly's text without its tags."""
+    return html.unescape(re.sub(r"</?(sup|sub|b|i|span)\b[^>]*>", "", text)).strip()
+
+
+def _front(name: str) -> str:
+    return (_FRONT / name).read_text("utf-8")
 
 
 def _slug(title: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import ceil, floor, isfinite, isnan, log10
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -23,6 +24,8 @@ INK, FAINT = "#222222", "#bbbbbb"
 SERIES = (BLUE, ORANGE, GREEN, AMBER, SKY)
 MOST_LAYERS_WITH_NUMBERS = 12
 """Above this, numbers in the cells of a heatmap of layers would be smaller than print."""
+LEAST_POINTS = 5
+"""Percentage points that an axis of accuracies shows at the least."""
 ZERO_LINE = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1}
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": INK}
 _FEWEST, _MOST = 3, 8  # ticks of a logarithmic axis
@@ -66,6 +69,34 @@ def log_axis(figure: go.Figure, values: Iterable[float | int], **where: Any) -> 
     ticks = log_ticks(values)
     texts = [f"{tick:,.12g}".replace("e-0", "e-") for tick in ticks]
     figure.update_yaxes(type="log", tickvals=ticks, ticktext=texts, **where)
+
+
+def accuracy_axis(figure: go.Figure, *, row: int, col: int, axis: Literal["x", "y"] = "y") -> None:
+    """Give an axis of accuracies in percent, or of their changes in points, at least 5 points.
+
+    On a narrower range a single image of a few hundred looks like an effect. Call it when all is
+    drawn.
+
+    Args:
+        figure: whose axis.
+        row: row of the panel.
+        col: column of the panel.
+        axis: along which the accuracies are drawn.
+    """
+    place = getattr(figure.get_subplot(row, col), f"{axis}axis")
+    name = place.plotly_name.replace("axis", "")
+    ends: list[float] = []
+    for trace in figure.data:
+        if (trace[f"{axis}axis"] or axis) == name:
+            bars = trace[f"error_{axis}"]
+            values = np.array(trace[axis], dtype=float)
+            for sign, lengths in ((1, bars.array), (-1, bars.arrayminus)):
+                reach = 0 if lengths is None else np.nan_to_num(np.array(lengths, dtype=float))
+                ends += (values + sign * reach).tolist()
+    drawn = [end for end in ends if isfinite(end)]
+    if drawn and max(drawn) - min(drawn) < LEAST_POINTS:
+        middle = (max(drawn) + min(drawn)) / 2
+        place.range = [middle - LEAST_POINTS / 2, middle + LEAST_POINTS / 2]
 
 
 def log_ticks(values: Iterable[float | int]) -> list[float]:

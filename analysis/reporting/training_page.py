@@ -47,6 +47,7 @@ class _Panel:
     lines: Sequence[_Line]
     log: bool = False
     stacked: bool = False
+    from_zero: bool = False
     level: tuple[float, Level] | None = None
     """Height of a horizontal line, and which it is: a floor or a target."""
 
@@ -127,7 +128,13 @@ def training_report(records: Sequence[_Record], *, title: str, facts: dict[str, 
         "Sparsity": _draw(
             "Active and dead features",
             "in the training batches",
-            _Panel("active features (L0)", "features a token", active, level=_target(facts)),
+            _Panel(
+                "active features (L0)",
+                "features a token",
+                active,
+                from_zero=True,
+                level=_target(facts),
+            ),
             _Panel("dead features", "% of the features", dead),
         ),
         "Schedule": _draw(
@@ -299,6 +306,8 @@ def _draw(title: str, note: str, *panels: _Panel) -> go.Figure:
         figure.update_yaxes(title_text=panel.unit + " (log)" * panel.log, col=column)
         if panel.log:
             log_axis(figure, panel.heights(), col=column)
+        if panel.from_zero:
+            figure.update_yaxes(rangemode="tozero", col=column)
         if panel.stacked:
             figure.update_yaxes(range=[0, 100], col=column)
     figure.update_xaxes(title_text="step", rangemode="tozero")

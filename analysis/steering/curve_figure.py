@@ -9,7 +9,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.levels import LEVELS
-from vit_clt.analysis.reporting.style import FAINT, INK, SERIES, ZERO_LINE, error_bars, finish
+from vit_clt.analysis.reporting.style import (
+    FAINT,
+    INK,
+    SERIES,
+    ZERO_LINE,
+    accuracy_axis,
+    error_bars,
+    finish,
+)
 from vit_clt.analysis.steering.curve_result import UNSTEERED, SteeringCurve
 from vit_clt.analysis.steering.versions import STEERED
 from vit_clt.analysis.steering.wording import rows_name
@@ -84,6 +92,8 @@ def curve_figure(curve: SteeringCurve) -> go.Figure:
             )
         rows = _rows(curve, STEERED, measure, of_class)
         _line(figure, rows, factor, steered, INK, at == 0, bars=True, row=row, col=col)
+        if measure == "top1":
+            accuracy_axis(figure, row=row, col=col)
     figure.update_xaxes(
         title={"text": f"strength ({curve.unit})", "font": {"size": 13}, "standoff": 6}
     )

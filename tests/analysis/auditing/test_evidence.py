@@ -114,7 +114,13 @@ def test_each_condition_counts(low, zero, mean, holds, verdict):
 def test_an_audit_tells_its_verdict(tmp_path: Path) -> None:
     reads = Claim("reads", "C", [Condition("mean fill", False, "no lead")], [], N)
     acts = Claim("acts", "E", [Condition("output", True, "0.90")], [], N)
-    claims = Mock(spec=Claims, verdicts=[reads.verdict, acts.verdict], accounts=["acts, held: y"])
+    claims = Mock(
+        spec=Claims,
+        verdicts=[reads.verdict, acts.verdict],
+        accounts=["acts, held: y"],
+        clt="a CLT",
+        encoder_sha256="0",
+    )
     claims.metrics.return_value = [*reads.metrics(), *acts.metrics()]
     claims.shown.return_value = pd.DataFrame({"claim": ["C reads", "E acts"]})
     claims.figure.return_value = go.Figure()

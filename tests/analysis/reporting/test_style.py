@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import log_axis, log_ticks
+from vit_clt.analysis.reporting.style import accuracy_axis, log_axis, log_ticks
 
 POSITIVE = st.floats(1e-12, 1e12)
 
@@ -65,3 +65,16 @@ def test_only_the_axes_asked_for():
     log_axis(figure, [1, 2], row=1, col=2)
     assert figure.layout.yaxis.type is None
     assert figure.layout.yaxis2.type == "log"
+
+
+def test_an_axis_of_accuracies_is_not_narrower_than_five_points() -> None:
+    figure = make_subplots(rows=1, cols=2)
+    few = {"array": [0.5, None], "arrayminus": [0.5, 0.0]}
+    figure.add_trace(go.Scatter(x=[0, 1], y=[99.0, 99.5], error_y=few), row=1, col=1)
+    figure.add_trace(go.Scatter(x=[0, 1], y=[90.0, 99.5]), row=1, col=2)
+    for col in (1, 2):
+        accuracy_axis(figure, row=1, col=col)
+    assert figure.layout.yaxis.range == (96.5, 101.5)
+    assert figure.layout.yaxis2.range is None
+    accuracy_axis(figure, row=1, col=1, axis="x")
+    assert figure.layout.xaxis.range == (-2, 3)

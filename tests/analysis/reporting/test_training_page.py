@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -54,14 +55,16 @@ def start(step: int) -> dict[str, Any]:
 
 
 def figures(page: str) -> dict[str, tuple[list[dict], dict]]:
-    """Traces and layout of every figure, by the first line of its title."""
+    """Traces and layout of every figure, by the first line of its caption."""
     found = {}
-    for match in re.finditer(r'Plotly\.newPlot\(\s*"figure-\d+",\s*', page):
+    captions = re.findall(r"<figcaption><strong>(.*?)</strong>", page)
+    plots = re.finditer(r'Plotly\.newPlot\(\s*"figure-\d+",\s*', page)
+    for caption, match in zip(captions, plots, strict=True):
         traces, end = json.JSONDecoder().raw_decode(page, match.end())
         at = re.compile(r"\s*,\s*").match(page, end)
         assert at is not None
         layout, _ = json.JSONDecoder().raw_decode(page, at.end())
-        found[layout["title"]["text"].split("<br>")[0]] = (traces, layout)
+        found[html.unescape(caption)] = (traces, layout)
     return found
 
 
@@ -124,11 +127,10 @@ def test_a_log_that_cannot_be_read(tmp_path: Path):
 
 def test_held_out_fvu_is_drawn_per_layer():
     records = [start(0), *map(step_record, (100, 200)), validation(100), validation(200)]
-    traces, layout = figures(training_report(records, title="T", facts=FACTS))[
-        "Held-out FVU per layer"
-    ]
+    page = training_report(records, title="T", facts=FACTS)
+    traces, layout = figures(page)["Held-out FVU per layer"]
     assert panels(layout) == ["CLS rows", "patch rows"]
-    assert "360 images" in layout["title"]["text"]
+    assert "360 images that are not trained on</figcaption>" in page
     assert curves(traces, "layer 0") == [{100: 0.5, 200: 0.25}, {100: 0.2, 200: 0.1}]
     # undefined in the patches, so only the CLS panel holds it
     assert curves(traces, "layer 1") == [{100: 0.4, 200: 0.2}]
