@@ -1,8 +1,8 @@
 """What the name of a ViT says before the library that has it is imported.
 
-open_clip keeps the shapes of its models in files, of which the names are known. timm declares its
-models in code, which is searched for the name and not run. A library that is imported may have been
-given further models, and is asked itself, when the ViT is loaded.
+open_clip keeps the shapes of its models in files, of which the names are known. Its tags of
+weights, and all names of timm, stand in code, which is searched for the name and not run. A library
+that is imported may have been given further models, and is asked itself, when the ViT is loaded.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ LOCAL_DIR, HF_HUB = "local-dir:", "hf-hub:"
 OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 """Configuration and weights in the folder of `local-dir:PATH`."""
 _DECLARED = re.compile(r"^def (\w+)\(pretrained\b", re.MULTILINE)
+"""Names of models in the code of timm."""
+_TAGS = re.compile(r"^ +([\w-]+)=_\w*pcfg", re.MULTILINE)
+"""Tags of weights in the code of open_clip."""
 
 
 def check_name(model: str, pretrained: str | None) -> None:
@@ -51,13 +54,14 @@ def check_name(model: str, pretrained: str | None) -> None:
             "pretrained",
             f'is missing; model "{model}" needs a tag of its weights or a file (or "random").',
         )
-    _check_listed(name)
-    if random_seed(pretrained) is None:
-        place = expanded(pretrained)
-        if is_path(place) and not Path(place).exists():
+    code = _check_listed(name)
+    if random_seed(pretrained) is None and not Path(expanded(pretrained)).exists():
+        if is_path(expanded(pretrained)):
             raise InputError(
                 "pretrained", f"is {pretrained}; found no such file, nor such a folder."
             )
+        if code is not None:
+            _check_tag(name, pretrained, code)
 
 
 def local_files(model: str) -> tuple[Path, Path]:
@@ -84,25 +88,42 @@ def _check_own_files(model: str) -> None:
             raise InputError("model", f'is "{model}"; expected a folder holding config.json.')
 
 
-def _check_listed(model: str) -> None:
+def _check_listed(model: str) -> str | None:
+    """Refuse a name that its library has not; returns the code that names the tags of weights."""
     library = "timm" if model.startswith(TIMM) else "open_clip"
     found = None if library in sys.modules else find_spec(library)
     if found is None or not found.submodule_search_locations:
-        return
+        return None
     folder = Path(next(iter(found.submodule_search_locations)))
     if library == "timm":
-        name = model.removeprefix(TIMM)
         code = "".join(path.read_text("utf-8") for path in folder.glob("models/*.py"))
-        if re.search(rf"\b{re.escape(name)}\b", code):
-            return
-        _refuse(model, [TIMM + known for known in _DECLARED.findall(code)], "timm.list_models()")
-    name = model.replace("/", "-")
+        if not _has_word(code, model.removeprefix(TIMM)):
+            known = [TIMM + name for name in _DECLARED.findall(code)]
+            raise _unknown("model", model, known, "a name of timm.list_models()")
+        return code
     known = [path.stem for path in folder.glob("model_configs/*.json")]
-    if name not in known:
-        _refuse(model, known, f"open_clip.list_models(), or one of {', '.join(SHIPPED)}")
+    if model.replace("/", "-") not in known:
+        expected = f"a name of open_clip.list_models(), or one of {', '.join(SHIPPED)}"
+        raise _unknown("model", model, known, expected)
+    return (folder / "pretrained.py").read_text("utf-8")
 
 
-def _refuse(model: str, known: list[str], where: str) -> None:
-    near = get_close_matches(model, known, n=1)
+def _check_tag(model: str, tag: str, code: str) -> None:
+    """Refuse a tag of weights that stands nowhere in the code that lists them."""
+    if _has_word(code, tag):
+        return
+    pattern = _TAGS
+    if model.startswith(TIMM):
+        pattern = re.compile(rf"['\"]{re.escape(model.removeprefix(TIMM))}\.([\w.-]+)['\"]:")
+    expected = f'a tag of weights of "{model}", a file, or random:SEED'
+    raise _unknown("pretrained", tag, pattern.findall(code), expected)
+
+
+def _has_word(code: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", code) is not None
+
+
+def _unknown(field: str, value: str, known: list[str], expected: str) -> InputError:
+    near = get_close_matches(value, known, n=1)
     meant = f' (did you mean "{near[0]}"?)' if near else ""
-    raise InputError("model", f'is "{model}"; expected a name of {where}{meant}.')
+    return InputError(field, f'is "{value}"; expected {expected}{meant}.')

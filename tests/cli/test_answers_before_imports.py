@@ -68,6 +68,7 @@ MISTAKES = {
     "train --model ViT-B-32": '--pretrained is missing; model "ViT-B-32" needs a tag',
     "train --model ViT-B-32 --pretrained random:x": '--pretrained is "random:x"; expected the num',
     "train --model ViT-B-32 --pretrained a/b.pt": "--pretrained is a/b.pt; found no such file",
+    "train --model ViT-B-32 --pretrained opanai": '--pretrained is "opanai"; expected a tag of',
     "train --pretrained openai": '--pretrained is "openai"; model "digits" carries its own weights',
     # images
     "train --model ViT-B-32 --pretrained openai": '--data is missing; model "ViT-B-32" needs',
@@ -132,5 +133,5 @@ def test_a_hub_that_is_not_reached_is_one_sentence(name: str | None, tmp_path: P
     ((code, said),) = json.loads(done.stdout)
     assert code == 2
     assert said.startswith(
-        "--clt is someone/clt, which has the form of a name on the Hub; found no"
+        "--clt is someone/clt; found no such folder, and the Hub is not reached ("
     )

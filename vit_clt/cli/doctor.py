@@ -15,7 +15,7 @@ class Doctor(BaseCommand):
 
     Nothing is fetched or written. A line that begins with ! says in a sentence what to do.
 
-    Example: vit-clt doctor
+    Example: vit-clt doctor --out out
     """
 
     imports: ClassVar = ()

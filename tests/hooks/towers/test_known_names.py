@@ -26,10 +26,16 @@ def test_every_name_of_open_clip_is_known() -> None:
     check_name("ViT-B/32", "openai")
 
 
+def test_every_tag_of_open_clip_is_known() -> None:
+    for model, tag in {tag: (model, tag) for model, tag in open_clip.list_pretrained()}.values():
+        check_name(model, tag)
+
+
 @pytest.mark.parametrize("name", [*timm.list_models("*beit*")[:3], "vit_small_patch14_dinov2"])
 def test_names_of_timm_are_known(name: str) -> None:
     check_name(f"timm:{name}", "random")
-    check_name(f"timm:{name}:a_tag", None)
+    for tag in timm.list_pretrained(f"{name}.*"):
+        check_name(f"timm:{tag.replace('.', ':', 1)}", None)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,8 @@ def test_names_of_timm_are_known(name: str) -> None:
         ("hf:someone/vit", "x", "carries its own weights, expected none"),
         ("ViT-B-32", None, "pretrained is missing"),
         ("ViT-B-32", "./absent", "pretrained is ./absent; found no such file"),
+        ("ViT-B-32", "opanai", r'pretrained is "opanai"; expected .* \(did you mean "openai"\?\)'),
+        ("timm:vit_small_patch14_dinov2", "lvd142", r'did you mean "lvd142m"\?'),
         ("timm:vit_base_patch16_224:tag", "other", "names a checkpoint, expected none"),
         ("local-dir:absent", None, "expected a folder holding open_clip_config.json and open"),
         ("hf:out/absent", None, "expected a folder holding config.json"),
