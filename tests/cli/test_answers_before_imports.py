@@ -59,6 +59,7 @@ MISTAKES = {
     "reconstruct --clt CLT --compare CLT": '--compare holds "CLT" a second time',
     "audit --clt CLT --per-layer ./absent": "--per-layer is absent; found no such folder",
     "fidelity --clts ./absent": "--clts is absent; found no such folder",
+    "explore --clt CLT --audit absent": "--audit is absent, which holds no metrics.json; expected",
     "import --from absent": "--from is absent; expected a folder holding config.yaml.",
     # ViTs
     "train --model ViT-B-23 --pretrained openai": '--model is "ViT-B-23"; expected a name of open',

@@ -11,7 +11,7 @@ import pytest
 
 import vit_clt
 from vit_clt.cli import main
-from vit_clt.cli.command import Command
+from vit_clt.cli.command import BaseCommand
 from vit_clt.cli.commands import COMMANDS, command_class, flag
 
 README = Path(vit_clt.__file__).parents[1] / "README.md"
@@ -45,7 +45,7 @@ def test_the_readme_names_every_command():
 def test_help_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]):
     assert main([name, "--help"]) == 0
     assert f"Example: vit-clt {name} " in capsys.readouterr().out
-    assert issubclass(command_class(name), Command)
+    assert issubclass(command_class(name), BaseCommand)
 
 
 def test_every_command_module_is_listed():
@@ -70,6 +70,8 @@ def test_a_command_imports_no_other_and_no_torch():
             for each in (
                 "command",
                 "commands",
+                "completion",
+                "devices",
                 "help_text",
                 "layers",
                 "options",

@@ -33,6 +33,7 @@ RANGES = {
     # what is computed or drawn for each of them
     "count": _SOME,
     "top": _SOME,
+    "graphs": (0, 1_000_000),
     "max_nodes": _SOME,
     "max_groups": (2, 10**9),
     "draws": _SOME,
