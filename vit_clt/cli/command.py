@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 class Checked:
     """Options that are checked before any slow library is imported."""
 
+    uncommon: ClassVar[tuple[str, ...]] = ()
+    """Options that --help leaves out for this command, beside those of `help_text.UNCOMMON`."""
+
     def check(self) -> None:
         """Refuse values that contradict one another, and names and files that are not there.
 
@@ -45,9 +48,6 @@ class BaseCommand(Checked, ABC):
 
     other_names: ClassVar[Mapping[str, str]] = {"clt.forget_teacher()": "any_teacher"}
     """Names of options, by the name of the same argument in the library where that differs."""
-
-    uncommon: ClassVar[tuple[str, ...]] = ()
-    """Options that --help leaves out for this command, beside those of `help_text.UNCOMMON`."""
 
     imports: ClassVar[tuple[str, ...]] = ("vit_clt.hooks.hooked_vit",)
     """Modules imported before the command runs, because they import the slowest libraries: a hooked

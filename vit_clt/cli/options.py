@@ -181,7 +181,7 @@ class ModelOptions(VitOptions):
 class CLTOptions(ModelOptions):
     """Options that name a trained CLT, its ViT and the images."""
 
-    uncommon: ClassVar = ("model", "pretrained")  # the CLT says them
+    uncommon: ClassVar[tuple[str, ...]] = ("model", "pretrained")  # the CLT says them
 
     clt: str
     """Folder or Hub id of the CLT."""
