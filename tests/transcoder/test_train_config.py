@@ -15,12 +15,8 @@ from hypothesis import strategies as st
 from vit_clt import InputError, TrainConfig
 from vit_clt.choices import Backend, LrSchedule, Optimiser, Precision, Start, Unreadable
 from vit_clt.cli.training_options import preset_in
-from vit_clt.transcoder.sparsifiers import (
-    SPARSIFIERS,
-    JumpReLUTraining,
-    TopKTraining,
-    every_option,
-)
+from vit_clt.transcoder.sparsifier_options import OPTIONS, every_option
+from vit_clt.transcoder.sparsifiers import SPARSIFIERS, JumpReLUTraining, TopKTraining
 from vit_clt.transcoder.train_config import PRESETS, SparsifierTraining, preset
 
 ABOVE_ZERO = {
@@ -230,3 +226,8 @@ def test_what_a_run_makes_no_use_of():
 def test_settings_of_another_version_are_refused_in_one_sentence(written):
     with pytest.raises(InputError, match=r"^training settings are those of another version"):
         TrainConfig.from_json(written, TopKTraining)
+
+
+def test_every_sparsifier_has_its_options_listed():
+    listed = {name: (kind.training, kind.settings) for name, kind in OPTIONS.items()}
+    assert listed == {name: (kind.training, kind.settings) for name, kind in SPARSIFIERS.items()}
