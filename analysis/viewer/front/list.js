@@ -18,7 +18,7 @@ const COLUMNS = [
 
 async function showList(args, params) {
   const layers = args.length ? [Number(args[0])] : LAYERS;
-  for (const s of layers) await layerOf(s);
+  await Promise.all(layers.map(layerOf));
   const path = args.length ? `layer/${args[0]}` : "features";
   const one = args.length > 0;
   const targets = one ? E.layers[layers[0]].write.targets : [];
