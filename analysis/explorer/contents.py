@@ -224,7 +224,7 @@ def _graph_entry(study: GraphStudy, i: int) -> dict[str, Any]:
     graph = study.graphs[i]
     nodes, edges, about = graph.nodes, graph.edges, graph.metadata
     measured = study.agreement.interventions.query("image == @i")
-    predicted = "total" if about.norms == "held" else "total_norms"
+    predicted = "direct" if about.norms == "held" else "direct_norms"
     return {
         "target": study.targets[i],
         "logit": number(about.logit),
@@ -267,23 +267,17 @@ def _graphs_by_feature(study: GraphStudy) -> dict[str, list[int]]:
 
 
 def _agreement_text(study: GraphStudy) -> dict[str, str]:
-    """How well total effects foretell what silencing a feature does, over all graphs."""
-    predicted = "total" if study.norms == "held" else "total_norms"
-    frame = study.agreement.to_frame()
-    [found] = frame[
-        (frame["predicted"] == predicted)
-        & (frame["measured"] == "live")
-        & (frame["chosen"] == "all")
-    ].to_dict("records")
-    holds = found["pearson_low"] > found["pearson_floor_high"]
+    """How well direct effects foretell what silencing a feature does, over all graphs."""
+    found = study.agreement.live(study.norms)
+    holds = study.agreement.supports(study.norms)
     text = (
-        f"Total effects against {found['n']} interventions on these graphs (one feature silenced, "
-        f"everything recomputed): Pearson's r {found['pearson']:.2f} "
+        f"Direct effects against {int(found['n'])} interventions on these graphs (one feature "
+        f"silenced, everything recomputed): Pearson's r {found['pearson']:.2f} "
         f"[{found['pearson_low']:.2f}, {found['pearson_high']:.2f}], floor "
         f"{found['pearson_floor_high']:.2f}; slope {found['slope']:.2f}, 1 is right."
     )
     if not holds:
-        text += " Interventions do not support the sizes drawn here."
+        text += " Interventions do not support what is drawn here."
     return {"text": text, "level": "" if holds else "bad"}
 
 

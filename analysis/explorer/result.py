@@ -64,6 +64,7 @@ class Explorer(Study):
         features, graphs = self.gallery.facts(), self.graphs
         more: dict[str, Any] = {
             "clt": self.clt,
+            "fit": [self.fit.to_json()],
             "graphs_of_images": [] if graphs is None else graphs.query,
             "verdict": None if self.verdict is None else self.verdict.to_json(),
             **features.more,

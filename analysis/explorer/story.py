@@ -43,8 +43,8 @@ def largest_case(steered: Sequence[SteeredImage]) -> SteeredCase | None:
     for image in steered:
         for each in image.features:
             change = np.abs(each.probabilities - image.clean)
-            f, c = np.unravel_index(int(change.argmax()), change.shape)
-            cases.append((float(change[f, c]), image, each, int(f), int(c)))
+            f, c = divmod(int(change.argmax()), change.shape[1])
+            cases.append((float(change[f, c]), image, each, f, c))
     if not cases:
         return None
     _, image, each, f, c = max(cases, key=lambda case: case[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
@@ -35,7 +35,7 @@ class Train(ModelOptions, Command, TrainingOptions):
     """
 
     imports = ("vit_clt.training.trainer",)
-    begun = "run.json"
+    begun: ClassVar[str | None] = "run.json"
     default_split = "train"
 
     config: Path | None = None
