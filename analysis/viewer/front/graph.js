@@ -6,7 +6,7 @@ const EDGES = 160; // strongest ones that are drawn
 
 async function showGraph([text], params) {
   const row = Number(text), graph = await graphOf(row);
-  graph.ids ??= graph.nodes.kind.map((_, n) => nodeId(graph, n));
+  withIds(graph);
   const state = {
     share: SHARES.includes(Number(params.share)) ? Number(params.share) : 80,
     pins: new Set((params.pin ?? "").split(",").filter((id) => graph.ids.includes(id))),
@@ -34,7 +34,7 @@ async function showGraph([text], params) {
   return { title: `graph of image ${row}`, ready: update, nodes: [
     steps(beside(place - 1), beside(place + 1), [`image/${row}`, `image ${row}`]),
     make("h1", {}, `What drives ${graph.target} in image ${row}`),
-    make("p", { class: `claim ${E.agreement.level}` }, E.agreement.text),
+    claim(),
     make("div", { class: "row" }, picture(row, 72, caption(row)),
       make("p", {}, `Logit ${digits(graph.logit)}; other classes ${digits(graph.floor)} on average. Norms ${graph.norms}. `,
         link(`steer/${row}`, "Turn its features up or down"))),
@@ -43,6 +43,13 @@ async function showGraph([text], params) {
       `${key("amber")} patches, ${key("green")} the logit. Edges: direct effects, ${key("blue")} raising, ${key("orange")} lowering; width is their influence. ` +
       "Left to right: class token, then patches; layers from below. Select a node, then pin it or put it into a group; the address keeps both."), pinned), panel),
     make("p", { class: "note" }, graph.caption), ...graph.notes.map((note) => make("p", { class: "note" }, note))] };
+}
+
+// What interventions say of the effects that are drawn.
+const claim = () => make("p", { class: `claim ${E.agreement.level}` }, E.agreement.text);
+
+function withIds(graph) {
+  graph.ids ??= graph.nodes.kind.map((_, n) => nodeId(graph, n));
 }
 
 function nodeId(graph, n) {

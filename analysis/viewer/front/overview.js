@@ -6,7 +6,8 @@ async function showOverview(args, params) {
   const chosen = maps.find((map) => map.tokens === params.tokens && map.kind === params.kind) ?? maps[0];
   const tabs = maps.map((map) => link("", `${map.rows}, ${map.kind}`, { tokens: map.tokens, kind: map.kind },
     { "aria-current": map === chosen ? "page" : null }));
-  return { title: "Overview", nodes: [
+  const example = await exampleGraph();
+  return { title: "Overview", ready: example.draw, nodes: [
     make("h1", {}, E.title),
     make("ol", { class: "findings" }, ...E.story.findings.map((text) => make("li", {}, ...withAddresses(text)))),
     make("div", { class: "wide" },
@@ -19,7 +20,7 @@ async function showOverview(args, params) {
       make("section", {}, make("h2", {}, "How far to trust it"), make("p", {}, E.fit.line), fitTable())),
     make("div", { class: "wide" }, replacedTable(), auditText()),
     make("h2", {}, "A few features, of each layer the one with the purest images"), fewFeatures(),
-    ...(await steeredExample()),
+    ...(await steeredExample()), ...example.nodes,
     make("h2", {}, "Features by layer"), layerLinks(),
     make("h2", {}, "Images taken apart"), graphLinks(),
     ...(Object.keys(E.links).length ? [make("h2", {}, "Every study"), studyLinks()] : []),
@@ -106,6 +107,19 @@ async function steeredExample() {
     make("div", { class: "trio" }, picture(row, 110, caption(row)),
       make("section", {}, make("h3", {}, "Before"), probabilities(pairs(steered.clean), label, "Probabilities before")),
       make("section", {}, make("h3", {}, "After"), probabilities(pairs(values), label, "Probabilities after")))];
+}
+
+// The strongest part of the same image's graph; a node leads to the graph itself.
+async function exampleGraph() {
+  if (!E.story.steered) return { draw: () => {}, nodes: [] };
+  const [row] = E.story.steered, graph = await graphOf(row);
+  withIds(graph);
+  const drawing = make("div", { class: "graph" });
+  const state = { share: 80, pins: new Set(), groups: [], node: "" };
+  const open = ({ node }) => { location.hash = href(`graph/${row}`, { node }); };
+  drawing.redraw = () => drawGraph(drawing, graph, state, visibleNodes(graph, state), open);
+  return { draw: drawing.redraw, nodes: [make("h2", {}, `What drives ${graph.target} on it`), claim(), drawing,
+    make("p", {}, link(`graph/${row}`, "All of the graph, with what each node is"))] };
 }
 
 const layerLinks = () => make("p", { class: "chips" }, ...LAYERS.map((s) =>
