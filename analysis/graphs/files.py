@@ -1,6 +1,6 @@
 """Attribution graphs as JSON text, and read back from it.
 
-    {"schema": "vit-clt attribution graphs 1",
+    {"schema": "vit-clt attribution graphs 2",
      "graphs": [{"facts": {...}, "nodes": [{...}, ...], "edges": [{...}, ...]}, ...]}
 
 Facts are the fields of `GraphMetadata`, nodes and edges have the columns of `AttributionGraph`;
@@ -23,7 +23,7 @@ from vit_clt.errors import InputError
 from vit_clt.inputs import read_json, reading
 from vit_clt.typed import made
 
-SCHEMA = "vit-clt attribution graphs 1"
+SCHEMA = "vit-clt attribution graphs 2"
 MAX_BYTES = 1_000_000_000
 """Largest file that is read."""
 _WHOLE = ("layer", "token", "feature")

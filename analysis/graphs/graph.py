@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vit_clt.analysis.graphs.graph_result import AttributionGraph, GraphMetadata
 from vit_clt.analysis.graphs.influence import InEdges, edges_of, shares
+from vit_clt.analysis.graphs.scores import graph_scores
 from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.choices import Norms
 from vit_clt.errors import InputError
@@ -140,6 +141,7 @@ def _assemble(
     ends = influence.clone()
     ends[in_edges.expanded] = 0
     errors = slice(n_active, n_active + sources.errors.shape[0] * sources.errors.shape[1])
+    scores = graph_scores(in_edges)
     metadata = GraphMetadata(
         image=names[0],
         target=names[1],
@@ -154,6 +156,8 @@ def _assemble(
         n_active=n_active,
         n_expanded=len(in_edges.expanded),
         n_candidates=len(influence),
+        replacement_score=scores.replacement,
+        completeness_score=scores.completeness,
         kept_influence=float(influence[kept].sum() / influence.sum()),
         kept_effect=float(inside[0]),
         completeness=float((inside * weights).sum() / weights.sum()),

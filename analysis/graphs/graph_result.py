@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Kind = Literal["logit", "feature", "error", "patch", "bias"]
-SHARES = ("kept_influence", "kept_effect", "completeness", "error_share", "unexpanded_share")
+SHARES = (
+    *("replacement_score", "completeness_score", "kept_influence", "kept_effect", "completeness"),
+    *("error_share", "unexpanded_share"),
+)
 """The fields of `GraphMetadata` that say how much was dropped."""
 _SHOWN = 10  # features in the table made for reading
 
@@ -48,6 +51,10 @@ class GraphMetadata:
     """Active features whose in-edges were computed."""
     n_candidates: int
     """Nodes before pruning, the logit left out."""
+    replacement_score: float
+    """As circuit-tracer defines it (`vit_clt.analysis.graphs.scores`), before nodes are dropped."""
+    completeness_score: float
+    """As circuit-tracer defines it, before nodes are dropped."""
     kept_influence: float
     """Share of the influence of all nodes that the nodes kept have."""
     kept_effect: float
@@ -131,6 +138,8 @@ class AttributionGraph(Study):
         """How many features were followed, and where influence ends."""
         graph = self.metadata
         return [
+            f"Replacement score {graph.replacement_score:.2f}, completeness score "
+            f"{graph.completeness_score:.2f} (1: nothing runs through errors). "
             f"Of {graph.n_active} active features {graph.n_expanded} were followed to "
             f"what drives them. Of the influence that ends somewhere, "
             f"{100 * graph.error_share:.0f} % ends in error nodes and "

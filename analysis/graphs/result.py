@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _SHARES = {
+    "replacement_score": "replacement score",
+    "completeness_score": "completeness score",
     "kept_influence": "influence kept",
     "kept_effect": "direct effects kept",
     "completeness": "what drives kept nodes, kept",

@@ -273,6 +273,7 @@ def graphs(tmp_path_factory: Any) -> Files:
         **{"image": "digits 0", "target": "3", "model": "digits", "clt": "out/clt", "logit": 2.0},
         **{"norms": "held", "l0": 3.0, "n_layers": 4, "n_tokens": 10, "patch_grid": [3, 3]},
         **{"n_active": 9, "n_expanded": 9, "n_candidates": 9, "kept_influence": 0.9},
+        **{"replacement_score": 0.5, "completeness_score": 0.5},
         **{"kept_effect": 0.9, "completeness": 0.9, "error_share": 0.1, "unexpanded_share": 0.1},
     }
     nodes = [
@@ -281,7 +282,7 @@ def graphs(tmp_path_factory: Any) -> Files:
     ]
     edges = [{"source": 1, "target": 0, "effect": 0.5, "influence": 0.5}]
     document = {
-        "schema": "vit-clt attribution graphs 1",
+        "schema": "vit-clt attribution graphs 2",
         "graphs": [{"facts": facts, "nodes": nodes, "edges": edges}],
     }
     whole = files_of(
