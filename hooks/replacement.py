@@ -144,18 +144,28 @@ def check_fits(vit: HookedViT, clt: CrossLayerTranscoder) -> None:
             f"the CLT is on {device}; expected {vit_device}, where model {vit.cfg.model} is: "
             f'clt.to("{vit_device}").'
         )
+    difference = teacher_difference(vit, clt)
+    if difference is not None:
+        raise InputError(f"{difference}; expected the same.", remedy="clt.forget_teacher()")
+
+
+def teacher_difference(vit: HookedViT, clt: CrossLayerTranscoder) -> str | None:
+    """What tells `vit` from the ViT that `clt` was trained on, in words.
+
+    None where they are one by activation function, hook points and weights, or where the CLT
+    records no ViT.
+    """
     recorded = clt.config.teacher
     if recorded is None:
-        return
+        return None
     identity = vit.identity()
     for field in ("activation", "hook_in", "hook_out", "weights_sha256"):
         if getattr(recorded, field) != getattr(identity, field):
-            raise InputError(
+            return (
                 f"the CLT was trained on {recorded.model} ({recorded.pretrained}) with {field} "
-                f"{getattr(recorded, field)[:24]}, this model has {getattr(identity, field)[:24]}; "
-                "expected the same.",
-                remedy="clt.forget_teacher()",
+                f"{getattr(recorded, field)[:24]}, this model has {getattr(identity, field)[:24]}"
             )
+    return None
 
 
 class _Replacement:

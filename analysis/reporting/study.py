@@ -173,6 +173,7 @@ def write_study(
     command: str,
     *,
     fits: Sequence[Notice] = (),
+    teacher: str = "",
     png: bool = False,
     finish: bool = True,
 ) -> None:
@@ -188,20 +189,25 @@ def write_study(
         command: name of the command, for metrics.json.
         fits: how well the CLTs of the study fit the ViT (`vit_clt.analysis.fit.gate`); they stand
             in the head of every page, and in metrics.json.
+        teacher: a warning that a CLT is attached to a ViT that it was not trained on; it stands in
+            the head of every page, in figures of their own, in captions and in metrics.json.
         png: write pictures too; call `check_png` before the work that makes the study.
         finish: finish the folder, to which nothing else is written then.
     """
-    notices = [*(Notice(text, True) for text in study.warnings()), *fits]
+    warnings = [teacher] if teacher else []
+    notices = [*(Notice(text, True) for text in (*warnings, *study.warnings())), *fits]
     for part in (study, *study.companions()):
         for ending in part.endings:
             if png or ending != "png":
-                content = _content(part, ending)
+                content = _content(part, ending, teacher)
                 folder.write(f"{part.name}.{ending}", _headed(content, ending, notices))
         for name, content in part.extras():
             folder.write(name, _headed(content, name, notices))
     context = study.facts().context()
     if fits:
         context["fit"] = [notice.facts for notice in fits]
+    if teacher:
+        context["teacher"] = teacher
     folder.write("metrics.json", metrics_json(study.metrics(), command=command, **context))
     if finish:
         folder.finish()
@@ -214,20 +220,30 @@ def _headed(content: str | bytes, name: str, notices: Sequence[Notice]) -> str |
     return with_notices(content, notices)
 
 
-def _content(study: Study, ending: str) -> str | bytes:
+def _content(study: Study, ending: str, teacher: str) -> str | bytes:
     """The content of the file of a study with this ending."""
     from vit_clt.analysis.reporting.tables import csv_table, latex_table, markdown_table
 
     if ending == "html":
         return study.page()
     if ending == "json":
-        return f"{study.figure().to_json(pretty=False, engine='json')}\n"
+        return f"{_figure(study, teacher).to_json(pretty=False, engine='json')}\n"
     if ending == "png":
-        return bytes(study.figure().to_image(format="png", scale=2))
+        return bytes(_figure(study, teacher).to_image(format="png", scale=2))
     if ending == "csv":
         return csv_table(study.to_frame())
     table = markdown_table if ending == "md" else latex_table
-    return table(study.shown(), study.caption())
+    return table(study.shown(), " ".join(filter(None, [study.caption(), teacher])))
+
+
+def _figure(study: Study, teacher: str) -> go.Figure:
+    """The figure of a study, with the beginning of the warning across its foot."""
+    figure = study.figure()
+    if teacher:
+        place = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "yanchor": "bottom"}
+        style = {"showarrow": False, "bgcolor": "white", "bordercolor": "black"}
+        figure.add_annotation(text=teacher.partition(";")[0], **place, **style)
+    return figure
 
 
 def check_png() -> None:

@@ -478,7 +478,11 @@ def test_damaged_clt(damage: str, clt_folder: Path, refused: Callable[..., str],
 
 @pytest.mark.parametrize("field", ["weights_sha256", "activation", "hook_in"])
 def test_clt_of_another_teacher(
-    field: str, clt_folder: Path, refused: Callable[..., str], tmp_path: Path
+    field: str,
+    clt_folder: Path,
+    refused: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     other = tmp_path / "other"
     clt = CrossLayerTranscoder.from_pretrained(clt_folder)
@@ -489,7 +493,18 @@ def test_clt_of_another_teacher(
     sentence = refused(*args)
     assert field in sentence
     assert "--any-teacher" in sentence
+    capsys.readouterr()
     assert main([*map(str, args), "--any-teacher"]) == 0
+    warning = f"Teacher: not the one trained on; the CLT was trained on digits (None) with {field} "
+    assert f"WARNING: {warning}" in capsys.readouterr().out
+    out = tmp_path / "out"
+    context = json.loads((out / "metrics.json").read_text())["context"]
+    assert context["teacher"].startswith(warning)
+    page = (out / "reconstruction.html").read_text()
+    assert f"<strong>Warning:</strong> {warning}" in page.split("<main")[0]
+    for ending in ("json", "md", "tex"):
+        text = (out / f"reconstruction.{ending}").read_text()
+        assert "Teacher: not the one trained on" in text
 
 
 def test_a_pickle_that_is_not_tensors(refused: Callable[..., str], tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,13 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
     """Also put each MLP's best linear map in its place, fitted on --train-data."""
     every_intervention: bool = False
     """Compare CLT and ViT at every site, fill and kind of ablated rows, beside those named."""
+
+    def __post_init__(self) -> None:
+        self._warnings: Sequence[str] = ()
+
+    def warnings(self) -> Sequence[str]:
+        """That the CLT is attached to a ViT that it was not trained on."""
+        return self._warnings
 
     def known_model(self) -> str | None:
         """The name of the ViT: --model, or the one that the CLT says."""
@@ -142,7 +150,10 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
 
     def _load(self) -> tuple[HookedViT, CrossLayerTranscoder | None, ImageData]:
         if self.clt is not None:
-            return self._clt_options().load_all(self.device)
+            options = self._clt_options()
+            loaded = options.load_all(self.device)
+            self._warnings = options.warnings()
+            return loaded
         vit = self.load_vit(self.device)
         return vit, None, self.load_images(vit)
 

@@ -41,6 +41,10 @@ class Checked:
             InputError: one sentence, with the option.
         """
 
+    def warnings(self) -> Sequence[str]:
+        """What every result of the command must say, as whole sentences."""
+        return ()
+
 
 @dataclass(kw_only=True)
 class BaseCommand(Checked, ABC):
@@ -159,7 +163,15 @@ class Command(BaseCommand):
         from vit_clt.analysis.reporting.study import write_study
 
         notices = [fit.notice() for fit in fits]
-        write_study(folder.open(), study, command, fits=notices, png=self.pictures, finish=finish)
+        write_study(
+            folder.open(),
+            study,
+            command,
+            fits=notices,
+            teacher=" ".join(self.warnings()),
+            png=self.pictures,
+            finish=finish,
+        )
         if tables:
             print(study.caption())
             print_table(study.printed())
@@ -168,7 +180,7 @@ class Command(BaseCommand):
                 print_table(table)
             for note in study.notes():
                 print(note)
-            for text in study.warnings():
+            for text in (*self.warnings(), *study.warnings()):
                 print(f"WARNING: {text}")
             for fit in fits:
                 if fit.worse_than_mean():

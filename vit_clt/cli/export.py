@@ -56,7 +56,9 @@ class Export(ReadoutOptions, CLTOptions, Command, SeedOptions):
             clt, cost = self._fitted(clt)
             metrics += cost.metrics()
             context = cost.facts().context()
-            print(cost.caption())
+            if self.warnings():
+                context["teacher"] = " ".join(self.warnings())
+            print(" ".join([cost.caption(), *self.warnings()]))
             print_table(cost.shown())
         folder.open()
         export_circuit_tracer(clt, folder.place, progress=True)

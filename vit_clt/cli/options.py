@@ -188,6 +188,13 @@ class CLTOptions(ModelOptions):
     any_teacher: bool = False
     """Attach the CLT even to a model that it was not trained on."""
 
+    def __post_init__(self) -> None:
+        self._other_teachers: list[str] = []
+
+    def warnings(self) -> Sequence[str]:
+        """That a CLT is attached to a ViT that it was not trained on."""
+        return self._other_teachers
+
     def known_model(self) -> str | None:
         """The name of the ViT: --model, or the one that the CLT says."""
         shape = saved_shape(self.clt)
@@ -229,10 +236,12 @@ class CLTOptions(ModelOptions):
         return vit
 
     def check_teacher(self, vit: HookedViT, clt: CrossLayerTranscoder) -> None:
-        """Refuse a CLT of another model, unless --any-teacher is given."""
+        """Refuse a CLT of another model; with --any-teacher, results say so instead."""
         from vit_clt.hooks import check_fits
+        from vit_clt.hooks.replacement import teacher_difference
 
-        if self.any_teacher:
+        if self.any_teacher and (difference := teacher_difference(vit, clt)):
+            self._other_teachers.append(f"Teacher: not the one trained on; {difference}.")
             clt.forget_teacher()
         check_fits(vit, clt)
 
