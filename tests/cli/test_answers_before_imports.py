@@ -47,8 +47,8 @@ MISTAKES = {
     "ablate --clt CLT --target=-5": "--target contains -5; expected layers from 0 to 3.",
     "ablate --clt CLT --sources 1,9": "--sources contains 9; expected layers from 0 to 3.",
     "keep-sets --clt CLT --target 4": "--target contains 4",
-    "features --clt CLT --feature 1:32": '--feature is "1:32"; expected a layer below 4 and',
-    "steer --clt CLT --feature 4:1": '--feature is "4:1"; expected a layer below 4 and',
+    "features --clt CLT --feature 1:32": "--feature is 1:32; expected features from 0 to 31.",
+    "steer --clt CLT --feature 4:1": "--feature is 4:1; expected layers from 0 to 3.",
     # CLTs
     "cascade --clt out/demo/clt": "--clt is out/demo/clt; found no such folder, which vit-clt demo",
     "weights --clt absent": "--clt is absent; found no such folder, expected that of a CLT",

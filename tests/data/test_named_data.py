@@ -76,7 +76,11 @@ def test_cifar10_from_a_folder_of_images(digits_vit: HookedViT, tmp_path: Path) 
         ("cifar10", {"split": "val"}, 'split is "val"; cifar10 has "train" and "test"'),
         ("cifar100:{}", {"split": "val"}, 'split is "val"; cifar100 has "train" and "test"'),
         ("cifar100:{}", {"split": "train"}, r"a folder with train\*\.parquet"),
-        ("cifar10:{}/absent", {}, "absent does not exist; expected a parquet file, a folder"),
+        (
+            "cifar10:{}/absent",
+            {},
+            "absent, which does not exist; expected a parquet file, a fol",
+        ),
         ("cifar10:", {}, 'data is "cifar10:"; expected one of digits, adding, cifar10'),
         ("digits:{}", {}, 'data is "digits:'),
         ("parquet", {}, 'data is "parquet"'),

@@ -186,7 +186,7 @@ class CLTOptions(ModelOptions):
     clt: str
     """Folder or Hub id of the CLT."""
     any_teacher: bool = False
-    """Attach the CLT even to a model that it was not trained on."""
+    """Attach the CLT even to a model that it was not trained on, which every result then says."""
 
     def __post_init__(self) -> None:
         self._other_teachers: list[str] = []
@@ -216,12 +216,14 @@ class CLTOptions(ModelOptions):
         shape = saved_shape(self.clt)
         for layer, feature in features if shape else ():
             assert shape is not None
-            if layer >= shape.n_layers or feature >= shape.n_features:
-                raise InputError(
-                    "feature",
-                    f'is "{layer}:{feature}"; expected a layer below {shape.n_layers} and a '
-                    f"feature below {shape.n_features}.",
-                )
+            for kind, number, count in (
+                ("layers", layer, shape.n_layers),
+                ("features", feature, shape.n_features),
+            ):
+                if number >= count:
+                    raise InputError(
+                        "feature", f"is {layer}:{feature}; expected {kind} from 0 to {count - 1}."
+                    )
 
     def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
         """Load the teacher, its CLT (checked against each other) and the images."""

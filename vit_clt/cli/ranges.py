@@ -21,6 +21,7 @@ RANGES = {
     # numbers of images: those that are there, if fewer
     "limit": _IMAGES,
     "train_limit": _IMAGES,
+    "eval_limit": _IMAGES,
     "corpus_limit": _IMAGES,
     "effect_images": _IMAGES,
     # images by number

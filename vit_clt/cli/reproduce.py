@@ -93,7 +93,8 @@ class Reproduce(Command):
                 raise InputError(name, "is empty; expected at least one.")
         with renamed(data="datasets"):
             for form in self.datasets:
-                if form.partition(":")[0] in HELD_OUT:  # others are refused by the study
+                name, _, place = form.partition(":")
+                if name in HELD_OUT and place:  # the study refuses others
                     check_form(form, None)
         if not self.plan:
             super().check()

@@ -60,6 +60,7 @@ class Run(Train):
     """
 
     begun = None
+    uncommon = ("skip", "cross_layer", "lr", "batch_size", "pretrained")
 
     eval_data: str | None = None
     """Images that studies measure, a form as in --data; default: the held-out split of --data."""

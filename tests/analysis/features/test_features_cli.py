@@ -96,8 +96,8 @@ def test_refused(
 ):
     few = ["features", "--clt", digits_clt, "--limit", "4", "--effect-images", "2"]
     assert 'feature is "7-1"; expected layer:feature' in refused(*few, "--feature", "7-1")
-    assert "a layer below 8 and a feature below 24" in refused(*few, "--feature", "7:24")
-    assert "layers contains 9" in refused(*few, "--feature", "9:0")
+    assert "feature is 7:24; expected features from 0 to 23" in refused(*few, "--feature", "7:24")
+    assert "--feature is 9:0; expected layers from 0 to 7" in refused(*few, "--feature", "9:0")
     assert '"cat", which fits no class name' in refused(
         *few, "--layers", "7", "--select", "effect", "--raises", "cat"
     )

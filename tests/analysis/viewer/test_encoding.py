@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vit_clt.analysis.reporting import style
+from vit_clt.analysis.reporting.notice import SLOT
 from vit_clt.analysis.viewer.encoding import STEPS, map_text, number, script, script_value
 from vit_clt.analysis.viewer.front_end import PALETTE, SCRIPTS, front_end, part
 from vit_clt.analysis.viewer.inline import inline_frame, inline_page
@@ -59,6 +60,7 @@ def test_numbers_and_scripts():
 
 def test_every_script_is_loaded_in_order_and_colours_are_those_of_figures():
     page = part("index.html")
+    assert SLOT in page
     assert re.findall(r'<script src="(.*?)">', page) == ["data.js", *SCRIPTS]
     assert set(PALETTE.values()) <= {v for v in vars(style).values() if isinstance(v, str)}
     # no colour of a chart is written into the scripts
