@@ -42,6 +42,7 @@ bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies o
 	$(BIN)/python benchmarks/bench_retrieval.py --out out/bench/retrieval.json || failed=1; \
 	$(BIN)/python benchmarks/bench_startup.py --out out/bench/startup.json || failed=1; \
 	$(BIN)/python benchmarks/bench_memory.py --out out/bench/memory.json || failed=1; \
+	$(BIN)/python benchmarks/bench_freed_memory.py --out out/bench/freed_memory.json || failed=1; \
 	$(BIN)/python benchmarks/bench_explorer.py --out out/bench/explorer.json || failed=1; \
 	exit $$failed
 

@@ -33,9 +33,6 @@ EXTRAS = {
 GB = 1e9
 LEAST_MEMORY, LEAST_DISK = 2 * GB, 5 * GB
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
-LARGE_MEMORY = 64 * GB
-"""Memory of a machine on which a CLT of the paper's size is likely to be trained."""
 
 
 class Finding(NamedTuple):
@@ -134,11 +131,6 @@ def _memory() -> Iterator[Finding]:
         if memory.available < LEAST_MEMORY
         else "",
     )
-    is_set = all(name in os.environ for name in MALLOC)
-    if platform.libc_ver()[0] == "glibc" and memory.total > LARGE_MEMORY:
-        names = " ".join(f"{name} {_variable(name)}" for name in MALLOC)
-        advice = "for trainings of the paper's size set both, as docs/performance.md says."
-        yield Finding("malloc", names, "" if is_set else advice)
 
 
 def _disks(out: Path) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from vit_clt.training.batches import (
 )
 from vit_clt.training.checkpoints import Checkpoint, Checkpoints
 from vit_clt.training.engine import Engine, check_engine
+from vit_clt.training.freed_memory import freed_memory_kept
 from vit_clt.training.run import Log, Run
 from vit_clt.training.store import ActivationStore
 from vit_clt.training.trial import decided_backend
@@ -96,7 +98,8 @@ def train(
     device = next(vit.parameters()).device
     settings = config.sparsifier.with_options(train_config or TrainConfig())
     check_run(vit, config, settings, len(data), device, trackers)
-    with Engine(settings, device, trackers, log_dir) as engine:
+    memory = freed_memory_kept() if device.type == "cpu" else nullcontext()
+    with memory, Engine(settings, device, trackers, log_dir) as engine:
         saved = None if checkpoints is None else Checkpoints(checkpoints, settings.keep_checkpoints)
         checkpoint = _newest(saved, progress and engine.is_main) if resume else None
         if saved is not None and not resume and engine.is_main and saved.steps():
