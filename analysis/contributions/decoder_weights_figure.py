@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from vit_clt.analysis.reporting.style import BLUE, ORANGE, finish
+from vit_clt.analysis.reporting.style import BLUE, ORANGE, PLATE, finish
 
 if TYPE_CHECKING:
     from vit_clt.analysis.contributions.decoder_weights import DecoderNorms
@@ -81,7 +81,7 @@ def decoder_norms_figure(norms: DecoderNorms) -> go.Figure:
         },
         width=160 + 3 * max(400, 36 * len(layers)),
         height=620 + max(0, 30 * (len(layers) - 6)),
-        plot_bgcolor="#eeeeee",
+        plot_bgcolor=PLATE,
         legend={"x": 1, "xanchor": "right", "y": 0.335, "yanchor": "bottom", "orientation": "h"},
     )
     return finish(figure)

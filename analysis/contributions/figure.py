@@ -12,7 +12,9 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from vit_clt.analysis.reporting.style import (
+    FAINT,
     MOST_LAYERS_WITH_NUMBERS,
+    PLATE,
     ROW_NAMES,
     cell_text,
     finish,
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from vit_clt.analysis.contributions.difference import ScoreDifference
     from vit_clt.analysis.contributions.source_scores import SourceScores
 
-_UNCLEAR = "#b8b8b8"
 # characters beside the kind in the title of a panel; more go on a line of their own
 _LONGEST_NOTE = 20
 
@@ -159,7 +160,7 @@ def _draw(
     coloured = values.isfinite() if clear is None else clear
     parts: list[tuple[Tensor, dict[str, Any]]] = [(coloured, {"coloraxis": "coloraxis"})]
     if clear is not None:
-        grey = [[0, _UNCLEAR], [1, _UNCLEAR]]
+        grey = [[0, FAINT], [1, FAINT]]
         parts.append((values.isfinite() & ~clear, {"colorscale": grey, "showscale": False}))
     cells = torch.stack([values, low, high], -1).tolist()
     hover = [
@@ -251,7 +252,7 @@ def _finished(
         },
         width=140 + n_columns * max(360, 34 * (n + 1)),
         height=195 + n_rows * max(340, 30 * n + 80),
-        plot_bgcolor="#eeeeee",
+        plot_bgcolor=PLATE,
     )
     if in_nats:
         top = _largest(in_nats)

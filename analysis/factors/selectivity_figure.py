@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.style import BLUE, GREEN, INK, ORANGE, PURPLE, finish
+from vit_clt.analysis.reporting.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, finish
 from vit_clt.errors import InputError
 from vit_clt.hooks.rows import REGION_NAMES
 
 if TYPE_CHECKING:
     from vit_clt.analysis.factors.selectivity import Selectivity
 
-_COLOURS = (BLUE, ORANGE, PURPLE, GREEN, INK, "#cccccc")
+_COLOURS = (BLUE, ORANGE, PURPLE, GREEN, INK, FAINT)
 _PATTERNS = ("", "", "/", "", "x", "")
 
 

@@ -61,7 +61,7 @@ def _check_features(clt: CrossLayerTranscoder, group: FeatureSet, name: str) -> 
             if not 0 <= feature < n_features:
                 raise InputError(
                     name,
-                    f"holds feature {feature} of layer {layer}; expected 0 to {n_features - 1}.",
+                    f"holds feature {layer}:{feature}; expected 0 to {n_features - 1} of a layer.",
                 )
         if len(features.unique()) < len(features):
             raise InputError(name, f"holds a feature of layer {layer} twice.")

@@ -79,7 +79,7 @@ def feature_figure(stats: FeatureStatistics, page: FeaturePage) -> go.Figure:
     finish(figure)
     figure.update_layout(
         title={
-            "text": f"Layer {page.layer}, feature {page.feature}<br><sup>active on "
+            "text": f"Feature {page.layer}:{page.feature}<br><sup>active on "
             f"{100 * page.image_rate:.1f} % of images, {100 * page.cls_rate:.1f} % of CLS rows, "
             f"{100 * page.patch_rate:.1f} % of patch rows{purity}<br>{stats.caption()}</sup>"
         },

@@ -81,7 +81,10 @@ class Fit:
         return (
             f"Fit of {self.clt} on {self.data}, {images}: R2 {', '.join(parts)}, "
             f"L0 {self.mean_l0():.1f}, {self.dead_share():.0%} of features never fire."
-            + (f" Worse than the mean at {_places(worse)}: do not read their scores." * bool(worse))
+            + (
+                f" Worse than the mean at {_places(worse, len(self.l0))}: do not read their scores."
+                * bool(worse)
+            )
         )
 
     def by_layer(self) -> pd.DataFrame:
@@ -217,12 +220,13 @@ def _fit(name: str, result: Reconstruction, kinds: Sequence[TokenKind], of_image
     )
 
 
-def _places(worse: list[tuple[int, TokenKind]]) -> str:
+def _places(worse: list[tuple[int, TokenKind]], n_layers: int) -> str:
     parts = []
     for kind in dict.fromkeys(kind for _, kind in worse):
         layers = [str(layer) for layer, of in worse if of == kind]
         listed = " and ".join([", ".join(layers[:-1]), layers[-1]] if layers[1:] else layers)
-        parts.append(f"layer{'s' if layers[1:] else ''} {listed} ({_ROWS[kind]} rows)")
+        where = f"layer{'s' if layers[1:] else ''} {listed}"
+        parts.append(f"{'every layer' if len(layers) == n_layers else where} ({_ROWS[kind]} rows)")
     return " and at ".join(parts)
 
 

@@ -44,7 +44,7 @@ def agreement_figure(study: GraphStudy) -> go.Figure:
                 legendgroup=chosen,
                 showlegend=i == 0,
                 text=[
-                    f"layer {r['layer']}, token row {r['token']}, feature {r['feature']}"
+                    f"feature {r['layer']}:{r['feature']}, token row {r['token']}"
                     for r in part.to_dict("records")
                 ],
                 hovertemplate="%{text}<br>predicted %{x:.4g}, measured %{y:.4g}<extra></extra>",

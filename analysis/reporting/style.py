@@ -20,6 +20,8 @@ ROW_NAMES = {
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
 SKY, AMBER = "#56B4E9", "#E69F00"
 INK, FAINT = "#222222", "#bbbbbb"
+PLATE = "#eeeeee"
+"""Behind heatmaps, where a cell has no value."""
 # measured series; purple, grey and ink are for floors, controls and the model
 SERIES = (BLUE, ORANGE, GREEN, AMBER, SKY)
 MOST_LAYERS_WITH_NUMBERS = 12

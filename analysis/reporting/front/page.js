@@ -133,7 +133,8 @@ function draw(figure, original) {
   let { data, layout } = structuredClone(original);
   if (matchMedia("(prefers-color-scheme: dark)").matches) {
     data = recoloured(data);
-    layout = { ...recoloured(layout), paper_bgcolor: "#22252a", plot_bgcolor: "#22252a" };
+    const plate = layout.plot_bgcolor ? recoloured(layout.plot_bgcolor) : "#22252a";
+    layout = { ...recoloured(layout), paper_bgcolor: "#22252a", plot_bgcolor: plate };
   }
   if (innerWidth < NARROW) layout = inOneColumn(data, layout, width);
   else layout.width = Math.min(layout.width || width, width);
@@ -141,7 +142,9 @@ function draw(figure, original) {
     box.style.height = layout.height ? `${layout.height}px` : "";
     box.style.width = `${layout.width}px`;
   }
-  return Plotly.react(figure, data, layout);
+  // margins that an earlier drawing took for its legend would stay otherwise
+  Plotly.purge(figure);
+  return Plotly.react(figure, data, layout, { displaylogo: false });
 }
 
 const originals = new Map();

@@ -426,7 +426,7 @@ def test_figure(plain: FeatureStatistics):
     page = plain.feature_page(2, feature)
     figure = plain.feature_figure(2, feature)
     title = figure.layout.title.text
-    for text in (f"Layer 2, feature {feature}", "noise, N = 20", "teacher trajectory", "seed 5"):
+    for text in (f"Feature 2:{feature}", "noise, N = 20", "teacher trajectory", "seed 5"):
         assert text in title
     assert len(figure.layout.images) == len(page.top)
     captions = [a.text for a in figure.layout.annotations if "(row" in a.text]

@@ -82,6 +82,11 @@ def test_names_where_it_is_worse_than_the_mean() -> None:
     assert fit.by_layer()["R2 CLS rows"].tolist() == ["0.50", "-0.10", "0.20", "-0.004"]
 
 
+def test_all_layers_are_not_listed() -> None:
+    fit = some_fit((-0.5, -0.1), (0.9, -0.2))
+    assert "mean at every layer (CLS rows) and at layer 1 (patch rows): do not" in fit.line()
+
+
 def test_what_does_not_vary_is_undefined_and_no_warning() -> None:
     fit = some_fit((NAN, NAN), (NAN, 0.0))
     assert fit.worse_than_mean() == []
