@@ -352,7 +352,7 @@ def test_clamped_answers_are_counted_from_the_labels(
         ({"mean_data": lacking}, "mean_data has no image of left 1"),
         ({"randoms": []}, "randoms is empty"),
         ({"data": one_value}, "left is 0 in every image of adding"),
-        ({"randoms": [{7: torch.tensor([40])}]}, "random 0 holds feature 40 of layer 7"),
+        ({"randoms": [{7: torch.tensor([40])}]}, "random 0 holds feature 7:40"),
         ({"factor": "up"}, r'factor is "up"; adding \(test\) knows left, right'),
     ):
         with pytest.raises(InputError, match=message):
