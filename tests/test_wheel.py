@@ -60,6 +60,7 @@ def test_a_wheel_holds_the_data_of_the_package(wheel: Path):
     data = [
         *(ROOT / "vit_clt/paper").glob("*.csv"),
         *(ROOT / "vit_clt/teachers").glob("*/*"),
+        *(ROOT / "analysis/reporting/front").iterdir(),
         *(ROOT / "analysis/viewer/front").iterdir(),
         ROOT / "vit_clt/py.typed",
     ]
