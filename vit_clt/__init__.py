@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import TYPE_CHECKING
 
 import lazy_loader
@@ -28,6 +30,13 @@ if TYPE_CHECKING:
     from vit_clt.transcoder.train_config import TrainConfig as TrainConfig
 
 __version__ = "0.2.0"
+
+if "ipykernel" in sys.modules:
+    # libraries below draw their bars with tqdm.auto, which is plain text without ipywidgets; it
+    # warns of that on its first import, above the first cell of every notebook
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")
+        import tqdm.auto  # noqa: F401
 
 # names are found when they are first used, so that nothing waits for what it does not use
 __getattr__, __dir__, __all__ = lazy_loader.attach(

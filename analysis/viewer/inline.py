@@ -42,9 +42,10 @@ def inline_page(files: Iterable[tuple[str, str | bytes]]) -> str:
 def inline_frame(files: Iterable[tuple[str, str | bytes]], title: str) -> str:
     """The same page in a frame, as a piece of HTML."""
     source = html.escape(inline_page(files), quote=True)
+    # within a div, as IPython warns of a bare frame, for which it has a class of its own
     return (
-        f'<iframe title="{html.escape(title, quote=True)}" width="100%" height="{HEIGHT}" '
-        f'style="border:1px solid #999;border-radius:6px" srcdoc="{source}"></iframe>'
+        f'<div><iframe title="{html.escape(title, quote=True)}" width="100%" height="{HEIGHT}" '
+        f'style="border:1px solid #999;border-radius:6px" srcdoc="{source}"></iframe></div>'
     )
 
 

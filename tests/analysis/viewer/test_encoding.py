@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from IPython.display import HTML
 
 from vit_clt.analysis.reporting import style
 from vit_clt.analysis.reporting.notice import SLOT
@@ -83,5 +84,6 @@ def test_one_page_holds_everything_and_no_text_ends_a_script():
     assert page.index("window.EXPLORER") < page.index("EXPLORER.layers[0]") < page.index("showList")
     assert json.dumps({"1": "data:image/png;base64,cG5n"}, separators=(",", ":")) in page
     frame = inline_frame(files, 'a "title"')
-    assert frame.startswith('<iframe title="a &quot;title&quot;"')
+    assert frame.startswith('<div><iframe title="a &quot;title&quot;"')
     assert "<script>" not in frame
+    HTML(frame)  # without the warning that IPython has for a bare frame
