@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test fuzz bench bench-gpu bench-quality cifar-clts cifar-studies dinov2-small adding check format lint types docs tree map clean
+.PHONY: help setup demo test fuzz bench bench-gpu bench-quality cifar-clts cifar-studies dinov2-small adding notebooks check format lint types docs tree map clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -69,6 +69,10 @@ dinov2-small: $(STAMP)  ## a CLT of a real ViT-S/14 and its studies, of docs/res
 adding: $(STAMP) ## the study with a known answer, of docs/results/adding.md (about 15 minutes; resumes)
 	@echo "== adding study, into out/adding"
 	@$(MAKE) --no-print-directory -j2 -f scripts/adding.mk PYTHON=$(BIN)/python
+
+notebooks: $(STAMP)  ## run the notebooks and store them with what they show (about six minutes; needs Chromium)
+	@echo "== notebooks"
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/notebooks.py
 
 check: format lint types docs test  ## exactly what CI runs
 
