@@ -34,6 +34,8 @@ ROOT = Path(__file__).parents[1]
 PLOTLY, PNG, HTML = "application/vnd.plotly.v1+json", "image/png", "text/html"
 CODE_HASH = "code_sha256"
 """Key of the notebook's metadata that holds the hash of the code that ran."""
+KERNEL = {"PLOTLY_RENDERER": "plotly_mimetype"}
+"""Environment of a kernel: figures are data alone, without scripts or pictures."""
 WIDTH, HEIGHT = 900, 450
 """Size of the picture of a figure that names none."""
 FRAME_SIZE = (1000, 780)
@@ -43,8 +45,6 @@ FRAME_SIZE = (1000, 780)
 def main() -> None:
     """Run and store the notebooks named, or all."""
     check_png()
-    # the figure alone, as data; of pictures this script takes care
-    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
     named = [Path(name) for name in sys.argv[1:]]
     for path in named or sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
@@ -70,7 +70,7 @@ def run(notebook: NotebookNode) -> None:
             record_timing=False,
             extra_arguments=["--log-level=40"],
             resources={"metadata": {"path": folder}},
-        ).execute()
+        ).execute(env=os.environ | KERNEL)
     for cell in code_cells(notebook):
         for output in cell.outputs:
             if output.get("name") == "stderr":
