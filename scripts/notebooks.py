@@ -31,7 +31,8 @@ from PIL import Image
 from vit_clt.analysis.reporting.study import check_png
 
 ROOT = Path(__file__).parents[1]
-PLOTLY, PNG, HTML = "application/vnd.plotly.v1+json", "image/png", "text/html"
+PLOTLY, PNG = "application/vnd.plotly.v1+json", "image/png"
+HTML, TEXT = "text/html", "text/plain"
 CODE_HASH = "code_sha256"
 """Key of the notebook's metadata that holds the hash of the code that ran."""
 KERNEL = {"PLOTLY_RENDERER": "plotly_mimetype"}
@@ -88,6 +89,8 @@ def tidy(notebook: NotebookNode) -> None:
             if found := re.search(r"T_[0-9a-f]{5}(?=_row|_level| |\")", shown.get(HTML, "")):
                 number += 1  # pandas draws the name of a styled table at random
                 shown[HTML] = shown[HTML].replace(found[0], f"T_{number:05d}")
+            if TEXT in shown:
+                shown[TEXT] = re.sub(r" at 0x[0-9a-f]+", "", shown[TEXT])
 
 
 def add_pictures(notebook: NotebookNode) -> None:
