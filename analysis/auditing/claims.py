@@ -41,7 +41,7 @@ from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.hooks import HookedViT, check_fits, layer_list
 from vit_clt.metrics import Metric
 from vit_clt.readouts.base import Classifier
-from vit_clt.transcoder.identity import encoder_sha256
+from vit_clt.transcoder.identity import weights_sha256
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 ClaimFill = Literal["zero", "mean"]
@@ -109,7 +109,7 @@ def claims(
         k=k,
         target=layer,
         clt=name,
-        encoder_sha256=encoder_sha256(clt),
+        weights_sha256=weights_sha256(clt),
         data=data.name,
         split=data.split,
         n=len(data),

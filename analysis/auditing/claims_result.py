@@ -80,8 +80,8 @@ class Claims(Study):
     target: int
     clt: str
     """Name of the CLT."""
-    encoder_sha256: str
-    """`encoder_sha256` of the CLT, by which other pages know that these claims are its own."""
+    weights_sha256: str
+    """`weights_sha256` of the CLT, by which other pages know that these claims are its own."""
     data: str
     split: str | None
     n: int
@@ -130,7 +130,8 @@ class Claims(Study):
             seed=self.scores.seed,
             more={
                 "clt": self.clt,
-                "encoder_sha256": self.encoder_sha256,
+                "weights_sha256": self.weights_sha256,
+                "n_images": self.n,
                 "readout": self.truth.readout,
                 "target": self.target,
                 "k": self.k,

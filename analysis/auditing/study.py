@@ -96,7 +96,8 @@ class Audit(Study):
             seed=self.seed,
             more={
                 "clt": self.claims.clt,
-                "encoder_sha256": self.claims.encoder_sha256,
+                "weights_sha256": self.claims.weights_sha256,
+                "n_images": self.n,
                 "readout": self.readout,
                 "target": self.target,
                 "verdict": self.verdict,

@@ -27,8 +27,8 @@ from vit_clt.analysis.viewer.sheets import sheets
 
 IMAGES_PER_FILE = 100
 _KIND_TITLES = {
-    "projection": "Where y_l can be read: projection C(s→l)",
-    "centred": "Where y_l can be read, less what is the same in every image: centred C(s→l)",
+    "centred": "Where y_l can be read: centred C(s→l)",
+    "projection": "Where y_l can be read, with what is the same in every image: projection C(s→l)",
 }
 _MOST_CLASSES = 10  # whose probabilities a steered image shows
 
@@ -46,9 +46,10 @@ def explorer_contents(explorer: Explorer) -> Iterator[tuple[str, str | bytes]]:
         size = image_size
         yield name, sheet
     yield from feature_files(gallery, {row: row for row in rows})
+    with_page = set(gallery.pages.features)
     for block, start in enumerate(range(0, len(rows), IMAGES_PER_FILE)):
         some = rows[start : start + IMAGES_PER_FILE]
-        entries = [_image_entry(explorer.readings, row) for row in some]
+        entries = [_image_entry(explorer.readings, row, with_page) for row in some]
         yield f"blocks/images-{block:03}.js", script(f"imageBlocks[{block}]", entries)
     if explorer.graphs is not None:
         steered = {each.row: each for each in explorer.steered}
@@ -66,15 +67,17 @@ def _overview(explorer: Explorer) -> dict[str, Any]:
         "bar": _bar(explorer),
         "heatmaps": _heatmaps(explorer),
         "meaning": list(explorer.scores.notes()),
-        "scores_on": explorer.scores.measured_on,
+        "scores_on": f"{gallery.data.name}, N = {gallery.n_images}, teacher trajectory",
         "fit": _fit_entry(explorer),
         "replaced": _replaced(explorer),
+        "one_label": getattr(gallery.data, "label_sets", None) is None,
         "near_tokens": ROW_NAMES[explorer.readings.near_tokens],
         "images_per_file": IMAGES_PER_FILE,
         "imageBlocks": {},
         "graphs": {},
         "no_graphs": explorer.no_graphs,
         "with_graph": [] if graphs is None else graphs.query,
+        "with_steering": [each.row for each in explorer.steered if each.features],
         "graph_targets": [] if graphs is None else graphs.targets,
         "in_graphs": {} if graphs is None else _graphs_by_feature(graphs),
         "agreement": None if graphs is None else _agreement_text(graphs),
@@ -111,7 +114,10 @@ def _bar(explorer: Explorer) -> list[dict[str, str]]:
     names = {"cls": "CLS", "patch": "patches", "register": "registers"}
     parts = [f"{names[kind]} {fit.mean_r2(kind):.2f}" for kind in fit.r2]
     worse = bool(fit.worse_than_mean())
-    r2 = f"R² {', '.join(parts)} · L0 {fit.mean_l0():.1f} · {fit.dead_share():.0%} silent"
+    r2 = (
+        f"R² {', '.join(parts)} · L0 {fit.mean_l0():.1f} · {fit.dead_share():.0%} silent on "
+        f"{fit.n_images}"
+    )
     bar = [
         {"name": "Images", "short": f"N = {gallery.n_images}", "text": gallery.caption()},
         {
@@ -121,7 +127,10 @@ def _bar(explorer: Explorer) -> list[dict[str, str]]:
             "level": "bad" if worse else "",
         },
     ]
-    if explorer.cascade is not None:
+    if explorer.cascade is None:
+        text = "Accuracy and loss need a readout of classes, and a label of every image."
+        bar.append({"name": "Replaced", "short": "not measured", "text": text, "level": "open"})
+    else:
         replaced = _replaced(explorer)[-1]
         losses = (
             f"{replaced['loss']:.3f} nats (unaltered {replaced['unaltered'][1]:.3f}, floor "
@@ -135,7 +144,10 @@ def _bar(explorer: Explorer) -> list[dict[str, str]]:
         bar.append({"name": "Replaced", "short": losses, "text": text})
     verdict = explorer.verdict
     if verdict is None:
-        text = f"Nobody has tested whether these scores hold: vit-clt audit --clt {explorer.clt}"
+        text = (
+            "No audit was given. vit-clt audit tests whether these scores hold; explore takes its "
+            "folder as --audit."
+        )
         bar.append({"name": "Audit", "short": "not audited", "text": text, "level": "open"})
     else:
         level = "" if verdict.holds else "bad"
@@ -144,11 +156,16 @@ def _bar(explorer: Explorer) -> list[dict[str, str]]:
 
 
 def _heatmaps(explorer: Explorer) -> list[dict[str, Any]]:
+    """Centred scores first: the sources alone sum to 1, while others have a bias beside them."""
     study = explorer.scores
+    kinds = sorted(study.kinds, key=lambda kind: kind != "centred")
     found = []
     for tokens in study.tokens:
-        for kind in study.kinds:
+        for kind in kinds:
             scores = study.drawn(study.names[0], tokens, kind)
+            bias = (
+                [] if kind == "centred" else [number(v, 6) for v in scores.values[:, -1].tolist()]
+            )
             found.append(
                 {
                     "tokens": tokens,
@@ -156,7 +173,8 @@ def _heatmaps(explorer: Explorer) -> list[dict[str, Any]]:
                     "rows": ROW_NAMES[tokens],
                     "title": _KIND_TITLES.get(kind, scores.title),
                     "l0": number(scores.l0, 3),
-                    "values": [[number(v) for v in row] for row in scores.matrix.tolist()],
+                    "values": [[number(v, 6) for v in row] for row in scores.matrix.tolist()],
+                    "bias": bias,
                 }
             )
     return found
@@ -189,7 +207,9 @@ def _replaced(explorer: Explorer) -> list[dict[str, Any]]:
     ]
 
 
-def _image_entry(readings: ImageReadings, row: int) -> dict[str, Any]:
+def _image_entry(
+    readings: ImageReadings, row: int, with_page: set[tuple[int, int]]
+) -> dict[str, Any]:
     classes = None
     own = None
     if readings.classes is not None and readings.probabilities is not None:
@@ -202,7 +222,7 @@ def _image_entry(readings: ImageReadings, row: int) -> dict[str, Any]:
         "own": own,
         "strong": {
             s: [
-                [i, number(z)]
+                [i, number(z), (s, i) in with_page]
                 for i, z in zip(each.features[row].tolist(), each.values[row].tolist(), strict=True)
                 if i >= 0
             ]
@@ -276,8 +296,10 @@ def _agreement_text(study: GraphStudy) -> dict[str, str]:
         f"[{found['pearson_low']:.2f}, {found['pearson_high']:.2f}], floor "
         f"{found['pearson_floor_high']:.2f}; slope {found['slope']:.2f}, 1 is right."
     )
+    if study.norms_reason is not None:
+        text += " The same interventions chose the norms."
     if not holds:
-        text += " Interventions do not support what is drawn here."
+        text += " They do not support what is drawn here."
     return {"text": text, "level": "" if holds else "bad"}
 
 
@@ -294,9 +316,9 @@ def _steered_entry(steered: SteeredImage) -> dict[str, Any]:
                 "layer": each.layer,
                 "feature": each.feature,
                 "p": [[number(p) for p in row] for row in each.probabilities[:, shown].tolist()],
-                "random": each.random,
-                "random_change": [
-                    [number(p) for p in row] for row in each.random_change[:, shown].tolist()
+                "controls": each.controls,
+                "control_change": [
+                    [number(p) for p in row] for row in each.control_change[:, shown].tolist()
                 ],
             }
             for each in steered.features

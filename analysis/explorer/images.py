@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from vit_clt.analysis.features.active import active_codes
 from vit_clt.analysis.retrieval.index import RetrievalIndex
 from vit_clt.analysis.retrieval.neighbours import Neighbours
 from vit_clt.choices import TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.points import HOOK_IN
+from vit_clt.kernels.codes import Codes
 from vit_clt.progress import Progress
 from vit_clt.readouts.base import Classifier
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -77,7 +79,7 @@ def image_readings(
     layers = range(clt.config.n_layers)
     names = {s: HOOK_IN.format(l=s) for s in layers}
     norms = {s: clt.W_dec[s].detach().float().norm(dim=-1).norm(dim=0) for s in layers}
-    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {s: [] for s in layers}
+    found: dict[int, list[tuple[np.ndarray, ...]]] = {s: [] for s in layers}
     probabilities: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     with Progress(total=len(data), desc="images", unit=" images", disable=not progress) as bar:
@@ -88,7 +90,7 @@ def image_readings(
                 probabilities.append(classifier.logits(embeddings.double()).softmax(-1).cpu())
             labels.append(batch_labels.cpu())
             for s, name in names.items():
-                found[s].append(_strongest(clt.encode(cache[name], layer=s).to_dense(), norms[s]))
+                found[s].append(_strongest(clt.encode(cache[name], layer=s), norms[s]))
             bar.update(len(images))
     top = of_label = classes = None
     if probabilities:
@@ -114,11 +116,8 @@ def image_readings(
     return ImageReadings(classes, top, of_label, strong, near, tokens)
 
 
-def _strongest(
-    codes: Float[torch.Tensor, "image token feature"], norms: Float[torch.Tensor, " feature"]
-) -> tuple[np.ndarray, np.ndarray]:
-    high, low = codes.amax(1), codes.amin(1)
-    values = torch.where(high >= -low, high, low)
+def _strongest(codes: Codes, norms: Float[torch.Tensor, " feature"]) -> tuple[np.ndarray, ...]:
+    values = active_codes(codes).of_images()
     sizes = values.abs() * norms
     best = sizes.topk(min(N_FEATURES, sizes.shape[1]))
     features = best.indices.masked_fill(best.values == 0, -1)

@@ -11,23 +11,29 @@ from jaxtyping import Int
 from vit_clt.analysis.contributions.study import score_study
 from vit_clt.analysis.explorer.images import ImageReadings, image_readings
 from vit_clt.analysis.explorer.result import Explorer
-from vit_clt.analysis.explorer.steered_images import Feature, steered_images
+from vit_clt.analysis.explorer.steered_images import ALWAYS_ON, Feature, steered_images
 from vit_clt.analysis.explorer.verdict import Verdict
+from vit_clt.analysis.features.choice import RULES, select_features
 from vit_clt.analysis.features.gallery import FeatureGallery, feature_gallery
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.features.study import feature_statistics
 from vit_clt.analysis.fit.cascade_study import cascade
 from vit_clt.analysis.fit.gate import measure_fit
+from vit_clt.analysis.graphs.agreement import check_interventions
 from vit_clt.analysis.graphs.result import GraphStudy
 from vit_clt.analysis.graphs.study import graph_study
+from vit_clt.analysis.reporting.pictures import pixels
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
+from vit_clt.readouts.base import Classifier
 from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 STEERED = 6
 """Features of each graph that are steered: those with the largest total effects."""
+_MAPS = 2**30  # bytes of activation maps at a time
+_EXAMPLES = 24  # images of a feature's page, at most
 
 
 @torch.no_grad()
@@ -35,7 +41,7 @@ def explore(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     data: ImageData,
-    zs: ZeroShot | None = None,
+    classifier: Classifier | None = None,
     *,
     count: int | None = None,
     graphs: int = 12,
@@ -51,14 +57,15 @@ def explore(
     """Linked pages of a CLT: heatmap, features, images, graphs, and steering on single images.
 
     Args:
-        vit: the teacher, with no hooks attached.
+        vit: the teacher, with no hooks attached, loaded with its preprocessing.
         clt: its transcoder.
         data: the images; every one has a page.
-        zs: the zero-shot classifier of their classes; by default made of `data.class_names`, where
-            there are any and the model has a text tower. Without one there are no answers, class
-            effects, graphs or steering.
+        classifier: the readout of their classes; by default prompts made of `data.class_names`,
+            where there are any and the model has a text tower. Without one there are no answers;
+            class effects, graphs and steering need prompts.
         count: features of each layer that have a page, spread over how often they fire; by default
-            all that fire.
+            all that fire, or as many as keep their activation maps below 1 GiB. Features that are
+            steered have one too.
         graphs: number of images that have a graph and steering (`choose_images`).
         interventions: features silenced in each of these images to check its graph.
         top: most active images kept of each feature.
@@ -70,17 +77,23 @@ def explore(
         progress: show progress bars.
 
     Raises:
-        InputError: a number is out of range, the CLT is of another model, or `vit` has a hook.
+        InputError: a number is out of range, the classifier has other classes than the images, the
+            CLT is of another model, or `vit` has a hook or no preprocessing.
     """
     check_fits(vit, clt)
-    if count is not None and count < 1:
-        raise InputError("count", f"is {count}; expected at least 1.")
-    if graphs < 0:
-        raise InputError("graphs", f"is {graphs}; expected 0 or more.")
-    no_graphs = why_no_graphs(vit, clt, data)
-    if zs is None and why_no_answers(vit, data) is None:
-        zs = ZeroShot(vit, data.class_names)
-    has_effects = zs is not None and vit.cfg.family == "open_clip" and vit.cfg.pools_cls
+    _check_numbers(count, graphs, interventions)
+    pixels(vit, data.batch([0])[0])  # what cannot be shown is refused before the long passes
+    if classifier is None and why_no_prompts(vit, data) is None:
+        classifier = ZeroShot(vit, data.class_names)
+    if classifier is not None and list(classifier.class_names) != list(data.class_names):
+        raise InputError(
+            "classifier",
+            f"has {len(classifier.class_names)} classes, which are not the {len(data.class_names)} "
+            "of the images; expected a readout of the images' own classes.",
+        )
+    zs = classifier if isinstance(classifier, ZeroShot) else None
+    no_graphs = why_no_graphs(vit, clt, zs)
+    has_effects = vit.cfg.family == "open_clip" and vit.cfg.pools_cls
     stats = feature_statistics(
         vit,
         clt,
@@ -91,12 +104,11 @@ def explore(
         seed=seed,
         progress=progress,
     )
-    gallery = _gallery(stats, count, progress)
-    readings = image_readings(vit, clt, data, zs, progress=progress)
+    readings = image_readings(vit, clt, data, classifier, progress=progress)
     graph_part: GraphStudy | None = None
     steered = []
     if zs is not None and no_graphs is None and graphs:
-        query = choose_images(readings, gallery.labels, graphs)
+        query = choose_images(readings, stats.labels, graphs)
         graph_part = graph_study(
             vit,
             clt,
@@ -108,18 +120,22 @@ def explore(
             seed=seed,
             progress=progress,
         )
-        chosen = {row: _to_steer(graph_part, i) for i, row in enumerate(query)}
-        steered = steered_images(vit, clt, data, zs, chosen, seed=seed, progress=progress)
+        rates = {
+            s: tally.counts.images.numpy() / stats.n_images for s, tally in stats.tallies.items()
+        }
+        chosen = {row: _to_steer(graph_part, i, rates) for i, row in enumerate(query)}
+        steered = steered_images(vit, clt, data, zs, chosen, rates, progress=progress)
     replaced = None
-    if zs is not None and (gallery.labels >= 0).all():
+    if classifier is not None and (stats.labels >= 0).all():
         kinds = vit.cfg.rows.kinds
         replaced = cascade(
-            vit, clt, data, zs, tokens=kinds, first_layers=[0], seed=seed, progress=progress
+            vit, clt, data, classifier, tokens=kinds, first_layers=[0], seed=seed, progress=progress
         )
+    named = [(each.layer, each.feature) for image in steered for each in image.features]
     return Explorer(
         clt=clt_name,
         scores=score_study(vit, {clt_name: clt}, data, seed=seed, progress=progress),
-        gallery=gallery,
+        gallery=_gallery(stats, count, named, progress),
         readings=readings,
         cascade=replaced,
         graphs=graph_part,
@@ -131,19 +147,19 @@ def explore(
     )
 
 
-def why_no_answers(vit: HookedViT, data: ImageData) -> str | None:
+def why_no_prompts(vit: HookedViT, data: ImageData) -> str | None:
     """Why classes cannot be read by prompts; None where they can."""
     if vit.has_text_tower and data.class_names:
         return None
-    return "Not read: answers need a text tower and the names of the classes."
+    return "Prompts need a text tower and the names of the classes."
 
 
-def why_no_graphs(vit: HookedViT, clt: CrossLayerTranscoder, data: ImageData) -> str | None:
+def why_no_graphs(vit: HookedViT, clt: CrossLayerTranscoder, zs: ZeroShot | None) -> str | None:
     """Why images of this model have no graphs; None where they have."""
     if vit.cfg.family != "open_clip" or not vit.cfg.pools_cls:
         return "Graphs need a ViT of open_clip that pools the class token."
-    if why_no_answers(vit, data):
-        return "Graphs need a text tower and the names of the classes."
+    if zs is None:
+        return "Graphs need a text tower, and the names of the classes (--class-names)."
     if clt.config.skip:
         return "A CLT with a skip connection has no graphs: what it passes on is no feature."
     return None
@@ -152,8 +168,10 @@ def why_no_graphs(vit: HookedViT, clt: CrossLayerTranscoder, data: ImageData) ->
 def choose_images(readings: ImageReadings, labels: Int[np.ndarray, " image"], n: int) -> list[int]:
     """Images to take apart: of every class in turn those that the model is least sure of.
 
-    On an image with a certain answer no single feature changes much. Where labels are unknown,
-    the image with the lowest probability of any class is the least sure.
+    On an image with a certain answer no single feature changes much. With fewer images than
+    classes they are the least sure of all classes' first ones. Where no label is known, the image
+    with the lowest probability of any class is the least sure; beside labelled images those
+    without a label are left out.
 
     Args:
         readings: the answers.
@@ -165,33 +183,52 @@ def choose_images(readings: ImageReadings, labels: Int[np.ndarray, " image"], n:
     highest = readings.probabilities[:, 0]
     sure = np.where(np.isnan(readings.of_label), highest, readings.of_label)
     ranked = np.argsort(sure, kind="stable")
-    by_class = {label: ranked[labels[ranked] == label] for label in sorted(set(labels.tolist()))}
-    turns = [
-        (turn, label, int(rows[turn]))
-        for label, rows in by_class.items()
-        for turn in range(min(n, len(rows)))
-    ]
+    if (labels >= 0).any():
+        ranked = ranked[labels[ranked] >= 0]
+    turns: list[tuple[int, float, int]] = []
+    seen: dict[int, int] = {}
+    for row in ranked.tolist():
+        label = int(labels[row])
+        turns.append((seen.get(label, 0), float(sure[row]), row))
+        seen[label] = seen.get(label, 0) + 1
     return [row for *_, row in sorted(turns)[:n]]
 
 
-def _gallery(stats: FeatureStatistics, count: int | None, progress: bool) -> FeatureGallery:
-    from vit_clt.analysis.features.choice import RULES, select_features
-
-    if count is not None:
-        chosen = select_features(stats, "spread", count)
-        return feature_gallery(
-            stats, chosen, f"at most {count} a layer, {RULES['spread']}", progress=progress
-        )
-    chosen = [
-        (s, i)
-        for s in stats.layers
-        for i in np.flatnonzero(stats.tallies[s].counts.images.numpy()).tolist()
-    ]
-    return feature_gallery(stats, chosen, "all that fire", progress=progress)
+def _check_numbers(count: int | None, graphs: int, interventions: int) -> None:
+    if count is not None and count < 1:
+        raise InputError("count", f"is {count}; expected at least 1.")
+    if graphs < 0:
+        raise InputError("graphs", f"is {graphs}; expected 0 or more.")
+    check_interventions(interventions)
 
 
-def _to_steer(study: GraphStudy, i: int) -> Sequence[Feature]:
+def _gallery(
+    stats: FeatureStatistics, count: int | None, named: Sequence[Feature], progress: bool
+) -> FeatureGallery:
+    """Pages of the features that are named, and of all that fire or as many as asked for."""
+    n_tokens, n_layers = stats.vit.cfg.n_tokens, len(stats.layers)
+    room = _MAPS // (_EXAMPLES * 4 * n_tokens * n_layers)
+    if count is None and stats.clt.config.n_features > room:
+        count = max(1, room)
+    if count is None:
+        rule = "all that fire"
+        chosen = [
+            (s, i)
+            for s in stats.layers
+            for i in np.flatnonzero(stats.tallies[s].counts.images.numpy()).tolist()
+        ]
+    else:
+        rule = f"at most {count} a layer, {RULES['spread']}; and those steered"
+        chosen = list(dict.fromkeys([*select_features(stats, "spread", count), *named]))
+    return feature_gallery(stats, chosen, rule, progress=progress)
+
+
+def _to_steer(
+    study: GraphStudy, i: int, image_rates: Mapping[int, np.ndarray]
+) -> Sequence[Feature]:
+    """The features of a graph with the largest total effects, without those always on."""
     nodes = study.graphs[i].nodes
     features = nodes[nodes["kind"] == "feature"].assign(size=lambda f: f["total"].abs())
-    summed = features.groupby(["layer", "feature"])["size"].sum()
-    return [(int(s), int(f)) for s, f in summed.nlargest(STEERED).index]
+    summed = features.groupby(["layer", "feature"])["size"].sum().sort_values(ascending=False)
+    found = [(int(s), int(f)) for s, f in summed.index]
+    return [(s, f) for s, f in found if image_rates[s][f] <= ALWAYS_ON][:STEERED]

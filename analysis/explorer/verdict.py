@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vit_clt.analysis.reporting.style import ROW_NAMES
 from vit_clt.errors import InputError
-from vit_clt.inputs import check_mapping, read_json
-from vit_clt.transcoder.identity import encoder_sha256
+from vit_clt.inputs import check_mapping, read_json, reading
+from vit_clt.transcoder.identity import weights_sha256
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 _COMMANDS = ("audit", "claims")
@@ -24,13 +25,18 @@ class Verdict:
     """The verdicts on what C and E claim."""
     data: str
     n: int
+    """Number of images."""
+    tokens: str
+    """Token rows that were audited."""
     target: int
     """The layer that was audited."""
 
     @property
     def short(self) -> str:
         """The verdict in a few words."""
-        return self.verdict or "; ".join(claim.split(" (")[0] for claim in self.claims)
+        claims = [claim.split(" (")[0] for claim in self.claims]
+        audit = [] if self.verdict is None else [f"attribution {self.verdict}"]
+        return "; ".join([*audit, *claims])
 
     @property
     def holds(self) -> bool:
@@ -40,12 +46,16 @@ class Verdict:
         )
 
     @property
+    def place(self) -> str:
+        """The rows and the layer that were audited."""
+        return f"{ROW_NAMES.get(self.tokens, self.tokens)} of layer {self.target}"
+
+    @property
     def text(self) -> str:
         """The verdict in one sentence."""
-        audit = "" if self.verdict is None else f"attribution {self.verdict}; "
-        return f"Audit of layer {self.target} on {self.data}, N = {self.n}: {audit}" + "; ".join(
-            self.claims
-        )
+        audit = [] if self.verdict is None else [f"attribution {self.verdict}"]
+        found = "; ".join([*audit, *self.claims])
+        return f"Audit of {self.place} on {self.data}, N = {self.n}: {found}"
 
     def to_json(self) -> dict[str, Any]:
         """The fields, as written to metrics.json."""
@@ -67,17 +77,19 @@ def read_verdict(folder: Path | str, clt: CrossLayerTranscoder) -> Verdict:
             f"is {folder}, whose metrics.json is of {context.get('command', 'no command')}; "
             "expected the output folder of vit-clt audit or vit-clt claims.",
         )
-    if context.get("encoder_sha256") != encoder_sha256(clt):
+    if context.get("weights_sha256") != weights_sha256(clt):
         raise InputError(
             "audit",
             f"is {folder}, which is of another CLT ({context.get('clt', 'unknown')}), or was made "
             "before audits named theirs; expected an audit of the CLT that is shown.",
         )
-    n = max((int(metric.get("n", 0)) for metric in document["metrics"]), default=0)
-    return Verdict(
-        context.get("verdict"),
-        [str(claim) for claim in context.get("claims", [])],
-        str(context["data"]),
-        n,
-        int(context["target"]),
-    )
+    with reading(path, "the facts of an audit", field="audit"):
+        verdict = context.get("verdict")
+        return Verdict(
+            None if verdict is None else str(verdict),
+            [str(claim) for claim in context["claims"]],
+            str(context["data"]),
+            int(context["n_images"]),
+            str(context["tokens"]),
+            int(context["target"]),
+        )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vit_clt.analysis.viewer.encoding import script_value
 from vit_clt.cli import main
@@ -55,8 +57,40 @@ def test_resumed_it_repeats_only_what_is_missing(out: Path, capsys: pytest.Captu
     assert main([*ARGS, "--out", str(out), "--resume"]) == 0
     assert (out / "cascade" / "metrics.json").is_file()
     again = {path for path, at in kept.items() if path.stat().st_mtime_ns != at}
-    assert again == {out / "cascade" / "metrics.json"}
+    # the explorer shows the new study
+    assert again == {out / name / "metrics.json" for name in ("cascade", "explore")}
     assert "is finished" in capsys.readouterr().out
+
+
+def test_other_images_are_not_mixed_in(out: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([*ARGS, "--eval-limit", "30", "--out", str(out), "--resume"]) == 2
+    assert "--eval-limit is 30; expected 24" in capsys.readouterr().err
+
+
+def test_images_trained_on_are_not_measured_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("L", (8, 8), 40 * i).save(folder / f"{i}.png")
+    data = f"imagefolder:{folder}"
+    args = ["run", "--model", "digits", "--data", data, "--n-features", "64", "--k", "8"]
+    assert main([*args, "--out", str(tmp_path / "out")]) == 2
+    assert "--eval-data is" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_begun_anew_it_takes_no_audit_of_before(out: Path, tmp_path: Path):
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    shutil.copytree(out / "claims", again / "audit")
+    context = json.loads((again / "audit" / "metrics.json").read_text())
+    context["context"] |= {"command": "audit", "weights_sha256": "of another"}
+    (again / "audit" / "metrics.json").write_text(json.dumps(context))
+    assert main([*ARGS, "--out", str(again), "--overwrite"]) == 0
+    document = script_value((again / "explore" / "data.js").read_text())
+    audit = next(each for each in document["bar"] if each["name"] == "Audit")
+    assert audit["short"].startswith("reads:")
+    assert "audit/" not in (again / "index.html").read_text()
 
 
 def test_a_folder_that_holds_something_is_refused(out: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vit_clt.cli.command import Command, SeedOptions
 from vit_clt.cli.options import CLTOptions
-from vit_clt.cli.readout_options import PromptOptions
+from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
+
+if TYPE_CHECKING:
+    from vit_clt.data.images import ImageData
+    from vit_clt.hooks import HookedViT
+    from vit_clt.readouts.base import Classifier
 
 
 @dataclass(kw_only=True)
-class Explore(PromptOptions, CLTOptions, Command, SeedOptions):
+class Explore(ReadoutOptions, CLTOptions, Command, SeedOptions):
     """Linked pages of a CLT: heatmap, features, images, graphs, steering. They open from disk.
 
     Example: vit-clt explore --clt out/demo/clt --data digits --out out/explore
@@ -21,7 +27,7 @@ class Explore(PromptOptions, CLTOptions, Command, SeedOptions):
 
     count: int | None = None
     """Number of features per layer that have a page, spread over how often they fire; default: all
-    that fire."""
+    that fire, or as many as keep their activation maps below 1 GiB."""
     graphs: int = 12
     """Number of images that have a graph and steering: of every class in turn those that the model
     is least sure of."""
@@ -44,6 +50,17 @@ class Explore(PromptOptions, CLTOptions, Command, SeedOptions):
                 "vit-clt audit or vit-clt claims.",
             )
 
+    def _classifier(self, vit: HookedViT, data: ImageData) -> Classifier | None:
+        """The readout of classes; None where nothing can read them."""
+        if self.readout in (None, "text") and vit.has_text_tower and data.class_names:
+            return self.zero_shot(vit, data)
+        try:
+            return self.classifier_if_labelled(vit, data, self.seed)
+        except InputError:
+            if self.readout is not None:
+                raise
+            return None  # without an option the pages show what can be shown
+
     def run(self) -> None:
         """Run the studies behind the pages, and write them."""
         self.write({})
@@ -51,7 +68,7 @@ class Explore(PromptOptions, CLTOptions, Command, SeedOptions):
     def write(self, links: Mapping[str, str]) -> None:
         """The same, with links to pages of other studies: title and address."""
         from vit_clt.analysis.explorer.result import Explorer
-        from vit_clt.analysis.explorer.study import explore, why_no_answers
+        from vit_clt.analysis.explorer.study import explore
         from vit_clt.analysis.explorer.verdict import read_verdict
 
         folder = self.folder_of(Explorer)
@@ -61,7 +78,7 @@ class Explore(PromptOptions, CLTOptions, Command, SeedOptions):
             vit,
             clt,
             data,
-            None if why_no_answers(vit, data) else self.zero_shot(vit, data),
+            self._classifier(vit, data),
             count=self.count,
             graphs=self.graphs,
             interventions=self.interventions,

@@ -61,6 +61,8 @@ class Option(NamedTuple):
             first = f"{first.removesuffix(' (required)').rstrip('.')} (required)"
         elif known not in ("", "False", "True"):
             first = f"{first} (default: {known})"
+        if self.flag.startswith("--no-"):
+            first = f"Turn off: {first[:1].lower()}{first[1:]}"
         left = f"  {self.flag} {self.values}".rstrip()
         return textwrap.fill(
             first,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +18,15 @@ from vit_clt.cli.claims import Claims
 from vit_clt.cli.command import Command
 from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.explore import Explore
+from vit_clt.cli.options import check_held_out
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.retrieve import Retrieve
 from vit_clt.cli.train import Train
 from vit_clt.cli.weights import Weights
 from vit_clt.data.form_names import check_form
 from vit_clt.errors import InputError, renamed
+from vit_clt.inputs import read_json
+from vit_clt.outputs import check_same
 from vit_clt.outputs.staging import staged_file
 
 
@@ -84,36 +88,67 @@ class Run(Train):
         """Train, run the studies, and write the pages that join them."""
         from vit_clt.training.processes import is_main
 
+        self._check_held_out()
+        self._check_resumed()
         train = self._made(Train, out=self.out / "clt")
         train.run()
         if not is_main():
             return
         left_out: dict[str, str] = {}
+        made: list[type[Command]] = [Train]
         for study, page in STUDIES.items():
             if study is Train or (study is Audit and not self.full_audit):
                 continue
-            name = study.command_name()
-            print(f"\n== {name}: {page.title}", flush=True)
+            print(f"\n== {study.command_name()}: {page.title}", flush=True)
             if reason := self._left_out(study):
                 left_out[page.title] = reason
-        links = dict(self._links())
+            else:
+                made.append(study)
+        links = {STUDIES[study].title: _address(study) for study in made}
         print("\n== explore", flush=True)
-        explore = self._study(Explore, graphs=self.graphs, audit=self._audited())
-        if not self._is_finished(explore):
-            explore.write({title: f"../{page}" for title, page in links.items()})
+        if reason := self._left_out(Explore, {t: f"../{page}" for t, page in links.items()}, made):
+            left_out["Explorer"] = reason
+        else:
+            links = {"Explorer: heatmap, features, images, graphs": "explore/index.html"} | links
         with staged_file(self.out / "index.html") as place:
             place.write_text(_index(str(self.out), links, left_out), encoding="utf-8")
         print(f"\nopen {self.out / 'index.html'} in a browser; the CLT is in {self.out / 'clt'}")
 
-    def _left_out(self, study: type[Command]) -> str | None:
+    def _check_held_out(self) -> None:
+        """Refuse to measure on the images that are trained on, before any work is done."""
+        vit = self.load_vit(self.device)
+        measured = self._study(Reconstruct).load_images(vit)
+        with renamed(data="eval_data"):
+            check_held_out(self.load_images(vit, "train"), measured)
+
+    def _check_resumed(self) -> None:
+        """Refuse to go on with studies of other images; else keep what they are made with."""
+        path = self.out / "studies.json"
+        options = {name: getattr(self, name) for name in _OF_STUDIES}
+        if self.resume and path.is_file():
+            check_same(options, read_json(path), str(path))
+        with staged_file(path) as place:
+            place.write_text(json.dumps(options, indent=1) + "\n", encoding="utf-8")
+
+    def _left_out(
+        self,
+        study: type[Any],
+        links: Mapping[str, str] | None = None,
+        made: Sequence[type[Any]] = (),
+    ) -> str | None:
         """Run a study, if it is not finished; returns why it cannot be run."""
         command = self._study(study)
-        if self._is_finished(command):
+        if study is Explore:
+            command.audit = self._audited(made)
+        if self._is_finished(command) and not self._newer(command, made):
             print(f"{command.out} is finished")
             return None
         try:
             command.check()
-            command.run()
+            if study is Explore:
+                command.write(links)
+            else:
+                command.run()
         except InputError as error:
             print(f"left out: {error}")
             return str(error)
@@ -153,25 +188,34 @@ class Run(Train):
         """Whether a study with this output was finished by an earlier run that is gone on with."""
         return self.resume and (command.out / "metrics.json").is_file()
 
-    def _audited(self) -> Path | None:
-        """The folder of the audit, or of the claims, whichever there is."""
-        for study in (Audit, Claims):
-            folder = self.out / study.command_name()
-            if (folder / "metrics.json").is_file():
-                return folder
-        return None
+    def _newer(self, command: Command, made: Sequence[type[Command]]) -> bool:
+        """Whether one of these studies was finished after the pages that link to it."""
+        at = (command.out / "metrics.json").stat().st_mtime_ns
+        others = [self.out / _folder(study) / "metrics.json" for study in made]
+        return any(path.stat().st_mtime_ns > at for path in others)
 
-    def _links(self) -> Iterator[tuple[str, str]]:
-        """The pages that there are: title, and address from --out."""
-        for study, page in STUDIES.items():
-            folder = "clt" if study is Train else study.command_name()
-            address = f"{folder}/{page.name}.html"
-            if (self.out / address).is_file():
-                yield page.title, address
+    def _audited(self, made: Sequence[type[Command]]) -> Path | None:
+        """The folder of the audit, or of the claims, whichever was made."""
+        found = [study for study in (Audit, Claims) if study in made]
+        return self.out / _folder(found[0]) if found else None
 
 
-def _index(title: str, links: dict[str, str], left_out: dict[str, str]) -> str:
-    """A page that leads on to the explorer, and lists the pages of all studies."""
+_OF_STUDIES = ("data", "eval_data", "eval_limit", "readout", "graphs")
+"""Options that all studies of one run share."""
+
+
+def _folder(study: type[Command]) -> str:
+    """The folder of a study in that of the run."""
+    return "clt" if study is Train else study.command_name()
+
+
+def _address(study: type[Command]) -> str:
+    """The page of a study, from the folder of the run."""
+    return f"{_folder(study)}/{STUDIES[study].name}.html"
+
+
+def _index(title: str, links: Mapping[str, str], left_out: Mapping[str, str]) -> str:
+    """A page that lists the pages of all studies, the explorer first."""
     shown = "".join(
         f'<li><a href="{html.escape(page, quote=True)}">{html.escape(text)}</a></li>\n'
         for text, page in links.items()
@@ -187,8 +231,5 @@ def _index(title: str, links: dict[str, str], left_out: dict[str, str]) -> str:
         f"<title>{html.escape(title)}</title>\n"
         "<style>body { font: 16px/1.6 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; "
         "padding: 0 1rem; }</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1>\n"
-        '<p><a href="explore/index.html">Explorer</a>: heatmap, features, images, graphs, steering'
-        ".</p>\n"
-        f"<ul>\n{shown}{missing}</ul></body></html>\n"
+        f"<body><h1>{html.escape(title)}</h1>\n<ul>\n{shown}{missing}</ul></body></html>\n"
     )

@@ -54,7 +54,9 @@ def local_files(place: str | Path) -> SavedFiles | None:
         files = SavedFiles(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
         for path in files:
             if not path.is_file():
-                raise InputError("clt", f"is {folder}; expected a {path.name} in it.")
+                inside = folder / "clt"
+                there = f"; {inside} is one" if (inside / CONFIG_FILE).is_file() else ""
+                raise InputError("clt", f"is {folder}; expected a {path.name} in it{there}.")
         return files
     if folder.exists():
         raise InputError("clt", f"is {folder}, a file; expected a folder holding {CONFIG_FILE}.")

@@ -26,7 +26,8 @@ const className = (label) => (label < 0 ? "no class" : E.classes[label] ?? `clas
 const effectName = (c) => (c < 0 ? "no class" : E.effect_classes[c]); // those effects were read on
 const answerName = (c) => E.classes[c] ?? `class ${c}`;
 const address = (s, i) => `${s}:${i}`;
-const caption = (place) => `${className(E.images.label[place])}, row ${E.images.row[place]}`;
+const imageName = (place) => `image ${E.images.row[place]}`;
+const caption = (place) => (E.images.label[place] < 0 ? imageName(place) : `${className(E.images.label[place])}, ${imageName(place)}`);
 const tokenName = (token) => {
   if (E.has_cls && token === 0) return "CLS";
   const patch = token - (E.has_cls ? 1 : 0);
@@ -43,6 +44,8 @@ function href(path, params = {}) {
 
 const link = (path, text, params = {}, more = {}) => make("a", { href: href(path, params), ...more }, text);
 const featureLink = (s, i) => link(`feature/${address(s, i)}`, address(s, i), {}, { class: "address" });
+// One that may have no page here.
+const featureName = (s, i, has) => (has ? featureLink(s, i) : make("span", { class: "address" }, address(s, i)));
 
 // A choice within a view changes the address without a new entry in the history.
 function keep(path, params) {
@@ -50,6 +53,7 @@ function keep(path, params) {
   if (found === location.hash) return;
   try {
     history.replaceState(null, "", found);
+    shownHash = found; // of start.js: what is shown now has this address
   } catch {
     // a frame without an address of its own, as in a notebook, keeps none
   }

@@ -13,7 +13,7 @@ async function showFeature([text]) {
   const beside = (n) => (around[n] ? [`feature/${address(...around[n])}`, address(...around[n])] : []);
   const note = `Frames: patches where the feature is active (${key("orange")} positive, ${key("blue")} ` +
     `negative); full colour is |z| = ${digits(page.scale)}. Below each image: z of its strongest ` +
-    `row, and z of the class token (CLS). Row numbers are those of the data.`;
+    `row, and z of the class token (CLS). Images are numbered as in the data.`;
   return { title: text, nodes: [
     steps(beside(at - 1), beside(at + 1), [`layer/${s}`, `layer ${s}`]),
     make("h1", {}, `Feature ${text}`),
@@ -66,7 +66,7 @@ function shelf(examples, side) {
     const text = `z ${digits(value)}${cls === null ? "" : `, CLS ${digits(cls)}`}`;
     return make("figure", {}, imageLink(place, side, `${caption(place)}; ${text}`, { map }),
       make("div", {}, text),
-      make("div", { class: "soft" }, className(E.images.label[place]), make("br"), `row ${E.images.row[place]}`));
+      make("div", { class: "soft" }, className(E.images.label[place]), make("br"), imageName(place)));
   }));
 }
 

@@ -22,7 +22,7 @@ async function showGraph([text], params) {
     Object.assign(state, change);
     keep(`graph/${row}`, { share: state.share === 80 ? "" : state.share, pin: [...state.pins].join(","), group: writeGroups(state.groups), node: state.node });
     const visible = visibleNodes(graph, state);
-    shown.textContent = ` ${state.share} % of the influence kept: ${visible.size} of ${graph.ids.length} nodes`;
+    shown.textContent = ` ${state.share} % of the influence of these ${graph.ids.length} nodes: ${visible.size} of them`;
     drawGraph(drawing, graph, state, visible, update);
     panel.replaceChildren(...nodePanel(graph, row, state, update));
     pinned.replaceChildren(...pinnedList(graph, state, update));
@@ -37,11 +37,11 @@ async function showGraph([text], params) {
     claim(),
     make("div", { class: "row" }, picture(row, 72, caption(row)),
       make("p", {}, `Logit ${digits(graph.logit)}; other classes ${digits(graph.floor)} on average. Norms ${graph.norms}. `,
-        link(`steer/${row}`, "Turn its features up or down"))),
+        steerLink(row))),
     make("label", { class: "slider" }, "Show ", slider, shown),
     make("div", { class: "wide" }, make("section", {}, drawing, rich(`${key("blue")} features, ${key("grey")} errors of the reconstruction, ` +
-      `${key("amber")} patches, ${key("green")} the logit. Edges: direct effects, ${key("blue")} raising, ${key("orange")} lowering; width is their influence. ` +
-      "Left to right: class token, then patches; layers from below. Select a node, then pin it or put it into a group; the address keeps both."), pinned), panel),
+      `${key("amber")} patches, ${key("sky")} all biases, ${key("green")} the logit. Edges: direct effects, ${key("blue")} raising, ${key("orange")} lowering; width is their influence. ` +
+      "Left to right: biases, class token, then patches; layers from below. Select a node to see what it is and to pin it; two that are pinned can be grouped. The address keeps all of it."), pinned), panel),
     make("p", { class: "note" }, graph.caption), ...graph.notes.map((note) => make("p", { class: "note" }, note))] };
 }
 
@@ -98,7 +98,7 @@ function visibleNodes(graph, state) {
 function units(graph, state, visible) {
   const found = state.groups.map(({ name, ids }) => ({ name, group: true, members: ids.map((id) => graph.ids.indexOf(id)) }));
   for (const n of visible) if (groupOf(state, graph.ids[n]) < 0) found.push({ members: [n] });
-  const top = E.facts ? LAYERS.at(-1) : 0;
+  const top = LAYERS.at(-1);
   const height = (n) => ({ logit: top + 1, patch: -1, bias: -1 }[graph.nodes.kind[n]] ?? graph.nodes.layer[n]);
   for (const unit of found) {
     const levels = unit.members.map(height);
@@ -158,7 +158,7 @@ function drawEdges(graph, unitOf, chosen) {
   });
 }
 
-const KIND_COLOURS = { feature: "blue", error: "grey", patch: "amber", logit: "green", bias: "grey" };
+const KIND_COLOURS = { feature: "blue", error: "grey", patch: "amber", logit: "green", bias: "sky" };
 
 function drawUnit(graph, state, unit, chosen, update) {
   const n = unit.members[0], id = graph.ids[n];
@@ -237,7 +237,7 @@ function nodePanel(graph, row, state, update) {
   if (effect[n] !== null) about["Direct effect"] = `${signed(effect[n])} logits`;
   if (total[n] !== null) about["With later features"] = `${signed(total[n])} logits`;
   const measured = graph.measured.find(([s, t, i]) => kind[n] === "feature" && s === layer[n] && t === token[n] && i === feature[n]);
-  about["Silenced in the model"] = measured ? `the logit falls by ${digits(measured[4])}; foretold ${digits(measured[3])}` : "not tried";
+  about["Silenced in the model"] = measured ? `the logit changes by ${signed(-measured[4])}; foretold ${signed(-measured[3])}` : "not tried";
   const patch = token[n] === null ? -1 : token[n] - (E.has_cls ? 1 : 0);
   const pinned = state.pins.has(state.node);
   const actions = [button(pinned ? "Unpin" : "Pin", () => {
@@ -245,7 +245,6 @@ function nodePanel(graph, row, state, update) {
     update();
   })];
   if (kind[n] === "feature") {
-    actions.push(link(`feature/${address(layer[n], feature[n])}`, "What it fires on", {}, { class: "button" }));
     if (graph.steered.features.some((f) => f.layer === layer[n] && f.feature === feature[n])) {
       actions.push(link(`steer/${row}/${address(layer[n], feature[n])}`, "Steer it", {}, { class: "button" }));
     }
@@ -260,7 +259,7 @@ function groupPanel(graph, group) {
   const sum = (column) => members.reduce((all, n) => all + (column[n] ?? 0), 0);
   return [make("h2", {}, `Group ${group.name}`), facts({ "Influence": percent(sum(graph.nodes.influence)),
     "Direct effect": `${signed(sum(graph.nodes.effect))} logits` }),
-  make("ul", {}, ...members.map((n) => make("li", {}, ...withAddresses(nodeName(graph, n)))))];
+  make("ul", {}, ...members.map((n) => make("li", {}, nodeName(graph, n))))];
 }
 
 // Pictures come when the layer has been read.
@@ -268,7 +267,9 @@ function topImages(s, i) {
   const shelfOf = make("div", { class: "shelf small" });
   layerOf(s).then((layer) => {
     const j = layer.at.get(i);
-    if (j !== undefined) shelfOf.append(...layer.top[j].map((place) => imageLink(place, 48, caption(place))));
+    if (j === undefined) return;
+    shelfOf.append(...layer.top[j].map((place) => imageLink(place, 48, caption(place))),
+      link(`feature/${address(s, i)}`, "What it fires on", {}, { class: "button" }));
   }, () => {});
   return shelfOf;
 }

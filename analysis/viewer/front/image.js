@@ -11,7 +11,7 @@ async function showImage([text]) {
   const label = E.images.label[row];
   return { title: `image ${row}`, nodes: [
     steps(beside(row - 1), beside(row + 1), ["", "overview"]),
-    make("h1", {}, `Image ${row}: ${className(label)}`),
+    make("h1", {}, label < 0 ? `Image ${row}` : `Image ${row}: ${className(label)}`),
     make("div", { class: "wide even" },
       make("section", {}, picture(row, 220, caption(row)), imageActions(row)),
       make("section", {}, make("h2", {}, "The model's answer"), answer(readings, label))),
@@ -28,19 +28,23 @@ async function showImage([text]) {
 
 function imageActions(row) {
   if (E.with_graph.includes(row)) {
-    return make("p", {}, link(`graph/${row}`, "What drives its logit: graph", {}, { class: "button" }), " ",
-      link(`steer/${row}`, "Turn its features up or down", {}, { class: "button" }));
+    return make("p", {}, link(`graph/${row}`, "What drives its logit: graph", {}, { class: "button" }), " ", steerLink(row, "button"));
   }
   if (E.no_graphs) return make("p", { class: "soft" }, E.no_graphs);
-  return make("p", { class: "soft" }, "It has no graph here; this makes one: ",
-    make("code", {}, `vit-clt graph --clt ${E.clt} --query ${row}`), ", or explore with a larger --graphs.");
+  return make("p", { class: "soft" }, "It has no graph here. ", make("code", {}, "vit-clt explore"),
+    " with a larger --graphs takes more images apart, ", make("code", {}, "vit-clt graph"), " those that are named.");
 }
 
+// Where something was steered: the features of a graph may all be always on.
+const steerLink = (row, kind = null) => (E.with_steering.includes(row)
+  ? link(`steer/${row}`, "Turn its features up or down", {}, { class: kind }) : "");
+
 function answer(readings, label) {
-  if (!readings.classes) return make("p", { class: "soft" }, "Not read: there are no class names, or no text tower.");
+  if (!readings.classes) return make("p", { class: "soft" }, "Not read: there is no readout of classes.");
   const first = readings.classes[0][0];
   const own = readings.own === null ? "" : ` Its own class has ${percent(readings.own)}.`;
-  const right = label < 0 ? "" : first === label ? " It is right." : " It is wrong.";
+  // an image of several classes has more than one right answer
+  const right = label < 0 || !E.one_label ? "" : first === label ? " It is right." : " It is wrong.";
   return make("div", {}, make("p", {}, `${answerName(first)}, with a probability of ${percent(readings.classes[0][1])}.${right}${own}`),
     probabilities(readings.classes, label, "Probabilities of classes"));
 }
@@ -48,7 +52,7 @@ function answer(readings, label) {
 function strongest(readings, s) {
   const found = readings.strong[s] ?? [];
   if (!found.length) return [make("span", { class: "soft" }, "none fires")];
-  return found.map(([i, z]) => make("span", { class: "chip" }, featureLink(s, i), make("span", { class: "soft" }, ` (${digits(z)})`)));
+  return found.map(([i, z, has]) => make("span", { class: "chip" }, featureName(s, i, has), make("span", { class: "soft" }, ` (${digits(z)})`)));
 }
 
 function neighbours(readings, s, label) {

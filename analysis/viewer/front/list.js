@@ -25,8 +25,9 @@ async function showList(args, params) {
   const state = {
     q: params.q ?? "", kind: params.kind ?? "", sort: params.sort ?? "", down: params.down ?? "",
     part: Number(params.part ?? 0), target: targets.includes(Number(params.target)) ? params.target : "",
-    tokens: params.tokens ?? (E.has_cls ? "cls" : "patch"),
+    tokens: ["cls", "patch"].includes(params.tokens) ? params.tokens : E.has_cls ? "cls" : "patch",
   };
+  if (!COLUMNS.some(({ key: name }) => name === state.sort)) state.sort = "";
   if (state.target !== "" && !params.sort) Object.assign(state, { sort: "write", down: "1" });
   const view = {
     found: make("p", { role: "status", id: "found" }), heads: make("tr", { id: "heads" }),

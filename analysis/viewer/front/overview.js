@@ -14,12 +14,14 @@ async function showOverview(args, params) {
       make("section", {}, make("h2", {}, chosen.title),
         make("nav", { class: "tabs", "aria-label": "Heatmaps" }, ...tabs),
         heatmap(chosen),
-        make("p", { class: "note" }, `Share of y_l's reconstruction that is decoded from features of layer s, ` +
-          `${chosen.rows}, L0 ${digits(chosen.l0)}; ${E.scores_on}. A cell leads to the features of its source, ordered by what they write at its target.`),
+        make("p", { class: "note" }, `${chosen.bias.length ? "Share of y_l's reconstruction" : "Share of the variance of y_l's reconstruction"} ` +
+          `that is decoded from features of layer s${chosen.bias.length ? "; with the bias (b) a row sums to 1" : "; a row sums to 1"}; ${chosen.rows}, L0 ${digits(chosen.l0)}; ${E.scores_on}. A cell leads to the features of its source, ordered by what they write at its target.`),
         ...E.meaning.map((text) => make("p", { class: "note" }, text))),
       make("section", {}, make("h2", {}, "How far to trust it"), make("p", {}, E.fit.line), fitTable())),
     make("div", { class: "wide" }, replacedTable(), auditText()),
-    make("h2", {}, "A few features, of each layer the one with the purest images"), fewFeatures(),
+    make("h2", {}, E.story.features.some(([, , , purity]) => purity !== null)
+      ? "A few features: of these layers the ones with the purest images" : "A few features: of these layers the busiest that are not always on"),
+    fewFeatures(),
     ...(await steeredExample()), ...example.nodes,
     make("h2", {}, "Features by layer"), layerLinks(),
     make("h2", {}, "Images taken apart"), graphLinks(),
@@ -31,12 +33,13 @@ async function showOverview(args, params) {
 function heatmap(map) {
   const n = map.values.length, most = Math.max(...map.values.flat().map((v) => Math.abs(v ?? 0)), 1e-9);
   const rows = map.values.map((values, l) => make("tr", {}, make("th", { scope: "row" }, `${l}`),
-    ...values.map((value, s) => heatCell(map, s, l, value, most))));
-  const foot = make("tr", {}, make("th", {}, "l / s"), ...map.values.map((_, s) => make("th", { scope: "col" }, `${s}`)));
+    ...values.map((value, s) => heatCell(map, s, l, value, most)), ...biasCell(map, l)));
+  const foot = make("tr", {}, make("th", {}, "l / s"), ...map.values.map((_, s) => make("th", { scope: "col" }, `${s}`)),
+    ...(map.bias.length ? [make("th", { scope: "col" }, "b")] : []));
   const shown = make("table", { class: `heat${n > 12 ? " small" : ""}`, "aria-label": map.title },
-    make("tbody", {}, ...rows.reverse()), make("tfoot", {}, foot));
+    make("tbody", {}, ...rows), make("tfoot", {}, foot));
   shown.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     const at = event.target.dataset?.cell?.split(",").map(Number);
     if (!step || !at) return;
     const next = shown.querySelector(`[data-cell="${at[0] + step[0]},${at[1] + step[1]}"]`);
@@ -45,15 +48,21 @@ function heatmap(map) {
     next?.focus();
   });
   return make("figure", { class: "heatmap" }, shown, make("figcaption", { class: "note" },
-    "columns: source layer s; rows: target layer l, the last one on top", legend(most)));
+    "columns: source layer s; rows: target layer l; empty below 0.005 in size", legend(most)));
 }
+
+const cellText = (value) => (Math.abs(value) < 0.005 ? "" : value.toFixed(2).replace("0.", "."));
+
+// What the decoders' bias adds has no source; its colour would hide that of the sources.
+const biasCell = (map, l) => (map.bias.length
+  ? [make("td", { class: "bias", title: `bias of layer ${l}: ${digits(map.bias[l])}` }, cellText(map.bias[l]))] : []);
 
 function heatCell(map, s, l, value, most) {
   if (value === null) return make("td", {});
   const share = Math.abs(value) / most;
   const style = `--share:${(100 * share).toFixed(0)}%`;
   const kind = `${value < 0 ? "below" : "above"}${share > 0.55 ? " strong" : ""}`;
-  const text = Math.abs(value) < 0.005 ? "" : value.toFixed(2).replace("0.", ".");
+  const text = cellText(value);
   const params = { target: l, tokens: map.tokens === "patch" ? "patch" : map.tokens === "cls" ? "cls" : "" };
   if (!(s in E.with_page)) return make("td", { class: kind, style }, text);
   return make("td", { class: kind, style }, make("a", {
@@ -87,13 +96,13 @@ function fitTable() {
     String(s), ...kinds.map((kind) => {
       const value = E.fit.r2[kind][s];
       return make("span", { class: value !== null && value < 0 ? "bad" : "" }, value !== null && value < 0 ? `${two(value)} worse than the mean` : two(value));
-    }), digits(l0), percent(E.fit.silent[s])]), "tight");
+    }), digits(l0), `${(100 * E.fit.silent[s]).toFixed(1)} %`]), "tight");
 }
 
 const fewFeatures = () => make("div", { class: "few" }, ...E.story.features.map(([s, i, images, purity, label, chance]) =>
   make("section", {}, make("h3", {}, featureLink(s, i)),
     make("div", {}, ...images.map(([place, map]) => imageLink(place, 56, caption(place), { map })), " "),
-    make("p", { class: "soft" }, purity === null ? "no labels" : `${percent(purity)} of its top images are ${className(label)}, by chance ${percent(chance)}`))));
+    make("p", { class: "soft" }, purity === null ? "no labels" : `${percent(purity)} of its top images are ${className(label)}, a random set of images ${percent(chance)}`))));
 
 // One image before and after its feature is scaled, beside its graph.
 async function steeredExample() {
@@ -101,7 +110,9 @@ async function steeredExample() {
   const [row, name, factor] = E.story.steered, { steered } = await graphOf(row);
   const found = steered.features.find((f) => address(f.layer, f.feature) === name);
   const values = found.p[E.factors.indexOf(factor)], label = E.images.label[row];
-  const pairs = (shown) => steered.classes.slice(0, 5).map((c, j) => [c, shown[j]]);
+  const most = steered.classes.map((_, j) => [Math.max(steered.clean[j], values[j]), j]);
+  const five = most.sort((a, b) => b[0] - a[0]).slice(0, 5).map(([, j]) => j).sort((a, b) => a - b);
+  const pairs = (shown) => five.map((j) => [steered.classes[j], shown[j]]);
   return [make("h2", {}, `Image ${row} with feature ${name} scaled by ${factor}`),
     make("p", {}, link(`steer/${row}/${name}`, "Other features and factors", { factor }), " · ", link(`graph/${row}`, "What drives its logit: graph", { node: name })),
     make("div", { class: "trio" }, picture(row, 110, caption(row)),

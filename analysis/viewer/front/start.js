@@ -16,7 +16,7 @@ async function route() {
   if (shownHash !== null) scrolls.set(shownHash, scrollY);
   let found;
   try {
-    if (!(name in VIEWS) || (!E.heatmaps && ["image", "graph", "steer"].includes(name))) throw new Error(`There is no page “${name}” here.`);
+    if (!Object.hasOwn(VIEWS, name) || (!E.heatmaps && ["image", "graph", "steer"].includes(name))) throw new Error(`There is no page “${name}” here.`);
     found = await VIEWS[name](args, params);
   } catch (error) {
     found = { title: "not found", nodes: [steps([], [], ["", "overview"]), make("p", { role: "alert", class: "bad" }, error.message)] };
@@ -101,8 +101,8 @@ function start() {
     document.querySelector(".graph")?.redraw();
   });
   route();
-  // sheets are decoded while nobody waits
-  const n = Math.ceil(E.images.row.length / (E.sheet * E.sheet));
+  // sheets are decoded while nobody waits; of thousands of images only those that are seen
+  const n = Math.min(16, Math.ceil(E.images.row.length / (E.sheet * E.sheet)));
   (window.requestIdleCallback ?? setTimeout)(() => { for (let i = 0; i < n; i++) sheet(i); });
 }
 

@@ -3,6 +3,7 @@
 
 async function showSteer([text, feature], params) {
   const row = Number(text), { steered } = await graphOf(row);
+  if (!steered.features.length) throw new Error(`No feature of image ${row} was steered: those of its graph are always on.`);
   const names = steered.features.map((f) => address(f.layer, f.feature));
   if (feature !== undefined && !names.includes(feature)) throw new Error(`Feature ${feature} was not steered on image ${row}; ${names.join(", ")} were.`);
   const chosen = steered.features[Math.max(0, names.indexOf(feature))];
@@ -21,11 +22,12 @@ async function showSteer([text, feature], params) {
     const at = E.factors.indexOf(state.factor), values = at < 0 ? steered.clean : chosen.p[at];
     shown.textContent = ` z × ${state.factor}${{ 0: ", silenced", 1: ", unchanged" }[state.factor] ?? ""}`;
     const most = values.map((p, j) => [Math.abs(p - steered.clean[j]), j]).sort((a, b) => b[0] - a[0])[0][1];
-    const random = at < 0 ? 0 : chosen.random_change[at][most];
+    const control = at < 0 ? 0 : chosen.control_change[at][most];
     say.textContent = at < 0 ? "A factor of 1 is the model itself." :
       `${answerName(steered.classes[most])} changes most: ${percent(steered.clean[most])} before, ${percent(values[most])} after. ` +
-      (random === null ? "No other feature of the layer fires here to compare with."
-        : `${chosen.random.length} random features of layer ${chosen.layer} that fire on this image, scaled alike, change it by ${digits(100 * random, 2)} points on average.`);
+      (control === null ? "No other feature of the layer fires here to compare with."
+        : `The ${chosen.controls.length} features of layer ${chosen.layer} that write about as much on this image, scaled alike, ` +
+          `change it by ${digits(100 * control, 2)} points on average.`);
     after.replaceChildren(make("h2", {}, `After: ${name} × ${state.factor}`), probabilities(pairs(values), label, "Probabilities after"));
   };
   slider.addEventListener("input", () => { state.factor = factors[Number(slider.value)]; update(); });
@@ -39,5 +41,7 @@ async function showSteer([text, feature], params) {
       "with its errors added back, so that everything else is the model itself; all later layers answer to the change.")),
     make("label", { class: "slider" }, "Scale ", slider, shown), say,
     make("div", { class: "wide even" }, make("section", {}, make("h2", {}, "Before"), probabilities(pairs(steered.clean), label, "Probabilities before")), after),
+    make("p", { class: "note" }, "The factor shown first is the one of largest change; the features are those of the graph with the largest " +
+      "total effects, without those that fire on more than 90 % of images."),
     make("p", { class: "note" }, `The ${steered.classes.length} classes that hold most before or after; ✓ is the image's own. ${E.context}.`)] };
 }

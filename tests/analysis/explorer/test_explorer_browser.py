@@ -34,7 +34,7 @@ def explorer() -> Explorer:
     images = torch.randn(20, 3, 12, 12, generator=torch.Generator().manual_seed(4))
     names = ["a <b>red", "a </script> green", "a blue"]
     data = TensorImages(images, torch.arange(20) % 3, names, name="noise")
-    clt = random_clt(vit, n_features=32)
+    clt = random_clt(vit, n_features=96)
     return explore(vit, clt, data, graphs=3, interventions=4, top=4, effect_images=8, clt_name="C")
 
 
@@ -151,7 +151,7 @@ def test_keys_lead_everywhere(browser: Page, address: str):
     page = browser
     go(page, address, "")
     page.value("document.querySelector('[data-cell=\"0,0\"]').focus()")
-    page.press("ArrowUp")
+    page.press("ArrowDown")
     assert page.value("document.activeElement.dataset.cell") == "0,1"
     page.press("Enter")
     page.until("document.getElementById('view').dataset.view === 'layer'")
@@ -176,6 +176,7 @@ def test_what_is_not_there_is_said(browser: Page, address: str):
         ("#/image/99", "there are images 0 to 19"),
         ("#/graph/x", "has no graph here"),
         ("#/nowhere", "no page “nowhere”"),
+        ("#/toString", "no page “toString”"),
     ):
         go(browser, address, place)
         assert expected in text(browser, "[role=alert]")

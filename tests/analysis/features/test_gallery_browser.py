@@ -283,7 +283,7 @@ def test_in_a_browser(gallery: Path, stats: FeatureStatistics, tmp_path: Path):
         assert len(names) == len(shown.top) + sum(len(r.examples) for r in shown.ranges)
         first = shown.top[0]
         assert names[0].startswith(
-            f"{['red', 'green', '<b>blue'][first.label]}, row {first.row}; z "
+            f"{['red', 'green', '<b>blue'][first.label]}, image {first.row}; z "
         )
         assert page.value("document.querySelectorAll('#view svg').length") == (
             2 + (shown.effect_images > 0)
