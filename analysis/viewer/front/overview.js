@@ -155,5 +155,5 @@ function withAddresses(text) {
   });
 }
 
-const withCode = (text) => text.split(/(vit-clt .+)$/).map((part) =>
-  (part.startsWith("vit-clt ") ? make("code", {}, part) : part));
+const withCode = (text) => text.split(/(vit-clt [a-z-]+|--[a-z-]+)/).map((part) =>
+  (/^(vit-clt |--)/.test(part) ? make("code", {}, part) : part));
