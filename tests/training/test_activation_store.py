@@ -19,7 +19,7 @@ from oracles.run_train import forked
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vit_clt import InputError
+from vit_clt import InputError, progress
 from vit_clt.data.fingerprints import sampled_fingerprint
 from vit_clt.data.images import TensorImages, UnreadableImage
 from vit_clt.hooks import HookedViT
@@ -520,7 +520,10 @@ def test_stop_stops_and_keeps_what_is_finished(tiny_vit, tmp_path):
 # ---- the progress line ----------------------------------------------------------------------
 
 
-def test_the_progress_line_counts_images_from_where_the_build_stands(tiny_vit, tmp_path, capsys):
+def test_the_progress_line_counts_images_from_where_the_build_stands(
+    tiny_vit, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(progress, "_draws_over", lambda stream: True)
     build(tmp_path, tiny_vit)
     assert capsys.readouterr().err == ""
     (tmp_path / SHARDS[1]).unlink()

@@ -29,7 +29,8 @@ from vit_clt.hooks.activations import capture
 from vit_clt.training.cost import estimate
 from vit_clt.training.objective import Objective
 from vit_clt.training.trial import faster_backend
-from vit_clt.transcoder.sparsifiers import SparsifierTraining, TopKTraining
+from vit_clt.transcoder.sparsifiers import TopKTraining
+from vit_clt.transcoder.train_config import SparsifierTraining
 
 L, D, F, T = 3, 4, 8, 11
 PREFIXES = (2, 5)

@@ -35,6 +35,7 @@ from vit_clt.data.images import ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT
 from vit_clt.kernels.codes import DenseCodes
 from vit_clt.outputs.manifest import file_hash
+from vit_clt.transcoder.identity import encoder_sha256
 
 SPARSIFIERS = [ReLUTopK(k=5), AbsTopK(k=5), JumpReLU(theta=0.3)]
 KINDS = ("cls", "patch", "all")
