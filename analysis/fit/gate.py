@@ -3,6 +3,8 @@
 The numbers are those of `reconstruction` on the same images, to the last digit: R^2 by layer on the
 rows of each token kind (0 is predicting their mean, below it the CLT is worse than that), the
 measured L0, and the share of features that fire on none of the token rows. Teacher trajectory.
+Images of a folder are sorted by class, so that the first would be of a few classes: those taken are
+evenly spaced.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 from vit_clt.analysis.fit.reconstruction_study import Reconstruction, reconstructions
 from vit_clt.analysis.reporting.notice import Notice
 from vit_clt.choices import TokenKind
-from vit_clt.data.images import ImageData, ImageSubset, as_image_data
+from vit_clt.data.images import ImageData, ImageSubset, as_image_data, evenly_spaced
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric
 from vit_clt.training.order import held_out_images
@@ -41,7 +43,7 @@ class Fit:
     data: str
     split: str | None
     n_images: int
-    """Images it was measured on, the first of the data."""
+    """Images it was measured on, evenly spaced over the data."""
     of_images: int
     """Images that the data has."""
     r2: Mapping[TokenKind, tuple[float, ...]]
@@ -49,7 +51,8 @@ class Fit:
     l0: tuple[float, ...]
     """Active features a token row, by layer."""
     dead: tuple[float, ...]
-    """Share of features that fire on no token row of these images, by layer."""
+    """Share of features that fire on no token row of these images, by layer: silent on them, which
+    on so few images is not yet dead."""
 
     def mean_r2(self, kind: TokenKind) -> float:
         """Mean of R^2 over the layers where it is defined; NaN where it is at none."""
@@ -75,12 +78,13 @@ class Fit:
 
     def line(self) -> str:
         """The fit in one sentence, and a second one where the CLT is worse than the mean."""
-        images = f"{'first ' if self.n_images < self.of_images else ''}{self.n_images} images"
+        few = self.n_images < self.of_images
+        of = f" of {self.of_images} images, evenly spaced" if few else " images"
         parts = [f"{_NAMES[kind]} {self._r2_text(kind)}" for kind in self.r2]
         worse = self.worse_than_mean()
         return (
-            f"Fit of {self.clt} on {self.data}, {images}: R2 {', '.join(parts)}, "
-            f"L0 {self.mean_l0():.1f}, {self.dead_share():.0%} of features never fire."
+            f"Fit of {self.clt} on {self.data}, {self.n_images}{of}: R2 {', '.join(parts)}, "
+            f"L0 {self.mean_l0():.1f}, {self.dead_share():.0%} of features are silent on them."
             + (
                 f" Worse than the mean at {_places(worse, len(self.l0))}: do not read their scores."
                 * bool(worse)
@@ -88,13 +92,13 @@ class Fit:
         )
 
     def by_layer(self) -> pd.DataFrame:
-        """R^2 of every token kind, L0 and the dead share, one row a layer, as text."""
+        """R^2 of every token kind, L0 and the silent share, one row a layer, as text."""
         columns = {
             f"R2 {_ROWS[kind]} rows": [_two_digits(value) for value in values]
             for kind, values in self.r2.items()
         }
         columns["L0"] = [f"{l0:.1f}" for l0 in self.l0]
-        columns["never fire"] = [f"{share:.0%}" for share in self.dead]
+        columns["silent"] = [f"{share:.0%}" for share in self.dead]
         return pd.DataFrame(columns).rename_axis("layer").reset_index()
 
     def to_json(self) -> dict[str, Any]:
@@ -111,7 +115,7 @@ class Fit:
         }
 
     def metrics(self) -> list[Metric]:
-        """Mean and least R^2 of every token kind, L0, and the share that never fires."""
+        """Mean and least R^2 of every token kind, L0, and the share of silent features."""
         metrics = []
         for kind, values in self.r2.items():
             defined = [value for value in values if not isnan(value)]
@@ -119,7 +123,7 @@ class Fit:
             for name, value in ((f"r2_{kind}", self.mean_r2(kind)), (f"r2_{kind}_least", least)):
                 metrics.append(Metric(f"fit_{name}", value, "fraction", self.n_images, floor=0.0))
         metrics.append(Metric("fit_l0", self.mean_l0(), "count", self.n_images))
-        return [*metrics, Metric("fit_never_fire", self.dead_share(), "fraction", self.n_images)]
+        return [*metrics, Metric("fit_silent", self.dead_share(), "fraction", self.n_images)]
 
     def notice(self) -> Notice:
         """The sentence for the head of a page: a warning where the CLT is worse than the mean."""
@@ -151,8 +155,8 @@ def fit_of_training(
 ) -> Fit | None:
     """The fit of a CLT at the end of its training.
 
-    It is measured on the images that the run held out, or else on the first that it was trained on;
-    None where no image can be read.
+    It is measured on the images that the run held out, or else on some that it was trained on; None
+    where no image can be read.
 
     Args:
         vit: the teacher.
@@ -161,8 +165,9 @@ def fit_of_training(
         settings: how it was trained.
     """
     held_out, trained_on = held_out_images(settings, len(data))
-    chosen = (held_out or trained_on)[:N_IMAGES]
+    chosen = held_out or trained_on
     if settings.unreadable == "skip":
+        chosen = [chosen[i] for i in evenly_spaced(len(chosen), N_IMAGES)]
         _, readable = data.readable(chosen)
         chosen = [chosen[i] for i in readable]
     if not chosen:
@@ -187,7 +192,7 @@ def measure_fits(
         vit: the teacher.
         clts: its transcoders, by name.
         data: ImageData, a tensor "image 3 height width", or batches.
-        n_images: most images that are used, the first of the data.
+        n_images: most images that are used; where there are more, so many, evenly spaced.
         progress: show progress bars.
 
     Raises:
@@ -196,7 +201,7 @@ def measure_fits(
     images = as_image_data(data)
     measured = images
     if n_images < len(images):
-        measured = ImageSubset(images, range(n_images))
+        measured = ImageSubset(images, evenly_spaced(len(images), n_images))
         measured.batch_size = images.batch_size
     result = reconstructions(vit, clts, measured, progress=progress)
     kinds: list[TokenKind] = [kind for kind in vit.cfg.rows.kinds if kind != "all"]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 MANY_DEAD = 0.2
-"""Share of features that never fire, above which `Training.advice` says what to try."""
+"""Share of features dead at the end of training, above which `Training.advice` speaks of it."""
 _FVU_KINDS = ("fvu", "fvu_cls", "fvu_patch")
 
 
@@ -113,14 +113,15 @@ class Training(Study):
         )
 
     def advice(self) -> str | None:
-        """What to try where the CLT is worse than the mean or many features never fire, or None.
+        """What to try where the CLT is worse than the mean or many features are dead, or None.
 
-        What each option did where it was measured is in docs/training.md.
+        Dead is what was silent for an epoch of training rows: the few images of the fit do not tell
+        a rare feature from a dead one. What each option did is in docs/training.md.
         """
         if self.fit is None:
             return None
         worse = {kind for _, kind in self.fit.worse_than_mean()}
-        many_dead = self.fit.dead_share() > MANY_DEAD
+        many_dead = self._last["dead"] > MANY_DEAD
         settings = self.settings
         n_steps = self._end["step"]
         tries = {

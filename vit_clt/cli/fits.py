@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def measured_fits(
     vit: HookedViT, clts: Mapping[str, CrossLayerTranscoder], data: ImageData
 ) -> list[Fit]:
-    """Measure the fit of every CLT on the first images of `data`, and print it.
+    """Measure the fit of every CLT on images of `data`, and print it.
 
     Args:
         vit: the teacher.

@@ -7,7 +7,7 @@ import hashlib
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vit_clt.data.images import ImageData, pixel_bytes
+from vit_clt.data.images import ImageData, evenly_spaced, pixel_bytes
 
 SAMPLED_IMAGES = 64
 ROWS_AT_ONCE = 1024
@@ -58,7 +58,7 @@ def sampled_fingerprint(data: ImageData) -> str:
     It does not see a change that leaves all sampled images unchanged: of more than 64 images, one
     between them may be altered, or two swapped.
     """
-    rows = _evenly_spaced(len(data))
+    rows = evenly_spaced(len(data), SAMPLED_IMAGES)
     images, positions = data.readable(rows)
     digest = hashlib.sha256(f"{len(data)} rows".encode())
     pixels = dict(zip(positions, () if images is None else images.cpu(), strict=True))
@@ -84,8 +84,3 @@ def image_keys(
         ).digest()
         for image, label in zip(images.cpu(), labels.tolist(), strict=True)
     ]
-
-
-def _evenly_spaced(n: int) -> list[int]:
-    count = min(n, SAMPLED_IMAGES)
-    return [i * (n - 1) // max(count - 1, 1) for i in range(count)]

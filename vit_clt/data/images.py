@@ -230,6 +230,12 @@ def as_image_data(images: ImageData | Tensor | Iterable[Any]) -> ImageData:
     return data
 
 
+def evenly_spaced(n: int, most: int) -> list[int]:
+    """At most `most` of the numbers 0 to n - 1 in ascending order: first, last, and even steps."""
+    count = min(n, most)
+    return [i * (n - 1) // max(count - 1, 1) for i in range(count)]
+
+
 def pixel_bytes(image: Float[Tensor, "3 height width"]) -> bytes:
     """The type, the shape and the values of an image on the CPU, as bytes."""
     values = image.contiguous().view(torch.uint8).numpy().tobytes()

@@ -11,7 +11,7 @@ from builders import random_clt, tiny_clip, tiny_timm
 
 from vit_clt.analysis import measure_fit, measure_fits, reconstruction
 from vit_clt.analysis.fit.gate import Fit
-from vit_clt.data.images import TensorImages
+from vit_clt.data.images import ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT
 
 NAN = float("nan")
@@ -29,20 +29,20 @@ def some_fit(cls: tuple[float, ...], patch: tuple[float, ...]) -> Fit:
     return Fit("CLT", "toy", "test", 8, 9, {"cls": cls, "patch": patch}, (4.0,) * n, (0.25,) * n)
 
 
-def test_equals_the_reconstruction_of_the_first_images_to_the_last_digit() -> None:
+def test_equals_the_reconstruction_of_evenly_spaced_images_to_the_last_digit() -> None:
     vit = HookedViT(tiny_clip())
     clt, data = random_clt(vit), images(13)
-    first = TensorImages(data.images[:8], name="toy")
-    first.batch_size = 5
+    spaced = ImageSubset(data, [0, 1, 3, 5, 6, 8, 10, 12])
+    spaced.batch_size = 5
     fit = measure_fit(vit, clt, data, n_images=8)
-    frame = reconstruction(vit, clt, first).frame.set_index("tokens")
+    frame = reconstruction(vit, clt, spaced).frame.set_index("tokens")
     assert list(fit.r2) == ["cls", "patch"]
     for kind, values in fit.r2.items():
         assert list(values) == frame.loc[kind, "r2"].tolist()
     assert list(fit.l0) == frame.loc["all", "l0"].tolist()
     assert list(fit.dead) == frame.loc["all", "dead"].tolist()
     assert (fit.n_images, fit.of_images) == (8, 13)
-    assert "toy, first 8 images" in fit.line()
+    assert "toy, 8 of 13 images, evenly spaced: R2" in fit.line()
     assert "toy, 13 images" in measure_fit(vit, clt, data).line()
 
 
@@ -74,10 +74,10 @@ def test_names_where_it_is_worse_than_the_mean() -> None:
     fit = some_fit((0.5, -0.1, 0.2, -0.004), (0.9, 0.8, -2.0, NAN))
     assert fit.worse_than_mean() == [(1, "cls"), (3, "cls"), (2, "patch")]
     assert fit.line() == (
-        "Fit of CLT on toy, first 8 images: R2 CLS 0.15 (least -0.10 at layer 1), "
-        "patches -0.10 (least -2.00 at layer 2), L0 4.0, 25% of features never fire. Worse than "
-        "the mean at layers 1 and 3 (CLS rows) and at layer 2 (patch rows): do not read their "
-        "scores."
+        "Fit of CLT on toy, 8 of 9 images, evenly spaced: R2 CLS 0.15 (least -0.10 at layer 1), "
+        "patches -0.10 (least -2.00 at layer 2), L0 4.0, 25% of features are silent on them. "
+        "Worse than the mean at layers 1 and 3 (CLS rows) and at layer 2 (patch rows): do not read "
+        "their scores."
     )
     assert fit.by_layer()["R2 CLS rows"].tolist() == ["0.50", "-0.10", "0.20", "-0.004"]
 

@@ -88,11 +88,15 @@ def test_what_to_try_is_what_the_run_has_not(training: Training):
     tries = ["--epochs above 1", "--start centred", "--lr 3e-3", "--cls-weight 4", "--cls-balance"]
     assert all(name in worse for name in [*tries, "a larger --k"])
     assert "--n-features" not in worse
-    silent = replace(training, fit=some_fit(0.1, 0.3)).advice()
-    assert "--aux-k 32, a smaller --n-features." in silent
-    assert "--cls-weight" not in silent
+    # features are dead by what training saw, not silent on the few images of the fit
+    assert replace(training, fit=some_fit(0.1, 0.9)).advice() is None
+    end = {"event": "end", "step": 900, "seconds": 1.0, "tokens_per_second": 1.0}
+    steps = [{**training.records[1], "dead": 0.3}, end]
+    dead = replace(training, records=steps, fit=some_fit(0.1, 0.0)).advice()
+    assert "--aux-k 32, a smaller --n-features." in dead
+    assert "--cls-weight" not in dead
     settings = TrainConfig(start="centred", lr=3e-3, cls_weight=4, cls_balance=True)
-    long = [{"event": "end", "step": 900, "seconds": 1.0, "tokens_per_second": 1.0}]
+    long = [training.records[1], end]
     tried = replace(training, settings=settings, records=long, fit=some_fit(-0.1, 0.0))
     assert tried.advice() == "What to try: --lr 1e-3, a larger --k."
 
@@ -107,9 +111,12 @@ def test_the_fit_is_that_of_the_images_held_out(digits_vit: HookedViT, digits_te
     assert fit.data == f"held-out images of {data.name}"
     fit = fit_of_training(digits_vit, clt, data, TrainConfig())
     assert (fit.data, fit.n_images) == (f"training images of {data.name}", 30)
+    many = fit_of_training(digits_vit, clt, digits_test, TrainConfig())
+    assert "360 images, evenly spaced" in many.line()
+    assert (many.n_images, many.of_images) == (256, 360)
     names = [metric.name for metric in fit.metrics()]
     kinds = [f"fit_r2_{kind}" for kind in ("cls", "cls_least", "patch", "patch_least")]
-    assert names == [*kinds, "fit_l0", "fit_never_fire"]
+    assert names == [*kinds, "fit_l0", "fit_silent"]
 
 
 def test_images_that_cannot_be_read_are_left_out_of_the_fit(
