@@ -11,15 +11,19 @@ const DARK = {
   "#0072b2": "#3fa0e0", "#d55e00": "#f58742", "#009e73": "#27bd93",
 };
 
-function recoloured(value, key = "") {
+const OF_COLOURS = /color(s|way|scales?)?$/i; // names of what holds colours, such as plot_bgcolor
+
+// What is no colour, such as a class called "white", stays as it is.
+function recoloured(value, key = "", colours = OF_COLOURS.test(key)) {
   if (typeof value === "string") {
+    if (!colours) return value;
     const named = { white: "#ffffff", black: "#222222" }[value] || value.toLowerCase();
     return DARK[named] || (key === "color" ? lightened(value) : value);
   }
-  if (Array.isArray(value)) return value.map((each) => recoloured(each, key));
+  if (Array.isArray(value)) return value.map((each) => recoloured(each, key, colours));
   if (value === null || typeof value !== "object" || ArrayBuffer.isView(value)) return value;
   return Object.fromEntries(Object.entries(value).map(([name, inner]) =>
-    [name, recoloured(inner, name)]));
+    [name, recoloured(inner, name, colours || OF_COLOURS.test(name))]));
 }
 
 // The dark end of a scale, such as Viridis' first colours, as lines on a dark card.
@@ -133,7 +137,7 @@ function draw(figure, original) {
   let { data, layout } = structuredClone(original);
   if (matchMedia("(prefers-color-scheme: dark)").matches) {
     data = recoloured(data);
-    const plate = layout.plot_bgcolor ? recoloured(layout.plot_bgcolor) : "#22252a";
+    const plate = layout.plot_bgcolor ? recoloured(layout.plot_bgcolor, "plot_bgcolor") : "#22252a";
     layout = { ...recoloured(layout), paper_bgcolor: "#22252a", plot_bgcolor: plate };
   }
   if (innerWidth < NARROW) layout = inOneColumn(data, layout, width);

@@ -31,12 +31,19 @@ def panelled() -> go.Figure:
     return finish(figure)
 
 
+def of_classes() -> go.Figure:
+    """Bars of classes that are called as colours are."""
+    marker = {"color": [0, 1], "colorscale": [[0, "white"], [1, INK]], "line": {"color": "black"}}
+    names = ["white", "black"]
+    return go.Figure(go.Bar(x=names, y=[1, 2], text=names, name="black", marker=marker))
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("page")
     table = pd.DataFrame({"a column with a long name": ["a" * 60], "b": [1]})
     heatmap = go.Figure(go.Heatmap(z=[[0.0, 1.0], [1.0, 0.0]]))
-    section = Section("One", tables=[table], figures=[panelled(), heatmap])
+    section = Section("One", tables=[table], figures=[panelled(), heatmap, of_classes()])
     (folder / "page.html").write_text(render_report("Title", "Lead.", [section]))
     with browser_page(folder / "profile") as tab:
         tab.size(1280, 900)
@@ -102,6 +109,16 @@ def test_charts_are_dark_on_a_dark_page_alone(page: Page) -> None:
     assert page.value(colours) == ["#3fa0e0", *["#ececec"] * 3]
     drawn(page, 1280)
     assert page.value(colours) == [BLUE, *[INK] * 3]
+
+
+def test_a_class_that_is_called_as_a_colour_keeps_its_name_on_a_dark_page(page: Page) -> None:
+    drawn(page, 1280, dark=True)
+    bars = "[...document.querySelectorAll('.js-plotly-plot')].at(-1).data[0]"
+    found = page.value(f"(({{x, text, name, marker}}) => ({{x, text, name, marker}}))({bars})")
+    names = ["white", "black"]
+    assert (found["x"], found["text"], found["name"]) == (names, names, "black")
+    assert found["marker"]["colorscale"] == [[0, "#22252a"], [1, "#ececec"]]
+    assert found["marker"]["line"]["color"] == "#ececec"
 
 
 def test_the_title_is_text_that_wraps_and_no_toolbar_covers_it(page: Page) -> None:
