@@ -22,7 +22,11 @@ from vit_clt.analysis.graphs.influence import InEdges, shares
 
 
 class GraphScores(NamedTuple):
-    """Both scores of one graph; NaN where no influence reaches an input or an error node."""
+    """Both scores of one graph.
+
+    Where no influence reaches an input or an error node, replacement is NaN and completeness 1: no
+    in-edge of what has influence is from an error.
+    """
 
     replacement: float
     completeness: float

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,17 @@ def test_without_errors_both_are_one(sources: Sources, direction: Tensor):
     in_edges.logit[n_active : n_active + n_errors] = 0
     in_edges.edges[:, n_active : n_active + n_errors] = 0
     assert tuple(graph_scores(in_edges)) == pytest.approx((1, 1))
+
+
+def test_where_no_influence_reaches_inputs_or_errors(sources: Sources, direction: Tensor):
+    in_edges = InEdges(sources, direction)
+    in_edges.expand(1000)
+    n_active = len(sources.layer)
+    in_edges.logit[n_active:] = 0
+    in_edges.edges[:, n_active:] = 0
+    scores = graph_scores(in_edges)
+    assert math.isnan(scores.replacement)
+    assert scores.completeness == pytest.approx(1)
 
 
 def test_a_graph_says_its_scores(sources: Sources, direction: Tensor):
