@@ -16,9 +16,11 @@ SCRIPTS = (
     "charts.js",
     "list.js",
     "feature.js",
+    "heatmap.js",
     "overview.js",
     "image.js",
     "graph.js",
+    "graph_panel.js",
     "steer.js",
     "start.js",
 )

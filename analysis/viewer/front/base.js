@@ -1,7 +1,9 @@
 "use strict";
 // What all views share: elements, numbers, addresses, and data files, read when first asked for.
 const E = window.EXPLORER;
-const LAYERS = Object.keys(E.with_page).map(Number).sort((a, b) => a - b);
+const LAYERS = Object.keys(E.with_page)
+  .map(Number)
+  .sort((a, b) => a - b);
 
 const byId = (id) => document.getElementById(id);
 
@@ -22,12 +24,13 @@ const digits = (value, n = 3) =>
   value === null ? "undefined" : value === 0 ? "0" : String(Number(value.toPrecision(n)));
 const percent = (value) => (value === null ? "–" : digits(100 * value) + " %");
 const signed = (value) => (value > 0 ? "+" : "") + digits(value);
-const className = (label) => (label < 0 ? "no class" : E.classes[label] ?? `class ${label}`);
+const className = (label) => (label < 0 ? "no class" : (E.classes[label] ?? `class ${label}`));
 const effectName = (c) => (c < 0 ? "no class" : E.effect_classes[c]); // those effects were read on
 const answerName = (c) => E.classes[c] ?? `class ${c}`;
 const address = (s, i) => `${s}:${i}`;
 const imageName = (place) => `image ${E.images.row[place]}`;
-const caption = (place) => (E.images.label[place] < 0 ? imageName(place) : `${className(E.images.label[place])}, ${imageName(place)}`);
+const caption = (place) =>
+  E.images.label[place] < 0 ? imageName(place) : `${className(E.images.label[place])}, ${imageName(place)}`;
 const tokenName = (token) => {
   if (E.has_cls && token === 0) return "CLS";
   const patch = token - (E.has_cls ? 1 : 0);
@@ -37,15 +40,20 @@ const tokenName = (token) => {
 // ---- addresses: every view and its choices stand after the #, to be sent or kept -------------
 
 function href(path, params = {}) {
-  const query = Object.entries(params).filter(([, value]) => value !== "" && value !== null && value !== undefined)
-    .map(([name, value]) => `${name}=${encodeURIComponent(value).replace(/%3A/g, ":").replace(/%2C/g, ",").replace(/%40/g, "@")}`);
+  const query = Object.entries(params)
+    .filter(([, value]) => value !== "" && value !== null && value !== undefined)
+    .map(
+      ([name, value]) =>
+        `${name}=${encodeURIComponent(value).replace(/%3A/g, ":").replace(/%2C/g, ",").replace(/%40/g, "@")}`,
+    );
   return `#/${path}${query.length ? "?" + query.join("&") : ""}`;
 }
 
 const link = (path, text, params = {}, more = {}) => make("a", { href: href(path, params), ...more }, text);
 const featureLink = (s, i) => link(`feature/${address(s, i)}`, address(s, i), {}, { class: "address" });
 // One that may have no page here.
-const featureName = (s, i, has) => (has ? featureLink(s, i) : make("span", { class: "address" }, address(s, i)));
+const featureName = (s, i, has) =>
+  has ? featureLink(s, i) : make("span", { class: "address" }, address(s, i));
 
 // A choice within a view changes the address without a new entry in the history.
 function keep(path, params) {
@@ -65,15 +73,18 @@ const reads = new Map();
 
 function read(src) {
   if (!reads.has(src)) {
-    reads.set(src, new Promise((done, fail) => {
-      const script = make("script", { src });
-      script.addEventListener("load", done);
-      script.addEventListener("error", () => {
-        reads.delete(src);
-        fail(new Error(`The file ${src} is missing.`));
-      });
-      document.head.append(script);
-    }));
+    reads.set(
+      src,
+      new Promise((done, fail) => {
+        const script = make("script", { src });
+        script.addEventListener("load", done);
+        script.addEventListener("error", () => {
+          reads.delete(src);
+          fail(new Error(`The file ${src} is missing.`));
+        });
+        document.head.append(script);
+      }),
+    );
   }
   return reads.get(src);
 }
@@ -112,31 +123,54 @@ async function graphOf(row) {
 const key = (colour) => `\u0000${colour}\u0000`; // a patch of colour within a text
 
 function rich(text, tag = "p", kind = "note") {
-  const parts = text.split("\u0000").map((part) => (E.palette[part]
-    ? make("span", { class: `key fill-${part}` }) : part));
+  const parts = text
+    .split("\u0000")
+    .map((part) => (E.palette[part] ? make("span", { class: `key fill-${part}` }) : part));
   return make(tag, { class: kind }, ...parts);
 }
 
 function facts(pairs) {
-  return make("dl", {}, ...Object.entries(pairs).flatMap(([name, text]) =>
-    [make("dt", {}, name), make("dd", {}, text)]));
+  return make(
+    "dl",
+    {},
+    ...Object.entries(pairs).flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]),
+  );
 }
 
 // A table whose cells name their column: a narrow page shows a row as a card, or all in small print.
 function table(heads, rows, narrow = "cards") {
-  const body = rows.map((cells) => make("tr", {}, ...cells.map((cell, j) => {
-    const content = Array.isArray(cell) ? cell : [cell];
-    return make("td", { "data-label": heads[j] }, ...content);
-  })));
-  return make("div", { class: "scroll" }, make("table", { class: narrow },
-    make("thead", {}, make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, text)))),
-    make("tbody", {}, ...body)));
+  const body = rows.map((cells) =>
+    make(
+      "tr",
+      {},
+      ...cells.map((cell, j) => {
+        const content = Array.isArray(cell) ? cell : [cell];
+        return make("td", { "data-label": heads[j] }, ...content);
+      }),
+    ),
+  );
+  return make(
+    "div",
+    { class: "scroll" },
+    make(
+      "table",
+      { class: narrow },
+      make("thead", {}, make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, text)))),
+      make("tbody", {}, ...body),
+    ),
+  );
 }
 
 function steps(before, after, back) {
-  const one = ([path, text] = [], name, keyName) => (path === undefined ? make("span", { class: "soft" }, name)
-    : link(path, name, {}, { title: text, "data-key": keyName }));
-  return make("nav", { class: "steps", "aria-label": "Neighbours" },
+  const one = ([path, text] = [], name, keyName) =>
+    path === undefined
+      ? make("span", { class: "soft" }, name)
+      : link(path, name, {}, { title: text, "data-key": keyName });
+  return make(
+    "nav",
+    { class: "steps", "aria-label": "Neighbours" },
     ...(back ? [link(back[0], `← ${back[1]}`, back[2] ?? {}, { "data-key": "up" })] : []),
-    one(before, "previous", "left"), one(after, "next", "right"));
+    one(before, "previous", "left"),
+    one(after, "next", "right"),
+  );
 }

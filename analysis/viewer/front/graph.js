@@ -5,22 +5,37 @@ const SHARES = [20, 40, 60, 80, 90, 95, 100];
 const EDGES = 160; // strongest ones that are drawn
 
 async function showGraph([text], params) {
-  const row = Number(text), graph = await graphOf(row);
+  const row = Number(text),
+    graph = await graphOf(row);
   withIds(graph);
   const state = {
     share: SHARES.includes(Number(params.share)) ? Number(params.share) : 80,
     pins: new Set((params.pin ?? "").split(",").filter((id) => graph.ids.includes(id))),
     groups: readGroups(params.group ?? "", graph),
-    node: graph.ids.includes(params.node) ? params.node
-      : graph.ids.find((id) => params.node && id.startsWith(`${params.node}@`)) ?? "",
+    node: graph.ids.includes(params.node)
+      ? params.node
+      : (graph.ids.find((id) => params.node && id.startsWith(`${params.node}@`)) ?? ""),
   };
   if (state.node) state.pins.add(state.node); // what an address names is seen
-  const drawing = make("div", { class: "graph" }), panel = make("section", { class: "panel", "aria-live": "polite" });
-  const pinned = make("div", {}), shown = make("output", {});
-  const slider = make("input", { type: "range", id: "share", min: 0, max: SHARES.length - 1, value: SHARES.indexOf(state.share) });
+  const drawing = make("div", { class: "graph" }),
+    panel = make("section", { class: "panel", "aria-live": "polite" });
+  const pinned = make("div", {}),
+    shown = make("output", {});
+  const slider = make("input", {
+    type: "range",
+    id: "share",
+    min: 0,
+    max: SHARES.length - 1,
+    value: SHARES.indexOf(state.share),
+  });
   const update = (change = {}) => {
     Object.assign(state, change);
-    keep(`graph/${row}`, { share: state.share === 80 ? "" : state.share, pin: [...state.pins].join(","), group: writeGroups(state.groups), node: state.node });
+    keep(`graph/${row}`, {
+      share: state.share === 80 ? "" : state.share,
+      pin: [...state.pins].join(","),
+      group: writeGroups(state.groups),
+      node: state.node,
+    });
     const visible = visibleNodes(graph, state);
     shown.textContent = ` ${state.share} % of the influence of these ${graph.ids.length} nodes: ${visible.size} of them`;
     drawGraph(drawing, graph, state, visible, update);
@@ -30,19 +45,47 @@ async function showGraph([text], params) {
   slider.addEventListener("input", () => update({ share: SHARES[Number(slider.value)] }));
   drawing.redraw = () => update();
   const place = E.with_graph.indexOf(row);
-  const beside = (n) => (E.with_graph[n] === undefined ? [] : [`graph/${E.with_graph[n]}`, `image ${E.with_graph[n]}`]);
-  return { title: `graph of image ${row}`, ready: update, nodes: [
-    steps(beside(place - 1), beside(place + 1), [`image/${row}`, `image ${row}`]),
-    make("h1", {}, `What drives ${graph.target} in image ${row}`),
-    claim(),
-    make("div", { class: "row" }, picture(row, 72, caption(row)),
-      make("p", {}, `Logit ${digits(graph.logit)}; other classes ${digits(graph.floor)} on average. Norms ${graph.norms}. `,
-        steerLink(row))),
-    make("label", { class: "slider" }, "Show ", slider, shown),
-    make("div", { class: "wide" }, make("section", {}, drawing, rich(`${key("blue")} features, ${key("grey")} errors of the reconstruction, ` +
-      `${key("amber")} patches, ${key("sky")} all biases, ${key("green")} the logit. Edges: direct effects, ${key("blue")} raising, ${key("orange")} lowering; width is their influence. ` +
-      "Left to right: biases, class token, then patches; layers from below. Select a node to see what it is and to pin it; two that are pinned can be grouped. The address keeps all of it."), pinned), panel),
-    make("p", { class: "note" }, graph.caption), ...graph.notes.map((note) => make("p", { class: "note" }, note))] };
+  const beside = (n) =>
+    E.with_graph[n] === undefined ? [] : [`graph/${E.with_graph[n]}`, `image ${E.with_graph[n]}`];
+  return {
+    title: `graph of image ${row}`,
+    ready: update,
+    nodes: [
+      steps(beside(place - 1), beside(place + 1), [`image/${row}`, `image ${row}`]),
+      make("h1", {}, `What drives ${graph.target} in image ${row}`),
+      claim(),
+      make(
+        "div",
+        { class: "row" },
+        picture(row, 72, caption(row)),
+        make(
+          "p",
+          {},
+          `Logit ${digits(graph.logit)}; other classes ${digits(graph.floor)} on average. Norms ${graph.norms}. `,
+          steerLink(row),
+        ),
+      ),
+      make("label", { class: "slider" }, "Show ", slider, shown),
+      make(
+        "div",
+        { class: "wide" },
+        make(
+          "section",
+          {},
+          drawing,
+          rich(
+            `${key("blue")} features, ${key("grey")} errors of the reconstruction, ` +
+              `${key("amber")} patches, ${key("sky")} all biases, ${key("green")} the logit. Edges: direct effects, ${key("blue")} raising, ${key("orange")} lowering; width is their influence. ` +
+              "Left to right: biases, class token, then patches; layers from below. Select a node to see what it is and to pin it; two that are pinned can be grouped. The address keeps all of it.",
+          ),
+          pinned,
+        ),
+        panel,
+      ),
+      make("p", { class: "note" }, graph.caption),
+      ...graph.notes.map((note) => make("p", { class: "note" }, note)),
+    ],
+  };
 }
 
 // What interventions say of the effects that are drawn.
@@ -70,10 +113,14 @@ function nodeName(graph, n) {
 // ---- groups: name~id+id, several joined by a comma ------------------------------------------
 
 function readGroups(text, graph) {
-  return text.split(",").filter(Boolean).map((each) => {
-    const [name, ids = ""] = each.split("~");
-    return { name, ids: ids.split("+").filter((id) => graph.ids.includes(id)) };
-  }).filter(({ ids }) => ids.length > 1);
+  return text
+    .split(",")
+    .filter(Boolean)
+    .map((each) => {
+      const [name, ids = ""] = each.split("~");
+      return { name, ids: ids.split("+").filter((id) => graph.ids.includes(id)) };
+    })
+    .filter(({ ids }) => ids.length > 1);
 }
 
 const writeGroups = (groups) => groups.map(({ name, ids }) => `${name}~${ids.join("+")}`).join(",");
@@ -83,7 +130,10 @@ const groupOf = (state, id) => state.groups.findIndex(({ ids }) => ids.includes(
 
 function visibleNodes(graph, state) {
   const { influence, kind } = graph.nodes;
-  const ranked = influence.map((v, n) => [v ?? 0, n]).filter(([, n]) => n > 0).sort((a, b) => b[0] - a[0]);
+  const ranked = influence
+    .map((v, n) => [v ?? 0, n])
+    .filter(([, n]) => n > 0)
+    .sort((a, b) => b[0] - a[0]);
   const enough = (state.share / 100) * ranked.reduce((sum, [v]) => sum + v, 0);
   const visible = new Set([0]);
   let sum = 0;
@@ -96,21 +146,31 @@ function visibleNodes(graph, state) {
 }
 
 function units(graph, state, visible) {
-  const found = state.groups.map(({ name, ids }) => ({ name, group: true, members: ids.map((id) => graph.ids.indexOf(id)) }));
+  const found = state.groups.map(({ name, ids }) => ({
+    name,
+    group: true,
+    members: ids.map((id) => graph.ids.indexOf(id)),
+  }));
   for (const n of visible) if (groupOf(state, graph.ids[n]) < 0) found.push({ members: [n] });
   const top = LAYERS.at(-1);
-  const height = (n) => ({ logit: top + 1, patch: -1, bias: -1 }[graph.nodes.kind[n]] ?? graph.nodes.layer[n]);
+  const height = (n) =>
+    ({ logit: top + 1, patch: -1, bias: -1 })[graph.nodes.kind[n]] ?? graph.nodes.layer[n];
   for (const unit of found) {
     const levels = unit.members.map(height);
     unit.level = Math.round(levels.reduce((a, b) => a + b, 0) / levels.length);
-    unit.order = Math.min(...unit.members.map((n) => (graph.nodes.token[n] ?? -1) + (graph.nodes.kind[n] === "error" ? 0.5 : 0)));
+    unit.order = Math.min(
+      ...unit.members.map((n) => (graph.nodes.token[n] ?? -1) + (graph.nodes.kind[n] === "error" ? 0.5 : 0)),
+    );
   }
   return found;
 }
 
 function drawGraph(frame, graph, state, visible, update) {
-  const width = Math.max(300, frame.clientWidth || 640), gap = 46;
-  const all = units(graph, state, visible), top = LAYERS.at(-1) + 1, height = (top + 2) * gap + 20;
+  const width = Math.max(300, frame.clientWidth || 640),
+    gap = 46;
+  const all = units(graph, state, visible),
+    top = LAYERS.at(-1) + 1,
+    height = (top + 2) * gap + 20;
   const levels = new Map();
   for (const unit of all) levels.set(unit.level, [...(levels.get(unit.level) ?? []), unit]);
   const left = 58;
@@ -129,12 +189,16 @@ function drawGraph(frame, graph, state, visible, update) {
     svg.append(words(4, 22 + (top - level) * gap, name, "start"));
   }
   const chosen = unitOf.get(graph.ids.indexOf(state.node));
-  svg.append(...drawEdges(graph, unitOf, chosen), ...all.map((unit) => drawUnit(graph, state, unit, chosen, update)));
+  svg.append(
+    ...drawEdges(graph, unitOf, chosen),
+    ...all.map((unit) => drawUnit(graph, state, unit, chosen, update)),
+  );
   frame.replaceChildren(svg);
 }
 
 function drawEdges(graph, unitOf, chosen) {
-  const merged = new Map(), { source, target, effect, influence } = graph.edges;
+  const merged = new Map(),
+    { source, target, effect, influence } = graph.edges;
   source.forEach((from, e) => {
     const [a, b] = [unitOf.get(from), unitOf.get(target[e])];
     if (!a || !b || a === b) return;
@@ -161,20 +225,48 @@ function drawEdges(graph, unitOf, chosen) {
 const KIND_COLOURS = { feature: "blue", error: "grey", patch: "amber", logit: "green", bias: "sky" };
 
 function drawUnit(graph, state, unit, chosen, update) {
-  const n = unit.members[0], id = graph.ids[n];
+  const n = unit.members[0],
+    id = graph.ids[n];
   const name = unit.group ? `group ${unit.name}: ${unit.members.length} nodes` : nodeName(graph, n);
-  const node = shape("g", { class: `node${unit === chosen ? " chosen" : ""}${state.pins.has(id) ? " pinned" : ""}`,
-    tabindex: 0, role: "button", "aria-label": name, "data-id": id }, name);
+  const node = shape(
+    "g",
+    {
+      class: `node${unit === chosen ? " chosen" : ""}${state.pins.has(id) ? " pinned" : ""}`,
+      tabindex: 0,
+      role: "button",
+      "aria-label": name,
+      "data-id": id,
+    },
+    name,
+  );
   if (unit.group) {
     const wide = Math.min(120, 16 + 7 * unit.name.length);
-    node.append(shape("rect", { x: unit.x - wide / 2, y: unit.y - 11, width: wide, height: 22, rx: 8, class: "fill-purple" }));
+    node.append(
+      shape("rect", {
+        x: unit.x - wide / 2,
+        y: unit.y - 11,
+        width: wide,
+        height: 22,
+        rx: 8,
+        class: "fill-purple",
+      }),
+    );
     const text = words(unit.x, unit.y + 4, cut(unit.name, 16));
     text.setAttribute("class", "inside");
     node.append(text);
   } else {
-    const kind = graph.nodes.kind[n], r = 4 + 6 * Math.sqrt(Math.min(1, (graph.nodes.influence[n] ?? 0) * 4));
-    const drawn = kind === "feature" || kind === "logit" ? shape("circle", { cx: unit.x, cy: unit.y, r, class: `fill-${KIND_COLOURS[kind]}` })
-      : shape("rect", { x: unit.x - r * 0.85, y: unit.y - r * 0.85, width: 1.7 * r, height: 1.7 * r, class: `fill-${KIND_COLOURS[kind]}` });
+    const kind = graph.nodes.kind[n],
+      r = 4 + 6 * Math.sqrt(Math.min(1, (graph.nodes.influence[n] ?? 0) * 4));
+    const drawn =
+      kind === "feature" || kind === "logit"
+        ? shape("circle", { cx: unit.x, cy: unit.y, r, class: `fill-${KIND_COLOURS[kind]}` })
+        : shape("rect", {
+            x: unit.x - r * 0.85,
+            y: unit.y - r * 0.85,
+            width: 1.7 * r,
+            height: 1.7 * r,
+            class: `fill-${KIND_COLOURS[kind]}`,
+          });
     // a target of 24 pixels is large enough for a finger
     node.append(shape("circle", { cx: unit.x, cy: unit.y, r: 12, class: "target" }), drawn);
   }
@@ -187,100 +279,4 @@ function drawUnit(graph, state, unit, chosen, update) {
     document.querySelector(`.graph [data-id="${id}"]`)?.focus();
   });
   return node;
-}
-
-// ---- beside the drawing ----------------------------------------------------------------------
-
-function pinnedList(graph, state, update) {
-  const pins = [...state.pins].filter((id) => groupOf(state, id) < 0);
-  const parts = [];
-  if (pins.length) {
-    parts.push(make("p", { class: "chips" }, "Pinned: ", ...pins.map((id) => button(`${nodeName(graph, graph.ids.indexOf(id))} ×`, () => {
-      state.pins.delete(id);
-      update();
-    }))));
-  }
-  if (pins.length > 1) {
-    const name = make("input", { id: "group-name", placeholder: "name of the group", "aria-label": "Name of the group" });
-    const form = make("form", {}, name, make("button", { type: "submit" }, `Group the ${pins.length} pinned`));
-    form.addEventListener("submit", (event) => {
-      event.preventDefault();
-      const given = name.value.trim().replace(/[~,+]/g, " ") || `group ${state.groups.length + 1}`;
-      state.groups.push({ name: given, ids: pins });
-      update({ pins: new Set(), node: "" });
-    });
-    parts.push(form);
-  }
-  if (state.groups.length) {
-    parts.push(make("p", { class: "chips" }, "Groups: ", ...state.groups.map((group, g) => button(`${group.name} (${group.ids.length}) ×`, () => {
-      state.groups.splice(g, 1);
-      update();
-    }))));
-  }
-  return parts;
-}
-
-function button(text, act) {
-  const node = make("button", { type: "button" }, text);
-  node.addEventListener("click", act);
-  return node;
-}
-
-function nodePanel(graph, row, state, update) {
-  const n = graph.ids.indexOf(state.node);
-  if (n < 0) return [make("h2", {}, "No node selected"), make("p", { class: "soft" }, "Select one to see what it is and what drives it.")];
-  const g = groupOf(state, state.node);
-  if (g >= 0) return groupPanel(graph, state.groups[g]);
-  const { kind, layer, token, feature, value, effect, total, influence } = graph.nodes;
-  const about = { "Influence": percent(influence[n]) };
-  if (value[n] !== null) about[kind[n] === "feature" ? "Activation z" : kind[n] === "logit" ? "Value" : "Norm"] = digits(value[n]);
-  if (effect[n] !== null) about["Direct effect"] = `${signed(effect[n])} logits`;
-  if (total[n] !== null) about["With later features"] = `${signed(total[n])} logits`;
-  const measured = graph.measured.find(([s, t, i]) => kind[n] === "feature" && s === layer[n] && t === token[n] && i === feature[n]);
-  about["Silenced in the model"] = measured ? `the logit changes by ${signed(-measured[4])}; foretold ${signed(-measured[3])}` : "not tried";
-  const patch = token[n] === null ? -1 : token[n] - (E.has_cls ? 1 : 0);
-  const pinned = state.pins.has(state.node);
-  const actions = [button(pinned ? "Unpin" : "Pin", () => {
-    if (pinned) state.pins.delete(state.node); else state.pins.add(state.node);
-    update();
-  })];
-  if (kind[n] === "feature") {
-    if (graph.steered.features.some((f) => f.layer === layer[n] && f.feature === feature[n])) {
-      actions.push(link(`steer/${row}/${address(layer[n], feature[n])}`, "Steer it", {}, { class: "button" }));
-    }
-  }
-  return [make("h2", {}, nodeName(graph, n)), ...(patch >= 0 ? [picture(row, 120, `image ${row}`, { marks: [patch] })] : []),
-    make("p", { class: "chips" }, ...actions), facts(about), ...(kind[n] === "feature" ? [topImages(layer[n], feature[n])] : []),
-    edgeList(graph, n, "source", "Drives", update), edgeList(graph, n, "target", "Driven by", update)];
-}
-
-function groupPanel(graph, group) {
-  const members = group.ids.map((id) => graph.ids.indexOf(id));
-  const sum = (column) => members.reduce((all, n) => all + (column[n] ?? 0), 0);
-  return [make("h2", {}, `Group ${group.name}`), facts({ "Influence": percent(sum(graph.nodes.influence)),
-    "Direct effect": `${signed(sum(graph.nodes.effect))} logits` }),
-  make("ul", {}, ...members.map((n) => make("li", {}, nodeName(graph, n))))];
-}
-
-// Pictures come when the layer has been read.
-function topImages(s, i) {
-  const shelfOf = make("div", { class: "shelf small" });
-  layerOf(s).then((layer) => {
-    const j = layer.at.get(i);
-    if (j === undefined) return;
-    shelfOf.append(...layer.top[j].map((place) => imageLink(place, 48, caption(place))),
-      link(`feature/${address(s, i)}`, "What it fires on", {}, { class: "button" }));
-  }, () => {});
-  return shelfOf;
-}
-
-function edgeList(graph, n, side, title, update) {
-  const other = side === "source" ? "target" : "source";
-  const edges = graph.edges[side].flatMap((end, e) => (end === n ? [e] : []))
-    .sort((a, b) => Math.abs(graph.edges.effect[b]) - Math.abs(graph.edges.effect[a])).slice(0, 6);
-  if (!edges.length) return "";
-  return make("div", {}, make("h3", {}, title), make("ul", { class: "edges" }, ...edges.map((e) => {
-    const m = graph.edges[other][e];
-    return make("li", {}, button(nodeName(graph, m), () => update({ node: graph.ids[m] })), ` ${signed(graph.edges.effect[e])}`);
-  })));
 }

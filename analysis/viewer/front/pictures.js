@@ -27,7 +27,8 @@ function unfolded(text) {
 
 // An image; with `map` a feature's activation on each patch, with `marks` patches by number.
 function picture(place, side, label, { map = null, marks = [] } = {}) {
-  const { width, height } = E.image, across = E.sheet;
+  const { width, height } = E.image,
+    across = E.sheet;
   const scale = side / Math.max(width, height);
   const canvas = make("canvas", { role: "img", "aria-label": label, title: label });
   const sharp = Math.min(3, window.devicePixelRatio || 1);
@@ -40,7 +41,8 @@ function picture(place, side, label, { map = null, marks = [] } = {}) {
   canvas.redraw = () => {
     const pen = canvas.getContext("2d");
     pen.imageSmoothingEnabled = canvas.width < width; // enlarged pixels stay pixels
-    const x = (at % across) * width, y = Math.floor(at / across) * height;
+    const x = (at % across) * width,
+      y = Math.floor(at / across) * height;
     pen.drawImage(image, x, y, width, height, 0, 0, canvas.width, canvas.height);
     if (map && shows.maps) overlay(pen, canvas, unfolded(map));
     for (const patch of marks) frame(pen, canvas, patch);
@@ -52,7 +54,8 @@ function picture(place, side, label, { map = null, marks = [] } = {}) {
 }
 
 function box(canvas, patch) {
-  const w = canvas.width / E.grid.across, h = canvas.height / E.grid.down;
+  const w = canvas.width / E.grid.across,
+    h = canvas.height / E.grid.down;
   return [(patch % E.grid.across) * w, Math.floor(patch / E.grid.across) * h, w, h];
 }
 
@@ -80,7 +83,9 @@ function frame(pen, canvas, patch) {
 // A picture that leads to the page of its image, where there is one.
 function imageLink(place, side, label, more = {}) {
   const canvas = picture(place, side, label, more);
-  return E.imageBlocks ? make("a", { href: href(`image/${E.images.row[place]}`), class: "image" }, canvas) : canvas;
+  return E.imageBlocks
+    ? make("a", { href: href(`image/${E.images.row[place]}`), class: "image" }, canvas)
+    : canvas;
 }
 
 function mapSwitch() {
