@@ -12,14 +12,14 @@ const KINDS = {
 let listed = []; // what the list last showed: [layer, place in its columns]
 
 const COLUMNS = [
-  { key: "feature", title: "Feature" },
+  { key: "feature", title: "Feature", hint: "layer:feature" },
   { key: null, title: "Most active images" },
-  { key: "write", title: "Writes" },
-  { key: "images", title: "Images" },
-  { key: "cls", title: "CLS rows" },
-  { key: "patch", title: "Patch rows" },
-  { key: "purity", title: "Purity of top" },
-  { key: "effect", title: "Raises most, logits" },
+  { key: "write", title: "Writes", hint: "mean size of what it adds to an MLP's output, over all rows" },
+  { key: "images", title: "Images", hint: "share of images on which it is active" },
+  { key: "cls", title: "CLS rows", hint: "share of class-token rows on which it is active" },
+  { key: "patch", title: "Patch rows", hint: "share of patch rows on which it is active" },
+  { key: "purity", title: "Purity of top", hint: "share of its top images with their most common class" },
+  { key: "effect", title: "Raises most, logits", hint: "largest direct effect on a class logit" },
 ];
 
 async function showList(args, params) {
@@ -212,11 +212,11 @@ function fillList(layers, state, view, update) {
   view.heads.replaceChildren(...COLUMNS.map((column) => head(column, state, view, update)));
 }
 
-function head({ key: name, title }, state, view, update) {
+function head({ key: name, title, hint }, state, view, update) {
   if (!name) return make("th", { scope: "col", class: "left" }, title);
   const on = state.sort === name;
   const mark = on ? (state.down ? " ↓" : " ↑") : "";
-  const button = make("button", { type: "button", "data-sort": name }, title + mark);
+  const button = make("button", { type: "button", "data-sort": name, title: hint }, title + mark);
   button.addEventListener("click", () => {
     const down = on ? !state.down : name !== "feature"; // numbers: largest first
     update({ sort: name, down: down ? "1" : "", part: 0 });
@@ -256,7 +256,7 @@ function featureRow(s, j, state) {
       : under(
           "Purity of top",
           `${percent(layer.purity[j])} ${className(layer.label[j])}`,
-          `of all ${percent(layer.base[j])}, by chance ${percent(layer.chance[j])}`,
+          `of all images ${percent(layer.base[j])}, by chance ${percent(layer.chance[j])}`,
         ),
     layer.effect[j] === null
       ? cell("Raises most", "–")
