@@ -166,6 +166,7 @@ class Run(Train):
             "overwrite": study is not Audit,
             "k": None,
             "corpus": self.data if self.eval_data else None,
+            "corpus_limit": self.limit,
             "readout": self.readout,
             "train_data": self.data if self.eval_data and self._fits(study) else None,
         }
