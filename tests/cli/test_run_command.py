@@ -12,6 +12,9 @@ from PIL import Image
 
 from vit_clt.analysis.viewer.encoding import script_value
 from vit_clt.cli import main
+from vit_clt.cli.audit import Audit
+from vit_clt.cli.claims import Claims
+from vit_clt.cli.explore import Explore
 from vit_clt.cli.run import STUDIES, Run, Train
 
 ARGS = [
@@ -79,18 +82,19 @@ def test_images_trained_on_are_not_measured_on(tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out").exists()
 
 
-def test_begun_anew_it_takes_no_audit_of_before(out: Path, tmp_path: Path):
+def test_an_audit_of_before_is_not_taken(out: Path, tmp_path: Path):
     again = tmp_path / "again"
     shutil.copytree(out, again)
     shutil.copytree(out / "claims", again / "audit")
-    context = json.loads((again / "audit" / "metrics.json").read_text())
-    context["context"] |= {"command": "audit", "weights_sha256": "of another"}
-    (again / "audit" / "metrics.json").write_text(json.dumps(context))
-    assert main([*ARGS, "--out", str(again), "--overwrite"]) == 0
-    document = script_value((again / "explore" / "data.js").read_text())
-    audit = next(each for each in document["bar"] if each["name"] == "Audit")
-    assert audit["short"].startswith("reads:")
-    assert "audit/" not in (again / "index.html").read_text()
+    command = Run(out=again, model="digits", data="digits", eval_limit=24)
+    assert command._audited([Train, Claims]) == again / "claims"
+    assert command._audited([Train, Claims, Audit]) == again / "audit"
+    assert command._audited([Train]) is None
+    # what was made after the explorer is not in it yet
+    explore = Explore(clt="", out=again / "explore")
+    assert not command._newer(explore, [Train, Claims])
+    (again / "audit" / "metrics.json").touch()
+    assert command._newer(explore, [Train, Claims, Audit])
 
 
 def test_a_folder_that_holds_something_is_refused(out: Path, capsys: pytest.CaptureFixture[str]):
