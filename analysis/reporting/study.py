@@ -105,12 +105,12 @@ class Study(ABC):
 
     def page(self) -> str:
         """A whole HTML page: the figure, the tables for reading, and the facts."""
+        from vit_clt.analysis.reporting.facts_text import facts_text
         from vit_clt.analysis.reporting.page import Section, render_report
 
         figure = self.figure()
         title = str(figure.layout.title.text or self.name).split("<br>")[0]
-        context = {"n": self.facts().n, **self.facts().context()}
-        facts = {name: str(value) for name, value in context.items() if value is not None}
+        facts = facts_text({"n": self.facts().n, **self.facts().context()})
         sections = [
             Section("Figure", figures=[figure]),
             Section("Table", self.notes(), [self.shown()]),
