@@ -13,12 +13,11 @@ import tyro
 
 from vit_clt.choices import MAX_GROUPS
 from vit_clt.cli.fits import print_fit
+from vit_clt.cli.printed_table import print_table
 from vit_clt.errors import InputError
 from vit_clt.outputs.folder import check_place
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from vit_clt.analysis.fit.gate import Fit
     from vit_clt.analysis.reporting.study import Study
     from vit_clt.outputs import OutputFolder
@@ -216,12 +215,3 @@ class GroupOptions:
     max_groups: int = MAX_GROUPS
     """More images than this are added up in this many random groups, which bounds memory; intervals
     are then a bootstrap over groups."""
-
-
-def print_table(table: pd.DataFrame) -> None:
-    """Print a plain table, the first column aligned left and the others right."""
-    from tabulate import tabulate
-
-    align = ["left", *["right"] * (len(table.columns) - 1)]
-    rows = table.astype(str).to_numpy().tolist()
-    print(tabulate(rows, list(table.columns), "plain", colalign=align, disable_numparse=True))

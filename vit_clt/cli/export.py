@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from vit_clt.choices import ExportFormat
-from vit_clt.cli.command import Command, SeedOptions, print_table
+from vit_clt.cli.command import Command, SeedOptions
 from vit_clt.cli.options import CLTOptions, load_clt
+from vit_clt.cli.printed_table import print_table
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
 

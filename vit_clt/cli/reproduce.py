@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, get_args
 import tyro
 
 from vit_clt.choices import Backbone, Inputs, PaperSparsifier, Templates
-from vit_clt.cli.command import Command, print_table
+from vit_clt.cli.command import Command
 from vit_clt.cli.options import check_device
+from vit_clt.cli.printed_table import print_table
 from vit_clt.cli.training_options import with_every_option
 from vit_clt.data.form_names import HELD_OUT, check_form
 from vit_clt.errors import InputError, renamed
