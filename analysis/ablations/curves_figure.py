@@ -107,7 +107,7 @@ def ablation_figure(curves: AblationCurves) -> go.Figure:
     order = "" if several_targets else f": {' '.join(map(str, curves.ranking))}"
     first = _STYLES[curves.orders[0].ranking][3]
     figure.update_xaxes(dtick=1, range=[-0.6, len(curves.ranking) + 0.6])
-    figure.update_xaxes(title_text="k source layers", row=2)
+    figure.update_xaxes(title_text="k source layers", title_standoff=5, row=2)
     figure.update_layout(
         title={
             "text": f"Keep or drop k sources {where}, "

@@ -46,7 +46,7 @@ def reconstruction_figure(result: Reconstruction) -> go.Figure:
     for column, (name, _) in enumerate(_DEPTH, start=1):
         _panel(figure, result, "all", name, len(kinds) + 1, column)
     figure.update_xaxes(dtick=1 if len(result.frame) <= 3 * 13 else 3)
-    figure.update_xaxes(title_text="layer", row=len(kinds) + 1)
+    figure.update_xaxes(title_text="layer", title_standoff=5, row=len(kinds) + 1)
     height = 275 * (len(kinds) + 1)
     figure.update_layout(
         title={

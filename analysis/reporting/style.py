@@ -28,6 +28,8 @@ MOST_LAYERS_WITH_NUMBERS = 12
 """Above this, numbers in the cells of a heatmap of layers would be smaller than print."""
 LEAST_POINTS = 5
 """Percentage points that an axis of accuracies shows at the least."""
+_MARKER = 0.1
+"""Percentage points above 100 on such an axis, so that a marker at 100 is not cut in two."""
 ZERO_LINE = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1}
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": INK}
 _FEWEST, _MOST = 3, 8  # ticks of a logarithmic axis
@@ -76,8 +78,8 @@ def log_axis(figure: go.Figure, values: Iterable[float | int], **where: Any) -> 
 def accuracy_axis(figure: go.Figure, *, row: int, col: int, axis: Literal["x", "y"] = "y") -> None:
     """Give an axis of accuracies in percent, or of their changes in points, at least 5 points.
 
-    On a narrower range a single image of a few hundred looks like an effect. Call it when all is
-    drawn.
+    On a narrower range a single image of a few hundred looks like an effect. The points are around
+    what is drawn, but none above 100. Call it when all is drawn.
 
     Args:
         figure: whose axis.
@@ -97,8 +99,9 @@ def accuracy_axis(figure: go.Figure, *, row: int, col: int, axis: Literal["x", "
                 ends += (values + sign * reach).tolist()
     drawn = [end for end in ends if isfinite(end)]
     if drawn and max(drawn) - min(drawn) < LEAST_POINTS:
-        middle = (max(drawn) + min(drawn)) / 2
-        place.range = [middle - LEAST_POINTS / 2, middle + LEAST_POINTS / 2]
+        around = (max(drawn) + min(drawn) + LEAST_POINTS) / 2
+        end = max(min(around, 100 + _MARKER), max(drawn))
+        place.range = [end - LEAST_POINTS, end]
 
 
 def log_ticks(values: Iterable[float | int]) -> list[float]:
