@@ -26,6 +26,8 @@ from vit_clt.analysis.stats.intervals import Interval
 if TYPE_CHECKING:
     from vit_clt.analysis.auditing.claims_result import Claims
 
+_TITLE_SIZE, _TITLE_LETTERS = 12, 36  # a line of a title is no wider than the narrowest panel
+
 
 def claims_figure(found: Claims) -> go.Figure:
     """Where y_l can be read (C), what the CLT says acts (E), and what acts (the ViT itself).
@@ -51,6 +53,7 @@ def claims_figure(found: Claims) -> go.Figure:
             "rise of the loss without source s (nats)",
         ),
     )
+    figure.update_annotations(font_size=_TITLE_SIZE)
     for column, (matrix, name) in enumerate(
         zip(matrices, ("C", "E", "the ViT's effect"), strict=True), start=1
     ):
@@ -137,4 +140,4 @@ def _largest(matrices: Sequence[Float[np.ndarray, "target source"]]) -> float:
 
 def _verdict(text: str) -> str:
     """A verdict on lines that fit above a panel."""
-    return "<br>".join(wrap(text, 42))
+    return "<br>".join(wrap(text, _TITLE_LETTERS))

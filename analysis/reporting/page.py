@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import cycle
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,6 +15,7 @@ import plotly.graph_objects as go
 from vit_clt.analysis.reporting.notice import SLOT
 
 _FRONT = files("vit_clt.analysis.reporting") / "front"
+_LONG = 30  # characters of text, above which a column wraps
 _TITLE_LINE, _NOTE_LINE, _LEAST_TOP = 24, 15, 44  # pixels
 
 
@@ -58,8 +60,7 @@ def render_report(title: str, lead: str, sections: Sequence[Section]) -> str:
             )
             parts.append(f"<dl>{''.join(pairs)}</dl>")
         for table in section.tables:
-            body = table.to_html(index=False, border=0, na_rep="undefined")
-            label = html.escape(section.title)
+            label, body = html.escape(section.title), _table(table)
             parts.append(f'<div class="scroll" tabindex="0" aria-label="{label}">{body}</div>')
         for figure in section.figures:
             caption, untitled = _titled_in_text(figure)
@@ -75,6 +76,14 @@ def render_report(title: str, lead: str, sections: Sequence[Section]) -> str:
     script = f"<script>{_front('page.js')}</script>" if n_figures else ""
     parts.append(f"</main>{script}</body></html>")
     return "\n".join(parts)
+
+
+def _table(table: pd.DataFrame) -> str:
+    """The table as HTML; columns of long text are marked, for they wrap and are aligned left."""
+    body = table.to_html(index=False, border=0, na_rep="undefined")
+    longest = [table.iloc[:, i].astype(str).str.len().max() for i in range(table.shape[1])]
+    marks = cycle(' class="long"' if length > _LONG else "" for length in longest)
+    return re.sub(r"<(t[hd])>", lambda cell: f"<{cell[1]}{next(marks)}>", body)
 
 
 def _titled_in_text(figure: go.Figure) -> tuple[str, go.Figure]:

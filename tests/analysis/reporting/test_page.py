@@ -53,6 +53,12 @@ def test_the_page_stands_alone(page: Path):
     assert "prefers-color-scheme: dark" in text
 
 
+def test_columns_of_long_text_are_marked():
+    table = pd.DataFrame({"part": ["a", "b"], "why": ["<td>" * 8, "short"], "N": [1, 2]})
+    text = render_report("Title", "Lead.", [Section("One", tables=[table])])
+    assert re.findall(r'<t[hd] class="long">([^<]*)</t', text) == ["why", "&lt;td&gt;" * 8, "short"]
+
+
 def test_the_page_is_reproducible(page: Path):
     again = render_report("Title <1>", "Lead.", [Section("Two")])
     assert again == render_report("Title <1>", "Lead.", [Section("Two")])

@@ -43,7 +43,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("page")
     table = pd.DataFrame({"a column with a long name": ["a" * 60], "b": [1]})
     heatmap = go.Figure(go.Heatmap(z=[[0.0, 1.0], [1.0, 0.0]]))
-    section = Section("One", tables=[table], figures=[panelled(), heatmap, of_classes()])
+    text = {"part": ["above depth"], "holds": ["no"], "measured": ["words of a reason " * 9]}
+    reasons = pd.DataFrame(
+        {**text, "loss of the deepest": ["0.5 [0.25, 0.75], floor 0.125 "], "N": [1]}
+    )
+    section = Section("One", tables=[table, reasons], figures=[panelled(), heatmap, of_classes()])
     (folder / "page.html").write_text(render_report("Title", "Lead.", [section]))
     with browser_page(folder / "profile") as tab:
         tab.size(1280, 900)
@@ -81,6 +85,16 @@ def test_nothing_is_wider_than_the_page(page: Page) -> None:
             "[...document.querySelectorAll('figure')].map((f) => [f.scrollWidth, f.clientWidth])"
         ):
             assert box[0] <= box[1]
+
+
+def test_long_text_of_a_table_wraps_and_is_aligned_left(page: Page) -> None:
+    drawn(page, 1280)
+    assert page.value(
+        "[...document.querySelectorAll('div.scroll')].every((t) => t.scrollWidth <= t.clientWidth)"
+    )
+    align = "[...document.querySelectorAll('div.scroll')[1].querySelectorAll('td')]"
+    found = page.value(f"{align}.map((cell) => getComputedStyle(cell).textAlign)")
+    assert found == ["left", "right", "left", "right", "right"]
 
 
 def test_panels_stand_in_one_column_on_a_narrow_page_and_go_back(page: Page) -> None:
