@@ -258,7 +258,13 @@ def test_cascade(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert table["inputs"].tolist() == ["teacher"] * 3 + ["stream"] * 3
 
 
-def test_faithfulness(clt_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_faithfulness(
+    clt_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("COLUMNS", "200")  # a terminal on which names of columns do not wrap
     out = tmp_path / "faithful"
     args = ["faithfulness", "--clt", clt_folder, "--limit", "30", "--layers", "4-6"]
     args += ["--tokens", "patch", "--inputs", "teacher", "--out", out]

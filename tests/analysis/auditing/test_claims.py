@@ -111,6 +111,10 @@ def test_the_models_own_mlps_act_and_add_nothing_to_depth_as_readings(
     below = np.tril(np.ones((LAYERS, LAYERS), bool), -1)
     np.testing.assert_array_equal(shown[0], found.scores.matrix)
     np.testing.assert_allclose(shown[1][below], shown[2][below], rtol=0.5)
+    # titles stand above panels of about 250 pixels each, side by side
+    titles = found.figure().layout.annotations[:3]
+    for title in titles:
+        assert max(map(len, title.text.split("<br>"))) * title.font.size <= 12 * 38
     # every source counts alike, however small its effects
     apart = [
         np.linalg.norm((shown[1] - shown[2])[s + 1 :, s]) / np.linalg.norm(shown[2][s + 1 :, s])

@@ -52,7 +52,9 @@ def test_with_a_clt(
     digits_clt: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # a terminal on which names of rows do not wrap
     clt = random_clt(digits_vit)
     out = tmp_path / "causal"
     args = ["causal", "--clt", str(digits_clt), "--limit", "12", "--tokens", "patch"]

@@ -463,7 +463,7 @@ def test_another_study_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_plan_in_a_process_of_its_own(tmp_path: Path) -> None:
     out = tmp_path / "out"
     args = ["--smoke", "--plan", "--datasets", "coco", "--backbones", "ViT-B/32", "--out", str(out)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     done = subprocess.run(
         [sys.executable, "-m", "vit_clt", "reproduce", *args, "--sparsifiers", "abs_topk"],
         capture_output=True,
