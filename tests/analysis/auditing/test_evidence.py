@@ -119,7 +119,7 @@ def test_an_audit_tells_its_verdict(tmp_path: Path) -> None:
         verdicts=[reads.verdict, acts.verdict],
         accounts=["acts, held: y"],
         clt="a CLT",
-        encoder_sha256="0",
+        weights_sha256="0",
     )
     claims.metrics.return_value = [*reads.metrics(), *acts.metrics()]
     claims.shown.return_value = pd.DataFrame({"claim": ["C reads", "E acts"]})
