@@ -16,7 +16,7 @@ import torch
 from builders import random_clt, tiny_clip
 
 from vit_clt import CLTConfig, CrossLayerTranscoder, load_data
-from vit_clt.cli import main
+from vit_clt.cli import main, printed_table
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.blocks import HookedBlock, Recorder
@@ -35,6 +35,13 @@ for innermost in (
     backends.choose,
 ):
     no_type_check(innermost)
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal on which no printed table wraps; tests of wrapping set a width of their own."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets
+    monkeypatch.setattr(printed_table, "_COLUMNS", 400)
 
 
 @pytest.fixture(autouse=True)

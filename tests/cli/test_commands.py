@@ -77,6 +77,7 @@ def test_a_command_imports_no_other_and_no_torch():
                 "layers",
                 "options",
                 "probe",
+                "printed_table",
                 "ranges",
                 "terminal",
                 "tyro_text",

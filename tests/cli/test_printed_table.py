@@ -46,3 +46,17 @@ def test_a_word_that_is_wider_than_the_terminal_is_not_broken(
     path = "/a/path/" + "that/goes/on/" * 5
     lines = printed(pd.DataFrame({"file": [path], "size": [1]}), 40, capsys, monkeypatch)
     assert path in lines[1]
+
+
+def test_numbers_with_commas_and_what_is_missing_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "40")
+    table = pd.DataFrame(
+        {"kind": ["CLT", "x"], "parameters": ["90,880", None], "loss": [float("nan"), 0.5]}
+    )
+    print_table(table.assign(why="one word after the other until no more fit"))
+    printed = capsys.readouterr().out
+    assert "90,880" in printed
+    assert "nan" in printed
+    assert max(map(len, printed.splitlines())) <= 40

@@ -27,6 +27,7 @@ EXTRAS = {
     "faiss": ("faiss", "retrieve --search faiss"),
     "lowbit": ("torchao", "train --optimiser adamw8bit"),
     "tensorboard": ("tensorboard", "train --trackers tensorboard"),
+    "jupyter": ("jupyterlab", "the notebooks"),
     "wandb": ("wandb", "train --trackers wandb"),
 }
 """Optional extras of this package: the module each brings, and the options that need it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from shutil import get_terminal_size
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,23 +23,24 @@ def print_table(table: pd.DataFrame) -> None:
     """
     from tabulate import tabulate
 
-    rows = table.astype(str).to_numpy().tolist()
+    # what is missing stays a NaN under astype(str)
+    rows = [[str(cell) for cell in row] for row in table.to_numpy(object).tolist()]
     names = list(map(str, table.columns))
     columns = [_Column(name, [row[i] for row in rows]) for i, name in enumerate(names)]
     _fit(columns, get_terminal_size((_COLUMNS, 24)).columns)
     widths = [column.width for column in columns]
     left = [i == 0 or column.text > column.width for i, column in enumerate(columns)]
-    print(
-        tabulate(
-            rows,
-            names,
-            "plain",
-            colalign=["left" if each else "right" for each in left],
-            disable_numparse=True,
-            maxcolwidths=widths,
-            maxheadercolwidths=widths,
-        )
-    )
+    # tabulate's own wrapping takes "90,880" for a number and fails
+    names, *rows = [list(map(_wrapped, row, widths)) for row in (names, *rows)]
+    align = ["left" if each else "right" for each in left]
+    print(tabulate(rows, names, "plain", colalign=align, disable_numparse=True))
+
+
+def _wrapped(cell: str, width: int) -> str:
+    """A cell on lines of at most this width, where its words are not longer."""
+    if len(cell) <= width:
+        return cell
+    return fill(cell, width, break_long_words=False, break_on_hyphens=False)
 
 
 class _Column:
