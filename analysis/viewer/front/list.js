@@ -24,7 +24,8 @@ const COLUMNS = [
 
 async function showList(args, params) {
   const layers = args.length ? [Number(args[0])] : LAYERS;
-  await Promise.all(layers.map(layerOf));
+  await layerOf(layers[0]); // the others come while the first is read
+  const ready = () => layers.filter((s) => E.layers[s]?.at);
   const path = args.length ? `layer/${args[0]}` : "features";
   const one = args.length > 0;
   const targets = one ? E.layers[layers[0]].write.targets : [];
@@ -50,13 +51,19 @@ async function showList(args, params) {
   const update = (change) => {
     Object.assign(state, change);
     keep(path, { ...state, part: state.part || "", tokens: state.target === "" ? "" : state.tokens });
-    fillList(layers, state, view, update);
+    fillList(ready(), state, view, update);
   };
   view.before.addEventListener("click", () => update({ part: state.part - 1 }));
   view.after.addEventListener("click", () => update({ part: state.part + 1 }));
   view.pager = make("nav", { "aria-label": "Parts of the list" }, view.before, view.part, view.after);
   const form = listControls(state, targets, update);
-  fillList(layers, state, view, update);
+  fillList(ready(), state, view, update);
+  if (ready().length < layers.length) {
+    Promise.all(layers.map(layerOf)).then(
+      () => fillList(layers, state, view, update),
+      (error) => (view.found.textContent = error.message),
+    );
+  }
   const title = one ? `Features of layer ${layers[0]}` : "Features";
   const head = one || E.heatmaps ? make("h1", {}, title) : make("h1", {}, E.title);
   const place = LAYERS.indexOf(layers[0]);

@@ -232,7 +232,8 @@ def test_in_a_browser(gallery: Path, stats: FeatureStatistics, tmp_path: Path):
 
         page.open((gallery / "index.html").as_uri())
         drawn = "[...document.querySelectorAll('#rows canvas')].every((c) => c.dataset.drawn)"
-        page.until(f"document.querySelector('#rows canvas') && {drawn}")
+        whole = f"{len(chosen)} of {len(chosen)} features"
+        page.until(f"document.getElementById('found').textContent === '{whole}' && {drawn}")
         assert len(chosen) > 40
         assert links() == chosen[:40]
         assert page.value("document.getElementById('found').textContent") == (
@@ -268,7 +269,7 @@ def test_in_a_browser(gallery: Path, stats: FeatureStatistics, tmp_path: Path):
         kept = page.value("location.href")
         page.open("about:blank")
         page.open(kept)
-        page.until("document.querySelector('#rows tr')")
+        page.until(f"document.getElementById('found')?.textContent === '{whole}'")
         assert column(4) == rising
         enter("3:")
         clicked = page.value("document.querySelectorAll('#rows .address')[2].textContent")
