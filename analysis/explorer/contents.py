@@ -83,7 +83,6 @@ def _overview(explorer: Explorer) -> dict[str, Any]:
         "agreement": None if graphs is None else _agreement_text(graphs),
         "factors": FACTORS,
         "links": dict(explorer.links),
-        "clt": explorer.clt,
         "story": _story(explorer),
     }
 

@@ -83,7 +83,7 @@ def explore(
     check_fits(vit, clt)
     _check_numbers(count, graphs, interventions)
     pixels(vit, data.batch([0])[0])  # what cannot be shown is refused before the long passes
-    if classifier is None and why_no_prompts(vit, data) is None:
+    if classifier is None and vit.has_text_tower and data.class_names:
         classifier = ZeroShot(vit, data.class_names)
     if classifier is not None and list(classifier.class_names) != list(data.class_names):
         raise InputError(
@@ -145,13 +145,6 @@ def explore(
         verdict=verdict,
         links=links or {},
     )
-
-
-def why_no_prompts(vit: HookedViT, data: ImageData) -> str | None:
-    """Why classes cannot be read by prompts; None where they can."""
-    if vit.has_text_tower and data.class_names:
-        return None
-    return "Prompts need a text tower and the names of the classes."
 
 
 def why_no_graphs(vit: HookedViT, clt: CrossLayerTranscoder, zs: ZeroShot | None) -> str | None:

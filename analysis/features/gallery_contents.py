@@ -110,7 +110,6 @@ def gallery_document(
         if effects is None
         else list(short_names(effects.class_names).values()),
         "n_images": gallery.n_images,
-        "n_features": clt.n_features,
         "effect_images": 0 if effects is None else effects.n_images,
         "has_cls": cfg.rows.has_cls,
         "grid": {"down": cfg.patch_grid[0], "across": cfg.patch_grid[1]},

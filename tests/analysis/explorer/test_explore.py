@@ -21,6 +21,7 @@ from vit_clt.analysis.explorer.result import Explorer
 from vit_clt.analysis.explorer.steered_images import ALWAYS_ON, FACTORS, N_CONTROLS
 from vit_clt.analysis.explorer.story import findings
 from vit_clt.analysis.explorer.study import STEERED
+from vit_clt.analysis.graphs.agreement import GraphAgreement
 from vit_clt.analysis.reporting.study import study_files, write_study
 from vit_clt.analysis.viewer.encoding import script_value
 from vit_clt.data.images import TensorImages
@@ -171,7 +172,9 @@ def test_what_is_steered_has_the_largest_effects_and_controls_of_its_size(
     assert always_on > 0
 
 
-def test_files_hold_the_scores_and_graphs(explorer: Explorer, vit: HookedViT, pages: Path):
+def test_files_hold_the_scores_and_graphs(
+    explorer: Explorer, vit: HookedViT, pages: Path, monkeypatch: pytest.MonkeyPatch
+):
     document = script_value((pages / "data.js").read_text())
     gallery = explorer.gallery
     for heatmap in document["heatmaps"]:
@@ -195,8 +198,18 @@ def test_files_hold_the_scores_and_graphs(explorer: Explorer, vit: HookedViT, pa
         features = graph.nodes[graph.nodes["kind"] == "feature"]
         for r in features.drop_duplicates(["layer", "feature"]).itertuples():
             everywhere.setdefault(f"{r.layer}:{r.feature}", []).append(row)
-        assert len(entry["measured"]) == 6
+        tried = explorer.graphs.agreement.interventions
+        tried = tried[tried["image"] == explorer.graphs.query.index(row)]
+        foretold = "direct" if explorer.graphs.norms == "held" else "direct_norms"
+        expected = tried[["layer", "token", "feature", foretold, "live"]]
+        np.testing.assert_allclose(entry["measured"], expected.to_numpy(float), rtol=1e-3)
     assert document["in_graphs"] == everywhere
+    # whether interventions support what is drawn stands on every graph
+    for supported in (True, False):
+        monkeypatch.setattr(GraphAgreement, "supports", lambda self, norms, s=supported: s)
+        told = script_value(dict(explorer.extras())["data.js"])["agreement"]
+        assert told["level"] == ("" if supported else "bad")
+        assert ("They do not support" in told["text"]) != supported
     entries = script_value((pages / "blocks" / "images-000.js").read_text())
     assert len(entries) == min(IMAGES_PER_FILE, 24)
     bar = {each["name"]: each for each in document["bar"]}
