@@ -1,6 +1,6 @@
 """Train the CIFAR-10 CLTs that studies use, and write their table: `make cifar-clts`.
 
-Three sparsifiers, a second seed, a per-layer transcoder and two trained on passes with
+Four sparsifiers, a second seed, a per-layer transcoder and two trained on passes with
 interventions, F = 2,048, k = 32, 3 passes over 20,000 images, 1,024 token rows a step, by the
 preset "small", on the teacher in $VIT_CLT_DATA/teachers/cifar10. Killed, it goes on where it was.
 """
@@ -25,6 +25,7 @@ RUNS: dict[str, tuple[str, int, list[str]]] = {
     "relu_topk": ("relu_topk", 0, []),
     "relu_topk_seed1": ("relu_topk", 1, []),
     "abs_topk": ("abs_topk", 0, []),
+    "batch_topk": ("batch_topk", 0, []),
     "jumprelu": ("jumprelu", 0, []),
     "per_layer": ("relu_topk", 0, ["--no-cross-layer"]),
     "interventions": ("relu_topk", 0, ["--interventions", "0.5"]),
