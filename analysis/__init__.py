@@ -1,8 +1,8 @@
 """Studies of a CLT and of its ViT, one room a question; each returns numbers that draw themselves.
 
 Rooms: `fit`, `contributions`, `silencing`, `ablations`, `causal`, `probing`, `auditing`,
-`features`, `graphs`, `steering`, `retrieval`, `explorer`, `factors`, `reproduction`; they share
-`stats`, `reporting` and `viewer`.
+`features`, `naming`, `graphs`, `steering`, `retrieval`, `explorer`, `factors`, `reproduction`; they
+share `stats`, `reporting` and `viewer`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from vit_clt.analysis.graphs.effects import direct_effects as direct_effects
     from vit_clt.analysis.graphs.graph import attribution_graph as attribution_graph
     from vit_clt.analysis.graphs.study import graph_study as graph_study
+    from vit_clt.analysis.naming.study import name_features as name_features
+    from vit_clt.analysis.naming.vocabulary import Vocabulary as Vocabulary
     from vit_clt.analysis.probing.study import probes as probes
     from vit_clt.analysis.retrieval.consistency import class_consistency as class_consistency
     from vit_clt.analysis.retrieval.index import RetrievalIndex as RetrievalIndex
@@ -83,6 +85,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "graphs.effects": ["direct_effects"],
         "graphs.graph": ["attribution_graph"],
         "graphs.study": ["graph_study"],
+        "naming.study": ["name_features"],
+        "naming.vocabulary": ["Vocabulary"],
         "probing.study": ["probes"],
         "retrieval.consistency": ["class_consistency"],
         "retrieval.index": ["RetrievalIndex"],

@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "analysis.probing": _STUDY,
     "analysis.viewer": "analysis.reporting",
     "analysis.features": f"{_STUDY} analysis.viewer",
+    "analysis.naming": "analysis.features",
     "analysis.retrieval": _STUDY,
     "analysis.graphs": _STUDY,
     "analysis.fit": "analysis.contributions",
@@ -48,7 +49,7 @@ MAY_IMPORT = {
     "analysis.factors": "analysis.probing analysis.causal",
     "analysis.auditing": "analysis.ablations analysis.causal analysis.fit",
     "analysis.explorer": "analysis.contributions analysis.features analysis.fit analysis.graphs"
-    " analysis.retrieval",
+    " analysis.retrieval analysis.naming",
     "analysis.reproduction": "analysis.fit",
     "analysis.demo": "analysis.auditing analysis.explorer analysis.factors analysis.reproduction"
     " analysis.steering",

@@ -62,6 +62,7 @@ def explorer_contents(explorer: Explorer) -> Iterator[tuple[str, str | bytes]]:
 
 def _overview(explorer: Explorer) -> dict[str, Any]:
     gallery, graphs = explorer.gallery, explorer.graphs
+    names = {} if gallery.names is None else {"Names of features, and their tests": "names.html"}
     return {
         "title": f"{explorer.clt} on {gallery.data.name}",
         "bar": _bar(explorer),
@@ -80,9 +81,10 @@ def _overview(explorer: Explorer) -> dict[str, Any]:
         "with_steering": [each.row for each in explorer.steered if each.features],
         "graph_targets": [] if graphs is None else graphs.targets,
         "in_graphs": {} if graphs is None else _graphs_by_feature(graphs),
+        "names": _shown_names(explorer),
         "agreement": None if graphs is None else _agreement_text(graphs),
         "factors": FACTORS,
-        "links": dict(explorer.links),
+        "links": dict(explorer.links) | names,
         "story": _story(explorer),
     }
 
@@ -273,6 +275,16 @@ def _graph_entry(study: GraphStudy, i: int) -> dict[str, Any]:
             for r in measured.itertuples()
         ],
     }
+
+
+def _shown_names(explorer: Explorer) -> dict[str, str]:
+    """The names of the features that have a page or are in a graph, by address."""
+    names, graphs = explorer.gallery.names, explorer.graphs
+    if names is None:
+        return {}
+    shown = {f"{s}:{i}" for s, i in explorer.gallery.pages.features}
+    shown |= set() if graphs is None else set(_graphs_by_feature(graphs))
+    return {f"{s}:{i}": text for (s, i), text in names.texts.items() if f"{s}:{i}" in shown}
 
 
 def _graphs_by_feature(study: GraphStudy) -> dict[str, list[int]]:

@@ -122,6 +122,10 @@ class Explorer(Study):
         """The heatmaps."""
         return self.scores.figure()
 
+    def companions(self) -> Sequence[Study]:
+        """The names of features, with their tests."""
+        return self.gallery.companions()
+
     def extras(self) -> Iterable[tuple[str, str | bytes]]:
         """The pages, file after file."""
         from vit_clt.analysis.explorer.contents import explorer_contents

@@ -15,6 +15,7 @@ from vit_clt.analysis.explorer.steered_images import ALWAYS_ON, Feature, steered
 from vit_clt.analysis.explorer.verdict import Verdict
 from vit_clt.analysis.features.choice import RULES, select_features
 from vit_clt.analysis.features.gallery import FeatureGallery, feature_gallery
+from vit_clt.analysis.features.names import FeatureNames
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.features.study import feature_statistics
 from vit_clt.analysis.fit.cascade_study import cascade
@@ -22,6 +23,8 @@ from vit_clt.analysis.fit.gate import measure_fit
 from vit_clt.analysis.graphs.agreement import check_interventions
 from vit_clt.analysis.graphs.result import GraphStudy
 from vit_clt.analysis.graphs.study import graph_study
+from vit_clt.analysis.naming.study import name_features
+from vit_clt.analysis.naming.vocabulary import Vocabulary
 from vit_clt.analysis.reporting.pictures import pixels
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
@@ -48,6 +51,7 @@ def explore(
     interventions: int = 16,
     top: int = 12,
     effect_images: int = 200,
+    vocabulary: Vocabulary | None = None,
     verdict: Verdict | None = None,
     clt_name: str = "in memory",
     links: Mapping[str, str] | None = None,
@@ -70,6 +74,8 @@ def explore(
         interventions: features silenced in each of these images to check its graph.
         top: most active images kept of each feature.
         effect_images: number of first images that class effects are measured on.
+        vocabulary: texts that features are named with (`vit_clt.analysis.name_features`); without
+            one they have no names.
         verdict: the verdict of an audit of this CLT (`read_verdict`), which stands on every page.
         clt_name: what the CLT is called.
         links: pages of other studies to link to: title and address.
@@ -104,6 +110,9 @@ def explore(
         seed=seed,
         progress=progress,
     )
+    names = None
+    if vocabulary is not None:
+        names = name_features(vit, clt, data, vocabulary, seed=seed, progress=progress)
     readings = image_readings(vit, clt, data, classifier, progress=progress)
     graph_part: GraphStudy | None = None
     steered = []
@@ -135,7 +144,7 @@ def explore(
     return Explorer(
         clt=clt_name,
         scores=score_study(vit, {clt_name: clt}, data, seed=seed, progress=progress),
-        gallery=_gallery(stats, count, named, progress),
+        gallery=_gallery(stats, names, count, named, progress),
         readings=readings,
         cascade=replaced,
         graphs=graph_part,
@@ -196,7 +205,11 @@ def _check_numbers(count: int | None, graphs: int, interventions: int) -> None:
 
 
 def _gallery(
-    stats: FeatureStatistics, count: int | None, named: Sequence[Feature], progress: bool
+    stats: FeatureStatistics,
+    names: FeatureNames | None,
+    count: int | None,
+    named: Sequence[Feature],
+    progress: bool,
 ) -> FeatureGallery:
     """Pages of the features that are named, and of all that fire or as many as asked for."""
     n_tokens, n_layers = stats.vit.cfg.n_tokens, len(stats.layers)
@@ -213,7 +226,7 @@ def _gallery(
     else:
         rule = f"at most {count} a layer, {RULES['spread']}; and those steered"
         chosen = list(dict.fromkeys([*select_features(stats, "spread", count), *named]))
-    return feature_gallery(stats, chosen, rule, progress=progress)
+    return feature_gallery(stats, chosen, rule, names=names, progress=progress)
 
 
 def _to_steer(

@@ -77,31 +77,68 @@ def class_effects(
 ) -> ClassEffects:
     """Effects of all features of these layers, summed over the first `n_images` images.
 
-    A product per active entry, target and class; 8 bytes are kept per feature and class. An effect
-    is linear in the direction that a logit reads from the embedding. Where there are more classes
-    than the embedding has dimensions, effects on the dimensions are therefore summed in place of
-    those on the classes, and put together at the end.
-
     Raises:
         InputError: fewer than one image, or a model that does not pool the class token alone.
     """
     if n_images < 1:
         raise InputError("effect_images", f"is {n_images}; expected at least 1.")
     shown = ImageSubset(data, range(min(n_images, len(data))))
+    found = direction_effects(
+        vit, clt, shown, zs.logit_scale * zs.weights.T, layers, progress=progress
+    )
+    return ClassEffects(found.sums, found.images, len(shown), zs.class_names, zs.name)
+
+
+@dataclass(frozen=True)
+class DirectionEffects:
+    """Direct effects on readings <e/||e||, direction> of the embedding e, by source layer."""
+
+    sums: dict[int, Float[np.ndarray, "feature direction"]]
+    """Summed over images."""
+    images: dict[int, Int[np.ndarray, " feature"]]
+    """Images on which the feature is active."""
+
+
+@torch.no_grad()
+def direction_effects(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    shown: ImageSubset,
+    directions: Float[Tensor, "direction d_embed"],
+    layers: Sequence[int],
+    *,
+    title: str = "class effects",
+    progress: bool = False,
+) -> DirectionEffects:
+    """Effects of all features of these layers on readings of the embedding, summed over images.
+
+    A product per active entry, target and direction; 8 bytes are kept per feature and direction. An
+    effect is linear in the direction. Where there are more directions than the embedding has
+    dimensions, effects on the dimensions are therefore summed in place of those on the directions,
+    and put together at the end.
+
+    Args:
+        vit: the teacher; hooks attached to it do not fire.
+        clt: its transcoder.
+        shown: the images, whose batches are made as small as this takes.
+        directions: what is read.
+        layers: source layers.
+        title: of the progress bar.
+        progress: show it.
+
+    Raises:
+        InputError: a model that does not pool the class token alone.
+    """
     cfg, n_features = vit.cfg, clt.config.n_features
-    of_classes = zs.logit_scale * zs.weights.T
-    n_classes, d_embed = of_classes.shape
-    directions = of_classes
-    if n_classes > d_embed:
-        directions = torch.eye(d_embed, dtype=of_classes.dtype, device=of_classes.device)
+    given, d_embed = directions, directions.shape[1]
+    if len(given) > d_embed:
+        directions = torch.eye(d_embed, dtype=given.dtype, device=given.device)
     an_image = cfg.n_layers * cfg.n_tokens * cfg.d_model
     shown.batch_size = max(1, min(32, _FLOATS // an_image))
     at_once = max(1, _FLOATS // (an_image * shown.batch_size))
     sums = {s: np.zeros((len(directions), n_features)) for s in layers}
     active_images = {s: torch.zeros(n_features, dtype=torch.int64) for s in layers}
-    with Progress(
-        total=len(shown), desc="class effects", unit=" images", disable=not progress
-    ) as bar:
+    with Progress(total=len(shown), desc=title, unit=" images", disable=not progress) as bar:
         for images, _ in shown:
             images = images.to(clt.b_enc.device)
             frozen = FrozenPass(vit, images)
@@ -117,15 +154,12 @@ def class_effects(
                         effects = adjoint.effects(gradient)
                         sums[s][i] += sums_by_feature(effects, features, n_features)
             bar.update(len(images))
-    if n_classes > d_embed:
-        weights = of_classes.double().cpu().numpy()
+    if len(given) > d_embed:
+        weights = given.double().cpu().numpy()
         sums = {s: weights @ values for s, values in sums.items()}
-    return ClassEffects(
+    return DirectionEffects(
         {s: values.T for s, values in sums.items()},
         {s: counts.numpy() for s, counts in active_images.items()},
-        len(shown),
-        zs.class_names,
-        zs.name,
     )
 
 

@@ -24,9 +24,14 @@ from vit_clt.progress import Progress
 
 if TYPE_CHECKING:
     from vit_clt.analysis.features.gallery import FeatureGallery
+    from vit_clt.analysis.features.names import FeatureNames
 
 PAGES_PER_FILE = 64
 _THUMBNAILS = 5  # images a row of the list
+_TESTED = (
+    *("auc", "auc_low", "auc_high"),
+    *("texts_mean", "texts_high", "features_mean", "features_high"),
+)
 _AT_EITHER_END = 10  # classes whose effects a page shows, where there are more than twice as many
 
 
@@ -66,7 +71,10 @@ def feature_files(
                 for column, value in _listed(page, place).items():
                     columns[page.layer].setdefault(column, []).append(value)
                 columns[page.layer].setdefault("page", []).append(i)
-            entries = [_page_entry(page, place, with_page) for page in some]
+            entries = [
+                _page_entry(page, place, with_page) | {"naming": _naming(gallery.names, page)}
+                for page in some
+            ]
             yield f"pages/pages-{block:03}.js", script(f"pages[{block}]", entries)
             bar.update(len(some))
     for s, listed in columns.items():
@@ -98,6 +106,7 @@ def gallery_document(
         "Class effects": "not measured"
         if effects is None
         else f"first {effects.n_images} images, readout: {effects.readout}",
+        "Names": "not sought" if gallery.names is None else gallery.names.caption(),
         "Seed": f"{gallery.seed} (images drawn at random)",
     }
     with_page = np.bincount([s for s, _ in pages.features], minlength=cfg.n_layers)
@@ -117,8 +126,27 @@ def gallery_document(
         "images": {"row": list(rows), "label": gallery.labels[list(rows)].tolist()},
         "pages_per_file": PAGES_PER_FILE,
         "with_page": {s: int(with_page[s]) for s in gallery.layers},
+        "names": {} if gallery.names is None else _shown_names(gallery),
+        "naming": None if gallery.names is None else gallery.names.caption(),
         "layers": {},
         "pages": {},
+    }
+
+
+def _shown_names(gallery: FeatureGallery) -> dict[str, str]:
+    """The names of the features that have a page, by address."""
+    assert gallery.names is not None
+    texts = gallery.names.texts
+    return {f"{s}:{i}": texts[s, i] for s, i in gallery.pages.features if (s, i) in texts}
+
+
+def _naming(names: FeatureNames | None, page: FeaturePage) -> dict[str, Any] | None:
+    """The text tested as a name of a feature, with its test; None where none was sought."""
+    found = None if names is None else names.tested(page.layer, page.feature)
+    if found is None:
+        return None
+    return {name: found[name] for name in ("name", "reason", "text", "evidence", "fires", "n")} | {
+        name: None if math.isnan(found[name]) else number(found[name], 3) for name in _TESTED
     }
 
 

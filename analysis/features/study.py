@@ -18,6 +18,7 @@ from vit_clt.analysis.features.choice import (
 )
 from vit_clt.analysis.features.effects import class_effects
 from vit_clt.analysis.features.gallery import FeatureGallery, feature_gallery
+from vit_clt.analysis.features.names import FeatureNames
 from vit_clt.analysis.features.page import check_features
 from vit_clt.analysis.features.statistics import FeatureStatistics
 from vit_clt.analysis.features.tally import FeatureTally
@@ -114,6 +115,7 @@ def feature_study(
     class_name: str | int | None = None,
     effect_images: int = 200,
     top: int = 12,
+    names: FeatureNames | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> FeatureGallery:
@@ -132,6 +134,7 @@ def feature_study(
         class_name: with the rule "effect", the class whose logit the features raise most.
         effect_images: number of first images that effects are measured on.
         top: number of most active images kept of each feature.
+        names: names of features (`vit_clt.analysis.name_features`), which pages then show.
         seed: seed of all that is drawn at random.
         progress: show progress bars.
 
@@ -166,4 +169,6 @@ def feature_study(
     if rule is not None or not features:
         chosen += select_features(stats, chooser, count, class_name=class_name)
         rules.append(f"at most {count} a layer, {rule_in_words(chooser, class_name)}")
-    return feature_gallery(stats, list(dict.fromkeys(chosen)), "; ".join(rules), progress=progress)
+    return feature_gallery(
+        stats, list(dict.fromkeys(chosen)), "; ".join(rules), names=names, progress=progress
+    )

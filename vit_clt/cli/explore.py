@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vit_clt.cli.command import Command, SeedOptions
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.vocabulary_options import VocabularyOptions
 from vit_clt.errors import InputError
-
-if TYPE_CHECKING:
-    from vit_clt.data.images import ImageData
-    from vit_clt.hooks import HookedViT
-    from vit_clt.readouts.base import Classifier
 
 
 @dataclass(kw_only=True)
-class Explore(ReadoutOptions, CLTOptions, Command, SeedOptions):
+class Explore(VocabularyOptions, ReadoutOptions, CLTOptions, Command, SeedOptions):
     """Linked pages of a CLT: heatmap, features, images, graphs, steering. They open from disk.
 
     Example: vit-clt explore --clt out/demo/clt --data digits --out out/explore
@@ -50,17 +45,6 @@ class Explore(ReadoutOptions, CLTOptions, Command, SeedOptions):
                 "vit-clt audit or vit-clt claims.",
             )
 
-    def _classifier(self, vit: HookedViT, data: ImageData) -> Classifier | None:
-        """The readout of classes; None where nothing can read them."""
-        if self.readout in (None, "text") and vit.has_text_tower and data.class_names:
-            return self.zero_shot(vit, data)
-        try:
-            return self.classifier_if_labelled(vit, data, self.seed)
-        except InputError:
-            if self.readout is not None:
-                raise
-            return None  # without an option the pages show what can be shown
-
     def run(self) -> None:
         """Run the studies behind the pages, and write them."""
         self.write({})
@@ -70,20 +54,23 @@ class Explore(ReadoutOptions, CLTOptions, Command, SeedOptions):
         from vit_clt.analysis.explorer.result import Explorer
         from vit_clt.analysis.explorer.study import explore
         from vit_clt.analysis.explorer.verdict import read_verdict
+        from vit_clt.analysis.features.names import FeatureNames
 
-        folder = self.folder_of(Explorer)
+        folder = self.folder_of(Explorer, FeatureNames)
         vit, clt, data = self.load_all(self.device)
         verdict = None if self.audit is None else read_verdict(self.audit, clt)
+        classifier = self.classifier_if_any(vit, data, self.seed)
         explorer = explore(
             vit,
             clt,
             data,
-            self._classifier(vit, data),
+            classifier,
             count=self.count,
             graphs=self.graphs,
             interventions=self.interventions,
             top=self.top,
             effect_images=self.effect_images,
+            vocabulary=self.texts(vit, classifier, data),
             verdict=verdict,
             clt_name=self.clt,
             links=links,

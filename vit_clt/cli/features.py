@@ -11,12 +11,13 @@ from vit_clt.cli.command import Command, SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
-from vit_clt.cli.readout_options import PromptOptions
+from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.vocabulary_options import VocabularyOptions
 from vit_clt.errors import InputError
 
 
 @dataclass(kw_only=True)
-class Features(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
+class Features(VocabularyOptions, ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
     """What does each feature fire on, write and do? A gallery that opens from disk.
 
     Example: vit-clt features --clt out/demo/clt --data digits --layers 7 --count 24
@@ -56,22 +57,34 @@ class Features(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
         """Study every feature, choose some for pages, and write the gallery."""
         from vit_clt.analysis.features.choice import check_selection
         from vit_clt.analysis.features.gallery import FeatureGallery
+        from vit_clt.analysis.features.names import FeatureNames
         from vit_clt.analysis.features.study import feature_study
+        from vit_clt.analysis.naming.study import name_features
+        from vit_clt.readouts.class_names import class_number
+        from vit_clt.readouts.zero_shot import ZeroShot
 
         check_selection(self.select or "spread", self.count, self.raises)
         features = [feature_address(text) for text in dict.fromkeys(self.feature)]
         layers = None if self.layers is None else layer_numbers(self.layers)
-        folder = self.folder_of(FeatureGallery)
+        folder = self.folder_of(FeatureGallery, FeatureNames)
         vit, clt, data = self.load_all(self.device)
         cfg = vit.cfg
-        has_effects = cfg.family == "open_clip" and cfg.pools_cls and vit.has_text_tower
-        names = data.class_names if has_effects else []
+        has_effects = cfg.family == "open_clip" and cfg.pools_cls
+        classifier = self.classifier_if_any(vit, data, self.seed)
+        vocabulary = self.texts(vit, classifier, data)
+        if self.raises is not None:
+            class_number(data.class_names, self.raises, "class_name")
         fits = measured_fits(vit, {self.clt: clt}, data)
+        names = None
+        if vocabulary is not None:
+            names = name_features(
+                vit, clt, data, vocabulary, layers=layers, seed=self.seed, progress=True
+            )
         gallery = feature_study(
             vit,
             clt,
             data,
-            self.zero_shot(vit, data) if names else None,
+            classifier if has_effects and isinstance(classifier, ZeroShot) else None,
             features=features,
             layers=layers,
             rule=self.select,
@@ -79,6 +92,7 @@ class Features(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
             class_name=self.raises,
             effect_images=self.effect_images,
             top=self.top,
+            names=names,
             seed=self.seed,
             progress=True,
         )

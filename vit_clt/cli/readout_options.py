@@ -82,6 +82,21 @@ class ReadoutOptions(PromptOptions, TrainDataOptions):
                 )
         return classifier
 
+    def classifier_if_any(self, vit: HookedViT, data: ImageData, seed: int) -> Classifier | None:
+        """The readout of the classes of `data`; None where nothing can read them.
+
+        Raises:
+            InputError: a readout is asked for that is not there or does not fit.
+        """
+        if self.readout in (None, "text") and vit.has_text_tower and data.class_names:
+            return self.zero_shot(vit, data)
+        try:
+            return self.classifier_if_labelled(vit, data, seed)
+        except InputError:
+            if self.readout is not None:
+                raise
+            return None  # without an option the pages show what can be shown
+
     def classifier_if_labelled(
         self, vit: HookedViT, data: ImageData, seed: int, *, fits: bool = False
     ) -> Classifier | None:

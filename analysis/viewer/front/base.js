@@ -50,7 +50,13 @@ function href(path, params = {}) {
 }
 
 const link = (path, text, params = {}, more = {}) => make("a", { href: href(path, params), ...more }, text);
-const featureLink = (s, i) => link(`feature/${address(s, i)}`, address(s, i), {}, { class: "address" });
+const nameOf = (s, i) => E.names[address(s, i)] ?? "";
+// The address of a feature, and its name where it has one.
+const called = (s, i) => (nameOf(s, i) ? `${address(s, i)} ${nameOf(s, i)}` : address(s, i));
+const withName = (node, s, i) =>
+  nameOf(s, i) ? make("span", {}, node, make("span", { class: "named" }, ` ${nameOf(s, i)}`)) : node;
+const featureLink = (s, i) =>
+  withName(link(`feature/${address(s, i)}`, address(s, i), {}, { class: "address" }), s, i);
 // One that may have no page here.
 const featureName = (s, i, has) =>
   has ? featureLink(s, i) : make("span", { class: "address" }, address(s, i));

@@ -20,7 +20,7 @@ async function showFeature([text]) {
     title: text,
     nodes: [
       steps(beside(at - 1), beside(at + 1), [`layer/${s}`, `layer ${s}`]),
-      make("h1", {}, `Feature ${text}`),
+      make("h1", {}, `Feature ${text}`, nameOf(s, i) ? make("span", { class: "named" }, ` ${nameOf(s, i)}`) : ""),
       make("p", { class: "lead" }, sentence(layer, j)),
       facts(featureFacts(layer, j, page)),
       takesPart(s, i),
@@ -76,8 +76,33 @@ function featureFacts(layer, j, page) {
         ? "no labels"
         : `${percent(layer.purity[j])} ${className(layer.label[j])}, which is ${percent(layer.base[j])} of all ` +
           `images; the most common class of as many random images: ${percent(layer.chance[j])}`,
+    Name: naming(page.naming),
     Data: E.context,
   };
+}
+
+// The text tested as its name on held-out images, beside what chance gives.
+function naming(found) {
+  if (!found) return "not sought";
+  if (found.auc === null) {
+    const reasons = {
+      rare: `none: it fires on too few images to test one (${found.fires} of ${found.n} held out)`,
+      "always on": `none: it is silent on too few images to test one (fires on ${found.fires} of ${found.n} held out)`,
+      "no evidence": "none: it writes nothing that a text could match",
+    };
+    return reasons[found.reason] ?? `none: ${found.reason}`;
+  }
+  const chance =
+    `other texts ${digits(found.texts_mean)}, 95 % of them below ${digits(found.texts_high)}` +
+    (found.features_mean === null
+      ? ""
+      : `; this text for features of equal rate ${digits(found.features_mean)}, 95 % of them below ${digits(found.features_high)}`);
+  const start = found.name ? `${found.text}: it` : `none: “${found.text}” fits best, but`;
+  return (
+    `${start} foretells where the feature fires with an AUC of ${digits(found.auc)} [${digits(found.auc_low)}, ` +
+    `${digits(found.auc_high)}] on ${found.n} held-out images, on ${found.fires} of which it fires (${chance}). ` +
+    `Proposed by: ${found.evidence}.`
+  );
 }
 
 function takesPart(s, i) {

@@ -166,7 +166,7 @@ function fits(layer, s, j, state) {
   const text = state.q.trim().toLowerCase();
   if (!text) return true;
   if (/^\d+:\d*$/.test(text)) return address(s, layer.feature[j]).startsWith(text);
-  const names = [effectName(layer.raised[j]), className(layer.label[j])];
+  const names = [effectName(layer.raised[j]), className(layer.label[j]), nameOf(s, layer.feature[j])];
   return names.some((name) => name !== "no class" && name.toLowerCase().includes(text));
 }
 
@@ -209,7 +209,7 @@ function fillList(layers, state, view, update) {
     ? `${chosen.length} of ${n} features`
     : `No feature fits. ${
         state.q.trim()
-          ? `“${state.q.trim()}” is looked for in the names of the class raised most and of the most common class among the top images; 7:12 is a feature's address.`
+          ? `“${state.q.trim()}” is looked for in the features' names, and in those of the class raised most and of the most common class among the top images; 7:12 is a feature's address.`
           : "Choose another layer or token kind."
       }`;
   view.pager.hidden = parts < 2;

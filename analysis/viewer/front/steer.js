@@ -61,7 +61,7 @@ async function showSteer([text, feature], params) {
     ready: update,
     nodes: [
       steps(beside(place - 1), beside(place + 1), [`graph/${row}`, `graph of image ${row}`, { node: name }]),
-      make("h1", {}, `Image ${row} with feature ${name} turned up or down`),
+      make("h1", {}, `Image ${row} with feature ${called(chosen.layer, chosen.feature)} turned up or down`),
       make(
         "p",
         { class: "chips" },
@@ -69,7 +69,7 @@ async function showSteer([text, feature], params) {
         ...names.map((each) =>
           link(
             `steer/${row}/${each}`,
-            each,
+            called(...each.split(":").map(Number)),
             {},
             { class: "chip", "aria-current": each === name ? "page" : null },
           ),
