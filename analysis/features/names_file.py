@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from vit_clt.errors import InputError
 from vit_clt.inputs import check_mapping, read_json, reading
-from vit_clt.transcoder.identity import weights_sha256
-from vit_clt.transcoder.model import CrossLayerTranscoder
 
 if TYPE_CHECKING:
     from vit_clt.analysis.features.names import FeatureNames
+    from vit_clt.transcoder.model import CrossLayerTranscoder
 
 SCHEMA = "vit-clt feature names 1"
 FILE = "feature_names.json"
@@ -45,6 +44,22 @@ def _entry(name: Any) -> dict[str, Any]:
     return {"text": name.text, "auc": auc, **rounded, "evidence": name.evidence}
 
 
+def names_path(place: Path | str) -> Path:
+    """The file of names: the place itself, or the one in this folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(place) / FILE if Path(place).is_dir() else Path(place)
+    if not path.is_file():
+        raise InputError(
+            "names",
+            f"is {place}, which holds no {FILE}; expected the output folder of vit-clt features or "
+            "explore, or that file.",
+        )
+    return path
+
+
 def read_names(place: Path | str, clt: CrossLayerTranscoder) -> dict[tuple[int, int], str]:
     """The texts of a file of names, or of the folder of `vit-clt features` that holds one.
 
@@ -56,7 +71,9 @@ def read_names(place: Path | str, clt: CrossLayerTranscoder) -> dict[tuple[int, 
         InputError: no such file, another schema, names of another CLT or of features that it has
             not, or a text that is empty or too long.
     """
-    path = Path(place) / FILE if Path(place).is_dir() else Path(place)
+    from vit_clt.transcoder.identity import weights_sha256
+
+    path = names_path(place)
     document = read_json(path, MAX_BYTES)
     if document.get("schema") != SCHEMA:
         found = json.dumps(document.get("schema"))[:80]

@@ -1,8 +1,8 @@
-"""Short names of classes and of sets of layers, for captions and figures."""
+"""Short names of classes, features and sets of layers, for captions and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 
@@ -15,6 +15,16 @@ def short_names(class_names: Sequence[str]) -> dict[int, str]:
     while common < shortest and len({words[common] for words in split}) == 1:
         common += 1
     return {label: " ".join(words[common:]) for label, words in enumerate(split)}
+
+
+Texts = Mapping[tuple[int, int], str]
+"""The name of each (layer, feature) that has one."""
+
+
+def feature_text(layer: int, feature: int, names: Texts) -> str:
+    """A feature as "7:12", or as "7:12 frog" where it has a name."""
+    address, name = f"{layer}:{feature}", names.get((layer, feature))
+    return address if name is None else f"{address} {name}"
 
 
 LayerSet = tuple[int, ...]

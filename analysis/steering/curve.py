@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vit_clt.analysis.features.activity import feature_activity
 from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.stats.names import Texts
 from vit_clt.analysis.stats.query import check_query
 from vit_clt.analysis.steering.curve_result import UNSTEERED, SteeringCurve
 from vit_clt.analysis.steering.readings import SteeredReader, known_labels
@@ -54,6 +55,7 @@ def steering_curve(
     query: Sequence[int] | None = None,
     target: str | int | None = None,
     n_random: int = 5,
+    names: Texts | None = None,
     clt_name: str = "in memory",
     seed: int = 0,
     progress: bool = False,
@@ -79,6 +81,7 @@ def steering_curve(
             (`class_number`); default: the one whose probability changes most.
         n_random: number of random controls, each with as many features of the same layers and of
             about the same firing rate.
+        names: names of features (`FeatureNames.texts`), which titles and tables show.
         clt_name: what the CLT is called in captions.
         seed: seed of the controls and of the bootstraps.
         progress: show progress bars.
@@ -159,6 +162,7 @@ def steering_curve(
         n=len(measured),
         n_typical=len(data),
         seed=seed,
+        names=names or {},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import pandas as pd
@@ -99,7 +100,7 @@ def curve_figure(curve: SteeringCurve) -> go.Figure:
     )
     subtitle = _curve_subtitle(curve, first)
     figure.update_layout(
-        title={"text": f"Steering {curve.steered.text()}<br><sup>{subtitle}</sup>"},
+        title={"text": f"Steering {html.escape(curve.features_text)}<br><sup>{subtitle}</sup>"},
         width=1000,
         height=790,
         legend={"orientation": "h", "y": -0.11, "yanchor": "top"},

@@ -11,6 +11,7 @@ import pandas as pd
 
 from vit_clt.analysis.reporting.study import Facts
 from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.stats.names import feature_text
 from vit_clt.analysis.steering.result import SteeringStudy
 from vit_clt.analysis.steering.versions import STEERED, Steered
 from vit_clt.analysis.steering.wording import (
@@ -74,6 +75,11 @@ class SteeringCurve(SteeringStudy):
             ranked = [self.target, *(label for label in ranked if label != self.target)]
         return ranked[:n]
 
+    @property
+    def features_text(self) -> str:
+        """The steered features, with their names."""
+        return ", ".join(feature_text(s, i, self.names) for s, i in self.steered.features)
+
     def facts(self) -> Facts:
         """Images, features and edits."""
         return self.facts_with(
@@ -88,7 +94,7 @@ class SteeringCurve(SteeringStudy):
         """The images, the edit, L0, and what the numbers after a value are."""
         typical = ", ".join(f"{value:.3g}" for value in self.steered.typical)
         return (
-            f"{self.data}, N = {self.n}, {self.steered.text()} on {rows_name(self.tokens)}, "
+            f"{self.data}, N = {self.n}, {self.features_text} on {rows_name(self.tokens)}, "
             f"strength: {self.unit} (typical: {typical} over {self.n_typical} images), error "
             f"nodes, stream inputs, L0 {self.l0:.1f}, readout: {self.readout}, seed "
             f"{self.seed}; after a value its change from the unsteered model, with the paired "
@@ -173,7 +179,7 @@ class SteeringCurve(SteeringStudy):
             "Trajectory": "stream inputs, error nodes; typical activations on the teacher's",
             "Typical activation": f"{self.steered.activity_text()} ({self.n_typical} images)",
         }
-        return steering_report(self, f"Steering {self.steered.text()}", facts)
+        return steering_report(self, f"Steering {self.features_text}", facts)
 
     def _at(
         self, version: str, strength: float | None, measure: str, label: int | None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.stats.names import Texts
 from vit_clt.analysis.steering.wording import COMPARED, rows_name
 from vit_clt.hooks import Rows
 
@@ -33,6 +34,8 @@ class SteeringStudy(Study):
     n: int
     """Number of images measured."""
     seed: int
+    names: Texts = field(default_factory=dict)
+    """Names of features, which titles and tables show."""
 
     def to_frame(self) -> pd.DataFrame:
         """Every number; accuracies and probabilities are fractions, losses and KL nats."""

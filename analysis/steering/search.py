@@ -29,6 +29,7 @@ from vit_clt.analysis.features.effects import contrast_effects
 from vit_clt.analysis.reporting.subject import Subject
 from vit_clt.analysis.stats.halves import halves
 from vit_clt.analysis.stats.intervals import Interval, bootstrap_means
+from vit_clt.analysis.stats.names import Texts
 from vit_clt.analysis.stats.ranks import MIN_SOURCES, row_agreement
 from vit_clt.analysis.steering.scaled_features import SCALES, scaled_features
 from vit_clt.analysis.steering.search_result import SteeringSearch
@@ -54,6 +55,7 @@ def steering_search(
     top: int = 10,
     tokens: Rows = "all",
     n_random: int = 3,
+    names: Texts | None = None,
     clt_name: str = "in memory",
     seed: int = 0,
     progress: bool = False,
@@ -72,6 +74,7 @@ def steering_search(
         top: number of features that are steered.
         tokens: token rows whose codes count in the ranking and are steered.
         n_random: number of random features steered beside each.
+        names: names of features (`FeatureNames.texts`), which titles and tables show.
         clt_name: what the CLT is called in captions.
         seed: seed of the halves, the random features, permutations and bootstraps.
         progress: show progress bars.
@@ -171,6 +174,7 @@ def steering_search(
         subject=Subject.of(vit, clt, clt_name),
         readout=zs.name,
         seed=seed,
+        names=names or {},
     )
 
 

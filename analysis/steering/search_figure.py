@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.style import BLUE, INK, ORANGE, ZERO_LINE, error_bars, finish
+from vit_clt.analysis.stats.names import feature_text
 from vit_clt.analysis.steering.scaled_features import SCALES
 from vit_clt.analysis.steering.search_result import SteeringSearch
 from vit_clt.analysis.steering.wording import rows_name
@@ -97,7 +100,7 @@ def search_figure(search: SteeringSearch) -> go.Figure:
     n = len(search.candidates)
     figure.update_yaxes(
         tickvals=list(range(n)),
-        ticktext=[f"{s}:{i}" for s, i in search.candidates],
+        ticktext=[html.escape(feature_text(s, i, search.names)) for s, i in search.candidates],
         range=[n - 0.4, -0.6],
         showgrid=False,
     )

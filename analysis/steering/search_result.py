@@ -11,6 +11,7 @@ import pandas as pd
 
 from vit_clt.analysis.reporting.study import Facts
 from vit_clt.analysis.stats.intervals import Interval
+from vit_clt.analysis.stats.names import feature_text
 from vit_clt.analysis.stats.ranks import Agreement
 from vit_clt.analysis.steering.readings import STEERED_UNITS
 from vit_clt.analysis.steering.result import SteeringStudy
@@ -94,7 +95,7 @@ class SteeringSearch(SteeringStudy):
         frame, rows = self.frame, []
         for r in frame[frame["role"] == "found"].to_dict("records"):
             row = {
-                "feature": f"{r['layer']}:{r['feature']}",
+                "feature": feature_text(r["layer"], r["feature"], self.names),
                 "rows %": f"{100 * r['rate']:.1f}",
                 "images %": f"{100 * r['image_rate']:.1f}",
                 "CLS %": "" if isnan(r["cls_rate"]) else f"{100 * r['cls_rate']:.1f}",

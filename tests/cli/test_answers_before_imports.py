@@ -48,6 +48,8 @@ MISTAKES = {
     "ablate --clt CLT --sources 1,9": "--sources contains 9; expected layers from 0 to 3.",
     "keep-sets --clt CLT --target 4": "--target contains 4",
     "features --clt CLT --feature 1:32": "--feature is 1:32; expected features from 0 to 31.",
+    "steer --clt CLT --feature 1:2 --names absent": "--names is absent, which holds no feature_",
+    "features --clt CLT --vocabulary absent.txt": "absent.txt cannot be read: No such file",
     "steer --clt CLT --feature 4:1": "--feature is 4:1; expected layers from 0 to 3.",
     # CLTs
     "cascade --clt out/demo/clt": "--clt is out/demo/clt; found no such folder, which vit-clt demo",

@@ -9,6 +9,7 @@ from vit_clt.choices import EditKind, TokenKind
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
 from vit_clt.cli.features import feature_address
 from vit_clt.cli.fits import measured_fits
+from vit_clt.cli.names_options import NamesOptions
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.errors import InputError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Steer(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
+class Steer(NamesOptions, ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
     """Turn features up or down: what do class probabilities do? Or which features move a class?
 
     Example: vit-clt steer --clt out/demo/clt --data digits --feature 7:76 --out out/steer
@@ -89,6 +90,7 @@ class Steer(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
         vit, clt, data = self.load_all(self.device)
         if self.search is not None:
             class_number(data.class_names, self.search, "search")
+        names = self.texts_of(clt)
         fits = measured_fits(vit, {self.clt: clt}, data)
         study: Study
         if self.search is None:
@@ -105,6 +107,7 @@ class Steer(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
                 query=self.query or None,
                 target=self.target,
                 n_random=5 if self.random is None else self.random,
+                names=names,
                 clt_name=self.clt,
                 seed=self.seed,
                 progress=True,
@@ -119,6 +122,7 @@ class Steer(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
                 top=self.top,
                 tokens=self.tokens,
                 n_random=3 if self.random is None else self.random,
+                names=names,
                 clt_name=self.clt,
                 seed=self.seed,
                 progress=True,

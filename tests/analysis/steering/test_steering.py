@@ -411,6 +411,14 @@ def test_the_command(
     # nobody named a class: the one shown was chosen for being moved
     assert "class compared: the one that moves most" in page
 
+    (tmp_path / "feature_names.json").write_text(
+        '{"schema": "vit-clt feature names 1", "names": {"7:1": {"text": "a <stroke>"}}}'
+    )
+    args += ["--names", str(tmp_path), "--overwrite"]
+    assert main([*start, *args, "--out", str(out)]) == 0
+    assert "Steering 7:1 a <stroke> on" not in (page := (out / "steering.html").read_text())
+    assert "7:1 a &lt;stroke&gt;" in page
+
     args = ["--search", "Three", "--top", "3", "--random", "1", "--overwrite"]
     assert main([*start, *args, "--out", str(out)]) == 0
     assert len(pd.read_csv(out / "steering.csv")) == 3 * 2 * 2
