@@ -81,7 +81,6 @@ def _overview(explorer: Explorer) -> dict[str, Any]:
         "with_steering": [each.row for each in explorer.steered if each.features],
         "graph_targets": [] if graphs is None else graphs.targets,
         "in_graphs": {} if graphs is None else _graphs_by_feature(graphs),
-        "names": _shown_names(explorer),
         "agreement": None if graphs is None else _agreement_text(graphs),
         "factors": FACTORS,
         "links": dict(explorer.links) | names,
@@ -275,16 +274,6 @@ def _graph_entry(study: GraphStudy, i: int) -> dict[str, Any]:
             for r in measured.itertuples()
         ],
     }
-
-
-def _shown_names(explorer: Explorer) -> dict[str, str]:
-    """The names of the features that have a page or are in a graph, by address."""
-    names, graphs = explorer.gallery.names, explorer.graphs
-    if names is None:
-        return {}
-    shown = {f"{s}:{i}" for s, i in explorer.gallery.pages.features}
-    shown |= set() if graphs is None else set(_graphs_by_feature(graphs))
-    return {f"{s}:{i}": text for (s, i), text in names.texts.items() if f"{s}:{i}" in shown}
 
 
 def _graphs_by_feature(study: GraphStudy) -> dict[str, list[int]]:

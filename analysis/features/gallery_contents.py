@@ -126,18 +126,11 @@ def gallery_document(
         "images": {"row": list(rows), "label": gallery.labels[list(rows)].tolist()},
         "pages_per_file": PAGES_PER_FILE,
         "with_page": {s: int(with_page[s]) for s in gallery.layers},
-        "names": {} if gallery.names is None else _shown_names(gallery),
+        "names": {} if gallery.names is None else gallery.names.by_address,
         "naming": None if gallery.names is None else gallery.names.caption(),
         "layers": {},
         "pages": {},
     }
-
-
-def _shown_names(gallery: FeatureGallery) -> dict[str, str]:
-    """The names of the features that have a page, by address."""
-    assert gallery.names is not None
-    texts = gallery.names.texts
-    return {f"{s}:{i}": texts[s, i] for s, i in gallery.pages.features if (s, i) in texts}
 
 
 def _naming(names: FeatureNames | None, page: FeaturePage) -> dict[str, Any] | None:

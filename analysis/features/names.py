@@ -124,6 +124,11 @@ class FeatureNames(Study):
         """The text alone of each (layer, feature) that has a name."""
         return {address: name.text for address, name in self.names.items()}
 
+    @property
+    def by_address(self) -> dict[str, str]:
+        """The same, by "layer:feature"."""
+        return {f"{s}:{i}": text for (s, i), text in self.texts.items()}
+
     def to_frame(self) -> pd.DataFrame:
         """One row per feature; see `frame`."""
         return self.frame.copy()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_clt.analysis.stats.names import short_names
 from vit_clt.data.prompts import SINGLE_TEMPLATE
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
@@ -64,8 +65,11 @@ class Vocabulary:
 
     @classmethod
     def of_classes(cls, classifier: Classifier, d_embed: int) -> Vocabulary:
-        """The classes of a readout whose logits are linear in the embedding, unit or not."""
-        names = list(classifier.class_names)
+        """The classes of a readout whose logits are linear in the embedding, unit or not.
+
+        Names are without the words that all of them begin with.
+        """
+        names = list(short_names(classifier.class_names).values())
         source = f"{len(names)} classes, {classifier.name}"
         if isinstance(classifier, ZeroShot):
             return cls(names, source, classifier.weights.T, unit=True)

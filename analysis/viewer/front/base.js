@@ -59,7 +59,7 @@ const featureLink = (s, i) =>
   withName(link(`feature/${address(s, i)}`, address(s, i), {}, { class: "address" }), s, i);
 // One that may have no page here.
 const featureName = (s, i, has) =>
-  has ? featureLink(s, i) : make("span", { class: "address" }, address(s, i));
+  has ? featureLink(s, i) : withName(make("span", { class: "address" }, address(s, i)), s, i);
 
 // A choice within a view changes the address without a new entry in the history.
 function keep(path, params) {
