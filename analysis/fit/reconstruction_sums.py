@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vit_clt.analysis.contributions.parts import NEGLIGIBLE
+from vit_clt.analysis.fit.variation import Variation, r_squared
 from vit_clt.analysis.stats.intervals import bootstrap_means, intervals
 from vit_clt.analysis.stats.means import PositionMean
 from vit_clt.choices import TokenKind
@@ -107,14 +108,11 @@ class OutputSums:
         self._position_mean = survey.mean[:, self.rows]
         self._limit = survey.limit[tokens]
         zeros = partial(torch.zeros, dtype=torch.float64, device=self.mean.device)
-        n, d = self.mean.shape
+        n = len(self.mean)
         self.spread: list[Tensor] = []  # ||y - mean||^2, "layer image" a batch
         self.mean_cosine = zeros(n)  # cos(y, mean): what the mean alone achieves
         self.spread_position = zeros(n)
-        self.typical_rows = zeros(n)
-        self.typical_power = zeros(n)  # ||y||^2
-        self.typical_spread = zeros(n)  # ||y - mean||^2
-        self.typical_sum = zeros(n, d)  # of y - mean
+        self.typical = Variation(self.mean)
 
     def add(self, y: Float[Tensor, "layer image token d_model"]) -> Bool[Tensor, "layer image row"]:
         """Add a batch; returns which of its rows are typical."""
@@ -129,17 +127,9 @@ class OutputSums:
             typical.append(is_typical)
             self.mean_cosine[l] += torch.cosine_similarity(rows, self.mean[l], dim=-1).sum()
             self.spread_position[l] += (rows - self._position_mean[l]).square().sum()
-            self.typical_rows[l] += is_typical.sum()
-            self.typical_power[l] += norms[is_typical].sum()
-            self.typical_spread[l] += square[is_typical].sum()
-            self.typical_sum[l] += centred[is_typical].sum(0)
+            self.typical.add(l, rows[is_typical])
         self.spread.append(torch.stack(spreads))
         return torch.stack(typical)
-
-    def typical_variation(self) -> Float[Tensor, " layer"]:
-        """Sum of ||y - mean||^2 over the typical rows, around their own mean."""
-        shift = self.typical_sum.square().sum(-1) / self.typical_rows
-        return self.typical_spread - shift
 
 
 class FitSums:
@@ -224,7 +214,7 @@ def fit_frame(
             for parts in (fit.error[tokens], sums.spread, fit.cosine[tokens])
         )
         sse, variation = error.sum(1), spread.sum(1)
-        r2 = _r2(sse, variation, power)
+        r2 = r_squared(sse, variation, power)
         means = bootstrap_means(torch.cat([error, spread, cosine]).T.cpu().numpy(), seed)
         errors, spreads, cosines = (torch.from_numpy(m).T for m in np.split(means, 3, axis=1))
         r2_low, r2_high = _ends(1 - errors / spreads, r2.isfinite().cpu() & (len(order) > 1))
@@ -239,9 +229,11 @@ def fit_frame(
             "r2": r2,
             "r2_low": r2_low,
             "r2_high": r2_high,
-            "r2_position": _r2(sse, sums.spread_position, power),
-            "r2_typical": _r2(
-                fit.typical_error[tokens], sums.typical_variation(), sums.typical_power
+            "r2_position": r_squared(sse, sums.spread_position, power),
+            "r2_typical": r_squared(
+                fit.typical_error[tokens],
+                sums.typical.around_own_mean(),
+                sums.typical.power.squeeze(1),
             ),
             "fvu": 1 - r2,
             "l0": fit.active[:, sums.rows].sum(1) / n_rows,
@@ -253,13 +245,6 @@ def fit_frame(
         frame.insert(1, "tokens", tokens)
         frames.append(frame.assign(n_images=survey.n_images))
     return pd.concat(frames, ignore_index=True)
-
-
-def _r2(
-    sse: Float[Tensor, " layer"], variation: Float[Tensor, " layer"], power: Float[Tensor, " layer"]
-) -> Float[Tensor, " layer"]:
-    # A variation below this is rounding, and leaves nothing to explain.
-    return torch.where(variation > NEGLIGIBLE * power, 1 - sse / variation, torch.nan)
 
 
 def _cross_layer(fit: FitSums, rows: slice, n_images: int) -> Float[Tensor, " layer"]:
