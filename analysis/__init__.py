@@ -1,8 +1,8 @@
 """Studies of a CLT and of its ViT, one room a question; each returns numbers that draw themselves.
 
 Rooms: `fit`, `contributions`, `silencing`, `ablations`, `causal`, `probing`, `auditing`,
-`features`, `naming`, `graphs`, `steering`, `retrieval`, `explorer`, `factors`, `reproduction`; they
-share `stats`, `reporting` and `viewer`.
+`features`, `naming`, `graphs`, `high_norm`, `steering`, `retrieval`, `explorer`, `factors`,
+`reproduction`; they share `stats`, `reporting` and `viewer`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from vit_clt.analysis.graphs.effects import direct_effects as direct_effects
     from vit_clt.analysis.graphs.graph import attribution_graph as attribution_graph
     from vit_clt.analysis.graphs.study import graph_study as graph_study
+    from vit_clt.analysis.high_norm.study import high_norm_rows as high_norm_rows
     from vit_clt.analysis.naming.study import name_features as name_features
     from vit_clt.analysis.naming.vocabulary import Vocabulary as Vocabulary
     from vit_clt.analysis.probing.study import probes as probes
@@ -85,6 +86,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "graphs.effects": ["direct_effects"],
         "graphs.graph": ["attribution_graph"],
         "graphs.study": ["graph_study"],
+        "high_norm.study": ["high_norm_rows"],
         "naming.study": ["name_features"],
         "naming.vocabulary": ["Vocabulary"],
         "probing.study": ["probes"],

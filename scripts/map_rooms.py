@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "analysis.retrieval": _STUDY,
     "analysis.graphs": _STUDY,
     "analysis.fit": "analysis.contributions",
+    "analysis.high_norm": "analysis.fit",
     "analysis.causal": "analysis.contributions",
     "analysis.silencing": "analysis.causal",
     "analysis.ablations": "analysis.silencing",
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     "analysis.reproduction": "analysis.fit",
     "analysis.demo": "analysis.auditing analysis.explorer analysis.factors analysis.reproduction"
     " analysis.steering",
-    "cli": "analysis.demo",
+    "cli": "analysis.demo analysis.high_norm",
     "__main__": "cli",
 }
 """Rooms, and those that each may import besides what those may import; "" is the root's files."""

@@ -359,6 +359,7 @@ STUDIES: Mapping[str, Study] = {
         vit, clt, data, zs=zs, effect_images=9, top=4
     ).to_frame(),
     "graph": _graph,
+    "high-norm rows": lambda vit, clt, data, zs: analysis.high_norm_rows(vit, clt, data).frame,
     "keep sets": lambda *a: analysis.keep_sets(*a, k=1).to_frame(),
     "probes": lambda vit, clt, data, zs: analysis.probes(
         vit, noise(30, seed=8), data, factors=["left"], layers=[3]

@@ -37,6 +37,8 @@ MISTAKES = {
     "steer --clt CLT": "neither is given of --feature and --search",
     "contributions --clt CLT --path direct": "--path is given without effects",
     "causal --linear": "--linear is given without a CLT",
+    "high-norm --any-teacher": "--any-teacher is given without a CLT",
+    "high-norm --multiple 0.5": "--multiple is 0.5; expected a number of at least 1.",
     # devices
     "train --device abacus": '--device is "abacus", which is not usable: expected cpu, cuda',
     "train --device cude": '--device is "cude", which is not usable: expected cuda',

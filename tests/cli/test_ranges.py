@@ -38,7 +38,7 @@ def test_every_count_and_seed_has_its_range() -> None:
 def required(name: str) -> list[str]:
     needed = {"import": ["--from", "x"], "weights": ["--clt", "x"]}
     hints = {field.name for field in fields(command_class(name))}
-    optional = {"causal": True}
+    optional = {"causal": True, "high-norm": True}
     if name in needed:
         return needed[name]
     return ["--clt", "x"] if "clt" in hints and name not in optional else []

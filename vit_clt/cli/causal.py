@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vit_clt.choices import Fill, Site, TokenKind
 from vit_clt.cli.command import SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
-from vit_clt.cli.options import CLTOptions, ModelOptions, check_clts
+from vit_clt.cli.optional_clt import OptionalCLT
+from vit_clt.cli.options import check_clts
 from vit_clt.cli.readout_options import ReadoutOptions
-from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
     from vit_clt.analysis.causal.surrogate_result import SurrogateCausality
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
+class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
     """What changes in the ViT itself when a layer is ablated; with --clt, does it agree?
 
     With a CLT, its scores C are compared with the effects (rank agreement), and the ViT with the
@@ -33,12 +32,8 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
     """
 
     uncommon = ("readout",)
+    of_clt = ("any_teacher", "per_layer", "linear", "every_intervention")
 
-    clt: str | None = None
-    """Folder or Hub id of a CLT that is compared with the effects; without it the effects are
-    measured alone."""
-    any_teacher: bool = False
-    """Accept a CLT that was trained on another model."""
     tokens: TokenKind = "cls"
     """Token rows that are scored at the target layers."""
     ablated: TokenKind = "all"
@@ -57,27 +52,10 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
     every_intervention: bool = False
     """Compare CLT and ViT at every site, fill and kind of ablated rows, beside those named."""
 
-    def __post_init__(self) -> None:
-        self._warnings: Sequence[str] = ()
-
-    def warnings(self) -> Sequence[str]:
-        """That the CLT is attached to a ViT that it was not trained on."""
-        return self._warnings
-
-    def known_model(self) -> str | None:
-        """The name of the ViT: --model, or the one that the CLT says."""
-        return super().known_model() if self.clt is None else self._clt_options().known_model()
-
     def check(self) -> None:
-        """Refuse options of a CLT without one, and CLTs that are not there."""
-        if self.clt is None:
-            for name in ("any_teacher", "per_layer", "linear", "every_intervention"):
-                if getattr(self, name):
-                    raise InputError(name, "is given without a CLT; expected --clt beside it.")
-        else:
-            check_clts("clt", [self.clt])
-            check_clts("per_layer", self.per_layer)
+        """Refuse transcoders that are not there."""
         super().check()
+        check_clts("per_layer", self.per_layer)
 
     def run(self) -> None:
         """Ablate, draw, and report."""
@@ -89,7 +67,7 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
 
         studies = [CausalEffects, SurrogateCausality] if self.clt else [CausalEffects]
         folder = self.folder_of(*studies)
-        vit, clt, data = self._load()
+        vit, clt, data = self.load_with_clt(self.device)
         # effects on the output are read as accuracy and loss, which need labels; the others do not
         classifier = self.classifier_if_labelled(vit, data, self.seed, fits=self.linear)
         sets = layer_sets(vit.cfg.n_layers, pairs=self.pairs)
@@ -147,17 +125,3 @@ class Causal(ReadoutOptions, ModelOptions, StudyOptions, SeedOptions):
             seed=self.seed,
             progress=True,
         )
-
-    def _load(self) -> tuple[HookedViT, CrossLayerTranscoder | None, ImageData]:
-        if self.clt is not None:
-            options = self._clt_options()
-            loaded = options.load_all(self.device)
-            self._warnings = options.warnings()
-            return loaded
-        vit = self.load_vit(self.device)
-        return vit, None, self.load_images(vit)
-
-    def _clt_options(self) -> CLTOptions:
-        assert self.clt is not None
-        shared = {field.name: getattr(self, field.name) for field in fields(ModelOptions)}
-        return CLTOptions(**shared, clt=self.clt, any_teacher=self.any_teacher)

@@ -78,6 +78,10 @@ COMMANDS = {
         "reconstruct:Reconstruct",
         "Reconstruction per layer and token kind: R^2, cosine, MSE, L0, dead features.",
     ),
+    "high-norm": Entry(
+        "high_norm:HighNorm",
+        "Which patch rows have outlying norms, and what do they do to a CLT? A map a layer.",
+    ),
     "faithfulness": Entry(
         "faithfulness:Faithfulness",
         "How closely the ViT with the CLT in its MLPs' place answers as the ViT does, and floors.",
@@ -144,7 +148,7 @@ GROUPS = {
     "From which depth can it be read, and what does a source do?": ("contributions", "weights"),
     "Is it true?": ("claims", "ablate", "keep-sets", "causal", "probe", "audit"),
     "How well does the CLT stand in for the MLPs?": (
-        *("reconstruct", "cascade", "faithfulness", "fidelity"),
+        *("reconstruct", "cascade", "faithfulness", "fidelity", "high-norm"),
     ),
     "What do layers and features look for?": ("features", "retrieve"),
     "One image, one logit": ("graph", "steer"),
