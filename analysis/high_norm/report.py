@@ -18,7 +18,7 @@ def high_norm_page(result: HighNorm) -> str:
     """The page as self-contained HTML."""
     found = int(result.by_layer("high_norm", "rows").sum())
     where = (
-        f"A patch row is high-norm at a layer by the {result.rule.text()}, both over all patch "
+        f"High-norm at a layer are the patch rows with a {result.rule.text()}, both over all patch "
         "rows of all images there. CLS rows and registers are kinds of their own and never counted."
     )
     none = "No patch row is high-norm at any layer by this rule: all other columns are empty."
