@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vit_clt.hooks.interventions import overwrite_mlp_hooks as overwrite_mlp_hooks
     from vit_clt.hooks.passes.clean import CleanPass as CleanPass
     from vit_clt.hooks.passes.frozen import FrozenPass as FrozenPass
-    from vit_clt.hooks.passes.frozen import Readout as Readout
     from vit_clt.hooks.passes.overwritten import OverwrittenPass as OverwrittenPass
+    from vit_clt.hooks.passes.readout import Readout as Readout
     from vit_clt.hooks.passes.replaced import ReplacedRange as ReplacedRange
     from vit_clt.hooks.passes.replaced import SharedPrefix as SharedPrefix
     from vit_clt.hooks.passes.steered import SteeredPass as SteeredPass
@@ -45,8 +45,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "hooked_vit": ["HookedViT", "HookedViTConfig"],
         "interventions": ["Site", "overwrite_attn_hooks", "overwrite_mlp_hooks"],
         "passes.clean": ["CleanPass"],
-        "passes.frozen": ["FrozenPass", "Readout"],
+        "passes.frozen": ["FrozenPass"],
         "passes.overwritten": ["OverwrittenPass"],
+        "passes.readout": ["Readout"],
         "passes.replaced": ["ReplacedRange", "SharedPrefix"],
         "passes.steered": ["SteeredPass"],
         "replacement": ["check_fits", "replace_mlps", "replacement_hooks"],

@@ -12,7 +12,8 @@ enter the stream as constants, and no gradient flows back through them. The rest
 
 with LN(v) = gain * (v - mean v) / std + bias at the std that is held, and ls LayerScale, where a
 model has one. Any linear readout of e or of a row of x_l is then exactly a sum over y, patches and
-biases. A `Readout` has its gradients, which are computed by explicit linear algebra.
+biases. A `Readout` has its gradients, which are computed by explicit linear algebra. What each
+attention head does in it is in `vit_clt.hooks.passes.carried`.
 
 A norm that is held does not take out a component that it would normalise away: a part of y along
 the embedding adds to every logit, though it does not change the cosine. With
@@ -23,7 +24,6 @@ small change to first order (with attention held), and no longer sum to the read
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import scaled
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.hooks.passes.clean import CleanPass
+from vit_clt.hooks.passes.held import HeldAttention, HeldNorm
+from vit_clt.hooks.passes.readout import Reader, Readout
 from vit_clt.hooks.points import ATTN_IN, HOOK_IN, HOOK_OUT, RESID_MID, RESID_POST, RESID_PRE
 
 StandIn = Callable[
@@ -43,28 +45,6 @@ StandIn = Callable[
     Float[Tensor, "*direction batch token d_model"],
 ]
 """The backward pass of a linear map in the place of the MLPs; see `FrozenPass.read_output`."""
-
-
-@dataclass(frozen=True)
-class Readout:
-    """The terms of a linear readout of the frozen stream. They sum to the readout, which is
-
-    sum_l <y, y_l> + <inputs, patches + class token + position> + the three biases
-    """
-
-    y: Float[Tensor, "*direction layer batch token d_model"]
-    """Gradient with respect to y_l (before LayerScale), for the layers below the readout."""
-    inputs: Float[Tensor, "*direction batch token d_model"]
-    """Gradient with respect to the input of ln_pre, which on each row is the sum of its patch (or
-    the class token) and its position."""
-    ln_pre_bias: Float[Tensor, "*direction batch"]
-    """The term of the bias of ln_pre."""
-    attention_bias: Float[Tensor, "*direction attention batch"]
-    """The terms of the biases of ln_1, the values and out_proj, for each block whose attention
-    comes before the readout."""
-    reader_bias: Float[Tensor, "*direction batch"]
-    """The terms of the biases of the LayerNorms that are read: ln_post, or ln_2 for a row of x_l,
-    and with `through` the ln_2 of all layers."""
 
 
 class FrozenPass:
@@ -118,15 +98,24 @@ class FrozenPass:
         blocks: list[tuple[int, Any]] = list(enumerate(vit.blocks))
         patterns = [block.pattern_and_values(clean.at(ATTN_IN, l))[0] for l, block in blocks]
         self.pattern = torch.stack(patterns)
-        self._ln_1 = [_Norm.held(block.ln1, clean.at(RESID_PRE, l)) for l, block in blocks]
-        self._ln_2 = [_Norm.held(block.ln2, clean.at(RESID_MID, l)) for l, block in blocks]
-        self._ln_post = _Norm.held(self._visual.ln_post, clean.at(RESID_POST, layers[-1])[:, 0])
-        self._ln_pre = None
+        self.attention = [
+            HeldAttention(
+                block.native.attn,
+                HeldNorm.of(block.ln1, clean.at(RESID_PRE, l)),
+                self.pattern[l],
+                block.gamma1,
+            )
+            for l, block in blocks
+        ]
+        """The attention of every block, as a linear map."""
+        self._ln_2 = [HeldNorm.of(block.ln2, clean.at(RESID_MID, l)) for l, block in blocks]
+        self._ln_post = HeldNorm.of(self._visual.ln_post, clean.at(RESID_POST, layers[-1])[:, 0])
+        self.ln_pre = None
         if isinstance(self._visual.ln_pre, nn.LayerNorm):
             entering = self.positions.expand(len(images), -1, -1).clone()
             entering[:, 0] += self.class_token
             entering[:, 1:] += self.patches
-            self._ln_pre = _Norm.held(self._visual.ln_pre, entering)
+            self.ln_pre = HeldNorm.of(self._visual.ln_pre, entering)
 
     @property
     def _visual(self) -> Any:
@@ -180,23 +169,7 @@ class FrozenPass:
         Raises:
             InputError: a direction of another width than the embedding.
         """
-        if direction.shape[-1] != self.embeddings.shape[-1]:
-            raise InputError(
-                "direction",
-                f"has width {direction.shape[-1]}; expected that of the embedding, "
-                f"{self.embeddings.shape[-1]}.",
-            )
-        size = self.embeddings.norm(dim=-1, keepdim=True)
-        at_unit = direction.to(self.embeddings)[..., None, :]
-        if norms == "differentiated":
-            unit = self.embeddings / size
-            at_unit = at_unit - (at_unit * unit).sum(-1, keepdim=True) * unit
-        at_e = at_unit / size
-        at_norm = at_e if self._visual.proj is None else at_e @ self._visual.proj.mT
-        stream = at_norm.new_zeros(*at_norm.shape[:-1], *self.x.shape[-2:])
-        stream[..., 0, :] = self._ln_post.back(at_norm, norms)
-        bias = at_norm @ self._ln_post.bias
-        return self._back(stream, self.vit.cfg.n_layers, bias, through=through, norms=norms)
+        return self.readout(self.output_reader(direction, norms), through)
 
     @torch.no_grad()
     def read_mlp_input(
@@ -214,6 +187,49 @@ class FrozenPass:
         Raises:
             InputError: a layer or row out of range.
         """
+        return self.readout(self.mlp_input_reader(layer, rows, vectors, norms))
+
+    @torch.no_grad()
+    def output_reader(
+        self, direction: Float[Tensor, "*direction d_embed"], norms: Norms = "held"
+    ) -> Reader:
+        """Where `read_output` reads: the class row after the last block.
+
+        Raises:
+            InputError: a direction of another width than the embedding.
+        """
+        if direction.shape[-1] != self.embeddings.shape[-1]:
+            raise InputError(
+                "direction",
+                f"has width {direction.shape[-1]}; expected that of the embedding, "
+                f"{self.embeddings.shape[-1]}.",
+            )
+        size = self.embeddings.norm(dim=-1, keepdim=True)
+        at_unit = direction.to(self.embeddings)[..., None, :]
+        if norms == "differentiated":
+            unit = self.embeddings / size
+            at_unit = at_unit - (at_unit * unit).sum(-1, keepdim=True) * unit
+        at_e = at_unit / size
+        at_norm = at_e if self._visual.proj is None else at_e @ self._visual.proj.mT
+        stream = at_norm.new_zeros(*at_norm.shape[:-1], *self.x.shape[-2:])
+        stream[..., 0, :] = self._ln_post.back(at_norm, norms)
+        bias = at_norm @ self._ln_post.bias
+        n = self.vit.cfg.n_layers
+        return Reader(stream, n, n, bias, norms)
+
+    @torch.no_grad()
+    def mlp_input_reader(
+        self,
+        layer: int,
+        rows: Int[Tensor, " direction"],
+        vectors: Float[Tensor, "direction d_model"],
+        norms: Norms = "held",
+    ) -> Reader:
+        """Where `read_mlp_input` reads: the stream after the attention of the layer.
+
+        Raises:
+            InputError: a layer or row out of range.
+        """
         n, n_tokens = self.vit.cfg.n_layers, self.vit.cfg.n_tokens
         if not 0 <= layer < n:
             raise InputError("layer", f"is {layer}; expected a layer from 0 to {n - 1}.")
@@ -227,83 +243,45 @@ class FrozenPass:
         at_x = vectors.new_zeros(len(rows), *self.x.shape[1:])
         at_x[torch.arange(len(rows), device=rows.device), :, rows] = vectors[:, None]
         bias = (vectors @ norm.bias)[:, None].expand(-1, self.x.shape[1])
-        return self._back(norm.back(at_x, norms), layer, bias, from_mid=True, norms=norms)
+        return Reader(norm.back(at_x, norms), layer + 1, layer, bias, norms)
 
-    def _back(
-        self,
-        stream: Tensor,
-        layer: int,
-        reader_bias: Tensor,
-        from_mid: bool = False,
-        through: StandIn | None = None,
-        norms: Norms = "held",
+    @torch.no_grad()
+    def readout(
+        self, reader: Reader, through: StandIn | None = None, attention: bool = True
     ) -> Readout:
-        """The readout whose gradient with respect to pre_layer, or to mid_layer, is `stream`."""
+        """The terms of a readout, from where it reads.
+
+        Args:
+            reader: where it reads.
+            through: as for `read_output`.
+            attention: whether terms also come through attention. Without it they are those that
+                come through the residual stream alone, out_proj's biases among them.
+        """
+        stream, norms, reader_bias = reader.stream, reader.norms, reader.bias
         y: dict[int, Tensor] = {}
         biases: list[Tensor] = []
-        if from_mid:
-            stream, bias = self._through_attention(stream, layer, norms)
+        for l in reversed(range(reader.n_attentions)):
+            if l < reader.n_mlps:
+                y[l] = scaled(stream, self.vit.blocks[l].gamma2)
+                if through is not None:
+                    at_x = through(l, y)
+                    reader_bias = reader_bias + at_x.sum(-2) @ self._ln_2[l].bias
+                    stream = stream + self._ln_2[l].back(at_x, norms)
+            if attention:
+                below, bias = self.attention[l].back(stream, norms)
+                stream = stream + below
+            else:
+                bias = self.attention[l].out_bias(stream)
             biases.append(bias)
-        for l in reversed(range(layer)):
-            y[l] = scaled(stream, self.vit.blocks[l].gamma2)
-            if through is not None:
-                at_x = through(l, y)
-                reader_bias = reader_bias + at_x.sum(-2) @ self._ln_2[l].bias
-                stream = stream + self._ln_2[l].back(at_x, norms)
-            stream, bias = self._through_attention(stream, l, norms)
-            biases.append(bias)
-        norm = self._ln_pre
+        norm = self.ln_pre
         ln_pre_bias = torch.zeros_like(reader_bias)
         if norm is not None:
             ln_pre_bias, stream = stream.sum(-2) @ norm.bias, norm.back(stream, norms)
         nothing = stream.new_zeros(*stream.shape[:-3], 0, *stream.shape[-3:])
         return Readout(
-            y=torch.stack([y[l] for l in range(layer)], dim=-4) if y else nothing,
+            y=torch.stack([y[l] for l in range(reader.n_mlps)], dim=-4) if y else nothing,
             inputs=stream,
             ln_pre_bias=ln_pre_bias,
-            attention_bias=torch.stack(biases[::-1], dim=-2),
+            attention_bias=torch.stack(biases[::-1], dim=-2) if biases else nothing[..., 0, 0],
             reader_bias=reader_bias,
         )
-
-    def _through_attention(self, mid: Tensor, layer: int, norms: Norms) -> tuple[Tensor, Tensor]:
-        """The gradient with respect to pre_l from that of mid_l, and the term of the biases."""
-        block = self.vit.blocks[layer]
-        attn: Any = block.native.attn
-        norm = self._ln_1[layer]
-        w_v, b_v = attn.in_proj_weight.chunk(3)[2], attn.in_proj_bias.chunk(3)[2]
-        at_out = scaled(mid, block.gamma1)
-        at_z = at_out @ attn.out_proj.weight
-        at_heads = rearrange(at_z, "... query (head d) -> ... head query d", head=attn.num_heads)
-        # the gradient of each key row is a sum over the queries that attend to it
-        at_values = self.pattern[layer].mT @ at_heads
-        at_v = rearrange(at_values, "... head key d -> ... key (head d)")
-        at_norm = at_v @ w_v
-        bias = (
-            at_out.sum(-2) @ attn.out_proj.bias + at_v.sum(-2) @ b_v + at_norm.sum(-2) @ norm.bias
-        )
-        return mid + norm.back(at_norm, norms), bias
-
-
-@dataclass(frozen=True)
-class _Norm:
-    """A LayerNorm with the 1/std of the clean pass."""
-
-    gain: Tensor
-    bias: Tensor
-    scale: Tensor
-    """1/std of every row, "*row 1"."""
-    unit: Tensor
-    """(v - mean v) / std, "*row d_model"."""
-
-    @classmethod
-    def held(cls, norm: nn.LayerNorm, stream: Tensor) -> _Norm:
-        scale = torch.rsqrt(stream.var(-1, correction=0, keepdim=True) + norm.eps)
-        return cls(norm.weight, norm.bias, scale, (stream - stream.mean(-1, keepdim=True)) * scale)
-
-    def back(self, gradient: Tensor, norms: Norms = "held") -> Tensor:
-        """The gradient with respect to the input, from that of the output."""
-        scaled = gradient * self.gain
-        centred = scaled - scaled.mean(-1, keepdim=True)  # centring is its own transpose
-        if norms == "differentiated":
-            centred = centred - (scaled * self.unit).mean(-1, keepdim=True) * self.unit
-        return centred * self.scale
