@@ -1,10 +1,11 @@
 """Attribution graphs as JSON text, and read back from it.
 
-    {"schema": "vit-clt attribution graphs 2",
-     "graphs": [{"facts": {...}, "nodes": [{...}, ...], "edges": [{...}, ...]}, ...]}
+    {"schema": "vit-clt attribution graphs 3",
+     "graphs": [{"facts": {...}, "nodes": [{...}, ...], "edges": [{...}, ...],
+                 "carried": [{...}, ...]}, ...]}
 
-Facts are the fields of `GraphMetadata`, nodes and edges have the columns of `AttributionGraph`;
-docs/graphs.md lists them.
+Facts are the fields of `GraphMetadata`, nodes, edges and carried have the columns of
+`AttributionGraph`; docs/graphs.md lists them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from vit_clt.analysis.graphs.graph_result import AttributionGraph, GraphMetadata, Kind
+from vit_clt.analysis.graphs.graph_result import (
+    CARRIED,
+    AttributionGraph,
+    Carrier,
+    GraphMetadata,
+    Kind,
+)
 from vit_clt.errors import InputError
 from vit_clt.inputs import read_json, reading
 from vit_clt.typed import made
 
-SCHEMA = "vit-clt attribution graphs 2"
+SCHEMA = "vit-clt attribution graphs 3"
 MAX_BYTES = 1_000_000_000
 """Largest file that is read."""
 _WHOLE = ("layer", "token", "feature")
@@ -40,6 +47,7 @@ def graphs_json(graphs: Sequence[AttributionGraph]) -> str:
                 "facts": asdict(graph.metadata),
                 "nodes": [_plain(row) for row in graph.nodes.to_dict("records")],
                 "edges": [_plain(row) for row in graph.edges.to_dict("records")],
+                "carried": [_plain(row) for row in graph.carried.to_dict("records")],
             }
             for graph in graphs
         ],
@@ -52,14 +60,14 @@ def load_graphs(path: Path | str) -> list[AttributionGraph]:
 
     Raises:
         InputError: the file does not exist or has another schema, or its nodes and edges are no
-            graph: a column is missing or unknown, nodes are not numbered in order, or an edge
-            names a node that is not there or does not lead upwards.
+            graph: a column is missing or unknown, nodes are not numbered in order, an edge names
+            a node that is not there or does not lead upwards, or a part is of no edge.
     """
     document = read_json(path, MAX_BYTES)
     schema = document.get("schema")
     if schema != SCHEMA:
         found = json.dumps(schema)[:80]
-        raise InputError(f'{path} has schema {found}; expected "{SCHEMA}".')
+        raise InputError(f'{path} has schema {found}; expected "{SCHEMA}", of a new vit-clt graph.')
     with reading(path, "the nodes and edges of graphs", problem="is no attribution graph"):
         return [_graph(graph) for graph in document["graphs"]]
 
@@ -90,13 +98,31 @@ def _graph(document: dict[str, Any]) -> AttributionGraph:
             raise ValueError(f"the edge {ends} does not lead upwards")
         if not all(math.isfinite(edge[name]) for name in ("effect", "influence")):
             raise ValueError(f"the edge {ends} has no finite effect and influence")
+    _check_carried(document["carried"], edges)
     frame = pd.DataFrame(nodes, columns=list(_NODE))
     numbers = dict.fromkeys(["value", "effect", "total", "influence"], float)
     return AttributionGraph(
         made(GraphMetadata, facts),
         frame.astype({**dict.fromkeys(_WHOLE, "Int64"), **numbers}),
         pd.DataFrame(edges, columns=list(_EDGE)),
+        pd.DataFrame(document["carried"], columns=list(CARRIED)).astype(
+            {"layer": "Int64", "head": "Int64", "effect": float}
+        ),
     )
+
+
+def _check_carried(parts: Sequence[dict[str, Any]], edges: Sequence[dict[str, Any]]) -> None:
+    _check_columns("carried", parts, CARRIED)
+    known = {(edge["source"], edge["target"]) for edge in edges}
+    for part in parts:
+        ends = part["source"], part["target"]
+        if ends not in known:
+            raise ValueError(f"a part is of the edge {ends}, which is not there")
+        named = [part[name] is not None for name in ("layer", "head")]
+        if part["by"] not in get_args(Carrier) or named != [part["by"] == "head"] * 2:
+            raise ValueError(f"a part of the edge {ends} is carried by {part['by']!r}")
+        if not math.isfinite(part["effect"]):
+            raise ValueError(f"a part of the edge {ends} has no finite effect")
 
 
 def _check_columns(name: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:

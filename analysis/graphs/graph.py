@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vit_clt.analysis.graphs.carried import carried_frame, edge_parts
 from vit_clt.analysis.graphs.graph_result import AttributionGraph, GraphMetadata
 from vit_clt.analysis.graphs.influence import InEdges, edges_of, shares
 from vit_clt.analysis.graphs.scores import graph_scores
@@ -164,7 +165,13 @@ def _assemble(
         error_share=float(ends[errors].sum() / ends.sum()),
         unexpanded_share=float(ends[:n_active].sum() / ends.sum()),
     )
-    return AttributionGraph(metadata, nodes, edges)
+    carried = carried_frame(
+        edge_parts(in_edges, direction, kept),
+        list(number.values()),
+        [target for target, *_ in targets],
+        edges,
+    )
+    return AttributionGraph(metadata, nodes, edges, carried)
 
 
 def _candidates(sources: Sources) -> Callable[[int], dict[str, Any]]:

@@ -56,6 +56,7 @@ def graph_figure(
     figure = go.Figure()
     drawn = graph.edges.nlargest(MAX_EDGES, "influence")
     _add_edges(figure, drawn, x, y)
+    _add_carriers(figure, graph, drawn, x, y)
     _add_nodes(figure, graph, x, y)
     if picture is not None and patches is not None:
         _add_pictures(figure, facts, picture, patches)
@@ -147,6 +148,29 @@ def _add_edges(figure: go.Figure, edges: pd.DataFrame, x: list[float], y: list[i
             )
 
 
+def _add_carriers(
+    figure: go.Figure, graph: AttributionGraph, edges: pd.DataFrame, x: list[float], y: list[int]
+) -> None:
+    """What hovering over the middle of an edge says: its effect, and the head that carries most."""
+    heads, texts = graph.top_heads(), []
+    for r in edges.itertuples():
+        carrier = "through the residual stream alone"
+        if found := heads.get((r.source, r.target)):
+            layer, head, effect = found
+            carrier = f"most by head {layer}.{head}: {effect:+.4g}"
+        ends = (_label(graph.nodes.iloc[end].to_dict()) for end in (r.source, r.target))
+        texts.append(f"{' → '.join(ends)}<br>effect {r.effect:+.4g}<br>{carrier}")
+    figure.add_scatter(
+        x=[(x[r.source] + x[r.target]) / 2 for r in edges.itertuples()],
+        y=[(y[r.source] + y[r.target]) / 2 for r in edges.itertuples()],
+        mode="markers",
+        marker={"size": 9, "opacity": 0},
+        hovertext=texts,
+        hovertemplate="%{hovertext}<extra></extra>",
+        showlegend=False,
+    )
+
+
 def _add_nodes(figure: go.Figure, graph: AttributionGraph, x: list[float], y: list[int]) -> None:
     nodes = graph.nodes
     largest = nodes["influence"][1:].max()
@@ -184,6 +208,16 @@ def _colour(row: dict[str, Any]) -> str:
     return ORANGE if row["effect"] < 0 else BLUE
 
 
+def _label(row: dict[str, Any]) -> str:
+    return {
+        "logit": "logit",
+        "feature": f"feature {row['layer']}:{row['feature']}",
+        "error": f"error node of layer {row['layer']}",
+        "patch": "patch embedding",
+        "bias": "class token, positions and all biases",
+    }[row["kind"]]
+
+
 def _hover(row: dict[str, Any], facts: GraphMetadata) -> str:
     where = ""
     if not pd.isna(row["token"]):
@@ -191,12 +225,7 @@ def _hover(row: dict[str, Any], facts: GraphMetadata) -> str:
         where = ", CLS row" if name == "CLS" else f", patch ({name.replace(',', ', ')})"
     if row["kind"] == "logit":
         return f"{facts.target}<br>logit {row['value']:.4g}"
-    head = {
-        "feature": f"feature {row['layer']}:{row['feature']}",
-        "error": f"error node of layer {row['layer']}",
-        "patch": "patch embedding",
-        "bias": "class token, positions and all biases",
-    }[row["kind"]]
+    head = _label(row)
     value = {"feature": "activation", "error": "norm", "patch": "norm"}.get(row["kind"])
     lines = [head + where]
     if value:

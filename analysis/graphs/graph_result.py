@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Kind = Literal["logit", "feature", "error", "patch", "bias"]
+Carrier = Literal["residual", "head", "other heads"]
+"""What takes a part of an edge to its target: the residual stream alone, or an attention head."""
+CARRIED = ("source", "target", "by", "layer", "head", "effect")
+"""The columns of `AttributionGraph.carried`."""
 SHARES = (
     *("replacement_score", "completeness_score", "kept_influence", "kept_effect", "completeness"),
     *("error_share", "unexpanded_share"),
@@ -74,7 +78,7 @@ class AttributionGraph(Study):
     """The nodes and edges that were kept of one graph."""
 
     name = "attribution_graph"
-    extra_files = ("edges.csv",)
+    extra_files = ("edges.csv", "carried.csv")
 
     metadata: GraphMetadata
     nodes: pd.DataFrame
@@ -85,6 +89,10 @@ class AttributionGraph(Study):
     edges: pd.DataFrame
     """One row per edge. Columns: source and target (node numbers), effect (on the target's value),
     influence (that of the target, times the share of this edge among the target's in-edges)."""
+    carried: pd.DataFrame
+    """The parts of every edge, which sum to its effect. Columns: source and target (of the edge),
+    by (`Carrier`), layer and head (empty but for a head), effect. A head's part has it as the last
+    attention step before the target; the three largest are named, "other heads" is their rest."""
 
     def facts(self) -> Facts:
         """The image and the CLT, on the teacher trajectory."""
@@ -165,8 +173,17 @@ class AttributionGraph(Study):
         return graph_figure(self)
 
     def extras(self) -> Iterable[tuple[str, str]]:
-        """The edges."""
-        return [("edges.csv", csv_table(self.edges))]
+        """The edges, and what carries them."""
+        return [("edges.csv", csv_table(self.edges)), ("carried.csv", csv_table(self.carried))]
+
+    def top_heads(self) -> dict[tuple[int, int], tuple[int, int, float]]:
+        """Layer, head and part of the head that carries most of an edge, by source and target."""
+        heads = self.carried[self.carried["by"] == "head"]
+        largest = heads.iloc[heads["effect"].abs().argsort().to_numpy()]
+        return {
+            (int(r.source), int(r.target)): (int(r.layer), int(r.head), float(r.effect))
+            for r in largest.itertuples()
+        }
 
 
 def patch_name(token: int, grid: tuple[int, int]) -> str:

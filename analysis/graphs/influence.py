@@ -14,12 +14,15 @@ the biases count as an input: what is constant drives a target too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from vit_clt.analysis.graphs.sources import SourceEffects, Sources
 from vit_clt.choices import Norms
+from vit_clt.hooks.passes.readout import Reader
 
 _CHUNK = 64  # features whose in-edges are computed before influence is summed again
 _NUMBERS = 2**25  # largest number of gradient entries in memory at once
@@ -74,26 +77,28 @@ class InEdges:
             influence = influence + influence[self.expanded[i]] * self._passed[i]
         return influence
 
-    def _in_edges(self, targets: Int[Tensor, " target"]) -> Float[Tensor, "target candidate"]:
+    def feature_readers(
+        self, targets: Int[Tensor, " target"]
+    ) -> Iterator[tuple[Int[Tensor, " part"], Reader]]:
+        """Where the pre-activations of these active features are read, b_enc left out.
+
+        They come in parts of one layer each that bound memory, with their places in `targets`.
+        """
         sources, clt = self.sources, self.sources.clt
-        out = self.logit.new_zeros(len(targets), len(self.logit))
         at_once = max(1, _NUMBERS // sources.errors.numel())
         layers = sources.layer[targets]
-        batches = [
-            (layer, here)
-            for layer in layers.unique().tolist()
-            for here in (layers == layer).nonzero()[:, 0].split(at_once)
-        ]
-        for layer, here in batches:
-            features = sources.feature[targets[here]]
-            readout = sources.frozen.read_mlp_input(
-                layer,
-                sources.token[targets[here]],
-                clt.W_enc[layer][features].to(sources.errors),
-                self.norms,
-            )
-            out[here] = edges_of(sources.effects(readout))
-            out[here, -1] += clt.b_enc[layer, features].to(out)
+        for layer in layers.unique().tolist():
+            for here in (layers == layer).nonzero()[:, 0].split(at_once):
+                encoders = clt.W_enc[layer][sources.feature[targets[here]]].to(sources.errors)
+                tokens = sources.token[targets[here]]
+                yield here, sources.frozen.mlp_input_reader(layer, tokens, encoders, self.norms)
+
+    def _in_edges(self, targets: Int[Tensor, " target"]) -> Float[Tensor, "target candidate"]:
+        sources = self.sources
+        out = self.logit.new_zeros(len(targets), len(self.logit))
+        for here, reader in self.feature_readers(targets):
+            out[here] = edges_of(sources.effects(sources.frozen.readout(reader)))
+        out[:, -1] += sources.clt.b_enc[sources.layer[targets], sources.feature[targets]].to(out)
         return out
 
 

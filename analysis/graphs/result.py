@@ -44,6 +44,7 @@ class GraphStudy(Study):
         "graph.json",
         "nodes.csv",
         "edges.csv",
+        "carried.csv",
         "interventions.csv",
         "agreement.csv",
     )
@@ -181,6 +182,10 @@ class GraphStudy(Study):
         """The edges of all graphs; the first column is the number of the image in the data."""
         return self._joined([graph.edges for graph in self.graphs])
 
+    def carried(self) -> pd.DataFrame:
+        """What carries every edge; the first column is the number of the image in the data."""
+        return self._joined([graph.carried for graph in self.graphs])
+
     def interventions(self) -> pd.DataFrame:
         """Every intervention, with the number of each image in the data."""
         return self._named(self.agreement.interventions)
@@ -200,6 +205,7 @@ class GraphStudy(Study):
             "graph.json": graphs_json(self.graphs),
             "nodes.csv": csv_table(self.nodes()),
             "edges.csv": csv_table(self.edges()),
+            "carried.csv": csv_table(self.carried()),
             "interventions.csv": csv_table(self.interventions()),
             "agreement.csv": csv_table(self.agreement.to_frame()),
         }.items()

@@ -196,12 +196,13 @@ def test_files_come_back_as_they_were(graph: AttributionGraph, tmp_path: Path) -
         assert found.metadata == graph.metadata
         pd.testing.assert_frame_equal(found.nodes, graph.nodes)
         pd.testing.assert_frame_equal(found.edges, graph.edges)
+        pd.testing.assert_frame_equal(found.carried, graph.carried)
 
 
 def spoil(document: dict[str, Any], how: str) -> None:
     graph = document["graphs"][0]
     if how == "schema":
-        document["schema"] = "another"
+        document["schema"] = "vit-clt attribution graphs 2"
     elif how == "column":
         del graph["nodes"][1]["influence"]
     elif how == "numbers":
@@ -214,18 +215,24 @@ def spoil(document: dict[str, Any], how: str) -> None:
         graph["edges"][0] |= {"source": 0, "target": 1}
     elif how == "infinite":
         graph["edges"][0]["effect"] = None
+    elif how == "no edge":
+        graph["carried"][0]["source"] = 99
+    elif how == "no head":
+        next(part for part in graph["carried"] if part["by"] == "head")["head"] = None
 
 
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("schema", 'has schema "another"'),
+        ("schema", 'has schema "vit-clt attribution graphs 2"; expected .* 3'),
         ("column", "'influence' too many or missing"),
         ("numbers", "not numbered"),
         ("kind", "'neuron'"),
         ("dangling", "no such node"),
         ("downwards", "does not lead upwards"),
         ("infinite", "no attribution graph"),
+        ("no edge", "which is not there"),
+        ("no head", "carried by 'head'"),
     ],
 )
 def test_spoilt_files_are_refused(
@@ -256,6 +263,13 @@ def test_the_figure_shows_every_node(graph: AttributionGraph) -> None:
     feature = graph.nodes[graph.nodes["kind"] == "feature"].iloc[0]
     assert f"feature {feature['layer']}:{feature['feature']}" in texts
     assert f"{feature['value']:.4g}" in texts
+    (middles,) = [t for t in figure.data if t.hovertext]
+    assert len(middles.x) == min(len(graph.edges), 200)
+    (source, target), (layer, head, effect) = next(iter(graph.top_heads().items()))
+    named = f"most by head {layer}.{head}: {effect:+.4g}"
+    at = graph.edges.nlargest(len(graph.edges), "influence")
+    place = ((at["source"] == source) & (at["target"] == target)).to_numpy().argmax()
+    assert named in middles.hovertext[place]
     title = figure.layout.title.text
     assert "tiny, image 0" in title
     assert f"L0 {graph.metadata.l0:.1f}" in title
