@@ -243,6 +243,7 @@ def _image_entry(
 def _graph_entry(study: GraphStudy, i: int) -> dict[str, Any]:
     graph = study.graphs[i]
     nodes, edges, about = graph.nodes, graph.edges, graph.metadata
+    ids = graph.node_ids()
     measured = study.agreement.interventions.query("image == @i")
     predicted = "direct" if about.norms == "held" else "direct_norms"
     return {
@@ -263,6 +264,7 @@ def _graph_entry(study: GraphStudy, i: int) -> dict[str, Any]:
             "effect": _numbers(edges["effect"], 3),
             "influence": _numbers(edges["influence"], 3),
         },
+        "groups": {name: [ids[node] for node in group] for name, group in graph.groups.items()},
         "measured": [
             [
                 int(r.layer),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from vit_clt.analysis.features.study import feature_statistics
 from vit_clt.analysis.fit.cascade_study import cascade
 from vit_clt.analysis.fit.gate import measure_fit
 from vit_clt.analysis.graphs.agreement import check_interventions
+from vit_clt.analysis.graphs.group_file import NodeGroups
+from vit_clt.analysis.graphs.grouping import COSINE, check_grouping
 from vit_clt.analysis.graphs.result import GraphStudy
 from vit_clt.analysis.graphs.study import graph_study
 from vit_clt.analysis.naming.study import name_features
@@ -49,6 +52,8 @@ def explore(
     count: int | None = None,
     graphs: int = 12,
     interventions: int = 16,
+    group: NodeGroups | Literal["decoder"] | None = None,
+    group_cosine: float = COSINE,
     top: int = 12,
     effect_images: int = 200,
     vocabulary: Vocabulary | None = None,
@@ -72,6 +77,8 @@ def explore(
             steered have one too.
         graphs: number of images that have a graph and steering (`choose_images`).
         interventions: features silenced in each of these images to check its graph.
+        group: groups of nodes that the pages of graphs begin with, as in `graph_study`.
+        group_cosine: as in `graph_study`.
         top: most active images kept of each feature.
         effect_images: number of first images that class effects are measured on.
         vocabulary: texts that features are named with (`vit_clt.analysis.name_features`); without
@@ -88,6 +95,7 @@ def explore(
     """
     check_fits(vit, clt)
     _check_numbers(count, graphs, interventions)
+    check_grouping(group, group_cosine)
     pixels(vit, data.batch([0])[0])  # what cannot be shown is refused before the long passes
     if classifier is None and vit.has_text_tower and data.class_names:
         classifier = ZeroShot(vit, data.class_names)
@@ -125,6 +133,8 @@ def explore(
             zs,
             query,
             interventions=interventions,
+            group=group,
+            group_cosine=group_cosine,
             clt_name=clt_name,
             seed=seed,
             progress=progress,

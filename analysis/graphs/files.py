@@ -2,10 +2,10 @@
 
     {"schema": "vit-clt attribution graphs 3",
      "graphs": [{"facts": {...}, "nodes": [{...}, ...], "edges": [{...}, ...],
-                 "carried": [{...}, ...]}, ...]}
+                 "carried": [{...}, ...], "groups": {"NAME": [1, 4], ...}}, ...]}
 
 Facts are the fields of `GraphMetadata`, nodes, edges and carried have the columns of
-`AttributionGraph`; docs/graphs.md lists them.
+`AttributionGraph`, and groups hold numbers of nodes; docs/graphs.md lists them.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def graphs_json(graphs: Sequence[AttributionGraph]) -> str:
                 "nodes": [_plain(row) for row in graph.nodes.to_dict("records")],
                 "edges": [_plain(row) for row in graph.edges.to_dict("records")],
                 "carried": [_plain(row) for row in graph.carried.to_dict("records")],
+                "groups": {name: list(nodes) for name, nodes in graph.groups.items()},
             }
             for graph in graphs
         ],
@@ -61,7 +62,8 @@ def load_graphs(path: Path | str) -> list[AttributionGraph]:
     Raises:
         InputError: the file does not exist or has another schema, or its nodes and edges are no
             graph: a column is missing or unknown, nodes are not numbered in order, an edge names
-            a node that is not there or does not lead upwards, or a part is of no edge.
+            a node that is not there or does not lead upwards, a part is of no edge, or a group
+            holds what is no node.
     """
     document = read_json(path, MAX_BYTES)
     schema = document.get("schema")
@@ -108,7 +110,15 @@ def _graph(document: dict[str, Any]) -> AttributionGraph:
         pd.DataFrame(document["carried"], columns=list(CARRIED)).astype(
             {"layer": "Int64", "head": "Int64", "effect": float}
         ),
+        _groups(document["groups"]),
     )
+
+
+def _groups(groups: Any) -> dict[str, tuple[int, ...]]:
+    for name, nodes in groups.items():
+        if not isinstance(nodes, list) or not all(type(node) is int for node in nodes):
+            raise ValueError(f"the group {name[:40]!r} is no list of numbers")
+    return {name: tuple(nodes) for name, nodes in groups.items()}
 
 
 def _check_carried(parts: Sequence[dict[str, Any]], edges: Sequence[dict[str, Any]]) -> None:

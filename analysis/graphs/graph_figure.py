@@ -11,7 +11,9 @@ import plotly.graph_objects as go
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vit_clt.analysis.graphs.folding import FoldedGraph, fold
 from vit_clt.analysis.graphs.graph_result import AttributionGraph, GraphMetadata, patch_name
+from vit_clt.analysis.graphs.node_text import hover, label
 from vit_clt.analysis.reporting.pictures import data_uri
 from vit_clt.analysis.reporting.style import BLUE, GREY, INK, ORANGE, finish
 
@@ -23,6 +25,7 @@ _SYMBOLS = {
     "patch": "square",
     "bias": "x",
     "logit": "star",
+    "group": "hexagon",
 }
 _NAMES = {
     "feature": "feature",
@@ -30,6 +33,7 @@ _NAMES = {
     "patch": "patch embedding",
     "bias": "all biases",
     "logit": "logit",
+    "group": "group of nodes",
 }
 _WIDTHS = (0.7, 1.6, 3.2)  # of edges, in pixels, by influence
 _SPLIT = 0.74  # of the width, for the graph
@@ -44,6 +48,8 @@ def graph_figure(
 ) -> go.Figure:
     """Nodes and their strongest edges; beside them the image and its patches' direct effects.
 
+    Groups are drawn as one node each, with their summed edges; hovering lists their members.
+
     Args:
         graph: what is drawn.
         picture: the image, as `pictures.pixels` gives it; without it the graph is drawn alone.
@@ -51,18 +57,20 @@ def graph_figure(
     """
     facts = graph.metadata
     layers = facts.n_layers
-    x, ticks = _columns(graph.nodes, facts)
-    y = [_level(row, layers) for row in graph.nodes.to_dict("records")]
+    folded = fold(graph)
+    x, ticks = _columns(folded.nodes, facts)
+    y = [_level(row, layers) for row in folded.nodes.to_dict("records")]
     figure = go.Figure()
-    drawn = graph.edges.nlargest(MAX_EDGES, "influence")
+    between = folded.edges[folded.edges["source"] != folded.edges["target"]]
+    drawn = between.nlargest(MAX_EDGES, "influence")
     _add_edges(figure, drawn, x, y)
-    _add_carriers(figure, graph, drawn, x, y)
-    _add_nodes(figure, graph, x, y)
+    _add_carriers(figure, graph, folded, drawn, x, y)
+    _add_nodes(figure, graph, folded, x, y)
     if picture is not None and patches is not None:
         _add_pictures(figure, facts, picture, patches)
     height = _TOP + _BOTTOM + _LAYER * (layers + 2)
     figure.update_layout(
-        title={"text": _title(graph, len(drawn))},
+        title={"text": _title(graph, len(drawn), len(between))},
         width=1060,
         height=max(height, 560),
         hovermode="closest",
@@ -87,8 +95,10 @@ def graph_figure(
     return finish(figure).update_layout(margin={"l": 70, "t": _TOP, "b": _BOTTOM, "r": 80})
 
 
-def _title(graph: AttributionGraph, drawn: int) -> str:
+def _title(graph: AttributionGraph, drawn: int, edges: int) -> str:
     facts = graph.metadata
+    grouped = sum(map(len, graph.groups.values()))
+    folded = f"; {len(graph.groups)} groups stand for {grouped} nodes" if grouped else ""
     return (
         f"What drives {facts.target}: logit {facts.logit:.2f}"
         f"<br><sup>{facts.image}<br>model {facts.model.rsplit('/', 1)[-1]}, CLT "
@@ -97,7 +107,7 @@ def _title(graph: AttributionGraph, drawn: int) -> str:
         f"<br>{len(graph.nodes) - 2} of {facts.n_candidates - 1} nodes, with "
         f"{100 * facts.kept_influence:.0f} % of all influence and "
         f"{100 * facts.kept_effect:.0f} % of |direct effects| on the logit (biases included); "
-        f"{drawn} of {len(graph.edges)} edges drawn"
+        f"{drawn} of {edges} edges drawn{folded}"
         "<br>blue raises, orange lowers: a node the logit (direct effect), an edge its target; "
         "size and width: influence</sup>"
     )
@@ -108,7 +118,7 @@ def _columns(nodes: pd.DataFrame, facts: GraphMetadata) -> tuple[list[float], di
     level = [_level(row, facts.n_layers) for row in nodes.to_dict("records")]
     cells = pd.DataFrame({"token": nodes["token"].astype(float), "level": level})
     # biases stand at the left, and the logit is read from the class token
-    cells.loc[nodes["kind"] == "bias", "token"] = -1
+    cells.loc[cells["token"].isna() | (nodes["kind"] == "bias"), "token"] = -1
     cells.loc[nodes["kind"] == "logit", "token"] = 0
     places = cells.groupby(["token", "level"])["token"]
     place, size = places.cumcount(), places.transform("size")
@@ -149,16 +159,23 @@ def _add_edges(figure: go.Figure, edges: pd.DataFrame, x: list[float], y: list[i
 
 
 def _add_carriers(
-    figure: go.Figure, graph: AttributionGraph, edges: pd.DataFrame, x: list[float], y: list[int]
+    figure: go.Figure,
+    graph: AttributionGraph,
+    folded: FoldedGraph,
+    edges: pd.DataFrame,
+    x: list[float],
+    y: list[int],
 ) -> None:
     """What hovering over the middle of an edge says: its effect, and the head that carries most."""
     heads, texts = graph.top_heads(), []
     for r in edges.itertuples():
         carrier = "through the residual stream alone"
-        if found := heads.get((r.source, r.target)):
+        if r.pairs > 1:
+            carrier = f"{r.pairs} edges of members"
+        elif found := heads.get((r.from_node, r.to_node)):
             layer, head, effect = found
             carrier = f"most by head {layer}.{head}: {effect:+.4g}"
-        ends = (_label(graph.nodes.iloc[end].to_dict()) for end in (r.source, r.target))
+        ends = (label(folded.nodes.iloc[end].to_dict()) for end in (r.source, r.target))
         texts.append(f"{' → '.join(ends)}<br>effect {r.effect:+.4g}<br>{carrier}")
     figure.add_scatter(
         x=[(x[r.source] + x[r.target]) / 2 for r in edges.itertuples()],
@@ -171,8 +188,14 @@ def _add_carriers(
     )
 
 
-def _add_nodes(figure: go.Figure, graph: AttributionGraph, x: list[float], y: list[int]) -> None:
-    nodes = graph.nodes
+def _add_nodes(
+    figure: go.Figure,
+    graph: AttributionGraph,
+    folded: FoldedGraph,
+    x: list[float],
+    y: list[int],
+) -> None:
+    nodes = folded.nodes
     largest = nodes["influence"][1:].max()
     for kind, symbol in _SYMBOLS.items():
         part = nodes[nodes["kind"] == kind]
@@ -186,7 +209,7 @@ def _add_nodes(figure: go.Figure, graph: AttributionGraph, x: list[float], y: li
                 "color": [_colour(row) for row in part.to_dict("records")],
                 "line": {"color": "white", "width": 1},
             },
-            text=[_hover(row, graph.metadata) for row in part.to_dict("records")],
+            text=[hover(row, graph) for row in part.to_dict("records")],
             hovertemplate="%{text}<extra></extra>",
             name=_NAMES[kind],
             showlegend=False,
@@ -200,40 +223,23 @@ def _add_nodes(figure: go.Figure, graph: AttributionGraph, x: list[float], y: li
             name=_NAMES[kind],
             showlegend=len(part) > 0,
         )
+    groups = nodes[nodes["kind"] == "group"]
+    figure.add_scatter(
+        x=[x[i] for i in groups["node"]],
+        y=[y[i] for i in groups["node"]],
+        mode="text",
+        text=[label(row) for row in groups.to_dict("records")],
+        textposition="top center",
+        textfont={"size": 10},
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def _colour(row: dict[str, Any]) -> str:
     if row["kind"] == "logit":
         return INK
     return ORANGE if row["effect"] < 0 else BLUE
-
-
-def _label(row: dict[str, Any]) -> str:
-    return {
-        "logit": "logit",
-        "feature": f"feature {row['layer']}:{row['feature']}",
-        "error": f"error node of layer {row['layer']}",
-        "patch": "patch embedding",
-        "bias": "class token, positions and all biases",
-    }[row["kind"]]
-
-
-def _hover(row: dict[str, Any], facts: GraphMetadata) -> str:
-    where = ""
-    if not pd.isna(row["token"]):
-        name = patch_name(int(row["token"]), facts.patch_grid)
-        where = ", CLS row" if name == "CLS" else f", patch ({name.replace(',', ', ')})"
-    if row["kind"] == "logit":
-        return f"{facts.target}<br>logit {row['value']:.4g}"
-    head = _label(row)
-    value = {"feature": "activation", "error": "norm", "patch": "norm"}.get(row["kind"])
-    lines = [head + where]
-    if value:
-        lines.append(f"{value} {row['value']:.4g}")
-    lines.append(f"direct effect on the logit {row['effect']:+.4g}")
-    if not pd.isna(row["total"]):
-        lines.append(f"with later features {row['total']:+.4g}")
-    return "<br>".join([*lines, f"influence {row['influence']:.4g}"])
 
 
 def _add_pictures(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.tables import csv_table, rounded
 from vit_clt.choices import Norms
+from vit_clt.errors import InputError
 from vit_clt.metrics import Metric
 
 if TYPE_CHECKING:
@@ -93,6 +94,55 @@ class AttributionGraph(Study):
     """The parts of every edge, which sum to its effect. Columns: source and target (of the edge),
     by (`Carrier`), layer and head (empty but for a head), effect. A head's part has it as the last
     attention step before the target; the three largest are named, "other heads" is their rest."""
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Supernodes: name -> numbers of its nodes, two or more, the logit not among them. Figures draw
+    a group as one node (`vit_clt.analysis.graphs.folding`); nodes and edges are not changed.
+
+    Raises:
+        InputError: a group is smaller, or holds the logit, a node that is not there, or one of
+            another group.
+    """
+
+    def __post_init__(self) -> None:
+        known: set[int] = set()
+        for name, nodes in self.groups.items():
+            if len(nodes) < 2:
+                raise InputError("groups", f'has "{name}" of {len(nodes)}; expected two nodes.')
+            for node in nodes:
+                if not 0 < node < len(self.nodes):
+                    raise InputError(
+                        "groups",
+                        f'has node {node} in "{name}"; expected 1 to {len(self.nodes) - 1}.',
+                    )
+                if node in known:
+                    raise InputError("groups", f"has node {node} twice; expected it once.")
+                known.add(node)
+
+    def node_ids(self) -> list[str]:
+        """The id of every node: "7:76@3" (feature 76 of layer 7, token row 3), "error-3@5"."""
+        names = {"feature": "{0.layer}:{0.feature}@{0.token}", "error": "error-{0.layer}@{0.token}"}
+        names |= {"patch": "patch@{0.token}", "bias": "bias", "logit": "logit"}
+        return [names[row.kind].format(row) for row in self.nodes.itertuples()]
+
+    def grouped(self, groups: Mapping[str, Sequence[str]]) -> AttributionGraph:
+        """The same graph with these groups in the place of its own.
+
+        Args:
+            groups: names of groups, with the ids of their nodes (`node_ids`); rules that make them
+                are in `vit_clt.analysis.graphs.grouping`.
+
+        Raises:
+            InputError: an id is of no node, or as of `groups`.
+        """
+        numbers = {node: number for number, node in enumerate(self.node_ids())}
+        for name, nodes in groups.items():
+            for node in nodes:
+                if node not in numbers:
+                    raise InputError("groups", f'has "{node}" in "{name}", which is no node.')
+        return replace(
+            self,
+            groups={name: tuple(numbers[n] for n in nodes) for name, nodes in groups.items()},
+        )
 
     def facts(self) -> Facts:
         """The image and the CLT, on the teacher trajectory."""
@@ -141,6 +191,21 @@ class AttributionGraph(Study):
             }
         )
         return rounded(table)
+
+    def further_tables(self) -> Mapping[str, pd.DataFrame]:
+        """The groups, with their members and summed effects."""
+        ids = self.node_ids()
+        table = [
+            {
+                "group": name,
+                "nodes": len(nodes),
+                "direct effect": self.nodes["effect"].iloc[list(nodes)].sum(),
+                "influence": self.nodes["influence"].iloc[list(nodes)].sum(),
+                "members": " ".join(ids[node] for node in nodes),
+            }
+            for name, nodes in self.groups.items()
+        ]
+        return {"Groups of nodes": rounded(pd.DataFrame(table))} if table else {}
 
     def notes(self) -> list[str]:
         """How many features were followed, and where influence ends."""

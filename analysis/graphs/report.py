@@ -56,7 +56,7 @@ def graph_report(study: GraphStudy) -> str:
             Section(
                 title,
                 graph.notes(),
-                tables=[graph.shown()],
+                tables=[graph.shown(), *graph.further_tables().values()],
                 figures=[graph_figure(graph, study.pictures[i], study.effects.patches[i])],
             )
         )

@@ -72,6 +72,8 @@ class GraphStudy(Study):
     """Whether the logit of another class is subtracted."""
     norms_reason: str | None = None
     """Why interventions chose the norms; None where they were asked for by name."""
+    grouping: str | None = None
+    """How nodes were grouped, as a phrase; None where they were not."""
 
     @property
     def norms(self) -> Norms:
@@ -99,6 +101,7 @@ class GraphStudy(Study):
                 "max_nodes": self.max_nodes,
                 "keep": self.keep,
                 "norms": self.norms,
+                "grouping": self.grouping,
                 "norms_reason": self.norms_reason,
                 "interventions_support": self.agreement.supports(self.norms),
                 "held": held_parts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,14 @@ from vit_clt.analysis.graphs.graph import (
     MAX_NODES,
     attribution_graph,
     check_size,
+)
+from vit_clt.analysis.graphs.graph_result import AttributionGraph
+from vit_clt.analysis.graphs.group_file import NodeGroups
+from vit_clt.analysis.graphs.grouping import (
+    COSINE,
+    check_grouping,
+    groups_by_decoder,
+    groups_by_hand,
 )
 from vit_clt.analysis.graphs.norms import agreement_with_norms
 from vit_clt.analysis.graphs.result import GraphStudy
@@ -47,6 +55,8 @@ def graph_study(
     keep: float | int = KEEP,
     norms: NormsChoice = "auto",
     interventions: int = 64,
+    group: NodeGroups | Literal["decoder"] | None = None,
+    group_cosine: float = COSINE,
     clt_name: str = "in memory",
     seed: int = 0,
     progress: bool = False,
@@ -67,6 +77,9 @@ def graph_study(
         norms: as in `attribution_graph`, or "auto" for those that the interventions support
             (`vit_clt.analysis.graphs.norms`).
         interventions: features silenced in each image, the n of `graph_agreement`.
+        group: nodes that are drawn as one: names with the ids of nodes
+            (`vit_clt.analysis.graphs.group_file`), or "decoder" for features that write alike.
+        group_cosine: with "decoder", the least mean cosine of decoders in a group.
         clt_name: what the CLT is called in captions.
         seed: seed of the random features that are silenced, and of intervals.
         progress: show progress bars.
@@ -74,13 +87,14 @@ def graph_study(
     Raises:
         InputError: an image out of range or given twice, a class that does not exist, an image
             without the label asked for, a CLT or images of another model, a CLT silent on all the
-            images, hooks on `vit`, or a number out of range.
+            images, hooks on `vit`, a group with a node of no graph, or a number out of range.
     """
     check_fits(vit, clt)
     check_prepared(vit, data)
     check_size(max_nodes, keep)
     check_interventions(interventions)
     check_choice("norms", norms, get_args(NormsChoice))
+    check_grouping(group, group_cosine)
     check_query(query, data)
     other = None if contrast is None else class_number(zs.class_names, contrast, "contrast")
     by_image = target in ("predicted", "label")
@@ -125,6 +139,7 @@ def graph_study(
         )
         for pair, title, name in zip(bar, titles, names, strict=True)
     ]
+    graphs, grouping = _grouped(graphs, clt, group, group_cosine)
     return GraphStudy(
         query=list(query),
         targets=names,
@@ -143,7 +158,25 @@ def graph_study(
         keep=keep,
         contrasted=contrast is not None,
         norms_reason=reason,
+        grouping=grouping,
     )
+
+
+def _grouped(
+    graphs: list[AttributionGraph],
+    clt: CrossLayerTranscoder,
+    group: NodeGroups | Literal["decoder"] | None,
+    cosine: float,
+) -> tuple[list[AttributionGraph], str | None]:
+    """The graphs with their groups, and how these were found."""
+    if group is None:
+        return graphs, None
+    if group == "decoder":
+        found = [groups_by_decoder(graph, clt, cosine) for graph in graphs]
+        how = f"features of one decoder cluster (average linkage, mean cosine at least {cosine:g})"
+    else:
+        found, how = groups_by_hand(graphs, group), "by hand"
+    return [graph.grouped(each) for graph, each in zip(graphs, found, strict=True)], how
 
 
 def _floor(logits: torch.Tensor, label: int, contrast: int | None) -> float:

@@ -9,12 +9,15 @@ from pathlib import Path
 from vit_clt.cli.command import Command, SeedOptions
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.supernode_options import SupernodeOptions
 from vit_clt.cli.vocabulary_options import VocabularyOptions
 from vit_clt.errors import InputError
 
 
 @dataclass(kw_only=True)
-class Explore(VocabularyOptions, ReadoutOptions, CLTOptions, Command, SeedOptions):
+class Explore(
+    VocabularyOptions, ReadoutOptions, SupernodeOptions, CLTOptions, Command, SeedOptions
+):
     """Linked pages of a CLT: heatmap, features, images, graphs, steering. They open from disk.
 
     Example: vit-clt explore --clt out/demo/clt --data digits --out out/explore
@@ -68,6 +71,8 @@ class Explore(VocabularyOptions, ReadoutOptions, CLTOptions, Command, SeedOption
             count=self.count,
             graphs=self.graphs,
             interventions=self.interventions,
+            group=self.node_groups(),
+            group_cosine=self.group_cosine,
             top=self.top,
             effect_images=self.effect_images,
             vocabulary=self.texts(vit, classifier, data),

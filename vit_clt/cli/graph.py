@@ -9,10 +9,11 @@ from vit_clt.cli.command import SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
+from vit_clt.cli.supernode_options import SupernodeOptions
 
 
 @dataclass(kw_only=True)
-class Graph(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
+class Graph(PromptOptions, SupernodeOptions, CLTOptions, StudyOptions, SeedOptions):
     """What drives a class logit of an image: features, errors, patches, and the paths between.
 
     Example: vit-clt graph --clt out/demo/clt --data digits --query 0 5 17 --out out/graph
@@ -57,6 +58,8 @@ class Graph(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
             keep=self.keep,
             norms=self.norms,
             interventions=self.interventions,
+            group=self.node_groups(),
+            group_cosine=self.group_cosine,
             clt_name=self.clt,
             seed=self.seed,
             progress=True,

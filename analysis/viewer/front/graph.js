@@ -11,7 +11,7 @@ async function showGraph([text], params) {
   const state = {
     share: SHARES.includes(Number(params.share)) ? Number(params.share) : 80,
     pins: new Set((params.pin ?? "").split(",").filter((id) => graph.ids.includes(id))),
-    groups: readGroups(params.group ?? "", graph),
+    groups: params.group === undefined ? savedGroups(graph) : readGroups(params.group, graph),
     node: graph.ids.includes(params.node)
       ? params.node
       : (graph.ids.find((id) => params.node && id.startsWith(`${params.node}@`)) ?? ""),
@@ -33,7 +33,7 @@ async function showGraph([text], params) {
     keep(`graph/${row}`, {
       share: state.share === 80 ? "" : state.share,
       pin: [...state.pins].join(","),
-      group: writeGroups(state.groups),
+      group: writeGroups(state.groups, graph),
       node: state.node,
     });
     const visible = visibleNodes(graph, state);
@@ -110,7 +110,11 @@ function nodeName(graph, n) {
   return kind[n] === "logit" ? `logit of ${graph.target}` : "all biases";
 }
 
-// ---- groups: name~id+id, several joined by a comma ------------------------------------------
+// ---- groups: name~id+id, several joined by a comma; "none" where saved ones were taken apart --
+
+// Those that the graph was saved with.
+const savedGroups = (graph) => Object.entries(graph.groups).map(([name, ids]) => ({ name: plainName(name), ids }));
+const plainName = (name) => name.replace(/[~,+]/g, " ").trim();
 
 function readGroups(text, graph) {
   return text
@@ -123,7 +127,22 @@ function readGroups(text, graph) {
     .filter(({ ids }) => ids.length > 1);
 }
 
-const writeGroups = (groups) => groups.map(({ name, ids }) => `${name}~${ids.join("+")}`).join(",");
+function writeGroups(groups, graph) {
+  if (!groups.length) return Object.keys(graph.groups).length ? "none" : "";
+  return groups.map(({ name, ids }) => `${name}~${ids.join("+")}`).join(",");
+}
+
+// The file that `vit-clt graph --group` and `vit-clt explore --group` take.
+function groupsFile(groups) {
+  const found = {};
+  for (const { name, ids } of groups) {
+    let free = name;
+    for (let n = 2; free in found; n++) free = `${name} ${n}`;
+    found[free] = ids;
+  }
+  return JSON.stringify(found, null, 1);
+}
+
 const groupOf = (state, id) => state.groups.findIndex(({ ids }) => ids.includes(id));
 
 // ---- which nodes, and where ------------------------------------------------------------------

@@ -33,7 +33,7 @@ function pinnedList(graph, state, update) {
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      const given = name.value.trim().replace(/[~,+]/g, " ") || `group ${state.groups.length + 1}`;
+      const given = plainName(name.value) || `group ${state.groups.length + 1}`;
       state.groups.push({ name: given, ids: pins });
       update({ pins: new Set(), node: "" });
     });
@@ -50,6 +50,15 @@ function pinnedList(graph, state, update) {
             state.groups.splice(g, 1);
             update();
           }),
+        ),
+        make(
+          "a",
+          {
+            class: "button",
+            download: "groups.json",
+            href: `data:application/json,${encodeURIComponent(groupsFile(state.groups))}`,
+          },
+          "Save for --group",
         ),
       ),
     );

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torchvision.transforms import Compose, Normalize
 
 from vit_clt.analysis import explore
 from vit_clt.analysis.explorer.result import Explorer
+from vit_clt.analysis.graphs.group_file import read_groups
 from vit_clt.analysis.reporting.study import study_files, write_study
 from vit_clt.data.images import TensorImages
 from vit_clt.hooks import HookedViT
@@ -144,6 +146,37 @@ def test_a_graph_is_pruned_pinned_and_grouped_and_its_address_keeps_all(
     page.press("Enter")
     page.until("document.querySelector('.panel li')")
     assert page.value("document.querySelectorAll('.panel li').length") == 2
+    assert page.errors == []
+
+
+def test_saved_groups_are_where_a_graph_begins_and_are_saved_again(
+    browser: Page, explorer: Explorer, tmp_path: Path
+):
+    study = explorer.graphs
+    graph, row = study.graphs[0], study.query[0]
+    ids = graph.node_ids()[1:4]
+    grouped = graph.grouped({"saved, one": ids})
+    folder = OutputFolder(tmp_path / "out", study_files(Explorer, png=False)).open()
+    graphs = replace(study, graphs=[grouped, *study.graphs[1:]])
+    write_study(folder, replace(explorer, graphs=graphs), "explore")
+    page, address = browser, (tmp_path / "out" / "index.html").as_uri()
+    go(page, address, f"#/graph/{row}")
+    page.until("document.querySelector('.node rect.fill-purple')")
+    assert text(page, ".node .inside") == "saved  one"
+    link = page.value("decodeURIComponent(document.querySelector('a[download]').href)")
+    place = tmp_path / "groups.json"
+    place.write_text(link.partition(",")[2])
+    assert read_groups(place) == {"saved  one": ids}
+    page.value(
+        "[...document.querySelectorAll('.chips button')]"
+        ".find((button) => button.innerText.startsWith('saved')).click()"
+    )
+    page.until("!document.querySelector('.node rect.fill-purple')")
+    kept = page.value("location.hash")
+    assert "group=none" in kept
+    go(page, address, kept)
+    page.until("document.querySelector('.graph .node')")
+    assert page.value("document.querySelectorAll('.node rect.fill-purple').length") == 0
     assert page.errors == []
 
 
