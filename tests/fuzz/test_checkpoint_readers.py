@@ -263,6 +263,8 @@ def test_graphs(graphs: Files, data: Any) -> None:
     for graph in refused_or(lambda: load_graphs(path)) or []:
         assert np.isfinite(graph.edges[["effect", "influence"]].to_numpy(float)).all()
         assert graph.nodes["kind"].iloc[0] == "logit"
+        assert np.isfinite(graph.carried["effect"].to_numpy(float)).all()
+        assert all(0 < node < len(graph.nodes) for group in graph.groups.values() for node in group)
 
 
 @pytest.fixture(scope="module")
@@ -279,11 +281,22 @@ def graphs(tmp_path_factory: Any) -> Files:
     nodes = [
         {"node": 0, "kind": "logit", **nothing, **numbers},
         {"node": 1, "kind": "feature", "layer": 1, "token": 0, "feature": 5, **numbers},
+        {"node": 2, "kind": "patch", "layer": None, "token": 4, "feature": None, **numbers},
     ]
     edges = [{"source": 1, "target": 0, "effect": 0.5, "influence": 0.5}]
+    ends = {"source": 1, "target": 0}
+    carried = [
+        {**ends, "by": "residual", "layer": None, "head": None, "effect": 0.2},
+        {**ends, "by": "head", "layer": 2, "head": 1, "effect": 0.3},
+    ]
     document = {
-        "schema": "vit-clt attribution graphs 2",
-        "graphs": [{"facts": facts, "nodes": nodes, "edges": edges}],
+        "schema": "vit-clt attribution graphs 3",
+        "graphs": [
+            {
+                **{"facts": facts, "nodes": nodes, "edges": edges, "carried": carried},
+                "groups": {"both": [1, 2]},
+            }
+        ],
     }
     whole = files_of(
         lambda f: (f / "graphs.json").write_text(json.dumps(document)), tmp_path_factory

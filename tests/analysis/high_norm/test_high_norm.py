@@ -179,6 +179,8 @@ def test_features_are_counted_on_the_rows_they_are_active_on(
             row = listed[l, feature]
             assert row["patch_rows"] == on_patches
             assert row["share"] == pytest.approx(share)
+            drawn = int((fires & (found.groups[l].numpy() == RANDOM)).sum())
+            assert row["random_share"] == pytest.approx(drawn / on_patches)
             assert row["base"] == pytest.approx(base)
             assert row["rate_high_norm"] == pytest.approx(share * on_patches / len(PLANTED))
             ordinary = (1 - share) * on_patches / (16 * N - len(PLANTED))
@@ -304,7 +306,12 @@ def test_marks_follow_scale_and_order(
 ) -> None:
     norms = torch.tensor(values).view(1, 3, 4)
     rule = HighNormRule(deviations, multiple)
-    _, limit = rule.limits(norms)
+    middle, limit = rule.limits(norms)
+    expected = median(values)
+    mad = median(abs(value - expected) for value in values)
+    assert float(middle) == pytest.approx(expected)
+    bound = max(multiple * expected, expected + deviations * 1.4826 * mad)
+    assert float(limit) == pytest.approx(bound)
     _, scaled = rule.limits(factor * norms)
     assert float(scaled) == pytest.approx(factor * float(limit))
     _, turned = rule.limits(norms.flip(1, 2))
