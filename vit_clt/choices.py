@@ -66,6 +66,8 @@ Rule = Literal["spread", "rate", "effect", "purity", "random"]
 """How the features that get a page are selected."""
 MAX_GROUPS = 2**16
 """The most groups that images are added up in, by default: some 15 kB each of contribution sums."""
+GroupRule = Literal["decoder", "name"]
+"""How nodes of a graph are grouped: features that write alike, or that have one name."""
 SearchBackend = Literal["exact", "faiss"]
 Backbone = Literal["ViT-B/32", "ViT-B/16"]
 ExportFormat = Literal["circuit-tracer"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from vit_clt.analysis.graphs.study import graph_study
 from vit_clt.analysis.naming.study import name_features
 from vit_clt.analysis.naming.vocabulary import Vocabulary
 from vit_clt.analysis.reporting.pictures import pixels
+from vit_clt.choices import GroupRule
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
@@ -52,7 +52,7 @@ def explore(
     count: int | None = None,
     graphs: int = 12,
     interventions: int = 16,
-    group: NodeGroups | Literal["decoder"] | None = None,
+    group: NodeGroups | GroupRule | None = None,
     group_cosine: float = COSINE,
     top: int = 12,
     effect_images: int = 200,
@@ -77,7 +77,8 @@ def explore(
             steered have one too.
         graphs: number of images that have a graph and steering (`choose_images`).
         interventions: features silenced in each of these images to check its graph.
-        group: groups of nodes that the pages of graphs begin with, as in `graph_study`.
+        group: groups of nodes that the pages of graphs begin with, as in `graph_study`; "name" goes
+            by the names of `vocabulary`.
         group_cosine: as in `graph_study`.
         top: most active images kept of each feature.
         effect_images: number of first images that class effects are measured on.
@@ -95,7 +96,8 @@ def explore(
     """
     check_fits(vit, clt)
     _check_numbers(count, graphs, interventions)
-    check_grouping(group, group_cosine)
+    # names are not there yet; with a vocabulary there will be some, or none that hold
+    check_grouping(group, group_cosine, None if vocabulary is None else {})
     pixels(vit, data.batch([0])[0])  # what cannot be shown is refused before the long passes
     if classifier is None and vit.has_text_tower and data.class_names:
         classifier = ZeroShot(vit, data.class_names)
@@ -135,6 +137,7 @@ def explore(
             interventions=interventions,
             group=group,
             group_cosine=group_cosine,
+            feature_names=None if names is None else names.texts,
             clt_name=clt_name,
             seed=seed,
             progress=progress,

@@ -18,6 +18,7 @@ rows it is a node, and all its nodes (of one sign) are in its group.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from vit_clt.analysis.graphs.graph_result import AttributionGraph
 from vit_clt.analysis.graphs.group_file import NodeGroups, check_ids
+from vit_clt.choices import GroupRule, check_choice
 from vit_clt.errors import InputError
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -34,18 +36,25 @@ COSINE = 0.5
 """Least mean cosine of the decoders of a group, by default."""
 
 
-def check_grouping(group: NodeGroups | str | None, cosine: float) -> None:
+def check_grouping(
+    group: NodeGroups | str | None,
+    cosine: float,
+    names: Mapping[tuple[int, int], str] | None = None,
+) -> None:
     """Refuse groups that no graph can have.
 
     Args:
-        group: names of groups with ids of nodes, "decoder", or None.
+        group: names of groups with ids of nodes, a `GroupRule`, or None.
         cosine: of "decoder".
+        names: of "name".
 
     Raises:
         InputError: as said.
     """
-    if isinstance(group, str) and group != "decoder":
-        raise InputError("group", f'is "{group}"; expected "decoder", or groups.')
+    if isinstance(group, str):
+        check_choice("group", group, get_args(GroupRule))
+        if group == "name" and names is None:
+            raise InputError("group", 'is "name", but features have no names; expected names.')
     if group is not None and not isinstance(group, str):
         check_ids(group, "a mapping")
     if not 0 < cosine <= 1:

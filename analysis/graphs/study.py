@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from vit_clt.analysis.graphs.grouping import (
     check_grouping,
     groups_by_decoder,
     groups_by_hand,
+    groups_by_name,
 )
 from vit_clt.analysis.graphs.norms import agreement_with_norms
 from vit_clt.analysis.graphs.result import GraphStudy
@@ -30,7 +31,7 @@ from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.analysis.reporting.pictures import pixels
 from vit_clt.analysis.reporting.subject import Subject
 from vit_clt.analysis.stats.query import check_query
-from vit_clt.choices import NormsChoice, check_choice
+from vit_clt.choices import GroupRule, NormsChoice, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
@@ -55,8 +56,9 @@ def graph_study(
     keep: float | int = KEEP,
     norms: NormsChoice = "auto",
     interventions: int = 64,
-    group: NodeGroups | Literal["decoder"] | None = None,
+    group: NodeGroups | GroupRule | None = None,
     group_cosine: float = COSINE,
+    feature_names: Mapping[tuple[int, int], str] | None = None,
     clt_name: str = "in memory",
     seed: int = 0,
     progress: bool = False,
@@ -78,8 +80,10 @@ def graph_study(
             (`vit_clt.analysis.graphs.norms`).
         interventions: features silenced in each image, the n of `graph_agreement`.
         group: nodes that are drawn as one: names with the ids of nodes
-            (`vit_clt.analysis.graphs.group_file`), or "decoder" for features that write alike.
+            (`vit_clt.analysis.graphs.group_file`), "decoder" for features that write alike, or
+            "name" for those of one name.
         group_cosine: with "decoder", the least mean cosine of decoders in a group.
+        feature_names: names of features, by layer and number, for "name".
         clt_name: what the CLT is called in captions.
         seed: seed of the random features that are silenced, and of intervals.
         progress: show progress bars.
@@ -94,7 +98,7 @@ def graph_study(
     check_size(max_nodes, keep)
     check_interventions(interventions)
     check_choice("norms", norms, get_args(NormsChoice))
-    check_grouping(group, group_cosine)
+    check_grouping(group, group_cosine, feature_names)
     check_query(query, data)
     other = None if contrast is None else class_number(zs.class_names, contrast, "contrast")
     by_image = target in ("predicted", "label")
@@ -139,7 +143,7 @@ def graph_study(
         )
         for pair, title, name in zip(bar, titles, names, strict=True)
     ]
-    graphs, grouping = _grouped(graphs, clt, group, group_cosine)
+    graphs, grouping = _grouped(graphs, clt, group, group_cosine, feature_names or {})
     return GraphStudy(
         query=list(query),
         targets=names,
@@ -165,8 +169,9 @@ def graph_study(
 def _grouped(
     graphs: list[AttributionGraph],
     clt: CrossLayerTranscoder,
-    group: NodeGroups | Literal["decoder"] | None,
+    group: NodeGroups | GroupRule | None,
     cosine: float,
+    names: Mapping[tuple[int, int], str],
 ) -> tuple[list[AttributionGraph], str | None]:
     """The graphs with their groups, and how these were found."""
     if group is None:
@@ -174,6 +179,8 @@ def _grouped(
     if group == "decoder":
         found = [groups_by_decoder(graph, clt, cosine) for graph in graphs]
         how = f"features of one decoder cluster (average linkage, mean cosine at least {cosine:g})"
+    elif group == "name":
+        found, how = [groups_by_name(graph, names) for graph in graphs], "features of one name"
     else:
         found, how = groups_by_hand(graphs, group), "by hand"
     return [graph.grouped(each) for graph, each in zip(graphs, found, strict=True)], how

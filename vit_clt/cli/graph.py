@@ -10,6 +10,7 @@ from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
 from vit_clt.cli.supernode_options import SupernodeOptions
+from vit_clt.errors import InputError
 
 
 @dataclass(kw_only=True)
@@ -37,6 +38,12 @@ class Graph(PromptOptions, SupernodeOptions, CLTOptions, StudyOptions, SeedOptio
     interventions: int = 64
     """Number of features that are silenced in each image to check the effects, half of them drawn
     at random."""
+
+    def check(self) -> None:
+        """Refuse groups by name: this command names no features."""
+        if self.group == "name":
+            raise InputError("group", 'is "name", which vit-clt explore takes; expected others.')
+        super().check()
 
     def run(self) -> None:
         """Compute effects and graphs, check them, and report."""

@@ -20,7 +20,7 @@ UNCOMMON = {
     # the finer points of studies
     *("draws", "ablated", "order", "only_active", "random", "norms", "contrast", "path"),
     *("every_intervention", "linear", "untrained", "effect_images", "label", "image"),
-    *("corpus_limit", "full", "variants", "raises"),
+    *("corpus_limit", "full", "variants", "raises", "group_cosine"),
     # the finer points of training
     *("zero_cross_init", "accumulate", "cls_weight", "cls_balance", "start", "matryoshka"),
     *("stream_share", "interventions", "warmup_steps", "lr_schedule", "decay_fraction", "clip"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from vit_clt.choices import GroupRule
 from vit_clt.cli.command import Checked
 from vit_clt.errors import InputError
 
@@ -16,23 +16,24 @@ class SupernodeOptions(Checked):
     """How nodes of a graph are grouped."""
 
     group: str | None = None
-    """Draw nodes as one: "decoder" (features that write alike), or a JSON file that names groups,
-    {"stripes": ["7:76", "4:12@3"]}, such as the explorer's page of a graph saves."""
+    """Draw nodes as one: "decoder" (features that write alike), "name" (features of one name; of
+    explore alone), or a JSON file that names groups, {"stripes": ["7:76", "4:12@3"]}, such as the
+    explorer's page of a graph saves."""
     group_cosine: float = 0.5
     """With --group decoder, the least mean cosine of the decoders in a group (average linkage)."""
 
     def check(self) -> None:
-        """Refuse a file that is not there or holds no groups, and a cosine that merges all."""
+        """Refuse a file that is not there or holds no groups, and a cosine out of its range."""
         if not 0 < self.group_cosine <= 1:
             value = f"{self.group_cosine:g}"
             raise InputError("group_cosine", f"is {value}; expected above 0 and at most 1.")
         self.node_groups()
         super().check()
 
-    def node_groups(self) -> Mapping[str, Sequence[str]] | Literal["decoder"] | None:
-        """The groups of the file, "decoder", or None."""
-        if self.group is None or self.group == "decoder":
-            return "decoder" if self.group else None
+    def node_groups(self) -> Mapping[str, Sequence[str]] | GroupRule | None:
+        """The groups of the file, the name of a rule, or None."""
+        if self.group is None or self.group == "decoder" or self.group == "name":
+            return self.group
         from vit_clt.analysis.graphs.group_file import read_groups
 
         if not Path(self.group).is_file():

@@ -14,12 +14,12 @@ import pytest
 import torch
 from assertions import one_sentence, tells_itself
 from builders import noise, random_clt
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.frozen_oracle import double_clt, double_vit
 
 from vit_clt import AbsTopK, CrossLayerTranscoder, InputError, ReLUTopK
-from vit_clt.analysis import attribution_graph
+from vit_clt.analysis import attribution_graph, graph_study
 from vit_clt.analysis.graphs.files import graphs_json, load_graphs
 from vit_clt.analysis.graphs.folding import fold
 from vit_clt.analysis.graphs.graph_figure import graph_figure
@@ -34,7 +34,9 @@ from vit_clt.analysis.graphs.grouping import (
 from vit_clt.analysis.graphs.influence import InEdges
 from vit_clt.analysis.graphs.sources import Sources
 from vit_clt.cli import main
+from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
+from vit_clt.readouts.zero_shot import ZeroShot
 
 IMAGE = noise(3, 12, 12, seed=1)
 
@@ -56,6 +58,7 @@ def graph(made_graph: tuple[AttributionGraph, CrossLayerTranscoder, Sources]) ->
     return made_graph[0]
 
 
+@settings(deadline=None, max_examples=30)
 @given(parts=st.lists(st.integers(0, 4), min_size=40, max_size=40))
 def test_folding_keeps_every_sum(graph: AttributionGraph, parts: list[int]) -> None:
     """Nodes are dealt to at most four groups; part 0 stays alone."""
@@ -354,6 +357,25 @@ def test_the_command_groups_by_decoder_and_by_file(digits_vit: HookedViT, tmp_pa
     assert "mine" in (tmp_path / "b" / "graph.html").read_text()
 
 
+def test_a_study_groups_by_name(digits_vit: HookedViT, digits_test: ImageData) -> None:
+    clt = random_clt(digits_vit)
+    for decoder in clt.W_dec:
+        decoder.mul_(0.1)  # else errors alone drive the logit
+    zs = ZeroShot(digits_vit, digits_test.class_names, "single")
+    names = {(s, i): f"half {s // 4}" for s in range(8) for i in range(24)}
+    options: dict[str, Any] = {"interventions": 4, "max_nodes": 20, "norms": "held"}
+    options["group"] = "name"
+    study = graph_study(digits_vit, clt, digits_test, zs, [2], feature_names=names, **options)
+    (graph,) = study.graphs
+    assert graph.groups
+    for name, nodes in graph.groups.items():
+        assert {f"half {graph.nodes['layer'][n] // 4}" for n in nodes} == {name}
+    assert study.facts().more["grouping"] == "features of one name"
+    with pytest.raises(InputError, match="features have no names") as error:
+        graph_study(digits_vit, clt, digits_test, zs, [2], **options)
+    one_sentence(error)
+
+
 def test_bad_groupings_are_refused_at_once(refused: Callable[..., str], tmp_path: Path) -> None:
     sentence = refused("graph", "--clt", "x", "--group", "absent.json")
     assert (
@@ -362,6 +384,8 @@ def test_bad_groupings_are_refused_at_once(refused: Callable[..., str], tmp_path
     )
     sentence = refused("graph", "--clt", "x", "--group", "decoder", "--group-cosine", "0")
     assert sentence == "--group-cosine is 0; expected above 0 and at most 1."
+    sentence = refused("graph", "--clt", "x", "--group", "name")
+    assert sentence == '--group is "name", which vit-clt explore takes; expected others.'
     (tmp_path / "bad.json").write_text('{"a": ["x"]}')
     sentence = refused("explore", "--clt", "x", "--group", str(tmp_path / "bad.json"))
     assert "holds 'x'; expected 7:76" in sentence
