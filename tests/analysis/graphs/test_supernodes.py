@@ -338,10 +338,12 @@ def test_the_command_groups_by_decoder_and_by_file(digits_vit: HookedViT, tmp_pa
     clt = random_clt(digits_vit)
     clt.save_pretrained(tmp_path / "clt")
     args = ["graph", "--clt", str(tmp_path / "clt"), "--limit", "4", "--query", "2"]
-    args += ["--interventions", "4", "--max-nodes", "20", "--norms", "held"]
-    assert main([*args, "--group", "decoder", "--out", str(tmp_path / "a")]) == 0
+    args += ["--interventions", "4", "--max-nodes", "80", "--keep", "1", "--norms", "held"]
+    alike = ["--group", "decoder", "--group-cosine", "0.05"]
+    assert main([*args, *alike, "--out", str(tmp_path / "a")]) == 0
     (graph,) = load_graphs(tmp_path / "a" / "graph.json")
-    expected = groups_by_decoder(graph, clt)
+    expected = groups_by_decoder(graph, clt, 0.05)
+    assert expected
     assert {name: [graph.node_ids()[n] for n in nodes] for name, nodes in graph.groups.items()} == (
         expected
     )
@@ -359,12 +361,10 @@ def test_the_command_groups_by_decoder_and_by_file(digits_vit: HookedViT, tmp_pa
 
 def test_a_study_groups_by_name(digits_vit: HookedViT, digits_test: ImageData) -> None:
     clt = random_clt(digits_vit)
-    for decoder in clt.W_dec:
-        decoder.mul_(0.1)  # else errors alone drive the logit
     zs = ZeroShot(digits_vit, digits_test.class_names, "single")
     names = {(s, i): f"half {s // 4}" for s in range(8) for i in range(24)}
-    options: dict[str, Any] = {"interventions": 4, "max_nodes": 20, "norms": "held"}
-    options["group"] = "name"
+    options: dict[str, Any] = {"interventions": 4, "max_nodes": 80, "keep": 1.0}
+    options |= {"norms": "held", "group": "name"}
     study = graph_study(digits_vit, clt, digits_test, zs, [2], feature_names=names, **options)
     (graph,) = study.graphs
     assert graph.groups
