@@ -2,10 +2,12 @@
 
     {"schema": "vit-clt attribution graphs 3",
      "graphs": [{"facts": {...}, "nodes": [{...}, ...], "edges": [{...}, ...],
-                 "carried": [{...}, ...], "groups": {"NAME": [1, 4], ...}}, ...]}
+                 "carried": [{...}, ...], "groups": {"NAME": [1, 4], ...},
+                 "names": {"7:12": "frog", ...}}, ...]}
 
 Facts are the fields of `GraphMetadata`, nodes, edges and carried have the columns of
-`AttributionGraph`, and groups hold numbers of nodes; docs/graphs.md lists them.
+`AttributionGraph`, groups hold numbers of nodes, and names are those of features; docs/graphs.md
+lists them.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ def graphs_json(graphs: Sequence[AttributionGraph]) -> str:
                 "edges": [_plain(row) for row in graph.edges.to_dict("records")],
                 "carried": [_plain(row) for row in graph.carried.to_dict("records")],
                 "groups": {name: list(nodes) for name, nodes in graph.groups.items()},
+                "names": {f"{s}:{i}": text for (s, i), text in graph.names.items()},
             }
             for graph in graphs
         ],
@@ -111,6 +114,7 @@ def _graph(document: dict[str, Any]) -> AttributionGraph:
             {"layer": "Int64", "head": "Int64", "effect": float}
         ),
         _groups(document["groups"]),
+        _names(document["names"]),
     )
 
 
@@ -119,6 +123,16 @@ def _groups(groups: Any) -> dict[str, tuple[int, ...]]:
         if not isinstance(nodes, list) or not all(type(node) is int for node in nodes):
             raise ValueError(f"the group {name[:40]!r} is no list of numbers")
     return {name: tuple(nodes) for name, nodes in groups.items()}
+
+
+def _names(names: Any) -> dict[tuple[int, int], str]:
+    found = {}
+    for key, text in names.items():
+        layer, _, feature = key.partition(":")
+        if not (layer.isdecimal() and feature.isdecimal() and isinstance(text, str)):
+            raise ValueError(f"the name of {key[:40]!r} is not a text of layer:feature")
+        found[int(layer), int(feature)] = text
+    return found
 
 
 def _check_carried(parts: Sequence[dict[str, Any]], edges: Sequence[dict[str, Any]]) -> None:

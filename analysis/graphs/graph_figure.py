@@ -175,7 +175,9 @@ def _add_carriers(
         elif found := heads.get((r.from_node, r.to_node)):
             layer, head, effect = found
             carrier = f"most by head {layer}.{head}: {effect:+.4g}"
-        ends = (label(folded.nodes.iloc[end].to_dict()) for end in (r.source, r.target))
+        ends = (
+            label(folded.nodes.iloc[end].to_dict(), graph.names) for end in (r.source, r.target)
+        )
         texts.append(f"{' → '.join(ends)}<br>effect {r.effect:+.4g}<br>{carrier}")
     figure.add_scatter(
         x=[(x[r.source] + x[r.target]) / 2 for r in edges.itertuples()],
@@ -228,7 +230,7 @@ def _add_nodes(
         x=[x[i] for i in groups["node"]],
         y=[y[i] for i in groups["node"]],
         mode="text",
-        text=[label(row) for row in groups.to_dict("records")],
+        text=[label(row, graph.names) for row in groups.to_dict("records")],
         textposition="top center",
         textfont={"size": 10},
         hoverinfo="skip",

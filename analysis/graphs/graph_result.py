@@ -10,6 +10,7 @@ import pandas as pd
 
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.tables import csv_table, rounded
+from vit_clt.analysis.stats.names import Texts, feature_text
 from vit_clt.choices import Norms
 from vit_clt.errors import InputError
 from vit_clt.metrics import Metric
@@ -102,6 +103,8 @@ class AttributionGraph(Study):
         InputError: a group is smaller, or holds the logit, a node that is not there, or one of
             another group.
     """
+    names: Texts = field(default_factory=dict)
+    """Names of its features, which figures and tables show."""
 
     def __post_init__(self) -> None:
         known: set[int] = set()
@@ -144,6 +147,12 @@ class AttributionGraph(Study):
             groups={name: tuple(numbers[n] for n in nodes) for name, nodes in groups.items()},
         )
 
+    def named(self, names: Texts) -> AttributionGraph:
+        """The same graph with these names of its features; those of other features are left out."""
+        features = self.nodes[self.nodes["kind"] == "feature"]
+        here = {(int(r.layer), int(r.feature)) for r in features.itertuples()}
+        return replace(self, names={key: names[key] for key in sorted(here & names.keys())})
+
     def facts(self) -> Facts:
         """The image and the CLT, on the teacher trajectory."""
         graph = self.metadata
@@ -182,7 +191,10 @@ class AttributionGraph(Study):
         grid = self.metadata.patch_grid
         table = pd.DataFrame(
             {
-                "feature": [f"{r.layer}:{r.feature}" for r in features.itertuples()],
+                "feature": [
+                    feature_text(int(r.layer), int(r.feature), self.names)
+                    for r in features.itertuples()
+                ],
                 "token row": [patch_name(int(t), grid) for t in features["token"]],
                 "activation": features["value"].to_numpy(),
                 "direct effect": features["effect"].to_numpy(),

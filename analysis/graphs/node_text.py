@@ -8,19 +8,22 @@ from typing import Any
 import pandas as pd
 
 from vit_clt.analysis.graphs.graph_result import AttributionGraph, patch_name
+from vit_clt.analysis.stats.names import Texts, feature_text
 
 _LISTED = 12  # members of a group that its hover text names
 _LONGEST = 24  # characters of a group's name
 
 
-def label(row: dict[str, Any]) -> str:
+def label(row: dict[str, Any], names: Texts) -> str:
     """The name of a row of `FoldedGraph.nodes`, as plotly's text."""
     if row["kind"] == "group":
         name = row["group"]
         return html.escape(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…")
+    if row["kind"] == "feature":
+        text = feature_text(int(row["layer"]), int(row["feature"]), names)
+        return html.escape(f"feature {text}")
     return {
         "logit": "logit",
-        "feature": f"feature {row['layer']}:{row['feature']}",
         "error": f"error node of layer {row['layer']}",
         "patch": "patch embedding",
         "bias": "class token, positions and all biases",
@@ -42,7 +45,7 @@ def hover(row: dict[str, Any], graph: AttributionGraph) -> str:
         where = ", CLS row" if name == "CLS" else f", patch ({name.replace(',', ', ')})"
     if row["kind"] == "logit":
         return f"{facts.target}<br>logit {row['value']:.4g}"
-    head = label(row)
+    head = label(row, graph.names)
     value = {"feature": "activation", "error": "norm", "patch": "norm"}.get(row["kind"])
     lines = [head + where]
     if value:

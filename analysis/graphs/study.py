@@ -83,7 +83,8 @@ def graph_study(
             (`vit_clt.analysis.graphs.group_file`), "decoder" for features that write alike, or
             "name" for those of one name.
         group_cosine: with "decoder", the least mean cosine of decoders in a group.
-        feature_names: names of features, by layer and number, for "name".
+        feature_names: names of features, by layer and number (`FeatureNames.texts`), which figures
+            and tables show, and which "name" goes by.
         clt_name: what the CLT is called in captions.
         seed: seed of the random features that are silenced, and of intervals.
         progress: show progress bars.
@@ -143,7 +144,9 @@ def graph_study(
         )
         for pair, title, name in zip(bar, titles, names, strict=True)
     ]
-    graphs, grouping = _grouped(graphs, clt, group, group_cosine, feature_names or {})
+    feature_names = feature_names or {}
+    graphs = [graph.named(feature_names) for graph in graphs]
+    graphs, grouping = _grouped(graphs, clt, group, group_cosine, feature_names)
     return GraphStudy(
         query=list(query),
         targets=names,

@@ -295,6 +295,7 @@ def graphs(tmp_path_factory: Any) -> Files:
             {
                 **{"facts": facts, "nodes": nodes, "edges": edges, "carried": carried},
                 "groups": {"both": [1, 2]},
+                "names": {"0:1": "frog"},
             }
         ],
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vit_clt.choices import NormsChoice
 from vit_clt.cli.command import SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
+from vit_clt.cli.names_options import NamesOptions
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
 from vit_clt.cli.supernode_options import SupernodeOptions
@@ -14,7 +15,7 @@ from vit_clt.errors import InputError
 
 
 @dataclass(kw_only=True)
-class Graph(PromptOptions, SupernodeOptions, CLTOptions, StudyOptions, SeedOptions):
+class Graph(NamesOptions, PromptOptions, SupernodeOptions, CLTOptions, StudyOptions, SeedOptions):
     """What drives a class logit of an image: features, errors, patches, and the paths between.
 
     Example: vit-clt graph --clt out/demo/clt --data digits --query 0 5 17 --out out/graph
@@ -40,9 +41,9 @@ class Graph(PromptOptions, SupernodeOptions, CLTOptions, StudyOptions, SeedOptio
     at random."""
 
     def check(self) -> None:
-        """Refuse groups by name: this command names no features."""
-        if self.group == "name":
-            raise InputError("group", 'is "name", which vit-clt explore takes; expected others.')
+        """Refuse groups by name where there are no names."""
+        if self.group == "name" and self.names is None:
+            raise InputError("group", 'is "name", but --names is missing; expected both.')
         super().check()
 
     def run(self) -> None:
@@ -67,6 +68,7 @@ class Graph(PromptOptions, SupernodeOptions, CLTOptions, StudyOptions, SeedOptio
             interventions=self.interventions,
             group=self.node_groups(),
             group_cosine=self.group_cosine,
+            feature_names=self.texts_of(clt),
             clt_name=self.clt,
             seed=self.seed,
             progress=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from vit_clt.choices import GroupRule
 from vit_clt.cli.command import Checked
@@ -16,9 +17,9 @@ class SupernodeOptions(Checked):
     """How nodes of a graph are grouped."""
 
     group: str | None = None
-    """Draw nodes as one: "decoder" (features that write alike), "name" (features of one name; of
-    explore alone), or a JSON file that names groups, {"stripes": ["7:76", "4:12@3"]}, such as the
-    explorer's page of a graph saves."""
+    """Draw nodes as one: "decoder" (features that write alike), "name" (features of one name), or a
+    JSON file that names groups, {"stripes": ["7:76", "4:12@3"]}, such as the explorer's page of a
+    graph saves."""
     group_cosine: float = 0.5
     """With --group decoder, the least mean cosine of the decoders in a group (average linkage)."""
 
@@ -32,11 +33,14 @@ class SupernodeOptions(Checked):
 
     def node_groups(self) -> Mapping[str, Sequence[str]] | GroupRule | None:
         """The groups of the file, the name of a rule, or None."""
-        if self.group is None or self.group == "decoder" or self.group == "name":
-            return self.group
+        rules: dict[str, GroupRule] = {rule: rule for rule in get_args(GroupRule)}
+        if self.group is None or self.group in rules:
+            return None if self.group is None else rules[self.group]
         from vit_clt.analysis.graphs.group_file import read_groups
 
         if not Path(self.group).is_file():
-            text = f'is "{self.group}"; expected decoder, or a JSON file, which was not found.'
+            text = (
+                f'is "{self.group}"; expected decoder, name, or a JSON file, which was not found.'
+            )
             raise InputError("group", text)
         return read_groups(self.group)

@@ -104,7 +104,7 @@ function nodeId(graph, n) {
 
 function nodeName(graph, n) {
   const { kind, layer, token, feature } = graph.nodes;
-  if (kind[n] === "feature") return `${address(layer[n], feature[n])} at ${tokenName(token[n])}`;
+  if (kind[n] === "feature") return `${called(layer[n], feature[n])} at ${tokenName(token[n])}`;
   if (kind[n] === "error") return `error of layer ${layer[n]} at ${tokenName(token[n])}`;
   if (kind[n] === "patch") return `image ${tokenName(token[n])}`;
   return kind[n] === "logit" ? `logit of ${graph.target}` : "all biases";

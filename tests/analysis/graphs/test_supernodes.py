@@ -359,7 +359,9 @@ def test_the_command_groups_by_decoder_and_by_file(digits_vit: HookedViT, tmp_pa
     assert "mine" in (tmp_path / "b" / "graph.html").read_text()
 
 
-def test_a_study_groups_by_name(digits_vit: HookedViT, digits_test: ImageData) -> None:
+def test_a_study_groups_by_name(
+    digits_vit: HookedViT, digits_test: ImageData, tmp_path: Path
+) -> None:
     clt = random_clt(digits_vit)
     zs = ZeroShot(digits_vit, digits_test.class_names, "single")
     names = {(s, i): f"half {s // 4}" for s in range(8) for i in range(24)}
@@ -371,6 +373,19 @@ def test_a_study_groups_by_name(digits_vit: HookedViT, digits_test: ImageData) -
     for name, nodes in graph.groups.items():
         assert {f"half {graph.nodes['layer'][n] // 4}" for n in nodes} == {name}
     assert study.facts().more["grouping"] == "features of one name"
+    first = graph.shown()["feature"][0]
+    assert " half " in first
+    assert graph.names.items() <= names.items()
+    assert f"feature {first}" in graph_figure(graph.grouped({})).to_json()
+    path = tmp_path / "graph.json"
+    path.write_text(graphs_json([graph]))
+    assert load_graphs(path)[0].names == graph.names
+    broken = json.loads(path.read_text())
+    for bad in ({"7": "x"}, {"7:1": 3}, ["7:1"]):
+        broken["graphs"][0]["names"] = bad
+        path.write_text(json.dumps(broken))
+        with pytest.raises(InputError, match="is no attribution graph"):
+            load_graphs(path)
     with pytest.raises(InputError, match="features have no names") as error:
         graph_study(digits_vit, clt, digits_test, zs, [2], **options)
     one_sentence(error)
@@ -380,12 +395,12 @@ def test_bad_groupings_are_refused_at_once(refused: Callable[..., str], tmp_path
     sentence = refused("graph", "--clt", "x", "--group", "absent.json")
     assert (
         sentence
-        == '--group is "absent.json"; expected decoder, or a JSON file, which was not found.'
+        == '--group is "absent.json"; expected decoder, name, or a JSON file, which was not found.'
     )
     sentence = refused("graph", "--clt", "x", "--group", "decoder", "--group-cosine", "0")
     assert sentence == "--group-cosine is 0; expected above 0 and at most 1."
     sentence = refused("graph", "--clt", "x", "--group", "name")
-    assert sentence == '--group is "name", which vit-clt explore takes; expected others.'
+    assert sentence == '--group is "name", but --names is missing; expected both.'
     (tmp_path / "bad.json").write_text('{"a": ["x"]}')
     sentence = refused("explore", "--clt", "x", "--group", str(tmp_path / "bad.json"))
     assert "holds 'x'; expected 7:76" in sentence
