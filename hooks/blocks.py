@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
-from vit_clt.hooks.patterns import attend_unfused
+from vit_clt.hooks.patterns import Edit, attend_unfused
 from vit_clt.hooks.points import BLOCK_POINTS
 
 
@@ -113,7 +113,7 @@ class HookedBlock(nn.Module, ABC):
         resid_pre = self.at(self.hook_resid_pre, resid_pre)
         attn_in = self.at(self.hook_ln1, self.ln1(resid_pre))
         if self.use_attn_pattern:
-            attn_out = self.unfused_attention(attn_in, partial(self.at, self.hook_pattern))
+            attn_out = self.unfused_attention(attn_in, edit=partial(self.at, self.hook_pattern))
         else:
             attn_out = self.attention(attn_in)
         attn_out = self.at(self.hook_attn_out, attn_out)
@@ -144,9 +144,9 @@ class HookedBlock(nn.Module, ABC):
         attend_unfused(self.attention, x, seen=seen)
         return seen[0]
 
-    def unfused_attention(self, x: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
-        """`attention`, with the pattern "batch head query key" formed and put through `edit`."""
-        return attend_unfused(self.attention, x, edit)
+    def unfused_attention(self, x: Tensor, **edits: Edit) -> Tensor:
+        """`attention` with its pattern formed; `edits` are those of `attend_unfused`."""
+        return attend_unfused(self.attention, x, **edits)
 
     def _idle(self) -> bool:
         if self.mlp_is_overwritten is None or self.at.values is not None:

@@ -1,4 +1,4 @@
-"""The pattern of an attention layer whose kernel never forms it.
+"""The pattern and the heads of an attention layer whose kernel never shows them.
 
 `scaled_dot_product_attention` of torch computes softmax(q k / sqrt(d_head)) v in one kernel. Its
 arguments are all that the pattern depends on, rotary positions, norms of queries and keys, and
@@ -17,11 +17,20 @@ from torch.overrides import TorchFunctionMode
 
 from vit_clt.errors import InputError
 
+Edit = Callable[[Tensor], Tensor]
+"""A function from a tensor to one of the same shape."""
+
+
+def same(tensor: Tensor) -> Tensor:
+    """The tensor itself: the edit that edits nothing."""
+    return tensor
+
 
 def attend_unfused(
     attention: Callable[[Tensor], Tensor],
     x: Tensor,
-    edit: Callable[[Tensor], Tensor] = lambda pattern: pattern,
+    edit: Edit = same,
+    edit_heads: Edit = same,
     seen: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """The output of an attention layer, with its pattern formed and put through `edit`.
@@ -30,13 +39,15 @@ def attend_unfused(
         attention: an attention layer that calls torch's fused kernel once.
         x: its input "batch token d_model".
         edit: a function of the pattern, "batch head query key".
+        edit_heads: a function of what the heads put out, pattern times values,
+            "batch head query d_head", before they are projected.
         seen: a list to which the pattern and the values "batch head key d_head" are appended.
 
     Raises:
         InputError: the layer calls that kernel not at all, or several times.
     """
     found: list[tuple[Tensor, Tensor]] = [] if seen is None else seen
-    with _Unfused(edit, found):
+    with _Unfused(edit, edit_heads, found):
         out = attention(x)
     if len(found) != 1:
         raise InputError(
@@ -50,9 +61,9 @@ def attend_unfused(
 class _Unfused(TorchFunctionMode):
     """While active, torch's fused attention forms its pattern; nothing else changes."""
 
-    def __init__(self, edit: Callable[[Tensor], Tensor], seen: list[tuple[Tensor, Tensor]]):
+    def __init__(self, edit: Edit, edit_heads: Edit, seen: list[tuple[Tensor, Tensor]]):
         super().__init__()
-        self.edit, self.seen = edit, seen
+        self.edit, self.edit_heads, self.seen = edit, edit_heads, seen
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -79,4 +90,4 @@ class _Unfused(TorchFunctionMode):
             scores = scores + attn_mask if added else scores.masked_fill(~attn_mask, -torch.inf)
         pattern = self.edit(torch.softmax(scores, dim=-1))
         self.seen.append((pattern, value))
-        return pattern @ value
+        return self.edit_heads(pattern @ value)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import HookedBlock, Recorder
+from vit_clt.hooks.patterns import Edit, same
 from vit_clt.hooks.rows import TokenRows
 from vit_clt.hooks.towers.base import Tower
 
@@ -92,9 +93,9 @@ class _OpenClipBlock(HookedBlock):
         )
         return torch.softmax(q @ k.mT / attn.head_dim**0.5, dim=-1), v
 
-    def unfused_attention(self, x: Tensor, edit: Any) -> Tensor:
+    def unfused_attention(self, x: Tensor, edit: Edit = same, edit_heads: Edit = same) -> Tensor:
         pattern, v = self.pattern_and_values(x)
-        z = rearrange(edit(pattern) @ v, "batch head query d -> batch query (head d)")
+        z = rearrange(edit_heads(edit(pattern) @ v), "batch head query d -> batch query (head d)")
         return self.native.attn.out_proj(z)
 
 

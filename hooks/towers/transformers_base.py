@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import HookedBlock, Recorder
+from vit_clt.hooks.patterns import Edit
 from vit_clt.hooks.rows import TokenRows
 from vit_clt.hooks.towers.base import Tower
 
@@ -143,10 +144,10 @@ class TransformersBlock(HookedBlock):
         with _by_sdpa(self.attn.config):
             return super().pattern_and_values(x)
 
-    def unfused_attention(self, x: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
+    def unfused_attention(self, x: Tensor, **edits: Edit) -> Tensor:
         """As `HookedBlock`'s, whatever the implementation."""
         with _by_sdpa(self.attn.config):
-            return super().unfused_attention(x, edit)
+            return super().unfused_attention(x, **edits)
 
 
 @contextmanager
