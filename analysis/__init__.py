@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vit_clt.analysis.ablations.keep_drop import keep_top_k as keep_top_k
     from vit_clt.analysis.auditing.claims import claims as claims
     from vit_clt.analysis.auditing.study import audit as audit
+    from vit_clt.analysis.causal.head_ablations import head_ablations as head_ablations
     from vit_clt.analysis.causal.study import causal_effects as causal_effects
     from vit_clt.analysis.causal.surrogate_study import surrogate_causality as surrogate_causality
     from vit_clt.analysis.contributions.decoder_weights import decoder_norms as decoder_norms
@@ -66,6 +67,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ablations.keep_drop": ["drop_sources", "drop_top_k", "keep_sources", "keep_top_k"],
         "auditing.claims": ["claims"],
         "auditing.study": ["audit"],
+        "causal.head_ablations": ["head_ablations"],
         "causal.study": ["causal_effects"],
         "causal.surrogate_study": ["surrogate_causality"],
         "contributions.decoder_weights": ["decoder_norms"],

@@ -35,6 +35,8 @@ Inputs = Literal["stream", "teacher"]
 """The pass that the codes of a replacement come from: the live stream, or a clean pass."""
 Site = Literal["mlp", "attn"]
 """Which output of a block is overwritten."""
+CausalSite = Literal[Site, "head"]
+"""What is ablated: the output of a layer's MLP or attention, or that of one attention head."""
 EditKind = Literal["clamp", "scale"]
 Norms = Literal["held", "differentiated"]
 """Whether a frozen pass holds the norms constant or takes gradients through them."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vit_clt.choices import Fill, Site, TokenKind
+from vit_clt.choices import CausalSite, Fill, TokenKind
 from vit_clt.cli.command import SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.optional_clt import OptionalCLT
 from vit_clt.cli.options import check_clts
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
     from vit_clt.analysis.causal.surrogate_result import SurrogateCausality
@@ -38,8 +39,9 @@ class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
     """Token rows that are scored at the target layers."""
     ablated: TokenKind = "all"
     """Token rows that are overwritten at the ablated layers."""
-    site: Site = "mlp"
-    """Outputs that are overwritten: those of MLPs (mlp) or of attention layers (attn)."""
+    site: CausalSite = "mlp"
+    """Outputs that are overwritten: those of MLPs (mlp), of attention layers (attn), or of single
+    attention heads (head), one at a time and read at the output alone."""
     fill: Fill = "mean"
     """What is written there: zeros (zero), the mean over the images (mean), or the rows of another
     image (resample)."""
@@ -53,12 +55,19 @@ class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
     """Compare CLT and ViT at every site, fill and kind of ablated rows, beside those named."""
 
     def check(self) -> None:
-        """Refuse transcoders that are not there."""
+        """Refuse transcoders that are not there, and options of layers beside single heads."""
+        for name in ("clt", "pairs") if self.site == "head" else ():
+            if getattr(self, name):
+                text = "is given with --site head; expected none, as a CLT and sets are of layers."
+                raise InputError(name, text)
         super().check()
         check_clts("per_layer", self.per_layer)
 
     def run(self) -> None:
         """Ablate, draw, and report."""
+        if self.site == "head":
+            self._ablate_heads()
+            return
         from vit_clt.analysis import causal_effects
         from vit_clt.analysis.causal.agreement import clt_agreement
         from vit_clt.analysis.causal.effects import CausalEffects
@@ -93,6 +102,25 @@ class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
             study = replace(study, surrogate=surrogate)
         self.report(folder, study, "causal", fits=fits)
 
+    def _ablate_heads(self) -> None:
+        from vit_clt.analysis import head_ablations
+        from vit_clt.analysis.causal.head_result import HeadAblations
+
+        folder = self.folder_of(HeadAblations)
+        vit = self.load_vit(self.device)
+        data = self.load_images(vit)
+        classifier = self.classifier(vit, data, self.seed)
+        study = head_ablations(
+            vit,
+            data,
+            classifier,
+            ablated=self.ablated,
+            fill=self.fill,
+            seed=self.seed,
+            progress=True,
+        )
+        self.report(folder, study, "causal")
+
     def _surrogate(
         self,
         vit: HookedViT,
@@ -113,6 +141,7 @@ class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
             train = self.load_train_images(vit, data)
             linear = ridge_transcoder(vit, train, cross_layer=False, progress=True)
             rivals.append((f"linear maps of {train.name} ({len(train)})", linear.clt))
+        assert self.site != "head"
         named = Intervention(self.site, self.fill, self.ablated)
         return surrogate_causality(
             vit,
