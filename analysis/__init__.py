@@ -1,7 +1,7 @@
 """Studies of a CLT and of its ViT, one room a question; each returns numbers that draw themselves.
 
 Rooms: `fit`, `contributions`, `silencing`, `ablations`, `causal`, `probing`, `auditing`,
-`features`, `naming`, `graphs`, `high_norm`, `steering`, `retrieval`, `explorer`, `factors`,
+`features`, `naming`, `graphs`, `heads`, `high_norm`, `steering`, `retrieval`, `explorer`, `factors`,
 `reproduction`; they share `stats`, `reporting` and `viewer`.
 """
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from vit_clt.analysis.graphs.effects import direct_effects as direct_effects
     from vit_clt.analysis.graphs.graph import attribution_graph as attribution_graph
     from vit_clt.analysis.graphs.study import graph_study as graph_study
+    from vit_clt.analysis.heads.study import head_study as head_study
     from vit_clt.analysis.high_norm.study import high_norm_rows as high_norm_rows
     from vit_clt.analysis.naming.study import name_features as name_features
     from vit_clt.analysis.naming.vocabulary import Vocabulary as Vocabulary
@@ -88,6 +89,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "graphs.effects": ["direct_effects"],
         "graphs.graph": ["attribution_graph"],
         "graphs.study": ["graph_study"],
+        "heads.study": ["head_study"],
         "high_norm.study": ["high_norm_rows"],
         "naming.study": ["name_features"],
         "naming.vocabulary": ["Vocabulary"],

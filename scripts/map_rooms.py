@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "analysis.causal": "analysis.contributions",
     "analysis.silencing": "analysis.causal",
     "analysis.ablations": "analysis.silencing",
+    "analysis.heads": "analysis.graphs analysis.causal",
     "analysis.steering": "analysis.features",
     "analysis.factors": "analysis.probing analysis.causal",
     "analysis.auditing": "analysis.ablations analysis.causal analysis.fit",
@@ -54,7 +55,7 @@ MAY_IMPORT = {
     "analysis.reproduction": "analysis.fit",
     "analysis.demo": "analysis.auditing analysis.explorer analysis.factors analysis.reproduction"
     " analysis.steering",
-    "cli": "analysis.demo analysis.high_norm",
+    "cli": "analysis.demo analysis.heads analysis.high_norm",
     "__main__": "cli",
 }
 """Rooms, and those that each may import besides what those may import; "" is the root's files."""

@@ -123,6 +123,10 @@ COMMANDS = {
         "graph:Graph",
         "What drives a class logit of an image: features, errors, patches, and the paths between.",
     ),
+    "heads": Entry(
+        "heads:Heads",
+        "What does each attention head add to the answer, which features does it carry there?",
+    ),
     "features": Entry(
         "features:Features",
         "What does each feature fire on, write and do? A gallery that opens from disk.",
@@ -151,7 +155,7 @@ GROUPS = {
         *("reconstruct", "cascade", "faithfulness", "fidelity", "high-norm"),
     ),
     "What do layers and features look for?": ("features", "retrieve"),
-    "One image, one logit": ("graph", "steer"),
+    "One image, one logit": ("graph", "heads", "steer"),
     "Exchange, and the source paper": ("export", "import", "reproduce"),
 }
 """The commands by the question that they answer, in the order a new user meets them."""

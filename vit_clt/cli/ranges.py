@@ -24,6 +24,7 @@ RANGES = {
     "eval_limit": _IMAGES,
     "corpus_limit": _IMAGES,
     "effect_images": _IMAGES,
+    "sample": _IMAGES,
     # images by number
     "image": (0, 10**12),
     "query": (0, 10**12),
@@ -34,6 +35,8 @@ RANGES = {
     # what is computed or drawn for each of them
     "count": _SOME,
     "top": _SOME,
+    "strongest": _SOME,
+    "drawn": _SOME,
     "graphs": (0, 1_000_000),
     "max_nodes": _SOME,
     "max_groups": (2, 10**9),

@@ -1,0 +1,137 @@
+"""The study of attention heads: their direct terms, their ablation, and what they carry."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import torch
+
+from vit_clt.analysis.causal.head_ablations import head_ablations
+from vit_clt.analysis.causal.head_fills import HeadFills
+from vit_clt.analysis.graphs.sources import Sources
+from vit_clt.analysis.heads.agreement import term_agreement
+from vit_clt.analysis.heads.carried import CarriedSums, read_rows
+from vit_clt.analysis.heads.result import DrawnImage, HeadStudy
+from vit_clt.analysis.heads.terms import DirectTerms, image_terms, label_direction
+from vit_clt.analysis.reporting.pictures import pixels
+from vit_clt.analysis.reporting.subject import Subject
+from vit_clt.analysis.stats.donors import donor_cycle
+from vit_clt.choices import Fill, check_choice
+from vit_clt.data.forms import check_prepared
+from vit_clt.data.images import ImageData
+from vit_clt.errors import InputError
+from vit_clt.hooks import FrozenPass, HookedViT, check_fits
+from vit_clt.progress import Progress
+from vit_clt.readouts.zero_shot import ZeroShot
+from vit_clt.transcoder.model import CrossLayerTranscoder
+
+STRONGEST = 6
+DRAWN = 3
+
+
+@torch.no_grad()
+def head_study(
+    vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: ImageData,
+    zs: ZeroShot,
+    *,
+    fill: Fill = "mean",
+    strongest: int = STRONGEST,
+    drawn: int = DRAWN,
+    clt_name: str = "in memory",
+    seed: int = 0,
+    progress: bool = False,
+) -> HeadStudy:
+    """What every attention head adds to the label's logit, and whether ablating it agrees.
+
+    The logit is the label's less the mean of all classes. For the strongest heads, those of largest
+    absolute mean direct term, the features that they carry are named, and for some images the rows
+    that they read.
+
+    Args:
+        vit: the teacher, with no hooks attached.
+        clt: its transcoder.
+        data: labelled images.
+        zs: the zero-shot classifier whose logits are taken apart.
+        fill: what is written over a head that is ablated, on all rows ("mean", "resample", "zero").
+        strongest: number of heads whose features are named.
+        drawn: number of images, spread evenly over the data, on which the rows read are shown.
+        clt_name: what the CLT is called in captions.
+        seed: seed of donors, of random directions, of intervals and of permutations.
+        progress: show progress bars.
+
+    Raises:
+        InputError: a CLT or images of another model, a model that is not open_clip's own or does
+            not pool the class token, a CLT with a skip connection, fewer than two images or
+            classes, an image without a label, hooks on `vit`, or a number out of range.
+    """
+    check_fits(vit, clt)
+    check_prepared(vit, data)
+    check_choice("fill", fill, get_args(Fill))
+    n_heads = vit.cfg.n_layers * vit.cfg.n_heads
+    check_number("strongest", strongest, n_heads)
+    if len(data) < 2 or len(zs.class_names) < 2:
+        few = len(data) < 2
+        raise InputError(
+            "data",
+            f"has 1 {'image' if few else 'class'}; expected at least 2, as "
+            + ("floors take another image's label." if few else "a logit is read against others."),
+        )
+    check_number("drawn", drawn, len(data))
+    # what cannot be taken apart is refused before the work begins
+    Sources(vit, clt, data.batch([0])[0][0].to(vit.device))
+    donors = donor_cycle(len(data), seed)
+    labels = torch.cat([data.batch([i])[1] for i in range(len(data))])
+    zs.check_labels(labels)
+    fills = HeadFills(vit, data, fill, "all", seed, progress)
+    directions = torch.stack([label_direction(zs, int(label)) for label in labels])
+    pairs = [directions[[i, donors[i]]] for i in range(len(data))]
+    found = []
+    for i in Progress(range(len(data)), "direct terms", unit=" images", disable=not progress):
+        frozen = FrozenPass(vit, data.batch([i])[0].to(vit.device))
+        found.append(image_terms(frozen, pairs[i], fills.of([i])))
+    terms = DirectTerms.stacked(found)
+    ablations = head_ablations(vit, data, zs, fill=fill, seed=seed, progress=progress)
+    measured = {path: ablations.logit_changes(path) for path in ("direct", "total")}
+    means = np.abs(terms.heads.mean(0)).ravel()
+    order = np.argsort(-means, kind="stable")[:strongest]
+    heads = [(int(i) // vit.cfg.n_heads, int(i) % vit.cfg.n_heads) for i in order]
+    sums = CarriedSums(heads, clt.config.n_features, clt.config.n_layers)
+    shown = {round(i) for i in np.linspace(0, len(data) - 1, drawn)}
+    examples, n_active = [], 0
+    for i in Progress(range(len(data)), "features carried", unit=" images", disable=not progress):
+        [image] = data.batch([i])[0]
+        sources = Sources(vit, clt, image.to(vit.device))
+        n_active += len(sources.layer)
+        sums.add(sources, pairs[i])
+        if i in shown:
+            examples.append(
+                DrawnImage(
+                    number=i,
+                    label=zs.class_names[int(labels[i])],
+                    picture=pixels(vit, image[None])[0],
+                    read=read_rows(sources, pairs[i][0], heads),
+                )
+            )
+    return HeadStudy(
+        terms=terms,
+        ablations=ablations,
+        agreement=term_agreement(terms, measured, seed),
+        carried=sums.parts(),
+        examples=examples,
+        subject=Subject.of(vit, clt, clt_name),
+        patch_grid=vit.cfg.patch_grid,
+        l0=n_active / (len(data) * vit.cfg.n_layers * vit.cfg.n_tokens),
+    )
+
+
+def check_number(field: str, number: int, most: int) -> None:
+    """Refuse a number of things that are not there.
+
+    Raises:
+        InputError: a number below 1 or above `most`.
+    """
+    if not 1 <= number <= most:
+        raise InputError(field, f"is {number}; expected a number from 1 to {most}.")
