@@ -25,10 +25,10 @@ from vit_clt.analysis.stats.sparse_rows import SparseRows
 from vit_clt.hooks.passes.carried import head_readers, key_terms
 from vit_clt.hooks.passes.readout import Reader
 
-TOP_FEATURES = 8
+TOP_FEATURES = 5
 """Features of a head that are named."""
-TOP_KEYS = 3
-"""Key rows of a head that are named on an image, and features of each of them."""
+TOP_KEYS, TOP_READ = 2, 3
+"""Key rows of a head that are named on an image, and features that are named of each of them."""
 PARTS = ("features", "errors", "patches", "biases")
 
 
@@ -134,6 +134,11 @@ class CarriedSums:
         self._keys.append(torch.stack(keys).double().cpu().numpy())
         self._rows = rows if self._rows is None else self._rows + rows
 
+    @property
+    def last_keys(self) -> Float[np.ndarray, "head token"]:
+        """The direct terms by key row of the image added last."""
+        return self._keys[-1]
+
     def parts(self) -> CarriedParts:
         """What was gathered, over at least one image."""
         assert self._rows is not None, "no image was added"
@@ -199,7 +204,7 @@ def read_rows(
         effects = sources.effects(frozen.readout(replace(at_head, stream=at_keys, bias=bias)))
         for j, key in enumerate(keys.tolist()):
             of_features = effects.features[j]
-            top = of_features.abs().topk(min(TOP_KEYS, len(of_features))).indices
+            top = of_features.abs().topk(min(TOP_READ, len(of_features))).indices
             for c in top[of_features[top] != 0].tolist():
                 found.append(
                     {

@@ -30,13 +30,13 @@ def reading_figure(study: HeadStudy) -> go.Figure:
     for example in examples:
         titles.append(f"image {example.number}: {example.label}")
         for i, (layer, head) in enumerate(heads):
-            keys = study.carried.keys[example.number, i]
+            keys = example.keys[i]
             titles.append(f"head {layer}.{head}: {keys.sum():+.2f}<br>CLS row {keys[0]:+.2f}")
     figure = make_subplots(
         rows=len(examples), cols=n_cols, subplot_titles=titles, horizontal_spacing=0.02
     )
     for row, example in enumerate(examples, start=1):
-        keys = study.carried.keys[example.number, : len(heads)]
+        keys = example.keys[: len(heads)]
         patches = keys[:, -down * across :].reshape(len(heads), down, across)
         largest = float(np.abs(patches).max()) or 1.0
         for col in range(1, n_cols + 1):

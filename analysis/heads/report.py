@@ -33,7 +33,7 @@ _CARRIED = (
     "other images' labels."
 )
 _ROWS = (
-    "On each image the three key rows of largest absolute term, their share of the sum of absolute "
+    "On each image the two key rows of largest absolute term, their share of the sum of absolute "
     "terms, and the three features that the head carries most of from there. A feature's row is "
     "the one it is active on: lower attention may have brought it to the row that is read."
 )

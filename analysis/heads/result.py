@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from vit_clt.analysis.causal.head_result import HeadAblations
 from vit_clt.analysis.graphs.graph_result import patch_name
@@ -36,6 +36,8 @@ class DrawnImage:
     """Its number in the data."""
     label: str
     picture: UInt8[np.ndarray, "height width 3"]
+    keys: Float[np.ndarray, "head token"]
+    """Direct term of each strong head by the key row that it reads."""
     read: pd.DataFrame
     """As `vit_clt.analysis.heads.carried.read_rows` gives it."""
 
@@ -249,20 +251,29 @@ class HeadStudy(Study):
         return pd.DataFrame(rows)
 
     def rows_table(self) -> pd.DataFrame:
-        """`rows_read` as text."""
-        return pd.DataFrame(
-            {
-                "image": f"{example.number}, {example.label}",
-                "head": f"{r.layer}.{r.head}",
-                "reads row": patch_name(int(r.key), self.patch_grid),
-                "term of the row": f"{r.term:+.3f}, {100 * r.share:.0f} %",
-                "feature": f"{r.source}:{r.feature}",
-                "active on row": patch_name(int(r.token), self.patch_grid),
-                "carried": f"{r.carried:+.3f}",
-            }
-            for example in self.examples
-            for r in example.read.itertuples()
-        )
+        """`rows_read` as text, one row per key row."""
+        rows = []
+        for example in self.examples:
+            for (layer, head, key), read in example.read.groupby(
+                ["layer", "head", "key"], sort=False
+            ):
+                term, share = read[["term", "share"]].iloc[0]
+                carried = [
+                    f"{r.source}:{r.feature} on {patch_name(int(r.token), self.patch_grid)} "
+                    f"{r.carried:+.3f}"
+                    for r in read.itertuples()
+                ]
+                rows.append(
+                    {
+                        "image": f"{example.number}, {example.label}",
+                        "head": f"{layer}.{head}",
+                        "reads row": patch_name(int(key), self.patch_grid),
+                        "term": f"{term:+.3f}",
+                        "share": f"{100 * share:.0f} %",
+                        "features carried from there": "; ".join(carried),
+                    }
+                )
+        return pd.DataFrame(rows)
 
     def notes(self) -> Sequence[str]:
         """How to read the columns."""

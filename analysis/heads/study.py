@@ -19,13 +19,14 @@ from vit_clt.analysis.reporting.subject import Subject
 from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.choices import Fill, check_choice
 from vit_clt.data.forms import check_prepared
-from vit_clt.data.images import ImageData
+from vit_clt.data.images import ImageData, ImageSubset
 from vit_clt.errors import InputError
 from vit_clt.hooks import FrozenPass, HookedViT, check_fits
 from vit_clt.progress import Progress
 from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
+SAMPLE = 200
 STRONGEST = 6
 DRAWN = 3
 
@@ -37,6 +38,7 @@ def head_study(
     data: ImageData,
     zs: ZeroShot,
     *,
+    sample: int = SAMPLE,
     fill: Fill = "mean",
     strongest: int = STRONGEST,
     drawn: int = DRAWN,
@@ -55,6 +57,7 @@ def head_study(
         clt: its transcoder.
         data: labelled images.
         zs: the zero-shot classifier whose logits are taken apart.
+        sample: number of images studied, spread evenly over the data; all, if there are fewer.
         fill: what is written over a head that is ablated, on all rows ("mean", "resample", "zero").
         strongest: number of heads whose features are named.
         drawn: number of images, spread evenly over the data, on which the rows read are shown.
@@ -72,11 +75,14 @@ def head_study(
     check_choice("fill", fill, get_args(Fill))
     n_heads = vit.cfg.n_layers * vit.cfg.n_heads
     check_number("strongest", strongest, n_heads)
+    n = min(sample, len(data))
+    numbers = [i * len(data) // max(n, 1) for i in range(n)]
+    data = ImageSubset(data, numbers)
     if len(data) < 2 or len(zs.class_names) < 2:
         few = len(data) < 2
         raise InputError(
             "data",
-            f"has 1 {'image' if few else 'class'}; expected at least 2, as "
+            f"has {f'{n} images' if few else '1 class'} to study; expected at least 2, as "
             + ("floors take another image's label." if few else "a logit is read against others."),
         )
     check_number("drawn", drawn, len(data))
@@ -99,7 +105,7 @@ def head_study(
     order = np.argsort(-means, kind="stable")[:strongest]
     heads = [(int(i) // vit.cfg.n_heads, int(i) % vit.cfg.n_heads) for i in order]
     sums = CarriedSums(heads, clt.config.n_features, clt.config.n_layers)
-    shown = {round(i) for i in np.linspace(0, len(data) - 1, drawn)}
+    shown = set(np.linspace(0, len(data) - 1, drawn).round().astype(int).tolist())
     examples, n_active = [], 0
     for i in Progress(range(len(data)), "features carried", unit=" images", disable=not progress):
         [image] = data.batch([i])[0]
@@ -109,9 +115,10 @@ def head_study(
         if i in shown:
             examples.append(
                 DrawnImage(
-                    number=i,
+                    number=numbers[i],
                     label=zs.class_names[int(labels[i])],
                     picture=pixels(vit, image[None])[0],
+                    keys=sums.last_keys,
                     read=read_rows(sources, pairs[i][0], heads),
                 )
             )

@@ -36,18 +36,16 @@ class Heads(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
         from vit_clt.analysis import head_study
         from vit_clt.analysis.causal.head_result import HeadAblations
         from vit_clt.analysis.heads.result import HeadStudy
-        from vit_clt.data.images import ImageSubset
 
         folder = self.folder_of(HeadStudy, HeadAblations)
         vit, clt, data = self.load_all(self.device)
-        n = min(self.sample, len(data))
-        sample = ImageSubset(data, [i * len(data) // n for i in range(n)])
-        fits = measured_fits(vit, {self.clt: clt}, sample)
+        fits = measured_fits(vit, {self.clt: clt}, data)
         study = head_study(
             vit,
             clt,
-            sample,
+            data,
             self.zero_shot(vit, data),
+            sample=self.sample,
             fill=self.fill,
             strongest=self.strongest,
             drawn=self.drawn,
