@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from vit_clt.errors import InputError
-from vit_clt.hooks.patterns import Edit, attend_unfused
+from vit_clt.hooks.patterns import Edit, attend_unfused, same
 from vit_clt.hooks.points import BLOCK_POINTS
 
 
@@ -144,9 +144,9 @@ class HookedBlock(nn.Module, ABC):
         attend_unfused(self.attention, x, seen=seen)
         return seen[0]
 
-    def unfused_attention(self, x: Tensor, **edits: Edit) -> Tensor:
-        """`attention` with its pattern formed; `edits` are those of `attend_unfused`."""
-        return attend_unfused(self.attention, x, **edits)
+    def unfused_attention(self, x: Tensor, edit: Edit = same, edit_heads: Edit = same) -> Tensor:
+        """`attention` with its pattern formed, edited as in `attend_unfused`."""
+        return attend_unfused(self.attention, x, edit, edit_heads)
 
     def _idle(self) -> bool:
         if self.mlp_is_overwritten is None or self.at.values is not None:

@@ -167,24 +167,19 @@ class HeadAblations(Study):
         key = {"path": path, "layer": head[0], "head": head[1]}
         measures: list[tuple[str, str, Interval, float, float]] = []
         for measure in self.readings.means:
-            floor, baseline = (
-                self.readings.mean([name], measure) for name in ("every head", "original")
+            lowest, original = (
+                float(self.readings.mean([name], measure)) for name in ("every head", "original")
             )
-            level = self.readings.mean([version], measure)
+            unit, level = UNITS[measure], self.readings.mean([version], measure)
             change = self.readings.difference(version, "original", measure)
-            unit = UNITS[measure]
-            measures.append((measure, unit, level, baseline, floor))
-            measures.append((f"delta_{measure}", unit, change, 0.0, floor - baseline))
-        floor = float(self._logit_change("every head"))
-        measures.append(("delta_logit", "logits", self._logit_change(version), 0.0, floor))
-        for measure, unit, value, baseline, floor in measures:
+            measures.append((measure, unit, level, original, lowest))
+            measures.append((f"delta_{measure}", unit, change, 0.0, lowest - original))
+        lowest = float(self._logit_change("every head"))
+        measures.append(("delta_logit", "logits", self._logit_change(version), 0.0, lowest))
+        for name, unit, value, baseline, floor in measures:
             number = {"unit": unit, "value": float(value), "low": value.low, "high": value.high}
-            yield (
-                key
-                | {"measure": measure}
-                | number
-                | {"n": n, "baseline": float(baseline), "floor": float(floor)}
-            )
+            levels = {"n": n, "baseline": baseline, "floor": floor}
+            yield key | {"measure": name} | number | levels
 
     def _change(self, path: HeadPath, measure: str, head: tuple[int, int]) -> Interval:
         version = head_name(path, *head)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vit_clt.analysis.heads.figure import heads_figure
-from vit_clt.analysis.heads.pictures import reading_figure
+from vit_clt.analysis.heads.reading_figure import reading_figure
 from vit_clt.analysis.reporting.facts_text import facts_text
 from vit_clt.analysis.reporting.page import Section, render_report
 from vit_clt.analysis.reporting.tables import rounded

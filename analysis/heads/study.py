@@ -78,13 +78,12 @@ def head_study(
     n = min(sample, len(data))
     numbers = [i * len(data) // max(n, 1) for i in range(n)]
     data = ImageSubset(data, numbers)
-    if len(data) < 2 or len(zs.class_names) < 2:
-        few = len(data) < 2
-        raise InputError(
-            "data",
-            f"has {f'{n} images' if few else '1 class'} to study; expected at least 2, as "
-            + ("floors take another image's label." if few else "a logit is read against others."),
-        )
+    for count, what, why in (
+        (len(data), "images", "floors take another image's label"),
+        (len(zs.class_names), "classes", "a logit is read against the others"),
+    ):
+        if count < 2:
+            raise InputError("data", f"has {count} {what} to study; expected at least 2, as {why}.")
     check_number("drawn", drawn, len(data))
     # what cannot be taken apart is refused before the work begins
     Sources(vit, clt, data.batch([0])[0][0].to(vit.device))

@@ -13,7 +13,7 @@ image. The term of a fill is that of what an ablation would write in the output'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -53,7 +53,7 @@ class DirectTerms:
     """As the model computes it."""
 
     @classmethod
-    def stacked(cls, images: list[Mapping[str, Tensor]]) -> DirectTerms:
+    def stacked(cls, images: Sequence[Mapping[str, Tensor]]) -> DirectTerms:
         """The terms of several images, each as `image_terms` gives them."""
         return cls(
             **{

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import HookedBlock, Recorder
-from vit_clt.hooks.patterns import Edit
+from vit_clt.hooks.patterns import Edit, same
 from vit_clt.hooks.rows import TokenRows
 from vit_clt.hooks.towers.base import Tower
 
@@ -144,10 +144,10 @@ class TransformersBlock(HookedBlock):
         with _by_sdpa(self.attn.config):
             return super().pattern_and_values(x)
 
-    def unfused_attention(self, x: Tensor, **edits: Edit) -> Tensor:
+    def unfused_attention(self, x: Tensor, edit: Edit = same, edit_heads: Edit = same) -> Tensor:
         """As `HookedBlock`'s, whatever the implementation."""
         with _by_sdpa(self.attn.config):
-            return super().unfused_attention(x, **edits)
+            return super().unfused_attention(x, edit, edit_heads)
 
 
 @contextmanager

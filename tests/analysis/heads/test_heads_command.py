@@ -1,0 +1,101 @@
+"""`vit-clt heads` on the digits, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from assertions import one_sentence, tells_itself
+from builders import random_clt
+
+from vit_clt import CrossLayerTranscoder, InputError, ZeroShot, load_data
+from vit_clt.analysis import head_ablations, head_study
+from vit_clt.analysis.heads.result import HeadStudy
+from vit_clt.cli import main
+from vit_clt.data.images import ImageSubset
+from vit_clt.hooks import HookedViT
+
+
+@pytest.fixture(scope="module")
+def study(digits_vit: HookedViT) -> HeadStudy:
+    data = load_data("digits", vit=digits_vit)
+    zs = ZeroShot(digits_vit, data.class_names)
+    clt = random_clt(digits_vit)
+    return head_study(digits_vit, clt, data, zs, sample=8, strongest=3, drawn=2, fill="resample")
+
+
+def test_a_study_tells_itself(study: HeadStudy, tmp_path: Path) -> None:
+    context = tells_itself(study, tmp_path)
+    assert [context[key] for key in ("data", "trajectory", "fill", "seed")] == [
+        "digits (test)", "teacher", "resample", 0,
+    ]  # fmt: skip
+    heads = pd.read_csv(tmp_path / "heads.csv")
+    assert len(heads) == 32
+    layers = pd.read_csv(tmp_path / "terms_by_layer.csv")
+    np.testing.assert_allclose(
+        heads.groupby("layer")["term"].sum(), layers["heads"], rtol=1e-4, atol=1e-6
+    )
+    whole = layers["attention"].sum() + layers["mlp"].sum()
+    terms = study.terms
+    rest = terms.stream.mean() + terms.reader.mean()
+    assert whole + rest == pytest.approx(terms.logit.mean(), abs=1e-4)
+    strongest = heads.iloc[heads["term"].abs().argsort()[::-1][:3]]
+    assert study.carried.heads == list(zip(strongest["layer"], strongest["head"], strict=True))
+    assert len(pd.read_csv(tmp_path / "agreement.csv")) == 6
+    page = study.page()
+    for text in ("Attention heads beside MLPs", "Where the strongest heads read", "Which rows"):
+        assert text in page
+    read = pd.read_csv(tmp_path / "rows_read.csv")
+    assert sorted(read["image"].unique()) == [example.number for example in study.examples]
+
+
+def test_images_are_spread_over_the_data(study: HeadStudy, digits_vit: HookedViT) -> None:
+    data = load_data("digits", vit=digits_vit)
+    numbers = [i * len(data) // 8 for i in range(8)]
+    assert [example.number for example in study.examples] == [numbers[0], numbers[-1]]
+    zs = ZeroShot(digits_vit, data.class_names)
+    images, labels = data.batch(numbers)
+    logits = zs.logits(digits_vit(images))
+    contrast = logits[range(8), labels] - logits.mean(1)
+    np.testing.assert_allclose(study.terms.logit, contrast, rtol=1e-3, atol=1e-4)
+    # the ablations are those of causal --site head
+    alone = head_ablations(digits_vit, ImageSubset(data, numbers), zs, fill="resample")
+    np.testing.assert_allclose(alone.contrasts, study.ablations.contrasts, atol=1e-6)
+
+
+def test_the_command(digits_clt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "heads"
+    args = ["heads", "--clt", str(digits_clt), "--sample", "4", "--drawn", "1"]
+    assert main([*args, "--strongest", "2", "--seed", "3", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "Do direct terms foretell ablations?" in printed
+    document = json.loads((out / "metrics.json").read_text())
+    assert document["context"]["seed"] == 3
+    names = {metric["name"] for metric in document["metrics"]}
+    assert {"term_7.3", "total_0.0", "attention_7", "mlp_7"} <= names
+    assert (out / "head_ablations.csv").is_file()
+
+
+def test_bad_input_is_refused(
+    digits_vit: HookedViT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = load_data("digits", vit=digits_vit)
+    zs = ZeroShot(digits_vit, data.class_names)
+    clt = random_clt(digits_vit)
+    for options, said in (
+        ({"sample": 1}, "has 1 images to study"),
+        ({"sample": 4, "strongest": 33}, "strongest is 33"),
+        ({"sample": 4, "drawn": 5}, "drawn is 5"),
+    ):
+        with pytest.raises(InputError, match=said) as error:
+            head_study(digits_vit, clt, data, zs, **options)
+        one_sentence(error)
+    skip = CrossLayerTranscoder(replace(clt.config, skip=True)).eval()
+    with pytest.raises(InputError, match="skip connection"):
+        head_study(digits_vit, skip, data, zs, sample=4)
+    assert main(["heads", "--clt", "none", "--out", str(tmp_path / "out")]) == 2
+    assert "--clt" in capsys.readouterr().err
