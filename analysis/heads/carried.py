@@ -53,10 +53,11 @@ class CarriedParts:
     """Features of a layer."""
 
     def top_features(self, seed: int = 0) -> pd.DataFrame:
-        """The features that each head carries most of, by their mean over images.
+        """The features that each head carries most of for the image's own label.
 
-        Columns: layer and head; source, feature; carried, its mean over images, with its interval
-        (_low, _high); floor, the mean for other images' labels; images, the share of images on
+        They are those of largest absolute `beyond`. Columns: layer and head; source, feature;
+        carried, its mean over images; floor, the mean for other images' labels; beyond, the one
+        less the other, paired, with its interval (_low, _high); images, the share of images on
         which the head carries anything of it; of_term, carried as a share of the mean over images
         of what the head carries in all.
         """
@@ -64,27 +65,29 @@ class CarriedParts:
         for i, (layer, head) in enumerate(self.heads):
             own, other = self.features[i], self.floor[i]
             n = own.shape[0]
-            means = np.asarray(own.sum(0)).ravel() / n
+            means = np.asarray((own - other).sum(0)).ravel() / n
             top = np.argsort(-np.abs(means), kind="stable")[:TOP_FEATURES]
             top = top[means[top] != 0]
             if not len(top):
                 continue
             values = own[:, top].toarray().astype(float)
-            floors = other[:, top].toarray().mean(0)
+            floors = other[:, top].toarray().astype(float)
             term = float(self.parts[:, i].sum(-1).mean())
-            carried = mean_intervals(values, seed)
+            beyond = mean_intervals(values - floors, seed)
             for j, c in enumerate(top.tolist()):
                 source, feature = divmod(c, self.n_features)
+                carried = float(values[:, j].mean())
                 rows.append(
                     {
                         "layer": layer,
                         "head": head,
                         "source": source,
                         "feature": feature,
-                        **carried[j].columns("carried"),
-                        "floor": float(floors[j]),
+                        "carried": carried,
+                        "floor": float(floors[:, j].mean()),
+                        **beyond[j].columns("beyond"),
                         "images": float((values[:, j] != 0).mean()),
-                        "of_term": float(carried[j]) / term if term else float("nan"),
+                        "of_term": carried / term if term else float("nan"),
                     }
                 )
         return pd.DataFrame(rows)

@@ -28,9 +28,9 @@ _AGREEMENT = (
 )
 _CARRIED = (
     "What a head carries is the part of a source's effect whose last attention step is this head; "
-    "features, errors, patches and biases sum to the head's term. The strongest heads are those of "
-    "largest absolute mean direct term. The floor of a feature is what the head carries of it for "
-    "other images' labels."
+    "features, errors, patches and biases sum to the head's term. The strongest heads and their "
+    "features are those of largest absolute mean beyond the floor, which is the same for other "
+    "images' labels: what is written on every image alike counts in both."
 )
 _ROWS = (
     "On each image the two key rows of largest absolute term, their share of the sum of absolute "

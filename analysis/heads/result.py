@@ -101,6 +101,7 @@ class HeadStudy(Study):
         n, n_layers, n_heads = terms.heads.shape
         flat = terms.heads.reshape(n, -1)
         direct_terms = mean_intervals(flat, ablated.seed)
+        beyond = mean_intervals(terms.beyond.reshape(n, -1), ablated.seed)
         floors, fills = (each.reshape(n, -1).mean(0) for each in (terms.floor, terms.fills))
         changes = {
             path: mean_intervals(ablated.logit_changes(path), ablated.seed)
@@ -110,7 +111,8 @@ class HeadStudy(Study):
         rows = []
         for i in range(n_layers * n_heads):
             row = {"layer": i // n_heads, "head": i % n_heads, **direct_terms[i].columns("term")}
-            row |= {"floor": float(floors[i]), "fill": float(fills[i])}
+            row |= {"floor": float(floors[i]), **beyond[i].columns("beyond")}
+            row["fill"] = float(fills[i])
             for path, values in changes.items():
                 row |= values[i].columns(f"{path}_logit")
             rows.append(row | {"total_loss": float(loss[i])})
@@ -120,26 +122,28 @@ class HeadStudy(Study):
         """One row per head: its direct term, and what ablating it changes.
 
         Columns: layer, head; term, the mean direct term with its interval (_low, _high); floor, the
-        mean for another image's label; fill, the mean term of the fill; the change of the logit by
+        mean for another image's label; beyond, the one less the other, paired, with its interval;
+        fill, the mean term of the fill; the change of the logit by
         ablation, total_logit, direct_logit and random_logit (a random direction of equal size),
         with intervals; total_loss, the change of the loss in nats.
         """
         return self._frame.copy()
 
     def shown(self) -> pd.DataFrame:
-        """One row per head, largest direct term first."""
-        order = self._frame["term"].abs().argsort(kind="stable").to_numpy()[::-1]
+        """One row per head, largest direct term beyond the floor first."""
+        order = self._frame["beyond"].abs().argsort(kind="stable").to_numpy()[::-1]
         rows = []
         for r in self._frame.iloc[order].to_dict("records"):
             text = {
                 name: Interval.from_columns(r, name).text("+.3f")
-                for name in ("term", "direct_logit", "total_logit", "random_logit")
+                for name in ("beyond", "direct_logit", "total_logit", "random_logit")
             }
             rows.append(
                 {
                     "head": f"{r['layer']}.{r['head']}",
-                    "direct term": text["term"],
+                    "direct term": f"{r['term']:+.3f}",
                     "other labels (floor)": f"{r['floor']:+.3f}",
+                    "beyond": text["beyond"],
                     "fill": f"{r['fill']:+.3f}",
                     "ablated: Δ logit": text["total_logit"],
                     "direct": text["direct_logit"],
@@ -150,8 +154,9 @@ class HeadStudy(Study):
         return pd.DataFrame(rows)
 
     def printed(self) -> pd.DataFrame:
-        """The heads of largest direct term alone."""
-        return self.shown().iloc[:_PRINTED, [0, 1, 2, 4, 7]]
+        """The heads of largest direct term beyond the floor alone."""
+        columns = ["head", "direct term", "beyond", "ablated: Δ logit", "Δ loss"]
+        return self.shown().iloc[:_PRINTED][columns]
 
     def by_layer(self) -> pd.DataFrame:
         """One row per layer: the mean terms of its heads, of out_proj's bias and of its MLP.
@@ -241,8 +246,9 @@ class HeadStudy(Study):
             {
                 "head": f"{r['layer']}.{r['head']}",
                 "feature": f"{r['source']}:{r['feature']}",
-                "carried": Interval.from_columns(r, "carried").text("+.3f"),
+                "carried": f"{r['carried']:+.3f}",
                 "other labels (floor)": f"{r['floor']:+.3f}",
+                "beyond": Interval.from_columns(r, "beyond").text("+.3f"),
                 "of the head's term": f"{100 * r['of_term']:.0f} %",
                 "images": f"{100 * r['images']:.0f} %",
             }
@@ -282,7 +288,8 @@ class HeadStudy(Study):
             f"heads, MLPs, biases and what enters the stream sum to the logit within "
             f"{self.terms.residue:.1e}",
             "direct term: what the head's output adds through the residual stream alone; other "
-            "labels: the same for another image's label; fill: the term of what ablation writes",
+            "labels: the same for another image's label; beyond: the one less the other; fill: the "
+            "term of what ablation writes",
             "what a head carries: the part of a feature's effect whose last attention step is this "
             "head; the row of a feature is the one it is active on",
         ]

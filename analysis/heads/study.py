@@ -49,8 +49,8 @@ def head_study(
     """What every attention head adds to the label's logit, and whether ablating it agrees.
 
     The logit is the label's less the mean of all classes. For the strongest heads, those of largest
-    absolute mean direct term, the features that they carry are named, and for some images the rows
-    that they read.
+    absolute mean direct term beyond its floor, the features that they carry are named, and for some
+    images the rows that they read.
 
     Args:
         vit: the teacher, with no hooks attached.
@@ -100,9 +100,7 @@ def head_study(
     terms = DirectTerms.stacked(found)
     ablations = head_ablations(vit, data, zs, fill=fill, seed=seed, progress=progress)
     measured = {path: ablations.logit_changes(path) for path in ("direct", "total")}
-    means = np.abs(terms.heads.mean(0)).ravel()
-    order = np.argsort(-means, kind="stable")[:strongest]
-    heads = [(int(i) // vit.cfg.n_heads, int(i) % vit.cfg.n_heads) for i in order]
+    heads = terms.strongest(strongest)
     sums = CarriedSums(heads, clt.config.n_features, clt.config.n_layers)
     shown = set(np.linspace(0, len(data) - 1, drawn).round().astype(int).tolist())
     examples, n_active = [], 0

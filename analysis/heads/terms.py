@@ -7,8 +7,10 @@ the label's column less the mean column. With attention and norms held it is exa
     + what enters the stream on the class row + the bias of ln_post
 
 (Gandelsman et al., arXiv:2310.05916; `vit_clt.hooks.passes.carried`). The floor of a head's term is
-the term of the same output for another image's label: what is left when the head does not know the
-image. The term of a fill is that of what an ablation would write in the output's place.
+the term of the same output for another image's label: what a head writes on every image alike adds
+as much there, and counts in the mean where labels are not equally frequent. The strongest heads are
+those of largest absolute mean term beyond this floor. The term of a fill is that of what an
+ablation would write in the output's place.
 """
 
 from __future__ import annotations
@@ -61,6 +63,17 @@ class DirectTerms:
                 for field in fields(cls)
             }
         )
+
+    @property
+    def beyond(self) -> Float[np.ndarray, "image layer head"]:
+        """The heads' terms beyond their floor."""
+        return self.heads - self.floor
+
+    def strongest(self, n: int) -> list[tuple[int, int]]:
+        """Layer and number of the n heads of largest absolute mean term beyond the floor."""
+        means = np.abs(self.beyond.mean(0))
+        order = np.argsort(-means, axis=None, kind="stable")[:n]
+        return [(int(i) // means.shape[1], int(i) % means.shape[1]) for i in order]
 
     @property
     def residue(self) -> float:

@@ -27,7 +27,7 @@ class Heads(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """What is written over a head that is ablated: zeros (zero), the mean over the images (mean),
     or what another image has there (resample)."""
     strongest: int = 6
-    """Number of heads, those of largest direct terms, whose features are named."""
+    """Number of heads, those of largest direct terms beyond the floor, whose features are named."""
     drawn: int = 3
     """Number of images on which the rows that these heads read are shown."""
 

@@ -47,6 +47,9 @@ def test_terms_sum_to_the_logit(vision: Any, images: Tensor, directions: Tensor)
     # the floor is the same output read for another label
     other = terms_of(images, directions.flip(0), **vision)
     np.testing.assert_allclose(terms.floor, other.heads, rtol=1e-9, atol=1e-12)
+    beyond = np.abs((terms.heads - other.heads).mean(0))
+    strongest = terms.strongest(3)
+    assert [beyond[head] for head in strongest] == sorted(beyond.ravel(), reverse=True)[:3]
 
 
 def test_a_term_is_what_the_heads_weights_write(images: Tensor, directions: Tensor) -> None:
@@ -134,12 +137,14 @@ def test_what_heads_carry_sums_to_their_terms(images: Tensor, directions: Tensor
     top = parts.top_features()
     of_head = top[(top["layer"] == l) & (top["head"] == h)]
     means = parts.features[0].toarray().mean(0)
-    best = np.abs(means).argmax()
+    floors = parts.floor[0].toarray().mean(0)
+    best = np.abs(means - floors).argmax()
     first = of_head.iloc[0]
     assert (first["source"], first["feature"]) == divmod(best, clt.config.n_features)
     assert first["carried"] == pytest.approx(means[best], rel=1e-5)
-    assert first["floor"] == pytest.approx(parts.floor[0].toarray()[:, best].mean(), abs=1e-7)
-    assert first["carried_low"] <= first["carried"] <= first["carried_high"]
+    assert first["floor"] == pytest.approx(floors[best], abs=1e-7)
+    assert first["beyond"] == pytest.approx(means[best] - floors[best], abs=1e-7)
+    assert first["beyond_low"] <= first["beyond"] <= first["beyond_high"]
     assert first["of_term"] == pytest.approx(means[best] / own[:, 0].mean(), rel=1e-5)
     # layer 0 reads no MLP
     assert not len(top[top["layer"] == 0])

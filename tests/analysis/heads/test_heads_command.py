@@ -43,7 +43,7 @@ def test_a_study_tells_itself(study: HeadStudy, tmp_path: Path) -> None:
     terms = study.terms
     rest = terms.stream.mean() + terms.reader.mean()
     assert whole + rest == pytest.approx(terms.logit.mean(), abs=1e-4)
-    strongest = heads.iloc[heads["term"].abs().argsort()[::-1][:3]]
+    strongest = heads.iloc[heads["beyond"].abs().argsort()[::-1][:3]]
     assert study.carried.heads == list(zip(strongest["layer"], strongest["head"], strict=True))
     assert len(pd.read_csv(tmp_path / "agreement.csv")) == 6
     page = study.page()
