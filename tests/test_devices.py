@@ -320,7 +320,13 @@ def _graph(vit: HookedViT, clt: CrossLayerTranscoder, data: Any, zs: Any) -> lis
     study = analysis.graph_study(
         vit, clt, data, zs, [5], interventions=2, max_nodes=8, norms="held"
     )
-    return [study.summary(), study.nodes(), study.edges(), study.to_frame(), study.interventions()]
+    tables = [study.summary(), study.nodes(), study.edges(), study.carried()]
+    return [*tables, study.to_frame(), study.interventions()]
+
+
+def _heads(vit: HookedViT, clt: CrossLayerTranscoder, data: Any, zs: Any) -> list[pd.DataFrame]:
+    study = analysis.head_study(vit, clt, data, zs, sample=5, fill="resample", strongest=2, drawn=1)
+    return [study.to_frame(), study.by_layer(), study.ablations.to_frame()]
 
 
 def _scores(vit: HookedViT, clt: CrossLayerTranscoder, data: Any, zs: Any) -> list[pd.DataFrame]:
@@ -359,6 +365,7 @@ STUDIES: Mapping[str, Study] = {
         vit, clt, data, zs=zs, effect_images=9, top=4
     ).to_frame(),
     "graph": _graph,
+    "heads": _heads,
     "high-norm rows": lambda vit, clt, data, zs: analysis.high_norm_rows(vit, clt, data).frame,
     "keep sets": lambda *a: analysis.keep_sets(*a, k=1).to_frame(),
     "probes": lambda vit, clt, data, zs: analysis.probes(
