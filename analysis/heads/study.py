@@ -57,12 +57,12 @@ def head_study(
         clt: its transcoder.
         data: labelled images.
         zs: the zero-shot classifier whose logits are taken apart.
-        sample: number of images studied, spread evenly over the data; all, if there are fewer.
+        sample: number of images studied, drawn at random; all, if there are fewer.
         fill: what is written over a head that is ablated, on all rows ("mean", "resample", "zero").
         strongest: number of heads whose features are named.
-        drawn: number of images, spread evenly over the data, on which the rows read are shown.
+        drawn: number of these images on which the rows read are shown.
         clt_name: what the CLT is called in captions.
-        seed: seed of donors, of random directions, of intervals and of permutations.
+        seed: seed of the sample, of donors, of random directions, of intervals and of permutations.
         progress: show progress bars.
 
     Raises:
@@ -76,7 +76,8 @@ def head_study(
     n_heads = vit.cfg.n_layers * vit.cfg.n_heads
     check_number("strongest", strongest, n_heads)
     n = min(sample, len(data))
-    numbers = [i * len(data) // max(n, 1) for i in range(n)]
+    # evenly spaced images may all be of a few classes, where a file deals its classes in turn
+    numbers = np.sort(np.random.default_rng(seed).choice(len(data), n, replace=False)).tolist()
     data = ImageSubset(data, numbers)
     for count, what, why in (
         (len(data), "images", "floors take another image's label"),

@@ -22,7 +22,7 @@ class Heads(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     """
 
     sample: int = 200
-    """Number of images studied, spread evenly over those of --data; all, if there are fewer."""
+    """Number of images studied, drawn at random from those of --data; all, if there are fewer."""
     fill: Fill = "mean"
     """What is written over a head that is ablated: zeros (zero), the mean over the images (mean),
     or what another image has there (resample)."""
