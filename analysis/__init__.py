@@ -1,8 +1,8 @@
 """Studies of a CLT and of its ViT, one room a question; each returns numbers that draw themselves.
 
 Rooms: `fit`, `contributions`, `silencing`, `ablations`, `causal`, `probing`, `auditing`,
-`features`, `naming`, `graphs`, `heads`, `high_norm`, `steering`, `retrieval`, `explorer`, `factors`,
-`reproduction`; they share `stats`, `reporting` and `viewer`.
+`features`, `naming`, `graphs`, `heads`, `high_norm`, `steering`, `retrieval`, `explorer`,
+`factors`, `reproduction`; they share `stats`, `reporting` and `viewer`.
 """
 
 from __future__ import annotations
