@@ -1,8 +1,8 @@
 """Studies of a CLT and of its ViT, one room a question; each returns numbers that draw themselves.
 
 Rooms: `fit`, `contributions`, `silencing`, `ablations`, `causal`, `probing`, `auditing`,
-`features`, `naming`, `graphs`, `heads`, `high_norm`, `steering`, `retrieval`, `explorer`,
-`factors`, `reproduction`; they share `stats`, `reporting` and `viewer`.
+`features`, `naming`, `measures`, `graphs`, `heads`, `high_norm`, `steering`, `retrieval`,
+`explorer`, `factors`, `reproduction`; they share `stats`, `reporting` and `viewer`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from vit_clt.analysis.high_norm.study import high_norm_rows as high_norm_rows
     from vit_clt.analysis.naming.study import name_features as name_features
     from vit_clt.analysis.naming.vocabulary import Vocabulary as Vocabulary
+    from vit_clt.analysis.measures.study import feature_scores as feature_scores
     from vit_clt.analysis.probing.study import probes as probes
     from vit_clt.analysis.retrieval.consistency import class_consistency as class_consistency
     from vit_clt.analysis.retrieval.index import RetrievalIndex as RetrievalIndex
@@ -93,6 +94,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "high_norm.study": ["high_norm_rows"],
         "naming.study": ["name_features"],
         "naming.vocabulary": ["Vocabulary"],
+        "measures.study": ["feature_scores"],
         "probing.study": ["probes"],
         "retrieval.consistency": ["class_consistency"],
         "retrieval.index": ["RetrievalIndex"],

@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "analysis.features": f"{_STUDY} analysis.viewer",
     "analysis.naming": "analysis.features",
     "analysis.retrieval": _STUDY,
+    "analysis.measures": "analysis.features analysis.retrieval",
     "analysis.graphs": _STUDY,
     "analysis.fit": "analysis.contributions",
     "analysis.high_norm": "analysis.fit",

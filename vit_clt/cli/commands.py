@@ -131,6 +131,10 @@ COMMANDS = {
         "features:Features",
         "What does each feature fire on, write and do? A gallery that opens from disk.",
     ),
+    "feature-scores": Entry(
+        "feature_scores:FeatureScores",
+        "Are a CLT's features any good? Measures of each, beside neurons, components and floors.",
+    ),
     "steer": Entry(
         "steer:Steer",
         "Turn features up or down: what do class probabilities do? Or which features move a class?",
@@ -154,7 +158,7 @@ GROUPS = {
     "How well does the CLT stand in for the MLPs?": (
         *("reconstruct", "cascade", "faithfulness", "fidelity", "high-norm"),
     ),
-    "What do layers and features look for?": ("features", "retrieve"),
+    "What do layers and features look for?": ("features", "feature-scores", "retrieve"),
     "One image, one logit": ("graph", "heads", "steer"),
     "Exchange, and the source paper": ("export", "import", "reproduce"),
 }

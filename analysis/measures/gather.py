@@ -1,0 +1,119 @@
+"""The pass over the images that gathers what the measures are computed from.
+
+The **image-level activation** of a unit is its signed activation of largest size over the image's
+token rows. Of every layer these are kept as a sparse matrix, 8 bytes for each image on which a
+unit is active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import csr_array
+
+from vit_clt.analysis.features.active import active_codes
+from vit_clt.analysis.measures.dictionaries import Dictionary
+from vit_clt.analysis.measures.localization import MoranSums, morans_i
+from vit_clt.analysis.stats.sparse_rows import SparseRows
+from vit_clt.data.images import ImageData
+from vit_clt.hooks import HookedViT
+from vit_clt.hooks.points import HOOK_IN
+from vit_clt.kernels.codes import Codes
+from vit_clt.progress import Progress
+
+_FLOATS = 2**25
+"""Activations that are written out at a time, 128 MiB."""
+
+
+@dataclass(frozen=True)
+class UnitActivations:
+    """What a dictionary's units do on some images, by layer."""
+
+    images: dict[int, csr_array]
+    """Image-level activations, "image unit"."""
+    l0: dict[int, float]
+    """Active units a token row."""
+    maps: dict[int, MoranSums]
+    """Localization of the maps on the patch grid; empty where it was not asked for."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Activations of every dictionary on the same images."""
+
+    by_dictionary: dict[str, UnitActivations]
+    embeddings: Float[np.ndarray, "image d_embed"]
+    """The teacher's own embeddings."""
+    labels: Int[np.ndarray, " image"]
+    """-1 where unknown."""
+
+
+@torch.no_grad()
+def gather(
+    vit: HookedViT,
+    dictionaries: Mapping[str, Dictionary],
+    data: ImageData,
+    layers: Sequence[int],
+    *,
+    maps: bool,
+    description: str,
+    progress: bool = False,
+) -> Gathered:
+    """One clean pass of the ViT over the images, which every dictionary reads.
+
+    Args:
+        vit: the teacher; hooks attached to it do not fire.
+        dictionaries: by name.
+        data: the images.
+        layers: the layers.
+        maps: measure localization too.
+        description: of the progress bar.
+        progress: show a progress bar.
+    """
+    names = {l: HOOK_IN.format(l=l) for l in layers}
+    rows = vit.cfg.rows
+    pooled = {
+        (name, l): _Layer(each.n_units(l)) for name, each in dictionaries.items() for l in layers
+    }
+    embeddings, labels = [], []
+    n_batches = -(-len(data) // data.batch_size)
+    for images, batch_labels in Progress(data, description, n_batches, disable=not progress):
+        embedded, cache = vit.run_clean(images.to(vit.device), list(names.values()))
+        embeddings.append(embedded.double().cpu())
+        labels.append(batch_labels.cpu())
+        for (name, l), layer in pooled.items():
+            at_once = max(1, _FLOATS // (rows.n_tokens * layer.n_units))
+            for x in cache[names[l]].split(at_once):
+                codes = dictionaries[name].codes(x, l)
+                layer.add(codes)
+                if maps:
+                    layer.moran.add(morans_i(codes, rows.first_patch, rows.grid))
+    n_rows = len(data) * rows.n_tokens
+    found = {
+        name: UnitActivations(
+            {l: pooled[name, l].rows.matrix() for l in layers},
+            {l: pooled[name, l].active / n_rows for l in layers},
+            {l: pooled[name, l].moran for l in layers} if maps else {},
+        )
+        for name in dictionaries
+    }
+    return Gathered(found, torch.cat(embeddings).numpy(), torch.cat(labels).numpy())
+
+
+class _Layer:
+    """What is gathered of one layer of one dictionary."""
+
+    def __init__(self, n_units: int):
+        self.n_units = n_units
+        self.rows = SparseRows(n_units)
+        self.active = 0
+        self.moran = MoranSums(n_units)
+
+    def add(self, codes: Codes) -> None:
+        active = active_codes(codes)
+        self.rows.append(csr_array(active.of_images().float().cpu().numpy()))
+        self.active += len(active.values)
