@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test fuzz bench bench-gpu bench-quality cifar-clts cifar-studies dinov2-small adding notebooks check format lint types docs tree map clean
+.PHONY: help setup demo test fuzz bench bench-gpu bench-quality cifar-clts cifar-studies feature-scores dinov2-small adding notebooks check format lint types docs tree map clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/  /'
@@ -61,6 +61,10 @@ cifar-clts: $(STAMP)  ## train the seven CIFAR-10 transcoders of docs/results (a
 cifar-studies: $(STAMP)  ## the studies of these, of docs/results/cifar10_*.md (about an hour; resumes)
 	@echo "== studies of the CIFAR-10 CLTs, into out/cifar10/studies"
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/cifar_studies.py
+
+feature-scores: $(STAMP)  ## measures of features, of docs/results/feature_scores.md (about half an hour; resumes)
+	@echo "== feature scores, into out/feature_scores"
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/feature_scores.py
 
 dinov2-small: $(STAMP)  ## a CLT of a real ViT-S/14 and its studies, of docs/results/dinov2_small.md (about an hour; resumes)
 	@echo "== DINOv2-small, into out/dinov2_small"

@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 def run_steps(
-    out: Path, steps: Mapping[str, Sequence[str]], model: str, only: Iterable[str] = ()
+    out: Path,
+    steps: Mapping[str, Sequence[str]],
+    model: str | None = None,
+    only: Iterable[str] = (),
 ) -> None:
     """Run the `vit-clt` command of every step that is not finished.
 
@@ -19,7 +22,7 @@ def run_steps(
     Args:
         out: folder of all steps.
         steps: arguments by the name of the step, in an order in which they can run.
-        model: the --model of every command.
+        model: the --model of every command; None where each names its own.
         only: names of the steps that are run; all if there are none.
 
     Raises:
@@ -33,7 +36,8 @@ def run_steps(
         again = [] if "--resume" in args else ["--overwrite"]
         began, log = time.monotonic(), out / f"{name}.log"
         print(f"{name} ...", flush=True)
-        command = [sys.executable, "-m", "vit_clt", *args, "--model", model, *again]
+        of_all = [] if model is None else ["--model", model]
+        command = [sys.executable, "-m", "vit_clt", *args, *of_all, *again]
         with log.open("a") as file:
             done = subprocess.run([*command, "--out", str(out / name)], stdout=file, stderr=file)
         if done.returncode:

@@ -14,19 +14,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
+from torch import Tensor
 
-from vit_clt.analysis.features.active import active_codes
 from vit_clt.analysis.measures.dictionaries import Dictionary
-from vit_clt.analysis.measures.localization import MoranSums, morans_i
-from vit_clt.analysis.stats.sparse_rows import SparseRows
+from vit_clt.analysis.measures.localization import MoranSums
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.points import HOOK_IN
-from vit_clt.kernels.codes import Codes
+from vit_clt.hooks.rows import TokenRows
 from vit_clt.progress import Progress
-
-_FLOATS = 2**25
-"""Activations that are written out at a time, 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +82,15 @@ def gather(
         embeddings.append(embedded.double().cpu())
         labels.append(batch_labels.cpu())
         for (name, l), layer in pooled.items():
-            at_once = max(1, _FLOATS // (rows.n_tokens * layer.n_units))
-            for x in cache[names[l]].split(at_once):
-                codes = dictionaries[name].codes(x, l)
-                layer.add(codes)
-                if maps:
-                    layer.moran.add(morans_i(codes, rows.first_patch, rows.grid))
+            codes = dictionaries[name].codes(cache[names[l]], l)
+            layer.active += int(codes.l0().sum())
+            # written out image by image, which stays in the processor's cache
+            for image in range(len(codes)):
+                layer.add(codes[image].to_dense(), rows if maps else None)
     n_rows = len(data) * rows.n_tokens
     found = {
         name: UnitActivations(
-            {l: pooled[name, l].rows.matrix() for l in layers},
+            {l: pooled[name, l].images() for l in layers},
             {l: pooled[name, l].active / n_rows for l in layers},
             {l: pooled[name, l].moran for l in layers} if maps else {},
         )
@@ -109,11 +104,24 @@ class _Layer:
 
     def __init__(self, n_units: int):
         self.n_units = n_units
-        self.rows = SparseRows(n_units)
+        self.values: list[np.ndarray] = []
+        self.units: list[np.ndarray] = []
         self.active = 0
         self.moran = MoranSums(n_units)
 
-    def add(self, codes: Codes) -> None:
-        active = active_codes(codes)
-        self.rows.append(csr_array(active.of_images().float().cpu().numpy()))
-        self.active += len(active.values)
+    def add(self, values: Float[Tensor, "token unit"], rows: TokenRows | None) -> None:
+        """Count one image; its patches too if the model's rows are given."""
+        high, low = values.amax(0), values.amin(0)
+        largest = torch.where(high >= -low, high, low)
+        [units] = largest.nonzero(as_tuple=True)
+        self.values.append(largest[units].float().cpu().numpy())
+        self.units.append(units.cpu().numpy())
+        if rows is not None:
+            maps = values[rows.first_patch :, units].abs().unflatten(0, rows.grid)
+            self.moran.add(maps, units)
+
+    def images(self) -> csr_array:
+        """Image-level activations of all images."""
+        offsets = np.cumsum([0, *map(len, self.units)])
+        parts = (np.concatenate(self.values), np.concatenate(self.units).astype(np.int32), offsets)
+        return csr_array(parts, shape=(len(self.units), self.n_units))

@@ -57,4 +57,4 @@ def test_a_hierarchy_that_misses_classes_is_refused(
     file = tmp_path / "h.json"
     file.write_text('{"even": ["handwritten zero"], "odd": ["handwritten one"]}')
     found = refused("feature-scores", "--clt", digits_clt, "--hierarchy", file, "--limit", "20")
-    assert found.startswith("error: --hierarchy misses 8 of 10 classes")
+    assert found.startswith("--hierarchy misses 8 of 10 classes")

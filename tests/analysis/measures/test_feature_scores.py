@@ -20,7 +20,6 @@ from vit_clt.data.images import ImageData, ImageSubset, TensorImages
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, capture
 from vit_clt.hooks.neurons import hidden_units
-from vit_clt.kernels.codes import DenseCodes
 from vit_clt.readouts.zero_shot import ZeroShot
 
 LAYERS = [1, 6]
@@ -70,8 +69,9 @@ def test_every_number_of_a_feature_is_that_of_its_codes(scores, digits_vit: Hook
     assert enough.sum() > 0
     mono = monosemanticity(np.abs(pooled(z)), digits_vit(images).double().numpy())
     np.testing.assert_allclose(rows["monosemanticity"], np.where(enough, mono, np.nan), rtol=1e-5)
-    cfg = digits_vit.cfg
-    moran = morans_i(DenseCodes(z), cfg.rows.first_patch, cfg.patch_grid).numpy()
+    rows_of = digits_vit.cfg.rows
+    maps = z[:, rows_of.first_patch :].abs().double().unflatten(1, rows_of.grid)
+    moran = torch.stack([morans_i(image) for image in maps]).numpy()
     fires = ~np.isnan(moran)
     for unit in np.flatnonzero(fires.sum(0) >= 10):
         expected = moran[fires[:, unit], unit].mean()
