@@ -6,7 +6,6 @@ the ViT whose MLPs are all replaced by the CLT, and partial rank correlations wi
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from vit_clt.data.images import ImageData, evenly_spaced
 from vit_clt.hooks import HookedViT, replace_mlps
 from vit_clt.readouts.zero_shot import ZeroShot
 
-PER_LAYER, LEAST, IMAGES, ON = 20, 20, 2000, 16
+PER_LAYER, LEAST, IMAGES, ON = 10, 20, 1000, 8
 """Features a layer; images of the first `IMAGES` on which each is active at least; images on which
 each is silenced."""
 MEASURES = {
@@ -56,11 +55,11 @@ def effects_of(root: Path, place: Path, out: Path) -> Path:
     rows = []
     for layer, active in enumerate(_active(vit, clt, data)):
         enough = np.flatnonzero(active.sum(0) >= LEAST)
-        for feature in sorted(rng.permutation(enough)[:PER_LAYER].tolist()):
-            on = np.flatnonzero(active[:, feature])
-            chosen = [int(on[i]) for i in evenly_spaced(len(on), ON)]
-            images, labels = data.batch(chosen)
-            change = _change(vit, clt, zs, images, labels, layer, feature)
+        features = sorted(rng.permutation(enough)[:PER_LAYER].tolist())
+        on = [np.flatnonzero(active[:, feature]) for feature in features]
+        chosen = [int(each[i]) for each in on for i in evenly_spaced(len(each), ON)]
+        changes = _changes(vit, clt, zs, *data.batch(chosen), layer, features)
+        for feature, change in zip(features, changes, strict=True):
             rows.append({"layer": layer, "feature": feature, "change": change})
     part = path.with_suffix(".part")
     pd.DataFrame(rows).to_csv(part, index=False)
@@ -79,30 +78,40 @@ def _active(vit: HookedViT, clt: CrossLayerTranscoder, data: ImageData) -> list[
     return [torch.stack(each).numpy() for each in found]
 
 
-def _change(
+def _changes(
     vit: HookedViT,
     clt: CrossLayerTranscoder,
     zs: ZeroShot,
     images: Tensor,
     labels: Tensor,
     layer: int,
-    feature: int,
-) -> float:
-    """Mean over images of |change of the label's logit| as the feature is set to 0 on all rows."""
+    features: list[int],
+) -> list[float]:
+    """Mean |change of the label's logit| as each feature is set to 0 on all rows of its images.
 
-    def silence(codes: Tensor, hook: HookPoint, keep: int) -> Tensor:
+    Args:
+        vit: the teacher.
+        clt: its transcoder.
+        zs: the classifier.
+        images: `ON` images of each feature, one feature after the other.
+        labels: of these images.
+        layer: the layer of the features.
+        features: their numbers.
+    """
+    silenced = torch.tensor(features).repeat_interleave(ON)
+
+    def silence(codes: Tensor, hook: HookPoint) -> Tensor:
         codes = codes.clone()
-        codes[..., feature] *= keep
+        codes[torch.arange(len(silenced)), :, silenced] = 0
         return codes
 
-    logits = []
+    hooks = [(f"clt.{layer}.hook_codes", silence)]
+    # with error nodes the ViT whose codes are as they were is the ViT itself
+    clean = vit(images)
     with replace_mlps(vit, clt, layers=range(vit.cfg.n_layers), error_node=True):
-        for keep in (1, 0):
-            hooks = [(f"clt.{layer}.hook_codes", partial(silence, keep=keep))]
-            logits.append(zs.logits(vit.run_with_hooks(images, fwd_hooks=hooks)))
-    of_label = (each.gather(1, labels[:, None]) for each in logits)
-    clean, silenced = of_label
-    return float((silenced - clean).abs().mean())
+        altered = vit.run_with_hooks(images, fwd_hooks=hooks)
+    of_label = [zs.logits(each).gather(1, labels[:, None]) for each in (clean, altered)]
+    return (of_label[1] - of_label[0]).abs().view(len(features), ON).mean(1).tolist()
 
 
 def verdicts(out: Path, names: list[str]) -> str:

@@ -2,9 +2,9 @@
 
     VIT_CLT_DATA=DATA python scripts/feature_scores.py
 
-It reads the CLTs that `make cifar-clts` and `make dinov2-small` leave in out/, and those of
-addition in out/altered (docs/results/replaced_stream.md). Those that are not there are left out. Each step
-has a folder or a file of its own in out/feature_scores. Killed, the script goes on where it was.
+It reads the CLTs that `make cifar-clts` and `make dinov2-small` leave in out/, and in out/altered
+those of `adding` (docs/results/replaced_stream.md); what is not there is left out. Each step has a
+folder or a file of its own in out/feature_scores. Killed, the script goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEEDS = ("relu_topk", "relu_topk_seed1")
 COMPARED = ("jumprelu", "abs_topk", "per_layer")
 BATCH = "batch_topk"
 CLTS = (*SEEDS, *COMPARED, BATCH)
-IMAGES = 2000
+IMAGES = 1000
 
 
 def steps(root: Path) -> dict[str, list[str]]:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from vit_clt.analysis.measures.dictionaries import Dictionary
 from vit_clt.analysis.measures.localization import MoranSums
+from vit_clt.analysis.measures.overlap import CoveredPatches, OverlapSums
 from vit_clt.data.images import ImageData
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.points import HOOK_IN
-from vit_clt.hooks.rows import TokenRows
 from vit_clt.progress import Progress
 
 
@@ -35,6 +35,8 @@ class UnitActivations:
     """Active units a token row."""
     maps: dict[int, MoranSums]
     """Localization of the maps on the patch grid; empty where it was not asked for."""
+    overlap: dict[int, OverlapSums]
+    """Overlap with annotated regions; empty where there are none."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def gather(
     *,
     maps: bool,
     description: str,
+    covered: CoveredPatches | None = None,
     progress: bool = False,
 ) -> Gathered:
     """One clean pass of the ViT over the images, which every dictionary reads.
@@ -68,13 +71,18 @@ def gather(
         layers: the layers.
         maps: measure localization too.
         description: of the progress bar.
+        covered: annotated regions of the images; measured with the maps.
         progress: show a progress bar.
     """
     names = {l: HOOK_IN.format(l=l) for l in layers}
     rows = vit.cfg.rows
+    n_categories = 0 if covered is None else len(covered.categories)
     pooled = {
-        (name, l): _Layer(each.n_units(l)) for name, each in dictionaries.items() for l in layers
+        (name, l): _Layer(each.n_units(l), n_categories)
+        for name, each in dictionaries.items()
+        for l in layers
     }
+    done = 0
     embeddings, labels = [], []
     n_batches = -(-len(data) // data.batch_size)
     for images, batch_labels in Progress(data, description, n_batches, disable=not progress):
@@ -86,13 +94,22 @@ def gather(
             layer.active += int(codes.l0().sum())
             # written out image by image, which stays in the processor's cache
             for image in range(len(codes)):
-                layer.add(codes[image].to_dense(), rows if maps else None)
+                values = codes[image].to_dense()
+                units = layer.add(values)
+                if maps:
+                    sizes = values[rows.first_patch :, units].abs()
+                    layer.moran.add(sizes.unflatten(0, rows.grid), units)
+                    if covered is not None:
+                        at = done + image
+                        layer.overlap.add(sizes, units, covered.shares[at], covered.halves[at])
+        done += len(images)
     n_rows = len(data) * rows.n_tokens
     found = {
         name: UnitActivations(
             {l: pooled[name, l].images() for l in layers},
             {l: pooled[name, l].active / n_rows for l in layers},
             {l: pooled[name, l].moran for l in layers} if maps else {},
+            {l: pooled[name, l].overlap for l in layers} if n_categories else {},
         )
         for name in dictionaries
     }
@@ -102,23 +119,22 @@ def gather(
 class _Layer:
     """What is gathered of one layer of one dictionary."""
 
-    def __init__(self, n_units: int):
+    def __init__(self, n_units: int, n_categories: int):
         self.n_units = n_units
         self.values: list[np.ndarray] = []
         self.units: list[np.ndarray] = []
         self.active = 0
         self.moran = MoranSums(n_units)
+        self.overlap = OverlapSums(n_units, n_categories)
 
-    def add(self, values: Float[Tensor, "token unit"], rows: TokenRows | None) -> None:
-        """Count one image; its patches too if the model's rows are given."""
+    def add(self, values: Float[Tensor, "token unit"]) -> Int[Tensor, " active"]:
+        """Count one image; returns the units that are active on it."""
         high, low = values.amax(0), values.amin(0)
         largest = torch.where(high >= -low, high, low)
         [units] = largest.nonzero(as_tuple=True)
         self.values.append(largest[units].float().cpu().numpy())
         self.units.append(units.cpu().numpy())
-        if rows is not None:
-            maps = values[rows.first_patch :, units].abs().unflatten(0, rows.grid)
-            self.moran.add(maps, units)
+        return units
 
     def images(self) -> csr_array:
         """Image-level activations of all images."""

@@ -22,6 +22,8 @@ MIN_IMAGES = 10
 MEASURES = {
     "monosemanticity": "monosemanticity",
     "morans_i": "Moran's I",
+    "box_overlap": "inside boxes",
+    "mask_overlap": "inside outlines",
     "class_auc": "class AUC",
     "stability": "stability",
     "matched": "matched share",
@@ -50,8 +52,9 @@ class FeatureScores(Study):
 
     units: pd.DataFrame
     """One row per unit. Columns: dictionary, layer, feature; images (on which it is active) and
-    image_rate; monosemanticity, morans_i, class (named on training images) and class_auc (on
-    these), stability with stability_floor and matched, effect. NaN where a measure is undefined:
+    image_rate; monosemanticity, morans_i, box_overlap and mask_overlap with _floor (and with
+    box_category, mask_category where the data have regions), class (named on training images) and
+    class_auc (on these), stability with stability_floor and matched, effect. NaN where a measure is undefined:
     on fewer than 10 images, without labels, a second seed or class names; or where it was not
     asked for."""
     probes: pd.DataFrame
@@ -145,11 +148,11 @@ class FeatureScores(Study):
 
     def floor(self, dictionary: str, measure: str, layer: int | None = None) -> float:
         """What units score that know nothing; NaN for a measure without such a number."""
-        if measure == "stability":
+        if f"{measure}_floor" in self.units:
             rows = self.units[self.units["dictionary"] == dictionary]
             if layer is not None:
                 rows = rows[rows["layer"] == layer]
-            return float(rows["stability_floor"].mean())
+            return float(rows[f"{measure}_floor"].mean())
         return float(getattr(self.floors, measure, float("nan")))
 
     def probe(self, dictionary: str, k: int, layer: int | None = None) -> dict[str, Interval]:
@@ -238,9 +241,9 @@ class FeatureScores(Study):
     def notes(self) -> Sequence[str]:
         """What the floors are."""
         notes = [
-            "floors: of monosemanticity the mean cosine of two images, of Moran's I its mean over "
-            "shuffled patches, of a class AUC 0.5, of probes random units of equal rate, of "
-            "stability the other decoders turned at random",
+            "floors: of monosemanticity the mean cosine of two images, of Moran's I and of "
+            "overlaps their means over shuffled patches, of a class AUC 0.5, of probes random "
+            "units of equal rate, of stability the other decoders turned at random",
         ]
         if not np.isnan(self.ceiling):
             notes.append(f"a probe of the whole embedding has AUC {self.ceiling:.3f}")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _PANELS = {
     "monosemanticity": "monosemanticity",
     "morans_i": "Moran's I",
+    "box_overlap": "activation inside boxes",
+    "mask_overlap": "activation inside outlines",
     "class_auc": "class AUC of single units",
     "stability": "stability over seeds",
     "effect": "effect on logits",

@@ -22,6 +22,7 @@ from vit_clt.analysis.measures.dictionaries import (
 from vit_clt.analysis.measures.gather import Gathered, UnitActivations, gather
 from vit_clt.analysis.measures.localization import expected_morans_i
 from vit_clt.analysis.measures.monosemanticity import mean_cosine, monosemanticity
+from vit_clt.analysis.measures.overlap import KINDS, CoveredPatches
 from vit_clt.analysis.measures.probing import (
     LabelledActivations,
     full_probe,
@@ -99,8 +100,13 @@ def feature_scores(
     if train is not None:
         train = random_images(train, len(data), seed)
     dictionaries = _dictionaries(vit, clts, data if train is None else train, sources, seed)
+    covered = CoveredPatches.of_images(data, vit.cfg.patch_grid, seed)
     found = gather(
-        vit, dictionaries, data, sources, maps=True, description="activations", progress=progress
+        *(vit, dictionaries, data, sources),
+        maps=True,
+        description="activations",
+        covered=covered,
+        progress=progress,
     )
     fitted = None
     if train is not None:
@@ -238,6 +244,7 @@ def _measure_layer(
         "image_rate": images / len(values),
         "monosemanticity": np.where(enough, monosemanticity(np.abs(values), alike), np.nan),
         "morans_i": np.where(moran.images >= MIN_IMAGES, moran.mean(), np.nan),
+        **_overlap(units, layer, class_names),
         "class": "",
         **dict.fromkeys(("class_auc", "stability", "stability_floor", "matched"), np.nan),
         "effect": np.nan,
@@ -264,6 +271,19 @@ def _measure_layer(
             for probe in sparse_probes(train, LabelledActivations(values, found.labels), seed)
         ]
     return pd.DataFrame(columns), probes
+
+
+def _overlap(
+    units: UnitActivations, layer: int, class_names: Sequence[str]
+) -> dict[str, np.ndarray | float]:
+    """The columns of the overlap with regions, NaN where there are none."""
+    if not units.overlap:
+        return {f"{kind}_{end}": np.nan for kind in KINDS for end in ("overlap", "overlap_floor")}
+    columns: dict[str, np.ndarray | float] = {}
+    names = np.array([*class_names, ""])
+    for name, values in units.overlap[layer].scores().items():
+        columns[name] = names[values] if name.endswith("category") else values
+    return columns
 
 
 def _add_stability(

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from vit_clt.data.coco_regions import MOST_BYTES, read_regions
 from vit_clt.data.decoding import StoredImages
 from vit_clt.data.images import DecodedImages
 from vit_clt.data.local_files import coco_annotations
@@ -29,8 +31,6 @@ from vit_clt.inputs import read_json, reading
 HUB = "detection-datasets/coco"
 MOST_PIXELS = 1e9
 """Bound of a coordinate; no image is as wide."""
-MOST_BYTES = 4_000_000_000
-"""Bound of the annotations; those of COCO's training images have 450 MB."""
 
 
 @dataclass
@@ -94,6 +94,7 @@ def local_coco(
     names = [category["name"] for category in categories]
     fetch = StoredImages([pictures / file for file in files], labels.labels)
     data = DecodedImages(fetch, len(files), transform, names, f"coco:{place} ({split})")
+    data.regions = partial(read_regions, path, [images[row]["id"] for row in labels.rows], names)
     remarks = [f"annotations without a box or an outline left out: {without}"] if without else []
     return _told(data, labels, remarks)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from vit_clt.errors import InputError
 from vit_clt.inputs import reading, reason
+
+if TYPE_CHECKING:
+    from vit_clt.data.coco_regions import Region
 
 
 class UnreadableImage(InputError):
@@ -35,6 +39,8 @@ class ImageData(ABC):
     """By index, every class that the image shows (COCO); the label is one of them."""
     factors: Mapping[str, Int[Tensor, " image"]] | None = None
     """Further known facts of each image, by name (adding: its digits, "left" and "right")."""
+    regions: Callable[[], Sequence[Sequence[Region]]] | None = None
+    """Reads the annotated regions of every image, by index, where the data have them (COCO)."""
     transform: Callable[[Image.Image], Tensor] | None = None
     """The preprocessing of the images, where known; `check_prepared` compares it with a ViT's."""
     left_out: int = 0
@@ -192,6 +198,8 @@ class ImageSubset(ImageData):
         self.transform = data.transform
         if data.label_sets is not None:
             self.label_sets = [data.label_sets[index] for index in self._indices]
+        if data.regions is not None:
+            self.regions = partial(_some, data.regions, self._indices)
         if data.factors is not None:
             self.factors = {name: values[self._indices] for name, values in data.factors.items()}
 
@@ -205,6 +213,11 @@ class ImageSubset(ImageData):
     def contents(self, indices: Sequence[int]) -> list[bytes]:
         """The bytes of these images."""
         return self._data.contents([self._indices[index] for index in indices])
+
+
+def _some(read: Callable[[], Sequence[Any]], indices: Sequence[int]) -> list[Any]:
+    every = read()
+    return [every[index] for index in indices]
 
 
 def as_image_data(images: ImageData | Tensor | Iterable[Any]) -> ImageData:
