@@ -19,9 +19,7 @@ from study_steps import run_steps
 OUT = Path("out/feature_scores")
 CIFAR, ADDING, DINO = Path("out/cifar10"), Path("out/altered"), Path("out/dinov2_small")
 SEEDS = ("relu_topk", "relu_topk_seed1")
-COMPARED = ("jumprelu", "abs_topk", "per_layer")
-BATCH = "batch_topk"
-CLTS = (*SEEDS, *COMPARED, BATCH)
+CLTS = (*SEEDS, "jumprelu", "abs_topk", "per_layer", "batch_topk")
 IMAGES = 1000
 
 
@@ -32,11 +30,10 @@ def steps(root: Path) -> dict[str, list[str]]:
     train = ["--train-data", f"{cifar}/train.parquet", "--train-limit", "20000"]
     photographs = [*test, str(IMAGES), *train, "--model", f"local-dir:{root}/teachers/cifar10"]
     agreement = ["--seed-clt", *(str(CIFAR / name) for name in SEEDS)]
-    compared = ["--compare", *(str(CIFAR / name) for name in (SEEDS[1], *COMPARED))]
+    compared = ["--compare", *(str(CIFAR / name) for name in CLTS[1:])]
     adding = ["--data", "adding", "--model", "adding", "--limit", str(IMAGES)]
     found = {
         "cifar10": ["--clt", str(CIFAR / SEEDS[0]), *compared, *photographs, *agreement],
-        BATCH: ["--clt", str(CIFAR / BATCH), *photographs, *agreement],
         "adding": [
             *("--clt", str(ADDING / "plain_0"), "--compare", str(ADDING / "per_layer_0")),
             *("--seed-clt", str(ADDING / "plain_1"), *adding),

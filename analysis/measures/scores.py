@@ -52,11 +52,11 @@ class FeatureScores(Study):
 
     units: pd.DataFrame
     """One row per unit. Columns: dictionary, layer, feature; images (on which it is active) and
-    image_rate; monosemanticity, morans_i, box_overlap and mask_overlap with _floor (and with
-    box_category, mask_category where the data have regions), class (named on training images) and
-    class_auc (on these), stability with stability_floor and matched, effect. NaN where a measure is undefined:
-    on fewer than 10 images, without labels, a second seed or class names; or where it was not
-    asked for."""
+    image_rate; monosemanticity, morans_i; box_overlap and mask_overlap with _floor, and box_category
+    and mask_category where the data have regions; class (named on training images) and class_auc
+    (on these); stability with stability_floor and matched; effect. NaN where a measure is
+    undefined: on fewer than 10 images, without labels, a second seed or class names; or where it
+    was not asked for."""
     probes: pd.DataFrame
     """One row per dictionary, layer, class and k: auc, accuracy (balanced), auc_random,
     accuracy_random. Empty without training images."""
