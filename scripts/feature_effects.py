@@ -18,9 +18,11 @@ from transformer_lens.hook_points import HookPoint
 from vit_clt import CrossLayerTranscoder, load_data
 from vit_clt.data.images import ImageData, evenly_spaced
 from vit_clt.hooks import HookedViT, replace_mlps
+from vit_clt.hooks.points import HOOK_IN
 from vit_clt.readouts.zero_shot import ZeroShot
 
-PER_LAYER, LEAST, IMAGES, ON = 10, 20, 1000, 8
+LAYERS = (1, 4, 7, 10)
+PER_LAYER, LEAST, IMAGES, ON = 16, 20, 1000, 8
 """Features a layer; images of the first `IMAGES` on which each is active at least; images on which
 each is silenced."""
 MEASURES = {
@@ -53,7 +55,7 @@ def effects_of(root: Path, place: Path, out: Path) -> Path:
     zs = ZeroShot(vit, data.class_names)
     rng = np.random.default_rng(0)
     rows = []
-    for layer, active in enumerate(_active(vit, clt, data)):
+    for layer, active in _active(vit, clt, data).items():
         enough = np.flatnonzero(active.sum(0) >= LEAST)
         features = sorted(rng.permutation(enough)[:PER_LAYER].tolist())
         on = [np.flatnonzero(active[:, feature]) for feature in features]
@@ -66,16 +68,16 @@ def effects_of(root: Path, place: Path, out: Path) -> Path:
     return part.rename(path)
 
 
-def _active(vit: HookedViT, clt: CrossLayerTranscoder, data: ImageData) -> list[np.ndarray]:
+def _active(vit: HookedViT, clt: CrossLayerTranscoder, data: ImageData) -> dict[int, np.ndarray]:
     """Of every layer, on which image each feature is active, "image feature"."""
-    names = [f"blocks.{l}.ln2.hook_out" for l in range(clt.config.n_layers)]
-    found: list[list[Tensor]] = [[] for _ in names]
+    names = {l: HOOK_IN.format(l=l) for l in LAYERS}
+    found: dict[int, list[Tensor]] = {l: [] for l in LAYERS}
     for images, _ in data:
-        cache = vit.clean_cache(images, names)
-        for l, name in enumerate(names):
+        cache = vit.clean_cache(images, list(names.values()))
+        for l, name in names.items():
             codes = clt.encode(cache[name], layer=l)
             found[l] += [codes[i].to_dense().ne(0).any(0) for i in range(len(images))]
-    return [torch.stack(each).numpy() for each in found]
+    return {l: torch.stack(each).numpy() for l, each in found.items()}
 
 
 def _changes(
@@ -106,9 +108,11 @@ def _changes(
         return codes
 
     hooks = [(f"clt.{layer}.hook_codes", silence)]
+    # below the feature nothing is altered, so that those MLPs may as well be the ViT's own
+    above = range(layer, vit.cfg.n_layers)
     # with error nodes the ViT whose codes are as they were is the ViT itself
     clean = vit(images)
-    with replace_mlps(vit, clt, layers=range(vit.cfg.n_layers), error_node=True):
+    with replace_mlps(vit, clt, layers=above, error_node=True):
         altered = vit.run_with_hooks(images, fwd_hooks=hooks)
     of_label = [zs.logits(each).gather(1, labels[:, None]) for each in (clean, altered)]
     return (of_label[1] - of_label[0]).abs().view(len(features), ON).mean(1).tolist()

@@ -21,6 +21,7 @@ CIFAR, ADDING, DINO = Path("out/cifar10"), Path("out/altered"), Path("out/dinov2
 SEEDS = ("relu_topk", "relu_topk_seed1")
 CLTS = (*SEEDS, "jumprelu", "abs_topk", "per_layer", "batch_topk")
 IMAGES = 1000
+LAYERS = "1,4,7,10"
 
 
 def steps(root: Path) -> dict[str, list[str]]:
@@ -28,7 +29,17 @@ def steps(root: Path) -> dict[str, list[str]]:
     cifar = f"parquet:{root}/data/cifar10"
     test = ["--data", f"{cifar}/test.parquet", "--split", "test", "--limit"]
     train = ["--train-data", f"{cifar}/train.parquet", "--train-limit", "20000"]
-    photographs = [*test, str(IMAGES), *train, "--model", f"local-dir:{root}/teachers/cifar10"]
+    photographs = [
+        *(
+            *test,
+            str(IMAGES),
+            *train,
+            "--layers",
+            LAYERS,
+            "--model",
+            f"local-dir:{root}/teachers/cifar10",
+        )
+    ]
     agreement = ["--seed-clt", *(str(CIFAR / name) for name in SEEDS)]
     compared = ["--compare", *(str(CIFAR / name) for name in CLTS[1:])]
     adding = ["--data", "adding", "--model", "adding", "--limit", str(IMAGES)]

@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "analysis.heads": "analysis.graphs analysis.causal",
     "analysis.steering": "analysis.features",
     "analysis.factors": "analysis.probing analysis.causal",
-    "analysis.auditing": "analysis.ablations analysis.causal analysis.fit",
+    "analysis.auditing": "analysis.ablations analysis.causal analysis.fit analysis.measures",
     "analysis.explorer": "analysis.contributions analysis.features analysis.fit analysis.graphs"
     " analysis.retrieval analysis.naming",
     "analysis.reproduction": "analysis.fit",

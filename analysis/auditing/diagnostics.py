@@ -30,7 +30,7 @@ class Diagnostic:
     """One question of the audit and its answer, with table, figures and metrics."""
 
     code: str
-    """"D1" to "D12", as docs/definitions.md numbers them."""
+    """"D1" to "D13", as docs/definitions.md numbers them."""
     question: str
     measured: str
     """What was measured, and on which data."""

@@ -27,6 +27,7 @@ from vit_clt.analysis.auditing.evidence import (
     check_question,
     gather_evidence,
 )
+from vit_clt.analysis.auditing.feature_check import check_features
 from vit_clt.analysis.auditing.ridge import ridge_transcoder
 from vit_clt.analysis.auditing.rivals import Rivals
 from vit_clt.analysis.auditing.surrogate_check import THIS_CLT, check_surrogate
@@ -311,6 +312,8 @@ def audit(
     made.append(
         check_surrogate(vit, clt, data, classifier, surrogates, seed=seed, progress=progress)
     )
+    variants = dict(rivals.variants)
+    made.append(check_features(vit, clt, data, fit, variants, seed=seed, progress=progress))
     return Audit(
         evidence=evidence,
         claims=claims(

@@ -52,7 +52,7 @@ class FeatureScores(Study):
 
     units: pd.DataFrame
     """One row per unit. Columns: dictionary, layer, feature; images (on which it is active) and
-    image_rate; monosemanticity, morans_i; box_overlap and mask_overlap with _floor, and box_category
+    image_rate; monosemanticity, morans_i; box_overlap, mask_overlap, with _floor, and box_category
     and mask_category where the data have regions; class (named on training images) and class_auc
     (on these); stability with stability_floor and matched; effect. NaN where a measure is
     undefined: on fewer than 10 images, without labels, a second seed or class names; or where it

@@ -21,7 +21,7 @@ STUDY_FILE, RUNS = "study.json", "runs"
 
 @dataclass(kw_only=True)
 class Audit(ReadoutOptions, CLTOptions, StudyOptions):
-    """Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10 to D12) and a verdict.
+    """Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10 to D13) and a verdict.
 
     The plan and its cost are printed first. The transcoders that the CLT is compared with (rivals)
     are trained in OUT/runs, where --resume goes on, or given with --per-layer and --variants.

@@ -101,7 +101,7 @@ COMMANDS = {
     ),
     "audit": Entry(
         "audit:Audit",
-        "Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10 to D12) and a verdict.",
+        "Can this CLT's attribution be believed? Diagnostics (D1 to D8, D10 to D13) and a verdict.",
     ),
     "fidelity": Entry(
         "fidelity:Fidelity",

@@ -70,9 +70,9 @@ def test_a_whole_audit(
     assert context["left_out"] == {}
     assert context["rivals"] == ["shuffled weights"]
     page = (out / "audit.html").read_text()
-    for code in (*(f"D{i}" for i in range(1, 9)), "D10", "D11", "D12"):
+    for code in (*(f"D{i}" for i in range(1, 9)), "D10", "D11", "D12", "D13"):
         assert f"<h2>{code} " in page
-    assert page.count("A bad answer") == 11
+    assert page.count("A bad answer") == 12
     assert "<h2>What each score claims</h2>" in page
     written = {path.name for path in out.iterdir()} - {"runs", "study.json"}
     assert written == {*study_files(Audit)} - {"audit.png"}
