@@ -29,17 +29,8 @@ def steps(root: Path) -> dict[str, list[str]]:
     cifar = f"parquet:{root}/data/cifar10"
     test = ["--data", f"{cifar}/test.parquet", "--split", "test", "--limit"]
     train = ["--train-data", f"{cifar}/train.parquet", "--train-limit", "20000"]
-    photographs = [
-        *(
-            *test,
-            str(IMAGES),
-            *train,
-            "--layers",
-            LAYERS,
-            "--model",
-            f"local-dir:{root}/teachers/cifar10",
-        )
-    ]
+    photographs = [*test, str(IMAGES), *train, "--layers", LAYERS]
+    photographs += ["--model", f"local-dir:{root}/teachers/cifar10"]
     agreement = ["--seed-clt", *(str(CIFAR / name) for name in SEEDS)]
     compared = ["--compare", *(str(CIFAR / name) for name in CLTS[1:])]
     adding = ["--data", "adding", "--model", "adding", "--limit", str(IMAGES)]

@@ -147,7 +147,7 @@ class OverlapSums:
 
     def scores(self) -> dict[str, Float[np.ndarray, " unit"]]:
         """By kind: KIND_overlap, KIND_overlap_floor, and KIND_category, -1 for a unit without."""
-        enough = (self._images >= MIN_SHOWN).all(0)
+        enough = self._images.min(0) >= MIN_SHOWN
         total = np.where(self._total > 0, self._total, np.nan)
         found: dict[str, np.ndarray] = {}
         units = np.arange(total.shape[-1])

@@ -112,18 +112,18 @@ def _region(
         f"polygons x, y, x, y, ..., or the run lengths of all {size[0] * size[1]} pixels.",
     )
     if isinstance(outline, dict):
-        runs = outline.get("counts")
         # compressed run lengths are a text, which COCO's own files have nowhere
-        counts = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
-        if not counts or outline.get("size") != list(size) or sum(runs) != size[0] * size[1]:
+        runs = outline.get("counts")
+        if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
+            raise refused
+        if outline.get("size") != list(size) or sum(runs) != size[0] * size[1]:
             raise refused
         return Region(number, size, box, (), tuple(runs))  # type: ignore[arg-type]
     polygons = []
     for polygon in outline if isinstance(outline, list) else [None]:
-        numbers = isinstance(polygon, list) and all(
-            type(value) in (int, float) and abs(value) < _MOST_SIDE for value in polygon
-        )
-        if not numbers or len(polygon) % 2 or len(polygon) < 4:
+        if not isinstance(polygon, list) or len(polygon) % 2 or len(polygon) < 4:
+            raise refused
+        if not all(type(v) in (int, float) and abs(v) < _MOST_SIDE for v in polygon):
             raise refused
         polygons.append(tuple(float(value) for value in polygon))
     return Region(number, size, box, tuple(polygons))  # type: ignore[arg-type]
