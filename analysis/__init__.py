@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from vit_clt.analysis.graphs.study import graph_study as graph_study
     from vit_clt.analysis.heads.study import head_study as head_study
     from vit_clt.analysis.high_norm.study import high_norm_rows as high_norm_rows
+    from vit_clt.analysis.measures.study import feature_scores as feature_scores
     from vit_clt.analysis.naming.study import name_features as name_features
     from vit_clt.analysis.naming.vocabulary import Vocabulary as Vocabulary
-    from vit_clt.analysis.measures.study import feature_scores as feature_scores
     from vit_clt.analysis.probing.study import probes as probes
     from vit_clt.analysis.retrieval.consistency import class_consistency as class_consistency
     from vit_clt.analysis.retrieval.index import RetrievalIndex as RetrievalIndex

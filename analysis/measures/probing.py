@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from vit_clt.analysis.stats.auc import class_aucs
+from vit_clt.analysis.stats.auc import auc, ranks
 from vit_clt.analysis.stats.equal_rate import equal_rate
 
 KS = (1, 5, 20)
@@ -65,12 +65,12 @@ def sparse_probes(
         ranked = np.argsort(-difference, kind="stable")
         for k in ks:
             chosen = ranked[:k]
-            auc, accuracy = _fit_and_read(train.values, inside, test.values, truth, chosen)
+            found = _fit_and_read(train.values, inside, test.values, truth, chosen)
             random = _random_units(rates, chosen, rng)
             floors = (float("nan"), float("nan"))
             if random is not None:
                 floors = _fit_and_read(train.values, inside, test.values, truth, random)
-            probes.append(SparseProbe(label, k, auc, accuracy, *floors))
+            probes.append(SparseProbe(label, k, *found, *floors))
     return probes
 
 
@@ -84,8 +84,8 @@ def full_probe(train: LabelledActivations, test: LabelledActivations) -> tuple[f
         )
         for label in shown_in_both(train.labels, test.labels)
     ]
-    auc, accuracy = np.mean(readings, axis=0)
-    return float(auc), float(accuracy)
+    area, accuracy = np.mean(readings, axis=0)
+    return float(area), float(accuracy)
 
 
 def shown_in_both(
@@ -125,6 +125,6 @@ def _fit_and_read(
     fit = LogisticRegression(class_weight="balanced", max_iter=1000)
     fit.fit((x - mean) / scale, inside)
     scores = fit.decision_function((test[:, units] - mean) / scale)
-    auc = class_aucs(scores[:, None], truth.astype(np.int64), 2)[0, 1]
+    [[area]] = auc(truth[None], ranks(scores[:, None]))
     right = (scores > 0) == truth
-    return float(auc), float((right[truth].mean() + right[~truth].mean()) / 2)
+    return float(area), float((right[truth].mean() + right[~truth].mean()) / 2)

@@ -32,7 +32,7 @@ from vit_clt.analysis.measures.probing import (
 from vit_clt.analysis.measures.scores import MIN_IMAGES, FeatureScores, Floors
 from vit_clt.analysis.measures.stability import check_same_shape, stability
 from vit_clt.analysis.retrieval.descriptors import untrained
-from vit_clt.analysis.stats.auc import class_aucs
+from vit_clt.analysis.stats.auc import auc, ranks
 from vit_clt.analysis.stats.halves import random_images
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.hierarchies import Hierarchy, check_hierarchy
@@ -255,12 +255,13 @@ def _measure_layer(
             fitted.by_dictionary[name].images[layer].toarray(), fitted.labels
         )
         names = list(class_names) or [str(c) for c in range(int(found.labels.max()) + 1)]
-        known, seen = train.labels >= 0, found.labels >= 0
-        on_train = class_aucs(np.abs(train.values[known]), train.labels[known], len(names))
-        label = np.nan_to_num(on_train).argmax(1)
-        here = class_aucs(np.abs(values[seen]), found.labels[seen], len(names))
+        numbers = np.arange(len(names))[:, None]
+        # images of no known class are in no class' group, and count with the rest
+        on_train = auc(train.labels == numbers, ranks(np.abs(train.values)))
+        label = np.nan_to_num(on_train).argmax(0)
+        here = auc(found.labels == numbers, ranks(np.abs(values)))
         columns["class"] = np.where(enough, np.array(names)[label], "")
-        columns["class_auc"] = np.where(enough, here[np.arange(len(label)), label], np.nan)
+        columns["class_auc"] = np.where(enough, here[label, np.arange(len(label))], np.nan)
         probes = [
             {
                 "dictionary": name,

@@ -3,8 +3,7 @@
     AUC(feature, text) = P(an image on which the feature fires matches the text better than one on
                            which it is silent), ties counted half
 
-which is Mann and Whitney's statistic: from the ranks of the matches, (sum of ranks where it fires -
-n_1 (n_1 + 1) / 2) / (n_1 n_0). A text is a feature's name if on the held-out images
+(`stats.auc`). A text is a feature's name if on the held-out images
 
     1. its AUC lies above that of 95 % of all other texts for this feature (random names),
     2. and above that of 95 % of the 20 features nearest in firing rate for this text (random
@@ -20,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import norm, rankdata
 
+from vit_clt.analysis.stats.auc import auc
 from vit_clt.analysis.stats.equal_rate import POOL, equal_rate
 
 LEAST = 5
@@ -27,22 +27,6 @@ LEAST = 5
 SHARE = 0.95
 P_VALUE = 0.01
 _NORMAL = float(norm.ppf(0.975))
-
-
-def ranks(match: Float[np.ndarray, "image text"]) -> Float[np.ndarray, "image text"]:
-    """Ranks of the images by their match with each text, ties averaged; exact in float32."""
-    return rankdata(match, axis=0).astype(np.float32)
-
-
-def auc(
-    fired: Bool[np.ndarray, "feature image"], ranked: Float[np.ndarray, "image text"]
-) -> Float[np.ndarray, "feature text"]:
-    """AUC of every feature and text; NaN for a feature that fires on all images or on none."""
-    there = fired.sum(1, dtype=np.float64)[:, None]
-    silent = len(ranked) - there
-    sums = (fired.astype(np.float32) @ ranked).astype(np.float64)
-    pairs = there * silent
-    return (sums - there * (there + 1) / 2) / np.where(pairs, pairs, np.nan)
 
 
 def auc_interval(

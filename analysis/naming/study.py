@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, Int
 
 from vit_clt.analysis.features.names import FeatureNames
 from vit_clt.analysis.naming.evidence import Evidence, Kind, gather_evidence
-from vit_clt.analysis.naming.held_out import LEAST, HeldOut, auc, auc_interval, ranks
+from vit_clt.analysis.naming.held_out import LEAST, HeldOut, auc_interval
 from vit_clt.analysis.naming.vocabulary import Vocabulary
+from vit_clt.analysis.stats.auc import auc, ranks
 from vit_clt.analysis.stats.halves import random_images
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData

@@ -1,30 +1,35 @@
-"""How well numbers tell a class of images from the others: the area under the ROC curve (AUC)."""
+"""AUC: how often an image of a group has a larger value than an image outside it.
+
+    AUC(group, quantity) = P(an image of the group has more of the quantity than one outside it)
+
+with ties counted half, which is Mann and Whitney's statistic: from the ranks of the images, (sum of
+ranks in the group - n_1 (n_1 + 1) / 2) / (n_1 n_0). 0.5 is chance.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
+from scipy.stats import rankdata
 
 
-def class_aucs(
+def ranks(
     values: Float[np.ndarray, "image quantity"],
-    labels: Int[np.ndarray, " image"],
-    n_classes: int,
-) -> Float[np.ndarray, "quantity class"]:
-    """AUC of every quantity for every class against the rest; 0.5 is chance.
+) -> Float[np.ndarray, "image quantity"]:
+    """Ranks of the images by each quantity, ties averaged; exact in float32."""
+    return rankdata(values, axis=0).astype(np.float32)
 
-    It is the share of pairs of an image of the class and another one in which that of the class has
-    the larger value, ties counting half. NaN for a class that none or all of the images are of.
+
+def auc(
+    inside: Bool[np.ndarray, "group image"], ranked: Float[np.ndarray, "image quantity"]
+) -> Float[np.ndarray, "group quantity"]:
+    """AUC of every group and quantity; NaN for a group of all images or of none.
 
     Args:
-        values: of each image.
-        labels: class of each image, 0 to n_classes - 1.
-        n_classes: number of classes.
+        inside: which images each group has.
+        ranked: `ranks` of the quantities.
     """
-    from scipy.stats import rankdata  # takes a second to import
-
-    of_class = labels[:, None] == np.arange(n_classes)
-    inside = of_class.sum(0)
-    sums = rankdata(values, axis=0).T @ of_class
-    pairs = inside * (len(labels) - inside)
-    return (sums - inside * (inside + 1) / 2) / np.where(pairs, pairs, np.nan)
+    there = inside.sum(1, dtype=np.float64)[:, None]
+    pairs = there * (len(ranked) - there)
+    sums = (inside.astype(np.float32) @ ranked).astype(np.float64)
+    return (sums - there * (there + 1) / 2) / np.where(pairs, pairs, np.nan)

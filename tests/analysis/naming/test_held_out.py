@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from vit_clt.analysis.naming.held_out import LEAST, HeldOut, auc, auc_interval, ranks
+from vit_clt.analysis.naming.held_out import LEAST, HeldOut, auc_interval
+from vit_clt.analysis.stats.auc import auc, ranks
 
 
 def some(seed: int, n: int = 30, texts: int = 5, features: int = 6, levels: int = 7):

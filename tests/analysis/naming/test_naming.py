@@ -18,8 +18,8 @@ from vit_clt.analysis import Vocabulary, name_features
 from vit_clt.analysis.features.names import FeatureNames
 from vit_clt.analysis.features.names_file import names_json, read_names
 from vit_clt.analysis.naming.evidence import Evidence, gather_evidence
-from vit_clt.analysis.naming.held_out import auc, ranks
 from vit_clt.analysis.naming.study import _Tests, best_proposals
+from vit_clt.analysis.stats.auc import auc, ranks
 from vit_clt.cli import main
 from vit_clt.data.images import TensorImages
 from vit_clt.data.words import common_words, read_words
