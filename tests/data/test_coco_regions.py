@@ -61,11 +61,20 @@ def test_the_runs_of_a_crowd_go_down_columns():
 
 def test_regions_come_by_image_with_numbers_of_labels(tmp_path: Path):
     path = written(tmp_path, document({"counts": RUNS, "size": [10, 12]}))
-    [two], [one] = read_regions(path, [2, 1], ["cat", "dog"])
+    [two], [one] = read_regions(path, [2, 1])
     assert (two.category, two.box, two.polygons) == (0, (0, 0, 12, 10), ())
     assert (one.category, one.size, one.runs) == (1, SIZE, tuple(RUNS))
     # an annotation without an outline counts with its box
     np.testing.assert_array_equal(two.outlined(), two.boxed())
+
+
+def test_an_outline_without_a_box_counts_with_the_one_around_it(tmp_path: Path):
+    content = document()
+    content["annotations"][0]["bbox"] = []
+    [[region]] = read_regions(written(tmp_path, content), [1])
+    assert region.box == (1, 1, 4, 5)
+    del content["annotations"][0]["segmentation"]
+    assert read_regions(written(tmp_path, content), [1]) == [[]]
 
 
 def test_loaded_images_have_those_of_their_own(tmp_path: Path, tiny_vit: HookedViT):
@@ -96,5 +105,5 @@ def test_loaded_images_have_those_of_their_own(tmp_path: Path, tiny_vit: HookedV
 def test_what_is_no_region_is_refused(content: dict, said: str, tmp_path: Path):
     path = written(tmp_path, content)
     with pytest.raises(InputError) as error:
-        read_regions(path, [1, 2], ["cat", "dog"])
+        read_regions(path, [1, 2])
     assert said in one_sentence(error)

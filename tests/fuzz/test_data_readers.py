@@ -28,6 +28,8 @@ from PIL import Image
 
 from vit_clt import load_data
 from vit_clt.cli.options import ModelOptions
+from vit_clt.data.coco_regions import read_regions
+from vit_clt.data.hierarchies import check_hierarchy, read_hierarchy
 from vit_clt.data.imagenet100 import IMAGENET100
 from vit_clt.data.images import ImageData, UnreadableImage
 from vit_clt.errors import InputError
@@ -194,6 +196,38 @@ def test_coco(place: Path, damage: Callable[[bytes], bytes]) -> None:
     content = damage(json.dumps(COCO).encode())
     write(place / "coco/annotations/instances_val2017.json", content)
     read_or_refused(f"coco:{place}/coco")
+
+
+REGIONS = {
+    **COCO,
+    "images": [{"id": i, "file_name": f"{i}.png", "height": 9, "width": 7} for i in (1, 2)],
+    "annotations": [
+        {**COCO["annotations"][0], "segmentation": {"counts": [20, 3, 40], "size": [9, 7]}},
+        COCO["annotations"][1],
+    ],
+}
+
+
+@fuzzing(200)
+@given(damages)
+def test_coco_regions(place: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = place / "instances_val2017.json"
+    write(path, damage(json.dumps(REGIONS).encode()))
+    try:
+        for region in read_regions(path, [1, 2])[0]:
+            assert region.boxed().size == region.outlined().size == region.size[::-1]
+    except InputError as error:
+        check_sentence(error)
+
+
+@fuzzing(100)
+@given(damages)
+def test_hierarchies(place: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = write(place / "hierarchy.json", damage(b'{"p": ["a", "b"], "q": ["c"]}'))
+    try:
+        check_hierarchy(read_hierarchy(path), ["a", "b", "c"])
+    except InputError as error:
+        check_sentence(error)
 
 
 @fuzzing(50)

@@ -94,7 +94,7 @@ def local_coco(
     names = [category["name"] for category in categories]
     fetch = StoredImages([pictures / file for file in files], labels.labels)
     data = DecodedImages(fetch, len(files), transform, names, f"coco:{place} ({split})")
-    data.regions = partial(read_regions, path, [images[row]["id"] for row in labels.rows], names)
+    data.regions = partial(read_regions, path, [images[row]["id"] for row in labels.rows])
     remarks = [f"annotations without a box or an outline left out: {without}"] if without else []
     return _told(data, labels, remarks)
 

@@ -64,26 +64,28 @@ class Region:
         return image
 
 
-def read_regions(path: Path, image_ids: Sequence[Any], names: Sequence[str]) -> list[list[Region]]:
+def read_regions(path: Path, image_ids: Sequence[Any]) -> list[list[Region]]:
     """The regions of some images, in the order of `image_ids`.
+
+    Annotations without a box and an outline are left out.
 
     Args:
         path: COCO's instances, which were read for the labels of these images.
         image_ids: the images.
-        names: the categories, in the order in which labels are numbered.
 
     Raises:
         InputError: an image has no height and width, or an outline is none.
     """
     with reading(path, "COCO instances", field="data"):
         document = read_json(path, MOST_BYTES)
-        numbers = {each["id"]: names.index(each["name"]) for each in document["categories"]}
+        ids = sorted(each["id"] for each in document["categories"])
+        numbers = {each: number for number, each in enumerate(ids)}
         sizes = {each["id"]: _size(path, each) for each in document["images"]}
         found: dict[Any, list[Region]] = defaultdict(list)
         wanted = set(image_ids)
         for i, annotation in enumerate(document["annotations"]):
             image = annotation["image_id"]
-            if image in wanted and annotation["bbox"]:
+            if image in wanted and (annotation["bbox"] or annotation.get("segmentation")):
                 number = numbers[annotation["category_id"]]
                 found[image].append(_region(path, i, annotation, number, sizes[image]))
     return [found[image] for image in image_ids]
@@ -104,7 +106,7 @@ def _size(path: Path, image: dict[str, Any]) -> tuple[int, int]:
 def _region(
     path: Path, i: int, annotation: dict[str, Any], number: int, size: tuple[int, int]
 ) -> Region:
-    box = tuple(float(value) for value in annotation["bbox"])
+    box = tuple(float(value) for value in annotation["bbox"] or ())
     outline = annotation.get("segmentation") or []
     refused = InputError(
         "data",
@@ -118,7 +120,7 @@ def _region(
             raise refused
         if outline.get("size") != list(size) or sum(runs) != size[0] * size[1]:
             raise refused
-        return Region(number, size, box, (), tuple(runs))  # type: ignore[arg-type]
+        return Region(number, size, box or (0.0, 0.0, 0.0, 0.0), (), tuple(runs))  # type: ignore[arg-type]
     polygons = []
     for polygon in outline if isinstance(outline, list) else [None]:
         if not isinstance(polygon, list) or len(polygon) % 2 or len(polygon) < 4:
@@ -126,4 +128,7 @@ def _region(
         if not all(type(v) in (int, float) and abs(v) < _MOST_SIDE for v in polygon):
             raise refused
         polygons.append(tuple(float(value) for value in polygon))
+    if not box:  # the one around the outline
+        x, y = (np.concatenate([polygon[i::2] for polygon in polygons]) for i in (0, 1))
+        box = tuple(map(float, (x.min(), y.min(), np.ptp(x), np.ptp(y))))
     return Region(number, size, box, tuple(polygons))  # type: ignore[arg-type]
