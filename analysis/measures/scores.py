@@ -186,7 +186,8 @@ class FeatureScores(Study):
                 "measured %": f"{100 * (of_it['images'] >= MIN_IMAGES).mean():.1f}",
             }
             for measure, title in self._measured().items():
-                row[title] = self._text(self.mean(name, measure), self.floor(name, measure))
+                form = ".2g" if measure == "effect" else ".3f"
+                row[title] = self._text(self.mean(name, measure), self.floor(name, measure), form)
             for k in self.ks:
                 found = self.probe(name, k)
                 row[f"probe AUC, k = {k}"] = self._text(found["auc"], found["auc_random"])
@@ -201,10 +202,10 @@ class FeatureScores(Study):
         return {name: title for name, title in MEASURES.items() if self.units[name].notna().any()}
 
     @staticmethod
-    def _text(value: Interval, floor: float) -> str:
+    def _text(value: Interval, floor: float, form: str = ".3f") -> str:
         if np.isnan(value):
             return ""
-        return value.text(".3f") + ("" if np.isnan(floor) else f"; floor {floor:.3f}")
+        return value.text(form) + ("" if np.isnan(floor) else f"; floor {floor:.3f}")
 
     def further_tables(self) -> Mapping[str, pd.DataFrame]:
         """Means by layer, and absorption by parent."""
@@ -213,7 +214,10 @@ class FeatureScores(Study):
             for layer in sorted(set(self.units.loc[self.units["dictionary"] == name, "layer"])):
                 row = {"dictionary": name, "layer": layer}
                 for measure, title in self._measured().items():
-                    row[title] = _three(self.mean(name, measure, layer))
+                    value = self.mean(name, measure, layer)
+                    row[title] = (
+                        f"{value:.2g}" if measure == "effect" and value == value else _three(value)
+                    )
                 for k in self.ks:
                     row[f"probe AUC, k = {k}"] = _three(self.probe(name, k, layer)["auc"])
                 rows.append(row)
