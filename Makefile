@@ -54,7 +54,7 @@ bench-quality: $(STAMP)  ## race ours and others' trainers for FVU (PEERS: docs/
 	@echo "== bench-quality, into out/quality_race/adding"
 	@$(BIN)/python benchmarks/bench_quality.py $(if $(PEERS),--peers $(PEERS))
 
-cifar-clts: $(STAMP)  ## train the seven CIFAR-10 transcoders of docs/results (about two hours; resumes)
+cifar-clts: $(STAMP)  ## train the eight CIFAR-10 transcoders of docs/results (about two hours; resumes)
 	@echo "== CIFAR-10 CLTs, into out/cifar10"
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/cifar_clts.py
 

@@ -16,6 +16,11 @@ from vit_clt.metrics import Metric
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+CONTROLS = {
+    "random_texts": "as many random texts",
+    "other_proposals": "another feature's proposals",
+}
+"""The controls, as columns of `FeatureNames.frame` and in words."""
 _SHOWN = 3  # names a layer in the table made for reading
 
 
@@ -42,12 +47,13 @@ class FeatureNames(Study):
 
     frame: pd.DataFrame
     """One row per feature. Columns: layer, feature, name (empty where it has none), reason (why it
-    has none: "rare", "always on", "no evidence" or "not above chance"), text (the one tested),
-    evidence, fires and n (held-out images on which it fires, and all), auc with auc_low and
-    auc_high, texts_mean and texts_high (the mean and the 95 % quantile of the AUC of all other
-    texts), features_mean and features_high (the same of features of equal rate for this text), p,
-    random_text_holds and random_feature_holds (whether a random text in its place, or its text for
-    a random feature of equal rate, passes the same test)."""
+    has none: "rare", "always on", "no evidence", or the first rule that failed), text (the one
+    tested), evidence, fires and n (held-out images on which it fires, and all), auc with auc_low
+    and auc_high, texts_mean and texts_high (the mean of the AUC of all other texts, and the least
+    of them that 95 % do not exceed), features_mean and features_high (the same of features of equal
+    rate for this text), p; and of two controls that go through the same choice and test,
+    random_texts (as many random texts as were proposed) and other_proposals (those of a feature of
+    equal rate), _auc and _hold (whether the text chosen would be a name)."""
     vocabulary: str
     """Where the texts come from."""
     n_texts: int
@@ -136,24 +142,27 @@ class FeatureNames(Study):
     def summary(self) -> pd.DataFrame:
         """One row per layer: how many features could be tested, and what share has a name.
 
-        Beside it the shares for which a random text, or a random feature of equal rate, passes the
-        same test; and, over the named ones, the median AUC beside the medians of both means.
+        Beside it the same shares of both controls (`frame`); and the median AUC of the texts
+        chosen, with or without a name, beside those of the controls.
         """
         rows = []
         for layer, features in self.frame.groupby("layer"):
             tested = features[features["auc"].notna()]
-            named = tested[tested["name"] != ""]
             rows.append(
                 {
                     "layer": layer,
                     "features": len(features),
                     "tested": len(tested),
                     "named": (tested["name"] != "").mean(),
-                    "named_random_text": tested["random_text_holds"].astype(float).mean(),
-                    "named_random_feature": tested["random_feature_holds"].astype(float).mean(),
-                    "auc": named["auc"].median(),
-                    "auc_texts": named["texts_mean"].median(),
-                    "auc_features": named["features_mean"].median(),
+                    "auc": tested["auc"].median(),
+                    **{
+                        column: value
+                        for control in CONTROLS
+                        for column, value in {
+                            f"named_{control}": tested[f"{control}_hold"].astype(float).mean(),
+                            f"auc_{control}": tested[f"{control}_auc"].median(),
+                        }.items()
+                    },
                 }
             )
         return pd.DataFrame(rows)
@@ -173,11 +182,15 @@ class FeatureNames(Study):
                 "layer": table["layer"],
                 "tested": [f"{r.tested} of {r.features}" for r in table.itertuples()],
                 "named": [_percent(v) for v in table["named"]],
-                "a random text": [_percent(v) for v in table["named_random_text"]],
-                "a random feature": [_percent(v) for v in table["named_random_feature"]],
+                **{
+                    f"by {text}": [_percent(v) for v in table[f"named_{control}"]]
+                    for control, text in CONTROLS.items()
+                },
                 "AUC": [_decimal(v) for v in table["auc"]],
-                "of other texts": [_decimal(v) for v in table["auc_texts"]],
-                "of other features": [_decimal(v) for v in table["auc_features"]],
+                **{
+                    f"AUC, {text}": [_decimal(v) for v in table[f"auc_{control}"]]
+                    for control, text in CONTROLS.items()
+                },
                 "best: feature, name, AUC": [best(layer) for layer in table["layer"]],
             }
         )
@@ -186,10 +199,12 @@ class FeatureNames(Study):
         """What a name is, and what it is not."""
         return [
             "A name is a text whose match with an image foretells whether the feature fires there: "
-            "its AUC on held-out images lies above that of 95 % of the other texts, above that of "
-            "95 % of features of equal rate for the same text, and above 1/2 (p < 0.01). "
-            "“A random text” and “a random feature” are the shares that pass the same test in "
-            "its place: what chance would name.",
+            "its AUC on held-out images lies above that of at least 95 % of the other texts, above "
+            "that of the 20 features of equal rate for the same text, and above 1/2 (p < 0.01). "
+            "It is the best of up to nine proposals on other images. Choosing alone finds names "
+            "too: as many random texts, and the proposals of a feature of equal rate, go through "
+            "the same choice and the same test beside it. AUC is the median over all features "
+            "tested, named or not.",
             "Features that fire on fewer than 5 images of either half, or are silent on fewer, are "
             "not tested. A name says what goes with the feature on these images, by the model's "
             "own idea of the text; it need not be all that the feature responds to.",
@@ -200,12 +215,13 @@ class FeatureNames(Study):
         metrics = []
         for r in self.summary().to_dict("records"):
             s, n = r["layer"], r["tested"]
-            floor = max(r["named_random_text"], r["named_random_feature"])
+            floors = {
+                measure: max(r[f"{measure}_{control}"] for control in CONTROLS)
+                for measure in ("named", "auc")
+            }
             metrics += [
-                Metric(f"named_features_{s}", r["named"], "fraction", n, floor=floor),
-                Metric(
-                    f"name_auc_{s}", r["auc"], "fraction", self.n_held_out, floor=r["auc_texts"]
-                ),
+                Metric(f"named_features_{s}", r["named"], "fraction", n, floor=floors["named"]),
+                Metric(f"name_auc_{s}", r["auc"], "fraction", self.n_held_out, floor=floors["auc"]),
             ]
         return metrics
 

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
+import html
+
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.features.names import FeatureNames
+from vit_clt.analysis.features.names import CONTROLS, FeatureNames
 from vit_clt.analysis.reporting.style import BLUE, GREY, ORANGE, finish
 
 
 def names_figure(names: FeatureNames) -> go.Figure:
-    """Shares and AUC of names, each beside a random text and a random feature of equal rate."""
+    """Shares and AUC of names, beside the controls that go through the same choice and test."""
     table = names.summary()
     panels = {
-        "features of those tested that have a name, %": (
-            100,
-            [
-                ("named", "its name", BLUE),
-                ("named_random_text", "a random text", GREY),
-                ("named_random_feature", "its name, for a random feature of equal rate", ORANGE),
-            ],
-        ),
-        "AUC of names, median": (
-            1,
-            [
-                ("auc", "its name", BLUE),
-                ("auc_texts", "a random text", GREY),
-                ("auc_features", "its name, for a random feature of equal rate", ORANGE),
-            ],
-        ),
+        "features of those tested that have a name, %": ("named", 100),
+        "AUC of the texts tested, median": ("auc", 1),
     }
+    bars = [("", "its own proposals", BLUE)]
+    bars += [
+        (f"_{control}", text, colour)
+        for (control, text), colour in zip(CONTROLS.items(), (GREY, ORANGE), strict=True)
+    ]
     figure = make_subplots(rows=1, cols=2, subplot_titles=list(panels), horizontal_spacing=0.1)
-    for col, (factor, bars) in enumerate(panels.values(), start=1):
-        for column, label, colour in bars:
+    for col, (measure, factor) in enumerate(panels.values(), start=1):
+        for ending, label, colour in bars:
             figure.add_bar(
                 x=[str(layer) for layer in table["layer"]],
-                y=(factor * table[column]).tolist(),
+                y=(factor * table[measure + ending]).tolist(),
                 name=label,
                 legendgroup=label,
                 showlegend=col == 1,
@@ -53,7 +46,7 @@ def names_figure(names: FeatureNames) -> go.Figure:
             "text": "Names of features, tested on held-out images<br><sup>"
             f"{names.data}: chosen on {names.n_chosen_on} images, tested on N = "
             f"{names.n_held_out}; L0 {names.l0:.1f}, seed {names.seed}<br>vocabulary: "
-            f"{names.vocabulary}</sup>"
+            f"{html.escape(names.vocabulary)}</sup>"
         },
         barmode="group",
         width=1000,

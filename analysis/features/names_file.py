@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SCHEMA = "vit-clt feature names 1"
 FILE = "feature_names.json"
 MAX_BYTES = 1_000_000_000
-MAX_TEXT = 200
+MAX_TEXT = 1000
 
 
 def names_json(names: FeatureNames) -> str:

@@ -233,9 +233,11 @@ def marked_figure(result: HighNorm) -> go.Figure:
             figure.update_xaxes(range=[-0.5, across - 0.5], row=row, col=i)
     figure.update_xaxes(visible=False, constrain="domain")
     figure.update_yaxes(visible=False, constrain="domain")
+    some = result.by_layer("high_norm", "rows").sum() > 0
+    most = "Images with the most high-norm patches" if some else "Images (no patch is high-norm)"
     figure.update_layout(
         title={
-            "text": f"Images with the most high-norm patches, layer {layer}<br><sup>{result.data}; "
+            "text": f"{most}, layer {layer}<br><sup>{result.data}; "
             f"framed: norm above {result.limits[layer]:.4g}; median {result.medians[layer]:.4g}"
             "</sup>"
         },

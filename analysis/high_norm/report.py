@@ -21,7 +21,7 @@ def high_norm_page(result: HighNorm) -> str:
         f"High-norm at a layer are the patch rows with a {result.rule.text()}, both over all patch "
         "rows of all images there. CLS rows and registers are kinds of their own and never counted."
     )
-    none = "No patch row is high-norm at any layer by this rule: all other columns are empty."
+    none = "No patch row is high-norm at any layer by this rule: what is measured on them is empty."
     sections = [
         Section(
             "By layer", [where, *([] if found else [none])], figures=[high_norm_figure(result)]

@@ -10,14 +10,15 @@ lie furthest along it, by <point, contrast of w> / ||contrast of w|| (`Vocabular
 
 The u of a patch row is what the head reads from it where the last attention layer looks at each row
 alone: out_proj(v) without residual stream and MLP, as in MaskCLIP (arXiv 2112.01071). Only a model
-whose head reads the class row alone has such points.
+whose head reads the class row alone, and whose attention shows its pattern, has such points. Writes
+are measured on few images, so that a feature that fires on none of them has no write. Signs are
+mixed: z of either sign fires, and what a feature writes is summed over both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from vit_clt.analysis.features.effects import direction_effects
 from vit_clt.analysis.features.tally import KeptImages
 from vit_clt.analysis.naming.vocabulary import Vocabulary
 from vit_clt.data.images import ImageData, ImageSubset
+from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.blocks import scaled
 from vit_clt.hooks.passes.clean import CleanPass
@@ -37,7 +39,6 @@ from vit_clt.hooks.points import ATTN_IN, HOOK_IN
 from vit_clt.progress import Progress
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
-Kind = Literal["write", "images", "patches"]
 TOP = 12
 """Most active images of each feature."""
 PROPOSED = 3
@@ -53,8 +54,9 @@ class Evidence:
     """u of every image, chosen on or held out."""
     fired: dict[int, Bool[np.ndarray, "feature image"]]
     """By layer, whether each feature is active on each image, on any row."""
-    proposals: dict[int, dict[Kind, Int[np.ndarray, "feature place"]]]
-    """By layer and kind, the texts proposed, best first; -1 where there is no such evidence."""
+    proposals: dict[int, dict[str, Int[np.ndarray, "feature place"]]]
+    """By layer and kind ("write", "images", "patches"), the texts proposed, best first; -1 where
+    there is no such evidence."""
     l0: float
     """Active features a token row and layer."""
 
@@ -83,7 +85,7 @@ def gather_evidence(
         progress: show progress bars.
     """
     n_features, n = clt.config.n_features, len(data)
-    has_patches = vit.cfg.pools_cls
+    has_patches = vit.cfg.pools_cls and _shows_attention(vit)
     fired = {s: np.zeros((n_features, n), bool) for s in layers}
     top = {s: KeptImages(n_features, TOP) for s in layers}
     patches = {s: _WeightedMean(n_features, vit.cfg.d_embed) for s in layers}
@@ -115,7 +117,7 @@ def gather_evidence(
     writes = _writes(
         vit, clt, data, chosen, layers, units, vocabulary.unit, effect_images, progress
     )
-    proposals: dict[int, dict[Kind, Int[np.ndarray, "feature place"]]] = {}
+    proposals: dict[int, dict[str, Int[np.ndarray, "feature place"]]] = {}
     for s in layers:
         proposals[s] = {"images": _furthest(_top_means(top[s].rows, of_images) - mean, units)}
         if has_patches:
@@ -124,6 +126,16 @@ def gather_evidence(
             proposals[s]["write"] = writes[s]
     l0 = entries / (n * vit.cfg.n_tokens * len(layers))
     return Evidence(of_images.numpy(), fired, proposals, l0)
+
+
+def _shows_attention(vit: HookedViT) -> bool:
+    """Whether the last attention layer can be made to look at each row alone."""
+    rows = torch.zeros(1, vit.cfg.n_tokens, vit.cfg.d_model, device=vit.device)
+    try:
+        vit.blocks[-1].pattern_and_values(rows.to(vit.tower.dtype))
+    except InputError:
+        return False
+    return True
 
 
 def _patch_points(

@@ -5,9 +5,10 @@
 
 (`stats.auc`). A text is a feature's name if on the held-out images
 
-    1. its AUC lies above that of 95 % of all other texts for this feature (random names),
-    2. and above that of 95 % of the 20 features nearest in firing rate for this text (random
-       features; `stats.equal_rate`),
+    1. its AUC lies above that of at least 95 % of all other texts for this feature (random names);
+       with fewer than 20 others, of all,
+    2. and above that of at least 95 % of the 20 features nearest in firing rate for this text
+       (random features; `stats.equal_rate`), which is all 20,
     3. and above 1/2 with p < 0.01, one-sided, by the normal approximation of the statistic.
 """
 
@@ -32,7 +33,11 @@ _NORMAL = float(norm.ppf(0.975))
 def auc_interval(
     match: Float[np.ndarray, " image"], fired: Bool[np.ndarray, " image"]
 ) -> tuple[float, float]:
-    """The 95 % interval of one AUC, by DeLong's variance, within 0 and 1."""
+    """The 95 % interval of one AUC, by DeLong's variance, within 0 and 1.
+
+    Where all pairs are ordered alike that variance is 0: then the end is Clopper and Pearson's for
+    as many successes as the smaller group has images, 0.025^(1/n).
+    """
     positive, negative = match[fired], match[~fired]
     n_1, n_0 = len(positive), len(negative)
     ranked = rankdata(match)
@@ -41,6 +46,9 @@ def auc_interval(
     variance = above.var(ddof=1) / n_1 + below.var(ddof=1) / n_0
     half = _NORMAL * np.sqrt(variance)
     value = above.mean()
+    if value in (0, 1):
+        end = 0.025 ** (1 / min(n_1, n_0))
+        return (end, 1.0) if value else (0.0, 1 - end)
     return max(0.0, value - half), min(1.0, value + half)
 
 
@@ -52,7 +60,7 @@ class Verdicts:
     texts_mean: Float[np.ndarray, " feature"]
     """Of all other texts for this feature."""
     texts_high: Float[np.ndarray, " feature"]
-    """The 95 % quantile of the same."""
+    """The least of them that 95 % or more do not exceed."""
     features_mean: Float[np.ndarray, " feature"]
     """Of features of equal rate for this text; NaN where no other feature can be tested."""
     features_high: Float[np.ndarray, " feature"]
@@ -122,8 +130,8 @@ class HeldOut:
         return Verdicts(
             value,
             others.mean(1),
-            np.quantile(others, SHARE, axis=1),
+            np.quantile(others, SHARE, axis=1, method="higher"),
             alike.mean(1) if alike.size else none,
-            np.quantile(alike, SHARE, axis=1) if alike.size else none,
+            np.quantile(alike, SHARE, axis=1, method="higher") if alike.size else none,
             norm.sf((value - 0.5) / spread),
         )

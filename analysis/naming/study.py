@@ -3,6 +3,8 @@
 A feature fires on an image if z != 0 on any of its rows, on the teacher trajectory. Of the texts
 that its write, its images and its patches propose (`naming.evidence`), the one whose match best
 foretells where it fires on the first half is put to the test on the second (`naming.held_out`).
+Two controls go through the same choice and the same test: as many random texts, and the proposals
+of a feature of equal rate.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from vit_clt.analysis.features.names import FeatureNames
-from vit_clt.analysis.naming.evidence import Evidence, Kind, gather_evidence
+from vit_clt.analysis.naming.evidence import Evidence, gather_evidence
 from vit_clt.analysis.naming.held_out import LEAST, HeldOut, auc_interval
 from vit_clt.analysis.naming.vocabulary import Vocabulary
 from vit_clt.analysis.stats.auc import auc, ranks
@@ -48,7 +50,7 @@ def name_features(
     """The name of every feature of these layers, or why it has none.
 
     Memory grows with features times images (a byte each) and, one layer at a time, with features
-    times texts (8 bytes each).
+    times texts (about 40 bytes each).
 
     Args:
         vit: the teacher; hooks attached to it do not fire.
@@ -122,7 +124,8 @@ class _Tests:
         first, second = fired[:, self.chosen], fired[:, ~self.chosen]
         rng = np.random.default_rng([self.seed, s])
         held_out = HeldOut(second, self.ranked, rng)
-        best, kinds = best_proposals(self.evidence.proposals[s], auc(first, self.ranked_first))
+        proposals, chosen_on = self.evidence.proposals[s], auc(first, self.ranked_first)
+        best, kinds = best_proposals(proposals, chosen_on)
         there = np.minimum(first.sum(1), held_out.counts)
         silent = np.minimum((~first).sum(1), held_out.n - held_out.counts)
         names = np.array([*texts, ""], object)  # -1 is the last
@@ -147,7 +150,15 @@ class _Tests:
         at = frame.index[tested]
         frame.loc[at, "text"] = names[best[tested]]
         frame.loc[at, "name"] = np.where(verdicts.holds, names[best[tested]], "")
-        frame.loc[at, "reason"] = np.where(verdicts.holds, "", "not above chance")
+        frame.loc[at, "reason"] = np.select(
+            [
+                verdicts.holds,
+                verdicts.auc <= verdicts.texts_high,
+                verdicts.auc <= verdicts.features_high,
+            ],
+            ["", "not above other texts", "not above other features"],
+            "not above 1/2 (p < 0.01)",
+        )
         frame.loc[at, "evidence"] = [", ".join(kinds[i]) for i in tested]
         intervals = [auc_interval(self.match[:, best[i]], second[i]) for i in tested]
         ends = np.array(intervals).reshape(-1, 2).T
@@ -156,26 +167,61 @@ class _Tests:
         columns |= {name: getattr(verdicts, name) for name in measured}
         for name, values in columns.items():
             frame.loc[at, name] = values
-        frame["random_text_holds"], frame["random_feature_holds"] = pd.NA, pd.NA
-        others = rng.integers(len(texts) - 1, size=len(tested))
-        others += others >= best[tested]
-        frame.loc[at, "random_text_holds"] = held_out.verdicts(tested, others).holds
-        alike = np.array([(held_out.alike(i) or [i])[0] for i in tested.tolist()], int)
-        frame.loc[at, "random_feature_holds"] = held_out.verdicts(alike, best[tested]).holds
+        controls: dict[str, dict[str, Int[np.ndarray, "feature place"]]] = {
+            "random_texts": {"random": _random_texts(proposals, len(texts), rng)},
+            "other_proposals": {
+                kind: _of_others(rows, tested, held_out) for kind, rows in proposals.items()
+            },
+        }
+        for name, proposed in controls.items():
+            control, _ = best_proposals(proposed, chosen_on)
+            at_all = tested[control[tested] >= 0]
+            found = held_out.verdicts(at_all, control[at_all])
+            frame[f"{name}_auc"], frame[f"{name}_hold"] = np.nan, pd.NA
+            frame.loc[frame.index[at_all], f"{name}_auc"] = found.auc
+            frame.loc[frame.index[at_all], f"{name}_hold"] = found.holds
         return frame
 
 
+def _random_texts(
+    proposals: Mapping[str, Int[np.ndarray, "feature place"]],
+    n_texts: int,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, "feature proposed"]:
+    """For every feature as many random texts as were proposed, -1 for the rest."""
+    together = np.concatenate(list(proposals.values()), axis=1)
+    found = np.full(together.shape, -1)
+    for row, of_feature in zip(found, together, strict=True):
+        n = len({text for text in of_feature.tolist() if text >= 0})
+        row[:n] = rng.choice(n_texts, n, replace=False)
+    return found
+
+
+def _of_others(
+    rows: Int[np.ndarray, "feature place"],
+    tested: Int[np.ndarray, " tested"],
+    held_out: HeldOut,
+) -> Int[np.ndarray, "feature place"]:
+    """The proposals of one of the features nearest in rate in place of each feature's own."""
+    found = np.full(rows.shape, -1)
+    for i in tested.tolist():
+        alike = held_out.alike(i)
+        if alike:
+            found[i] = rows[alike[0]]
+    return found
+
+
 def best_proposals(
-    proposals: Mapping[Kind, Int[np.ndarray, "feature place"]],
+    proposals: Mapping[str, Int[np.ndarray, "feature place"]],
     aucs: Float[np.ndarray, "feature text"],
-) -> tuple[Int[np.ndarray, " feature"], list[list[Kind]]]:
+) -> tuple[Int[np.ndarray, " feature"], list[list[str]]]:
     """Of all texts proposed for each feature the one of largest AUC, and who proposed it.
 
     -1 for a feature without a proposal, or whose AUC is undefined. Ties: the text that stands
     first in the vocabulary.
     """
     found = np.full(len(aucs), -1)
-    kinds: list[list[Kind]] = []
+    kinds: list[list[str]] = []
     for i, of_feature in enumerate(aucs):
         proposed = {int(text) for rows in proposals.values() for text in rows[i] if text >= 0}
         defined = [text for text in sorted(proposed) if np.isfinite(of_feature[text])]

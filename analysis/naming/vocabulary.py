@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vit_clt.analysis.stats.names import short_names
 from vit_clt.data.prompts import SINGLE_TEMPLATE
+from vit_clt.data.words import MAX_TEXT
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 from vit_clt.progress import Progress
@@ -100,6 +101,12 @@ class Vocabulary:
                 or no tokenizer.
         """
         texts = list(dict.fromkeys(texts))
+        for text in texts:
+            if len(text) > MAX_TEXT:
+                raise InputError(
+                    "vocabulary",
+                    f'holds "{text[:40]}", of {len(text)} characters; expected up to {MAX_TEXT}.',
+                )
         if not vit.has_text_tower or vit.tokenizer is None:
             raise InputError(
                 "vocabulary",

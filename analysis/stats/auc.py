@@ -12,12 +12,16 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
+_EXACT = 4096
+"""With fewer images every sum of ranks, halves included, is exact in float32."""
+
 
 def ranks(
     values: Float[np.ndarray, "image quantity"],
 ) -> Float[np.ndarray, "image quantity"]:
-    """Ranks of the images by each quantity, ties averaged; exact in float32."""
-    return rankdata(values, axis=0).astype(np.float32)
+    """Ranks of the images by each quantity, ties averaged; float32 where sums are exact."""
+    exact = np.float32 if len(values) < _EXACT else np.float64
+    return rankdata(values, axis=0).astype(exact)
 
 
 def auc(
@@ -31,5 +35,5 @@ def auc(
     """
     there = inside.sum(1, dtype=np.float64)[:, None]
     pairs = there * (len(ranked) - there)
-    sums = (inside.astype(np.float32) @ ranked).astype(np.float64)
+    sums = (inside.astype(ranked.dtype) @ ranked).astype(np.float64)
     return (sums - there * (there + 1) / 2) / np.where(pairs, pairs, np.nan)

@@ -9,6 +9,8 @@ from vit_clt.errors import InputError
 from vit_clt.inputs import read_text
 
 MAX_TEXTS = 100_000
+MAX_TEXT = 200
+"""Characters of one."""
 
 
 def common_words() -> list[str]:

@@ -86,20 +86,20 @@ function naming(found) {
   if (!found) return "not sought";
   if (found.auc === null) {
     const reasons = {
-      rare: `none: it fires on too few images to test one (${found.fires} of ${found.n} held out)`,
-      "always on": `none: it is silent on too few images to test one (fires on ${found.fires} of ${found.n} held out)`,
-      "no evidence": "none: it writes nothing that a text could match",
+      rare: `none: to test one it must fire on 5 images of either half (on ${found.fires} of the ${found.n} held out)`,
+      "always on": `none: to test one it must be silent on 5 images of either half (it fires on ${found.fires} of the ${found.n} held out)`,
+      "no evidence": "none: nothing it writes or fires on proposes a text",
     };
     return reasons[found.reason] ?? `none: ${found.reason}`;
   }
   const chance =
-    `other texts ${digits(found.texts_mean)}, 95 % of them below ${digits(found.texts_high)}` +
+    `other texts ${digits(found.texts_mean)}, 95 % of them up to ${digits(found.texts_high)}` +
     (found.features_mean === null
       ? ""
-      : `; this text for features of equal rate ${digits(found.features_mean)}, 95 % of them below ${digits(found.features_high)}`);
-  const start = found.name ? `${found.text}: it` : `none: “${found.text}” fits best, but`;
+      : `; this text for features of equal rate ${digits(found.features_mean)}, at most ${digits(found.features_high)}`);
+  const start = found.name ? found.text : `none: “${found.text}” was tested and is ${found.reason}`;
   return (
-    `${start} foretells where the feature fires with an AUC of ${digits(found.auc)} [${digits(found.auc_low)}, ` +
+    `${start}. It foretells where the feature fires with an AUC of ${digits(found.auc)} [${digits(found.auc_low)}, ` +
     `${digits(found.auc_high)}] on ${found.n} held-out images, on ${found.fires} of which it fires (${chance}). ` +
     `Proposed by: ${found.evidence}.`
   );

@@ -134,7 +134,7 @@ function writeGroups(groups, graph) {
 
 // The file that `vit-clt graph --group` and `vit-clt explore --group` take.
 function groupsFile(groups) {
-  const found = {};
+  const found = Object.create(null); // a group may have any name, even "constructor"
   for (const { name, ids } of groups) {
     let free = name;
     for (let n = 2; free in found; n++) free = `${name} ${n}`;
