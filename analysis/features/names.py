@@ -53,7 +53,7 @@ class FeatureNames(Study):
     of them that 95 % do not exceed), features_mean and features_high (the same of features of equal
     rate for this text), p; and of two controls that go through the same choice and test,
     random_texts (as many random texts as were proposed) and other_proposals (those of a feature of
-    equal rate), _auc and _hold (whether the text chosen would be a name)."""
+    equal rate), _auc and _hold (1 where the text chosen would be a name, else 0)."""
     vocabulary: str
     """Where the texts come from."""
     n_texts: int
@@ -159,7 +159,7 @@ class FeatureNames(Study):
                         column: value
                         for control in CONTROLS
                         for column, value in {
-                            f"named_{control}": tested[f"{control}_hold"].astype(float).mean(),
+                            f"named_{control}": tested[f"{control}_hold"].mean(),
                             f"auc_{control}": tested[f"{control}_auc"].median(),
                         }.items()
                     },

@@ -177,9 +177,9 @@ class _Tests:
             control, _ = best_proposals(proposed, chosen_on)
             at_all = tested[control[tested] >= 0]
             found = held_out.verdicts(at_all, control[at_all])
-            frame[f"{name}_auc"], frame[f"{name}_hold"] = np.nan, pd.NA
+            frame[[f"{name}_auc", f"{name}_hold"]] = np.nan
             frame.loc[frame.index[at_all], f"{name}_auc"] = found.auc
-            frame.loc[frame.index[at_all], f"{name}_hold"] = found.holds
+            frame.loc[frame.index[at_all], f"{name}_hold"] = found.holds.astype(float)
         return frame
 
 

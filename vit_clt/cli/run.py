@@ -18,6 +18,9 @@ from vit_clt.cli.claims import Claims
 from vit_clt.cli.command import Command
 from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.explore import Explore
+from vit_clt.cli.feature_scores import FeatureScores
+from vit_clt.cli.heads import Heads
+from vit_clt.cli.high_norm import HighNorm
 from vit_clt.cli.options import check_held_out
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.retrieve import Retrieve
@@ -43,10 +46,13 @@ STUDIES: dict[type[Command], Page] = {
     Reconstruct: Page("How well each layer is rebuilt", "reconstruction"),
     Weights: Page("Decoder norms", "weights"),
     Contributions: Page("From which depth each layer can be read", "contributions"),
+    HighNorm: Page("Patch rows of outlying norms", "high_norm"),
     Cascade: Page("The model with its MLPs replaced", "cascade"),
     Ablate: Page("Keeping and dropping source layers", "ablation"),
     Causal: Page("What ablating the ViT's own layers does", "causal"),
+    Heads: Page("What attention heads add beside the MLPs", "heads"),
     Claims: Page("Do the scores hold?", "claims"),
+    FeatureScores: Page("Are the features any good?", "feature_scores"),
     Retrieve: Page("Images alike in the codes of each layer", "retrieval"),
     Audit: Page("Audit", "audit"),
 }
