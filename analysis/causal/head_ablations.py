@@ -6,9 +6,10 @@ recomputed; for the *direct* one only the final norm and the pooling see the cha
 (`vit_clt.hooks.passes.heads`). Read at the output: top-1, the loss, and the label's logit less the
 mean logit of all classes.
 
-The floor is all heads of all layers overwritten at once. The control is a random direction: the
-residual stream is moved at the same place, by as much on every row as ablating the head moves it,
-in one direction drawn for the head, and everything downstream is recomputed.
+The floor is all heads of all layers overwritten at once. The control is the same change turned at
+random: what ablating the head adds to the residual stream, times one random orthogonal matrix drawn
+for the head, so that every row is moved by as much, means over images that are 0 stay 0, and only
+the directions differ; everything downstream is recomputed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def head_ablations(
         ablated: kind of rows overwritten.
         fill: "mean" over the images at the same position, "resample" (the same rows of one other
             image, drawn by `seed`, one for all heads), or "zero".
-        seed: seed of donors, of random directions and of bootstraps.
+        seed: seed of donors, of random turns and of bootstraps.
         progress: show progress bars.
 
     Raises:
@@ -70,8 +71,6 @@ def head_ablations(
         )
     fills = HeadFills(vit, data, fill, ablated, seed, progress)
     heads = [(l, h) for l in range(vit.cfg.n_layers) for h in range(vit.cfg.n_heads)]
-    drawn = torch.randn(len(heads), vit.cfg.d_model, generator=torch.Generator().manual_seed(seed))
-    directions = (drawn / drawn.norm(dim=-1, keepdim=True)).to(vit.device)
     outcomes: dict[str, list[Outcome]] = {}
     contrasts: dict[str, list[Tensor]] = {}
     with Progress(total=len(data), desc="heads", unit=" images", disable=not progress) as bar:
@@ -88,12 +87,12 @@ def head_ablations(
 
             read("original", clean.embeddings)
             read("every head", clean.every_head(values))
-            for (l, h), direction in zip(heads, directions, strict=True):
+            for l, h in heads:
                 change = clean.change(l, h, values)
-                moved = change.norm(dim=-1, keepdim=True) * direction.to(change)
+                turned = change @ random_turn(vit.cfg.d_model, (seed, l, h)).to(change)
                 read(head_name("total", l, h), clean.total(l, change))
                 read(head_name("direct", l, h), clean.direct(change))
-                read(head_name("random", l, h), clean.total(l, moved))
+                read(head_name("random", l, h), clean.total(l, turned))
             bar.update(len(batch))
     columns = [torch.cat(parts).double().cpu().numpy() for parts in contrasts.values()]
     return HeadAblations(
@@ -109,6 +108,13 @@ def head_ablations(
         n_heads=vit.cfg.n_heads,
         seed=seed,
     )
+
+
+def random_turn(width: int, seed: tuple[int, ...]) -> Float[Tensor, "width width"]:
+    """An orthogonal matrix, uniform over all, the same for the same seed."""
+    drawn = torch.from_numpy(np.random.default_rng(seed).standard_normal((width, width)))
+    q, r = torch.linalg.qr(drawn)
+    return q * r.diagonal().sign()
 
 
 def label_contrast(logits: Float[Tensor, "image class"], labels: Tensor) -> Float[Tensor, " image"]:

@@ -19,11 +19,11 @@ _CELL = 30
 
 
 def head_figure(ablations: HeadAblations) -> go.Figure:
-    """Change of loss (total, direct, random direction) and of the label's logit (total)."""
+    """Change of loss (total, direct, turned at random) and of the label's logit (total)."""
     panels = {
         "Δ loss (nats), total": ablations.changes("total", "loss"),
         "Δ loss, direct": ablations.changes("direct", "loss"),
-        "Δ loss, random direction": ablations.changes("random", "loss"),
+        "Δ loss, turned at random": ablations.changes("random", "loss"),
         "Δ logit of the label, total": ablations.changes("total", "logit"),
     }
     figure = make_subplots(
@@ -44,8 +44,8 @@ def head_figure(ablations: HeadAblations) -> go.Figure:
             f"set to {FILL_NAMES[ablations.fill]}, seed {ablations.seed}"
             f"<br>unaltered: top-1 {100 * original.top1:.2f} %, loss {original.loss:.4f} nats; "
             f"every head ablated (floor): {100 * floor.top1:.2f} %, {floor.loss:.4f} nats"
-            "<br>logit: the label's less the mean of all classes; random direction: of equal size "
-            "in the head's place (colour scales differ)</sup>"
+            "<br>logit: the label's less the mean of all classes; turned at random: the same "
+            "change, in the head's place (colour scales differ)</sup>"
         },
         width=1000,
         height=260 + 2 * max(260, _CELL * ablations.n_layers),

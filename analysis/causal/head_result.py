@@ -75,8 +75,8 @@ class HeadAblations(Study):
 
         Measures are "top1" (fraction), "loss" (nats) and, where several classes an image are known,
         "any_hit", each with its difference "delta_" from the unaltered model, and "delta_logit"
-        (logits): the label's logit less the mean of all classes. The floor is the model with every
-        head ablated.
+        (logits): the label's logit less the mean of all classes. The floor of "total" is the model
+        with every head ablated; the others have none.
         """
         rows: list[dict[str, Any]] = []
         for path in HEAD_PATHS:
@@ -88,7 +88,11 @@ class HeadAblations(Study):
         """Every number of `to_frame`, named "{path}_{layer}.{head}_{measure}"."""
         return [
             Interval(r.value, r.low, r.high).metric(
-                f"{r.path}_{r.layer}.{r.head}_{r.measure}", r.unit, r.n, r.floor, r.baseline
+                f"{r.path}_{r.layer}.{r.head}_{r.measure}",
+                r.unit,
+                r.n,
+                None if pd.isna(r.floor) else r.floor,
+                r.baseline,
             )
             for r in self.to_frame().itertuples()
         ]
@@ -111,7 +115,7 @@ class HeadAblations(Study):
                 "model": self.model,
                 "clt": None,
                 "floor": "every head of every layer ablated",
-                "control": "a random direction of equal size",
+                "control": "the same change turned at random",
             },
         )
 
@@ -153,7 +157,8 @@ class HeadAblations(Study):
             "head: layer.number; largest change of loss first; in brackets 95 % of bootstrap draws "
             "over images, paired with the unaltered model",
             "logit: the label's less the mean of all classes; direct: only the final norm sees the "
-            "change; random: a direction of equal size in the head's place, everything recomputed",
+            "change; random: the same change turned at random, everything recomputed",
+            "the first heads are the largest of many on these images; intervals ignore the choice",
         ]
 
     def figure(self) -> go.Figure:
@@ -176,7 +181,8 @@ class HeadAblations(Study):
             measures.append((f"delta_{measure}", unit, change, 0.0, lowest - original))
         lowest = float(self._logit_change("every head"))
         measures.append(("delta_logit", "logits", self._logit_change(version), 0.0, lowest))
-        for name, unit, value, baseline, floor in measures:
+        for name, unit, value, baseline, every in measures:
+            floor = every if path == "total" else float("nan")
             number = {"unit": unit, "value": float(value), "low": value.low, "high": value.high}
             levels = {"n": n, "baseline": baseline, "floor": floor}
             yield key | {"measure": name} | number | levels

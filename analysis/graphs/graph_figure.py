@@ -166,15 +166,18 @@ def _add_carriers(
     x: list[float],
     y: list[int],
 ) -> None:
-    """What hovering over the middle of an edge says: its effect, and the head that carries most."""
-    heads, texts = graph.top_heads(), []
+    """What hovering over the middle of an edge says: its effect, and what carries it."""
+    heads, alone, texts = graph.top_heads(), graph.residual_parts(), []
     for r in edges.itertuples():
         carrier = "through the residual stream alone"
         if r.pairs > 1:
             carrier = f"{r.pairs} edges of members"
         elif found := heads.get((r.from_node, r.to_node)):
             layer, head, effect = found
-            carrier = f"most by head {layer}.{head}: {effect:+.4g}"
+            residual = alone.get((r.from_node, r.to_node), 0.0)
+            carrier = (
+                f"residual stream {residual:+.4g}; of heads most by {layer}.{head} {effect:+.4g}"
+            )
         ends = (
             label(folded.nodes.iloc[end].to_dict(), graph.names) for end in (r.source, r.target)
         )

@@ -253,6 +253,11 @@ class AttributionGraph(Study):
         """The edges, and what carries them."""
         return [("edges.csv", csv_table(self.edges)), ("carried.csv", csv_table(self.carried))]
 
+    def residual_parts(self) -> dict[tuple[int, int], float]:
+        """The part of each edge that no head carries, by source and target."""
+        alone = self.carried[self.carried["by"] == "residual"]
+        return {(int(r.source), int(r.target)): float(r.effect) for r in alone.itertuples()}
+
     def top_heads(self) -> dict[tuple[int, int], tuple[int, int, float]]:
         """Layer, head and part of the head that carries most of an edge, by source and target."""
         heads = self.carried[self.carried["by"] == "head"]

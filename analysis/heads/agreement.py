@@ -31,7 +31,10 @@ MEASURED = {
 class TermAgreement:
     """Agreement of one prediction with one measurement over the heads."""
 
+    key: str
+    """Name of the prediction in metrics.json."""
     predicted: str
+    """The same in words."""
     measured: str
     rho: Interval
     """Spearman's rho; the interval is over images."""
@@ -46,14 +49,18 @@ class TermAgreement:
         return bool(self.rho.low > self.floor.high)
 
 
+PREDICTED = {
+    "direct_term": "direct term",
+    "direct_term_less_fill": "direct term less the fill's",
+    "differentiated": "the same, norms differentiated",
+}
+"""What predictions are made from: keys, and words."""
+
+
 def predictions(terms: DirectTerms) -> dict[str, Float[np.ndarray, "image head"]]:
-    """The predicted changes of the logit, by what they are made from."""
-    predicted = {
-        "direct term": -terms.heads,
-        "direct term less the fill's": terms.fills - terms.heads,
-        "the same, norms differentiated": -terms.small,
-    }
-    return {name: values.reshape(len(values), -1) for name, values in predicted.items()}
+    """The predicted changes of the logit, by what they are made from (`PREDICTED`)."""
+    values = (-terms.heads, terms.fills - terms.heads, -terms.small)
+    return {key: each.reshape(len(each), -1) for key, each in zip(PREDICTED, values, strict=True)}
 
 
 def term_agreement(
@@ -70,13 +77,13 @@ def term_agreement(
     """
     found = []
     for path, changes in measured.items():
-        for name, values in predictions(terms).items():
-            found.append(_agreement(name, path, values, changes, seed))
+        for key, values in predictions(terms).items():
+            found.append(_agreement(key, path, values, changes, seed))
     return found
 
 
 def _agreement(
-    name: str, path: str, predicted: np.ndarray, measured: np.ndarray, seed: int
+    key: str, path: str, predicted: np.ndarray, measured: np.ndarray, seed: int
 ) -> TermAgreement:
     both = np.concatenate([predicted, measured], axis=1)
     x, y = np.split(both.mean(0), 2)
@@ -84,7 +91,8 @@ def _agreement(
     rng = np.random.default_rng(seed)
     permuted = spearman(rng.permuted(np.tile(x, (PERMUTATIONS, 1)), axis=1), y)
     return TermAgreement(
-        predicted=name,
+        key=key,
+        predicted=PREDICTED[key],
         measured=path,
         rho=_interval(float(spearman(x, y)), spearman(*draws)),
         floor=_interval(float(permuted.mean()), permuted),

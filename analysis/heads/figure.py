@@ -8,14 +8,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.causal.head_figure import add_head_map
-from vit_clt.analysis.heads.agreement import predictions
+from vit_clt.analysis.heads.agreement import PREDICTED, predictions
 from vit_clt.analysis.reporting.levels import LEVELS, add_levels
 from vit_clt.analysis.reporting.style import BLUE, ORANGE, ZERO_LINE, error_bars, finish
 
 if TYPE_CHECKING:
     from vit_clt.analysis.heads.result import HeadStudy
 
-PREDICTED = "direct term less the fill's"
+_DRAWN = "direct_term_less_fill"
 """The prediction that the figure draws against the ablation with everything recomputed."""
 _ROW = 26
 
@@ -30,7 +30,7 @@ def heads_figure(study: HeadStudy) -> go.Figure:
             "mean direct term of each head",
             "mean direct terms by layer",
             "Δ logit where the head is ablated",
-            f"ablation against: {PREDICTED}",
+            f"ablation against: {PREDICTED[_DRAWN]}",
         ],
         horizontal_spacing=0.17,
         vertical_spacing=0.15,
@@ -84,14 +84,14 @@ def _layers(figure: go.Figure, study: HeadStudy) -> None:
 
 
 def _scatter(figure: go.Figure, study: HeadStudy) -> None:
-    predicted = predictions(study.terms)[PREDICTED].mean(0)
+    predicted = predictions(study.terms)[_DRAWN].mean(0)
     measured = study.ablations.logit_changes("total").mean(0)
     random = study.ablations.logit_changes("random").mean(0)
     names = [f"{l}.{h}" for l, h in study.ablations.heads]
     ends = [float(predicted.min()), float(predicted.max())]
     add_levels(figure, ends, {LEVELS["identity"]: ends}, row=2, col=2, legend=True)
     for values, name, colour, symbol in (
-        (random, "random direction of equal size", "#777777", "x"),
+        (random, "the same change turned at random", "#777777", "x"),
         (measured, "head ablated", BLUE, "circle"),
     ):
         figure.add_trace(

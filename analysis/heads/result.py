@@ -124,7 +124,7 @@ class HeadStudy(Study):
         Columns: layer, head; term, the mean direct term with its interval (_low, _high); floor, the
         mean for another image's label; beyond, the one less the other, paired, with its interval;
         fill, the mean term of the fill; the change of the logit by
-        ablation, total_logit, direct_logit and random_logit (a random direction of equal size),
+        ablation, total_logit, direct_logit and random_logit (the same change turned at random),
         with intervals; total_loss, the change of the loss in nats.
         """
         return self._frame.copy()
@@ -147,7 +147,7 @@ class HeadStudy(Study):
                     "fill": f"{r['fill']:+.3f}",
                     "ablated: Δ logit": text["total_logit"],
                     "direct": text["direct_logit"],
-                    "random direction": text["random_logit"],
+                    "turned at random": text["random_logit"],
                     "Δ loss": f"{r['total_loss']:+.4f}",
                 }
             )
@@ -227,15 +227,15 @@ class HeadStudy(Study):
         rows = []
         for i, (layer, head) in enumerate(self.carried.heads):
             means = self.carried.parts[:, i].mean(0)
-            cls_share = self.carried.rows[i, 0] / self.carried.rows[i].sum()
+            carried = self.carried.rows[i]
             keys = np.abs(self.carried.keys[:, i])
             rows.append(
                 {
                     "head": f"{layer}.{head}",
                     "term": f"{means.sum():+.3f}",
                     **{name: f"{v:+.3f}" for name, v in zip(PARTS, means, strict=True)},
-                    "features active on CLS row": f"{100 * cls_share:.0f} %",
-                    "reads CLS row": f"{100 * keys[:, 0].sum() / keys.sum():.0f} %",
+                    "features active on CLS row": _share(carried[0], carried.sum()),
+                    "reads CLS row": _share(keys[:, 0].sum(), keys.sum()),
                 }
             )
         return pd.DataFrame(rows)
@@ -260,6 +260,8 @@ class HeadStudy(Study):
         """`rows_read` as text, one row per key row."""
         rows = []
         for example in self.examples:
+            if example.read.empty:  # no feature below the head fires
+                continue
             for (layer, head, key), read in example.read.groupby(
                 ["layer", "head", "key"], sort=False
             ):
@@ -288,8 +290,11 @@ class HeadStudy(Study):
             f"heads, MLPs, biases and what enters the stream sum to the logit within "
             f"{self.terms.residue:.1e}",
             "direct term: what the head's output adds through the residual stream alone; other "
-            "labels: the same for another image's label; beyond: the one less the other; fill: the "
-            "term of what ablation writes",
+            "labels: the same for the label of an image of another class; beyond: the one less the "
+            "other; fill: the term of what ablation writes; turned at random: the same change, "
+            "rotated",
+            "heads and features shown are the largest of many on these images, and their intervals "
+            "do not count the choice",
             "what a head carries: the part of a feature's effect whose last attention step is this "
             "head; the row of a feature is the one it is active on",
         ]
@@ -304,14 +309,14 @@ class HeadStudy(Study):
             metrics.append(term.metric(f"term_{name}", "logits", n, r["floor"]))
             for path in ("total", "direct"):
                 change = Interval.from_columns(r, f"{path}_logit")
-                metrics.append(change.metric(f"{path}_{name}", "logits", n, r["random_logit"], 0.0))
+                floor = r["random_logit"] if path == "total" else None
+                metrics.append(change.metric(f"{path}_{name}", "logits", n, floor, 0.0))
         for r in self.by_layer().to_dict("records"):
             for part in ("attention", "mlp"):
                 value = Interval.from_columns(r, part)
                 metrics.append(value.metric(f"{part}_{r['layer']}", "logits", n))
         for each in self.agreement:
-            stem = each.predicted.replace(",", "").replace("'", "").replace(" ", "_")
-            name = f"{stem}_against_{each.measured}"
+            name = f"{each.key}_against_{each.measured}"
             metrics.append(each.rho.metric(f"{name}_spearman", "fraction", n, each.floor.high))
             metrics.append(each.slope.metric(f"{name}_slope", "fraction", n))
         return metrics
@@ -340,3 +345,7 @@ class HeadStudy(Study):
             "rows_read.csv": csv_table(self.rows_read()),
             "agreement.csv": csv_table(self.agreement_frame()),
         }.items()
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "none"

@@ -16,7 +16,7 @@ from vit_clt.analysis.heads.result import DrawnImage, HeadStudy
 from vit_clt.analysis.heads.terms import DirectTerms, image_terms, label_direction
 from vit_clt.analysis.reporting.pictures import pixels
 from vit_clt.analysis.reporting.subject import Subject
-from vit_clt.analysis.stats.donors import donor_cycle
+from vit_clt.analysis.stats.donors import donors_of_other_labels
 from vit_clt.choices import Fill, check_choice
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, ImageSubset
@@ -73,8 +73,9 @@ def head_study(
     check_fits(vit, clt)
     check_prepared(vit, data)
     check_choice("fill", fill, get_args(Fill))
-    n_heads = vit.cfg.n_layers * vit.cfg.n_heads
-    check_number("strongest", strongest, n_heads)
+    for field, number in (("sample", sample), ("strongest", strongest), ("drawn", drawn)):
+        check_number(field, number)
+    strongest = min(strongest, vit.cfg.n_layers * vit.cfg.n_heads)
     n = min(sample, len(data))
     # evenly spaced images may all be of a few classes, where a file deals its classes in turn
     numbers = np.sort(np.random.default_rng(seed).choice(len(data), n, replace=False)).tolist()
@@ -85,12 +86,12 @@ def head_study(
     ):
         if count < 2:
             raise InputError("data", f"has {count} {what} to study; expected at least 2, as {why}.")
-    check_number("drawn", drawn, len(data))
+    drawn = min(drawn, len(data))
     # what cannot be taken apart is refused before the work begins
     Sources(vit, clt, data.batch([0])[0][0].to(vit.device))
-    donors = donor_cycle(len(data), seed)
     labels = torch.cat([data.batch([i])[1] for i in range(len(data))])
     zs.check_labels(labels)
+    donors = donors_of_other_labels(labels.numpy(), seed)
     fills = HeadFills(vit, data, fill, "all", seed, progress)
     directions = torch.stack([label_direction(zs, int(label)) for label in labels])
     pairs = [directions[[i, donors[i]]] for i in range(len(data))]
@@ -132,11 +133,11 @@ def head_study(
     )
 
 
-def check_number(field: str, number: int, most: int) -> None:
-    """Refuse a number of things that are not there.
+def check_number(field: str, number: int) -> None:
+    """Refuse a number of things below 1; of more than there are, all are taken.
 
     Raises:
-        InputError: a number below 1 or above `most`.
+        InputError: a number below 1.
     """
-    if not 1 <= number <= most:
-        raise InputError(field, f"is {number}; expected a number from 1 to {most}.")
+    if number < 1:
+        raise InputError(field, f"is {number}; expected at least 1.")

@@ -60,6 +60,12 @@ class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
             if getattr(self, name):
                 text = "is given with --site head; expected none, as a CLT and sets are of layers."
                 raise InputError(name, text)
+        if self.site == "head" and self.tokens != "cls":
+            raise InputError(
+                "tokens",
+                f'is "{self.tokens}" with --site head; expected none, as heads are read at the '
+                "output.",
+            )
         super().check()
         check_clts("per_layer", self.per_layer)
 

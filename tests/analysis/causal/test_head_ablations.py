@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vit_clt import InputError
 from vit_clt.analysis import head_ablations
+from vit_clt.analysis.causal.head_ablations import random_turn
 from vit_clt.analysis.causal.head_result import HEAD_PATHS
 from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.cli import main
@@ -48,7 +49,9 @@ def some_images() -> TensorImages:
     return data
 
 
-def whole_passes(vit: HookedViT, images: Tensor, fill: str, layer: int, head: int) -> Tensor:
+def whole_passes(
+    vit: HookedViT, images: Tensor, fill: str, layer: int, head: int, path: str = "total"
+) -> Tensor:
     """Embeddings with one head overwritten by its weights' own columns, hook by hook."""
     seen: list[Tensor] = []
     attn: Any = vit.blocks[layer].native.attn
@@ -60,8 +63,13 @@ def whole_passes(vit: HookedViT, images: Tensor, fill: str, layer: int, head: in
     donors = donor_cycle(len(images), 5)
     value = {"zero": 0 * z, "mean": z.mean(0).expand_as(z), "resample": z[donors]}[fill]
     moved = (value - z) @ attn.out_proj.weight[:, columns].T
-    hook = (f"blocks.{layer}.hook_attn_out", lambda out, hook: out + moved)
-    return vit.run_with_hooks(images, fwd_hooks=[hook])
+    if path == "random":
+        rng = np.random.default_rng((5, layer, head))
+        q, r = np.linalg.qr(rng.standard_normal((16, 16)))
+        moved = moved @ torch.from_numpy(q * np.sign(np.diag(r)))
+    # only the final norm and the pooling see a direct change
+    place = "blocks.3.hook_resid_post" if path == "direct" else f"blocks.{layer}.hook_attn_out"
+    return vit.run_with_hooks(images, fwd_hooks=[(place, lambda out, hook: out + moved)])
 
 
 @pytest.mark.parametrize("fill", ["zero", "mean", "resample"])
@@ -82,12 +90,25 @@ def test_effects_are_those_of_whole_passes(fill: Any) -> None:
         top1 = (logits.argmax(1) == labels).double().mean()
         assert found.readings[f"total {l}.{h}"].top1 == pytest.approx(float(top1))
         assert found.changes("total", "logit")[l, h] == pytest.approx(float(contrast.mean()))
-    # a direction of the same size is another one
+        for path in ("direct", "random"):
+            logits = classifier.logits(whole_passes(vit, images, fill, l, h, path))
+            contrast = (logits - clean)[own, labels] - (logits - clean).mean(1)
+            np.testing.assert_allclose(
+                found.logit_changes(path)[:, 2 * l + h], contrast.numpy(), atol=1e-9
+            )
     sizes = [np.abs(found.logit_changes(path)).mean() for path in HEAD_PATHS]
     assert min(sizes) > 1e-4
-    assert not np.allclose(found.logit_changes("random"), found.logit_changes("total"))
-    floor = found.to_frame().query("measure == 'loss'")["floor"].unique()
+    frame = found.to_frame().query("measure == 'loss'")
+    assert frame.query("path != 'total'")["floor"].isna().all()
+    floor = frame.query("path == 'total'")["floor"].unique()
     assert floor.tolist() == [pytest.approx(found.readings["every head"].loss)]
+
+
+def test_a_random_turn_keeps_sizes_and_means() -> None:
+    turn = random_turn(12, (0, 1, 2))
+    torch.testing.assert_close(turn @ turn.T, torch.eye(12, dtype=turn.dtype))
+    assert torch.equal(turn, random_turn(12, (0, 1, 2)))
+    assert not torch.allclose(turn, random_turn(12, (0, 1, 3)))
 
 
 def test_batches_do_not_matter_and_a_study_tells_itself(tmp_path: Path) -> None:

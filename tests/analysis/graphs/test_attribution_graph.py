@@ -266,7 +266,7 @@ def test_the_figure_shows_every_node(graph: AttributionGraph) -> None:
     (middles,) = [t for t in figure.data if t.hovertext]
     assert len(middles.x) == min(len(graph.edges), 200)
     (source, target), (layer, head, effect) = next(iter(graph.top_heads().items()))
-    named = f"most by head {layer}.{head}: {effect:+.4g}"
+    named = f"of heads most by {layer}.{head} {effect:+.4g}"
     at = graph.edges.nlargest(len(graph.edges), "influence")
     place = ((at["source"] == source) & (at["target"] == target)).to_numpy().argmax()
     assert named in middles.hovertext[place]

@@ -101,7 +101,7 @@ def test_small_terms_are_the_slope_of_a_direct_ablation(
         change = clean.change(l, h, values)
         slope = (logit(1e-6 * change) - logit(-1e-6 * change)) / 2e-6
         np.testing.assert_allclose(-terms.small[:, l, h], slope, rtol=1e-5, atol=1e-8)
-    written = predictions(terms)["direct term less the fill's"].reshape(terms.heads.shape)
+    written = predictions(terms)["direct_term_less_fill"].reshape(terms.heads.shape)
     np.testing.assert_allclose(written, terms.fills - terms.heads)
     if fill == "zero":
         assert not terms.fills.any()

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from assertions import one_sentence, tells_itself
 from builders import random_clt
 
 from vit_clt import CrossLayerTranscoder, InputError, ZeroShot, load_data
 from vit_clt.analysis import head_ablations, head_study
 from vit_clt.analysis.heads.result import HeadStudy
+from vit_clt.analysis.stats.donors import donors_of_other_labels
 from vit_clt.cli import main
-from vit_clt.data.images import ImageSubset
+from vit_clt.data.images import ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT
 
 
@@ -88,14 +90,41 @@ def test_bad_input_is_refused(
     clt = random_clt(digits_vit)
     for options, said in (
         ({"sample": 1}, "has 1 images to study"),
-        ({"sample": 4, "strongest": 33}, "strongest is 33"),
-        ({"sample": 4, "drawn": 5}, "drawn is 5"),
+        ({"sample": 0}, "sample is 0; expected at least 1"),
+        ({"sample": 4, "strongest": 0}, "strongest is 0"),
+        ({"sample": 4, "drawn": -1}, "drawn is -1"),
     ):
         with pytest.raises(InputError, match=said) as error:
             head_study(digits_vit, clt, data, zs, **options)
         one_sentence(error)
+    same = TensorImages(data.batch(range(4))[0], torch.zeros(4, dtype=torch.long))
+    with pytest.raises(InputError, match="images of one label"):
+        head_study(digits_vit, clt, same, zs, sample=4)
     skip = CrossLayerTranscoder(replace(clt.config, skip=True)).eval()
     with pytest.raises(InputError, match="skip connection"):
         head_study(digits_vit, skip, data, zs, sample=4)
     assert main(["heads", "--clt", "none", "--out", str(tmp_path / "out")]) == 2
     assert "--clt" in capsys.readouterr().err
+
+
+def test_a_clt_whose_features_do_not_fire(digits_vit: HookedViT, tmp_path: Path) -> None:
+    """Heads of layer 0, or of a silent CLT, carry no feature; the study is whole all the same."""
+    data = load_data("digits", vit=digits_vit)
+    zs = ZeroShot(digits_vit, data.class_names)
+    clt = random_clt(digits_vit)
+    for bias in clt.b_enc:
+        bias.fill_(-1e4)  # relu_topk then has no positive pre-activation
+    study = head_study(digits_vit, clt, data, zs, sample=3, strongest=40, drawn=9)
+    assert len(study.carried.heads) == 32
+    assert len(study.examples) == 3
+    assert study.parts_table()["features active on CLS row"].tolist() == ["none"] * 32
+    assert study.rows_table().empty
+    assert "nan" not in study.page().split("plotly")[0]
+    tells_itself(study, tmp_path)
+
+
+def test_floors_are_labels_of_other_classes() -> None:
+    labels = np.array([0, 0, 1, 2, 2, 2])
+    donors = donors_of_other_labels(labels, seed=3)
+    assert (labels[donors] != labels).all()
+    assert donors == donors_of_other_labels(labels, seed=3)
