@@ -52,21 +52,22 @@ def edge_parts(
     sources = in_edges.sources
     frozen, n_active = sources.frozen, len(sources.layer)
     targets = candidates[candidates < n_active]
-    z = list(head_changes(frozen, *_writes(in_edges, candidates), in_edges.norms))
-    n_heads = z[0].shape[-3]
-    heads = z[0].new_zeros(1 + len(targets), len(z), n_heads, len(candidates))
-    residual = z[0].new_zeros(1 + len(targets), len(candidates))
-
-    def read(reader: Reader, at: Tensor) -> None:
+    cfg = frozen.vit.cfg
+    residual = sources.errors.new_zeros(1 + len(targets), len(candidates))
+    heads = residual.new_zeros(1 + len(targets), cfg.n_layers, cfg.n_heads, len(candidates))
+    output = frozen.output_reader(direction[None], in_edges.norms)
+    readers: list[tuple[Tensor, Reader]] = [(torch.tensor([0]).to(targets), output)]
+    readers += [(1 + here, reader) for here, reader in in_edges.feature_readers(targets)]
+    for at, reader in readers:
         alone = frozen.readout(reader, attention=False)
         residual[at] = edges_of(sources.effects(alone))[..., candidates]
-        for l in range(reader.n_attentions):
-            at_heads = frozen.attention[l].at_heads(reader.stream)
-            heads[at, l] = torch.einsum("tbhqd,sbhqd->ths", at_heads, z[l])
-
-    read(frozen.output_reader(direction[None], in_edges.norms), torch.tensor([0]).to(targets))
-    for here, reader in in_edges.feature_readers(targets):
-        read(reader, 1 + here)
+    # one layer's values at a time: they are as large as all sources' streams
+    changes = head_changes(frozen, *_writes(in_edges, candidates), in_edges.norms)
+    for l, z in enumerate(changes):
+        for at, reader in readers:
+            if l < reader.n_attentions:
+                at_heads = frozen.attention[l].at_heads(reader.stream)
+                heads[at, l] = torch.einsum("tbhqd,sbhqd->ths", at_heads, z)
     b_enc = sources.clt.b_enc[sources.layer[targets], sources.feature[targets]]
     residual[1:, -1] += b_enc.to(residual)
     return EdgeParts(residual, heads)
