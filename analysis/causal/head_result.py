@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 HeadPath = Literal["total", "direct", "random"]
-"""Total and direct effects, and the total effect of a random direction of equal size."""
+"""Total and direct effects, and the total effect of the same change turned at random."""
 HEAD_PATHS: tuple[HeadPath, ...] = get_args(HeadPath)
 _PRINTED = 12  # heads in the table of a terminal
 
@@ -51,7 +51,7 @@ class HeadAblations(Study):
     n_layers: int
     n_heads: int
     seed: int
-    """Seed of donors, of random directions and of bootstraps."""
+    """Seed of donors, of random turns and of bootstraps."""
 
     @property
     def heads(self) -> list[tuple[int, int]]:

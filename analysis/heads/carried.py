@@ -29,6 +29,10 @@ TOP_FEATURES = 5
 """Features of a head that are named."""
 TOP_KEYS, TOP_READ = 2, 3
 """Key rows of a head that are named on an image, and features that are named of each of them."""
+FEATURE_COLUMNS = (
+    *("layer", "head", "source", "feature", "carried", "floor"),
+    *("beyond", "beyond_low", "beyond_high", "images", "of_term"),
+)
 PARTS = ("features", "errors", "patches", "biases")
 
 
@@ -42,7 +46,7 @@ class CarriedParts:
     """Of each head, "image feature" for its own label: summed over rows; features are numbered
     layer by layer."""
     floor: list[csr_array]
-    """The same for another image's label."""
+    """The same for another label."""
     parts: Float[np.ndarray, "image head part"]
     """Sums over all features, errors, patches and biases (`PARTS`)."""
     keys: Float[np.ndarray, "image head token"]
@@ -56,7 +60,7 @@ class CarriedParts:
         """The features that each head carries most of for the image's own label.
 
         They are those of largest absolute `beyond`. Columns: layer and head; source, feature;
-        carried, its mean over images; floor, the mean for other images' labels; beyond, the one
+        carried, its mean over images; floor, the mean for other labels; beyond, the one
         less the other, paired, with its interval (_low, _high); images, the share of images on
         which the head carries anything of it; of_term, carried as a share of the mean over images
         of what the head carries in all.
@@ -90,7 +94,7 @@ class CarriedParts:
                         "of_term": carried / term if term else float("nan"),
                     }
                 )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=list(FEATURE_COLUMNS))
 
 
 class CarriedSums:
@@ -116,7 +120,7 @@ class CarriedSums:
 
         Args:
             sources: its sources.
-            directions: that of its own label, and that of another image's.
+            directions: that of its own label, and that of another label.
         """
         reader = sources.frozen.output_reader(directions)
         n_tokens = sources.errors.shape[1]
@@ -190,7 +194,7 @@ def read_rows(
     The term of a head is split exactly by the key row; what is carried from the largest key rows is
     split by source. Columns: layer, head, key (token row), term (of the key row), share (of the sum
     of absolute terms of all key rows); source, feature, token (on which the feature is active),
-    carried.
+    carried. Where the head carries no feature from a key row, one row has these missing and 0.
     """
     frozen = sources.frozen
     reader = frozen.output_reader(direction[None])
@@ -208,18 +212,22 @@ def read_rows(
         for j, key in enumerate(keys.tolist()):
             of_features = effects.features[j]
             top = of_features.abs().topk(min(TOP_READ, len(of_features))).indices
-            for c in top[of_features[top] != 0].tolist():
-                found.append(
-                    {
-                        "layer": layer,
-                        "head": head,
-                        "key": key,
-                        "term": float(by_key[key]),
-                        "share": float(by_key[key].abs() / by_key.abs().sum()),
-                        "source": int(sources.layer[c]),
-                        "feature": int(sources.feature[c]),
-                        "token": int(sources.token[c]),
-                        "carried": float(of_features[c]),
-                    }
-                )
-    return pd.DataFrame(found)
+            of_key = {
+                "layer": layer,
+                "head": head,
+                "key": key,
+                "term": float(by_key[key]),
+                "share": float(by_key[key].abs() / by_key.abs().sum()),
+            }
+            carried = [
+                {
+                    "source": int(sources.layer[c]),
+                    "feature": int(sources.feature[c]),
+                    "token": int(sources.token[c]),
+                    "carried": float(of_features[c]),
+                }
+                for c in top[of_features[top] != 0].tolist()
+            ]
+            none = {"source": pd.NA, "feature": pd.NA, "token": pd.NA, "carried": 0.0}
+            found += [of_key | each for each in carried or [none]]
+    return pd.DataFrame(found).astype(dict.fromkeys(("source", "feature", "token"), "Int64"))

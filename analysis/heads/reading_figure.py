@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +29,7 @@ def reading_figure(study: HeadStudy) -> go.Figure:
     n_cols = 1 + len(heads)
     titles: list[str] = []
     for example in examples:
-        titles.append(f"image {example.number}: {example.label}")
+        titles.append(f"image {example.number}: {escape(example.label)}")
         for i, (layer, head) in enumerate(heads):
             keys = example.keys[i]
             titles.append(f"head {layer}.{head}: {keys.sum():+.2f}<br>CLS row {keys[0]:+.2f}")

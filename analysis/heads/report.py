@@ -29,13 +29,13 @@ _AGREEMENT = (
 _CARRIED = (
     "What a head carries is the part of a source's effect whose last attention step is this head; "
     "features, errors, patches and biases sum to the head's term. The strongest heads and their "
-    "features are those of largest absolute mean beyond the floor, which is the same for other "
-    "images' labels: what is written on every image alike counts in both."
+    "features are those of largest absolute mean beyond the floor, which is the same for another "
+    "label: what is written on every image alike counts in both."
 )
 _ROWS = (
     "On each image the two key rows of largest absolute term, their share of the sum of absolute "
-    "terms, and the three features that the head carries most of from there. A feature's row is "
-    "the one it is active on: lower attention may have brought it to the row that is read."
+    "terms, and the three features that the head carries most of from there, if any. A feature's "
+    "row is the one it is active on: lower attention may have brought it to the row that is read."
 )
 
 

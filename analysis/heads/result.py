@@ -80,7 +80,7 @@ class HeadStudy(Study):
                 "readout": ablated.readout,
                 "logit": "the label's less the mean of all classes",
                 "held": "attention patterns, LayerNorm scales, the embedding's norm",
-                "floor": "direct terms and features: the same for another image's label; "
+                "floor": "direct terms and features: the same for another label; "
                 "ablations: every head; agreement: 97.5 % of permutations",
             },
         )
@@ -122,7 +122,7 @@ class HeadStudy(Study):
         """One row per head: its direct term, and what ablating it changes.
 
         Columns: layer, head; term, the mean direct term with its interval (_low, _high); floor, the
-        mean for another image's label; beyond, the one less the other, paired, with its interval;
+        mean for another label; beyond, the one less the other, paired, with its interval;
         fill, the mean term of the fill; the change of the logit by
         ablation, total_logit, direct_logit and random_logit (the same change turned at random),
         with intervals; total_loss, the change of the loss in nats.
@@ -260,8 +260,6 @@ class HeadStudy(Study):
         """`rows_read` as text, one row per key row."""
         rows = []
         for example in self.examples:
-            if example.read.empty:  # no feature below the head fires
-                continue
             for (layer, head, key), read in example.read.groupby(
                 ["layer", "head", "key"], sort=False
             ):
@@ -269,7 +267,7 @@ class HeadStudy(Study):
                 carried = [
                     f"{r.source}:{r.feature} on {patch_name(int(r.token), self.patch_grid)} "
                     f"{r.carried:+.3f}"
-                    for r in read.itertuples()
+                    for r in read.dropna(subset="feature").itertuples()
                 ]
                 rows.append(
                     {
@@ -278,7 +276,7 @@ class HeadStudy(Study):
                         "reads row": patch_name(int(key), self.patch_grid),
                         "term": f"{term:+.3f}",
                         "share": f"{100 * share:.0f} %",
-                        "features carried from there": "; ".join(carried),
+                        "features carried from there": "; ".join(carried) or "none",
                     }
                 )
         return pd.DataFrame(rows)

@@ -62,7 +62,7 @@ def head_study(
         strongest: number of heads whose features are named.
         drawn: number of these images on which the rows read are shown.
         clt_name: what the CLT is called in captions.
-        seed: seed of the sample, of donors, of random directions, of intervals and of permutations.
+        seed: seed of the sample, of donors, of random turns, of intervals and of permutations.
         progress: show progress bars.
 
     Raises:
@@ -81,7 +81,7 @@ def head_study(
     numbers = np.sort(np.random.default_rng(seed).choice(len(data), n, replace=False)).tolist()
     data = ImageSubset(data, numbers)
     for count, what, why in (
-        (len(data), "images", "floors take another image's label"),
+        (len(data), "images", "floors take another label"),
         (len(zs.class_names), "classes", "a logit is read against the others"),
     ):
         if count < 2:

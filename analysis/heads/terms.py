@@ -7,10 +7,10 @@ the label's column less the mean column. With attention and norms held it is exa
     + what enters the stream on the class row + the bias of ln_post
 
 (Gandelsman et al., arXiv:2310.05916; `vit_clt.hooks.passes.carried`). The floor of a head's term is
-the term of the same output for another image's label: what a head writes on every image alike adds
-as much there, and counts in the mean where labels are not equally frequent. The strongest heads are
-those of largest absolute mean term beyond this floor. The term of a fill is that of what an
-ablation would write in the output's place.
+the term of the same output for the label of an image drawn among those of other classes: what a
+head writes on every image alike adds as much there, and counts in the mean where labels are not
+equally frequent. The strongest heads are those of largest absolute mean term beyond this floor. The
+term of a fill is that of what an ablation would write in the output's place.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DirectTerms:
     heads: Float[np.ndarray, "image layer head"]
     """Of every head, norms held."""
     floor: Float[np.ndarray, "image layer head"]
-    """The same heads' terms for the label of another image."""
+    """The same heads' terms for another label."""
     fills: Float[np.ndarray, "image layer head"]
     """The terms of what an ablation writes, norms held."""
     small: Float[np.ndarray, "image layer head"]
@@ -96,7 +96,7 @@ def image_terms(
 
     Args:
         frozen: the pass of this image alone.
-        directions: that of its own label, and that of another image's.
+        directions: that of its own label, and that of another label.
         fill: by layer, what an ablation writes over every head; None for zeros.
     """
     reader = frozen.output_reader(directions)

@@ -168,6 +168,11 @@ def test_rows_read_are_key_rows_alone(images: Tensor, directions: Tensor) -> Non
         np.testing.assert_allclose(part["term"], float(by_key[key]))
         share = float(by_key[key].abs() / by_key.abs().sum())
         np.testing.assert_allclose(part["share"], share)
+    # layer 0 reads no MLP: its key rows stand there without a feature
+    of_first = read[read["layer"] == 0]
+    assert len(of_first) == 2
+    assert of_first["feature"].isna().all()
+    assert not of_first["carried"].any()
     # a source that no other attention moves is read on its own row: from the layer before
     for r in one.itertuples():
         if r.source == l - 1:

@@ -118,7 +118,9 @@ def test_a_clt_whose_features_do_not_fire(digits_vit: HookedViT, tmp_path: Path)
     assert len(study.carried.heads) == 32
     assert len(study.examples) == 3
     assert study.parts_table()["features active on CLS row"].tolist() == ["none"] * 32
-    assert study.rows_table().empty
+    # the two key rows of every head on every image stand there, without a feature
+    assert study.rows_table()["features carried from there"].tolist() == ["none"] * 2 * 32 * 3
+    assert study.features_table().empty
     assert "nan" not in study.page().split("plotly")[0]
     tells_itself(study, tmp_path)
 
