@@ -25,6 +25,7 @@ from torch import Tensor
 from vit_clt.analysis.causal.head_fills import HeadFills
 from vit_clt.analysis.causal.head_result import HeadAblations, head_name
 from vit_clt.analysis.stats.readings import gather_readings
+from vit_clt.analysis.stats.rotations import rotation_of
 from vit_clt.choices import Fill, TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
@@ -113,8 +114,7 @@ def head_ablations(
 def random_turn(width: int, seed: tuple[int, ...]) -> Float[Tensor, "width width"]:
     """An orthogonal matrix, uniform over all, the same for the same seed."""
     drawn = torch.from_numpy(np.random.default_rng(seed).standard_normal((width, width)))
-    q, r = torch.linalg.qr(drawn)
-    return q * r.diagonal().sign()
+    return rotation_of(drawn)
 
 
 def label_contrast(logits: Float[Tensor, "image class"], labels: Tensor) -> Float[Tensor, " image"]:

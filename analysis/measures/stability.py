@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vit_clt.analysis.stats.rotations import rotation_of
 from vit_clt.errors import InputError
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -115,7 +116,6 @@ def _nearest(
 
 
 def _rotation(rows: Float[Tensor, "feature d"], generator: torch.Generator) -> Tensor:
-    """A random rotation or reflection of d dimensions, drawn uniformly."""
+    """A random rotation of the space that these rows lie in."""
     d = rows.shape[1]
-    q, r = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
-    return (q * r.diagonal().sign()).to(rows)
+    return rotation_of(torch.randn(d, d, generator=generator, dtype=torch.float64)).to(rows)
