@@ -62,7 +62,6 @@ def explorer_contents(explorer: Explorer) -> Iterator[tuple[str, str | bytes]]:
 
 def _overview(explorer: Explorer) -> dict[str, Any]:
     gallery, graphs = explorer.gallery, explorer.graphs
-    names = {} if gallery.names is None else {"Names of features, and their tests": "names.html"}
     return {
         "title": f"{explorer.clt} on {gallery.data.name}",
         "bar": _bar(explorer),
@@ -83,7 +82,7 @@ def _overview(explorer: Explorer) -> dict[str, Any]:
         "in_graphs": {} if graphs is None else _graphs_by_feature(graphs),
         "agreement": None if graphs is None else _agreement_text(graphs),
         "factors": FACTORS,
-        "links": dict(explorer.links) | names,
+        "links": dict(explorer.links),
         "story": _story(explorer),
     }
 

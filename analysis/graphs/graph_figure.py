@@ -14,7 +14,7 @@ from torch import Tensor
 from vit_clt.analysis.graphs.folding import FoldedGraph, fold
 from vit_clt.analysis.graphs.graph_result import AttributionGraph, GraphMetadata, patch_name
 from vit_clt.analysis.graphs.node_text import hover, label
-from vit_clt.analysis.reporting.pictures import data_uri
+from vit_clt.analysis.reporting.pictures import lay_picture
 from vit_clt.analysis.reporting.style import BLUE, GREY, INK, ORANGE, finish
 
 MAX_EDGES = 200
@@ -38,7 +38,6 @@ _NAMES = {
 _WIDTHS = (0.7, 1.6, 3.2)  # of edges, in pixels, by influence
 _SPLIT = 0.74  # of the width, for the graph
 _TOP, _BOTTOM, _LAYER = 145, 92, 46
-_PICTURE = 512
 
 
 def graph_figure(
@@ -278,17 +277,7 @@ def _add_pictures(
                 },
             }
         )
-        figure.add_layout_image(
-            source=data_uri(picture, _PICTURE),
-            xref=f"x{axis}",
-            yref=f"y{axis}",
-            x=-0.5,
-            y=-0.5,
-            sizex=across,
-            sizey=down,
-            sizing="stretch",
-            layer="below",
-        )
+        lay_picture(figure, picture, str(axis), (down, across))
     # without a trace, axes are not drawn
     figure.add_scatter(
         x=[None], y=[None], xaxis="x2", yaxis="y2", showlegend=False, hoverinfo="skip"

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vit_clt.analysis.reporting.pictures import data_uri
+from vit_clt.analysis.reporting.pictures import lay_picture
 from vit_clt.analysis.reporting.style import BLUE, ORANGE, finish
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 HEADS = 4
 """Heads drawn of the strongest."""
 _SIDE = 190
-_PICTURE = 512
 
 
 def reading_figure(study: HeadStudy) -> go.Figure:
@@ -84,14 +83,4 @@ def _background(
     figure.update_yaxes(
         range=[down - 0.5, -0.5], scaleanchor=f"x{axis}", **hidden, row=row, col=col
     )
-    figure.add_layout_image(
-        source=data_uri(picture, _PICTURE),
-        xref=f"x{axis}",
-        yref=f"y{axis}",
-        x=-0.5,
-        y=-0.5,
-        sizex=across,
-        sizey=down,
-        sizing="stretch",
-        layer="below",
-    )
+    lay_picture(figure, picture, str(axis), (down, across))

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vit_clt.analysis.reporting.levels import add_points
-from vit_clt.analysis.reporting.pictures import data_uri
+from vit_clt.analysis.reporting.pictures import lay_picture
 from vit_clt.analysis.reporting.style import (
     BLUE,
     GREEN,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from vit_clt.analysis.high_norm.result import HighNorm
 
 _ACROSS = 4  # maps side by side
-_PICTURE = 384  # pixels a side
 
 # a series: kind of rows, name in the legend, colour, dash, symbol
 _NORMS = (
@@ -195,17 +194,7 @@ def marked_figure(result: HighNorm) -> go.Figure:
     for i, each in enumerate(images, start=1):
         down, across = each.norms.shape
         name = i if i > 1 else ""
-        figure.add_layout_image(
-            source=data_uri(each.picture, _PICTURE),
-            xref=f"x{name}",
-            yref=f"y{name}",
-            x=-0.5,
-            y=-0.5,
-            sizex=across,
-            sizey=down,
-            sizing="stretch",
-            layer="below",
-        )
+        lay_picture(figure, each.picture, str(name), (down, across))
         at = np.argwhere(each.high)
         side = max(4, 180 / max(down, across))
         figure.add_scatter(

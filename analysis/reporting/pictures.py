@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +16,12 @@ from torchvision.transforms import Normalize
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 SIDE = 96
 """Longest side of a thumbnail in pixels; smaller images keep their size."""
+_BEHIND = 512  # of an image behind a panel
 
 
 def pixels(
@@ -48,3 +53,30 @@ def data_uri(image: UInt8[np.ndarray, "height width 3"], side: int = SIDE) -> st
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def lay_picture(
+    figure: go.Figure,
+    image: UInt8[np.ndarray, "height width 3"],
+    axis: str,
+    grid: tuple[int, int],
+) -> None:
+    """Lay an image behind a panel whose axes count its patches, the top left one being (0, 0).
+
+    Args:
+        figure: the figure.
+        image: the image.
+        axis: the panel's axis as plotly numbers it: "" for the first, then "2", "3", ...
+        grid: number of patches down and across.
+    """
+    figure.add_layout_image(
+        source=data_uri(image, _BEHIND),
+        xref=f"x{axis}",
+        yref=f"y{axis}",
+        x=-0.5,
+        y=-0.5,
+        sizex=grid[1],
+        sizey=grid[0],
+        sizing="stretch",
+        layer="below",
+    )

@@ -63,6 +63,9 @@ class Explore(
         vit, clt, data = self.load_all(self.device)
         verdict = None if self.audit is None else read_verdict(self.audit, clt)
         classifier = self.classifier_if_any(vit, data, self.seed)
+        vocabulary = self.texts(vit, classifier, data)
+        # of the files beside the pages: in a notebook the pages stand alone
+        names = {} if vocabulary is None else {"Names of features, and their tests": "names.html"}
         explorer = explore(
             vit,
             clt,
@@ -75,10 +78,10 @@ class Explore(
             group_cosine=self.group_cosine,
             top=self.top,
             effect_images=self.effect_images,
-            vocabulary=self.texts(vit, classifier, data),
+            vocabulary=vocabulary,
             verdict=verdict,
             clt_name=self.clt,
-            links=links,
+            links={**links, **names},
             seed=self.seed,
             progress=True,
         )
