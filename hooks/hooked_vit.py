@@ -18,6 +18,7 @@ from vit_clt.choices import Gelu
 from vit_clt.errors import InputError
 from vit_clt.hooks.blocks import Recorder
 from vit_clt.hooks.cache import ViTActivationCache
+from vit_clt.hooks.pass_store import PassStore
 from vit_clt.hooks.points import BLOCK_POINTS, HOOK_IN, HOOK_OUT, FwdHook
 from vit_clt.hooks.rows import TokenRows
 from vit_clt.hooks.towers.base import Tower
@@ -95,6 +96,8 @@ class HookedViT(HookedRootModule):
     """
 
     cfg: HookedViTConfig
+    pass_store: PassStore | None = None
+    """Keeps clean passes, for studies that go over the same images again."""
 
     def __init__(
         self,
@@ -373,9 +376,16 @@ class HookedViT(HookedRootModule):
     ) -> tuple[Float[Tensor, "batch *out"], dict[str, Tensor]]:
         """The unaltered embeddings, and the activations at the hook points `names`. No hook fires.
 
+        Where the model has a `pass_store`, a pass that it keeps is read, to the same bits.
+
         Raises:
             InputError: images of another shape, or a name that no hook point of the model has.
         """
+        if self.pass_store is not None:
+            return self.pass_store.run(images, names, self._run_clean)
+        return self._run_clean(images, names)
+
+    def _run_clean(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         recorded: dict[str, Tensor] = {}
         self._recorder.values, self._recorder.names = recorded, frozenset(names)
         try:
@@ -468,7 +478,8 @@ class HookedViT(HookedRootModule):
         return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load a state dict of the model itself."""
+        """Load a state dict of the model itself, whose passes are then others than those kept."""
+        self.pass_store = None
         return self.model.load_state_dict(*args, **kwargs)
 
     def identity(self) -> TeacherIdentity:

@@ -114,7 +114,7 @@ class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
 
         folder = self.folder_of(HeadAblations)
         vit = self.load_vit(self.device)
-        data = self.load_images(vit)
+        data = self.load_measured(vit)
         classifier = self.classifier(vit, data, self.seed)
         study = head_ablations(
             vit,

@@ -87,7 +87,7 @@ class Export(ReadoutOptions, CLTOptions, Command, SeedOptions):
         from vit_clt.interchange.thresholds import with_thresholds
 
         vit = self.load_teacher(clt, self.device)
-        data = self.load_images(vit)
+        data = self.load_measured(vit)
         train = self.load_train_images(vit, data)
         classifier = self.classifier(vit, data, self.seed)
         twin = with_thresholds(vit, clt, train, progress=True)

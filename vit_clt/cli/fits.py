@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from vit_clt.cli.loaded import once
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.gate import Fit
@@ -24,7 +27,9 @@ def measured_fits(
     """
     from vit_clt.analysis.fit.gate import measure_fits
 
-    fits = measure_fits(vit, clts, data)
+    places = tuple(id(clt) for clt in clts.values())
+    fits = once(lambda: measure_fits(vit, clts, data), "fits", id(vit), places, id(data))
+    fits = [replace(fit, clt=name) for name, fit in zip(clts, fits, strict=True)]
     for fit in fits:
         print_fit(fit)
     return fits

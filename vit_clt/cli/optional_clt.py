@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
-from vit_clt.cli.options import CLTOptions, ModelOptions, check_clts
+from vit_clt.cli.options import CLTOptions, MeasuredOptions, check_clts
 from vit_clt.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class OptionalCLT(ModelOptions):
+class OptionalCLT(MeasuredOptions):
     """Options that name the ViT and the images, and a CLT of the ViT or none."""
 
     of_clt: ClassVar[tuple[str, ...]] = ("any_teacher",)
@@ -58,9 +58,9 @@ class OptionalCLT(ModelOptions):
             self._warnings = options.warnings()
             return loaded
         vit = self.load_vit(device)
-        return vit, None, self.load_images(vit)
+        return vit, None, self.load_measured(vit)
 
     def _clt_options(self) -> CLTOptions:
         assert self.clt is not None
-        shared = {field.name: getattr(self, field.name) for field in fields(ModelOptions)}
+        shared = {field.name: getattr(self, field.name) for field in fields(MeasuredOptions)}
         return CLTOptions(**shared, clt=self.clt, any_teacher=self.any_teacher)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 from vit_clt.choices import Gelu
 from vit_clt.cli.command import Checked
 from vit_clt.cli.layers import check_depth
+from vit_clt.cli.loaded import once
 from vit_clt.data.form_names import check_form
 from vit_clt.errors import InputError, renamed
 from vit_clt.hooks.towers.known_names import check_name
@@ -40,7 +41,9 @@ def load_clt(place: str, device: str) -> CrossLayerTranscoder:
     from vit_clt.transcoder.model import CrossLayerTranscoder
 
     check_device(device)
-    return CrossLayerTranscoder.from_pretrained(place).to(device).eval()
+    return once(
+        lambda: CrossLayerTranscoder.from_pretrained(place).to(device).eval(), "clt", place, device
+    )
 
 
 def check_clts(field: str, places: Iterable[str]) -> None:
@@ -90,7 +93,11 @@ class VitOptions(Checked):
         check_device(device)
         model = self.model or "digits"
         check_name(model, self.pretrained)
-        return HookedViT.load(model, self.pretrained, gelu=self.gelu, device=device)
+        named = (model, self.pretrained)
+        return once(
+            lambda: HookedViT.load(*named, gelu=self.gelu, device=device),
+            *("vit", *named, self.gelu, device),
+        )
 
     def load_vit_of(self, clt: CrossLayerTranscoder, device: str) -> HookedViT:
         """Load --model, by default the model that `clt` was trained on.
@@ -151,18 +158,26 @@ class ModelOptions(VitOptions):
 
         if self.data is None and vit.cfg.model not in SHIPPED:
             self._refuse_missing_data(vit.cfg.model)
-        data = load_data(
-            self.data or vit.cfg.model,
-            vit=vit,
-            split=self.split or split or self.default_split,
-            limit=self.limit,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            class_names=self._names(),
-        )
-        for remark in data.remarks:
-            print(f"{data.name}: {remark}")
-        return data
+        form, chosen = self.data or vit.cfg.model, self.split or split or self.default_split
+        names = self._names()
+        columns = (self.image_column, self.label_column)
+
+        def load() -> ImageData:
+            data = load_data(
+                form,
+                vit=vit,
+                split=chosen,
+                limit=self.limit,
+                image_column=columns[0],
+                label_column=columns[1],
+                class_names=names,
+            )
+            for remark in data.remarks:
+                print(f"{data.name}: {remark}")
+            return data
+
+        listed = None if names is None else tuple(names)
+        return once(load, "images", id(vit), form, chosen, self.limit, *columns, listed)
 
     def _refuse_missing_data(self, model: str) -> NoReturn:
         raise InputError("data", f'is missing; model "{model}" needs images.')
@@ -178,7 +193,27 @@ class ModelOptions(VitOptions):
 
 
 @dataclass(kw_only=True)
-class CLTOptions(ModelOptions):
+class MeasuredOptions(ModelOptions):
+    """Options that name the ViT and the images that a study measures."""
+
+    cache: Path | None = None
+    """Folder in which the ViT's passes over the images are kept, exact to the last bit, and read by
+    later studies of the same ViT and images; default: every study runs the ViT. It may be the
+    folder of --cache in training."""
+
+    def load_measured(self, vit: HookedViT) -> ImageData:
+        """Load the images that are measured; with --cache their passes are kept."""
+        from vit_clt.data.kept_passes import keep_passes
+        from vit_clt.hooks.pass_store import PASSES
+
+        data, cache = self.load_images(vit), self.cache
+        if cache is None:
+            return data
+        return once(lambda: keep_passes(vit, data, cache / PASSES), "kept", id(data), cache)
+
+
+@dataclass(kw_only=True)
+class CLTOptions(MeasuredOptions):
     """Options that name a trained CLT, its ViT and the images."""
 
     uncommon: ClassVar[tuple[str, ...]] = ("model", "pretrained")  # the CLT says them
@@ -229,7 +264,7 @@ class CLTOptions(ModelOptions):
         """Load the teacher, its CLT (checked against each other) and the images."""
         clt = load_clt(self.clt, device)
         vit = self.load_teacher(clt, device)
-        return vit, clt, self.load_images(vit)
+        return vit, clt, self.load_measured(vit)
 
     def load_teacher(self, clt: CrossLayerTranscoder, device: str) -> HookedViT:
         """Load --model, by default the model that `clt` was trained on, and check that both fit."""
@@ -242,7 +277,9 @@ class CLTOptions(ModelOptions):
         from vit_clt.hooks import check_fits
         from vit_clt.hooks.replacement import teacher_difference
 
-        if self.any_teacher and (difference := teacher_difference(vit, clt)):
+        # a CLT that is shared by several commands has forgotten its teacher after the first of them
+        difference = once(lambda: teacher_difference(vit, clt), "difference", id(vit), id(clt))
+        if self.any_teacher and difference:
             self._other_teachers.append(f"Teacher: not the one trained on; {difference}.")
             clt.forget_teacher()
         check_fits(vit, clt)

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
 from vit_clt.cli.layers import layer_numbers
-from vit_clt.cli.options import TrainDataOptions
+from vit_clt.cli.options import MeasuredOptions, TrainDataOptions
 
 
 @dataclass(kw_only=True)
-class Probe(TrainDataOptions, StudyOptions, SeedOptions):
+class Probe(TrainDataOptions, MeasuredOptions, StudyOptions, SeedOptions):
     """At which depth can the class, or what else is known of an image, be read linearly?
 
     Example: vit-clt probe --model adding --out out/probe
@@ -42,7 +42,7 @@ class Probe(TrainDataOptions, StudyOptions, SeedOptions):
         folder = self.folder_of(Probes)
         layers = None if self.layers is None else layer_numbers(self.layers)
         vit = self.load_vit(self.device)
-        data = self.load_images(vit)
+        data = self.load_measured(vit)
         train = self.load_train_images(vit, data)
         result = probes(
             vit,

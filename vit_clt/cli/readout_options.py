@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.choices import Readout, Templates
+from vit_clt.cli.loaded import once
 from vit_clt.cli.options import TrainDataOptions
 from vit_clt.errors import InputError
 
@@ -27,7 +28,14 @@ class PromptOptions:
         """The zero-shot classifier of the classes of `data`."""
         from vit_clt.readouts.zero_shot import ZeroShot
 
-        return ZeroShot(vit, data.class_names, self.templates)
+        names = tuple(data.class_names)
+        return once(
+            lambda: ZeroShot(vit, names, self.templates),
+            "zero-shot",
+            id(vit),
+            names,
+            self.templates,
+        )
 
 
 @dataclass(kw_only=True)
@@ -61,14 +69,18 @@ class ReadoutOptions(PromptOptions, TrainDataOptions):
         from vit_clt.readouts.linear import LinearClassifier
         from vit_clt.readouts.zero_shot import ZeroShot
 
-        classifier = choose_classifier(
-            vit,
-            data,
-            lambda: self.load_train_images(vit, data),
-            self.readout,
-            templates=self.templates,
-            seed=seed,
-            progress=True,
+        classifier = once(
+            lambda: choose_classifier(
+                vit,
+                data,
+                lambda: self.load_train_images(vit, data),
+                self.readout,
+                templates=self.templates,
+                seed=seed,
+                progress=True,
+            ),
+            *("classifier", id(vit), id(data), self.readout, self.templates, seed),
+            *(self.train_data, self.train_limit),
         )
         unused = {"templates": self.templates != "ensemble"}
         if isinstance(classifier, ZeroShot):

@@ -29,6 +29,7 @@ from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks.activations import IMAGES_PER_PASS, Activations, capture
 from vit_clt.hooks.hooked_vit import HookedViT
+from vit_clt.hooks.pass_store import PASSES
 from vit_clt.inputs import read_json, reading
 from vit_clt.outputs import check_same
 from vit_clt.outputs.staging import STAGING, remove_unfinished, staged_files
@@ -309,7 +310,10 @@ def _is_new(folder: Path) -> bool:
             raise InputError("cache", f"is {folder}; {parent} is a file, expected a folder.")
     if not folder.is_dir():
         return True
-    names = [f.name for f in folder.iterdir() if not f.name.startswith(STAGING)]
+    # clean passes for studies may lie beside the store
+    names = [
+        f.name for f in folder.iterdir() if not f.name.startswith(STAGING) and f.name != PASSES
+    ]
     if names and MANIFEST_FILE not in names:
         raise InputError(
             "cache",
