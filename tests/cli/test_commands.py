@@ -75,6 +75,7 @@ def test_a_command_imports_no_other_and_no_torch():
                 "fits",
                 "help_text",
                 "layers",
+                "loaded",
                 "options",
                 "probe",
                 "printed_table",

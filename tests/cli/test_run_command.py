@@ -16,6 +16,7 @@ from vit_clt.cli.audit import Audit
 from vit_clt.cli.claims import Claims
 from vit_clt.cli.explore import Explore
 from vit_clt.cli.run import STUDIES, Run, Train
+from vit_clt.cli.study_pages import PAGES, index_page
 
 ARGS = [
     *("run", "--model", "digits", "--data", "digits", "--n-features", "64", "--k", "8"),
@@ -37,9 +38,9 @@ def test_every_study_has_a_page_that_the_first_page_and_the_explorer_link_to(out
     found = re.findall(r'href="(.*?)"', index)
     assert all((out / page).is_file() for page in found)
     expected = {
-        f"{'clt' if study is Train else study.command_name()}/{page.name}.html"
-        for study, page in STUDIES.items()
-        if page.name != "audit"
+        f"{'clt' if study is Train else name}/{PAGES[name].name}.html"
+        for study in STUDIES
+        if (name := study.command_name()) != "audit"
     }
     assert set(found) == expected | {"explore/index.html"}
     document = script_value((out / "explore" / "data.js").read_text())
@@ -114,6 +115,5 @@ def test_a_study_that_is_not_possible_is_left_out_with_its_reason(
     monkeypatch.setattr(Cascade, "run", refuse)
     command = Run(out=out, model="digits", data="digits", eval_limit=24)
     assert command._left_out(Cascade) == "tokens is <b>; expected another."
-    from vit_clt.cli.run import _index
-
-    assert "left out. tokens is &lt;b&gt;" in _index("t", {}, {"C": "tokens is <b>; expected."})
+    page = index_page("t", {}, {"C": "tokens is <b>; expected."})
+    assert "left out. tokens is &lt;b&gt;" in page

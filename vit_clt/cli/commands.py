@@ -54,6 +54,10 @@ COMMANDS = {
         "run:Run",
         "Train a CLT, run every study of it, and put all of them behind one page, index.html.",
     ),
+    "study": Entry(
+        "study:Study",
+        "Several studies of one CLT and images, for which the ViT runs once: the same numbers.",
+    ),
     "explore": Entry(
         "explore:Explore",
         "Linked pages of a CLT: heatmap, features, images, graphs, steering. They open from disk.",
@@ -151,7 +155,7 @@ COMMANDS = {
 """Every command, by its name."""
 
 GROUPS = {
-    "Start": ("demo", "run", "explore", "doctor"),
+    "Start": ("demo", "run", "study", "explore", "doctor"),
     "Train": ("train",),
     "From which depth can it be read, and what does a source do?": ("contributions", "weights"),
     "Is it true?": ("claims", "ablate", "keep-sets", "causal", "probe", "audit"),
@@ -242,9 +246,7 @@ def parse(args: Sequence[str]) -> BaseCommand | None:
         print(short_help(full, f"vit-clt {name}", own, command.uncommon), end="")
         return None
     rest = [_expanded(arg) for arg in rest]
-    parsed = _parsed(command, rest, prog=f"vit-clt {name}", default=command.defaults(rest))
-    check_ranges(parsed)
-    return parsed
+    return parsed(command, rest, prog=f"vit-clt {name}", default=command.defaults(rest))
 
 
 def _help(command: type[BaseCommand], name: str, encoding: str | None = None) -> str:
@@ -290,6 +292,22 @@ def _completed() -> dict[str, dict[str, list[str]]]:
         }
         for name in COMMANDS
     }
+
+
+def parsed(form: Any, args: Sequence[str], **options: Any) -> Any:
+    """A command with these options.
+
+    Args:
+        form: the class of the command.
+        args: its options, as on a command line.
+        options: of tyro: `prog`, the name in messages, and `default`, a command with the defaults.
+
+    Raises:
+        InputError: an option does not exist, or a value is not one that it takes, or out of range.
+    """
+    command = _parsed(form, args, **options)
+    check_ranges(command)
+    return command
 
 
 def _parsed(form: Any, args: Sequence[str], **options: Any) -> BaseCommand:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 from vit_clt.choices import Readout
 from vit_clt.cli.ablate import Ablate
@@ -24,6 +23,7 @@ from vit_clt.cli.high_norm import HighNorm
 from vit_clt.cli.options import check_held_out
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.retrieve import Retrieve
+from vit_clt.cli.study_pages import PAGES, index_page, one_loading, passes_folder
 from vit_clt.cli.train import Train
 from vit_clt.cli.weights import Weights
 from vit_clt.data.form_names import check_form
@@ -32,30 +32,10 @@ from vit_clt.inputs import read_json
 from vit_clt.outputs import check_same
 from vit_clt.outputs.staging import staged_file
 
-
-class Page(NamedTuple):
-    """The page of a study."""
-
-    title: str
-    name: str
-    """Its file, without the ending."""
-
-
-STUDIES: dict[type[Command], Page] = {
-    Train: Page("How the training went", "training"),
-    Reconstruct: Page("How well each layer is rebuilt", "reconstruction"),
-    Weights: Page("Decoder norms", "weights"),
-    Contributions: Page("From which depth each layer can be read", "contributions"),
-    HighNorm: Page("Patch rows of outlying norms", "high_norm"),
-    Cascade: Page("The model with its MLPs replaced", "cascade"),
-    Ablate: Page("Keeping and dropping source layers", "ablation"),
-    Causal: Page("What ablating the ViT's own layers does", "causal"),
-    Heads: Page("What attention heads add beside the MLPs", "heads"),
-    Claims: Page("Do the scores hold?", "claims"),
-    FeatureScores: Page("Are the features any good?", "feature_scores"),
-    Retrieve: Page("Images alike in the codes of each layer", "retrieval"),
-    Audit: Page("Audit", "audit"),
-}
+STUDIES: tuple[type[Command], ...] = (
+    *(Train, Reconstruct, Weights, Contributions, HighNorm, Cascade, Ablate, Causal, Heads, Claims),
+    *(FeatureScores, Retrieve, Audit),
+)
 """The studies, in the order in which they run."""
 
 
@@ -70,6 +50,9 @@ class Run(Train):
     """
 
     begun = None
+    _passes: ClassVar[Path | None] = (
+        None  # where the studies keep passes; found when data are known
+    )
     uncommon = ("skip", "cross_layer", "lr", "batch_size", "pretrained")
 
     eval_data: str | None = None
@@ -92,6 +75,10 @@ class Run(Train):
 
     def run(self) -> None:
         """Train, run the studies, and write the pages that join them."""
+        with one_loading(self.out):
+            self._run()
+
+    def _run(self) -> None:
         from vit_clt.training.processes import is_main
 
         self._check_held_out()
@@ -102,22 +89,23 @@ class Run(Train):
             return
         left_out: dict[str, str] = {}
         made: list[type[Command]] = [Train]
-        for study, page in STUDIES.items():
+        for study in STUDIES:
             if study is Train or (study is Audit and not self.full_audit):
                 continue
-            print(f"\n== {study.command_name()}: {page.title}", flush=True)
+            title = PAGES[study.command_name()].title
+            print(f"\n== {study.command_name()}: {title}", flush=True)
             if reason := self._left_out(study):
-                left_out[page.title] = reason
+                left_out[title] = reason
             else:
                 made.append(study)
-        links = {STUDIES[study].title: _address(study) for study in made}
+        links = {PAGES[study.command_name()].title: _address(study) for study in made}
         print("\n== explore", flush=True)
         if reason := self._left_out(Explore, {t: f"../{page}" for t, page in links.items()}, made):
             left_out["Explorer"] = reason
         else:
-            links = {"Explorer: heatmap, features, images, graphs": "explore/index.html"} | links
+            links = {PAGES["explore"].title: "explore/index.html"} | links
         with staged_file(self.out / "index.html") as place:
-            place.write_text(_index(str(self.out), links, left_out), encoding="utf-8")
+            place.write_text(index_page(str(self.out), links, left_out), encoding="utf-8")
         print(f"\nopen {self.out / 'index.html'} in a browser; the CLT is in {self.out / 'clt'}")
 
     def _check_held_out(self) -> None:
@@ -126,6 +114,7 @@ class Run(Train):
         measured = self._study(Reconstruct).load_images(vit)
         with renamed(data="eval_data"):
             check_held_out(self.load_images(vit, "train"), measured)
+        self._passes = self.cache or passes_folder(vit, measured, self.out)
 
     def _check_resumed(self) -> None:
         """Refuse to go on with studies of other images; else keep what they are made with."""
@@ -168,6 +157,7 @@ class Run(Train):
             "data": self.eval_data or self.data,
             "limit": self.eval_limit,
             "split": None,
+            "cache": self._passes,
             "resume": study is Audit,
             "overwrite": study is not Audit,
             "k": None,
@@ -218,25 +208,4 @@ def _folder(study: type[Command]) -> str:
 
 def _address(study: type[Command]) -> str:
     """The page of a study, from the folder of the run."""
-    return f"{_folder(study)}/{STUDIES[study].name}.html"
-
-
-def _index(title: str, links: Mapping[str, str], left_out: Mapping[str, str]) -> str:
-    """A page that lists the pages of all studies, the explorer first."""
-    shown = "".join(
-        f'<li><a href="{html.escape(page, quote=True)}">{html.escape(text)}</a></li>\n'
-        for text, page in links.items()
-    )
-    missing = "".join(
-        f"<li>{html.escape(text)}: left out. {html.escape(reason)}</li>\n"
-        for text, reason in left_out.items()
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{html.escape(title)}</title>\n"
-        "<style>body { font: 16px/1.6 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; "
-        "padding: 0 1rem; }</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1>\n<ul>\n{shown}{missing}</ul></body></html>\n"
-    )
+    return f"{_folder(study)}/{PAGES[study.command_name()].name}.html"

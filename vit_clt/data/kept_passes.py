@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from torch import Tensor
@@ -53,7 +54,13 @@ class _KeptImages(ImageSubset):
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The images and labels with these indices."""
         images, labels = super().batch(indices)
-        # other batches, such as the most active images of each feature, are rarely seen again
-        if len(indices) > 1 and [*indices] == [*range(indices[0], indices[0] + len(indices))]:
+        # others, such as batches of the most active images of each feature, are rarely seen again
+        if _evenly_spaced(indices):
             self._store.keep(images)
         return images, labels
+
+
+def _evenly_spaced(indices: Sequence[int]) -> bool:
+    """Whether these ascend in steps that differ by one at most, as `evenly_spaced` gives them."""
+    steps = {later - earlier for earlier, later in pairwise(indices)}
+    return bool(steps) and 0 < min(steps) >= max(steps) - 1

@@ -1,0 +1,179 @@
+"""`vit-clt study`: several studies from one pass of the ViT, with the numbers of each alone."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vit_clt.cli import main
+from vit_clt.cli.loaded import loaded_once, once
+from vit_clt.data import ImageData, ImageSubset
+from vit_clt.hooks import HookedViT
+
+STUDIES = {
+    "contributions": [],
+    "ablate": ["--fill", "resample", "--draws", "2"],
+    "reconstruct": [],
+    "features": ["--layers", "6,7", "--count", "4"],
+    "causal": ["--linear"],
+}
+N = 70
+
+
+@pytest.fixture(scope="module")
+def shared(digits_clt: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[bytes]]:
+    """The folder of the five studies together, and the batches that the ViT ran over.
+
+    Runs that need more than the residual stream and MLPs (of the attention layers) do not count.
+    """
+    runs: list[bytes] = []
+    live = HookedViT._run_clean
+    out = tmp_path_factory.mktemp("study") / "studies"
+    with pytest.MonkeyPatch.context() as patch:
+
+        def counted(vit: HookedViT, images: Any, names: Any) -> Any:
+            if not any("attn" in name for name in names):
+                runs.append(images.numpy().tobytes())
+            return live(vit, images, names)
+
+        patch.setattr(HookedViT, "_run_clean", counted)
+        studies = [" ".join([name, *own]) for name, own in STUDIES.items()]
+        assert main(["study", *studies, *of(digits_clt), "--out", str(out)]) == 0
+    return out, runs
+
+
+def of(clt: Path) -> list[str]:
+    return ["--clt", str(clt), "--data", "digits", "--limit", str(N)]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_has_the_files_of_the_command_alone(
+    name: str, shared: tuple[Path, list[bytes]], digits_clt: Path, tmp_path: Path
+):
+    assert main([name, *of(digits_clt), *STUDIES[name], "--out", str(tmp_path / "alone")]) == 0
+    files = sorted(p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*.*"))
+    assert len(files) > 4
+    assert files == sorted(p.relative_to(shared[0] / name) for p in (shared[0] / name).rglob("*.*"))
+    for file in files:
+        assert filecmp.cmp(tmp_path / "alone" / file, shared[0] / name / file, shallow=False), file
+
+
+def test_the_vit_runs_over_the_images_once(
+    shared: tuple[Path, list[bytes]], digits_test: ImageData
+):
+    batches = [images.numpy().tobytes() for images, _ in ImageSubset(digits_test, range(N))]
+    assert [shared[1].count(batch) for batch in batches] == [1, 1]
+    assert shared[1][:2] == batches
+    assert not (shared[0] / ".passes").exists()
+
+
+def test_the_first_page_links_to_each(shared: tuple[Path, list[bytes]]):
+    found = re.findall(r'href="(.*?)"', (shared[0] / "index.html").read_text())
+    assert [page.split("/")[0] for page in found] == list(STUDIES)
+    assert all((shared[0] / page).is_file() for page in found)
+
+
+def test_resumed_it_makes_what_is_missing(
+    shared: tuple[Path, list[bytes]], digits_clt: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = shared[0]
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*/metrics.json")}
+    (out / "reconstruct" / "metrics.json").unlink()
+    studies = [" ".join([name, *own]) for name, own in STUDIES.items()]
+    again = ["study", *studies, *of(digits_clt), "--out", str(out)]
+    assert main(again) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert main([*again, "--seed", "1", "--resume"]) == 2
+    assert "--seed is 1; expected 0" in capsys.readouterr().err
+    assert main([*again, "--resume"]) == 0
+    made = [path for path, at in kept.items() if path.stat().st_mtime_ns != at]
+    assert made == [out / "reconstruct" / "metrics.json"]
+
+
+def test_what_cannot_be_made_is_left_out_and_the_others_are_there(
+    digits_clt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    args = ["study", "contributions --image 90", "weights", *of(digits_clt), "--out", str(out)]
+    assert main(args) == 2
+    said = capsys.readouterr()
+    assert "1 of 2 studies left out: contributions: image is 90" in said.err
+    assert (out / "weights" / "weights.html").is_file()
+    assert "left out. " in (out / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("studies", "said"),
+    [
+        (["foo"], 'the studies hold "foo"; expected some of reconstruct, '),
+        (["ablate", "ablate --fill mean"], "the studies hold ablate twice"),
+        (["ablate 'x"], "expected closed quotes"),
+        ([], "no study is named"),
+        (["ablate --fil mean"], "--fil is no option of vit-clt ablate; expected --fill"),
+        (["reconstruct", "ablate --target 99"], "target contains 99"),
+        (["ablate --draws 0"], "draws is 0"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_loaded(
+    studies: list[str],
+    said: str,
+    digits_clt: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert main(["study", *studies, *of(digits_clt), "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_passes_without_room_are_not_kept(
+    digits_clt: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("vit_clt.cli.study_pages.shutil.disk_usage", lambda path: usage)
+    out = tmp_path / "out"
+    assert main(["study", "reconstruct", *of(digits_clt), "--out", str(out)]) == 0
+    assert "they are not kept, every study runs the ViT" in capsys.readouterr().out
+    assert json.loads((out / "reconstruct" / "metrics.json").read_text())["metrics"]
+
+
+def test_studies_of_other_runs_read_the_cache(
+    digits_clt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = ["--cache", str(tmp_path / "cache")]
+    args = ["contributions", *of(digits_clt)]
+    assert main([*args, "--out", str(tmp_path / "first"), *cache]) == 0
+    monkeypatch.setattr(HookedViT, "_run_clean", lambda *_: pytest.fail("the ViT ran"))
+    assert main([*args, "--out", str(tmp_path / "second"), *cache]) == 0
+    names = [p.name for p in (tmp_path / "first").iterdir()]
+    assert len(names) > 4
+    for name in names:
+        assert filecmp.cmp(tmp_path / "first" / name, tmp_path / "second" / name, shallow=False)
+
+
+def test_once_loads_once_only_inside_its_context():
+    loads: list[str] = []
+
+    def load() -> str:
+        loads.append("x")
+        return "loaded"
+
+    assert [once(load, "a"), once(load, "a")] == ["loaded"] * 2
+    assert len(loads) == 2
+    with loaded_once():
+        once(load, "a")
+        with loaded_once():
+            once(load, "a")
+            once(load, "b")
+        once(load, "b")
+        assert len(loads) == 4
+    once(load, "a")
+    assert len(loads) == 5
