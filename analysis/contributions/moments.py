@@ -327,8 +327,9 @@ def _batches(
     yield from kept
     first = sum(batch.size for batch in kept)
     device = clts[0].b_dec.device
-    for start in range(first, len(data), data.batch_size):
-        images, labels = data.batch(range(start, min(start + data.batch_size, len(data))))
+    starts = range(first, len(data), data.batch_size)
+    rows = (range(start, min(start + data.batch_size, len(data))) for start in starts)
+    for start, (images, labels) in zip(starts, data.batches(rows), strict=True):
         activations = capture(vit, images.to(device))
         y = activations.y.double()
         power = by_row_group(y.square().sum(-1), vit.cfg.rows)

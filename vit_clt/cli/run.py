@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from vit_clt.choices import Readout
 from vit_clt.cli.ablate import Ablate
@@ -50,9 +50,6 @@ class Run(Train):
     """
 
     begun = None
-    _passes: ClassVar[Path | None] = (
-        None  # where the studies keep passes; found when data are known
-    )
     uncommon = ("skip", "cross_layer", "lr", "batch_size", "pretrained")
 
     eval_data: str | None = None
@@ -65,6 +62,9 @@ class Run(Train):
     """Number of images that have a graph and steering in the explorer."""
     full_audit: bool = False
     """Also run vit-clt audit, which trains transcoders to compare with and takes longest."""
+
+    def __post_init__(self) -> None:
+        self._passes: Path | None = None
 
     def check(self) -> None:
         """Refuse images to measure that are not there."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +90,26 @@ class ImageData(ABC):
         return contents
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self), self.batch_size):
-            yield self.batch(range(start, min(start + self.batch_size, len(self))))
+        size = self.batch_size
+        starts = range(0, len(self), size)
+        return self.batches(range(start, min(start + size, len(self))) for start in starts)
+
+    def batches(
+        self, rows: Iterable[Sequence[int]]
+    ) -> Iterator[tuple[Float[Tensor, "batch 3 height width"], Int[Tensor, " batch"]]]:
+        """`batch` of each of `rows` in turn, read in a thread while the one before is worked on.
+
+        Raises:
+            UnreadableImage: an image cannot be read, when its batch is reached.
+        """
+        with ThreadPoolExecutor(1, "images") as reader:
+            ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
+            for indices in rows:
+                ahead.append(reader.submit(self.batch, indices))
+                if len(ahead) == 2:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
 
 class TensorImages(ImageData):
