@@ -22,7 +22,7 @@ def flags(text: str) -> set[str]:
 def spelled(name: str) -> set[str]:
     """The flags of a command's options, as a help may name them."""
     command = command_class(name)
-    hidden = {"training", "sparsifier_settings"}
+    hidden = {"training", "sparsifier_settings", "studies"}
     names = {dict(source="from").get(option, option) for option in _options(command)} - hidden
     return {f"--{option}".replace("_", "-") for option in names}
 

@@ -12,6 +12,8 @@ import pytest
 
 from vit_clt.cli import main
 from vit_clt.cli.loaded import loaded_once, once
+from vit_clt.cli.study import NOT_HERE, Study
+from vit_clt.cli.study_pages import PAGES
 from vit_clt.data import ImageData, ImageSubset
 from vit_clt.hooks import HookedViT
 
@@ -157,6 +159,12 @@ def test_studies_of_other_runs_read_the_cache(
     assert len(names) > 4
     for name in names:
         assert filecmp.cmp(tmp_path / "first" / name, tmp_path / "second" / name, shallow=False)
+
+
+def test_help_names_every_study():
+    said = " ".join((Study.__doc__ or "").split())
+    [listed] = re.findall(r"Studies: ([^.]*)\.", said)
+    assert listed.split(", ") == [name for name in PAGES if name not in NOT_HERE]
 
 
 def test_once_loads_once_only_inside_its_context():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -30,11 +30,14 @@ class Study(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions)
     Each has a folder of its own in --out, and index.html links to their pages. A study's own
     options stand with it in quotes. Killed, the same command with --resume goes on.
 
+    Studies: reconstruct, weights, contributions, high-norm, cascade, faithfulness, ablate,
+    keep-sets, causal, heads, claims, features, feature-scores, retrieve, probe, explore.
+
     Example: vit-clt study contributions reconstruct "ablate --fill mean" --clt out/demo/clt
         --data digits --out out/studies
     """
 
-    studies: tyro.conf.Positional[tuple[str, ...]]
+    studies: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="STUDY ...")]
     """Commands; one with options of its own stands in quotes: "ablate --fill mean"."""
     resume: bool = False
     """Go on with the studies in --out; those that are finished stay."""

@@ -2,7 +2,7 @@
 
 `load_data` loads digits, CIFAR, COCO, parquet files, image folders or a data set of the Hub, and
 returns an `ImageData`, which gives batches of images and labels. `TensorImages` is an `ImageData`
-of tensors.
+of tensors. `keep_passes` keeps what a ViT makes of them for further studies.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vit_clt.data.images import TensorImages as TensorImages
     from vit_clt.data.images import UnreadableImage as UnreadableImage
     from vit_clt.data.images import as_image_data as as_image_data
+    from vit_clt.data.kept_passes import keep_passes as keep_passes
 
 # names are found when they are first used, so that nothing waits for what it does not use
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -34,5 +35,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "UnreadableImage",
             "as_image_data",
         ],
+        "kept_passes": ["keep_passes"],
     },
 )
