@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vit_clt.analysis.auditing.rivals import RivalRun, is_finished
 from vit_clt.data.images import ImageData
+from vit_clt.forecast.wording import duration
 from vit_clt.hooks import HookedViT
-from vit_clt.training.cost import duration
 from vit_clt.training.planned import PlannedRun
 
 

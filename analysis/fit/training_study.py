@@ -14,9 +14,10 @@ import pandas as pd
 from vit_clt.analysis.fit.gate import Fit, fit_of_training
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.data.images import ImageData
+from vit_clt.forecast.memory import peak_memory
+from vit_clt.forecast.wording import duration
 from vit_clt.hooks import HookedViT
 from vit_clt.metrics import Metric, metrics_json
-from vit_clt.training.cost import duration, peak_memory
 from vit_clt.training.trainer import as_context
 from vit_clt.transcoder.checkpoints import CARD_FILE
 from vit_clt.transcoder.config import CLTConfig

@@ -18,10 +18,11 @@ import torch
 
 from vit_clt.analysis.reproduction.cells import KINDS, Cell, Recipe
 from vit_clt.data.images import TensorImages
+from vit_clt.forecast.wording import duration
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
 from vit_clt.seeding import seeded_globally
-from vit_clt.training.cost import Estimate, duration, estimate
+from vit_clt.training.cost import Estimate, estimate
 from vit_clt.training.trainer import resolved
 from vit_clt.training.trial import seconds_per_step
 from vit_clt.transcoder.model import CrossLayerTranscoder

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -14,6 +13,7 @@ from builders import random_clt
 
 from vit_clt import CLTConfig, InputError, JumpReLU, ReLUTopK
 from vit_clt.data.images import TensorImages
+from vit_clt.forecast import memory as memory_module
 from vit_clt.training import cost as module
 from vit_clt.training import trial
 from vit_clt.training.cost import Estimate, check_resources, estimate
@@ -206,7 +206,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(
             psutil, "virtual_memory", lambda: SimpleNamespace(available=memory), raising=True
         )
-        monkeypatch.setattr(module, "_cgroup_room", lambda root: [2**62])
+        monkeypatch.setattr(memory_module, "cgroup_room", lambda root: [2**62])
         monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
 
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
@@ -250,34 +250,6 @@ def test_too_little_disk_is_refused_naming_the_folder_that_exists(machine, tmp_p
     assert "cache" not in str(error.value)
 
 
-def cgroup(root: Path, listed: str, folder: str, files: dict[str, str]) -> Path:
-    (root / "proc/self").mkdir(parents=True, exist_ok=True)
-    (root / "proc/self/cgroup").write_text(listed)
-    (root / "sys/fs/cgroup" / folder).mkdir(parents=True)
-    for name, text in files.items():
-        (root / "sys/fs/cgroup" / folder / name).write_text(text)
-    return root
-
-
-def test_a_containers_limit_counts_in_both_versions_of_cgroups(tmp_path):
-    # version 2: unlimited itself, in a group that is limited
-    files = {"memory.max": "max\n", "memory.current": "50\n", "memory.stat": "inactive_file 5\n"}
-    v2 = cgroup(tmp_path / "v2", "0::/job/step\n", "job/step", files)
-    for name, text in {"memory.max": "1000\n", "memory.current": "400\n"}.items():
-        (v2 / "sys/fs/cgroup/job" / name).write_text(text)
-    (v2 / "sys/fs/cgroup/job/memory.stat").write_text("anon 1\ninactive_file 30\n")
-    assert min(module._cgroup_room(v2)) == 1000 - 400 + 30
-    # version 1: the path is the host's, the limit lies at the top of what the container sees
-    files = {
-        "memory.limit_in_bytes": "700\n",
-        "memory.usage_in_bytes": "900\n",
-        "memory.stat": "inactive_file 1\ntotal_inactive_file 250\n",
-    }
-    v1 = cgroup(tmp_path / "v1", "4:cpu,memory:/host/job\n1:cpu:/\n", "memory", files)
-    assert min(module._cgroup_room(v1)) == 50
-    assert min(module._cgroup_room(tmp_path)) == 2**62
-
-
 # ---- words and seconds -----------------------------------------------------------------------
 
 
@@ -310,7 +282,7 @@ def test_seconds_follow_the_line_through_both_trials(tiny_vit, photos, monkeypat
     def run(**given: object) -> float:
         # 16 images of 10 rows; 64 rows; 160 rows, which is all there are; one AdamW stand-in
         clock = iter([1.6, 2.0 + 64 * 0.01, 2.0 + 160 * 0.01, 7.0])
-        monkeypatch.setattr(trial, "_seconds", lambda work, device: next(clock))
+        monkeypatch.setattr(trial, "fastest", lambda work, device: next(clock))
         settings = TrainConfig(batch_size=1000, accumulate=given.pop("accumulate", 1))
         clt = random_clt(tiny_vit).requires_grad_(True)
         return seconds_per_step(tiny_vit, clt, photos, settings, **given)

@@ -30,7 +30,7 @@ def test_the_faster_of_two_steps_of_the_real_shape_is_taken(monkeypatch, dense, 
         assert not torch.equal(x, y)
         return clock[clt.backend]
 
-    monkeypatch.setattr(trial, "_seconds", timed)
+    monkeypatch.setattr(trial, "fastest", timed)
     state = torch.get_rng_state()
     settings = TrainConfig(precision="tf32")
     found = trial.faster_backend(CONFIG, settings, CPU, rows=20)
@@ -46,7 +46,7 @@ def test_a_back_end_that_fails_its_trial_loses_with_a_warning(monkeypatch):
             raise RuntimeError("no C compiler")
         return 1.0
 
-    monkeypatch.setattr(trial, "_seconds", timed)
+    monkeypatch.setattr(trial, "fastest", timed)
     broken = ["sparse"]
     with pytest.warns(RuntimeWarning, match='backend "sparse" failed its trial: no C compiler'):
         assert trial.faster_backend(CONFIG, TrainConfig(), CPU, rows=4) == "dense"

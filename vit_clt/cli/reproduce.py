@@ -165,7 +165,7 @@ class Reproduce(Command):
 
     def _say_cost(self, costs: Sequence[CellCost]) -> None:
         from vit_clt.analysis.reproduction.plan import plan_table, total_needs
-        from vit_clt.training.cost import duration
+        from vit_clt.forecast.wording import duration
 
         if self.smoke:
             print("SMOKE RUN: everything is run, and none of its numbers means anything")

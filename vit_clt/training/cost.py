@@ -8,16 +8,16 @@ of what the backward pass alone and the teacher's pass alone need, as the two ta
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-import psutil
 import torch
 
 from vit_clt.errors import InputError
+from vit_clt.forecast.memory import available_memory
+from vit_clt.forecast.wording import byte_size
 from vit_clt.hooks.activations import IMAGES_PER_PASS
 from vit_clt.kernels.choose import choose
 from vit_clt.kernels.chunks import CHUNK_BYTES
@@ -46,9 +46,10 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """One line about memory and one about disk."""
+        memory = byte_size(sum(self.memory.values()))
         return [
-            f"memory: about {_size(sum(self.memory.values()))} a process ({_parts(self.memory)})",
-            f"disk: up to {_size(sum(self.disk.values()))} ({_parts(self.disk)})",
+            f"memory: about {memory} a process ({_parts(self.memory)})",
+            f"disk: up to {byte_size(sum(self.disk.values()))} ({_parts(self.disk)})",
         ]
 
 
@@ -117,13 +118,14 @@ def check_resources(needs: Estimate, *, out: Path, device: torch.device) -> None
     if device.type == "cuda":
         where, available = str(device), torch.cuda.mem_get_info(device)[0]
     else:
-        where, available = "this machine", _available_memory()
+        where, available = "this machine", available_memory()
         sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if needed * sharing > available:
         eight_bit = memory["optimiser"] >= 2 * memory["weights"]
         raise InputError(
-            f"memory needed is about {_size(needed)}{f' times {sharing}' if sharing > 1 else ''} "
-            f"({_parts(memory)}), {where} has {_size(available)} free; expected less: lower "
+            f"memory needed is about {byte_size(needed)}"
+            f"{f' times {sharing}' if sharing > 1 else ''} ({_parts(memory)}), {where} has "
+            f"{byte_size(available)} free; expected less: lower "
             f"batch_size, buffer_batches or n_features"
             f"{', or take optimiser adamw8bit' if eight_bit else ''}."
         )
@@ -132,8 +134,8 @@ def check_resources(needs: Estimate, *, out: Path, device: torch.device) -> None
     available = shutil.disk_usage(folder).free
     if needed > available:
         raise InputError(
-            f"disk space needed is up to {_size(needed)} ({_parts(needs.disk)}), {folder} has "
-            f"{_size(available)} free; expected less: lower keep_checkpoints or n_features"
+            f"disk space needed is up to {byte_size(needed)} ({_parts(needs.disk)}), {folder} has "
+            f"{byte_size(available)} free; expected less: lower keep_checkpoints or n_features"
             f"{', or train without an activation store' if needs.disk['activation store'] else ''}."
         )
 
@@ -219,70 +221,5 @@ def _rows_bytes(config: CLTConfig, rows: int) -> int:
     return 2 * _FLOAT * config.n_layers * rows * config.d_model
 
 
-def peak_memory(device: str) -> int:
-    """Bytes of `device` that this process has taken at most so far."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _available_memory() -> int:
-    """Bytes that this process may still take, within the limit of its container."""
-    return min(psutil.virtual_memory().available, *_cgroup_room(Path("/")))
-
-
-def _cgroup_room(root: Path) -> list[int]:
-    """Bytes left under each memory limit of this process; /proc and /sys lie in `root`."""
-    room = [2**62]
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # not Linux
-        return room
-    for line in groups:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit, used, idle = "", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base, limit, used, idle = (
-                "memory",
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            )
-        else:
-            continue
-        top = root / "sys/fs/cgroup" / base
-        # the groups above set limits too; in a container the path may be the host's, and then only
-        # the top folder exists
-        group = Path(path.lstrip("/"))
-        for folder in (top / group, *(top / above for above in group.parents)):
-            try:
-                most = (folder / limit).read_text().strip()
-                now = int((folder / used).read_text())
-                stat = dict(
-                    line.split() for line in (folder / "memory.stat").read_text().splitlines()
-                )
-            except OSError:
-                continue
-            if most != "max":
-                # pages of files that nobody uses are given back when memory runs short
-                room.append(max(0, int(most) - now + int(stat.get(idle, 0))))
-    return room
-
-
 def _parts(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{name} {_size(size)}" for name, size in sizes.items() if size)
-
-
-def duration(seconds: float) -> str:
-    """A number of seconds as text, in seconds, minutes, hours or days."""
-    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {name}"
-    return f"{seconds:.0f} s"
-
-
-def _size(n_bytes: int) -> str:
-    if n_bytes >= 1e9:
-        return f"{n_bytes / 1e9:.1f} GB"
-    return f"{max(n_bytes, 1e5) / 1e6:.1f} MB" if n_bytes < 1e7 else f"{n_bytes / 1e6:.0f} MB"
+    return ", ".join(f"{name} {byte_size(size)}" for name, size in sizes.items() if size)

@@ -11,9 +11,10 @@ import torch
 
 from vit_clt.choices import Backend
 from vit_clt.data.images import ImageData
+from vit_clt.forecast.wording import duration
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
-from vit_clt.training.cost import Estimate, check_resources, duration, estimate
+from vit_clt.training.cost import Estimate, check_resources, estimate
 from vit_clt.training.engine import is_sharded
 from vit_clt.training.processes import n_processes
 from vit_clt.training.store import ActivationStore

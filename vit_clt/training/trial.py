@@ -7,9 +7,7 @@ is written to the settings of the run, and a resumed run keeps it.
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from math import ceil
 from typing import Literal
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from vit_clt.choices import Backend
 from vit_clt.data.images import ImageData
+from vit_clt.forecast.timing import fastest
 from vit_clt.hooks.activations import IMAGES_PER_PASS, capture
 from vit_clt.hooks.hooked_vit import HookedViT
 from vit_clt.kernels.choose import choose
@@ -63,7 +62,7 @@ def seconds_per_step(
         matmul_precision(settings.precision),
     ):
         activations = capture(vit, images)
-        seconds = _seconds(partial(capture, vit, images), device)
+        seconds = fastest(partial(capture, vit, images), device)
         teacher = seconds / activations.x[0, ..., 0].numel()
         # normalised as in training, because the scale decides how many features of JumpReLU fire
         x, y = (_normalised(values.flatten(1, 2)) for values in (activations.x, activations.y))
@@ -74,7 +73,7 @@ def seconds_per_step(
             x, y = x[:, repeated], y[:, repeated]
         _trial(clt, x[:, : rows[0]], y[:, : rows[0]], settings)  # the first one warms up
         few, many = (
-            _seconds(partial(_trial, clt, x[:, :n], y[:, :n], settings), device) for n in rows
+            fastest(partial(_trial, clt, x[:, :n], y[:, :n], settings), device) for n in rows
         )
     per_row = max(0.0, many - few) / max(1, rows[1] - rows[0])
     # the fixed part is spent on each part of the batch
@@ -137,7 +136,7 @@ def faster_backend(
             clt.backend = backend
             try:
                 step()  # the first one warms up
-                seconds[backend] = _seconds(step, device)
+                seconds[backend] = fastest(step, device)
             except Exception as error:
                 if backend == backends[-1] and not seconds:
                     raise
@@ -170,17 +169,4 @@ def _optimiser_seconds(clt: CrossLayerTranscoder) -> float:
     stand_in.grad = torch.zeros_like(stand_in)
     optimiser = torch.optim.AdamW([stand_in], fused=True)
     optimiser.step()
-    return _seconds(optimiser.step, stand_in.device) * n / stand_in.numel()
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of three runs (fewer if slow), as other programs only add time."""
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    times: list[float] = []
-    wait()
-    while len(times) < 3 and sum(times) < 0.5:
-        began = time.perf_counter()
-        work()
-        wait()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    return fastest(optimiser.step, stand_in.device) * n / stand_in.numel()

@@ -1,0 +1,142 @@
+"""Every command that reads a set of images, as a command line, and what one run of it takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+MIB = 2**20
+_TOLD = re.compile(r"^time: about (?P<time>.*?) .*memory: about (?P<memory>\S+ [GM]B)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where images and CLTs of one teacher are."""
+
+    root: Path
+    """Folder with data/cifar10/{train,test}.parquet and teachers/cifar10."""
+    clts: Path
+    """Folder with the CLTs relu_topk and per_layer of that teacher."""
+
+    def commands(self) -> dict[str, list[str]]:
+        """Command lines by name, without --limit and --out; N stands for the number of images."""
+        teacher = f"local-dir:{self.root}/teachers/cifar10"
+        model = ["--model", teacher, *self._form("data", "test")]
+        clt = ["--clt", str(self.clts / "relu_topk"), *model]
+        train = [*self._form("train-data", "train"), "--train-limit"]
+        pair = [str(self.clts / name) for name in ("relu_topk", "per_layer")]
+        return {
+            "reconstruct": ["reconstruct", *clt],
+            "high-norm": ["high-norm", *clt],
+            "contributions": ["contributions", *clt],
+            "contributions, effects": [
+                "contributions",
+                *clt,
+                "--kind",
+                "effect",
+                "--tokens",
+                "cls",
+            ],
+            "ablate": ["ablate", *clt, "--fill", "mean"],
+            "keep-sets": ["keep-sets", *clt, "--fill", "mean"],
+            "cascade": ["cascade", *clt, "--layers", "0,7,11"],
+            "faithfulness": ["faithfulness", *clt],
+            "causal": ["causal", *clt, "--fill", "mean"],
+            "claims": ["claims", *clt],
+            "probe": ["probe", *model, *train, "N"],
+            "fidelity": ["fidelity", *model, "--clts", *pair],
+            "retrieve": ["retrieve", *clt, *self._form("corpus", "train"), "--corpus-limit", "N"],
+            "features": ["features", *clt, "--layers", "2-11", "--count", "4"],
+            "feature-scores": ["feature-scores", *clt, "--layers", "7,11", *train, "N"],
+            "heads": ["heads", *clt, "--sample", "N", "--drawn", "1"],
+            "graph": ["graph", *clt, "--query", "0"],
+            "steer": ["steer", *clt, "--feature", "7:76", "--values", "0", "2", "--random", "1"],
+            "explore": ["explore", *clt, "--count", "16", "--graphs", "2"],
+            "export": ["export", *clt, *train, "N"],
+        }
+
+    def arguments(self, name: str, n_images: int) -> list[str]:
+        """The command line of a command on this many images, without --out."""
+        line = [str(n_images) if part == "N" else part for part in self.commands()[name]]
+        return [*line, "--limit", str(n_images)]
+
+    def _form(self, option: str, split: str) -> list[str]:
+        form = [f"--{option}", f"parquet:{self.root}/data/cifar10/{split}.parquet"]
+        return [*form, "--split", split] if option == "data" else form
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a command took on one number of images."""
+
+    rc: int
+    peak: int
+    """Peak resident memory, in bytes."""
+    seconds: float
+    """Wall time of the whole process."""
+    told: str | None
+    """The line that the command printed before it started, if it printed one."""
+    measured: float | None
+    """Wall time from that line to the end."""
+    last: str
+    """Last line printed, for a run that failed."""
+
+
+def run(arguments: list[str], python: str = sys.executable) -> Taken:
+    """Run a command on one thread, into a folder that is removed afterwards."""
+    out = Path(tempfile.mkdtemp(prefix="vit_clt_bench_"))
+    line = [python, "-u", "-m", "vit_clt", *arguments, "--out", str(out / "out")]
+    began = time.perf_counter()
+    child = subprocess.Popen(
+        line,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=out,
+    )
+    told, at, last = None, None, ""
+    assert child.stdout is not None
+    for text in child.stdout:
+        if _TOLD.match(text):
+            told, at = text.strip(), time.perf_counter()
+        last = text.strip() or last
+    _, status, usage = os.wait4(child.pid, 0)
+    ended = time.perf_counter()
+    child.returncode = os.waitstatus_to_exitcode(status)
+    shutil.rmtree(out, ignore_errors=True)
+    measured = None if at is None else ended - at
+    peak = usage.ru_maxrss * 1024
+    return Taken(child.returncode, peak, ended - began, told, measured, last[:300])
+
+
+class Results:
+    """Results in a JSON file, written after every run, so that a killed benchmark goes on."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.runs: dict[str, dict[str, Taken]] = {}
+        if path.is_file():
+            read = json.loads(path.read_text())
+            for name, sizes in read.items():
+                self.runs[name] = {size: Taken(**taken) for size, taken in sizes.items()}
+
+    def add(self, name: str, n_images: int, taken: Taken) -> None:
+        """Keep a result, and write all of them."""
+        self.runs.setdefault(name, {})[str(n_images)] = taken
+        found = {
+            name: {size: asdict(one) for size, one in runs.items()}
+            for name, runs in self.runs.items()
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".part")
+        beside.write_text(json.dumps(found, indent=1) + "\n")
+        beside.replace(self.path)

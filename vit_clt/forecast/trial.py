@@ -1,0 +1,95 @@
+"""A short trial of the parts of a study on the loaded model, and what a study then will take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from vit_clt.data.images import ImageData
+from vit_clt.forecast.memory import resident_memory
+from vit_clt.forecast.timing import fastest
+from vit_clt.forecast.wording import byte_size, duration
+from vit_clt.forecast.work import PARTS, Part, Work
+from vit_clt.hooks import HookedViT
+from vit_clt.hooks.activations import capture
+from vit_clt.transcoder.model import CrossLayerTranscoder
+
+Rates = Mapping[Part, float]
+"""Seconds of one image, by part."""
+_WARM_UP, _IMAGES = 2, 16
+_SECONDS, _SHARE = 2.0, 0.02
+"""The trial takes about this many seconds at most, or this share of the whole if that is more."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a study will take."""
+
+    images: int
+    seconds: float
+    memory: float
+    """Bytes of the machine's memory that the process will have at most."""
+
+    def line(self) -> str:
+        """The forecast in one line."""
+        return (
+            f"time: about {duration(self.seconds)} for {self.images:,} images; memory: about "
+            f"{byte_size(self.memory)}"
+        )
+
+
+def forecast(
+    vit: HookedViT, clts: Sequence[CrossLayerTranscoder], data: ImageData, work: Work
+) -> Forecast:
+    """What this work will take here, by a trial on the first images.
+
+    Nothing is changed by the trial, no random state either.
+
+    Args:
+        vit: the ViT.
+        clts: its transcoders; the first one is timed.
+        data: the images.
+        work: what is to be done.
+
+    Raises:
+        InputError: an image cannot be read, or activations are not finite.
+    """
+    clt = clts[0] if clts else None
+    first = min(_WARM_UP, len(data))
+    rates = _rates(vit, clt, data, first)  # the first run warms up
+    rates = _rates(vit, clt, data, first)
+    # the parts of an image are timed up to three times
+    room = max(_SECONDS, _SHARE * _seconds(work, rates))
+    n = min(_IMAGES, len(data), int(room / (3 * sum(rates.values()))))
+    if n > first:
+        rates = _rates(vit, clt, data, n)
+    needed = 0.0 if vit.device.type == "cuda" else work.memory
+    return Forecast(len(data), _seconds(work, rates), resident_memory() + needed)
+
+
+def _seconds(work: Work, rates: Rates) -> float:
+    return work.seconds + sum(work.of(part) * rates.get(part, 0.0) for part in PARTS)
+
+
+@torch.no_grad()
+def _rates(
+    vit: HookedViT, clt: CrossLayerTranscoder | None, data: ImageData, n: int
+) -> dict[Part, float]:
+    """Seconds an image of every part, on the first n images."""
+    images, _ = data.batch(range(n))
+    images = images.to(vit.device)
+    x = capture(vit, images).x
+    parts: dict[Part, Callable[[], object]] = {
+        "read": partial(data.batch, range(n)),
+        "pass": partial(capture, vit, images),
+    }
+    if clt is not None:
+        codes = clt.encode(x)
+        layers = range(vit.cfg.n_layers)
+        parts["encode"] = partial(clt.encode, x)
+        parts["decode"] = partial(clt.decode, codes)
+        parts["terms"] = lambda: [clt.contributions(codes, target=l) for l in layers]
+    return {part: fastest(run, vit.device) / n for part, run in parts.items()}
