@@ -68,6 +68,8 @@ Rule = Literal["spread", "rate", "effect", "purity", "random"]
 """How the features that get a page are selected."""
 MAX_GROUPS = 2**16
 """The most groups that images are added up in, by default: some 15 kB each of contribution sums."""
+KEPT_BYTES = 2 * 10**9
+"""The most bytes of codes or terms of images that are kept between passes over them, by default."""
 GroupRule = Literal["decoder", "name"]
 """How nodes of a graph are grouped: features that write alike, or that have one name."""
 SearchBackend = Literal["exact", "faiss"]

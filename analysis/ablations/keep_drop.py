@@ -16,7 +16,7 @@ from vit_clt.analysis.ablations.ablation import Ablation
 from vit_clt.analysis.ablations.rankings import rank_sources
 from vit_clt.analysis.ablations.term_sets import Targets, TermSets, target_list
 from vit_clt.analysis.contributions.source_scores import SourceScores
-from vit_clt.choices import MAX_GROUPS, Fill, ScoreKind, TokenKind, check_choice
+from vit_clt.choices import KEPT_BYTES, MAX_GROUPS, Fill, ScoreKind, TokenKind, check_choice
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
@@ -42,6 +42,9 @@ class AblationOptions(TypedDict, total=False):
     max_groups: int
     """The most groups that images are added up in, so that memory is bounded (`image_groups`);
     65,536 by default."""
+    kept_bytes: int
+    """The most bytes of terms or codes that are kept between passes over the images; those of
+    further images are computed again. 2 GB by default."""
     progress: bool
     """Show a progress bar; not by default."""
 
@@ -66,7 +69,8 @@ def keep_top_k(
         k: number of sources; each of several targets keeps its own top k, or all it has.
         scores: scores to rank by, or the kind of those of the same images and rows. Ties go to the
             later layer.
-        **options: target, tokens, fill, seed, max_groups and progress (`AblationOptions`).
+        **options: target, tokens, fill, seed, max_groups, kept_bytes and progress
+            (`AblationOptions`).
 
     Raises:
         InputError: an argument is out of range, labels have no names, `vit` has a hook, or the CLT
@@ -142,6 +146,7 @@ def term_sets(
     fill: Fill = "zero",
     seed: int = 0,
     max_groups: int = MAX_GROUPS,
+    kept_bytes: int = KEPT_BYTES,
     progress: bool = False,
 ) -> TermSets:
     """Check the arguments that all ablations have in common, and make their `TermSets`."""
@@ -149,7 +154,19 @@ def term_sets(
     check_choice("fill", fill, get_args(Fill))
     targets = target_list(target, vit.cfg.n_layers)
     images = as_image_data(data)
-    return TermSets(vit, clt, images, classifier, targets, tokens, fill, seed, max_groups, progress)
+    return TermSets(
+        vit,
+        clt,
+        images,
+        classifier,
+        targets,
+        tokens,
+        fill,
+        seed,
+        max_groups,
+        kept_bytes,
+        progress,
+    )
 
 
 def sources_at(targets: Iterable[int], sources: Iterable[int]) -> dict[int, list[int]]:

@@ -25,7 +25,7 @@ from vit_clt.analysis.stats.donors import donor_cycle
 from vit_clt.analysis.stats.image_groups import ImageGroups, image_groups
 from vit_clt.analysis.stats.means import PositionMean
 from vit_clt.analysis.stats.readings import Readings, ReadingSums
-from vit_clt.choices import MAX_GROUPS, Fill, ScoreKind, TokenKind
+from vit_clt.choices import KEPT_BYTES, MAX_GROUPS, Fill, ScoreKind, TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
@@ -48,8 +48,6 @@ Targets = int | Iterable[int] | Literal["all"]
 Kept = Mapping[int, Collection[int]]
 """By target, the sources whose terms stay."""
 REFERENCES = ("original", "full", "bias_only", "floor_zero", "floor_mean")
-# Terms kept between passes over the images; those of further images are computed in every pass.
-CACHE_BYTES = 2**30
 # The most numbers of the stream that run on together, few enough for the processor's cache.
 _AT_ONCE = 2**19
 
@@ -106,6 +104,9 @@ class TermSets:
     seed: int
     max_groups: int = MAX_GROUPS
     """The most groups that outcomes of images are added up in (`image_groups`)."""
+    kept_bytes: int = KEPT_BYTES
+    """The most bytes of terms, and of codes of scores, that are kept between passes over the
+    images; those of further images are computed in every pass."""
     progress: bool = False
     _cache: dict[range, TermBatch] = field(default_factory=dict, init=False, repr=False)
 
@@ -184,6 +185,7 @@ class TermSets:
             tokens=self.tokens,
             kind=scores,
             max_groups=self.max_groups,
+            kept_bytes=self.kept_bytes,
             progress=self.progress,
         )
 
@@ -281,7 +283,7 @@ class TermSets:
             if batch is None:
                 batch = self._batch(numbers)
                 cached = sum(other.nbytes for other in self._cache.values())
-                if cached + batch.nbytes <= CACHE_BYTES:
+                if cached + batch.nbytes <= self.kept_bytes:
                     self._cache[numbers] = batch
             yield batch
 

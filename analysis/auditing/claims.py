@@ -36,7 +36,7 @@ from vit_clt.analysis.silencing.scores import EffectScores
 from vit_clt.analysis.silencing.study import effect_scores
 from vit_clt.analysis.stats.halves import halves, random_images
 from vit_clt.analysis.stats.ranks import rank_agreement, rank_lead, row_agreement
-from vit_clt.choices import TokenKind
+from vit_clt.choices import KEPT_BYTES, TokenKind
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.hooks import HookedViT, check_fits, layer_list
 from vit_clt.metrics import Metric
@@ -57,6 +57,7 @@ def claims(
     k: int = 4,
     target: int = -1,
     name: str = "CLT",
+    kept_bytes: int = KEPT_BYTES,
     seed: int = 0,
     progress: bool = False,
 ) -> Claims:
@@ -77,6 +78,7 @@ def claims(
         k: number of sources that are kept. It is given, not chosen on the images.
         target: the layer whose sources are kept; -1 is the last.
         name: name of the CLT.
+        kept_bytes: the most bytes of codes or terms that are kept between passes over the images.
         seed: seed of the halves and of all draws.
         progress: show progress bars.
 
@@ -90,9 +92,16 @@ def claims(
     scored, measured = halves(data, seed)
     [layer] = layer_list(target, vit.cfg.n_layers)
     scores = contribution_scores(
-        vit, clt, scored, tokens=tokens, kind="projection", seed=seed, progress=progress
+        vit,
+        clt,
+        scored,
+        tokens=tokens,
+        kind="projection",
+        kept_bytes=kept_bytes,
+        seed=seed,
+        progress=progress,
     )
-    reads = _reads(vit, clt, scores, measured, classifier, k, layer, seed, progress)
+    reads = _reads(vit, clt, scores, measured, classifier, k, layer, kept_bytes, seed, progress)
     few = [random_images(half, MOST_IMAGES, seed) for half in (scored, measured)]
     effects = effect_scores(
         vit, clt, few[0], classifier, tokens=tokens, seed=seed, progress=progress
@@ -124,6 +133,7 @@ def _reads(
     classifier: Classifier,
     k: int,
     layer: int,
+    kept_bytes: int,
     seed: int,
     progress: bool,
 ) -> Claim:
@@ -151,6 +161,7 @@ def _reads(
             target=layer,
             tokens=tokens,
             fill=fill,
+            kept_bytes=kept_bytes,
             seed=seed,
             progress=progress,
         ).read({"chosen": {layer: chosen}, "deepest": {layer: deepest}})

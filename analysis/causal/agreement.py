@@ -19,7 +19,7 @@ from vit_clt.analysis.contributions.source_scores import SourceScores
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.stats.intervals import Interval
 from vit_clt.analysis.stats.ranks import Agreement, RankAgreement, rank_agreement, row_agreement
-from vit_clt.choices import ContributionKind
+from vit_clt.choices import KEPT_BYTES, ContributionKind
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT
@@ -161,6 +161,7 @@ def clt_agreement(
     data: ImageData,
     clt_name: str = "CLT",
     *,
+    kept_bytes: int = KEPT_BYTES,
     progress: bool = False,
 ) -> CausalAgreement:
     """`causal_agreement` with the centred and the projection scores of a CLT.
@@ -171,9 +172,10 @@ def clt_agreement(
         clt: its transcoder.
         data: the images.
         clt_name: name of the CLT.
+        kept_bytes: the most bytes of codes that are kept between passes over the images.
         progress: show a progress bar.
     """
-    moments = contribution_moments(vit, clt, data, progress=progress)
+    moments = contribution_moments(vit, clt, data, kept_bytes=kept_bytes, progress=progress)
     kinds: tuple[ContributionKind, ...] = ("centred", "projection")
     scores = [score(moments, tokens=effects.tokens, kind=kind) for kind in kinds]
     return causal_agreement(effects, scores, clt_name)

@@ -10,8 +10,8 @@ are added up in random groups of images (`ImageGroups`), which give the scores o
 bootstrap draws. Products are computed in the dtype of the terms (float32 at least) and summed in
 float64. Codes come from the teacher trajectory.
 
-The second pass reuses the codes that the first one kept, up to `KEPT_BYTES`; codes of further
-images are computed again, at the cost of the first pass.
+The second pass reuses the codes that the first one kept, up to `kept_bytes`; codes of further
+images are computed again, at the cost of the first pass, and are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vit_clt.analysis.stats.image_groups import ImageGroups, image_groups
 from vit_clt.analysis.stats.means import PositionMean
-from vit_clt.choices import MAX_GROUPS, TokenKind
+from vit_clt.choices import KEPT_BYTES, MAX_GROUPS, TokenKind
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.hooks import HookedViT, check_fits
@@ -36,8 +36,6 @@ from vit_clt.kernels.codes import Codes
 from vit_clt.progress import Progress
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
-KEPT_BYTES = 2**31
-"""The most bytes of codes kept between the passes, over all CLTs (CIFAR-10: 0.3 MB an image)."""
 # Rows whose ||y^||^2 is below this share of its running mean are decided on with the final mean.
 _SUSPECT = 1e-6
 
@@ -192,6 +190,7 @@ def contribution_moments(
     images: ImageData | Tensor | Iterable[Any],
     *,
     max_groups: int = MAX_GROUPS,
+    kept_bytes: int = KEPT_BYTES,
     seed: int = 0,
     progress: bool = False,
 ) -> ContributionMoments:
@@ -203,15 +202,24 @@ def contribution_moments(
         images: ImageData, a tensor, or batches.
         max_groups: the most groups that images are added up in (`image_groups`). With more images
             than groups there are no scores of single classes and images.
+        kept_bytes: the most bytes of codes kept between both passes (CIFAR-10: 0.3 MB an image);
+            those of further images are computed again.
         seed: seed by which images are dealt to groups.
         progress: show a progress bar.
 
     Raises:
         InputError: the CLT does not fit the model, there are no images, or `max_groups` is below 2.
     """
-    return compared_moments(
-        vit, [clt], images, max_groups=max_groups, seed=seed, progress=progress
-    )[0]
+    [moments] = compared_moments(
+        vit,
+        [clt],
+        images,
+        max_groups=max_groups,
+        kept_bytes=kept_bytes,
+        seed=seed,
+        progress=progress,
+    )
+    return moments
 
 
 @torch.no_grad()
@@ -221,10 +229,14 @@ def compared_moments(
     images: ImageData | Tensor | Iterable[Any],
     *,
     max_groups: int = MAX_GROUPS,
+    kept_bytes: int = KEPT_BYTES,
     seed: int = 0,
     progress: bool = False,
 ) -> list[ContributionMoments]:
-    """`contribution_moments` of several CLTs of one teacher, which runs once for all of them."""
+    """`contribution_moments` of several CLTs of one teacher, which runs once for all of them.
+
+    `kept_bytes` are those of all CLTs together.
+    """
     for clt in clts:
         check_fits(vit, clt)
     data = as_image_data(images)
@@ -240,7 +252,7 @@ def compared_moments(
     labels = torch.full((n,), -1)
     sums: Tensor | None = None
     kept: list[_Batch] = []
-    room = KEPT_BYTES
+    room = kept_bytes
     with Progress(total=2 * n, desc="contributions", unit=" images", disable=not progress) as bar:
         for batch in _batches(vit, clts, data):
             labels[batch.images] = batch.labels

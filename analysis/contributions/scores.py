@@ -39,7 +39,14 @@ from vit_clt.analysis.contributions.scored_images import check_image_choice, sco
 from vit_clt.analysis.contributions.source_scores import SourceScores
 from vit_clt.analysis.reporting.study import Facts
 from vit_clt.analysis.stats.intervals import RESAMPLES, bootstrap_means
-from vit_clt.choices import MAX_GROUPS, ContributionKind, Reduce, TokenKind, check_choice
+from vit_clt.choices import (
+    KEPT_BYTES,
+    MAX_GROUPS,
+    ContributionKind,
+    Reduce,
+    TokenKind,
+    check_choice,
+)
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
@@ -246,6 +253,7 @@ def contribution_scores(
     label: int | str | None = None,
     image: int | None = None,
     max_groups: int = MAX_GROUPS,
+    kept_bytes: int = KEPT_BYTES,
     seed: int = 0,
     progress: bool = False,
 ) -> ContributionScores:
@@ -262,6 +270,7 @@ def contribution_scores(
         image: score only the image of this number in `images`.
         max_groups: the most groups that images are added up in, so that memory is bounded
             (`image_groups`). With more images there are no scores of a class or an image.
+        kept_bytes: the most bytes of codes kept between both passes over the images.
         seed: seed of the bootstrap and of the groups.
         progress: show a progress bar.
 
@@ -276,7 +285,13 @@ def contribution_scores(
     data = as_image_data(images)
     check_image_choice(label, image, data.class_names, len(data), max_groups)
     moments = contribution_moments(
-        vit, clt, data, max_groups=max_groups, seed=seed, progress=progress
+        vit,
+        clt,
+        data,
+        max_groups=max_groups,
+        kept_bytes=kept_bytes,
+        seed=seed,
+        progress=progress,
     )
     return score(
         moments, tokens=tokens, kind=kind, reduce=reduce, label=label, image=image, seed=seed

@@ -22,7 +22,7 @@ from vit_clt.analysis.contributions.scores import (
 from vit_clt.analysis.contributions.source_scores import SourceScores
 from vit_clt.analysis.reporting.study import Facts, Study
 from vit_clt.analysis.reporting.style import ROW_NAMES
-from vit_clt.choices import MAX_GROUPS, Reduce, ScoreKind, TokenKind
+from vit_clt.choices import KEPT_BYTES, MAX_GROUPS, Reduce, ScoreKind, TokenKind
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, token_rows
@@ -179,6 +179,7 @@ def score_study(
     label: int | str | None = None,
     image: int | None = None,
     max_groups: int = MAX_GROUPS,
+    kept_bytes: int = KEPT_BYTES,
     seed: int = 0,
     further: Mapping[str, Sequence[SourceScores]] | None = None,
     progress: bool = False,
@@ -195,6 +196,7 @@ def score_study(
         label: score only the images of this class, a number or a name.
         image: score only the image of this number.
         max_groups: as in `contribution_scores`.
+        kept_bytes: the same, of all CLTs together.
         seed: seed of the bootstrap, whose draws all scores share, and of the groups.
         further: scores of other kinds by name of their CLT, as `effect_scores` makes them, of the
             same images and one for each of `tokens`.
@@ -225,7 +227,13 @@ def score_study(
                     "of effect_scores in `further`.",
                 )
     moments = compared_moments(
-        vit, list(clts.values()), data, max_groups=max_groups, seed=seed, progress=progress
+        vit,
+        list(clts.values()),
+        data,
+        max_groups=max_groups,
+        kept_bytes=kept_bytes,
+        seed=seed,
+        progress=progress,
     )
     scores: dict[Key, SourceScores] = {
         (name, rows, kind, how): score(

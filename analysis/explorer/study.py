@@ -28,7 +28,7 @@ from vit_clt.analysis.graphs.study import graph_study
 from vit_clt.analysis.naming.study import name_features
 from vit_clt.analysis.naming.vocabulary import Vocabulary
 from vit_clt.analysis.reporting.pictures import pixels
-from vit_clt.choices import GroupRule
+from vit_clt.choices import KEPT_BYTES, GroupRule
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
@@ -60,6 +60,7 @@ def explore(
     verdict: Verdict | None = None,
     clt_name: str = "in memory",
     links: Mapping[str, str] | None = None,
+    kept_bytes: int = KEPT_BYTES,
     seed: int = 0,
     progress: bool = False,
 ) -> Explorer:
@@ -87,6 +88,7 @@ def explore(
         verdict: the verdict of an audit of this CLT (`read_verdict`), which stands on every page.
         clt_name: what the CLT is called.
         links: pages of other studies to link to: title and address.
+        kept_bytes: the most bytes of codes that scores keep between their passes over the images.
         seed: seed of all that is drawn at random.
         progress: show progress bars.
 
@@ -156,7 +158,9 @@ def explore(
     named = [(each.layer, each.feature) for image in steered for each in image.features]
     return Explorer(
         clt=clt_name,
-        scores=score_study(vit, {clt_name: clt}, data, seed=seed, progress=progress),
+        scores=score_study(
+            vit, {clt_name: clt}, data, kept_bytes=kept_bytes, seed=seed, progress=progress
+        ),
         gallery=_gallery(stats, names, count, named, progress),
         readings=readings,
         cascade=replaced,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,8 @@ def test_a_study_says_how_well_its_clt_fits(
     clt.save_pretrained(tmp_path / "bad")
     options = ["--data", "digits", "--limit", "12", "--out", str(tmp_path / "out")]
     assert main(["contributions", "--clt", str(tmp_path / "bad"), *options]) == 0
-    first, *_, last_but_one, _ = capsys.readouterr().out.splitlines()
+    told, first, *_, last_but_one, _ = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"time: about \d+ s for 12 images; memory: about [\d.]+ [GM]B", told)
     assert first.startswith("WARNING: Fit of bad on digits (test), 12 images: R2 CLS ")
     assert "Worse than the mean at layer" in first
     assert last_but_one == first

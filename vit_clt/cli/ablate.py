@@ -12,6 +12,8 @@ from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.study_work import contribution_work, fit_work, term_work
+from vit_clt.forecast.work import Scope, Work
 
 if TYPE_CHECKING:
     from vit_clt.analysis.ablations.term_sets import Targets
@@ -50,6 +52,18 @@ class Ablate(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions
         self.check_layers("sources", sources)
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """Scores for the ranking, and all sets of kept terms from terms that are kept."""
+        target = _target(self.target)
+        targets = list(range(of.layers)) if target == "all" else target
+        targets = [targets % of.layers] if isinstance(targets, int) else targets
+        orders = sum(self.draws if r == "random" else 1 for r in self.rankings or (self.kind,))
+        # 0 to all sources of each order, kept and dropped, and five references
+        sets = orders * 2 * (max(targets) + 2) + 5
+        n, room = of.images, self.kept_bytes
+        scores = contribution_work(of, n, room)
+        return fit_work(of) + scores + term_work(of, n, self.tokens, targets, sets, room)
+
     def run(self) -> None:
         """Ablate, draw, and report."""
         from vit_clt.analysis import ablation_curves
@@ -59,6 +73,7 @@ class Ablate(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions
         target = _target(self.target)
         sources = None if self.sources is None else layer_numbers(self.sources, "sources")
         vit, clt, data = self.load_all(self.device)
+        self.tell(vit, data, [clt])
         fits = measured_fits(vit, {self.clt: clt}, data)
         curves = ablation_curves(
             vit,
@@ -73,6 +88,7 @@ class Ablate(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions
             tokens=self.tokens,
             fill=self.fill,
             max_groups=self.max_groups,
+            kept_bytes=self.kept_bytes,
             seed=self.seed,
             progress=True,
         )

@@ -10,6 +10,8 @@ from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.study_work import cascade_work, fit_work
+from vit_clt.forecast.work import Scope, Work
 
 
 @dataclass(kw_only=True)
@@ -34,6 +36,12 @@ class Cascade(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
             self.check_layers("layers", layer_numbers(self.layers))
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """A pass for means, a clean one, and two floors and a replaced pass for each range."""
+        firsts = range(of.layers) if self.layers is None else layer_numbers(self.layers)
+        kinds = self.tokens or of.kinds
+        return fit_work(of) + cascade_work(of, of.images, firsts, kinds, len(set(self.inputs)))
+
     def run(self) -> None:
         """Replace, read, and report."""
         from vit_clt.analysis.fit import cascade_study
@@ -41,6 +49,7 @@ class Cascade(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
         folder = self.folder_of(cascade_study.Cascade)
         firsts = None if self.layers is None else layer_numbers(self.layers)
         vit, clt, data = self.load_all(self.device)
+        self.tell(vit, data, [clt])
         fits = measured_fits(vit, {self.clt: clt}, data)
         result = cascade_study.cascade(
             vit,

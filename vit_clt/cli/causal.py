@@ -6,12 +6,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vit_clt.choices import CausalSite, Fill, TokenKind
-from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.command import MemoryOptions, SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.optional_clt import OptionalCLT
 from vit_clt.cli.options import check_clts
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.study_work import (
+    causal_work,
+    contribution_work,
+    fit_work,
+    head_work,
+    surrogate_work,
+)
 from vit_clt.errors import InputError
+from vit_clt.forecast.work import Scope, Work
 
 if TYPE_CHECKING:
     from vit_clt.analysis.causal.surrogate_result import SurrogateCausality
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
+class Causal(ReadoutOptions, OptionalCLT, StudyOptions, MemoryOptions, SeedOptions):
     """What changes in the ViT itself when a layer is ablated; with --clt, does it agree?
 
     With a CLT, its scores C are compared with the effects (rank agreement), and the ViT with the
@@ -69,6 +77,20 @@ class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
         super().check()
         check_clts("per_layer", self.per_layer)
 
+    def work(self, of: Scope) -> Work:
+        """Altered passes for every set of layers; with a CLT, its scores and surrogates too."""
+        n = of.images
+        if self.site == "head":
+            return head_work(of, n)
+        work = causal_work(of, n, pairs=self.pairs)
+        if of.clts:
+            surrogates = 1 + len(self.per_layer) + self.linear
+            # every site, fill and kind of rows (`every_intervention`)
+            interventions = 18 if self.every_intervention else 1
+            work += fit_work(of) + contribution_work(of, n, self.kept_bytes)
+            work += interventions * surrogate_work(of, n, surrogates, pairs=self.pairs)
+        return work
+
     def run(self) -> None:
         """Ablate, draw, and report."""
         if self.site == "head":
@@ -86,6 +108,7 @@ class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
         # effects on the output are read as accuracy and loss, which need labels; the others do not
         classifier = self.classifier_if_labelled(vit, data, self.seed, fits=self.linear)
         sets = layer_sets(vit.cfg.n_layers, pairs=self.pairs)
+        self.tell(vit, data, [] if clt is None else [clt])
         effects = causal_effects(
             vit,
             data,
@@ -102,7 +125,9 @@ class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
             self.report(folder, effects, "causal")
             return
         fits = measured_fits(vit, {str(self.clt): clt}, data)
-        study = clt_agreement(effects, vit, clt, data, str(self.clt), progress=True)
+        study = clt_agreement(
+            effects, vit, clt, data, str(self.clt), kept_bytes=self.kept_bytes, progress=True
+        )
         if classifier is not None:
             surrogate = self._surrogate(vit, clt, data, classifier, sets)
             study = replace(study, surrogate=surrogate)
@@ -116,6 +141,7 @@ class Causal(ReadoutOptions, OptionalCLT, StudyOptions, SeedOptions):
         vit = self.load_vit(self.device)
         data = self.load_measured(vit)
         classifier = self.classifier(vit, data, self.seed)
+        self.tell(vit, data)
         study = head_ablations(
             vit,
             data,

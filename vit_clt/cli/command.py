@@ -20,7 +20,11 @@ from vit_clt.outputs.folder import check_place
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.gate import Fit
     from vit_clt.analysis.reporting.study import Study
+    from vit_clt.data.images import ImageData
+    from vit_clt.forecast.work import Scope, Work
+    from vit_clt.hooks import HookedViT
     from vit_clt.outputs import OutputFolder
+    from vit_clt.transcoder.model import CrossLayerTranscoder
 
 
 @dataclass(kw_only=True)
@@ -136,6 +140,31 @@ class Command(BaseCommand):
             command=self.command_name(),
         )
 
+    def work(self, of: Scope) -> Work:
+        """What the command does once all is loaded, in the units of `vit_clt.forecast.work`."""
+        raise NotImplementedError
+
+    def tell(
+        self,
+        vit: HookedViT,
+        data: ImageData,
+        clts: Sequence[CrossLayerTranscoder] = (),
+        train: ImageData | None = None,
+    ) -> None:
+        """Print how long the command will take on this machine, and how much memory.
+
+        Args:
+            vit: the ViT.
+            data: the images that are measured.
+            clts: its transcoders; none where only the ViT is measured.
+            train: other images that are read too.
+        """
+        from vit_clt.forecast.trial import forecast
+        from vit_clt.forecast.work import Scope
+
+        work = self.work(Scope.of(vit, data, clts, train))
+        print(forecast(vit, clts, data, work).line(), flush=True)
+
     def report(
         self,
         folder: OutputFolder,
@@ -209,8 +238,28 @@ class SeedOptions:
 
 
 @dataclass(kw_only=True)
-class GroupOptions:
-    """Option of a command that keeps sums of every image."""
+class MemoryOptions(Checked):
+    """Option of a command that keeps codes or terms of images between its passes over them."""
+
+    memory: float = 2.0
+    """GB that codes and terms of images may take; those of further images are computed again in
+    every pass, with the same numbers."""
+
+    def check(self) -> None:
+        """Refuse a negative size."""
+        super().check()
+        if self.memory < 0:
+            raise InputError("memory", f"is {self.memory:g} GB; expected at least 0.")
+
+    @property
+    def kept_bytes(self) -> int:
+        """The same in bytes."""
+        return round(self.memory * 1e9)
+
+
+@dataclass(kw_only=True)
+class GroupOptions(MemoryOptions):
+    """Options of a command that keeps sums of every image."""
 
     max_groups: int = MAX_GROUPS
     """More images than this are added up in this many random groups, which bounds memory; intervals

@@ -10,7 +10,9 @@ from vit_clt.cli.command import GroupOptions, SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CompareOptions
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.study_work import contribution_work, effect_work, fit_work
 from vit_clt.errors import InputError
+from vit_clt.forecast.work import Scope, Work
 
 if TYPE_CHECKING:
     from vit_clt.analysis.silencing.scores import EffectScores
@@ -72,6 +74,17 @@ class Contributions(ReadoutOptions, CompareOptions, StudyOptions, GroupOptions, 
                     )
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """Two passes for scores, one of them from kept codes, and effects for each kind of rows."""
+        n = of.images
+        work = fit_work(of) + contribution_work(of, n, self.kept_bytes)
+        if "effect" in self.kind:
+            kinds = 1 if self.tokens else len(of.kinds) - 1  # "all" is none of its own
+            direct, first = self.path == "direct", self.order == "first"
+            effects = effect_work(of, n, first_order=first, direct=direct)
+            work += of.clts * kinds * effects
+        return work
+
     def run(self) -> None:
         """Score, draw, and report."""
         from vit_clt.analysis.contributions.difference import ScoreDifferences
@@ -79,6 +92,7 @@ class Contributions(ReadoutOptions, CompareOptions, StudyOptions, GroupOptions, 
 
         folder = self.folder_of(ScoreStudy, *([ScoreDifferences] if self.compare else []))
         vit, clts, data = self.load_compared(self.device)
+        self.tell(vit, data, [clt for _, clt in clts])
         fits = measured_fits(vit, dict(clts), data)
         further = {}
         if "effect" in self.kind:
@@ -93,6 +107,7 @@ class Contributions(ReadoutOptions, CompareOptions, StudyOptions, GroupOptions, 
             label=self.label,
             image=self.image,
             max_groups=self.max_groups,
+            kept_bytes=self.kept_bytes,
             seed=self.seed,
             further=further,
             progress=True,

@@ -6,17 +6,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit_clt.cli.command import Command, SeedOptions
+from vit_clt.cli.command import Command, MemoryOptions, SeedOptions
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.study_work import (
+    cascade_work,
+    contribution_work,
+    fit_work,
+    gallery_work,
+    graph_work,
+    retrieval_work,
+)
 from vit_clt.cli.supernode_options import SupernodeOptions
 from vit_clt.cli.vocabulary_options import VocabularyOptions
 from vit_clt.errors import InputError
+from vit_clt.forecast.work import Scope, Work
 
 
 @dataclass(kw_only=True)
 class Explore(
-    VocabularyOptions, ReadoutOptions, SupernodeOptions, CLTOptions, Command, SeedOptions
+    VocabularyOptions,
+    ReadoutOptions,
+    SupernodeOptions,
+    CLTOptions,
+    Command,
+    MemoryOptions,
+    SeedOptions,
 ):
     """Linked pages of a CLT: heatmap, features, images, graphs, steering. They open from disk.
 
@@ -48,6 +63,18 @@ class Explore(
                 "vit-clt audit or vit-clt claims.",
             )
 
+    def work(self, of: Scope) -> Work:
+        """The gallery, answers and neighbours of every image, graphs, cascade and scores."""
+        n, named = of.images, self.vocabulary != "none"
+        # all that fire have a page, where activation maps allow it; about all do
+        pages = of.layers * (of.features if self.count is None else self.count)
+        work = gallery_work(of, of.layers, pages, self.effect_images, named=named)
+        work += retrieval_work(of, of.layers, 1, within=True)
+        work += Work({"read": n, "pass": n, "encode": n})
+        work += self.graphs * graph_work(of, self.interventions)
+        work += cascade_work(of, n, [0], of.kinds) + contribution_work(of, n, self.kept_bytes)
+        return work + fit_work(of)
+
     def run(self) -> None:
         """Run the studies behind the pages, and write them."""
         self.write({})
@@ -66,6 +93,7 @@ class Explore(
         vocabulary = self.texts(vit, classifier, data)
         # of the files beside the pages: in a notebook the pages stand alone
         names = {} if vocabulary is None else {"Names of features, and their tests": "names.html"}
+        self.tell(vit, data, [clt])
         explorer = explore(
             vit,
             clt,
@@ -82,6 +110,7 @@ class Explore(
             verdict=verdict,
             clt_name=self.clt,
             links={**links, **names},
+            kept_bytes=self.kept_bytes,
             seed=self.seed,
             progress=True,
         )

@@ -10,7 +10,9 @@ from vit_clt.cli.command import Command, SeedOptions
 from vit_clt.cli.options import CLTOptions, load_clt
 from vit_clt.cli.printed_table import print_table
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.study_work import threshold_work
 from vit_clt.errors import InputError
+from vit_clt.forecast.work import Scope, Work
 
 if TYPE_CHECKING:
     from vit_clt.analysis.fit.threshold_study import ThresholdCost
@@ -35,6 +37,10 @@ class Export(ReadoutOptions, CLTOptions, Command, SeedOptions):
     def known_model(self) -> str | None:
         """--model alone: a CLT with thresholds is exported without its ViT."""
         return self.model
+
+    def work(self, of: Scope) -> Work:
+        """Two passes to fit thresholds; fit and replaced passes with them and without."""
+        return threshold_work(of)
 
     def run(self) -> None:
         """Fit and measure where that is needed, write, and report."""
@@ -90,6 +96,7 @@ class Export(ReadoutOptions, CLTOptions, Command, SeedOptions):
         data = self.load_measured(vit)
         train = self.load_train_images(vit, data)
         classifier = self.classifier(vit, data, self.seed)
+        self.tell(vit, data, [clt], train)
         twin = with_thresholds(vit, clt, train, progress=True)
         fitted_on = f"{train.name}, {len(train)} images"
         cost = threshold_cost(

@@ -10,6 +10,8 @@ from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.study_work import cascade_work, fit_work
+from vit_clt.forecast.work import Scope, Work
 
 
 @dataclass(kw_only=True)
@@ -36,6 +38,11 @@ class Faithfulness(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
             self.check_layers("layers", layer_numbers(self.layers))
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """A pass for means, a clean one, the replaced one and two floors."""
+        first = 0 if self.layers is None else min(layer_numbers(self.layers))
+        return fit_work(of) + cascade_work(of, of.images, [first], [self.tokens])
+
     def run(self) -> None:
         """Compare, and report."""
         from vit_clt.analysis.fit import faithfulness_study
@@ -43,6 +50,7 @@ class Faithfulness(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
         folder = self.folder_of(faithfulness_study.SurrogateFaithfulness)
         layers = None if self.layers is None else layer_numbers(self.layers)
         vit, clt, data = self.load_all(self.device)
+        self.tell(vit, data, [clt])
         fits = measured_fits(vit, {self.clt: clt}, data)
         result = faithfulness_study.surrogate_faithfulness(
             vit,

@@ -11,7 +11,9 @@ from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CompareOptions, TrainDataOptions, check_clts, load_clt
 from vit_clt.cli.readout_options import PromptOptions
+from vit_clt.cli.study_work import fit_work, measures_work
 from vit_clt.errors import InputError, renamed
+from vit_clt.forecast.work import Scope, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +54,11 @@ class FeatureScores(PromptOptions, TrainDataOptions, CompareOptions, StudyOption
             raise InputError("hierarchy", f"is {self.hierarchy}; found no such file.")
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """A pass over both sets of images for every dictionary, and measures of each layer."""
+        layers = of.layers if self.layers is None else len(layer_numbers(self.layers))
+        return fit_work(of) + measures_work(of, layers, self.effect_images)
+
     def run(self) -> None:
         """Measure, and report."""
         from vit_clt.analysis.measures.scores import FeatureScores as Scores
@@ -75,6 +82,7 @@ class FeatureScores(PromptOptions, TrainDataOptions, CompareOptions, StudyOption
         )
         for clt in seeds.values():
             self.check_teacher(vit, clt)
+        self.tell(vit, data, [clt for _, clt in clts], train)
         fits = measured_fits(vit, dict(clts), data)
         cfg = vit.cfg
         has_effects = labelled and cfg.family == "open_clip" and cfg.pools_cls

@@ -12,8 +12,10 @@ from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.study_work import fit_work, gallery_work
 from vit_clt.cli.vocabulary_options import VocabularyOptions
 from vit_clt.errors import InputError
+from vit_clt.forecast.work import Scope, Work
 
 
 @dataclass(kw_only=True)
@@ -53,6 +55,13 @@ class Features(VocabularyOptions, ReadoutOptions, CLTOptions, StudyOptions, Seed
         self.check_features(features)
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """A pass for statistics and one for names, class effects, and pages."""
+        layers = of.layers if self.layers is None else len(layer_numbers(self.layers))
+        pages = len(self.feature) + self.count * layers
+        named = self.vocabulary != "none"
+        return fit_work(of) + gallery_work(of, layers, pages, self.effect_images, named=named)
+
     def run(self) -> None:
         """Study every feature, choose some for pages, and write the gallery."""
         from vit_clt.analysis.features.choice import check_selection
@@ -74,6 +83,7 @@ class Features(VocabularyOptions, ReadoutOptions, CLTOptions, StudyOptions, Seed
         vocabulary = self.texts(vit, classifier, data)
         if self.raises is not None:
             class_number(data.class_names, self.raises, "class_name")
+        self.tell(vit, data, [clt])
         fits = measured_fits(vit, {self.clt: clt}, data)
         names = None
         if vocabulary is not None:

@@ -14,9 +14,11 @@ from vit_clt.cli.command import StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import check_clts, check_device
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.study_work import cascade_work, reconstruction_work
 from vit_clt.cli.train import Train
 from vit_clt.cli.training_options import TrainingOptions, starting_options
 from vit_clt.errors import InputError
+from vit_clt.forecast.work import Scope, Work
 
 if TYPE_CHECKING:
     from vit_clt.data.images import ImageData
@@ -96,6 +98,12 @@ class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
             )
         check_clts("clts", self.clts)
         super().check()
+
+    def work(self, of: Scope) -> Work:
+        """For each transcoder its fit, and the replaced pass of all layers beside two floors."""
+        n = of.images
+        one = reconstruction_work(of, n) + cascade_work(of, n, [0], [self.tokens])
+        return len(self.clts or self.k * len(self.kinds)) * (fit_work(of) + one)
 
     def run(self) -> None:
         """Train what is missing, measure, and report."""

@@ -10,8 +10,10 @@ from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.names_options import NamesOptions
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
+from vit_clt.cli.study_work import fit_work, graph_work
 from vit_clt.cli.supernode_options import SupernodeOptions
 from vit_clt.errors import InputError
+from vit_clt.forecast.work import Scope, Work
 
 
 @dataclass(kw_only=True)
@@ -46,6 +48,10 @@ class Graph(NamesOptions, PromptOptions, SupernodeOptions, CLTOptions, StudyOpti
             raise InputError("group", 'is "name", but --names is missing; expected both.')
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """Frozen passes and gradients of each image, and a pass for each feature silenced."""
+        return fit_work(of) + len(self.query) * graph_work(of, self.interventions)
+
     def run(self) -> None:
         """Compute effects and graphs, check them, and report."""
         from vit_clt.analysis import graph_study
@@ -53,6 +59,7 @@ class Graph(NamesOptions, PromptOptions, SupernodeOptions, CLTOptions, StudyOpti
 
         folder = self.folder_of(GraphStudy)
         vit, clt, data = self.load_all(self.device)
+        self.tell(vit, data, [clt])
         fits = measured_fits(vit, {self.clt: clt}, data)
         study = graph_study(
             vit,

@@ -9,6 +9,8 @@ from vit_clt.cli.command import SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
+from vit_clt.cli.study_work import fit_work, head_work, taken_apart_work
+from vit_clt.forecast.work import Scope, Work
 
 
 @dataclass(kw_only=True)
@@ -31,6 +33,11 @@ class Heads(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
     drawn: int = 3
     """Number of images on which the rows that these heads read are shown."""
 
+    def work(self, of: Scope) -> Work:
+        """Passes for each head of the images that are sampled, and their frozen passes."""
+        n = min(self.sample, of.images)
+        return fit_work(of) + head_work(of, n) + taken_apart_work(of, n)
+
     def run(self) -> None:
         """Take the logits apart, ablate every head, and report."""
         from vit_clt.analysis import head_study
@@ -39,6 +46,7 @@ class Heads(PromptOptions, CLTOptions, StudyOptions, SeedOptions):
 
         folder = self.folder_of(HeadStudy, HeadAblations)
         vit, clt, data = self.load_all(self.device)
+        self.tell(vit, data, [clt])
         fits = measured_fits(vit, {self.clt: clt}, data)
         study = head_study(
             vit,

@@ -16,7 +16,7 @@ _COLUMN = 25
 UNCOMMON = {
     # how a command is run, and what most data and weights say themselves
     *("traceback", "gelu", "image_column", "label_column", "class_names", "any_teacher"),
-    *("train_limit", "templates", "max_groups", "index", "cache", "config", "trackers"),
+    *("train_limit", "templates", "max_groups", "memory", "index", "cache", "config", "trackers"),
     # the finer points of studies
     *("draws", "ablated", "order", "only_active", "random", "norms", "contrast", "path"),
     *("every_intervention", "linear", "untrained", "effect_images", "label", "image"),

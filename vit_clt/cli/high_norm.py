@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from vit_clt.cli.command import SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.optional_clt import OptionalCLT
+from vit_clt.cli.study_work import fit_work, high_norm_work
 from vit_clt.errors import InputError
+from vit_clt.forecast.work import Scope, Work
 
 
 @dataclass(kw_only=True)
@@ -31,6 +33,10 @@ class HighNorm(OptionalCLT, StudyOptions, SeedOptions):
                 raise InputError(name, f"is {value:g}; expected a number of at least {least}.")
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """Two passes; with a CLT the second one encodes and decodes."""
+        return (fit_work(of) if of.clts else Work()) + high_norm_work(of, of.images)
+
     def run(self) -> None:
         """Mark rows, measure, and report."""
         from vit_clt.analysis.high_norm.result import HighNorm as Result
@@ -39,6 +45,7 @@ class HighNorm(OptionalCLT, StudyOptions, SeedOptions):
 
         folder = self.folder_of(Result)
         vit, clt, data = self.load_with_clt(self.device)
+        self.tell(vit, data, [] if clt is None else [clt])
         fits = [] if clt is None else measured_fits(vit, {str(self.clt): clt}, data)
         result = high_norm_rows(
             vit,

@@ -9,6 +9,8 @@ from vit_clt.cli.command import GroupOptions, SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.study_work import contribution_work, fit_work, term_work
+from vit_clt.forecast.work import Scope, Work
 
 
 @dataclass(kw_only=True)
@@ -35,6 +37,21 @@ class KeepSets(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptio
         self.check_layers("target", [self.target])
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """Scores for the ranking, and every set of k sources from terms that are kept."""
+        from math import comb
+
+        from vit_clt.analysis.ablations.all_sets import MAX_SETS
+
+        target = self.target % of.layers
+        sets = min(MAX_SETS, comb(target + 1, self.k))
+        scores = contribution_work(of, of.images, self.kept_bytes)
+        return (
+            fit_work(of)
+            + scores
+            + term_work(of, of.images, self.tokens, [target], sets, self.kept_bytes)
+        )
+
     def run(self) -> None:
         """Read every set, draw, and report."""
         from vit_clt.analysis import keep_sets
@@ -42,6 +59,7 @@ class KeepSets(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptio
 
         folder = self.folder_of(AllSets)
         vit, clt, data = self.load_all(self.device)
+        self.tell(vit, data, [clt])
         fits = measured_fits(vit, {self.clt: clt}, data)
         result = keep_sets(
             vit,
@@ -54,6 +72,7 @@ class KeepSets(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptio
             tokens=self.tokens,
             fill=self.fill,
             max_groups=self.max_groups,
+            kept_bytes=self.kept_bytes,
             seed=self.seed,
             progress=True,
         )

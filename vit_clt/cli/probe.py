@@ -8,6 +8,8 @@ from typing import ClassVar
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import MeasuredOptions, TrainDataOptions
+from vit_clt.cli.study_work import probe_work
+from vit_clt.forecast.work import Scope, Work
 
 
 @dataclass(kw_only=True)
@@ -34,6 +36,11 @@ class Probe(TrainDataOptions, MeasuredOptions, StudyOptions, SeedOptions):
             layer_numbers(self.layers)
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """A pass over both sets of images, and the probes of each place."""
+        layers = of.layers if self.layers is None else len(layer_numbers(self.layers))
+        return probe_work(of, layers)
+
     def run(self) -> None:
         """Fit the probes, measure them, and report."""
         from vit_clt.analysis import probes
@@ -44,6 +51,7 @@ class Probe(TrainDataOptions, MeasuredOptions, StudyOptions, SeedOptions):
         vit = self.load_vit(self.device)
         data = self.load_measured(vit)
         train = self.load_train_images(vit, data)
+        self.tell(vit, data, train=train)
         result = probes(
             vit,
             train,

@@ -11,8 +11,10 @@ from vit_clt.cli.command import Command, SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
+from vit_clt.cli.study_work import fit_work, retrieval_work
 from vit_clt.data.form_names import check_form
 from vit_clt.errors import InputError, renamed
+from vit_clt.forecast.work import Scope, Work
 
 if TYPE_CHECKING:
     from vit_clt.data.images import ImageData
@@ -60,6 +62,12 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
                 check_form(self.corpus, "train")
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """A pass over queries and corpus, and a search of every layer; for an untrained CLT too."""
+        kinds = len(self.tokens or [kind for kind in of.kinds if kind in ("cls", "patch")])
+        layers = of.layers if self.layers is None else len(layer_numbers(self.layers))
+        return fit_work(of) + (1 + self.untrained) * retrieval_work(of, layers, kinds)
+
     def run(self) -> None:
         """Index, search, draw, and report."""
         from vit_clt.analysis.retrieval.consistency import ClassConsistency
@@ -67,12 +75,14 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
 
         folder = self.folder_of(ClassConsistency)
         vit, clt, data = self.load_all(self.device)
+        corpus = self.load_corpus(vit, data)
+        self.tell(vit, data, [clt], corpus)
         fits = measured_fits(vit, {self.clt: clt}, data)
         study = retrieval_study(
             vit,
             clt,
             data,
-            self.load_corpus(vit, data),
+            corpus,
             range(min(3, len(data))) if self.query is None else self.query,
             k=self.top,
             tokens=self.tokens or vit.cfg.rows.having(("cls", "patch")),

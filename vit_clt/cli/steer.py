@@ -12,7 +12,9 @@ from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.names_options import NamesOptions
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
+from vit_clt.cli.study_work import fit_work, steering_work
 from vit_clt.errors import InputError
+from vit_clt.forecast.work import Scope, Work
 
 if TYPE_CHECKING:
     from vit_clt.analysis.reporting.study import Study
@@ -78,6 +80,15 @@ class Steer(NamesOptions, ReadoutOptions, CLTOptions, StudyOptions, SeedOptions)
         self.check_features([feature_address(text) for text in self.feature])
         super().check()
 
+    def work(self, of: Scope) -> Work:
+        """A pass for typical activations, and a steered pass for each strength and feature."""
+        if self.search is not None:
+            versions = self.top * (1 + (3 if self.random is None else self.random))
+            return fit_work(of) + steering_work(of, of.images, versions, of.images)
+        strengths = len(self.values) or (7 if self.kind == "clamp" else 5)
+        versions = strengths * (1 + (5 if self.random is None else self.random))
+        return fit_work(of) + steering_work(of, len(self.query) or of.images, versions)
+
     def run(self) -> None:
         """Steer, draw, and report."""
         from vit_clt.analysis import steering_curve, steering_search
@@ -91,6 +102,7 @@ class Steer(NamesOptions, ReadoutOptions, CLTOptions, StudyOptions, SeedOptions)
         if self.search is not None:
             class_number(data.class_names, self.search, "search")
         names = self.texts_of(clt)
+        self.tell(vit, data, [clt])
         fits = measured_fits(vit, {self.clt: clt}, data)
         study: Study
         if self.search is None:

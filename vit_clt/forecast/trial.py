@@ -12,7 +12,7 @@ from vit_clt.data.images import ImageData
 from vit_clt.forecast.memory import resident_memory
 from vit_clt.forecast.timing import fastest
 from vit_clt.forecast.wording import byte_size, duration
-from vit_clt.forecast.work import PARTS, Part, Work
+from vit_clt.forecast.work import PARTS, Number, Part, Work
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -29,8 +29,8 @@ class Forecast:
     """What a study will take."""
 
     images: int
-    seconds: float
-    memory: float
+    seconds: Number
+    memory: Number
     """Bytes of the machine's memory that the process will have at most."""
 
     def line(self) -> str:
@@ -66,11 +66,11 @@ def forecast(
     n = min(_IMAGES, len(data), int(room / (3 * sum(rates.values()))))
     if n > first:
         rates = _rates(vit, clt, data, n)
-    needed = 0.0 if vit.device.type == "cuda" else work.memory
+    needed = 0 if vit.device.type == "cuda" else work.memory
     return Forecast(len(data), _seconds(work, rates), resident_memory() + needed)
 
 
-def _seconds(work: Work, rates: Rates) -> float:
+def _seconds(work: Work, rates: Rates) -> Number:
     return work.seconds + sum(work.of(part) * rates.get(part, 0.0) for part in PARTS)
 
 
@@ -85,6 +85,7 @@ def _rates(
     parts: dict[Part, Callable[[], object]] = {
         "read": partial(data.batch, range(n)),
         "pass": partial(capture, vit, images),
+        "sums": lambda: x.double().square().sum(-1),
     }
     if clt is not None:
         codes = clt.encode(x)

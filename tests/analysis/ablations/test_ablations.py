@@ -460,9 +460,8 @@ def test_ablations_do_not_depend_on_what_stays_in_memory(
     cached = keep_sources(*arguments(study), **options)
     batches: list[object] = []
     made = TermSets._batch
-    monkeypatch.setattr("vit_clt.analysis.ablations.term_sets.CACHE_BYTES", 0)
     monkeypatch.setattr(TermSets, "_batch", lambda *a: batches.append(a) or made(*a))
-    streamed = keep_sources(*arguments(study), **options)
+    streamed = keep_sources(*arguments(study), **options, kept_bytes=0)
     assert len(batches) == 2 * -(-N // study.data.batch_size)
     assert (streamed.top1, streamed.loss) == (cached.top1, cached.loss)
 

@@ -237,8 +237,7 @@ def test_codes_made_again_score_as_codes_kept(toy: Toy, monkeypatch: pytest.Monk
     # room for all three batches, for the first alone (17 kB), and for none
     for room, expected in ((2**20, 3), (20_000, 5), (0, 6)):
         passes.clear()
-        monkeypatch.setattr(moments, "KEPT_BYTES", room)
-        again = compared_moments(toy.vit, toy.clts[:1], toy.data)[0]
+        again = compared_moments(toy.vit, toy.clts[:1], toy.data, kept_bytes=room)[0]
         assert len(passes) == expected
         for tokens in ROWS:
             for kind in ("centred", "loo_r2"):

@@ -1,0 +1,167 @@
+"""What commands tell of their work before they start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from builders import random_clt
+
+from vit_clt import analysis
+from vit_clt.analysis.contributions.moments import contribution_moments
+from vit_clt.analysis.fit.reconstruction_study import reconstructions
+from vit_clt.cli import study_work
+from vit_clt.cli.commands import COMMANDS, command_class, parse
+from vit_clt.data.images import TensorImages
+from vit_clt.forecast.work import PARTS, Scope, Work
+from vit_clt.hooks import HookedViT
+from vit_clt.readouts.base import Classifier
+from vit_clt.transcoder.model import CrossLayerTranscoder
+
+N = 6
+
+
+class Counted(TensorImages):
+    """Images that count how often they are read."""
+
+    read = 0
+
+    def batch(self, numbers: Sequence[int]):
+        """The images, counted."""
+        self.read += len(numbers)
+        return super().batch(numbers)
+
+
+class Columns(Classifier):
+    """Columns of the embedding as logits."""
+
+    name = "columns"
+    class_names = ("a", "b", "c")
+    device = torch.device("cpu")
+
+    def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The first three columns."""
+        return embeddings[:, :3]
+
+
+@pytest.fixture
+def data(images: torch.Tensor) -> Counted:
+    return Counted(images, torch.arange(N) % 3, class_names=["a", "b", "c"])
+
+
+@pytest.fixture
+def clt(tiny_vit: HookedViT) -> CrossLayerTranscoder:
+    return random_clt(tiny_vit)
+
+
+Study = Callable[[HookedViT, CrossLayerTranscoder, Counted, Classifier], object]
+ROOM = 10**9
+STUDIES: dict[str, tuple[Study, Callable[[Scope], Work]]] = {
+    "reconstructions": (
+        lambda vit, clt, data, zs: reconstructions(vit, {"CLT": clt}, data),
+        lambda of: study_work.reconstruction_work(of, N),
+    ),
+    "codes kept": (
+        lambda vit, clt, data, zs: contribution_moments(vit, clt, data),
+        lambda of: study_work.contribution_work(of, N, ROOM),
+    ),
+    "no codes kept": (
+        lambda vit, clt, data, zs: contribution_moments(vit, clt, data, kept_bytes=0),
+        lambda of: study_work.contribution_work(of, N, 0),
+    ),
+    "effects": (
+        lambda vit, clt, data, zs: analysis.effect_scores(vit, clt, data, zs),
+        lambda of: study_work.effect_work(of, N),
+    ),
+    "cascade": (
+        lambda vit, clt, data, zs: analysis.cascade(vit, clt, data, zs),
+        lambda of: study_work.cascade_work(of, N, range(of.layers), ["cls"]),
+    ),
+    "causal": (
+        lambda vit, clt, data, zs: analysis.causal_effects(vit, data, zs),
+        lambda of: study_work.causal_work(of, N),
+    ),
+    "terms kept": (
+        lambda vit, clt, data, zs: analysis.keep_sources(vit, clt, data, zs, sources=[1]),
+        lambda of: study_work.term_work(of, N, "cls", [of.layers - 1], 6, ROOM),
+    ),
+    "no terms kept": (
+        lambda vit, clt, data, zs: analysis.keep_sources(
+            vit, clt, data, zs, sources=[1], kept_bytes=0
+        ),
+        lambda of: study_work.term_work(of, N, "cls", [of.layers - 1], 6, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_work_reads_as_many_images_as_the_study(
+    name: str, tiny_vit: HookedViT, clt: CrossLayerTranscoder, data: Counted
+) -> None:
+    study, work = STUDIES[name]
+    zs = Columns()
+    of = Scope.of(tiny_vit, data, [clt])
+    data.read = 0
+    study(tiny_vit, clt, data, zs)
+    assert data.read == pytest.approx(work(of).of("read"))
+
+
+def test_less_memory_for_codes_is_more_passes(tiny_vit: HookedViT, data: Counted) -> None:
+    of = Scope.of(tiny_vit, data, [random_clt(tiny_vit)])
+    codes = of.layers * of.tokens * of.active * 12
+    half, all_kept, none = (
+        study_work.contribution_work(of, N, room) for room in (3 * codes, 10 * N * codes, 0)
+    )
+    assert (all_kept.of("pass"), half.of("pass"), none.of("pass")) == (N, 1.5 * N, 2 * N)
+    assert half.memory - none.memory == pytest.approx(3 * codes)
+    assert all_kept.memory - none.memory == pytest.approx(N * codes)
+
+
+LINES = {
+    "reconstruct": "",
+    "high-norm": "",
+    "contributions": "--kind effect",
+    "ablate": "--target all",
+    "keep-sets": "",
+    "cascade": "",
+    "faithfulness": "",
+    "causal": "--every-intervention",
+    "claims": "",
+    "retrieve": "--untrained",
+    "features": "",
+    "feature-scores": "",
+    "heads": "",
+    "graph": "",
+    "steer": "--feature 1:1",
+    "explore": "",
+    "export": "",
+    "probe": "",
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_more_images_are_never_less_work(name: str, digits_clt: Path, tmp_path: Path) -> None:
+    clt = [] if name == "probe" else ["--clt", str(digits_clt)]
+    line = [name, *clt, "--data", "digits", "--out", str(tmp_path / "out")]
+    command = parse([*line, *LINES[name].split()])
+
+    def work(n: int) -> Work:
+        sizes = {"layers": 8, "tokens": 17, "width": 64, "heads": 4, "classes": 10}
+        codes = {"clts": 1, "features": 512, "active": 16.0}
+        return command.work(
+            Scope(n, **sizes, kinds=("cls", "patch", "all"), **codes, batch=64, train=n)
+        )
+
+    small, large = work(100), work(3000)
+    assert large.memory >= small.memory > 0
+    assert all(large.of(part) >= small.of(part) for part in PARTS)
+    assert large.of("read") > 0
+
+
+def test_every_command_that_reads_images_states_its_work() -> None:
+    without = {"doctor", "demo", "train", "run", "audit", "weights", "reproduce", "fidelity"}
+    named = {name for name in COMMANDS if "work" in vars(command_class(name))}
+    assert named >= LINES.keys()
+    assert set(COMMANDS) - named <= without | {"import"}

@@ -1,0 +1,332 @@
+"""The work of studies that several commands do, in the units of `vit_clt.forecast.work`.
+
+Passes of the ViT and of the CLT are counted from the code of the studies. Norms, products and
+sums beside them are told as "sums", by a number that was measured on a CPU for each of them (12
+layers of width 128, 65 tokens, 2,048 features), as was the memory of a batch, in arrays "layer
+image token d_model" of float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from vit_clt.analysis.stats.names import layer_sets
+from vit_clt.choices import TokenKind
+from vit_clt.forecast.work import Number, Scope, Work
+
+FIT_IMAGES = 256
+"""Most images that the fit of a CLT is measured on (`vit_clt.analysis.fit.gate`)."""
+CLAIM_IMAGES = 500
+"""Most images that claims measures effects on (`vit_clt.analysis.auditing.claims`)."""
+NAME_IMAGES = 2048
+"""Most images that names of features are chosen and tested on."""
+PROBE_SECONDS = 0.17
+"""Of a probe and its permutations, for 1,000 images of width 128."""
+SEARCH_SECONDS = 4e-7
+"""Of a pair of a query and an image of the corpus, in one layer."""
+NAME_SECONDS = 0.2
+"""Of the tests of names, a layer."""
+PAGE_SECONDS = 0.02
+"""Of the page of a feature."""
+MEASURE_SECONDS = 3.0
+"""Of the measures of a layer of one dictionary."""
+LIBRARIES = 120e6
+"""Bytes of the libraries that are imported for tables and pages: pandas, plotly, scipy."""
+_FLOAT64 = 8
+_ALTERED = 0.8
+"""An altered pass, as a share of one that records x and y of every layer (measured)."""
+_IDLE = 0.4
+"""The same where all MLPs are replaced, and none runs (measured)."""
+
+
+def row_share(of: Scope, tokens: TokenKind) -> float:
+    """Share of the token rows that are of one kind; nearly all rows are patches."""
+    return 1 / of.tokens if tokens == "cls" else 1.0
+
+
+def later(of: Scope, first_layers: Iterable[int]) -> float:
+    """Shares of a pass that passes run which begin at these layers, added up."""
+    return sum(of.layers - s for s in first_layers) / of.layers
+
+
+def memory(of: Scope, arrays: Number, an_image: Number = 0.0) -> float:
+    """Bytes beyond what is loaded.
+
+    Args:
+        of: the sizes of the study.
+        arrays: number of arrays "layer image token d_model" of a batch that are there at a time.
+        an_image: bytes that are kept of every image.
+    """
+    return LIBRARIES + arrays * of.array + of.images * an_image
+
+
+def fit_work(of: Scope) -> Work:
+    """The fit of every CLT, which is printed before a study."""
+    return reconstruction_work(of, min(of.images, FIT_IMAGES))
+
+
+def reconstruction_work(of: Scope, n: Number) -> Work:
+    """`reconstructions` on n images: two passes, of which the second encodes and decodes."""
+    return Work(
+        {
+            "read": 2 * n,
+            "pass": 2 * n,
+            "encode": of.clts * n,
+            "decode": of.clts * n,
+            "sums": (12 + 16 * of.clts) * n,
+        },
+        memory=memory(of, 12, of.layers * len(of.kinds) * 3 * _FLOAT64 * of.clts),
+    )
+
+
+def contribution_work(of: Scope, n: Number, room: Number) -> Work:
+    """The moments of contribution scores, and the scores, on n images.
+
+    Args:
+        of: the sizes of the study.
+        n: number of images.
+        room: bytes of codes that are kept between both passes over the images.
+    """
+    # value and index of an entry, 12 bytes; a CLT of more than these active features keeps more
+    codes = of.clts * of.layers * of.tokens * of.active * 12
+    again = max(0.0, n - room / max(1, codes))
+    passes = n + again
+    moments = of.layers * (of.layers + 1) / 2 * 7 * 3 * _FLOAT64
+    return Work(
+        {
+            "read": passes,
+            "pass": passes,
+            "encode": of.clts * passes,
+            # terms are formed in both passes, and multiplied with each other and with y^
+            "terms": of.clts * 2 * n,
+            "sums": of.clts * 33 * n,
+        },
+        memory=memory(of, 10, of.clts * moments) + min(room, n * codes),
+    )
+
+
+def effect_work(of: Scope, n: Number, *, first_order: bool = False, direct: bool = False) -> Work:
+    """`effect_scores` of one CLT on n images: a live pass, and one altered pass for each source."""
+    altered = 0.0 if direct else later(of, range(1, of.layers))
+    if first_order:
+        altered = 2.25  # backward passes (measured)
+    parts = (2 + altered) * n
+    return Work(
+        {"read": 2 * n, "pass": parts, "encode": parts, "decode": parts},
+        memory=memory(of, 20 if first_order else 12, of.layers**2 * _FLOAT64),
+    )
+
+
+def cascade_work(
+    of: Scope, n: Number, first_layers: Iterable[int], tokens: Iterable[TokenKind], inputs: int = 1
+) -> Work:
+    """`cascade` of one CLT on n images: two floors and one replaced pass for each range."""
+    work = Work({"read": 2 * n, "pass": 2 * n})
+    ranges = later(of, first_layers)
+    for kind in tokens:
+        replaced = inputs * ranges * n
+        altered = _IDLE if kind == "all" else _ALTERED
+        work += Work(
+            {
+                "pass": altered * (2 * ranges * n + replaced),
+                "encode": replaced * row_share(of, kind),
+                "decode": replaced * row_share(of, kind),
+            }
+        )
+    return work + Work(memory=memory(of, 10))
+
+
+def high_norm_work(of: Scope, n: Number) -> Work:
+    """`high_norm_rows` on n images: two passes, of which the second encodes and decodes."""
+    sums = 7 + 13 * of.clts
+    return Work(
+        {
+            "read": 2 * n,
+            "pass": 2 * n,
+            "encode": of.clts * n,
+            "decode": of.clts * n,
+            "sums": sums * n,
+        },
+        memory=memory(of, 10, 12 * of.layers * of.tokens),
+    )
+
+
+def term_work(
+    of: Scope, n: Number, tokens: TokenKind, targets: Sequence[int], sets: Number, room: Number
+) -> Work:
+    """Readings of sets of kept terms at these targets, on n images.
+
+    Args:
+        of: the sizes of the study.
+        n: number of images.
+        tokens: rows that are overwritten.
+        targets: layers that are overwritten.
+        sets: number of sets.
+        room: bytes of terms that are kept between the passes for means and for readings.
+    """
+    share = row_share(of, tokens)
+    # on CLS rows of the last layer no block runs again, and a set costs next to nothing
+    in_blocks = _ALTERED * later(of, [min(targets) + 1]) * sets * n
+    terms = share * sum(t + 1 for t in targets) / (of.layers * (of.layers + 1) / 2)
+    kept = 4 * of.width * of.tokens * share * sum(t + 2 for t in targets)
+    passes = n + max(0.0, n - room / kept)
+    return Work(
+        {
+            "read": passes,
+            "pass": passes + in_blocks,
+            "encode": share * passes,
+            "terms": terms * passes,
+        },
+        memory=memory(of, 12) + min(room, n * kept),
+    )
+
+
+def causal_work(of: Scope, n: Number, *, pairs: bool = False, sets: bool = True) -> Work:
+    """`causal_effects` on n images: means, a clean pass, and an altered pass for each set."""
+    return Work(
+        {"read": 2 * n, "pass": (2 + _ALTERED * set_passes(of, pairs=pairs, ranges=sets)) * n},
+        memory=memory(of, 12, 6 * of.layers**2 * _FLOAT64),
+    )
+
+
+def set_passes(of: Scope, *, pairs: bool = False, ranges: bool = True) -> float:
+    """Passes that altering each of `layer_sets` comes to, from its first layer on."""
+    if not ranges:
+        return later(of, [*range(of.layers), 0])
+    sets = layer_sets(of.layers, pairs=pairs)
+    return later(of, [min(each) for each in sets])
+
+
+def surrogate_work(of: Scope, n: Number, surrogates: Number, *, pairs: bool = False) -> Work:
+    """`surrogate_causality` on n images: the same sets in the ViT and in each surrogate."""
+    passes = set_passes(of, pairs=pairs)
+    # means, a clean pass, and the gradients of the loss, three times a forward
+    own = 2 + 3 + _ALTERED * passes
+    replaced = surrogates * (1 + passes)
+    return Work(
+        {
+            "read": 2 * n,
+            "pass": (own + replaced) * n,
+            "encode": replaced * n,
+            "decode": replaced * n,
+        },
+        memory=memory(of, 40, 8 * len(layer_sets(of.layers, pairs=pairs)) * _FLOAT64),
+    )
+
+
+def head_work(of: Scope, n: Number) -> Work:
+    """`head_ablations` on n images: two altered passes for each head, its own and a turned one."""
+    passes = 2 * _ALTERED * of.heads * later(of, range(of.layers))
+    return Work({"read": 2 * n, "pass": (3 + passes) * n}, memory=memory(of, 12))
+
+
+def taken_apart_work(of: Scope, n: Number) -> Work:
+    """Direct terms of n images, and the features that heads carry, an image at a time."""
+    return Work({"read": 3 * n, "pass": 6 * n, "encode": n, "decode": n})
+
+
+def claims_work(of: Scope, room: Number) -> Work:
+    """`claims`: scores of one half of the images, their tests on the other."""
+    half = of.images / 2
+    few = min(CLAIM_IMAGES, half)
+    removed = Work(
+        {"read": 2 * half, "pass": 2 * half, "terms": 4 * half / of.tokens, "sums": half}
+    )
+    # two sets of sources for each of two fills, of the last layer
+    readings = 2 * term_work(of, half, "cls", [of.layers - 1], 7, room)
+    scores = contribution_work(of, half, room)
+    return scores + removed + readings + effect_work(of, few) + causal_work(of, few, sets=False)
+
+
+def probe_work(of: Scope, layers: Number) -> Work:
+    """`probes`: a pass over both sets of images, and the probes of three places a layer."""
+    n = of.images + of.train
+    vectors = 3 * layers * of.width * _FLOAT64
+    return Work(
+        {"read": n, "pass": n, "sums": 3 * n},
+        seconds=3 * layers * PROBE_SECONDS * (n / 1000) * (of.width / 128),
+        memory=memory(of, 6) + n * vectors,
+    )
+
+
+def retrieval_work(of: Scope, layers: Number, kinds: Number, *, within: bool = False) -> Work:
+    """An index of the corpus, descriptors of the queries, and the search of every layer."""
+    queries, corpus = of.images, of.images if within else of.train
+    n = corpus if within else queries + corpus
+    encoded = layers / of.layers * (1 + (kinds - 1) / of.tokens)
+    # a pooled patch code has some ten times as many active features as a row, 8 bytes each
+    entries = 10 * of.active * kinds * layers
+    return Work(
+        {"read": n, "pass": n, "encode": encoded * n, "sums": encoded * 8 * n},
+        seconds=queries * corpus * layers * kinds * SEARCH_SECONDS,
+        memory=memory(of, 10) + n * (8 * entries + 4 * of.width * layers * kinds),
+    )
+
+
+def gallery_work(
+    of: Scope, layers: Number, pages: Number, effect_images: Number, *, named: bool
+) -> Work:
+    """Statistics of features, class effects, names, and the pages of some of them."""
+    n, share = of.images, layers / of.layers
+    some = min(n, NAME_IMAGES) if named else 0
+    few = min(n, effect_images)
+    return Work(
+        {
+            "read": n + some + few,
+            # a gradient of each class, about a frozen forward each
+            "pass": n + some + few * (2 + of.classes),
+            "encode": share * (n + some + few),
+            "decode": share * few * of.classes,
+            "sums": share * (32 * n + 50 * some),
+        },
+        seconds=pages * PAGE_SECONDS + (layers * NAME_SECONDS if named else 0),
+        memory=memory(of, 20) + 600 * of.features * layers,
+    )
+
+
+def measures_work(of: Scope, layers: Number, effect_images: Number) -> Work:
+    """`feature_scores`: one pass for every dictionary, and the measures of each layer."""
+    n, share = of.images + of.train, layers / of.layers
+    few = min(of.images, effect_images)
+    dictionaries = of.clts + 3  # an untrained CLT, neurons, components
+    return Work(
+        {
+            "read": 3 * n,
+            "pass": 3 * n + of.clts * few * (2 + of.classes),
+            "encode": share * dictionaries * n,
+            "sums": share * dictionaries * 60 * n,
+        },
+        seconds=layers * dictionaries * MEASURE_SECONDS,
+        memory=memory(of, 20) + 24 * of.features * of.images,
+    )
+
+
+def graph_work(of: Scope, interventions: Number) -> Work:
+    """The graph of one image: a frozen pass, gradients, and a pass for each feature silenced."""
+    passes = 100 + interventions
+    return Work({"read": 2, "pass": passes, "encode": passes, "decode": passes})
+
+
+def steering_work(of: Scope, n: Number, versions: Number, searched: Number = 0.0) -> Work:
+    """Typical activations of all images, and versions of a steered pass on n of them."""
+    passes = versions / 2
+    return Work(
+        {
+            "read": of.images + n,
+            "pass": of.images + (1 + passes) * n + 3 * searched,
+            "encode": of.images / of.layers + searched,
+            "decode": searched,
+        },
+        memory=memory(of, 10, 4 * versions * of.classes),
+    )
+
+
+def threshold_work(of: Scope) -> Work:
+    """Thresholds fitted in two passes over one set of images, and their cost on another."""
+    kept = 2 * of.layers * of.tokens * of.active * 12
+    fitted = Work(
+        {"read": 2 * of.train, "pass": 2 * of.train, "encode": 2 * of.train},
+        memory=memory(of, 10) + of.train * kept,
+    )
+    cascades = 2 * cascade_work(of, of.images, [0], of.kinds)
+    return fitted + reconstruction_work(of, of.images) + cascades
