@@ -61,7 +61,10 @@ MAY_IMPORT = {
     "__main__": "cli",
 }
 """Rooms, and those that each may import besides what those may import; "" is the root's files."""
-ROOT_FILES = "errors, choices, metrics, inputs, places, progress, seeding, typed, tensor_files"
+ROOT_FILES = (
+    "errors, choices, metrics, inputs, places, progress, seeding, typed, tensor_files, "
+    "layers_together"
+)
 START, END = "<!-- rooms: make map -->", "<!-- end of rooms -->"
 
 

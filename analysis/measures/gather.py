@@ -133,11 +133,12 @@ class _Layer:
         largest = torch.where(high >= -low, high, low)
         [units] = largest.nonzero(as_tuple=True)
         self.values.append(largest[units].float().cpu().numpy())
-        self.units.append(units.cpu().numpy())
+        self.units.append(units.int().cpu().numpy())
         return units
 
     def images(self) -> csr_array:
-        """Image-level activations of all images."""
+        """Image-level activations of all images; call it once, as it frees its parts."""
         offsets = np.cumsum([0, *map(len, self.units)])
-        parts = (np.concatenate(self.values), np.concatenate(self.units).astype(np.int32), offsets)
-        return csr_array(parts, shape=(len(self.units), self.n_units))
+        values, self.values = np.concatenate(self.values), []
+        units, self.units = np.concatenate(self.units), []
+        return csr_array((values, units, offsets), shape=(len(offsets) - 1, self.n_units))

@@ -51,10 +51,8 @@ def probe_rows(
     Raises:
         InputError: images have another size, or activations are NaN or infinite.
     """
-    stages = [
-        (stage, l) for l in layers for stage in STAGE_POINTS if stage != "resid_pre" or l == 0
-    ]
-    kinds = [kind for kind in PROBED_ROWS if kind in vit.cfg.rows.kinds]
+    stages = [(stage, l) for l in layers for stage in _stages(l)]
+    kinds = _kinds(vit)
     vectors: dict[Place, np.ndarray] = {}
     labels: list[Tensor] = []
     device = next(vit.parameters()).device
@@ -79,6 +77,20 @@ def probe_rows(
             done += len(images)
             bar.update(len(images))
     return vectors, torch.cat(labels).numpy()
+
+
+def n_columns(vit: HookedViT, layer: int) -> int:
+    """Columns of the vectors of all places of a layer."""
+    of_kinds = {"cls": 1, "patch": 2 if vit.cfg.rows.grid[1] > 1 else 1}
+    return len(_stages(layer)) * vit.cfg.d_model * sum(of_kinds[kind] for kind in _kinds(vit))
+
+
+def _stages(layer: int) -> list[Stage]:
+    return [stage for stage in STAGE_POINTS if stage != "resid_pre" or layer == 0]
+
+
+def _kinds(vit: HookedViT) -> list[ProbedRows]:
+    return [kind for kind in PROBED_ROWS if kind in vit.cfg.rows.kinds]
 
 
 def _pooled(

@@ -27,14 +27,16 @@ import numpy as np
 import torch
 
 from vit_clt.analysis.probing.discriminant import Discriminant
-from vit_clt.analysis.probing.places import Place, probe_rows
+from vit_clt.analysis.probing.places import Place, n_columns, probe_rows
 from vit_clt.analysis.probing.result import Floors, Probe, Probes
 from vit_clt.analysis.stats.intervals import mean_intervals
 from vit_clt.analysis.stats.readings import Reading
+from vit_clt.choices import KEPT_BYTES
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, layer_list
+from vit_clt.layers_together import layers_together
 from vit_clt.progress import Progress
 
 LABEL = "label"
@@ -52,13 +54,15 @@ def probes(
     *,
     factors: Sequence[str] | None = None,
     layers: int | Iterable[int] | None = None,
+    kept_bytes: int = KEPT_BYTES,
     seed: int = 0,
     progress: bool = False,
 ) -> Probes:
     """Fit a linear probe of every factor at every place, and read it on test images.
 
-    The images are passed through the model once; 3 d_model numbers are kept of each image and layer
-    place (150 MB for 6,000 images of a model of 8 layers and width 64).
+    3 d_model numbers are kept of each image and place (150 MB for 6,000 images of a model of 8
+    layers and width 64). The images are passed through the model once, or once for every group of
+    layers of which `kept_bytes` can be kept.
 
     Args:
         vit: the model; hooks attached to it do not fire.
@@ -66,6 +70,7 @@ def probes(
         test: other images, on which probes are read.
         factors: names among `test.factors`, or "label"; all of them by default.
         layers: layers whose stream, x_l and y_l are read; all by default.
+        kept_bytes: the most bytes of these numbers, or those of one layer.
         seed: seed of permutations, of the rows that choose the shrinkage, and of the bootstrap.
         progress: show progress bars.
 
@@ -83,22 +88,24 @@ def probes(
         name: _Values.of(name, train_factors[name].numpy(), test_factors[name].numpy())
         for name in _shared_factors(train, test)
     }
-    train_vectors, train_labels = probe_rows(vit, train, layers, progress=progress)
-    test_vectors, test_labels = probe_rows(vit, test, layers, progress=progress)
     values = dict(factor_values)
-    if LABEL in names:
-        values[LABEL] = _Values.of(LABEL, train_labels, test_labels)
-
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(len(train)) for _ in range(PERMUTATIONS)]
     # The place None stands for the additive floor.
     outcomes: dict[tuple[str, Place | None], _ProbeOutcome] = {}
-    for place in Progress(list(train_vectors), "probes", disable=not progress):
-        discriminant = Discriminant(train_vectors[place], seed)
-        for name in names:
-            outcomes[name, place] = _ProbeOutcome.of(
-                discriminant, values[name], test_vectors[place], orders
-            )
+    an_image = {l: 4 * n_columns(vit, l) for l in layers}
+    sizes = {l: (len(train) + len(test)) * size for l, size in an_image.items()}
+    for together in layers_together(sizes, kept_bytes):
+        train_vectors, train_labels = probe_rows(vit, train, together, progress=progress)
+        test_vectors, test_labels = probe_rows(vit, test, together, progress=progress)
+        if LABEL in names and LABEL not in values:
+            values[LABEL] = _Values.of(LABEL, train_labels, test_labels)
+        for place in Progress(list(train_vectors), "probes", disable=not progress):
+            discriminant = Discriminant(train_vectors[place], seed)
+            for name in names:
+                outcomes[name, place] = _ProbeOutcome.of(
+                    discriminant, values[name], test_vectors[place], orders
+                )
     if LABEL in names and factor_values:
         one_hot = Discriminant(
             np.hstack([factor.one_hot(factor.train) for factor in factor_values.values()]), seed

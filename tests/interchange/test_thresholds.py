@@ -10,6 +10,7 @@ from vit_clt import InputError, JumpReLU, ReLUTopK
 from vit_clt.analysis import reconstruction, threshold_cost
 from vit_clt.data.images import ImageData, ImageSubset, TensorImages
 from vit_clt.hooks import HookedViT, replace_mlps, token_rows
+from vit_clt.interchange import thresholds
 from vit_clt.interchange.thresholds import with_thresholds
 from vit_clt.readouts.zero_shot import ZeroShot
 
@@ -57,6 +58,20 @@ def test_each_feature_fires_as_often_as_under_top_k(tiny_vit: HookedViT, batch_s
         codes = twin.encode(x[s], layer=s)
         assert torch.equal(codes.to_dense().ne(0).sum(0), counts)
         assert codes.l0().sum() == clt.encode(x[s], layer=s).l0().sum()
+
+
+def test_layers_in_passes_of_their_own_have_the_same_thresholds(
+    tiny_vit: HookedViT, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    passes: list[int] = []
+    captured = thresholds.capture
+    monkeypatch.setattr(thresholds, "capture", lambda *a: passes.append(1) or captured(*a))
+    clt = random_clt(tiny_vit)
+    together = with_thresholds(tiny_vit, clt, images)
+    assert len(passes) == 2
+    alone = with_thresholds(tiny_vit, clt, images, kept_bytes=0)
+    assert len(passes) == 2 + 1 + 4
+    assert torch.equal(alone.log_theta, together.log_theta)
 
 
 def test_other_sparsifiers_are_refused(tiny_vit: HookedViT, images: torch.Tensor):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from vit_clt.choices import ExportFormat
-from vit_clt.cli.command import Command, SeedOptions
+from vit_clt.cli.command import Command, MemoryOptions, SeedOptions
 from vit_clt.cli.options import CLTOptions, load_clt
 from vit_clt.cli.printed_table import print_table
 from vit_clt.cli.readout_options import ReadoutOptions
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Export(ReadoutOptions, CLTOptions, Command, SeedOptions):
+class Export(ReadoutOptions, CLTOptions, Command, MemoryOptions, SeedOptions):
     """Export a CLT to files of another tool; ReLU-TopK gets thresholds, whose cost is measured.
 
     Thresholds are fitted on --train-data and measured on --data.
@@ -97,7 +97,7 @@ class Export(ReadoutOptions, CLTOptions, Command, SeedOptions):
         train = self.load_train_images(vit, data)
         classifier = self.classifier(vit, data, self.seed)
         self.tell(vit, data, [clt], train)
-        twin = with_thresholds(vit, clt, train, progress=True)
+        twin = with_thresholds(vit, clt, train, kept_bytes=self.kept_bytes, progress=True)
         fitted_on = f"{train.name}, {len(train)} images"
         cost = threshold_cost(
             vit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vit_clt.cli.command import Command, SeedOptions, StudyOptions
+from vit_clt.cli.command import Command, MemoryOptions, SeedOptions, StudyOptions
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import MeasuredOptions, TrainDataOptions
 from vit_clt.cli.study_work import probe_work
@@ -13,7 +13,7 @@ from vit_clt.forecast.work import Scope, Work
 
 
 @dataclass(kw_only=True)
-class Probe(TrainDataOptions, MeasuredOptions, StudyOptions, SeedOptions):
+class Probe(TrainDataOptions, MeasuredOptions, StudyOptions, MemoryOptions, SeedOptions):
     """At which depth can the class, or what else is known of an image, be read linearly?
 
     Example: vit-clt probe --model adding --out out/probe
@@ -58,6 +58,7 @@ class Probe(TrainDataOptions, MeasuredOptions, StudyOptions, SeedOptions):
             data,
             factors=self.factors or None,
             layers=layers,
+            kept_bytes=self.kept_bytes,
             seed=self.seed,
             progress=True,
         )

@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vit_clt.choices import KEPT_BYTES
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits
 from vit_clt.hooks.activations import capture
 from vit_clt.kernels.chunks import pre_activation_chunks
+from vit_clt.layers_together import layers_together
 from vit_clt.progress import Progress
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import JumpReLU
@@ -30,6 +32,8 @@ from vit_clt.transcoder.sparsifiers import JumpReLU
 # factor from the largest pre-activation of a silent feature to its threshold; the rounding of
 # log_theta is far smaller
 _ABOVE = 1 + 1e-4
+_ENTRY = 4 + 8
+"""Bytes of a pre-activation that is kept, and of the number of its feature."""
 
 
 @torch.no_grad()
@@ -38,19 +42,21 @@ def with_thresholds(
     clt: CrossLayerTranscoder,
     images: ImageData | Tensor,
     *,
+    kept_bytes: int = KEPT_BYTES,
     progress: bool = False,
 ) -> CrossLayerTranscoder:
     """A JumpReLU CLT with the weights of a ReLU-TopK CLT and thresholds fitted on `images`.
 
-    One pass over the images counts how often features fire, a second one gives the exact order
-    statistics of all rows. Pre-activations "row feature" are in memory for one chunk of rows at a
-    time; from one chunk to the next at most twice as many are kept as there are active codes and
-    features together.
+    One pass over the images counts how often features fire, further ones give the exact order
+    statistics of all rows, of as many layers in a pass as `kept_bytes` allow. Pre-activations "row
+    feature" are in memory for one chunk of rows at a time; from one chunk to the next at most twice
+    as many are kept as the layers of the pass have active codes and features together.
 
     Args:
         vit: the teacher.
         clt: the transcoder; its weight tensors are shared, not copied.
         images: images that thresholds are fitted on; quality should be measured on others.
+        kept_bytes: the most bytes of pre-activations that are kept, or those of one layer.
         progress: show progress bars.
 
     Raises:
@@ -66,13 +72,18 @@ def with_thresholds(
     counts = torch.zeros_like(clt.b_enc, dtype=torch.long)
     for batch, _ in Progress(data, "features firing", n_batches, disable=not progress):
         counts += clt.encode(capture(vit, batch.to(counts.device)).x).fired()
-    largest = [_Largest(n + 1) for n in counts]
-    for batch, _ in Progress(data, "thresholds", n_batches, disable=not progress):
-        x = capture(vit, batch.to(counts.device)).x.flatten(1, 2)
-        for s, kept in enumerate(largest):
-            for _, a in pre_activation_chunks(x[s].to(clt.b_enc.dtype), clt.W_enc[s], clt.b_enc[s]):
-                kept.add(a)
-    theta = torch.stack([kept.thresholds() for kept in largest])
+    sizes = {s: 2 * _ENTRY * int((n + 1).sum()) for s, n in enumerate(counts)}
+    found = []
+    for layers in layers_together(sizes, kept_bytes):
+        largest = {s: _Largest(counts[s] + 1) for s in layers}
+        for batch, _ in Progress(data, "thresholds", n_batches, disable=not progress):
+            x = capture(vit, batch.to(counts.device)).x.flatten(1, 2)
+            for s, kept in largest.items():
+                inputs = x[s].to(clt.b_enc.dtype)
+                for _, a in pre_activation_chunks(inputs, clt.W_enc[s], clt.b_enc[s]):
+                    kept.add(a)
+        found += [kept.thresholds() for kept in largest.values()]
+    theta = torch.stack(found)
     with torch.device("meta"):
         with_theta = CrossLayerTranscoder(replace(clt.config, sparsifier=JumpReLU()), clt.backend)
     for s in range(clt.config.n_layers):

@@ -20,7 +20,7 @@ from vit_clt import InputError, ZeroShot, load_data
 from vit_clt.analysis import causal_effects, probes
 from vit_clt.analysis.factors.truth import Truth
 from vit_clt.analysis.probing.discriminant import SHRINKAGES, Discriminant
-from vit_clt.analysis.probing.places import Place, probe_rows
+from vit_clt.analysis.probing.places import Place, n_columns, probe_rows
 from vit_clt.cli import main
 from vit_clt.data.digits import adding_arrays
 from vit_clt.data.images import ImageSubset, TensorImages
@@ -81,6 +81,20 @@ def test_a_probe_is_bayes_rule_with_one_shrunk_covariance() -> None:
     }
     assert shrinkage == min(losses, key=losses.__getitem__)
     assert np.allclose(found, by_hand(x, values, z, shrinkage), atol=1e-10)
+
+
+def test_layers_in_passes_of_their_own_are_probed_alike(tiny_vit: HookedViT) -> None:
+    train, test = pairs("train", N_TRAIN), pairs("test", N_TEST)
+    for seed, data in enumerate((train, test)):
+        data.images = torch.randn(data.images.shape, generator=torch.Generator().manual_seed(seed))
+    options = {"factors": ["left"], "layers": [0, 1, 3]}
+    together = probes(tiny_vit, train, test, **options)
+    size = 4 * n_columns(tiny_vit, 1) * (N_TRAIN + N_TEST)
+    # room for layers 1 and 3, but not for 0 and 1, as 0 has one place more; and for one layer
+    for room in (2 * size, 0):
+        apart = probes(tiny_vit, train, test, **options, kept_bytes=room)
+        assert apart.probes == together.probes
+        assert apart.floors == together.floors
 
 
 def test_both_digits_give_no_sum(tiny_vit: HookedViT, read_from: Any) -> None:
