@@ -28,7 +28,7 @@ NAME_SECONDS = 0.2
 """Of the tests of names, a layer."""
 PAGE_SECONDS = 0.02
 """Of the page of a feature."""
-MEASURE_SECONDS = 3.0
+MEASURE_SECONDS = 0.3
 """Of the measures of a layer of one dictionary."""
 LIBRARIES = 120e6
 """Bytes of the libraries that are imported for tables and pages: pandas, plotly, scipy."""
@@ -199,30 +199,31 @@ def set_passes(of: Scope, *, pairs: bool = False, ranges: bool = True) -> float:
 
 def surrogate_work(of: Scope, n: Number, surrogates: Number, *, pairs: bool = False) -> Work:
     """`surrogate_causality` on n images: the same sets in the ViT and in each surrogate."""
-    passes = set_passes(of, pairs=pairs)
-    # means, a clean pass, and the gradients of the loss, three times a forward
-    own = 2 + 3 + _ALTERED * passes
-    replaced = surrogates * (1 + passes)
+    sets = layer_sets(of.layers, pairs=pairs)
+    passes = _ALTERED * set_passes(of, pairs=pairs)
+    # codes are made at layers from the first one on that are not overwritten themselves
+    codes = sum(of.layers - min(each) - len(each) for each in sets) / of.layers
+    own = 2 + 3 + passes  # means, a clean pass, and the gradients of the loss
     return Work(
         {
             "read": 2 * n,
-            "pass": (own + replaced) * n,
-            "encode": replaced * n,
-            "decode": replaced * n,
+            "pass": (own + surrogates * (1 + passes)) * n,
+            "encode": surrogates * (1 + codes) * n,
+            "decode": surrogates * (1 + codes) * n,
         },
-        memory=memory(of, 40, 8 * len(layer_sets(of.layers, pairs=pairs)) * _FLOAT64),
+        memory=memory(of, 40, 8 * len(sets) * _FLOAT64),
     )
 
 
 def head_work(of: Scope, n: Number) -> Work:
     """`head_ablations` on n images: two altered passes for each head, its own and a turned one."""
     passes = 2 * _ALTERED * of.heads * later(of, range(of.layers))
-    return Work({"read": 2 * n, "pass": (3 + passes) * n}, memory=memory(of, 12))
+    return Work({"read": 2 * n, "pass": (3 + passes) * n}, seconds=4.5, memory=memory(of, 12))
 
 
 def taken_apart_work(of: Scope, n: Number) -> Work:
     """Direct terms of n images, and the features that heads carry, an image at a time."""
-    return Work({"read": 3 * n, "pass": 6 * n, "encode": n, "decode": n})
+    return Work({"read": 3 * n, "pass": 66 * n})  # as much as so many passes (measured)
 
 
 def claims_work(of: Scope, room: Number) -> Work:
@@ -230,7 +231,7 @@ def claims_work(of: Scope, room: Number) -> Work:
     half = of.images / 2
     few = min(CLAIM_IMAGES, half)
     removed = Work(
-        {"read": 2 * half, "pass": 2 * half, "terms": 4 * half / of.tokens, "sums": half}
+        {"read": 2 * half, "pass": 2 * half, "terms": 4 * half / of.tokens, "sums": 10 * half}
     )
     # two sets of sources for each of two fills, of the last layer
     readings = 2 * term_work(of, half, "cls", [of.layers - 1], 7, room)
@@ -274,7 +275,7 @@ def gallery_work(
         {
             "read": n + some + few,
             # a gradient of each class, about a frozen forward each
-            "pass": n + some + few * (2 + of.classes),
+            "pass": n + some + few * (2 + 0.7 * of.classes),
             "encode": share * (n + some + few),
             "decode": share * few * of.classes,
             "sums": share * (32 * n + 50 * some),
@@ -291,10 +292,11 @@ def measures_work(of: Scope, layers: Number, effect_images: Number) -> Work:
     dictionaries = of.clts + 3  # an untrained CLT, neurons, components
     return Work(
         {
-            "read": 3 * n,
-            "pass": 3 * n + of.clts * few * (2 + of.classes),
-            "encode": share * dictionaries * n,
-            "sums": share * dictionaries * 60 * n,
+            # components, activations, and rows for absorption
+            "read": 2.5 * n,
+            "pass": 2.5 * n + of.clts * few * (2 + 0.7 * of.classes),
+            "encode": share * 2 * of.clts * n,
+            "decode": share * of.clts * few * of.classes,
         },
         seconds=layers * dictionaries * MEASURE_SECONDS,
         memory=memory(of, 20) + 24 * of.features * of.images,
@@ -303,7 +305,7 @@ def measures_work(of: Scope, layers: Number, effect_images: Number) -> Work:
 
 def graph_work(of: Scope, interventions: Number) -> Work:
     """The graph of one image: a frozen pass, gradients, and a pass for each feature silenced."""
-    passes = 100 + interventions
+    passes = 460 + interventions  # direct effects are as much as so many passes (measured)
     return Work({"read": 2, "pass": passes, "encode": passes, "decode": passes})
 
 

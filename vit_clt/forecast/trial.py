@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +21,8 @@ from vit_clt.transcoder.model import CrossLayerTranscoder
 Rates = Mapping[Part, float]
 """Seconds of one image, by part."""
 _WARM_UP, _IMAGES = 2, 16
+_KEPT = 0.3
+"""A pass that is read from a store of passes, as a share of one that is run (measured)."""
 _SECONDS, _SHARE = 2.0, 0.02
 """The trial takes about this many seconds at most, or this share of the whole if that is more."""
 
@@ -59,19 +62,34 @@ def forecast(
     """
     clt = clts[0] if clts else None
     first = min(_WARM_UP, len(data))
-    rates = _rates(vit, clt, data, first)  # the first run warms up
-    rates = _rates(vit, clt, data, first)
-    # the parts of an image are timed up to three times
-    room = max(_SECONDS, _SHARE * _seconds(work, rates))
-    n = min(_IMAGES, len(data), int(room / (3 * sum(rates.values()))))
-    if n > first:
-        rates = _rates(vit, clt, data, n)
+    with _without_store(vit):
+        _rates(vit, clt, data, first)  # the first run warms up
+        rates = _rates(vit, clt, data, first)
+        # the parts of an image are timed up to three times
+        room = max(_SECONDS, _SHARE * _seconds(work, rates))
+        n = min(_IMAGES, len(data), int(room / (3 * sum(rates.values()))))
+        if n > first:
+            rates = _rates(vit, clt, data, n)
+    seconds = _seconds(work, rates)
+    if vit.pass_store is not None:
+        # every pass over the images but the first reads what that one kept
+        seconds -= (1 - _KEPT) * max(0, work.of("read") - len(data)) * rates["pass"]
     needed = 0 if vit.device.type == "cuda" else work.memory
-    return Forecast(len(data), _seconds(work, rates), resident_memory() + needed)
+    return Forecast(len(data), seconds, resident_memory() + needed)
 
 
 def _seconds(work: Work, rates: Rates) -> Number:
     return work.seconds + sum(work.of(part) * rates.get(part, 0.0) for part in PARTS)
+
+
+@contextmanager
+def _without_store(vit: HookedViT) -> Iterator[None]:
+    """A context in which passes are run, and neither kept nor read."""
+    store, vit.pass_store = vit.pass_store, None
+    try:
+        yield
+    finally:
+        vit.pass_store = store
 
 
 @torch.no_grad()
