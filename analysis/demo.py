@@ -28,7 +28,7 @@ from vit_clt.training.trainer import train
 from vit_clt.transcoder.config import CLTConfig
 from vit_clt.transcoder.model import CrossLayerTranscoder
 from vit_clt.transcoder.sparsifiers import ReLUTopK
-from vit_clt.transcoder.train_config import PRESETS
+from vit_clt.transcoder.train_config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -230,6 +230,12 @@ class DemoStudy(Study):
         return pd.DataFrame(rows)
 
 
+def demo_training(vit: HookedViT, seed: int) -> tuple[CLTConfig, TrainConfig]:
+    """The CLT of the demo, and how it is trained."""
+    config = CLTConfig(vit.cfg.n_layers, vit.cfg.d_model, 512, ReLUTopK(k=16))
+    return config, replace(PRESETS["demo"], seed=seed)
+
+
 def demo_study(
     *,
     clt_name: str = "in memory",
@@ -250,9 +256,7 @@ def demo_study(
     train_data = load_data("digits", vit=vit, split="train")
     test_data = load_data("digits", vit=vit, split="test")
     zs = ZeroShot(vit, test_data.class_names, "ensemble")
-    config = CLTConfig(vit.cfg.n_layers, vit.cfg.d_model, 512, ReLUTopK(k=16))
-    settings = replace(PRESETS["demo"], seed=seed)
-    clt = train(vit, train_data, config, settings, progress=progress)
+    clt = train(vit, train_data, *demo_training(vit, seed), progress=progress)
 
     explorer = explore(
         vit,

@@ -144,6 +144,10 @@ class Command(BaseCommand):
         """What the command does once all is loaded, in the units of `vit_clt.forecast.work`."""
         raise NotImplementedError
 
+    def read_beside(self, vit: HookedViT, data: ImageData) -> ImageData | None:
+        """Images that the command reads beside those that it measures; None for none."""
+        return None
+
     def tell(
         self,
         vit: HookedViT,

@@ -9,14 +9,7 @@ from pathlib import Path
 from vit_clt.cli.command import Command, MemoryOptions, SeedOptions
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
-from vit_clt.cli.study_work import (
-    cascade_work,
-    contribution_work,
-    fit_work,
-    gallery_work,
-    graph_work,
-    retrieval_work,
-)
+from vit_clt.cli.study_work import explore_work, gallery_work
 from vit_clt.cli.supernode_options import SupernodeOptions
 from vit_clt.cli.vocabulary_options import VocabularyOptions
 from vit_clt.errors import InputError
@@ -65,15 +58,12 @@ class Explore(
 
     def work(self, of: Scope) -> Work:
         """The gallery, answers and neighbours of every image, graphs, cascade and scores."""
-        n, named = of.images, self.vocabulary != "none"
-        # all that fire have a page, where activation maps allow it; about all do
+        # by default all that fire have a page, where activation maps allow it; about all do
         pages = of.layers * (of.features if self.count is None else self.count)
-        work = gallery_work(of, of.layers, pages, self.effect_images, named=named)
-        work += retrieval_work(of, of.layers, 1, within=True)
-        work += Work({"read": n, "pass": n, "encode": n})
-        work += self.graphs * graph_work(of, self.interventions)
-        work += cascade_work(of, n, [0], of.kinds) + contribution_work(of, n, self.kept_bytes)
-        return work + fit_work(of)
+        work = explore_work(of, pages, self.graphs, self.interventions, self.kept_bytes)
+        return work + gallery_work(
+            of, of.layers, 0, self.effect_images, named=self.vocabulary != "none"
+        )
 
     def run(self) -> None:
         """Run the studies behind the pages, and write them."""

@@ -40,7 +40,7 @@ class Export(ReadoutOptions, CLTOptions, Command, MemoryOptions, SeedOptions):
 
     def work(self, of: Scope) -> Work:
         """Two passes to fit thresholds; fit and replaced passes with them and without."""
-        return threshold_work(of)
+        return threshold_work(of, self.kept_bytes)
 
     def run(self) -> None:
         """Fit and measure where that is needed, write, and report."""

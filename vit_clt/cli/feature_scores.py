@@ -59,6 +59,10 @@ class FeatureScores(PromptOptions, TrainDataOptions, CompareOptions, StudyOption
         layers = of.layers if self.layers is None else len(layer_numbers(self.layers))
         return fit_work(of) + measures_work(of, layers, self.effect_images)
 
+    def read_beside(self, vit: HookedViT, data: ImageData) -> ImageData | None:
+        """The images that probes are fitted on."""
+        return self.load_train_images(vit, data)
+
     def run(self) -> None:
         """Measure, and report."""
         from vit_clt.analysis.measures.scores import FeatureScores as Scores

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.cli.command import Command, MemoryOptions, SeedOptions, StudyOptions
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import MeasuredOptions, TrainDataOptions
 from vit_clt.cli.study_work import probe_work
 from vit_clt.forecast.work import Scope, Work
+
+if TYPE_CHECKING:
+    from vit_clt.data.images import ImageData
+    from vit_clt.hooks import HookedViT
 
 
 @dataclass(kw_only=True)
@@ -39,7 +43,11 @@ class Probe(TrainDataOptions, MeasuredOptions, StudyOptions, MemoryOptions, Seed
     def work(self, of: Scope) -> Work:
         """A pass over both sets of images, and the probes of each place."""
         layers = of.layers if self.layers is None else len(layer_numbers(self.layers))
-        return probe_work(of, layers)
+        return probe_work(of, layers, self.kept_bytes)
+
+    def read_beside(self, vit: HookedViT, data: ImageData) -> ImageData | None:
+        """The images that probes are fitted on."""
+        return self.load_train_images(vit, data)
 
     def run(self) -> None:
         """Fit the probes, measure them, and report."""

@@ -68,6 +68,10 @@ class Retrieve(CLTOptions, StudyOptions, SeedOptions):
         layers = of.layers if self.layers is None else len(layer_numbers(self.layers))
         return fit_work(of) + (1 + self.untrained) * retrieval_work(of, layers, kinds)
 
+    def read_beside(self, vit: HookedViT, data: ImageData) -> ImageData | None:
+        """The images that are searched."""
+        return self.load_corpus(vit, data)
+
     def run(self) -> None:
         """Index, search, draw, and report."""
         from vit_clt.analysis.retrieval.consistency import ClassConsistency

@@ -24,6 +24,7 @@ from vit_clt.cli.options import check_held_out
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.retrieve import Retrieve
 from vit_clt.cli.study_pages import PAGES, index_page, one_loading, passes_folder
+from vit_clt.cli.told import told_together
 from vit_clt.cli.train import Train
 from vit_clt.cli.weights import Weights
 from vit_clt.data.form_names import check_form
@@ -84,6 +85,8 @@ class Run(Train):
         self._check_held_out()
         self._check_resumed()
         train = self._made(Train, out=self.out / "clt")
+        if is_main():
+            self._tell_all(train)
         train.run()
         if not is_main():
             return
@@ -107,6 +110,22 @@ class Run(Train):
         with staged_file(self.out / "index.html") as place:
             place.write_text(index_page(str(self.out), links, left_out), encoding="utf-8")
         print(f"\nopen {self.out / 'index.html'} in a browser; the CLT is in {self.out / 'clt'}")
+
+    def _tell_all(self, train: Train) -> None:
+        """Print what training and all studies will take together."""
+        from vit_clt.transcoder.model import CrossLayerTranscoder
+
+        plan = train._planned()
+        finished = self._is_finished(train)
+        seconds = 0.0 if finished else plan.seconds()
+        memory = 0 if finished else sum(plan.needs().memory.values())
+        # an audit tells itself what its trainings take
+        studies = [*(each for each in STUDIES if each not in (Train, Weights, Audit)), Explore]
+        left = [each for each in map(self._study, studies) if not self._is_finished(each)]
+        clt = CrossLayerTranscoder(plan.config).to(self.device).eval()
+        data = self._study(Reconstruct).load_images(plan.vit)
+        told = told_together(left, plan.vit, clt, data)
+        print(told.beside_training(seconds, memory), flush=True)
 
     def _check_held_out(self) -> None:
         """Refuse to measure on the images that are trained on, before any work is done."""

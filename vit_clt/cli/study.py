@@ -13,6 +13,7 @@ from vit_clt.cli.command import Command, GroupOptions, SeedOptions, StudyOptions
 from vit_clt.cli.options import CLTOptions, MeasuredOptions
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.cli.study_pages import PAGES, index_page, one_loading, passes_folder
+from vit_clt.cli.told import told_together
 from vit_clt.errors import InputError
 from vit_clt.inputs import read_json
 from vit_clt.outputs import check_same
@@ -53,12 +54,15 @@ class Study(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions)
         commands = self._commands()
         left_out: dict[str, str] = {}
         with one_loading(self.out):
-            vit, _, data = self.load_all(self.device)
+            vit, clt, data = self.load_all(self.device)
             passes = self.cache or passes_folder(vit, data, self.out)
             self._check_resumed()
+            left = [each for each in commands.values() if not self._is_finished(each)]
+            studies = [each for each in left if isinstance(each, MeasuredOptions)]
+            print(told_together(studies, vit, clt, data).line(), flush=True)
             for name, command in commands.items():
                 print(f"\n== {name}: {PAGES[name].title}", flush=True)
-                if self.resume and (command.out / "metrics.json").is_file():
+                if self._is_finished(command):
                     print(f"{command.out} is finished")
                     continue
                 if isinstance(command, MeasuredOptions):
@@ -85,6 +89,10 @@ class Study(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions)
             raise InputError(
                 f"{len(left_out)} of {len(commands)} studies left out: {name}: {reason}"
             )
+
+    def _is_finished(self, command: Command) -> bool:
+        """Whether an earlier run that is gone on with has finished this study."""
+        return self.resume and (command.out / "metrics.json").is_file()
 
     def _commands(self) -> dict[str, Any]:
         """The commands by name, in the order given."""

@@ -9,6 +9,8 @@ image token d_model" of float32.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import ceil
 
 from vit_clt.analysis.stats.names import layer_sets
 from vit_clt.choices import TokenKind
@@ -20,13 +22,13 @@ CLAIM_IMAGES = 500
 """Most images that claims measures effects on (`vit_clt.analysis.auditing.claims`)."""
 NAME_IMAGES = 2048
 """Most images that names of features are chosen and tested on."""
-PROBE_SECONDS = 0.17
+PROBE_SECONDS = 0.06
 """Of a probe and its permutations, for 1,000 images of width 128."""
 SEARCH_SECONDS = 4e-7
 """Of a pair of a query and an image of the corpus, in one layer."""
 NAME_SECONDS = 0.2
 """Of the tests of names, a layer."""
-PAGE_SECONDS = 0.02
+PAGE_SECONDS = 0.006
 """Of the page of a feature."""
 MEASURE_SECONDS = 0.3
 """Of the measures of a layer of one dictionary."""
@@ -37,6 +39,8 @@ _ALTERED = 0.8
 """An altered pass, as a share of one that records x and y of every layer (measured)."""
 _IDLE = 0.4
 """The same where all MLPs are replaced, and none runs (measured)."""
+_PATCHES = 1.6
+"""The same where patch rows alone are replaced: MLPs run, and large parts are copied (measured)."""
 
 
 def row_share(of: Scope, tokens: TokenKind) -> float:
@@ -75,7 +79,7 @@ def reconstruction_work(of: Scope, n: Number) -> Work:
             "decode": of.clts * n,
             "sums": (12 + 16 * of.clts) * n,
         },
-        memory=memory(of, 12, of.layers * len(of.kinds) * 3 * _FLOAT64 * of.clts),
+        memory=memory(of, 9, of.layers * len(of.kinds) * 3 * _FLOAT64 * of.clts),
     )
 
 
@@ -101,7 +105,7 @@ def contribution_work(of: Scope, n: Number, room: Number) -> Work:
             "terms": of.clts * 2 * n,
             "sums": of.clts * 33 * n,
         },
-        memory=memory(of, 10, of.clts * moments) + min(room, n * codes),
+        memory=memory(of, 6, of.clts * moments) + min(room, n * codes),
     )
 
 
@@ -113,7 +117,7 @@ def effect_work(of: Scope, n: Number, *, first_order: bool = False, direct: bool
     parts = (2 + altered) * n
     return Work(
         {"read": 2 * n, "pass": parts, "encode": parts, "decode": parts},
-        memory=memory(of, 20 if first_order else 12, of.layers**2 * _FLOAT64),
+        memory=memory(of, 20 if first_order else 7, of.layers**2 * _FLOAT64),
     )
 
 
@@ -125,7 +129,7 @@ def cascade_work(
     ranges = later(of, first_layers)
     for kind in tokens:
         replaced = inputs * ranges * n
-        altered = _IDLE if kind == "all" else _ALTERED
+        altered = {"all": _IDLE, "patch": _PATCHES}.get(kind, _ALTERED)
         work += Work(
             {
                 "pass": altered * (2 * ranges * n + replaced),
@@ -133,7 +137,7 @@ def cascade_work(
                 "decode": replaced * row_share(of, kind),
             }
         )
-    return work + Work(memory=memory(of, 10))
+    return work + Work(memory=memory(of, 8))
 
 
 def high_norm_work(of: Scope, n: Number) -> Work:
@@ -147,7 +151,7 @@ def high_norm_work(of: Scope, n: Number) -> Work:
             "decode": of.clts * n,
             "sums": sums * n,
         },
-        memory=memory(of, 10, 12 * of.layers * of.tokens),
+        memory=memory(of, 5, 12 * of.layers * of.tokens),
     )
 
 
@@ -177,7 +181,7 @@ def term_work(
             "encode": share * passes,
             "terms": terms * passes,
         },
-        memory=memory(of, 12) + min(room, n * kept),
+        memory=memory(of, 10) + min(room, n * kept),
     )
 
 
@@ -185,7 +189,7 @@ def causal_work(of: Scope, n: Number, *, pairs: bool = False, sets: bool = True)
     """`causal_effects` on n images: means, a clean pass, and an altered pass for each set."""
     return Work(
         {"read": 2 * n, "pass": (2 + _ALTERED * set_passes(of, pairs=pairs, ranges=sets)) * n},
-        memory=memory(of, 12, 6 * of.layers**2 * _FLOAT64),
+        memory=memory(of, 8, 6 * of.layers**2 * _FLOAT64),
     )
 
 
@@ -211,14 +215,14 @@ def surrogate_work(of: Scope, n: Number, surrogates: Number, *, pairs: bool = Fa
             "encode": surrogates * (1 + codes) * n,
             "decode": surrogates * (1 + codes) * n,
         },
-        memory=memory(of, 40, 8 * len(sets) * _FLOAT64),
+        memory=memory(of, 31, 8 * len(sets) * _FLOAT64),
     )
 
 
 def head_work(of: Scope, n: Number) -> Work:
     """`head_ablations` on n images: two altered passes for each head, its own and a turned one."""
     passes = 2 * _ALTERED * of.heads * later(of, range(of.layers))
-    return Work({"read": 2 * n, "pass": (3 + passes) * n}, seconds=4.5, memory=memory(of, 12))
+    return Work({"read": 2 * n, "pass": (3 + passes) * n}, seconds=4.5, memory=memory(of, 43))
 
 
 def taken_apart_work(of: Scope, n: Number) -> Work:
@@ -239,14 +243,23 @@ def claims_work(of: Scope, room: Number) -> Work:
     return scores + removed + readings + effect_work(of, few) + causal_work(of, few, sets=False)
 
 
-def probe_work(of: Scope, layers: Number) -> Work:
-    """`probes`: a pass over both sets of images, and the probes of three places a layer."""
+def probe_work(of: Scope, layers: Number, room: Number) -> Work:
+    """`probes`: passes over both sets of images, and the probes of every place.
+
+    Args:
+        of: the sizes of the study.
+        layers: number of layers probed.
+        room: bytes of vectors that are kept; layers beyond it take passes of their own.
+    """
     n = of.images + of.train
-    vectors = 3 * layers * of.width * _FLOAT64
+    # four stages, of CLS rows and of both halves of the patches, in float32
+    vectors = 4 * 3 * of.width * 4 * layers
+    passes = ceil(max(1, n * vectors / max(1, room)))
+    places = 8 * layers
     return Work(
-        {"read": n, "pass": n, "sums": 3 * n},
-        seconds=3 * layers * PROBE_SECONDS * (n / 1000) * (of.width / 128),
-        memory=memory(of, 6) + n * vectors,
+        {"read": passes * n, "pass": passes * n, "sums": 6 * n},
+        seconds=places * PROBE_SECONDS * n / 1000 * of.width / 128,
+        memory=memory(of, 3) + min(room, n * vectors),
     )
 
 
@@ -260,7 +273,7 @@ def retrieval_work(of: Scope, layers: Number, kinds: Number, *, within: bool = F
     return Work(
         {"read": n, "pass": n, "encode": encoded * n, "sums": encoded * 8 * n},
         seconds=queries * corpus * layers * kinds * SEARCH_SECONDS,
-        memory=memory(of, 10) + n * (8 * entries + 4 * of.width * layers * kinds),
+        memory=memory(of, 4) + n * (8 * entries + 4 * of.width * layers * kinds),
     )
 
 
@@ -281,8 +294,28 @@ def gallery_work(
             "sums": share * (32 * n + 50 * some),
         },
         seconds=pages * PAGE_SECONDS + (layers * NAME_SECONDS if named else 0),
-        memory=memory(of, 20) + 600 * of.features * layers,
+        memory=memory(of, 5) + 600 * of.features * layers + _effect_memory(of),
     )
+
+
+def explore_work(
+    of: Scope, pages: Number, graphs: Number, interventions: Number, room: Number
+) -> Work:
+    """`explore` but for its statistics of features: `gallery_work` without pages.
+
+    Args:
+        of: the sizes of the study.
+        pages: number of features that have a page.
+        graphs: number of images that are taken apart.
+        interventions: number of features silenced in each of them.
+        room: bytes of codes that scores keep between their passes.
+    """
+    n = of.images
+    readings = Work({"read": n, "pass": n, "encode": n}, seconds=pages * PAGE_SECONDS)
+    neighbours = retrieval_work(of, of.layers, 1, within=True)
+    taken_apart = graphs * graph_work(of, interventions)
+    measured = cascade_work(of, n, [0], of.kinds) + contribution_work(of, n, room) + fit_work(of)
+    return readings + neighbours + taken_apart + measured
 
 
 def measures_work(of: Scope, layers: Number, effect_images: Number) -> Work:
@@ -299,14 +332,16 @@ def measures_work(of: Scope, layers: Number, effect_images: Number) -> Work:
             "decode": share * of.clts * few * of.classes,
         },
         seconds=layers * dictionaries * MEASURE_SECONDS,
-        memory=memory(of, 20) + 24 * of.features * of.images,
+        memory=memory(of, 5) + 24 * of.features * of.images + _effect_memory(of),
     )
 
 
 def graph_work(of: Scope, interventions: Number) -> Work:
     """The graph of one image: a frozen pass, gradients, and a pass for each feature silenced."""
     passes = 460 + interventions  # direct effects are as much as so many passes (measured)
-    return Work({"read": 2, "pass": passes, "encode": passes, "decode": passes})
+    return Work(
+        {"read": 2, "pass": passes, "encode": passes, "decode": passes}, memory=memory(of, 4)
+    )
 
 
 def steering_work(of: Scope, n: Number, versions: Number, searched: Number = 0.0) -> Work:
@@ -319,16 +354,29 @@ def steering_work(of: Scope, n: Number, versions: Number, searched: Number = 0.0
             "encode": of.images / of.layers + searched,
             "decode": searched,
         },
-        memory=memory(of, 10, 4 * versions * of.classes),
+        memory=memory(of, 8, 4 * versions * of.classes),
     )
 
 
-def threshold_work(of: Scope) -> Work:
-    """Thresholds fitted in two passes over one set of images, and their cost on another."""
+def threshold_work(of: Scope, room: Number) -> Work:
+    """Thresholds fitted on one set of images, and their cost on another.
+
+    Args:
+        of: the sizes of the study.
+        room: bytes of pre-activations that are kept; layers beyond it take passes of their own.
+    """
+    # at most twice as many entries as there are active codes, 12 bytes each
     kept = 2 * of.layers * of.tokens * of.active * 12
+    passes = 1 + ceil(max(1, of.train * kept / max(1, room)))
     fitted = Work(
-        {"read": 2 * of.train, "pass": 2 * of.train, "encode": 2 * of.train},
-        memory=memory(of, 10) + of.train * kept,
+        {"read": passes * of.train, "pass": passes * of.train, "encode": 2 * of.train},
+        memory=memory(of, 8) + min(room, of.train * kept),
     )
     cascades = 2 * cascade_work(of, of.images, [0], of.kinds)
-    return fitted + reconstruction_work(of, of.images) + cascades
+    return fitted + reconstruction_work(replace(of, clts=2), of.images) + cascades
+
+
+def _effect_memory(of: Scope) -> Number:
+    """Bytes of the gradients of class effects: some six arrays of at most 2^25 numbers."""
+    numbers = of.classes * 32 * of.layers * of.tokens * of.width
+    return 6 * 4 * min(2**25, numbers)

@@ -43,6 +43,13 @@ class Forecast:
             f"{byte_size(self.memory)}"
         )
 
+    def beside_training(self, seconds: Number, memory: Number) -> str:
+        """The forecast in one line, with a training of so many seconds and bytes before it."""
+        return (
+            f"time: about {duration(seconds)} of training and {duration(self.seconds)} of studies "
+            f"of {self.images:,} images; memory: about {byte_size(max(memory, self.memory))}"
+        )
+
 
 def forecast(
     vit: HookedViT, clts: Sequence[CrossLayerTranscoder], data: ImageData, work: Work
