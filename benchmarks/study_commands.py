@@ -14,25 +14,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MIB = 2**20
-_TOLD = re.compile(r"^time: about (?P<time>.*?) .*memory: about (?P<memory>\S+ [GM]B)")
+_TOLD = re.compile(
+    r"time: about (?P<time>[\d.,]+) (?P<unit>s|min|h|days) .*memory: about (?P<memory>[\d.]+) "
+    r"(?P<bytes>[GM]B)"
+)
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
+_BYTES = {"MB": 1e6, "GB": 1e9}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where images and CLTs of one teacher are."""
+    """Where images and a CLT are."""
 
     root: Path
-    """Folder with data/cifar10/{train,test}.parquet and teachers/cifar10."""
-    clts: Path
-    """Folder with the CLTs relu_topk and per_layer of that teacher."""
+    """Folder with data/cifar10/{train,test}.parquet."""
+    clt: Path
+    model: str
+    """The teacher of the CLT."""
 
     def commands(self) -> dict[str, list[str]]:
         """Command lines by name, without --limit and --out; N stands for the number of images."""
-        teacher = f"local-dir:{self.root}/teachers/cifar10"
-        model = ["--model", teacher, *self._form("data", "test")]
-        clt = ["--clt", str(self.clts / "relu_topk"), *model]
+        model = ["--model", self.model, *self._form("data", "test")]
+        clt = ["--clt", str(self.clt), *model]
         train = [*self._form("train-data", "train"), "--train-limit"]
-        pair = [str(self.clts / name) for name in ("relu_topk", "per_layer")]
         return {
             "reconstruct": ["reconstruct", *clt],
             "high-norm": ["high-norm", *clt],
@@ -47,15 +51,15 @@ class Place:
             ],
             "ablate": ["ablate", *clt, "--fill", "mean"],
             "keep-sets": ["keep-sets", *clt, "--fill", "mean"],
-            "cascade": ["cascade", *clt, "--layers", "0,7,11"],
+            "cascade": ["cascade", *clt, "--layers", "0,4,7"],
             "faithfulness": ["faithfulness", *clt],
             "causal": ["causal", *clt, "--fill", "mean"],
             "claims": ["claims", *clt],
             "probe": ["probe", *model, *train, "N"],
-            "fidelity": ["fidelity", *model, "--clts", *pair],
+            "fidelity": ["fidelity", *model, "--clts", str(self.clt)],
             "retrieve": ["retrieve", *clt, *self._form("corpus", "train"), "--corpus-limit", "N"],
-            "features": ["features", *clt, "--layers", "2-11", "--count", "4"],
-            "feature-scores": ["feature-scores", *clt, "--layers", "7,11", *train, "N"],
+            "features": ["features", *clt, "--count", "4"],
+            "feature-scores": ["feature-scores", *clt, "--layers", "6,7", *train, "N"],
             "heads": ["heads", *clt, "--sample", "N", "--drawn", "1"],
             "graph": ["graph", *clt, "--query", "0"],
             "steer": ["steer", *clt, "--feature", "7:76", "--values", "0", "2", "--random", "1"],
@@ -88,6 +92,13 @@ class Taken:
     """Wall time from that line to the end."""
     last: str
     """Last line printed, for a run that failed."""
+
+    def told_numbers(self) -> tuple[float, float]:
+        """Seconds and bytes that the command told."""
+        found = _TOLD.match(self.told or "")
+        assert found is not None
+        seconds = float(found["time"].replace(",", "")) * _SECONDS[found["unit"]]
+        return seconds, float(found["memory"]) * _BYTES[found["bytes"]]
 
 
 def run(arguments: list[str], python: str = sys.executable) -> Taken:

@@ -15,6 +15,8 @@ from vit_clt.cli.loaded import loaded_once, once
 from vit_clt.cli.study import NOT_HERE, Study
 from vit_clt.cli.study_pages import PAGES
 from vit_clt.data import ImageData, ImageSubset
+from vit_clt.forecast import trial
+from vit_clt.forecast.work import PARTS
 from vit_clt.hooks import HookedViT
 
 STUDIES = {
@@ -25,6 +27,11 @@ STUDIES = {
     "causal": ["--linear"],
 }
 N = 70
+
+
+def without_trial(patch: pytest.MonkeyPatch) -> None:
+    """The trial that tells the time runs the ViT on a few images of its own."""
+    patch.setattr(trial, "_rates", lambda *_: dict.fromkeys(PARTS, 1e-3))
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +51,7 @@ def shared(digits_clt: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
             return live(vit, images, names)
 
         patch.setattr(HookedViT, "_run_clean", counted)
+        without_trial(patch)
         studies = [" ".join([name, *own]) for name, own in STUDIES.items()]
         assert main(["study", *studies, *of(digits_clt), "--out", str(out)]) == 0
     return out, runs
@@ -153,6 +161,7 @@ def test_studies_of_other_runs_read_the_cache(
     cache = ["--cache", str(tmp_path / "cache")]
     args = ["contributions", *of(digits_clt)]
     assert main([*args, "--out", str(tmp_path / "first"), *cache]) == 0
+    without_trial(monkeypatch)
     monkeypatch.setattr(HookedViT, "_run_clean", lambda *_: pytest.fail("the ViT ran"))
     assert main([*args, "--out", str(tmp_path / "second"), *cache]) == 0
     names = [p.name for p in (tmp_path / "first").iterdir()]

@@ -14,7 +14,7 @@ from vit_clt.cli.command import StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import check_clts, check_device
 from vit_clt.cli.readout_options import ReadoutOptions
-from vit_clt.cli.study_work import cascade_work, reconstruction_work
+from vit_clt.cli.study_work import cascade_work, fit_work, reconstruction_work
 from vit_clt.cli.train import Train
 from vit_clt.cli.training_options import TrainingOptions, starting_options
 from vit_clt.errors import InputError
@@ -127,6 +127,8 @@ class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
             vit, data = self._measured(clts)
             classifier, trained_on = self.classifier(vit, data, self.training.seed), None
             provenance["clts"] = clts.places
+            _, first = next(iter(clts))
+            self.tell(vit, data, [first])
         else:
             runs = self._runs()
             vit, data, classifier, trained_on = self._trained(runs, folder)
@@ -188,6 +190,7 @@ class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
             check_run(
                 vit, config, run.sparsifier_training(), len(trained), torch.device(self.device)
             )
+        self._tell_all(vit, data, trained, runs, folder)
         folder.open()
         if not folder.resumes:
             folder.begin(self.as_json())
@@ -197,6 +200,37 @@ class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
             run.run()
         trained_on = f"{trained.name}, {len(trained)} images, seed {self.training.seed}"
         return vit, data, classifier, trained_on
+
+    def _tell_all(
+        self,
+        vit: HookedViT,
+        data: ImageData,
+        trained: ImageData,
+        runs: dict[str, Train],
+        folder: OutputFolder,
+    ) -> None:
+        """Print what the trainings that are not finished and the study will take together."""
+        from vit_clt.forecast.trial import forecast
+        from vit_clt.training.planned import PlannedRun
+        from vit_clt.transcoder.model import CrossLayerTranscoder
+
+        plans = {
+            name: PlannedRun(
+                vit,
+                trained,
+                run.clt_config(vit.cfg.n_layers, vit.cfg.d_model),
+                run.settings(),
+                self.device,
+                run.cache,
+            )
+            for name, run in runs.items()
+        }
+        places = {name: folder.place / RUNS / name / "metrics.json" for name in plans}
+        left = [plan for name, plan in plans.items() if not places[name].is_file()]
+        first = CrossLayerTranscoder(next(iter(plans.values())).config).to(self.device).eval()
+        told = forecast(vit, [first], data, self.work(Scope.of(vit, data, [first])))
+        memory = max((sum(plan.needs().memory.values()) for plan in left), default=0)
+        print(told.beside_training(sum(plan.seconds() for plan in left), memory), flush=True)
 
     # ---- trained CLTs -----------------------------------------------------------------------
 
