@@ -90,6 +90,8 @@ class Taken:
     """The line that the command printed before it started, if it printed one."""
     measured: float | None
     """Wall time from that line to the end."""
+    cpu: float | None
+    """CPU seconds from that line to the end, on which other work on the machine weighs less."""
     last: str
     """Last line printed, for a run that failed."""
 
@@ -114,19 +116,32 @@ def run(arguments: list[str], python: str = sys.executable) -> Taken:
         text=True,
         cwd=out,
     )
-    told, at, last = None, None, ""
+    told, at, spent, last = None, 0.0, 0.0, ""
     assert child.stdout is not None
     for text in child.stdout:
         if _TOLD.match(text):
-            told, at = text.strip(), time.perf_counter()
+            told, at, spent = text.strip(), time.perf_counter(), _cpu_seconds(child.pid)
         last = text.strip() or last
     _, status, usage = os.wait4(child.pid, 0)
     ended = time.perf_counter()
     child.returncode = os.waitstatus_to_exitcode(status)
     shutil.rmtree(out, ignore_errors=True)
-    measured = None if at is None else ended - at
-    peak = usage.ru_maxrss * 1024
-    return Taken(child.returncode, peak, ended - began, told, measured, last[:300])
+    measured, cpu = ended - at, usage.ru_utime + usage.ru_stime - spent
+    return Taken(
+        rc=child.returncode,
+        peak=usage.ru_maxrss * 1024,
+        seconds=ended - began,
+        told=told,
+        measured=measured if told else None,
+        cpu=cpu if told else None,
+        last=last[:300],
+    )
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process so far (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 class Results:
