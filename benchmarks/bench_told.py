@@ -5,8 +5,9 @@
 
 Every run is a child process on one thread. Aims: within a factor of 1.5 in time and of 1.25 in
 memory. Time is counted from the line that tells it to the end of the process, in CPU seconds of the
-one thread beside wall time: on a busy machine the truth of what was told lies between. Results are kept in --out after every run, and
-those that it holds, also of `bench_study_memory.py`, are not run again.
+one thread beside wall time: on a busy machine the truth of what was told lies between. Results are
+kept in --out after every run, and those that it holds, also of `bench_study_memory.py`, are not run
+again.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def row(name: str, n_images: str, taken: Taken) -> str:
         for key, value in found.items()
     }
     return (
-        f"| {name} | {int(n_images):,} | {seconds:.0f} | {taken.cpu:.0f} | {taken.measured:.0f} | {texts['time']} | "
-        f"{memory / 1e9:.2f} | {taken.peak / 1e9:.2f} | {texts['memory']} |"
+        f"| {name} | {int(n_images):,} | {seconds:.0f} | {taken.cpu:.0f} | {taken.measured:.0f} | "
+        f"{texts['time']} | {memory / 1e9:.2f} | {taken.peak / 1e9:.2f} | {texts['memory']} |"
     )
 
 

@@ -54,9 +54,9 @@ class Ablate(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions
 
     def work(self, of: Scope) -> Work:
         """Scores for the ranking, and all sets of kept terms from terms that are kept."""
-        target = _target(self.target)
-        targets = list(range(of.layers)) if target == "all" else target
-        targets = [targets % of.layers] if isinstance(targets, int) else targets
+        from vit_clt.analysis.ablations.term_sets import target_list
+
+        targets = target_list(_target(self.target), of.layers)
         orders = sum(self.draws if r == "random" else 1 for r in self.rankings or (self.kind,))
         # 0 to all sources of each order, kept and dropped, and five references
         sets = orders * 2 * (max(targets) + 2) + 5

@@ -142,7 +142,9 @@ class Command(BaseCommand):
 
     def work(self, of: Scope) -> Work:
         """What the command does once all is loaded, in the units of `vit_clt.forecast.work`."""
-        raise NotImplementedError
+        from vit_clt.forecast.work import Work
+
+        return Work()
 
     def read_beside(self, vit: HookedViT, data: ImageData) -> ImageData | None:
         """Images that the command reads beside those that it measures; None for none."""

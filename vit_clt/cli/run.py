@@ -121,7 +121,8 @@ class Run(Train):
         memory = 0 if finished else sum(plan.needs().memory.values())
         # an audit tells itself what its trainings take
         studies = [*(each for each in STUDIES if each not in (Train, Weights, Audit)), Explore]
-        left = [each for each in map(self._study, studies) if not self._is_finished(each)]
+        commands = [self._study(each) for each in studies]
+        left = [each for each in commands if not self._is_finished(each)]
         clt = CrossLayerTranscoder(plan.config).to(self.device).eval()
         data = self._study(Reconstruct).load_images(plan.vit)
         told = told_together(left, plan.vit, clt, data)

@@ -58,8 +58,7 @@ class Study(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions)
             passes = self.cache or passes_folder(vit, data, self.out)
             self._check_resumed()
             left = [each for each in commands.values() if not self._is_finished(each)]
-            studies = [each for each in left if isinstance(each, MeasuredOptions)]
-            print(told_together(studies, vit, clt, data).line(), flush=True)
+            print(told_together(left, vit, clt, data).line(), flush=True)
             for name, command in commands.items():
                 print(f"\n== {name}: {PAGES[name].title}", flush=True)
                 if self._is_finished(command):
