@@ -20,9 +20,6 @@ from pathlib import Path
 
 from study_commands import MIB, Place, Results, run
 
-START = 5.0
-"""About the seconds that imports and loading take, which do not grow with the images."""
-
 
 def missing(results: Results, name: str, sizes: list[int], most: float) -> Iterator[int]:
     """The sizes to run, smallest first; the largest is smaller where it would take too long."""
@@ -32,11 +29,13 @@ def missing(results: Results, name: str, sizes: list[int], most: float) -> Itera
         if size in done:
             continue
         if below is not None:
-            an_image = max(0.0, done[below].seconds - START) / below
-            if done[below].rc != 0:
+            last = done[below]
+            if last.rc != 0 or last.measured is None:
                 return
-            if START + size * an_image > most:
-                size = int((most - START) / an_image) // 100 * 100
+            # imports and loading do not grow with the images
+            start, an_image = last.seconds - last.measured, last.measured / below
+            if start + size * an_image > most:
+                size = int((most - start) / an_image) // 100 * 100
                 if size <= below:
                     return
         yield size

@@ -120,7 +120,8 @@ class Run(Train):
         seconds = 0.0 if finished else plan.seconds()
         memory = 0 if finished else sum(plan.needs().memory.values())
         # an audit tells itself what its trainings take
-        studies = [*(each for each in STUDIES if each not in (Train, Weights, Audit)), Explore]
+        trained = (Train, Audit)
+        studies: list[type[Command]] = [s for s in (*STUDIES, Explore) if s not in trained]
         commands = [self._study(each) for each in studies]
         left = [each for each in commands if not self._is_finished(each)]
         clt = CrossLayerTranscoder(plan.config).to(self.device).eval()
