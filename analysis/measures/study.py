@@ -34,11 +34,13 @@ from vit_clt.analysis.measures.stability import check_same_shape, stability
 from vit_clt.analysis.retrieval.descriptors import untrained
 from vit_clt.analysis.stats.auc import auc, ranks
 from vit_clt.analysis.stats.halves import random_images
+from vit_clt.choices import KEPT_BYTES
 from vit_clt.data.forms import check_prepared
 from vit_clt.data.hierarchies import Hierarchy, check_hierarchy
 from vit_clt.data.images import ImageData, as_image_data
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, check_fits, layer_list
+from vit_clt.layers_together import layers_together
 from vit_clt.progress import Progress
 from vit_clt.readouts.zero_shot import ZeroShot
 from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -63,6 +65,7 @@ def feature_scores(
     seed_clts: Mapping[str, CrossLayerTranscoder] | None = None,
     hierarchy: Hierarchy | None = None,
     effect_images: int = 200,
+    kept_bytes: int = KEPT_BYTES,
     seed: int = 0,
     progress: bool = False,
 ) -> FeatureScores:
@@ -70,7 +73,8 @@ def feature_scores(
 
     That is an untrained CLT of the first one's shape, the hidden units of the ViT's MLPs, and the
     principal components of x_l. Image-level activations are kept as sparse matrices: 8 bytes for
-    each image on which a unit is active.
+    each image on which a unit is active. The images are passed through the ViT once, or once for
+    every group of layers of which `kept_bytes` hold these matrices.
 
     Args:
         vit: the teacher; hooks attached to it do not fire.
@@ -87,6 +91,8 @@ def feature_scores(
             matched with.
         hierarchy: parents of classes, for absorption.
         effect_images: number of first images that effects are measured on.
+        kept_bytes: the most bytes of image-level activations, if all units were active, or those of
+            one layer.
         seed: seed of all that is drawn at random.
         progress: show progress bars.
 
@@ -101,30 +107,37 @@ def feature_scores(
         train = random_images(train, len(data), seed)
     dictionaries = _dictionaries(vit, clts, data if train is None else train, sources, seed)
     covered = CoveredPatches.of_images(data, vit.cfg.patch_grid, seed)
-    found = gather(
-        *(vit, dictionaries, data, sources),
-        maps=True,
-        description="activations",
-        covered=covered,
-        progress=progress,
-    )
-    fitted = None
-    if train is not None:
-        fitted = gather(
-            *(vit, dictionaries, train, sources),
-            maps=False,
-            description="training images",
+    n = len(data) + (0 if train is None else len(train))
+    sizes = {l: 8 * n * sum(each.n_units(l) for each in dictionaries.values()) for l in sources}
+    tables: dict[tuple[str, int], pd.DataFrame] = {}
+    read: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    l0: dict[str, list[float]] = {name: [] for name in dictionaries}
+    for together in layers_together(sizes, kept_bytes):
+        found = gather(
+            *(vit, dictionaries, data, together),
+            maps=True,
+            description="activations",
+            covered=covered,
             progress=progress,
         )
-    alike = found.embeddings if embeddings is None else embeddings.double().cpu().numpy()
-    parts, probes = [], []
-    bar = Progress(list(dictionaries), "measures", len(dictionaries), disable=not progress)
-    for name in bar:
-        for layer in sources:
-            table, read = _measure_layer(name, layer, found, fitted, alike, data.class_names, seed)
-            parts.append(table)
-            probes += read
-    units = pd.concat(parts, ignore_index=True)
+        fitted = None
+        if train is not None:
+            fitted = gather(
+                *(vit, dictionaries, train, together),
+                maps=False,
+                description="training images",
+                progress=progress,
+            )
+        alike = found.embeddings if embeddings is None else embeddings.double().cpu().numpy()
+        for name in Progress(list(dictionaries), "measures", disable=not progress):
+            l0[name] += found.by_dictionary[name].l0.values()
+            for layer in together:
+                tables[name, layer], read[name, layer] = _measure_layer(
+                    name, layer, found, fitted, alike, data.class_names, seed
+                )
+    places = [(name, layer) for name in dictionaries for layer in sources]
+    units = pd.concat([tables[place] for place in places], ignore_index=True)
+    probes = [probe for place in places for probe in read[place]]
     _add_stability(units, clts, seed_clts or {}, sources, seed)
     if zs is not None:
         for name, clt in clts.items():
@@ -154,10 +167,7 @@ def feature_scores(
         absorption=absorbed,
         floors=Floors(mean_cosine(alike), expected_morans_i(down * across)),
         clts=list(clts),
-        l0={
-            name: float(np.mean(list(each.l0.values())))
-            for name, each in found.by_dictionary.items()
-        },
+        l0={name: float(np.mean(layers)) for name, layers in l0.items()},
         ceiling=ceiling,
         embedded_by=embedded_by,
         seeds=list(seed_clts or {}),

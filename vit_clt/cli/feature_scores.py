@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.command import MemoryOptions, SeedOptions, StudyOptions
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CompareOptions, TrainDataOptions, check_clts, load_clt
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class FeatureScores(PromptOptions, TrainDataOptions, CompareOptions, StudyOptions, SeedOptions):
+class FeatureScores(
+    PromptOptions, TrainDataOptions, CompareOptions, StudyOptions, MemoryOptions, SeedOptions
+):
     """Are a CLT's features any good? Measures of each, beside neurons, components and floors.
 
     Monosemanticity, localization, class AUC, sparse probes, stability over seeds, absorption on a
@@ -57,7 +59,7 @@ class FeatureScores(PromptOptions, TrainDataOptions, CompareOptions, StudyOption
     def work(self, of: Scope) -> Work:
         """A pass over both sets of images for every dictionary, and measures of each layer."""
         layers = of.layers if self.layers is None else len(layer_numbers(self.layers))
-        return fit_work(of) + measures_work(of, layers, self.effect_images)
+        return fit_work(of) + measures_work(of, layers, self.effect_images, self.kept_bytes)
 
     def read_beside(self, vit: HookedViT, data: ImageData) -> ImageData | None:
         """The images that probes are fitted on."""
@@ -102,6 +104,7 @@ class FeatureScores(PromptOptions, TrainDataOptions, CompareOptions, StudyOption
             seed_clts=seeds,
             hierarchy=hierarchy or (known_hierarchy(data.class_names) if labelled else None),
             effect_images=self.effect_images,
+            kept_bytes=self.kept_bytes,
             seed=self.seed,
             progress=True,
         )

@@ -318,21 +318,36 @@ def explore_work(
     return readings + neighbours + taken_apart + measured
 
 
-def measures_work(of: Scope, layers: Number, effect_images: Number) -> Work:
-    """`feature_scores`: one pass for every dictionary, and the measures of each layer."""
+def measures_work(of: Scope, layers: Number, effect_images: Number, room: Number) -> Work:
+    """`feature_scores`: a pass for all dictionaries, and the measures of each layer.
+
+    Args:
+        of: the sizes of the study.
+        layers: number of layers.
+        effect_images: number of images that direct effects are measured on.
+        room: bytes of image-level activations; layers beyond it take passes of their own.
+    """
     n, share = of.images + of.train, layers / of.layers
     few = min(of.images, effect_images)
     dictionaries = of.clts + 3  # an untrained CLT, neurons, components
+    # of every unit: hidden units of MLPs are four times the width, as a rule
+    a_layer = 8 * n * ((of.clts + 1) * of.features + 5 * of.width)
+    passes = ceil(max(1, layers * a_layer / max(1, room)))
+    # components, activations, and rows for absorption
+    reads = (1.5 + passes) * n
     return Work(
         {
-            # components, activations, and rows for absorption
-            "read": 2.5 * n,
-            "pass": 2.5 * n + of.clts * few * (2 + 0.7 * of.classes),
+            "read": reads,
+            "pass": reads + of.clts * few * (2 + 0.7 * of.classes),
             "encode": share * 2 * of.clts * n,
             "decode": share * of.clts * few * of.classes,
         },
         seconds=layers * dictionaries * MEASURE_SECONDS,
-        memory=memory(of, 5) + 24 * of.features * of.images + _effect_memory(of),
+        # of one layer everything is written out, in some six arrays; of others units that are active
+        memory=memory(of, 5)
+        + 24 * of.features * of.images
+        + min(max(room, a_layer), 0.3 * layers * a_layer)
+        + _effect_memory(of),
     )
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from assertions import one_sentence, tells_itself
@@ -11,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from vit_clt import load_data
 from vit_clt.analysis.features.effects import class_effects
+from vit_clt.analysis.measures import study
 from vit_clt.analysis.measures.localization import morans_i
 from vit_clt.analysis.measures.monosemanticity import monosemanticity
 from vit_clt.analysis.measures.scores import FeatureScores
@@ -83,6 +85,31 @@ def test_every_number_of_a_feature_is_that_of_its_codes(scores, digits_vit: Hook
     effects = class_effects(digits_vit, clt, test, zs, [6], n_images=30).mean(6)
     centred = np.abs(effects - effects.mean(1, keepdims=True)).mean(1)
     np.testing.assert_allclose(rows["effect"], centred, rtol=1e-5)
+
+
+def test_layers_in_passes_of_their_own_have_the_same_numbers(
+    scores, digits_vit: HookedViT, parts, monkeypatch: pytest.MonkeyPatch
+):
+    clt, test, train, zs = parts
+    passes: list[list[int]] = []
+    gather = study.gather
+    monkeypatch.setattr(study, "gather", lambda *a, **k: passes.append(a[3]) or gather(*a, **k))
+    apart = feature_scores(
+        digits_vit,
+        {"a": clt, "b": random_clt(digits_vit, seed=1)},
+        test,
+        train,
+        zs=zs,
+        layers=LAYERS,
+        seed_clts={"a again": clt},
+        hierarchy=DIGITS_GROUPS,
+        effect_images=30,
+        kept_bytes=0,
+    )
+    assert passes == [[1], [1], [6], [6]]
+    pd.testing.assert_frame_equal(apart.units, scores.units, check_exact=True)
+    pd.testing.assert_frame_equal(apart.probes, scores.probes, check_exact=True)
+    assert (apart.l0, apart.floors, apart.ceiling) == (scores.l0, scores.floors, scores.ceiling)
 
 
 def test_the_ones_it_is_compared_with_are_measured_by_the_same_code(
