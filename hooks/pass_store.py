@@ -6,9 +6,11 @@ them. The rest is computed anew by the model's own parts, so that it has the sam
 
     x_l = ln2_l(mid_l)    post_l = pre_{l+1} = mid_l + gamma2_l y_l    ln1_l(pre_l)    head(post)
 
-A folder holds passes.json, which names the ViT and the arithmetic, and a safetensors file for each
-batch, named by a hash of its pixels: other images, another preprocessing or other batches are other
-files. Each tensor has a checksum (CRC-32), compared when it is first read.
+Passes of one ViT by one arithmetic have a folder of their own, named by a hash of both, which
+passes.json in it describes: another number of threads changes the last bits, and so may another
+version of torch. In it is a safetensors file for each batch, named by a hash of its pixels: other
+images, another preprocessing and other batches are other files. Each tensor has a checksum
+(CRC-32), compared when it is first read.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +43,18 @@ from vit_clt.hooks.points import (
     RESID_POST,
     RESID_PRE,
 )
-from vit_clt.inputs import read_json
-from vit_clt.outputs import check_same
-from vit_clt.outputs.staging import staged_file
+from vit_clt.outputs.staging import staged_file, staged_files
 
 if TYPE_CHECKING:
     from vit_clt.hooks.hooked_vit import HookedViT
 
 FORMAT = 1
 PASSES = "passes"
-"""Name of the folder of passes in a folder of --cache, beside which an activation store may lie."""
+"""Name of the folder of passes in one of --cache, beside which an activation store may lie."""
 MANIFEST_FILE = "passes.json"
-# these are written for people and not compared: the same weights may come from another place
+LEFT_FREE = 1_000_000_000
+"""Bytes of the disk that passes never take."""
 _NAMES = ("model", "pretrained")
-_ABOUT = {"weights_sha256": "of the model"}
 
 Pass = tuple[Tensor, dict[str, Tensor]]
 """Embeddings, and activations by the name of their hook point."""
@@ -61,16 +63,17 @@ Pass = tuple[Tensor, dict[str, Tensor]]
 class PassStore:
     """Clean passes of one ViT, kept in a folder and read in place of being run again.
 
-    Only batches named by `keep` are written. A pass is run as ever where it cannot be had to the
-    last bit: under autocast, with attention patterns formed, for hook points inside attention, and
-    in a model whose activations are no contiguous arrays.
+    Only batches named by `keep` are written, and only while the disk has room. A pass is run as
+    ever where it cannot be had to the last bit: under autocast, with gradients of the images, with
+    attention patterns formed, for hook points inside attention, after the arithmetic was changed,
+    and in a model whose activations are no contiguous arrays.
 
     Args:
-        folder: a folder of passes of this ViT, or one that is not there or empty.
+        folder: where the passes of any ViTs are kept.
         vit: the ViT, whose weights must not change while the store is in use.
 
     Raises:
-        InputError: the folder holds anything else, or passes of another ViT or another arithmetic.
+        InputError: a file is in the place of the folder, or the folder cannot be written.
     """
 
     n_run: int
@@ -79,24 +82,26 @@ class PassStore:
     """Number of images whose passes were read."""
 
     def __init__(self, folder: Path | str, vit: HookedViT):
-        self.folder, self.vit = Path(folder), vit
+        for parent in (Path(folder), *Path(folder).parents):
+            if parent.exists() and not parent.is_dir():
+                raise InputError("cache", f"is {folder}; {parent} is a file, expected a folder.")
+        self.vit = vit
         self.n_run = self.n_read = 0
         self._kept: set[str] = set()
         self._sound: set[tuple[str, str]] = set()
+        self._has_room = True
         layers = range(vit.cfg.n_layers)
         self._places = {point.format(l=l): (point, l) for point in _SERVED for l in layers}
         self._stored = [RESID_PRE.format(l=0)]
         self._stored += [point.format(l=l) for l in layers for point in (RESID_MID, HOOK_OUT)]
-        manifest = {"format": FORMAT, **asdict(vit.identity()), **_arithmetic(vit)}
-        if self._is_new():
-            with staged_file(self.folder / MANIFEST_FILE) as place:
-                place.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-            return
-        recorded = read_json(self.folder / MANIFEST_FILE)
-        compared = {name: manifest[name] for name in manifest if name not in _NAMES}
-        check_same(
-            compared, recorded, f"the passes kept in {self.folder}, or another folder", _ABOUT
-        )
+        self._arithmetic = _arithmetic(vit)
+        identity = {"format": FORMAT, **asdict(vit.identity()), **self._arithmetic}
+        # the same weights may come from another place
+        compared = {name: value for name, value in identity.items() if name not in _NAMES}
+        name = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = Path(folder) / name
+        with staged_file(self.folder / MANIFEST_FILE) as place:
+            place.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
 
     def __deepcopy__(self, memo: object) -> None:
         """None: a copy of the ViT may be given other weights, so that it has no store."""
@@ -104,22 +109,6 @@ class PassStore:
     def keep(self, images: Float[Tensor, "batch 3 height width"]) -> None:
         """Name a batch whose pass is to be kept, should it be run."""
         self._kept.add(_key(images))
-
-    def check_room(self, n_images: int) -> None:
-        """Refuse to begin where the disk has no room for the passes of this many images.
-
-        Raises:
-            InputError: as said, with the bytes needed and free.
-        """
-        needed = n_images * pass_bytes(self.vit)
-        there = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
-        free = shutil.disk_usage(self.folder).free
-        if needed - there > free:
-            raise InputError(
-                "cache",
-                f"is {self.folder}; passes of {n_images:,} images take {needed / 1e9:.1f} GB, "
-                f"and {free / 1e9:.1f} GB are free.",
-            )
 
     def run(
         self,
@@ -133,13 +122,16 @@ class PassStore:
             images: a batch.
             names: hook points.
             live: `HookedViT.run_clean` without a store.
+
+        Warns:
+            RuntimeWarning: once, that the disk has no room for further passes.
         """
-        if self._exact(names):
+        if self._exact(images, names):
             key = _key(images)
-            if (read := self._read(key, names)) is not None:
+            if (read := self._read(key, len(images), names)) is not None:
                 self.n_read += len(images)
                 return read
-            if key in self._kept:
+            if key in self._kept and self._has_room:
                 self.n_run += len(images)
                 embeddings, cache = live(images, [*dict.fromkeys((*self._stored, *names))])
                 self._write(key, {name: cache[name] for name in self._stored})
@@ -147,25 +139,14 @@ class PassStore:
         self.n_run += len(images)
         return live(images, names)
 
-    def _is_new(self) -> bool:
-        for parent in (self.folder, *self.folder.parents):
-            if parent.exists() and not parent.is_dir():
-                raise InputError("cache", f"is {self.folder}; {parent} is a file, not a folder.")
-        if not self.folder.exists() or not any(self.folder.iterdir()):
-            return True
-        if not (self.folder / MANIFEST_FILE).is_file():
-            raise InputError(
-                "cache",
-                f"is {self.folder}, which is no folder of passes; expected one, or a new folder.",
-            )
-        return False
-
-    def _exact(self, names: Sequence[str]) -> bool:
+    def _exact(self, images: Tensor, names: Sequence[str]) -> bool:
         """Whether a pass that was kept has the bits that this pass would have."""
         return (
             self._places.keys() >= {*names}
+            and not (images.requires_grad and torch.is_grad_enabled())
             and not torch.is_autocast_enabled(self.vit.device.type)
             and not any(block.use_attn_pattern for block in self.vit.blocks)
+            and _arithmetic(self.vit) == self._arithmetic
         )
 
     def _path(self, key: str) -> Path:
@@ -173,24 +154,26 @@ class PassStore:
 
     # ---- reading and writing ----------------------------------------------------------------
 
-    def _read(self, key: str, names: Sequence[str]) -> Pass | None:
+    def _read(self, key: str, n_images: int, names: Sequence[str]) -> Pass | None:
         """The pass of a batch; None where it is not there, or damaged."""
         path = self._path(key)
         if not path.is_file():
             return None
         try:
             with safe_open(path, "pt") as file:
-                kept = _Kept(self.vit, file, partial(self._checked, key))
+                kept = _Kept(self.vit, file, partial(self._checked, key, n_images))
                 activations = {name: kept.at(*self._places[name]) for name in names}
                 return self.vit.head(kept.at(RESID_POST, self.vit.cfg.n_layers - 1)), activations
         except (SafetensorError, OSError, _Damaged):
             return None
 
-    def _checked(self, key: str, name: str, file: Any) -> Tensor:
+    def _checked(self, key: str, n_images: int, name: str, file: Any) -> Tensor:
         """A tensor of a file, its checksum compared when it is read for the first time."""
-        mapped = file.get_tensor(name)
+        mapped, cfg = file.get_tensor(name), self.vit.cfg
         if (key, name) not in self._sound:
-            if _checksum(mapped) != file.metadata().get(name):
+            shape = (n_images, cfg.n_tokens, cfg.d_model)
+            right = tuple(mapped.shape) == shape and mapped.dtype == self.vit.tower.dtype
+            if not right or _checksum(mapped) != (file.metadata() or {}).get(name):
                 raise _Damaged
             self._sound.add((key, name))
         # a fresh tensor is aligned, which a mapped one need not be
@@ -200,11 +183,24 @@ class PassStore:
         # kernels choose their way by how a tensor lies in memory, which a file does not say
         if not all(tensor.is_contiguous() for tensor in tensors.values()):
             return
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        if shutil.disk_usage(self.folder).free < needed + LEFT_FREE:
+            self._stop_writing("the disk is full but for a gigabyte")
+            return
         tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
-        with staged_file(self._path(key)) as place:
-            save_file(tensors, place, metadata=checksums)
+        try:
+            with staged_files(self.folder, [self._path(key).name]) as staging:
+                save_file(tensors, staging / self._path(key).name, metadata=checksums)
+        except InputError as error:
+            self._stop_writing(str(error))
+            return
         self._sound.update((key, name) for name in tensors)
+
+    def _stop_writing(self, reason: str) -> None:
+        self._has_room = False
+        text = f"no further passes of the ViT are kept, which are run each time instead: {reason}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 class _Kept:
@@ -248,14 +244,32 @@ def pass_bytes(vit: HookedViT) -> int:
 
 
 def _arithmetic(vit: HookedViT) -> dict[str, Any]:
-    """What the bits of a pass depend on beside the weights."""
+    """What the bits of a pass depend on beside the weights and the images."""
+    device, backends = vit.device, torch.backends
+    on_gpu = device.type == "cuda"
     return {
-        "torch": torch.__version__,
-        "device": vit.device.type,
+        **{name: _version(name) for name in ("torch", "timm", "open_clip_torch", "transformers")},
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "dtype": str(vit.tower.dtype),
+        "threads": torch.get_num_threads(),
+        "instruction_set": backends.cpu.get_cpu_capability(),
+        "one_dnn": backends.mkldnn.enabled,
         "matmul_precision": torch.get_float32_matmul_precision(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "tf32": [backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32],
+        "sdp": [
+            backends.cuda.flash_sdp_enabled(),
+            backends.cuda.mem_efficient_sdp_enabled(),
+            backends.cuda.math_sdp_enabled(),
+            backends.cuda.cudnn_sdp_enabled(),
+        ],
+        "attention": str(getattr(getattr(vit.model, "config", None), "_attn_implementation", "")),
     }
+
+
+@cache
+def _version(package: str) -> str:
+    """The version of a package that is installed."""
+    return metadata.version(package)
 
 
 def _key(images: Tensor) -> str:

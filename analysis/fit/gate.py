@@ -199,11 +199,7 @@ def measure_fits(
         InputError: a CLT does not fit the model, or there are no CLTs or no images.
     """
     images = as_image_data(data)
-    measured = images
-    if n_images < len(images):
-        measured = ImageSubset(images, evenly_spaced(len(images), n_images))
-        measured.batch_size = images.batch_size
-    result = reconstructions(vit, clts, measured, progress=progress)
+    result = reconstructions(vit, clts, images.evenly_spaced(n_images), progress=progress)
     kinds: list[TokenKind] = [kind for kind in vit.cfg.rows.kinds if kind != "all"]
     return [_fit(name, each, kinds, len(images)) for name, each in result.by_clt().items()]
 

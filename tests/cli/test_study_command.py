@@ -5,13 +5,20 @@ from __future__ import annotations
 import filecmp
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import random_clt
 
+from vit_clt import CrossLayerTranscoder
 from vit_clt.cli import main
+from vit_clt.cli.ablate import Ablate
+from vit_clt.cli.contributions import Contributions
 from vit_clt.cli.loaded import loaded_once, once
+from vit_clt.cli.probe import Probe
 from vit_clt.cli.study import NOT_HERE, Study
 from vit_clt.cli.study_pages import PAGES
 from vit_clt.data import ImageData, ImageSubset
@@ -105,6 +112,80 @@ def test_resumed_it_makes_what_is_missing(
     assert made == [out / "reconstruct" / "metrics.json"]
 
 
+def test_a_clt_that_was_trained_anew_is_not_gone_on_with(
+    digits_clt: Path, digits_vit: HookedViT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    clt = tmp_path / "clt"
+    shutil.copytree(digits_clt, clt)
+    args = ["study", "weights", *of(clt), "--out", str(tmp_path / "out")]
+    assert main(args) == 0
+    assert main([*args, "--templates", "single", "--resume"]) == 2
+    assert "--templates is 'single'; expected 'ensemble'" in capsys.readouterr().err
+    random_clt(digits_vit, seed=3).save_pretrained(clt)
+    assert main([*args, "--resume"]) == 2
+    assert "clt_sha256 is" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def adding_clt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adding") / "clt"
+    vit = HookedViT.load("adding")
+    clt = random_clt(vit)
+    clt.config = replace(clt.config, teacher=vit.identity())
+    clt.save_pretrained(folder)
+    return folder
+
+
+def test_every_study_is_of_the_vit_of_the_clt(adding_clt: Path, tmp_path: Path):
+    data = ["--data", "adding", "--limit", "40", "--train-limit", "400"]
+    study = ["study", "probe --layers 1", "reconstruct", "--clt", str(adding_clt), *data]
+    assert main([*study, "--out", str(tmp_path / "together")]) == 0
+    alone = ["probe", "--model", "adding", "--layers", "1", *data, "--out", str(tmp_path / "alone")]
+    assert main(alone) == 0
+    for name in ("metrics.json", "probe.csv"):
+        assert filecmp.cmp(tmp_path / "alone" / name, tmp_path / "together" / "probe" / name, False)
+
+
+def test_a_study_has_its_own_defaults_for_what_is_not_given(digits_clt: Path, tmp_path: Path):
+    bare = Study(clt=str(digits_clt), out=tmp_path, studies=("probe", "reconstruct"))
+    commands = bare._commands()
+    usual = Probe(out=tmp_path)
+    assert usual.limit is not None
+    assert commands["probe"].limit == usual.limit
+    assert commands["probe"].train_limit == usual.train_limit
+    given = replace(bare, limit=7, seed=2)._commands()["probe"]
+    assert (given.limit, given.seed) == (7, 2)
+
+
+def test_a_clt_of_another_vit_is_said_of_every_study(
+    adding_clt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    clt, other = CrossLayerTranscoder.from_pretrained(adding_clt), tmp_path / "other"
+    assert clt.config.teacher is not None
+    teacher = replace(clt.config.teacher, weights_sha256="0" * 64)
+    clt.config = replace(clt.config, teacher=teacher)
+    clt.save_pretrained(other)
+    given = ["--clt", str(other), "--data", "adding", "--limit", "20", "--out", str(tmp_path / "o")]
+    assert main(["study", "reconstruct", "contributions", *given]) == 2
+    assert "weights_sha256" in capsys.readouterr().err
+    assert main(["study", "reconstruct", "contributions", *given, "--any-teacher"]) == 0
+    assert capsys.readouterr().out.count("WARNING: Teacher: not the one trained on") == 2
+    for name in ("reconstruct", "contributions"):
+        context = json.loads((tmp_path / "o" / name / "metrics.json").read_text())["context"]
+        assert context["data"].startswith("adding")
+        assert "not the one trained on" in context["teacher"]
+
+
+def test_what_is_kept_is_found_after_an_error(
+    digits_clt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Contributions, "run", lambda self: 1 / 0)
+    args = ["study", "weights", "contributions", *of(digits_clt), "--out", str(tmp_path / "out")]
+    assert main(args) == 1
+    assert "weights/weights.html" in (tmp_path / "out" / "index.html").read_text()
+    assert not (tmp_path / "out" / ".passes").exists()
+
+
 def test_what_cannot_be_made_is_left_out_and_the_others_are_there(
     digits_clt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -127,6 +208,8 @@ def test_what_cannot_be_made_is_left_out_and_the_others_are_there(
         (["ablate --fil mean"], "--fil is no option of vit-clt ablate; expected --fill"),
         (["reconstruct", "ablate --target 99"], "target contains 99"),
         (["ablate --draws 0"], "draws is 0"),
+        (["reconstruct --limit 3"], "--limit is given with reconstruct alone; expected it once"),
+        (["reconstruct --out elsewhere"], "--out is given with reconstruct alone"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_loaded(
@@ -174,6 +257,29 @@ def test_help_names_every_study():
     said = " ".join((Study.__doc__ or "").split())
     [listed] = re.findall(r"Studies: ([^.]*)\.", said)
     assert listed.split(", ") == [name for name in PAGES if name not in NOT_HERE]
+
+
+def test_what_is_shared_depends_on_all_its_options(digits_clt: Path, digits_vit: HookedViT):
+    def loaded(**options: Any) -> tuple[Any, ...]:
+        made = Ablate(clt=str(digits_clt), out=Path("o"), data="digits", limit=30, **options)
+        vit, clt, data = made.load_all("cpu")
+        return vit, clt, data, made.classifier(vit, data, made.seed)
+
+    with loaded_once():
+        first = loaded()
+        assert all(a is b for a, b in zip(first, loaded(), strict=True))
+        templates = loaded(templates="single")
+        assert templates[2] is first[2]
+        assert templates[3] is not first[3]
+        linear = loaded(readout="linear", train_limit=40)
+        for more in ({"train_limit": 50}, {"seed": 1}):
+            options = {"readout": "linear", "train_limit": 40} | more
+            assert loaded(**options)[3] is not linear[3]
+        assert loaded(split="train", readout="text")[2] is not first[2]
+        names = Path(digits_clt).parent / "names.txt"
+        names.write_text("\n".join(f"digit {i}" for i in range(10)))
+        assert loaded(class_names=names)[2].class_names[3] == "digit 3"
+        assert loaded(any_teacher=True)[1] is not first[1]
 
 
 def test_once_loads_once_only_inside_its_context():

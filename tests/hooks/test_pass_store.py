@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from builders import tiny_clip, tiny_timm, tiny_transformers
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
 from vit_clt.data import TensorImages
 from vit_clt.data.kept_passes import keep_passes
 from vit_clt.errors import InputError
 from vit_clt.hooks import HookedViT, capture
-from vit_clt.hooks.pass_store import PassStore, pass_bytes
+from vit_clt.hooks.pass_store import LEFT_FREE, PassStore, pass_bytes
 from vit_clt.hooks.passes.clean import CleanPass
 from vit_clt.hooks.points import ATTN_IN, BLOCK_POINTS, HOOK_IN, HOOK_OUT, RESID_MID
 
@@ -49,6 +51,10 @@ def count_runs(vit: HookedViT, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return runs
 
 
+def kept_files(folder: Path) -> list[Path]:
+    return list(folder.glob("*/*.safetensors"))
+
+
 def points(vit: HookedViT) -> list[str]:
     outside = [name for name in BLOCK_POINTS.values() if name != "attn.hook_pattern"]
     names = [f"blocks.{l}.{name}" for l in range(vit.cfg.n_layers) for name in outside]
@@ -71,7 +77,7 @@ def test_every_activation_is_read_bit_for_bit(
         assert runs == [4, 4, 2], f"turn {turn}"
     assert vit.pass_store is not None
     assert (vit.pass_store.n_run, vit.pass_store.n_read) == (10, 10)
-    files = [path.stat().st_size for path in (tmp_path / "passes").glob("*.safetensors")]
+    files = [path.stat().st_size for path in kept_files(tmp_path / "passes")]
     assert len(files) == 3
     assert 10 * pass_bytes(vit) <= sum(files) <= 10 * pass_bytes(vit) + 30_000
 
@@ -96,14 +102,43 @@ def test_another_process_and_another_study_read_what_is_there(
     assert runs == []
 
 
-def test_only_batches_in_turn_are_kept(tmp_path: Path) -> None:
+def test_only_batches_in_turn_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vit = MODELS["clip"]()
-    data = keep_passes(vit, pictures(vit), tmp_path)
-    for rows in ([0, 2, 5], [3], [5, 4]):
+    data = keep_passes(vit, pictures(vit, 9), tmp_path)
+    for rows in ([0, 2, 5], [3], [5, 4], [1, 2, 3]):
         capture(vit, data.batch(rows)[0])
-    assert not list(tmp_path.glob("*.safetensors"))
+    assert not kept_files(tmp_path)
     capture(vit, data.batch(range(2, 5))[0])
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    assert len(kept_files(tmp_path)) == 1
+    runs = count_runs(vit, monkeypatch)
+    spaced = data.evenly_spaced(5)
+    assert (len(spaced), spaced.batch_size, spaced.name) == (5, 4, data.name)
+    assert data.evenly_spaced(9) is not spaced
+    for _ in range(2):
+        for images, _ in (*data, *spaced):
+            capture(vit, images)
+    # the last batch of both is the last image
+    assert runs == [4, 4, 1, 4]
+
+
+def test_kept_images_are_those_given(tmp_path: Path) -> None:
+    vit = MODELS["clip"]()
+    given = pictures(vit, 5)
+    given.left_out, given.remarks, given.split = 3, ["3 images have no box"], "val"
+    kept = keep_passes(vit, given, tmp_path)
+    for name in ("name", "split", "class_names", "batch_size", "left_out", "remarks", "transform"):
+        assert getattr(kept, name) == getattr(given, name)
+    assert kept.contents([4, 0]) == given.contents([4, 0])
+    assert keep_passes(vit, given, tmp_path) is not kept
+
+
+def test_a_study_that_alters_what_it_reads_alters_nothing_else(tmp_path: Path) -> None:
+    vit = MODELS["clip"]()
+    images, _ = keep_passes(vit, pictures(vit), tmp_path).batch(range(4))
+    name = RESID_MID.format(l=2)
+    first = vit.clean_cache(images, [name])[name].clone()
+    vit.clean_cache(images, [name])[name].zero_()
+    assert torch.equal(vit.clean_cache(images, [name])[name], first)
 
 
 def test_what_is_not_of_the_bits_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,37 +149,88 @@ def test_what_is_not_of_the_bits_is_run(tmp_path: Path, monkeypatch: pytest.Monk
     vit.clean_cache(images, ["blocks.1.hook_attn_out"])
     with torch.autocast("cpu", torch.bfloat16):
         vit.clean_cache(images, [HOOK_IN.format(l=0)])
+    vit.run_clean(images.clone().requires_grad_(True), [HOOK_IN.format(l=0)])
+    assert runs == [4, 4, 4]
+    with torch.no_grad():
+        vit.run_clean(images.clone().requires_grad_(True), [HOOK_IN.format(l=0)])
+    assert runs == [4, 4, 4]
     vit.set_use_attn_pattern(True)
     vit.clean_cache(images, [HOOK_IN.format(l=0)])
-    assert runs == [4, 4, 4]
+    assert runs == [4, 4, 4, 4]
     with pytest.raises(InputError, match="no activation"):
         vit.clean_cache(images, ["blocks.0.nope"])
 
 
-def test_other_weights_have_no_store(tmp_path: Path) -> None:
+def test_a_copy_and_other_weights_have_no_store(tmp_path: Path) -> None:
     vit = MODELS["clip"]()
     keep_passes(vit, pictures(vit), tmp_path)
     assert copy.deepcopy(vit).pass_store is None
     vit.load_state_dict(vit.state_dict())
     assert vit.pass_store is None
-    with pytest.raises(InputError, match=r"weights_sha256 is .* expected .* as in the passes kept"):
-        keep_passes(HookedViT(tiny_clip(1)), pictures(vit), tmp_path)
 
 
-@pytest.mark.parametrize("how", ["cut", "changed", "no safetensors", "no checksum"])
+def test_passes_of_other_weights_are_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        vit = HookedViT(tiny_clip(seed))
+        images, _ = keep_passes(vit, pictures(vit), tmp_path).batch(range(4))
+        runs = count_runs(vit, monkeypatch)
+        found = [capture(vit, images).y for _ in range(2)]
+        assert torch.equal(*found)
+        assert runs == [4]
+    manifests = [json.loads(path.read_text()) for path in tmp_path.glob("*/passes.json")]
+    assert len({manifest["weights_sha256"] for manifest in manifests}) == 2
+    assert len(kept_files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("change", ["threads", "one_dnn", "matmul_precision"])
+def test_another_arithmetic_is_another_pass(
+    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vit = MODELS["clip"]()
+    images, _ = keep_passes(vit, pictures(vit), tmp_path).batch(range(4))
+    capture(vit, images)
+    runs = count_runs(vit, monkeypatch)
+    n_threads = torch.get_num_threads()
+    with ExitStack() as stack:
+        if change == "threads":
+            stack.callback(torch.set_num_threads, n_threads)
+            torch.set_num_threads(n_threads + 1)
+        elif change == "one_dnn":
+            stack.callback(torch._C._set_mkldnn_enabled, True)
+            torch._C._set_mkldnn_enabled(False)
+        else:
+            stack.callback(torch.set_float32_matmul_precision, "highest")
+            torch.set_float32_matmul_precision("high")
+        capture(vit, images)
+        assert runs == [4]
+        vit.pass_store = None
+        kept, _ = keep_passes(vit, pictures(vit), tmp_path).batch(range(4))
+        for _ in range(2):
+            capture(vit, kept)
+        assert runs == [4, 4]
+    assert len(list(tmp_path.glob("*/passes.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    "how", ["cut", "changed", "no safetensors", "no checksum", "no metadata", "other shapes"]
+)
 def test_a_damaged_file_is_run_and_written_again(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vit = MODELS["clip"]()
     images, _ = keep_passes(vit, pictures(vit), tmp_path).batch(range(4))
     expected = capture(vit, images)
-    [path] = tmp_path.glob("*.safetensors")
+    [path] = kept_files(tmp_path)
     whole = path.read_bytes()
     damaged = {
         "cut": whole[:-40],
         "changed": whole[:-1000] + bytes(1000),
         "no safetensors": b"{}",
         "no checksum": whole.replace(b'blocks.3.hook_mlp_out":"', b'blocks.3.hook_mlp_ou_":"', 1),
+        "no metadata": save(load_file(path)),
+        "other shapes": _reshaped(path),
     }[how]
     assert damaged != whole
     path.write_bytes(damaged)
@@ -159,33 +245,44 @@ def test_a_damaged_file_is_run_and_written_again(
     assert path.stat().st_size == len(whole)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    vit = MODELS["clip"]()
+def _reshaped(path: Path) -> bytes:
+    with safe_open(path, "pt") as file:
+        return save({n: t.mT.contiguous() for n, t in load_file(path).items()}, file.metadata())
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="which is no folder of passes"):
-        PassStore(tmp_path, vit)
     with pytest.raises(InputError, match=r"mine\.txt is a file"):
-        PassStore(tmp_path / "mine.txt" / "passes", vit)
+        PassStore(tmp_path / "mine.txt" / "passes", MODELS["clip"]())
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_the_arithmetic_is_compared(tmp_path: Path) -> None:
+def test_a_full_disk_stops_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vit = MODELS["clip"]()
-    keep_passes(vit, pictures(vit), tmp_path)
-    manifest = json.loads((tmp_path / "passes.json").read_text())
-    (tmp_path / "passes.json").write_text(json.dumps(manifest | {"torch": "1.0"}))
+    data = keep_passes(vit, pictures(vit), tmp_path)
+    usage = type("Usage", (), {"free": LEFT_FREE + 4 * pass_bytes(vit)})
+    monkeypatch.setattr("vit_clt.hooks.pass_store.shutil.disk_usage", lambda path: usage)
+    batches = [images for images, _ in data]
+    capture(vit, batches[0])
+    usage.free -= 1
+    with pytest.warns(RuntimeWarning, match="no further passes of the ViT are kept") as warned:
+        found = [capture(vit, images) for images in batches]
+    assert len(warned) == 1
+    assert len(kept_files(tmp_path)) == 1
     vit.pass_store = None
-    with pytest.raises(InputError, match=r"torch is .* expected '1\.0'"):
-        keep_passes(vit, pictures(vit), tmp_path)
+    assert all(torch.equal(f.y, capture(vit, b).y) for f, b in zip(found, batches, strict=True))
 
 
-def test_room_is_checked_before_anything_is_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Tensor
+def test_a_pass_that_cannot_be_written_stops_no_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vit = MODELS["clip"]()
-    free = 3 * pass_bytes(vit)
-    usage = type("Usage", (), {"free": free})
-    monkeypatch.setattr("vit_clt.hooks.pass_store.shutil.disk_usage", lambda path: usage)
-    keep_passes(vit, pictures(vit, 3), tmp_path)
-    with pytest.raises(InputError, match=r"cache is .* passes of 4 images take .* are free"):
-        keep_passes(vit, pictures(vit, 4), tmp_path)
+    images, _ = keep_passes(vit, pictures(vit), tmp_path).batch(range(4))
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vit_clt.hooks.pass_store.save_file", refuse)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        capture(vit, images)
+    assert [path.name for path in tmp_path.glob("*/*")] == ["passes.json"]

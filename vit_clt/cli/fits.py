@@ -27,8 +27,7 @@ def measured_fits(
     """
     from vit_clt.analysis.fit.gate import measure_fits
 
-    places = tuple(id(clt) for clt in clts.values())
-    fits = once(lambda: measure_fits(vit, clts, data), "fits", id(vit), places, id(data))
+    fits = once(lambda: measure_fits(vit, clts, data), "fits", vit, *clts.values(), data)
     fits = [replace(fit, clt=name) for name, fit in zip(clts, fits, strict=True)]
     for fit in fits:
         print_fit(fit)

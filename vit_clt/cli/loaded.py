@@ -28,7 +28,7 @@ def once(load: Callable[[], Loaded], *key: Hashable) -> Loaded:
 
     Args:
         load: loads it.
-        key: all that the result depends on; an object that is shared itself is named by its `id`.
+        key: all that the result depends on. A ViT, a CLT or images are equal to themselves alone.
     """
     if _shared is None:
         return load()

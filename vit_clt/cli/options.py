@@ -36,14 +36,22 @@ def check_device(device: str) -> None:
         raise InputError("device", f'is "{device}", which is not usable: {reason}.') from error
 
 
-def load_clt(place: str, device: str) -> CrossLayerTranscoder:
-    """Load a CLT from its folder or Hub id."""
+def load_clt(place: str, device: str, own: bool = False) -> CrossLayerTranscoder:
+    """Load a CLT from its folder or Hub id.
+
+    Args:
+        place: the folder or id.
+        device: where it is put.
+        own: share it with no other command, as it will be altered.
+    """
     from vit_clt.transcoder.model import CrossLayerTranscoder
 
     check_device(device)
-    return once(
-        lambda: CrossLayerTranscoder.from_pretrained(place).to(device).eval(), "clt", place, device
-    )
+
+    def load() -> CrossLayerTranscoder:
+        return CrossLayerTranscoder.from_pretrained(place).to(device).eval()
+
+    return load() if own else once(load, "clt", place, device)
 
 
 def check_clts(field: str, places: Iterable[str]) -> None:
@@ -177,7 +185,7 @@ class ModelOptions(VitOptions):
             return data
 
         listed = None if names is None else tuple(names)
-        return once(load, "images", id(vit), form, chosen, self.limit, *columns, listed)
+        return once(load, "images", vit, form, chosen, self.limit, *columns, listed)
 
     def _refuse_missing_data(self, model: str) -> NoReturn:
         raise InputError("data", f'is missing; model "{model}" needs images.')
@@ -198,7 +206,7 @@ class MeasuredOptions(ModelOptions):
 
     cache: Path | None = None
     """Folder in which the ViT's passes over the images are kept, exact to the last bit, and read by
-    later studies of the same ViT and images; default: every study runs the ViT. It may be the
+    later studies of the same ViT and images; default: none, every study runs the ViT. It may be the
     folder of --cache in training."""
 
     def load_measured(self, vit: HookedViT) -> ImageData:
@@ -209,7 +217,7 @@ class MeasuredOptions(ModelOptions):
         data, cache = self.load_images(vit), self.cache
         if cache is None:
             return data
-        return once(lambda: keep_passes(vit, data, cache / PASSES), "kept", id(data), cache)
+        return once(lambda: keep_passes(vit, data, cache / PASSES), "kept", vit, data, cache)
 
 
 @dataclass(kw_only=True)
@@ -262,7 +270,8 @@ class CLTOptions(MeasuredOptions):
 
     def load_all(self, device: str) -> tuple[HookedViT, CrossLayerTranscoder, ImageData]:
         """Load the teacher, its CLT (checked against each other) and the images."""
-        clt = load_clt(self.clt, device)
+        # --any-teacher has a CLT forget its own
+        clt = load_clt(self.clt, device, own=self.any_teacher)
         vit = self.load_teacher(clt, device)
         return vit, clt, self.load_measured(vit)
 
@@ -277,9 +286,7 @@ class CLTOptions(MeasuredOptions):
         from vit_clt.hooks import check_fits
         from vit_clt.hooks.replacement import teacher_difference
 
-        # a CLT that is shared by several commands has forgotten its teacher after the first of them
-        difference = once(lambda: teacher_difference(vit, clt), "difference", id(vit), id(clt))
-        if self.any_teacher and difference:
+        if self.any_teacher and (difference := teacher_difference(vit, clt)):
             self._other_teachers.append(f"Teacher: not the one trained on; {difference}.")
             clt.forget_teacher()
         check_fits(vit, clt)
@@ -318,7 +325,7 @@ class CompareOptions(CLTOptions):
         clts = [first]
         for place in self.compare:
             try:
-                clts.append(load_clt(place, device))
+                clts.append(load_clt(place, device, own=self.any_teacher))
                 self.check_teacher(vit, clts[-1])
             except InputError as error:
                 text = f'holds "{place}": {error.without_remedy()}'

@@ -79,7 +79,7 @@ class ReadoutOptions(PromptOptions, TrainDataOptions):
                 seed=seed,
                 progress=True,
             ),
-            *("classifier", id(vit), id(data), self.readout, self.templates, seed),
+            *("classifier", vit, data, self.readout, self.templates, seed),
             *(self.train_data, self.train_limit),
         )
         unused = {"templates": self.templates != "ensemble"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,14 +22,19 @@ from vit_clt.cli.high_norm import HighNorm
 from vit_clt.cli.options import check_held_out
 from vit_clt.cli.reconstruct import Reconstruct
 from vit_clt.cli.retrieve import Retrieve
-from vit_clt.cli.study_pages import PAGES, index_page, one_loading, passes_folder
+from vit_clt.cli.study_pages import (
+    PAGES,
+    check_resumed,
+    index_page,
+    is_finished,
+    one_loading,
+    passes_folder,
+)
 from vit_clt.cli.told import told_together
 from vit_clt.cli.train import Train
 from vit_clt.cli.weights import Weights
 from vit_clt.data.form_names import check_form
 from vit_clt.errors import InputError, renamed
-from vit_clt.inputs import read_json
-from vit_clt.outputs import check_same
 from vit_clt.outputs.staging import staged_file
 
 STUDIES: tuple[type[Command], ...] = (
@@ -83,7 +87,8 @@ class Run(Train):
         from vit_clt.training.processes import is_main
 
         self._check_held_out()
-        self._check_resumed()
+        options = {name: getattr(self, name) for name in _OF_STUDIES}
+        check_resumed(self.out / "studies.json", options, resume=self.resume)
         train = self._made(Train, out=self.out / "clt")
         if is_main():
             self._tell_all(train)
@@ -116,14 +121,14 @@ class Run(Train):
         from vit_clt.transcoder.model import CrossLayerTranscoder
 
         plan = train._planned()
-        finished = self._is_finished(train)
+        finished = is_finished(train, resume=self.resume)
         seconds = 0.0 if finished else plan.seconds()
         memory = 0 if finished else sum(plan.needs().memory.values())
         # an audit tells itself what its trainings take
         trained = (Train, Audit)
-        studies: list[type[Command]] = [s for s in (*STUDIES, Explore) if s not in trained]
-        commands = [self._study(each) for each in studies]
-        left = [each for each in commands if not self._is_finished(each)]
+        studies: tuple[type[Command], ...] = (*STUDIES, Explore)
+        commands = [self._study(each) for each in studies if each not in trained]
+        left = [each for each in commands if not is_finished(each, resume=self.resume)]
         clt = CrossLayerTranscoder(plan.config).to(self.device).eval()
         data = self._study(Reconstruct).load_images(plan.vit)
         told = told_together(left, plan.vit, clt, data)
@@ -135,16 +140,7 @@ class Run(Train):
         measured = self._study(Reconstruct).load_images(vit)
         with renamed(data="eval_data"):
             check_held_out(self.load_images(vit, "train"), measured)
-        self._passes = self.cache or passes_folder(vit, measured, self.out)
-
-    def _check_resumed(self) -> None:
-        """Refuse to go on with studies of other images; else keep what they are made with."""
-        path = self.out / "studies.json"
-        options = {name: getattr(self, name) for name in _OF_STUDIES}
-        if self.resume and path.is_file():
-            check_same(options, read_json(path), str(path))
-        with staged_file(path) as place:
-            place.write_text(json.dumps(options, indent=1) + "\n", encoding="utf-8")
+        self._passes = passes_folder(vit, measured, self.out)
 
     def _left_out(
         self,
@@ -156,7 +152,7 @@ class Run(Train):
         command = self._study(study)
         if study is Explore:
             command.audit = self._audited(made)
-        if self._is_finished(command) and not self._newer(command, made):
+        if is_finished(command, resume=self.resume) and not self._newer(command, made):
             print(f"{command.out} is finished")
             return None
         try:
@@ -201,10 +197,6 @@ class Run(Train):
             # rivals of an audit keep the settings of their own preset
             shared.pop("training")
         return command(**{name: v for name, v in (shared | values).items() if name in known})
-
-    def _is_finished(self, command: Command) -> bool:
-        """Whether a study with this output was finished by an earlier run that is gone on with."""
-        return self.resume and (command.out / "metrics.json").is_file()
 
     def _newer(self, command: Command, made: Sequence[type[Command]]) -> bool:
         """Whether one of these studies was finished after the pages that link to it."""

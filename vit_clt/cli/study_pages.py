@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import html
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vit_clt.cli.loaded import loaded_once
+from vit_clt.inputs import read_json
+from vit_clt.outputs import check_same
+from vit_clt.outputs.staging import staged_file
 
 if TYPE_CHECKING:
+    from vit_clt.cli.command import Command
     from vit_clt.data.images import ImageData
     from vit_clt.hooks import HookedViT
 
@@ -53,24 +58,29 @@ PAGES = {
 def one_loading(out: Path) -> Iterator[None]:
     """A context in which commands load the ViT, the CLT and images once.
 
-    At its end the passes that `passes_folder` had kept in `out` are removed.
+    At its end, also after an error, the main process removes the passes of `passes_folder`.
     """
+    from vit_clt.training.processes import is_main
+
     try:
         with loaded_once():
             yield
     finally:
-        shutil.rmtree(out / _OWN_PASSES, ignore_errors=True)
+        if is_main():
+            shutil.rmtree(out / _OWN_PASSES, ignore_errors=True)
 
 
 def passes_folder(vit: HookedViT, data: ImageData, out: Path) -> Path | None:
-    """A folder for the passes that the studies of `out` share, which a resumed run goes on with.
+    """A folder for the passes that the studies of `out` share; one resumed after a kill goes on.
 
     Where they would take more than half of what is free on the disk this is said, and None is
     returned: every study runs the ViT.
     """
+    from vit_clt.analysis.fit.gate import N_IMAGES
     from vit_clt.hooks.pass_store import pass_bytes
 
-    needed = len(data) * pass_bytes(vit)
+    # the fit is measured on evenly spaced images, which are batches of their own
+    needed = (len(data) + min(len(data), N_IMAGES)) * pass_bytes(vit)
     free = shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free
     if needed > free // 2:
         print(
@@ -79,6 +89,28 @@ def passes_folder(vit: HookedViT, data: ImageData, out: Path) -> Path | None:
         )
         return None
     return out / _OWN_PASSES
+
+
+def check_resumed(path: Path, options: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse to go on with studies of other options; else keep those that they are made with.
+
+    Args:
+        path: the file that keeps them.
+        options: by name, as JSON values.
+        resume: whether studies are gone on with.
+
+    Raises:
+        InputError: an option differs, with both values.
+    """
+    if resume and path.is_file():
+        check_same(options, read_json(path), str(path))
+    with staged_file(path) as place:
+        place.write_text(json.dumps(options, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def is_finished(command: Command, *, resume: bool) -> bool:
+    """Whether an earlier run that is gone on with has finished this study."""
+    return resume and (command.out / "metrics.json").is_file()
 
 
 def index_page(title: str, links: Mapping[str, str], left_out: Mapping[str, str]) -> str:

@@ -343,7 +343,7 @@ def measures_work(of: Scope, layers: Number, effect_images: Number, room: Number
             "decode": share * of.clts * few * of.classes,
         },
         seconds=layers * dictionaries * MEASURE_SECONDS,
-        # of one layer everything is written out, in some six arrays; of others units that are active
+        # of one layer everything is written out, in some six arrays; of others active units
         memory=memory(of, 5)
         + 24 * of.features * of.images
         + min(max(room, a_layer), 0.3 * layers * a_layer)

@@ -97,19 +97,20 @@ class ImageData(ABC):
     def batches(
         self, rows: Iterable[Sequence[int]]
     ) -> Iterator[tuple[Float[Tensor, "batch 3 height width"], Int[Tensor, " batch"]]]:
-        """`batch` of each of `rows` in turn, read in a thread while the one before is worked on.
+        """`batch` of each of `rows` in turn.
 
         Raises:
             UnreadableImage: an image cannot be read, when its batch is reached.
         """
-        with ThreadPoolExecutor(1, "images") as reader:
-            ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
-            for indices in rows:
-                ahead.append(reader.submit(self.batch, indices))
-                if len(ahead) == 2:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+        return map(self.batch, rows)
+
+    def evenly_spaced(self, most: int) -> ImageData:
+        """At most so many of the images, evenly spaced: all of them where there are no more."""
+        if most >= len(self):
+            return self
+        some = ImageSubset(self, evenly_spaced(len(self), most))
+        some.batch_size = self.batch_size
+        return some
 
 
 class TensorImages(ImageData):
@@ -147,8 +148,9 @@ class DecodedImages(ImageData):
     Other bit depths than 8 and palettes are converted first (`eight_bit`).
 
     Args:
-        fetch: gives the images and labels of a list of indices. Its method `contents(indices)`, if
-            it has one, gives the stored bytes of the images (`ImageData.contents`).
+        fetch: gives the images and labels of a list of indices. It is called in a thread beside
+            while batches are iterated. Its method `contents(indices)`, if it has one, gives the
+            stored bytes of the images (`ImageData.contents`).
         n: number of images.
         transform: the model's preprocessing.
         class_names: names of the classes in label order.
@@ -193,6 +195,17 @@ class DecodedImages(ImageData):
         stored = getattr(self._fetch, "contents", None)
         return super().contents(indices) if stored is None else stored(list(indices))
 
+    def batches(self, rows: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """As of `ImageData`; each is read in a thread while the one before is worked on."""
+        with ThreadPoolExecutor(1, "images") as reader:
+            ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
+            for indices in rows:
+                ahead.append(reader.submit(self.batch, indices))
+                if len(ahead) == 2:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
     def _read(self, indices: Sequence[int]) -> tuple[Tensor, list[Any]]:
         with reading(self.name, "images"):
             images, labels = self._fetch(list(indices))
@@ -229,6 +242,10 @@ class ImageSubset(ImageData):
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The images and labels at these places among the indices given."""
         return self._data.batch([self._indices[index] for index in indices])
+
+    def batches(self, rows: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches at these places among the indices given, as the data set reads them."""
+        return self._data.batches([self._indices[index] for index in each] for each in rows)
 
     def contents(self, indices: Sequence[int]) -> list[bytes]:
         """The bytes of these images."""

@@ -8,7 +8,7 @@ def duration(seconds: float | int) -> str:
     for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {name}"
-    return f"{seconds:.0f} s"
+    return f"{max(1, round(seconds))} s"
 
 
 def byte_size(n_bytes: float | int) -> str:
