@@ -35,6 +35,8 @@ MEASURE_SECONDS = 0.3
 LIBRARIES = 120e6
 """Bytes of the libraries that are imported for tables and pages: pandas, plotly, scipy."""
 _FLOAT64 = 8
+_DRAWS = 3200
+"""Bytes of an image while a hundred bootstrap draws are taken."""
 _ALTERED = 0.8
 """An altered pass, as a share of one that records x and y of every layer (measured)."""
 _IDLE = 0.4
@@ -61,7 +63,7 @@ def memory(of: Scope, arrays: Number, an_image: Number = 0.0) -> float:
         arrays: number of arrays "layer image token d_model" of a batch that are there at a time.
         an_image: bytes that are kept of every image.
     """
-    return LIBRARIES + arrays * of.array + of.images * an_image
+    return LIBRARIES + arrays * of.array + of.images * (an_image + _DRAWS)
 
 
 def fit_work(of: Scope) -> Work:
@@ -83,6 +85,12 @@ def reconstruction_work(of: Scope, n: Number) -> Work:
     )
 
 
+def code_bytes(of: Scope) -> Number:
+    """Bytes of an image that contribution scores keep between passes: codes, and sums of y."""
+    # an entry has a value and an index; sums of y by kind of rows are in float64
+    return of.clts * of.layers * of.tokens * of.active * 12 + of.layers * 3 * of.width * _FLOAT64
+
+
 def contribution_work(of: Scope, n: Number, room: Number) -> Work:
     """The moments of contribution scores, and the scores, on n images.
 
@@ -91,8 +99,7 @@ def contribution_work(of: Scope, n: Number, room: Number) -> Work:
         n: number of images.
         room: bytes of codes that are kept between both passes over the images.
     """
-    # value and index of an entry, 12 bytes; a CLT of more than these active features keeps more
-    codes = of.clts * of.layers * of.tokens * of.active * 12
+    codes = code_bytes(of)
     again = max(0.0, n - room / max(1, codes))
     passes = n + again
     moments = of.layers * (of.layers + 1) / 2 * 7 * 3 * _FLOAT64
@@ -333,6 +340,9 @@ def measures_work(of: Scope, layers: Number, effect_images: Number, room: Number
     # of every unit: hidden units of MLPs are four times the width, as a rule
     a_layer = 8 * n * ((of.clts + 1) * of.features + 5 * of.width)
     passes = ceil(max(1, layers * a_layer / max(1, room)))
+    # on an image all units of the ViT are active, and some ten times as many features as on a row
+    active = (of.clts + 1) * min(of.features, 10 * of.active) + 5 * of.width
+    kept = 16 * n * layers * active
     # components, activations, and rows for absorption
     reads = (1.5 + passes) * n
     return Work(
@@ -343,11 +353,8 @@ def measures_work(of: Scope, layers: Number, effect_images: Number, room: Number
             "decode": share * of.clts * few * of.classes,
         },
         seconds=layers * dictionaries * MEASURE_SECONDS,
-        # of one layer everything is written out, in some six arrays; of others active units
-        memory=memory(of, 5)
-        + 24 * of.features * of.images
-        + min(max(room, a_layer), 0.3 * layers * a_layer)
-        + _effect_memory(of),
+        # of one layer every unit is written out, in some six arrays
+        memory=memory(of, 5, 24 * of.features) + min(max(room, a_layer), kept) + _effect_memory(of),
     )
 
 
