@@ -109,7 +109,7 @@ def feature_scores(
     covered = CoveredPatches.of_images(data, vit.cfg.patch_grid, seed)
     n = len(data) + (0 if train is None else len(train))
     sizes = {l: 8 * n * sum(each.n_units(l) for each in dictionaries.values()) for l in sources}
-    tables: dict[tuple[str, int], pd.DataFrame] = {}
+    by_layer: dict[tuple[str, int], pd.DataFrame] = {}
     read: dict[tuple[str, int], list[dict[str, Any]]] = {}
     l0: dict[str, list[float]] = {name: [] for name in dictionaries}
     for together in layers_together(sizes, kept_bytes):
@@ -132,11 +132,11 @@ def feature_scores(
         for name in Progress(list(dictionaries), "measures", disable=not progress):
             l0[name] += found.by_dictionary[name].l0.values()
             for layer in together:
-                tables[name, layer], read[name, layer] = _measure_layer(
+                by_layer[name, layer], read[name, layer] = _measure_layer(
                     name, layer, found, fitted, alike, data.class_names, seed
                 )
     places = [(name, layer) for name in dictionaries for layer in sources]
-    units = pd.concat([tables[place] for place in places], ignore_index=True)
+    units = pd.concat([by_layer[place] for place in places], ignore_index=True)
     probes = [probe for place in places for probe in read[place]]
     _add_stability(units, clts, seed_clts or {}, sources, seed)
     if zs is not None:
