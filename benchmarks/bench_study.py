@@ -4,7 +4,7 @@
 
 The same commands on the same images of CIFAR-10 (from VIT_CLT_DATA) with a random CLT, in child
 processes: each alone; all by `vit-clt study`, for which the ViT runs once; and each alone with
---cache, whose passes were kept before. Every file of the first two is compared byte by byte.
+--cache, whose passes were kept before. All their files are compared byte by byte.
 """
 
 from __future__ import annotations
@@ -34,6 +34,14 @@ def cost(command: list[str]) -> tuple[float, float]:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return time.perf_counter() - wall, cpu
+
+
+def _different(one: Path, other: Path) -> list[Path]:
+    """Files that are in one of these folders alone, or have other contents."""
+    files = [{p.relative_to(folder) for p in folder.rglob("*.*")} for folder in (one, other)]
+    both = files[0] & files[1]
+    unequal = {f for f in both if not filecmp.cmp(one / f, other / f, shallow=False)}
+    return [other / file for file in sorted((files[0] ^ files[1]) | unequal)]
 
 
 def main() -> None:
@@ -70,8 +78,8 @@ def main() -> None:
         differ = [
             str(file)
             for s in options.studies
-            for file in (folder / s).rglob("*.*")
-            if not filecmp.cmp(file, folder / "together" / file.relative_to(folder), shallow=False)
+            for other in (folder / "together" / s, folder / f"{s}-kept")
+            for file in _different(folder / s, other)
         ]
     for study in options.studies:
         wall, cpu = alone[study]
@@ -88,6 +96,8 @@ def main() -> None:
     )
     print("files that differ: " + (", ".join(differ) or "none"))
     result = {"images": options.images, "alone": alone, "together": together, "cached": cached}
+    if differ:
+        sys.exit(1)
     finish(result | {"model": options.model, "differ": differ}, watch, options.out)
 
 

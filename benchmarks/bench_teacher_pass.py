@@ -3,7 +3,8 @@
     python benchmarks/bench_teacher_pass.py [--model ViT-B-32] [--out FILE]
 
 Milliseconds an image on images of CIFAR-10 (from VIT_CLT_DATA): reading and preprocessing them,
-the ViT's pass with x and y recorded at several batch sizes, and the same read from kept passes.
+the ViT's pass with x and y recorded at several batch sizes, and the same read from passes that
+were kept just before, so that they lie in memory.
 """
 
 from __future__ import annotations
