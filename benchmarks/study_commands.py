@@ -103,14 +103,14 @@ class Taken:
         return seconds, float(found["memory"]) * _BYTES[found["bytes"]]
 
 
-def run(arguments: list[str], python: str = sys.executable) -> Taken:
-    """Run a command on one thread, into a folder that is removed afterwards."""
+def run(arguments: list[str], python: str = sys.executable, threads: int = 1) -> Taken:
+    """Run a command into a folder that is removed afterwards."""
     out = Path(tempfile.mkdtemp(prefix="vit_clt_bench_"))
     line = [python, "-u", "-m", "vit_clt", *arguments, "--out", str(out / "out")]
     began = time.perf_counter()
     child = subprocess.Popen(
         line,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -80,6 +80,7 @@ def test_a_command_imports_no_other_and_no_torch():
                 "probe",
                 "printed_table",
                 "ranges",
+                "study_work",
                 "terminal",
                 "tyro_text",
             )
