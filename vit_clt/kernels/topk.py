@@ -15,17 +15,14 @@ not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Select = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+from vit_clt.kernels.rows import Array, over_rows
 
 _SPARE_BITS = (1 << 29) - 1
-# selection visits about this many floats at a time, so that they stay in the second-level cache
-_CACHED = 1 << 18
 
 
 def top_k(
@@ -40,25 +37,21 @@ def top_k(
     if k == a.shape[1] or len(a) == 0 or (on_cpu and not by_keys):
         values, indices = a.topk(k, dim=-1, sorted=False)
         return values, indices
-    if not by_keys:
-        return _by_blocks(a, k, _largest)
-    rows = max(1, _CACHED // a.shape[1])
-    parts = [_by_blocks(part, k, _largest_by_keys) for part in a.split(rows)]
-    return torch.cat([values for values, _ in parts]), torch.cat([index for _, index in parts])
+    return _by_keys(a, k) if by_keys else _by_blocks(a, k)
 
 
-def _by_blocks(a: Tensor, k: int, largest: Select) -> tuple[Tensor, Tensor]:
+def _by_blocks(a: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n_features = a.shape[1]
     block = _block_size(n_features, k)
     everything = torch.arange(n_features, device=a.device)
     if block == 1:
-        return largest(a, everything, k)
+        return _largest(a, everything, k)
     # entries g, g + G, g + 2G, ... form block g: maxima over them are maxima of whole vectors
     n_blocks = n_features // block
     maxima = a.view(len(a), block, n_blocks).amax(1)
-    _, best = largest(maxima, everything[:n_blocks], k)
+    _, best = _largest(maxima, everything[:n_blocks], k)
     candidates = (best[:, None, :] + everything[::n_blocks, None]).view(len(a), -1)
-    return largest(a.gather(1, candidates), candidates, k)
+    return _largest(a.gather(1, candidates), candidates, k)
 
 
 def _largest(a: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -66,12 +59,39 @@ def _largest(a: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, index.expand(a.shape).gather(1, places)
 
 
-def _largest_by_keys(a: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    keys = a.double().view(torch.int64).bitwise_or_(index)
-    first = keys.shape[1] - k
-    keys.view(torch.float64).numpy().partition(first, axis=1)
-    kept = keys[:, first:]
-    return (kept & ~_SPARE_BITS).view(torch.float64).to(a.dtype), kept & _SPARE_BITS
+def _by_keys(a: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values = a.new_empty(len(a), k)
+    indices = a.new_empty(len(a), k, dtype=torch.long)
+    found, places = values.numpy(), indices.numpy()
+
+    def select(rows: Array, here: slice) -> None:
+        keys = _largest_keys(rows, k)
+        np.bitwise_and(keys, _SPARE_BITS, out=places[here])
+        found[here] = (keys & ~_SPARE_BITS).view(np.float64)
+
+    over_rows(select, a.detach().contiguous().numpy())
+    return values, indices
+
+
+def _largest_keys(a: Array, k: int) -> Array:
+    """Keys of the k largest, blocks as in `_by_blocks`."""
+    n_rows, n_features = a.shape
+    block = _block_size(n_features, k)
+    everything = np.arange(n_features)
+    if block == 1:
+        return _select(a, everything, k)
+    n_blocks = n_features // block
+    maxima = a.reshape(n_rows, block, n_blocks).max(1)
+    best = _select(maxima, everything[:n_blocks], k) & _SPARE_BITS
+    candidates = (best[:, None, :] + everything[::n_blocks, None]).reshape(n_rows, -1)
+    return _select(np.take_along_axis(a, candidates, 1), candidates, k)
+
+
+def _select(a: Array, index: Array, k: int) -> Array:
+    keys = a.astype(np.float64).view(np.int64)
+    keys |= index
+    keys.view(np.float64).partition(-k, axis=1)
+    return keys[:, -k:]
 
 
 def _block_size(n_features: int, k: int) -> int:
