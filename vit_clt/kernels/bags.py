@@ -25,6 +25,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+# a table up to this size stays cached while its rows are gathered in any order
+_CACHED_TABLE = 4 * 2**20
+# rows that stay cached while a larger table is read through
+_CACHED_ROWS = 512
+
 
 @cache
 def has_triton() -> bool:
@@ -167,6 +172,27 @@ def entry_dots(
     return dots
 
 
+def token_dots(
+    x: Float[Tensor, "token d_model"],
+    table: Float[Tensor, "feature d_model"],
+    indices: Int[Tensor, " entry"],
+    offsets: Int[Tensor, " token_and_one"],
+) -> Float[Tensor, " entry"]:
+    """<x[t_e], table[i_e]> of entries in token order, on a CPU; not differentiable.
+
+    A sum's bits depend on its two rows alone.
+    """
+    if table.element_size() * table.numel() <= _CACHED_TABLE:
+        return _sampled(x, table, offsets, indices)
+    dots = []
+    for start in range(0, len(x), _CACHED_ROWS):
+        bounds = offsets[start : start + _CACHED_ROWS + 1]
+        order = feature_order(indices[bounds[0] : bounds[-1]], bounds, len(table))
+        part = x[start : start + _CACHED_ROWS]
+        dots.append(order.unsort(_sampled(table, part, order.offsets, order.tokens)))
+    return torch.cat(dots)
+
+
 def entry_dots_by_token(
     grads: Float[Tensor, "*direction target token d_model"],
     tables: Float[Tensor, "target feature d_model"],
@@ -225,16 +251,28 @@ def _entry_dots(
     order: FeatureOrder,
 ) -> Float[Tensor, " entry"]:
     # feature by feature the large table is read once, in order; only rows of `grads` are gathered
-    _silence_beta_warning()
-    n_features, n_tokens = tables.shape[1], grads.shape[1]
     dots = grads.new_zeros(len(order.entries))
+    for grad, table in zip(grads, tables, strict=True):
+        dots = _sampled(table, grad, order.offsets, order.tokens, dots)
+    return dots
+
+
+def _sampled(
+    rows: Float[Tensor, "row d_model"],
+    columns: Float[Tensor, "column d_model"],
+    offsets: Int[Tensor, " row_and_one"],
+    indices: Int[Tensor, " entry"],
+    dots: Float[Tensor, " entry"] | None = None,
+) -> Float[Tensor, " entry"]:
+    """<rows[r_e], columns[indices_e]>, r_e being the row of entry e, added to `dots` if given."""
+    dots = rows.new_zeros(len(indices)) if dots is None else dots
     if len(dots) == 0:
         return dots
+    _silence_beta_warning()
     pattern = torch.sparse_csr_tensor(
-        order.offsets, order.tokens, dots, (n_features, n_tokens), check_invariants=False
+        offsets, indices, dots, (len(rows), len(columns)), check_invariants=False
     )
-    for grad, table in zip(grads, tables, strict=True):
-        torch.sparse.sampled_addmm(pattern, table, grad.T, beta=1.0, out=pattern)
+    torch.sparse.sampled_addmm(pattern, rows, columns.T, beta=1.0, out=pattern)
     return pattern.values()
 
 

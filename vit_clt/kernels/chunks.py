@@ -35,15 +35,19 @@ def pre_activation_chunks(
     bias: Float[Tensor, " feature"],
 ) -> Iterator[tuple[int, Float[Tensor, "chunk feature"]]]:
     """a = x W^T + b, a chunk of tokens at a time, with the chunk's first token."""
-    rows = _fitting(CHUNK_BYTES if x.device.type == "cpu" else _GPU_CHUNK_BYTES, weight)
+    rows = _product_rows(weight)
     dtype = product_dtype(weight)
     weight = weight.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
-        out = None if _one_dnn(weight) else x.new_empty(min(rows, len(x)), len(weight), dtype=dtype)
+        out = (
+            None
+            if has_one_dnn(weight)
+            else x.new_empty(min(rows, len(x)), len(weight), dtype=dtype)
+        )
         for start in range(0, len(x), rows):
             part = x[start : start + rows].to(dtype)
             if out is None:
-                a = torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], "")
+                a = one_dnn(part, weight, bias)
             else:
                 a = torch.addmm(bias.to(dtype), part, weight.T, out=out[: len(part)])
             yield start, a.to(bias.dtype)
@@ -58,7 +62,7 @@ def code_gradient_chunks(
     A chunk is overwritten once the next one is asked for.
     """
     n_tokens, n_features = grads.shape[1], tables.shape[1]
-    fast = _one_dnn(tables)
+    fast = has_one_dnn(tables)
     on_cpu = grads.device.type == "cpu"
     rows = _GRADIENT_ROWS if on_cpu else _fitting(_GPU_CHUNK_BYTES, tables[0])
     buffer = grads.new_empty(0 if fast else min(rows, n_tokens), n_features)
@@ -70,22 +74,42 @@ def code_gradient_chunks(
                 out = buffer[: len(part)]
                 dz = torch.addmm(out, part, table.T, beta=0 if dz is None else 1, out=out)
             elif dz is None:
-                dz = torch.ops.mkldnn._linear_pointwise(part, table, None, "none", [], "")
+                dz = one_dnn(part, table, None)
             else:
                 dz = torch.ops.mkldnn._linear_pointwise.binary(part, dz, table, None, "add")
         assert dz is not None
         yield start, dz
 
 
-def _fitting(n_bytes: int, table: Tensor) -> int:
-    """Tokens whose features take `n_bytes`."""
-    return max(1, n_bytes // (table.element_size() * len(table)))
+def one_row_left(n_tokens: int, weight: Float[Tensor, "feature d_model"]) -> bool:
+    """Whether the last of `pre_activation_chunks` is a single row."""
+    return n_tokens % _product_rows(weight) == 1
 
 
-def _one_dnn(weight: Tensor) -> bool:
+def has_one_dnn(weight: Tensor) -> bool:
+    """Whether products with `weight` are oneDNN's."""
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+def one_dnn(
+    x: Float[Tensor, "token d_model"],
+    weight: Float[Tensor, "feature d_model"],
+    bias: Float[Tensor, " feature"] | None,
+) -> Float[Tensor, "token feature"]:
+    """x W^T + b by oneDNN, in the dtype of x and W, with a bias in float32."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _product_rows(weight: Tensor) -> int:
+    """Tokens whose pre-activations are held at a time."""
+    return _fitting(CHUNK_BYTES if weight.device.type == "cpu" else _GPU_CHUNK_BYTES, weight)
+
+
+def _fitting(n_bytes: int, table: Tensor) -> int:
+    """Tokens whose features take `n_bytes`."""
+    return max(1, n_bytes // (table.element_size() * len(table)))

@@ -36,8 +36,9 @@ from vit_clt.kernels.bags import (
     feature_totals,
     reading_dtype,
 )
-from vit_clt.kernels.chunks import code_gradient_chunks, pre_activation_chunks
+from vit_clt.kernels.chunks import code_gradient_chunks, one_row_left, pre_activation_chunks
 from vit_clt.kernels.entries import Entries
+from vit_clt.kernels.screening import screened_top_k, screens
 from vit_clt.kernels.topk import top_k
 
 
@@ -49,7 +50,11 @@ def encode_top_k(
     *,
     signed: bool,
 ) -> tuple[Float[Tensor, "token slot"], Int[Tensor, "token slot"]]:
-    """Values and indices of ReLU top-k codes, or with `signed` of the k largest |a|."""
+    """Values and indices of ReLU top-k codes, or with `signed` of the k largest |a|.
+
+    Where the CPU has matrix units, those of large layers are found by `vit_clt.kernels.screening`:
+    the same supports, values summed in another order, and indices that ascend.
+    """
     return _EncodeTopK.apply(x, weight, bias, k, signed)
 
 
@@ -98,13 +103,8 @@ class _EncodeTopK(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int, signed: bool
     ) -> tuple[Tensor, Tensor]:
-        values = x.new_empty(len(x), k)
-        indices = x.new_empty(len(x), k, dtype=torch.long)
-        for start, a in pre_activation_chunks(x.contiguous(), weight, bias):
-            top, index = top_k(a.abs() if signed else a, k)
-            rows = slice(start, start + len(a))
-            values[rows] = a.gather(1, index) if signed else top.relu_()
-            indices[rows] = index
+        find = _screened if screens(x, weight, k) else _unscreened
+        values, indices = find(x.contiguous(), weight, bias, k, signed)
         ctx.mark_non_differentiable(indices)
         ctx.save_for_backward(x, weight, values, indices)
         return values, indices
@@ -122,6 +122,33 @@ class _EncodeTopK(torch.autograd.Function):
             x, weight, indices.view(-1), offsets, order, grad.reshape(-1), needed
         )
         return *found, None, None
+
+
+def _unscreened(
+    x: Tensor, weight: Tensor, bias: Tensor, k: int, signed: bool
+) -> tuple[Tensor, Tensor]:
+    values = x.new_empty(len(x), k)
+    indices = x.new_empty(len(x), k, dtype=torch.long)
+    for start, a in pre_activation_chunks(x, weight, bias):
+        top, index = top_k(a.abs() if signed else a, k)
+        rows = slice(start, start + len(a))
+        values[rows] = a.gather(1, index) if signed else top.relu_()
+        indices[rows] = index
+    return values, indices
+
+
+def _screened(
+    x: Tensor, weight: Tensor, bias: Tensor, k: int, signed: bool
+) -> tuple[Tensor, Tensor]:
+    values, indices, success = screened_top_k(x, weight, bias, k, signed=signed)
+    # rows that screening leaves open
+    rest = (~success).nonzero()[:, 0]
+    if len(rest):
+        if one_row_left(len(rest), weight):
+            # a product of one row has other bits
+            rest = torch.cat((rest, rest[:1]))
+        values[rest], indices[rest] = _unscreened(x[rest], weight, bias, k, signed)
+    return values, indices
 
 
 class _EncodeEntries(torch.autograd.Function):
