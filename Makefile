@@ -34,6 +34,8 @@ bench: $(STAMP)  ## time the step, its memory, a replaced ViT, and the studies o
 	@echo "== bench, one thread, into out/bench; fails if the machine is loaded"
 	@failed=0; \
 	$(BIN)/python benchmarks/bench_step.py --growth --paper --out out/bench/step.json || failed=1; \
+	$(BIN)/python benchmarks/bench_screening.py --out out/bench/screening.json || failed=1; \
+	$(BIN)/python benchmarks/bench_threads.py --out out/bench/threads.json || failed=1; \
 	$(BIN)/python benchmarks/bench_jump.py --out out/bench/jump.json || failed=1; \
 	$(BIN)/python benchmarks/bench_replacement.py --out out/bench/replacement.json || failed=1; \
 	$(BIN)/python benchmarks/bench_cascade.py --out out/bench/cascade.json || failed=1; \

@@ -33,6 +33,7 @@ from vit_clt import CLTConfig, CrossLayerTranscoder, JumpReLU, ReLUTopK
 from vit_clt.choices import Precision
 from vit_clt.errors import InputError
 from vit_clt.kernels.jump import fusion
+from vit_clt.kernels.topk import top_k
 from vit_clt.training.engine import matmul_precision
 from vit_clt.training.objective import Objective
 from vit_clt.training.trial import faster_backend
@@ -167,6 +168,31 @@ def largest_parts(step: Callable[[], None], device: torch.device) -> list[dict[s
     ]
 
 
+def selection(
+    device: torch.device, n_tokens: int, d_model: int, features: int, k: int
+) -> dict[str, float]:
+    """Milliseconds of one layer's encoder product and its top-k, by precision.
+
+    What bf16 saves is what `vit_clt.kernels.screening` could, before candidates are summed again.
+    """
+    x = torch.randn(n_tokens, d_model, device=device)
+    weight = torch.randn(features, d_model, device=device)
+    found = {}
+    for precision in ("fp32", "tf32", "bf16"):
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        inputs, table = x.to(dtype), weight.to(dtype).T
+        times = []
+        with matmul_precision(precision):
+            for _ in range(ROUNDS + 1):
+                synchronise(device)
+                began = time.perf_counter()
+                top_k(inputs @ table, k)
+                synchronise(device)
+                times.append(1e3 * (time.perf_counter() - began))
+        found[precision] = statistics.median(times[1:])
+    return found
+
+
 def cases(options: argparse.Namespace) -> list[Case]:
     """Top-k by back end, precision and size; JumpReLU with and without compilation."""
     found = [
@@ -208,7 +234,8 @@ def main() -> None:
     device = torch.device(options.device)
     layers, d, features = map(int, options.shape.split(","))
     shape = layers, d, features
-    result: dict[str, Any] = {"machine": machine(), "shape": shape, "rows": [], "auto": []}
+    result: dict[str, Any] = {"machine": machine(), "shape": shape, "rows": []}
+    result |= {"auto": [], "selection": []}
     others = 0
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -239,6 +266,8 @@ def main() -> None:
         )
         result["auto"].append({"k": k, "tokens": n, "chosen": chosen})
         print(f"auto at k {k}, {n} tokens, bf16: {chosen}")
+        result["selection"].append({"k": k, "tokens": n, "ms": selection(device, n, *shape[1:], k)})
+        print(f"encoder and top-k of one layer, ms: {result['selection'][-1]['ms']}")
     shared = others > GIB
     result["shared"] = shared
     write(result, options.out)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -39,10 +39,12 @@ def interleave(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[s
     return timings
 
 
-def ratios(timings: dict[str, Timing], name: str, baseline: str) -> tuple[float, float, float]:
-    """Median, lowest and highest of baseline / name in CPU seconds, round by round."""
-    pairs = zip(timings[baseline].cpu, timings[name].cpu, strict=True)
-    each = [base / own for base, own in pairs]
+def ratios(
+    timings: dict[str, Timing], name: str, baseline: str, clock: Literal["cpu", "wall"] = "cpu"
+) -> tuple[float, float, float]:
+    """Median, lowest and highest of baseline / name in seconds of `clock`, round by round."""
+    base, own = (getattr(timings[each], clock) for each in (baseline, name))
+    each = [b / o for b, o in zip(base, own, strict=True)]
     return statistics.median(each), min(each), max(each)
 
 

@@ -73,11 +73,33 @@ def test_ratios_are_taken_within_rounds(bench):
 
     timings = {"slow": measure.Timing([2.0, 9.0]), "fast": measure.Timing([1.0, 3.0])}
     assert measure.ratios(timings, "fast", "slow") == (2.5, 2.0, 3.0)
+    timings["slow"].wall, timings["fast"].wall = [1.0], [2.0]
+    assert measure.ratios(timings, "fast", "slow", clock="wall") == (0.5, 0.5, 0.5)
     turns = []
     runs = {name: (lambda name=name: turns.append(name)) for name in "ab"}
     timings = measure.interleave(runs, rounds=2)
     assert turns == list("ababab")
     assert len(timings["a"].cpu) == 2
+
+
+def test_screening_and_threads_are_raced_on_the_same_step(bench, monkeypatch, capsys):
+    import bench_screening
+    import bench_threads
+    import torch
+
+    from vit_clt.kernels import sparse
+
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no oneDNN products in bfloat16")
+    size, rule = bench.Size(layers=1, d_model=32, features=1024, k=4, tokens=64), sparse.screens
+    monkeypatch.setitem(bench_screening.SIZES, "mid", size)
+    rows = bench_screening.race("mid", rounds=1)["rows"]
+    assert [row["what"] for row in rows] == ["encode", "encode, signed", "step"]
+    rows = bench_threads.race("mid", torch.get_num_threads(), rounds=1)["rows"]
+    assert rows[0]["what"] == "step"
+    assert all(row["ratio"] > 0 for row in rows)
+    assert sparse.screens is rule
+    assert "screening decides" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bandwidth", [1.0, 0.1])
