@@ -165,10 +165,11 @@ class Command(BaseCommand):
             clts: its transcoders; none where only the ViT is measured.
             train: other images that are read too.
         """
+        from vit_clt.cli.study_work import REPORT
         from vit_clt.forecast.trial import forecast
         from vit_clt.forecast.work import Scope
 
-        work = self.work(Scope.of(vit, data, clts, train))
+        work = self.work(Scope.of(vit, data, clts, train)) + REPORT
         print(forecast(vit, clts, data, work).line(), flush=True)
 
     def report(

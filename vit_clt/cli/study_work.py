@@ -34,6 +34,8 @@ MEASURE_SECONDS = 0.3
 """Of the measures of a layer of one dictionary."""
 LIBRARIES = 120e6
 """Bytes of the libraries that are imported for tables and pages: pandas, plotly, scipy."""
+REPORT = Work(seconds=1.0)
+"""Files and pages of a study, and the libraries that are imported for them (measured)."""
 _FLOAT64 = 8
 _DRAWS = 3200
 """Bytes of an image while a hundred bootstrap draws are taken."""
@@ -229,7 +231,7 @@ def surrogate_work(of: Scope, n: Number, surrogates: Number, *, pairs: bool = Fa
 def head_work(of: Scope, n: Number) -> Work:
     """`head_ablations` on n images: two altered passes for each head, its own and a turned one."""
     passes = 2 * _ALTERED * of.heads * later(of, range(of.layers))
-    return Work({"read": 2 * n, "pass": (3 + passes) * n}, seconds=4.5, memory=memory(of, 43))
+    return Work({"read": 2 * n, "pass": (3 + passes) * n}, seconds=2.0, memory=memory(of, 43))
 
 
 def taken_apart_work(of: Scope, n: Number) -> Work:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vit_clt.cli.command import Command
+from vit_clt.cli.study_work import REPORT
 from vit_clt.forecast.work import Scope, Work
 
 if TYPE_CHECKING:
@@ -30,5 +31,6 @@ def told_together(
 
     work = Work()
     for command in commands:
-        work += command.work(Scope.of(vit, data, [clt], command.read_beside(vit, data)))
+        of = Scope.of(vit, data, [clt], command.read_beside(vit, data))
+        work += command.work(of) + REPORT
     return forecast(vit, [clt], data, work)
