@@ -90,7 +90,7 @@ def reconstruction_work(of: Scope, n: Number) -> Work:
 def code_bytes(of: Scope) -> Number:
     """Bytes of an image that contribution scores keep between passes: codes, and sums of y."""
     # an entry has a value and an index; sums of y by kind of rows are in float64
-    return of.clts * of.layers * of.tokens * of.active * 12 + of.layers * 3 * of.width * _FLOAT64
+    return of.clts * active_features(of) * 12 + of.layers * 3 * of.width * _FLOAT64
 
 
 def contribution_work(of: Scope, n: Number, room: Number) -> Work:
@@ -236,7 +236,13 @@ def head_work(of: Scope, n: Number) -> Work:
 
 def taken_apart_work(of: Scope, n: Number) -> Work:
     """Direct terms of n images, and the features that heads carry, an image at a time."""
-    return Work({"read": 3 * n, "pass": 66 * n})  # as much as so many passes (measured)
+    # seconds of an image, and of an active feature of it
+    return Work({"read": 3 * n}, seconds=n * (0.03 + 1e-5 * active_features(of)))
+
+
+def active_features(of: Scope) -> Number:
+    """Active features of an image, over all layers and token rows."""
+    return of.layers * of.tokens * of.active
 
 
 def claims_work(of: Scope, room: Number) -> Work:
@@ -361,11 +367,11 @@ def measures_work(of: Scope, layers: Number, effect_images: Number, room: Number
 
 
 def graph_work(of: Scope, interventions: Number) -> Work:
-    """The graph of one image: a frozen pass, gradients, and a pass for each feature silenced."""
-    passes = 460 + interventions  # direct effects are as much as so many passes (measured)
-    return Work(
-        {"read": 2, "pass": passes, "encode": passes, "decode": passes}, memory=memory(of, 4)
-    )
+    """The graph of one image: effects among its features, and a pass for each one silenced."""
+    n = interventions
+    # seconds of an image, and of an active feature of it
+    seconds = 0.7 + 1.7e-4 * active_features(of)
+    return Work({"read": 2, "pass": n, "encode": n, "decode": n}, seconds, memory(of, 4))
 
 
 def steering_work(of: Scope, n: Number, versions: Number, searched: Number = 0.0) -> Work:
@@ -390,7 +396,7 @@ def threshold_work(of: Scope, room: Number) -> Work:
         room: bytes of pre-activations that are kept; layers beyond it take passes of their own.
     """
     # at most twice as many entries as there are active codes, 12 bytes each
-    kept = 2 * of.layers * of.tokens * of.active * 12
+    kept = 2 * active_features(of) * 12
     passes = 1 + ceil(max(1, of.train * kept / max(1, room)))
     fitted = Work(
         {"read": passes * of.train, "pass": passes * of.train, "encode": 2 * of.train},
