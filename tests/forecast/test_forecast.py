@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from builders import random_clt
 
 from vit_clt.data.images import TensorImages
+from vit_clt.data.kept_passes import keep_passes
 from vit_clt.forecast import trial
 from vit_clt.forecast.trial import Forecast, forecast
 from vit_clt.forecast.work import PARTS, Scope, Work
@@ -68,6 +70,23 @@ def test_a_trial_of_fast_images_takes_more_of_them(
     monkeypatch.setattr(trial, "_rates", lambda *a: tried.append(a[3]) or rates(*a))
     forecast(tiny_vit, [random_clt(tiny_vit)], TensorImages(images.repeat(5, 1, 1, 1)), Work())
     assert tried == [2, 2, 16]
+
+
+def test_passes_of_a_store_are_read_after_the_first(
+    tiny_vit: HookedViT, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = keep_passes(tiny_vit, TensorImages(images), tmp_path / "passes")
+    store = tiny_vit.pass_store
+    monkeypatch.setattr(trial, "fastest", lambda run, device: run() is None or 2.0)
+    work = Work({"read": 3 * len(images), "pass": 3 * len(images)})
+    found = forecast(tiny_vit, [], data, work)
+    # a second for each part of an image: one pass is kept, two are read
+    n = len(images)
+    assert found.seconds == pytest.approx(3 * n + (1 + 0.4 + 2 * 0.2) * n)
+    # the trial itself neither keeps nor reads a pass
+    assert tiny_vit.pass_store is store
+    assert (store.n_run, store.n_read) == (0, 0)
+    assert not [*(tmp_path / "passes").rglob("*.safetensors")]
 
 
 def test_a_trial_changes_nothing(tiny_vit: HookedViT, images: torch.Tensor) -> None:
