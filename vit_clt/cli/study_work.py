@@ -24,8 +24,8 @@ NAME_IMAGES = 2048
 """Most images that names of features are chosen and tested on."""
 PROBE_SECONDS = 0.06
 """Of a probe and its permutations, for 1,000 images of width 128."""
-SEARCH_SECONDS = 4e-7
-"""Of a pair of a query and an image of the corpus, in one layer."""
+SEARCH_SECONDS = 1.6e-10
+"""Of a pair of a query and an image of the corpus, in one layer, a feature."""
 NAME_SECONDS = 0.2
 """Of the tests of names, a layer."""
 PAGE_SECONDS = 0.006
@@ -273,7 +273,7 @@ def probe_work(of: Scope, layers: Number, room: Number) -> Work:
     places = 8 * layers
     return Work(
         {"read": passes * n, "pass": passes * n, "sums": 6 * n},
-        seconds=places * PROBE_SECONDS * n / 1000 * of.width / 128,
+        seconds=places * PROBE_SECONDS * n / 1000 * (of.width / 128) ** 2,
         memory=memory(of, 3) + min(room, n * vectors),
     )
 
@@ -287,7 +287,7 @@ def retrieval_work(of: Scope, layers: Number, kinds: Number, *, within: bool = F
     entries = 10 * of.active * kinds * layers
     return Work(
         {"read": n, "pass": n, "encode": encoded * n, "sums": encoded * 8 * n},
-        seconds=queries * corpus * layers * kinds * SEARCH_SECONDS,
+        seconds=queries * corpus * layers * kinds * of.features * SEARCH_SECONDS,
         memory=memory(of, 4) + n * (8 * entries + 4 * of.width * layers * kinds),
     )
 
