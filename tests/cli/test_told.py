@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ import torch
 from builders import random_clt
 
 from vit_clt import analysis
+from vit_clt.analysis.auditing import surrogate_check
 from vit_clt.analysis.contributions.moments import contribution_moments
+from vit_clt.analysis.fit import gate
 from vit_clt.analysis.fit.reconstruction_study import reconstructions
-from vit_clt.cli import study_work
+from vit_clt.analysis.naming.study import name_features
+from vit_clt.cli import feature_work, study_work
 from vit_clt.cli.commands import COMMANDS, command_class, parse
 from vit_clt.data.images import TensorImages
 from vit_clt.forecast.work import PARTS, Scope, Work
@@ -110,7 +114,7 @@ def test_a_work_reads_as_many_images_as_the_study(
 
 def test_less_memory_for_codes_is_more_passes(tiny_vit: HookedViT, data: Counted) -> None:
     of = Scope.of(tiny_vit, data, [random_clt(tiny_vit)])
-    codes = of.layers * of.tokens * of.active * 12
+    codes = study_work.code_bytes(of)
     half, all_kept, none = (
         study_work.contribution_work(of, N, room) for room in (3 * codes, 10 * N * codes, 0)
     )
@@ -168,3 +172,9 @@ def test_every_command_that_reads_images_states_its_work() -> None:
         *("run", "study", "train", "audit", "reproduce"),
         *("doctor", "weights", "import"),
     }
+
+
+def test_limits_that_works_repeat_are_those_of_the_studies() -> None:
+    assert study_work.FIT_IMAGES == gate.N_IMAGES
+    assert study_work.CLAIM_IMAGES == surrogate_check.MOST_IMAGES
+    assert signature(name_features).parameters["n_images"].default == feature_work.NAME_IMAGES

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from vit_clt.choices import KEPT_BYTES
 from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.feature_work import explore_work, gallery_work
 from vit_clt.cli.options import check_device
-from vit_clt.cli.study_work import explore_work, gallery_work, reconstruction_work, term_work
+from vit_clt.cli.study_work import reconstruction_work, term_work
 from vit_clt.forecast.work import Scope, Work
 
 CLT_FILES = ("clt/config.json", "clt/model.safetensors", "clt/README.md")

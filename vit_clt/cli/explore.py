@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_clt.cli.command import Command, MemoryOptions, SeedOptions
+from vit_clt.cli.feature_work import explore_work, gallery_work
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
-from vit_clt.cli.study_work import explore_work, gallery_work
 from vit_clt.cli.supernode_options import SupernodeOptions
 from vit_clt.cli.vocabulary_options import VocabularyOptions
 from vit_clt.errors import InputError

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_clt.cli.command import MemoryOptions, SeedOptions, StudyOptions
+from vit_clt.cli.feature_work import measures_work
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CompareOptions, TrainDataOptions, check_clts, load_clt
 from vit_clt.cli.readout_options import PromptOptions
-from vit_clt.cli.study_work import fit_work, measures_work
+from vit_clt.cli.study_work import fit_work
 from vit_clt.errors import InputError, renamed
 from vit_clt.forecast.work import Scope, Work
 

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 from vit_clt.choices import Rule
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
+from vit_clt.cli.feature_work import gallery_work
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
-from vit_clt.cli.study_work import fit_work, gallery_work
+from vit_clt.cli.study_work import fit_work
 from vit_clt.cli.vocabulary_options import VocabularyOptions
 from vit_clt.errors import InputError
 from vit_clt.forecast.work import Scope, Work

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from vit_clt.choices import NormsChoice
 from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.feature_work import graph_work
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.names_options import NamesOptions
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
-from vit_clt.cli.study_work import fit_work, graph_work
+from vit_clt.cli.study_work import fit_work
 from vit_clt.cli.supernode_options import SupernodeOptions
 from vit_clt.errors import InputError
 from vit_clt.forecast.work import Scope, Work

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from vit_clt.choices import Fill
 from vit_clt.cli.command import SeedOptions, StudyOptions
+from vit_clt.cli.feature_work import taken_apart_work
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import PromptOptions
-from vit_clt.cli.study_work import fit_work, head_work, taken_apart_work
+from vit_clt.cli.study_work import fit_work, head_work
 from vit_clt.forecast.work import Scope, Work
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.cli.command import Command, MemoryOptions, SeedOptions, StudyOptions
+from vit_clt.cli.feature_work import probe_work
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import MeasuredOptions, TrainDataOptions
-from vit_clt.cli.study_work import probe_work
 from vit_clt.forecast.work import Scope, Work
 
 if TYPE_CHECKING:

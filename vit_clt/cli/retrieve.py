@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.choices import SearchBackend, TokenKind
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
+from vit_clt.cli.feature_work import retrieval_work
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
-from vit_clt.cli.study_work import fit_work, retrieval_work
+from vit_clt.cli.study_work import fit_work
 from vit_clt.data.form_names import check_form
 from vit_clt.errors import InputError, renamed
 from vit_clt.forecast.work import Scope, Work

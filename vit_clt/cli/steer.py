@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vit_clt.choices import EditKind, TokenKind
 from vit_clt.cli.command import Command, SeedOptions, StudyOptions
+from vit_clt.cli.feature_work import steering_work
 from vit_clt.cli.features import feature_address
 from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.names_options import NamesOptions
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
-from vit_clt.cli.study_work import fit_work, steering_work
+from vit_clt.cli.study_work import fit_work
 from vit_clt.errors import InputError
 from vit_clt.forecast.work import Scope, Work
 
