@@ -13,7 +13,7 @@ from builders import random_clt
 from vit_clt import analysis
 from vit_clt.analysis.auditing import surrogate_check
 from vit_clt.analysis.contributions.moments import contribution_moments
-from vit_clt.analysis.fit import gate
+from vit_clt.analysis.fit import faithfulness_study, gate
 from vit_clt.analysis.fit.reconstruction_study import reconstructions
 from vit_clt.analysis.naming.study import name_features
 from vit_clt.cli import feature_work, study_work
@@ -176,5 +176,6 @@ def test_every_command_that_reads_images_states_its_work() -> None:
 
 def test_limits_that_works_repeat_are_those_of_the_studies() -> None:
     assert study_work.FIT_IMAGES == gate.N_IMAGES
+    assert study_work.SIMILARITY_IMAGES == faithfulness_study.SIMILARITY_IMAGES
     assert study_work.CLAIM_IMAGES == surrogate_check.MOST_IMAGES
     assert signature(name_features).parameters["n_images"].default == feature_work.NAME_IMAGES

@@ -10,7 +10,7 @@ from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.layers import layer_numbers
 from vit_clt.cli.options import CLTOptions
 from vit_clt.cli.readout_options import ReadoutOptions
-from vit_clt.cli.study_work import cascade_work, fit_work
+from vit_clt.cli.study_work import faithfulness_work, fit_work
 from vit_clt.forecast.work import Scope, Work
 
 
@@ -39,9 +39,9 @@ class Faithfulness(ReadoutOptions, CLTOptions, StudyOptions, SeedOptions):
         super().check()
 
     def work(self, of: Scope) -> Work:
-        """A pass for means, a clean one, the replaced one and two floors."""
+        """A pass for means, a clean one, the replaced one and two floors, and ranks of pairs."""
         first = 0 if self.layers is None else min(layer_numbers(self.layers))
-        return fit_work(of) + cascade_work(of, of.images, [first], [self.tokens])
+        return fit_work(of) + faithfulness_work(of, of.images, first, self.tokens)
 
     def run(self) -> None:
         """Compare, and report."""

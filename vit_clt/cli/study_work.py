@@ -18,6 +18,8 @@ from vit_clt.forecast.work import Number, Scope, Work
 
 FIT_IMAGES = 256
 """Most images that the fit of a CLT is measured on (`vit_clt.analysis.fit.gate`)."""
+SIMILARITY_IMAGES = 5000
+"""Most images whose similarities are ranked (`vit_clt.analysis.fit.faithfulness_study`)."""
 CLAIM_IMAGES = 500
 """Most images that claims measures effects on (`vit_clt.analysis.auditing.claims`)."""
 LIBRARIES = 120e6
@@ -135,6 +137,14 @@ def cascade_work(
             }
         )
     return work + Work(memory=memory(of, 8))
+
+
+def faithfulness_work(of: Scope, n: Number, first_layer: int, tokens: TokenKind) -> Work:
+    """`surrogate_faithfulness`: a replaced pass and two floors, and ranks of similarities."""
+    pairs = min(n, SIMILARITY_IMAGES) ** 2 / 2
+    # of four versions; 80 bytes of a pair while two of them are compared (measured)
+    ranks = Work(seconds=4 * 3.5e-7 * pairs, memory=memory(of, 8) + 80 * pairs)
+    return cascade_work(of, n, [first_layer], [tokens]) + ranks
 
 
 def high_norm_work(of: Scope, n: Number) -> Work:
