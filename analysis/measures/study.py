@@ -135,6 +135,10 @@ def feature_scores(
                 by_layer[name, layer], read[name, layer] = _measure_layer(
                     name, layer, found, fitted, alike, data.class_names, seed
                 )
+        # those of the next layers take their place in memory
+        found.by_dictionary.clear()
+        if fitted is not None:
+            fitted.by_dictionary.clear()
     places = [(name, layer) for name in dictionaries for layer in sources]
     units = pd.concat([by_layer[place] for place in places], ignore_index=True)
     probes = [probe for place in places for probe in read[place]]

@@ -106,6 +106,9 @@ def probes(
                 outcomes[name, place] = _ProbeOutcome.of(
                     discriminant, values[name], test_vectors[place], orders
                 )
+        # those of the next layers take their place in memory
+        train_vectors.clear()
+        test_vectors.clear()
     if LABEL in names and factor_values:
         one_hot = Discriminant(
             np.hstack([factor.one_hot(factor.train) for factor in factor_values.values()]), seed

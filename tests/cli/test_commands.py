@@ -72,6 +72,7 @@ def test_a_command_imports_no_other_and_no_torch():
                 "commands",
                 "completion",
                 "devices",
+                "feature_work",
                 "fits",
                 "help_text",
                 "layers",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from builders import random_clt
+from PIL import Image
 
 from vit_clt import CrossLayerTranscoder
 from vit_clt.cli import main
@@ -38,7 +39,7 @@ N = 70
 
 def without_trial(patch: pytest.MonkeyPatch) -> None:
     """The trial that tells the time runs the ViT on a few images of its own."""
-    patch.setattr(trial, "_rates", lambda *_: dict.fromkeys(PARTS, 1e-3))
+    patch.setattr(trial, "measured_rates", lambda *_: dict.fromkeys(PARTS, 1e-3))
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,20 @@ def test_a_clt_of_another_vit_is_said_of_every_study(
         context = json.loads((tmp_path / "o" / name / "metrics.json").read_text())["context"]
         assert context["data"].startswith("adding")
         assert "not the one trained on" in context["teacher"]
+
+
+def test_a_study_that_lacks_images_stops_no_other(
+    digits_clt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("L", (8, 8), 40 * i).save(folder / f"{i}.png")
+    data = ["--clt", str(digits_clt), "--data", f"imagefolder:{folder}"]
+    args = ["study", "retrieve", "weights", *data, "--out", str(tmp_path / "out")]
+    assert main(args) == 2
+    assert "1 of 2 studies left out: retrieve: " in capsys.readouterr().err
+    assert (tmp_path / "out" / "weights" / "weights.html").is_file()
 
 
 def test_what_is_kept_is_found_after_an_error(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from vit_clt.analysis.fit.reconstruction_study import reconstructions
 from vit_clt.analysis.naming.study import name_features
 from vit_clt.cli import feature_work, study_work
 from vit_clt.cli.commands import COMMANDS, command_class, parse
-from vit_clt.data.images import TensorImages
+from vit_clt.data.images import DecodedImages, TensorImages
 from vit_clt.forecast.work import PARTS, Scope, Work
 from vit_clt.hooks import HookedViT
 from vit_clt.readouts.base import Classifier
@@ -172,6 +174,23 @@ def test_every_command_that_reads_images_states_its_work() -> None:
         *("run", "study", "train", "audit", "reproduce"),
         *("doctor", "weights", "import"),
     }
+
+
+@pytest.mark.parametrize("name", sorted({*LINES, "fidelity", "demo"}))
+def test_every_command_tells_what_it_states(name: str) -> None:
+    source = inspect.getsource(command_class(name))
+    assert "self.tell(" in source or "self._tell_all(" in source
+
+
+def test_an_image_that_cannot_be_read_is_for_the_command_to_refuse(
+    tiny_vit: HookedViT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(indices: list[int]) -> tuple[list[Any], list[Any]]:
+        raise OSError("no image")
+
+    data = DecodedImages(fetch, 5, lambda image: torch.zeros(3, 12, 12), [], "broken")
+    parse(["graph", "--clt", str(tmp_path), "--out", "o"]).tell(tiny_vit, data)
+    assert capsys.readouterr().out == ""
 
 
 def test_limits_that_works_repeat_are_those_of_the_studies() -> None:

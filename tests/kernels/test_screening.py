@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -220,7 +223,25 @@ def test_a_product_has_the_same_bits_whatever_its_other_rows_and_columns(d):
     for rows, columns in ((2, 512), (37, 512), (300, 16), (64, 64), (2, 8), (299, 511)):
         part = one_dnn(x[-rows:], weight[-columns:], bias[-columns:])
         assert torch.equal(part, whole[-rows:, -columns:])
-    assert screening._repeats_bits(512, d)
+    assert screening._repeats_bits(512, d, torch.get_num_threads())
+
+
+def test_products_that_an_environment_variable_rounds_are_noticed():
+    program = (
+        "from vit_clt.kernels import screening as s; import torch; x = torch.randn(2, 64); "
+        "print(s._repeats_bits(512, 64, 1), s._has_matrix_units())"
+    )
+    for mode, exact in (("STRICT", True), ("BF16", False)):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"ONEDNN_DEFAULT_FPMATH_MODE": mode},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found, rounds = done.stdout.split()
+        # only a CPU with matrix units rounds
+        assert found == str(exact or rounds == "False")
 
 
 def test_where_screening_is_chosen(monkeypatch):

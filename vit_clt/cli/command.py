@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
 
-from vit_clt.choices import MAX_GROUPS
+from vit_clt.choices import KEPT_BYTES, MAX_GROUPS
 from vit_clt.cli.fits import print_fit
 from vit_clt.cli.printed_table import print_table
 from vit_clt.errors import InputError
@@ -159,18 +160,21 @@ class Command(BaseCommand):
     ) -> None:
         """Print how long the command will take on this machine, and how much memory.
 
+        Nothing is told where one of the first images cannot be read: the command may not need it.
+
         Args:
             vit: the ViT.
             data: the images that are measured.
             clts: its transcoders; none where only the ViT is measured.
             train: other images that are read too.
         """
-        from vit_clt.cli.study_work import REPORT
-        from vit_clt.forecast.trial import forecast
+        from vit_clt.cli.told import told
+        from vit_clt.data.images import UnreadableImage
         from vit_clt.forecast.work import Scope
 
-        work = self.work(Scope.of(vit, data, clts, train)) + REPORT
-        print(forecast(vit, clts, data, work).line(), flush=True)
+        with suppress(UnreadableImage):
+            work = self.work(Scope.of(vit, data, clts, train))
+            print(told(vit, clts, data, work).line(), flush=True)
 
     def report(
         self,
@@ -248,7 +252,7 @@ class SeedOptions:
 class MemoryOptions(Checked):
     """Option of a command that keeps codes or terms of images between its passes over them."""
 
-    memory: float = 2.0
+    memory: float = KEPT_BYTES / 1e9
     """GB that codes and terms of images may take; those of further images are computed again in
     every pass, with the same numbers."""
 

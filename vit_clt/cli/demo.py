@@ -10,6 +10,7 @@ from vit_clt.cli.command import SeedOptions, StudyOptions
 from vit_clt.cli.feature_work import explore_work, gallery_work
 from vit_clt.cli.options import check_device
 from vit_clt.cli.study_work import reconstruction_work, term_work
+from vit_clt.cli.told import told
 from vit_clt.forecast.work import Scope, Work
 
 CLT_FILES = ("clt/config.json", "clt/model.safetensors", "clt/README.md")
@@ -56,7 +57,6 @@ class Demo(StudyOptions, SeedOptions):
         """Print what training and studies will take together."""
         from vit_clt.analysis.demo import demo_training
         from vit_clt.data.forms import load_data
-        from vit_clt.forecast.trial import forecast
         from vit_clt.hooks import HookedViT
         from vit_clt.training.planned import PlannedRun
         from vit_clt.transcoder.model import CrossLayerTranscoder
@@ -65,5 +65,7 @@ class Demo(StudyOptions, SeedOptions):
         train, test = (load_data("digits", vit=vit, split=split) for split in ("train", "test"))
         plan = PlannedRun(vit, train, *demo_training(vit, self.seed), self.device)
         clt = CrossLayerTranscoder(plan.config).to(self.device).eval()
-        told = forecast(vit, [clt], test, self.work(Scope.of(vit, test, [clt])))
-        print(told.beside_training(plan.seconds(), sum(plan.needs().memory.values())), flush=True)
+        studies = told(vit, [clt], test, self.work(Scope.of(vit, test, [clt])))
+        print(
+            studies.beside_training(plan.seconds(), sum(plan.needs().memory.values())), flush=True
+        )

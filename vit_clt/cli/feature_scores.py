@@ -63,8 +63,9 @@ class FeatureScores(
         return fit_work(of) + measures_work(of, layers, self.effect_images, self.kept_bytes)
 
     def read_beside(self, vit: HookedViT, data: ImageData) -> ImageData | None:
-        """The images that probes are fitted on."""
-        return self.load_train_images(vit, data)
+        """The images that probes are fitted on, where the data have labels."""
+        labelled = bool(data.class_names) and int(data.batch([0])[1]) >= 0
+        return self.load_train_images(vit, data) if labelled else None
 
     def run(self) -> None:
         """Measure, and report."""
@@ -78,8 +79,8 @@ class FeatureScores(
         vit, clts, data = self.load_compared(self.device)
         if hierarchy is not None:
             check_hierarchy(hierarchy, data.class_names)
-        labelled = bool(data.class_names) and int(data.batch([0])[1]) >= 0
-        train = self.load_train_images(vit, data) if labelled else None
+        train = self.read_beside(vit, data)
+        labelled = train is not None
         seeds = dict(
             zip(
                 distinct_names(list(self.seed_clt)) if self.seed_clt else [],

@@ -15,6 +15,7 @@ from vit_clt.cli.fits import measured_fits
 from vit_clt.cli.options import check_clts, check_device
 from vit_clt.cli.readout_options import ReadoutOptions
 from vit_clt.cli.study_work import cascade_work, fit_work, reconstruction_work
+from vit_clt.cli.told import told
 from vit_clt.cli.train import Train
 from vit_clt.cli.training_options import TrainingOptions, starting_options
 from vit_clt.errors import InputError
@@ -210,7 +211,6 @@ class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
         folder: OutputFolder,
     ) -> None:
         """Print what the trainings that are not finished and the study will take together."""
-        from vit_clt.forecast.trial import forecast
         from vit_clt.training.planned import PlannedRun
         from vit_clt.transcoder.model import CrossLayerTranscoder
 
@@ -228,9 +228,9 @@ class Fidelity(ReadoutOptions, StudyOptions, TrainingOptions):
         places = {name: folder.place / RUNS / name / "metrics.json" for name in plans}
         left = [plan for name, plan in plans.items() if not places[name].is_file()]
         first = CrossLayerTranscoder(next(iter(plans.values())).config).to(self.device).eval()
-        told = forecast(vit, [first], data, self.work(Scope.of(vit, data, [first])))
+        study = told(vit, [first], data, self.work(Scope.of(vit, data, [first])))
         memory = max((sum(plan.needs().memory.values()) for plan in left), default=0)
-        print(told.beside_training(sum(plan.seconds() for plan in left), memory), flush=True)
+        print(study.beside_training(sum(plan.seconds() for plan in left), memory), flush=True)
 
     # ---- trained CLTs -----------------------------------------------------------------------
 

@@ -121,6 +121,7 @@ class Run(Train):
         from vit_clt.transcoder.model import CrossLayerTranscoder
 
         plan = train._planned()
+        plan.check_resources(train.out)
         finished = is_finished(train, resume=self.resume)
         seconds = 0.0 if finished else plan.seconds()
         memory = 0 if finished else sum(plan.needs().memory.values())

@@ -70,6 +70,8 @@ class Study(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions)
 
     def _run(self) -> dict[str, str]:
         """Run the studies; why some were left out, by their name."""
+        from vit_clt.data.kept_passes import keep_passes
+        from vit_clt.hooks.pass_store import PASSES
         from vit_clt.transcoder.identity import weights_sha256
 
         vit, clt, data = self.load_all(self.device)
@@ -80,6 +82,8 @@ class Study(ReadoutOptions, CLTOptions, StudyOptions, GroupOptions, SeedOptions)
         made_with |= {"clt_sha256": weights_sha256(clt)}
         check_resumed(self.out / "studies.json", made_with, resume=self.resume)
         left = [each for each in commands.values() if not is_finished(each, resume=self.resume)]
+        if passes is not None:  # what is told counts on them
+            keep_passes(vit, data, passes / PASSES)
         print(told_together(left, vit, clt, data).line(), flush=True)
         links: dict[str, str] = {}
         left_out: dict[str, str] = {}

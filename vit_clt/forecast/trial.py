@@ -16,6 +16,7 @@ from vit_clt.forecast.wording import byte_size, duration
 from vit_clt.forecast.work import PARTS, Number, Part, Work
 from vit_clt.hooks import HookedViT
 from vit_clt.hooks.activations import capture
+from vit_clt.kernels.codes import Codes
 from vit_clt.transcoder.model import CrossLayerTranscoder
 
 Rates = Mapping[Part, float]
@@ -52,10 +53,10 @@ class Forecast:
         )
 
 
-def forecast(
+def measured_rates(
     vit: HookedViT, clts: Sequence[CrossLayerTranscoder], data: ImageData, work: Work
-) -> Forecast:
-    """What this work will take here, by a trial on the first images.
+) -> Rates:
+    """Seconds of one image by part, from a trial on the first images that suits this work.
 
     Nothing is changed by the trial, no random state either.
 
@@ -71,18 +72,28 @@ def forecast(
     clt = clts[0] if clts else None
     first = min(_WARM_UP, len(data))
     with _without_store(vit):
-        _rates(vit, clt, data, first)  # the first run warms up
+        _parts(vit, clt, data, first)  # the first run of each part warms it up
         rates = _rates(vit, clt, data, first)
         # the parts of an image are timed up to three times
         room = max(_SECONDS, _SHARE * _seconds(work, rates))
         n = min(_IMAGES, len(data), int(room / (3 * sum(rates.values()))))
-        if n > first:
-            rates = _rates(vit, clt, data, n)
+        return _rates(vit, clt, data, n) if n > first else rates
+
+
+def forecast(vit: HookedViT, data: ImageData, work: Work, rates: Rates) -> Forecast:
+    """What this work will take here.
+
+    Args:
+        vit: the ViT.
+        data: the images.
+        work: what is to be done.
+        rates: as `measured_rates` gives them.
+    """
     seconds = _seconds(work, rates)
     if vit.pass_store is not None:
         # every pass over the images but the first reads what that one kept
-        n = len(data)
-        seconds += (_WRITE * n - (1 - _READ) * max(0, work.of("read") - n)) * rates["pass"]
+        n = min(len(data), work.of("read"))
+        seconds += (_WRITE * n - (1 - _READ) * (work.of("read") - n)) * rates["pass"]
     needed = 0 if vit.device.type == "cuda" else work.memory
     return Forecast(len(data), seconds, resident_memory() + needed)
 
@@ -101,11 +112,20 @@ def _without_store(vit: HookedViT) -> Iterator[None]:
         vit.pass_store = store
 
 
-@torch.no_grad()
 def _rates(
     vit: HookedViT, clt: CrossLayerTranscoder | None, data: ImageData, n: int
 ) -> dict[Part, float]:
     """Seconds an image of every part, on the first n images."""
+    parts = _parts(vit, clt, data, n)
+    with torch.no_grad():
+        return {part: fastest(run, vit.device) / n for part, run in parts.items()}
+
+
+@torch.no_grad()
+def _parts(
+    vit: HookedViT, clt: CrossLayerTranscoder | None, data: ImageData, n: int
+) -> dict[Part, Callable[[], object]]:
+    """Every part on the first n images, each of which has run once, but for sums and terms."""
     images, _ = data.batch(range(n))
     images = images.to(vit.device)
     x = capture(vit, images).x
@@ -116,8 +136,14 @@ def _rates(
     }
     if clt is not None:
         codes = clt.encode(x)
-        layers = range(vit.cfg.n_layers)
+        clt.decode(codes)
         parts["encode"] = partial(clt.encode, x)
         parts["decode"] = partial(clt.decode, codes)
-        parts["terms"] = lambda: [clt.contributions(codes, target=l) for l in layers]
-    return {part: fastest(run, vit.device) / n for part, run in parts.items()}
+        parts["terms"] = partial(_terms, clt, codes, vit.cfg.n_layers)
+    return parts
+
+
+def _terms(clt: CrossLayerTranscoder, codes: Codes, n_layers: int) -> None:
+    # one target at a time: those of all together take gigabytes with a large ViT
+    for layer in range(n_layers):
+        clt.contributions(codes, target=layer)

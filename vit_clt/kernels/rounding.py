@@ -23,8 +23,9 @@ from torch import Tensor
 _CACHED = 2**16
 # far from overflow, in float32 and in bfloat16
 _LARGEST = 2.0**120
-# more than what underflow takes from norms, and from products of rows
-_UNDERFLOW = 2.0**-60, 2.0**-90
+# more than what underflow takes from norms, also where denormal numbers are flushed to zero, and
+# from products of rows
+_UNDERFLOW = 2.0**-50, 2.0**-90
 
 
 @dataclass(frozen=True)

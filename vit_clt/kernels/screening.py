@@ -16,7 +16,8 @@ with matrix units (AMX), and lie within known bounds of them, `screen` and `delt
 Left to the caller are rows whose k-th entry is not surely above zero, those in which it ties with
 the next, values that are not finite or very large, and rows with far too many candidates. So the
 supports are those of the unscreened path, bit for bit. Values differ from its by at most 2 delta:
-they are float32 sums in another order. A row's codes do not depend on the rows beside it.
+they are float32 sums in another order. Where calls screen, a row's codes do not depend on the rows
+beside it; but whether a call screens depends on their number.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def screens(
         and not one_row_left(len(x), weight)
         and _has_matrix_units()
         and _in_full_precision()
-        and _repeats_bits(n_features, d_model)
+        and _repeats_bits(n_features, d_model, torch.get_num_threads())
     )
 
 
@@ -256,8 +257,12 @@ def _in_full_precision() -> bool:
 
 
 @cache
-def _repeats_bits(n_features: int, d_model: int) -> bool:
-    """Whether this machine's product has the same bits with all features as with a few."""
+def _repeats_bits(n_features: int, d_model: int, threads: int) -> bool:
+    """Whether this machine's product is what the proof takes it for.
+
+    It must have the same bits with all features as with a few, and be summed in float32, which
+    oneDNN can be told to round also by its own environment variables.
+    """
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (
         torch.randn(shape, generator=generator)
@@ -266,4 +271,7 @@ def _repeats_bits(n_features: int, d_model: int) -> bool:
     tokens = torch.arange(len(x))
     features = torch.randint(n_features, (len(x),), generator=generator)
     whole = one_dnn(x, weight, bias)[tokens, features]
-    return torch.equal(whole, _computed_again(x, weight, bias, tokens, features))
+    exact = (x.double() * weight[features].double()).sum(1) + bias[features]
+    delta = Bounds.of(Rounded.of(x), Rounded.of(weight), bias).delta
+    again = _computed_again(x, weight, bias, tokens, features)
+    return torch.equal(whole, again) and bool(((whole - exact).abs() <= delta).all())
