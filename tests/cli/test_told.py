@@ -20,7 +20,9 @@ from vit_clt.analysis.fit.reconstruction_study import reconstructions
 from vit_clt.analysis.naming.study import name_features
 from vit_clt.cli import feature_work, study_work
 from vit_clt.cli.commands import COMMANDS, command_class, parse
+from vit_clt.cli.told import told, told_together
 from vit_clt.data.images import DecodedImages, TensorImages
+from vit_clt.forecast import trial
 from vit_clt.forecast.work import PARTS, Scope, Work
 from vit_clt.hooks import HookedViT
 from vit_clt.readouts.base import Classifier
@@ -191,6 +193,30 @@ def test_an_image_that_cannot_be_read_is_for_the_command_to_refuse(
     data = DecodedImages(fetch, 5, lambda image: torch.zeros(3, 12, 12), [], "broken")
     parse(["graph", "--clt", str(tmp_path), "--out", "o"]).tell(tiny_vit, data)
     assert capsys.readouterr().out == ""
+
+
+def test_several_commands_tell_the_sum_of_what_each_tells(
+    tiny_vit: HookedViT,
+    clt: CrossLayerTranscoder,
+    data: Counted,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(trial, "measured_rates", lambda *_: dict.fromkeys(PARTS, 60.0))
+    args = ["--clt", "missing", "--data", "digits", "--out", "o"]
+    commands = [parse([name, *args]) for name in ("reconstruct", "cascade", "contributions")]
+    seconds = []
+    for command in commands:
+        work = command.work(Scope.of(tiny_vit, data, [clt])) + study_work.REPORT
+        alone = told(tiny_vit, [clt], data, work)
+        command.tell(tiny_vit, data, [clt])
+        assert capsys.readouterr().out.startswith(alone.line().partition(";")[0])
+        seconds.append(alone.seconds)
+    together = told_together(commands, tiny_vit, clt, data)
+    assert together.seconds == pytest.approx(sum(seconds))
+    # probes need other images, of which these data have none: it says so when it is its turn
+    probe = parse(["probe", "--data", "digits", "--out", "o", "--train-data", "parquet:missing"])
+    assert told_together([*commands, probe], tiny_vit, clt, data).seconds == together.seconds
 
 
 def test_limits_that_works_repeat_are_those_of_the_studies() -> None:

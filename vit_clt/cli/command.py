@@ -168,12 +168,13 @@ class Command(BaseCommand):
             clts: its transcoders; none where only the ViT is measured.
             train: other images that are read too.
         """
+        from vit_clt.cli.study_work import REPORT
         from vit_clt.cli.told import told
         from vit_clt.data.images import UnreadableImage
         from vit_clt.forecast.work import Scope
 
         with suppress(UnreadableImage):
-            work = self.work(Scope.of(vit, data, clts, train))
+            work = self.work(Scope.of(vit, data, clts, train)) + REPORT
             print(told(vit, clts, data, work).line(), flush=True)
 
     def report(

@@ -121,8 +121,9 @@ class Run(Train):
         from vit_clt.transcoder.model import CrossLayerTranscoder
 
         plan = train._planned()
-        plan.check_resources(train.out)
         finished = is_finished(train, resume=self.resume)
+        if not finished:  # what cannot be trained is refused before anything large is made
+            plan.check_resources(train.out)
         seconds = 0.0 if finished else plan.seconds()
         memory = 0 if finished else sum(plan.needs().memory.values())
         # an audit tells itself what its trainings take

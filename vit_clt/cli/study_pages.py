@@ -77,6 +77,7 @@ def passes_folder(vit: HookedViT, data: ImageData, out: Path) -> Path | None:
     returned: every study runs the ViT.
     """
     from vit_clt.analysis.fit.gate import N_IMAGES
+    from vit_clt.forecast.wording import byte_size
     from vit_clt.hooks.pass_store import pass_bytes
 
     # the fit is measured on evenly spaced images, which are batches of their own
@@ -84,8 +85,8 @@ def passes_folder(vit: HookedViT, data: ImageData, out: Path) -> Path | None:
     free = shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free
     if needed > free // 2:
         print(
-            f"passes of the ViT over {len(data):,} images would take {needed / 1e9:.1f} GB of the "
-            f"{free / 1e9:.1f} GB that are free: they are not kept, every study runs the ViT"
+            f"passes of the ViT over {len(data):,} images would take {byte_size(needed)} of the "
+            f"{byte_size(free)} that are free: they are not kept, every study runs the ViT"
         )
         return None
     return out / _OWN_PASSES

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def told(
     vit: HookedViT, clts: Sequence[CrossLayerTranscoder], data: ImageData, work: Work
 ) -> Forecast:
-    """What this work, and writing its files, will take.
+    """What this work will take.
 
     In commands that load once (`vit_clt.cli.loaded`) the parts are timed once too.
 
@@ -35,7 +35,7 @@ def told(
     from vit_clt.forecast.trial import forecast, measured_rates
 
     rates = once(lambda: measured_rates(vit, clts, data, work), "rates", vit, *clts[:1], data)
-    return forecast(vit, data, work + REPORT, rates)
+    return forecast(vit, data, work, rates)
 
 
 def told_together(
